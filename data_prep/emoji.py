@@ -1,0 +1,97 @@
+"""Shards of the shipped emoji pictures: `python -m data_prep.emoji [out=data/emoji] [val_share=0.1] [seed=0]`.
+
+1,636 pictures of 64 px (Noto Color Emoji, on white) with four to six captions each (from Unicode CLDR). The
+validation pictures are drawn by seed, picture by picture: no picture has captions in both splits.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.config import command_line
+from ldm.data.index import DataError, ShardIndex
+from ldm.data.shards import Sample, write_shards
+
+ASSETS = Path(__file__).parents[1] / "ldm" / "assets" / "emoji"
+SIDE, COLUMNS = 64, 32  # the sheet holds tiles of SIDE px, row by row
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Where the shards go, the share of pictures held out for validation, and the seed that draws them."""
+
+    out: str = "data/emoji"
+    val_share: float = 0.1
+    seed: int = 0
+
+
+def main(options: Options) -> None:
+    """Writes the shards, index last; leaves a complete set alone.
+
+    Raises:
+        ValueError: a share outside (0, 1).
+    """
+    if not 0 < options.val_share < 1:
+        raise ValueError(f"val_share={options.val_share} must lie between 0 and 1: it is the share held out")
+    root = Path(options.out)
+    if (found := existing(root)) is not None:
+        print(f"{root} is complete already: {sum(shard.count for shard in found.shards)} pictures")
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
+    held_out = draw_validation(list(captions), share=options.val_share, seed=options.seed)
+    shards = []
+    with tqdm(total=len(captions), desc="emoji shards", unit="picture") as bar:
+        for split, keys in (("train", captions.keys() - held_out), ("val", held_out)):
+            chosen = {key: entry for key, entry in captions.items() if key in keys}
+            for shard in write_shards(read_samples(chosen), root=root, split=split):
+                shards.append(shard)
+                bar.update(shard.count)
+    ShardIndex(root=root, name="emoji", shards=tuple(shards)).save()
+    print(f"{root}: {len(captions) - len(held_out)} pictures to train on, {len(held_out)} held out")
+
+
+def existing(root: Path) -> ShardIndex | None:
+    """The set at `root` if it is there and whole; a broken one is prepared anew."""
+    try:
+        index = ShardIndex.load(root)
+        index.verify()
+    except DataError:
+        return None
+    return index
+
+
+def draw_validation(keys: list[str], *, share: float, seed: int) -> set[str]:
+    """The held-out pictures."""
+    order = np.random.default_rng(seed).permutation(len(keys))
+    return {keys[i] for i in order[: round(share * len(keys))]}
+
+
+def read_samples(captions: dict[str, dict]) -> Iterator[Sample]:
+    """Samples cut from the sheet, as PNG."""
+    with Image.open(ASSETS / "sheet.webp") as sheet:
+        pixels = sheet.convert("RGB")
+    for key, entry in captions.items():
+        row, column = divmod(entry["index"], COLUMNS)
+        tile = pixels.crop((column * SIDE, row * SIDE, (column + 1) * SIDE, (row + 1) * SIDE))
+        buffer = io.BytesIO()
+        tile.save(buffer, format="PNG")
+        yield Sample(
+            key=key,
+            image=buffer.getvalue(),
+            extension="png",
+            texts=entry["captions"],
+            comment_nos=list(range(len(entry["captions"]))),
+            metadata={"group": entry["group"], "subgroup": entry["subgroup"]},
+        )
+
+
+if __name__ == "__main__":
+    command_line(main, Options, sys.argv[1:])

@@ -1,0 +1,1 @@
+"""What was learned: each folder a run with its results; `report` draws the index."""

@@ -1,0 +1,1 @@
+"""Weights in and out: bundles, training states, foreign dialects."""

@@ -1,0 +1,199 @@
+"""A bundle: all that sampling and evaluating need, as safetensors and yaml; reading one executes nothing.
+
+```
+bundle/config.yaml               parts with their constructors and hashes, latent statistics, process, defaults
+bundle/<part>.safetensors        backbone, autoencoder, text_encoder, image_encoder: whichever a stage trained
+bundle/tokenizer.json
+```
+"""
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ldm.codec import Codec
+from ldm.construct import construct
+from ldm.data.index import hash_file
+from ldm.tokenizers import Tokenizer
+
+FORMAT = 1
+CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
+
+
+class BundleError(ValueError):
+    """A bundle that is missing, damaged or lacks a part; the sentence names the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A network: the `_target_` tree that builds it, and its weights."""
+
+    spec: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle; networks are built when they are asked for."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """Opens a bundle, or the bundle of a run, or that of an experiment's newest finished run.
+
+        Raises:
+            BundleError: nothing there, or a config that can't be read.
+        """
+        found = find(Path(path))
+        try:
+            config = yaml.safe_load((found / CONFIG).read_text(encoding="utf-8"))
+            if config["format"] != FORMAT:
+                raise BundleError(f"bundle {found} has format {config['format']}, this version reads {FORMAT}")
+            config["parts"]  # noqa: B018 - a bundle without parts is damaged
+        except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise BundleError(f"bundle {found}: {CONFIG} is damaged ({type(error).__name__})") from error
+        return cls(path=found, config=config)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.config["parts"])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of config and weights (the config holds the hash of each file)."""
+        return hash_file(self.path / CONFIG)
+
+    def part(self, name: str) -> Part:
+        """Constructor and weights of one part, in float32.
+
+        Raises:
+            BundleError: no such part, or a file that is missing, changed, or holds NaN or Inf.
+        """
+        if name not in self.config["parts"]:
+            raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
+        entry = self.config["parts"][name]
+        path = self._checked(entry["file"], entry["sha256"])
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise BundleError(f"bundle file {path} is not a whole safetensors file ({error})") from error
+        state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        for key, tensor in state.items():
+            if not torch.isfinite(tensor).all():
+                raise BundleError(f"bundle file {path}: tensor {key!r} holds NaN or Inf")
+        return Part(spec=entry["spec"], state=state)
+
+    def network(self, name: str) -> nn.Module:
+        """One part, built and loaded, in evaluation mode.
+
+        Raises:
+            BundleError: the weights are not those of the network in the config.
+        """
+        part = self.part(name)
+        with torch.device("meta"):
+            module = construct(part.spec)
+        try:
+            module.load_state_dict(part.state, assign=True)
+        except RuntimeError as error:
+            raise BundleError(f"bundle {self.path}: the weights of {name} don't fit its config: {error}") from error
+        assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+        return module.eval()
+
+    def tokenizer(self) -> Tokenizer:
+        path = self._checked(TOKENIZER, self.config["tokenizer"]["sha256"])
+        return Tokenizer.load(path)
+
+    def codec(self) -> Codec:
+        return load_codec(autoencoder=str(self.path), text_encoder=str(self.path))
+
+    def _checked(self, file: str, sha256: str) -> Path:
+        path = self.path / Path(file).name
+        if not path.is_file():
+            raise BundleError(f"bundle {self.path} lacks its file {path.name}: copy the whole folder again")
+        if hash_file(path) != sha256:
+            raise BundleError(f"bundle file {path} is damaged (sha256 differs): copy the whole folder again")
+        return path
+
+
+def find(path: Path) -> Path:
+    """The bundle that a path means: itself, a run's, or the newest of an experiment's runs.
+
+    Raises:
+        BundleError: there is none.
+    """
+    newest = sorted(path.glob(f"*/bundle/{CONFIG}"))
+    for candidate in (path, path / "bundle", *(found.parent for found in newest[::-1])):
+        if (candidate / CONFIG).is_file() and "parts:" in (candidate / CONFIG).read_text(errors="replace"):
+            return candidate
+    raise BundleError(f"there is no bundle at {path}; a finished run leaves one under runs/<experiment>/<run>/bundle")
+
+
+def load_codec(*, autoencoder: str, text_encoder: str) -> Codec:
+    """Codec from one bundle or two: the autoencoder of the first, text encoder and tokenizer of the second."""
+    pictures, texts = Bundle.open(autoencoder), Bundle.open(text_encoder)
+    latents = pictures.config.get("latents")
+    if latents is None:
+        raise BundleError(f"bundle {pictures.path} has no latent statistics: it holds no trained autoencoder")
+    return Codec(
+        autoencoder=pictures.network("autoencoder"),
+        text_encoder=texts.network("text_encoder"),
+        tokenizer=texts.tokenizer(),
+        latent_shift=torch.tensor(latents["shift"]),
+        latent_scale=torch.tensor(latents["scale"]),
+    )
+
+
+def write_bundle(
+    path: Path,
+    *,
+    parts: Mapping[str, Part],
+    tokenizer: Tokenizer | None = None,
+    settings: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Writes a bundle under a temporary name and renames it: it is there whole or not at all.
+
+    Args:
+        path: the folder to make; it must not exist.
+        settings: further entries of the config: process, latents, sampling defaults, provenance.
+        dtype: of the stored floating-point weights.
+
+    Raises:
+        FileExistsError: `path` is there already.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: name another folder or remove it")
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        config: dict[str, Any] = {"format": FORMAT, "parts": {}, **settings}
+        for name, part in parts.items():
+            file = temporary / f"{name}.safetensors"
+            save_file({key: _stored(tensor, dtype) for key, tensor in part.state.items()}, file)
+            config["parts"][name] = {"file": file.name, "sha256": hash_file(file), "spec": dict(part.spec)}
+        if tokenizer is not None:
+            tokenizer.save(temporary / TOKENIZER)
+            config["tokenizer"] = {"sha256": hash_file(temporary / TOKENIZER)}
+        (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return path
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

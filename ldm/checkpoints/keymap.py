@@ -1,0 +1,150 @@
+"""Strict renaming of weights: a table of rules, every tensor used exactly once, in both directions."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+Tensors = list[Tensor]
+Change = Callable[[Tensors], Tensors]
+
+
+def unchanged(tensors: Tensors) -> Tensors:
+    """The tensors as they are."""
+    return tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Tensors of their state that become tensors of ours; ``{}`` in a name is a number, ``*`` one component.
+
+    All names of a rule hold the same wildcards in the same order. ``read`` makes ours from theirs, ``write``
+    theirs from ours.
+    """
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    read: Change = unchanged
+    write: Change = unchanged
+
+    def reversed(self) -> "Rule":
+        """The same rule from ours to theirs."""
+        return Rule(theirs=self.ours, ours=self.theirs, read=self.write, write=self.read)
+
+
+def rename(theirs: str, ours: str) -> Rule:
+    """A tensor under another name."""
+    return Rule(theirs=(theirs,), ours=(ours,))
+
+
+def merge(theirs: Sequence[str], ours: str) -> Rule:
+    """Equal tensors stacked along their rows into one of ours: separate q, k, v into a fused projection."""
+    parts = len(theirs)
+    return Rule(
+        theirs=tuple(theirs),
+        ours=(ours,),
+        read=lambda tensors: [torch.cat(tensors)],
+        write=lambda tensors: list(tensors[0].chunk(parts)),
+    )
+
+
+def linear(theirs: str, ours: str) -> Rule:
+    """A 1x1 convolution's weight as a linear layer's."""
+    return Rule(
+        theirs=(theirs,),
+        ours=(ours,),
+        read=lambda tensors: [tensors[0].flatten(1)],
+        write=lambda tensors: [tensors[0][:, :, None, None]],
+    )
+
+
+def transpose(theirs: str, ours: str) -> Rule:
+    """A matrix kept as (in, out) where ours is (out, in)."""
+    return Rule(theirs=(theirs,), ours=(ours,), read=lambda t: [t[0].T], write=lambda t: [t[0].T])
+
+
+def reverse(rules: Iterable[Rule]) -> list[Rule]:
+    """The table that leads back."""
+    return [rule.reversed() for rule in rules]
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Shape of each tensor, as :func:`translate` wants it; a meta-device network's state will do."""
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def translate(
+    state: Mapping[str, Tensor],
+    rules: Sequence[Rule],
+    *,
+    expected: Mapping[str, torch.Size],
+    drop: Iterable[str] = (),
+) -> dict[str, Tensor]:
+    """``state`` under the names, and in the shapes, of ``expected``.
+
+    ``drop`` names tensors to leave out (``*`` matches anything). Raises one ValueError that lists every
+    tensor that is missing, unexpected, claimed by two rules or of the wrong shape.
+    """
+    problems: list[str] = []
+    groups = _group(state, rules, tuple(drop), problems)
+    result: dict[str, Tensor] = {}
+    for (index, wildcards), parts in groups.items():
+        rule = rules[index]
+        absent = [_fill(name, wildcards) for i, name in enumerate(rule.theirs) if i not in parts]
+        if absent:
+            problems += [f"missing {name}" for name in absent]
+            continue
+        outputs = rule.read([parts[i] for i in range(len(rule.theirs))])
+        for name, tensor in zip((_fill(name, wildcards) for name in rule.ours), outputs, strict=True):
+            if name in result:
+                problems.append(f"made twice {name}")
+            result[name] = tensor
+    problems += _compare(result, expected)
+    if problems:
+        raise ValueError(
+            f"The weights do not fit, {len(problems)} problems: " + "; ".join(sorted(problems)) + "."
+        )
+    return result
+
+
+def _group(
+    state: Mapping[str, Tensor], rules: Sequence[Rule], drop: tuple[str, ...], problems: list[str]
+) -> dict[tuple[int, tuple[str, ...]], dict[int, Tensor]]:
+    """Tensors by the rule and wildcards that claim them, then by their place in the rule."""
+    patterns = [(i, j, _pattern(name)) for i, rule in enumerate(rules) for j, name in enumerate(rule.theirs)]
+    groups: dict[tuple[int, tuple[str, ...]], dict[int, Tensor]] = defaultdict(dict)
+    for name, tensor in state.items():
+        if any(fnmatchcase(name, glob) for glob in drop):
+            continue
+        claims = [(i, j, match.groups()) for i, j, pattern in patterns if (match := pattern.fullmatch(name))]
+        if len(claims) != 1:
+            problems.append(f"claimed by {len(claims)} rules {name}" if claims else f"unexpected {name}")
+            continue
+        i, j, wildcards = claims[0]
+        groups[i, wildcards][j] = tensor
+    return groups
+
+
+def _compare(result: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:
+    problems = [f"missing {name}" for name in expected.keys() - result.keys()]
+    problems += [f"unexpected {name}" for name in result.keys() - expected.keys()]
+    problems += [
+        f"shape of {name} is {tuple(tensor.shape)}, wanted {tuple(expected[name])}"
+        for name, tensor in result.items()
+        if name in expected and tensor.shape != expected[name]
+    ]
+    return problems
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{\}", r"(\d+)").replace(r"\*", r"([^.]+)"))
+
+
+def _fill(name: str, wildcards: Sequence[str]) -> str:
+    """``name`` with its wildcards replaced in order."""
+    values = iter(wildcards)
+    return re.sub(r"\{\}|\*", lambda _: next(values), name)

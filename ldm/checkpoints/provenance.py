@@ -1,0 +1,51 @@
+"""Where a number or a file comes from: commit, command, versions, hashes."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether files differ from it; null outside a git checkout."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they can change a number."""
+    names = ("ldm", "torch", "pytorch-lightning", "numpy")
+    return {"python": platform.python_version(), "machine": platform.machine()} | {n: version(n) for n in names}
+
+
+def command() -> str:
+    """What was typed, without the interpreter's path."""
+    return " ".join(["python", *sys.orig_argv[1:]])
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """sha256 of a resolved config, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bundle tells of its training: experiment, config hash, commit."""
+    return {"experiment": config["name"], "config_hash": config_hash(dict(config)), **git_state()}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,193 @@
+"""The door between the command line and the code: configs are checked here, before anything heavy loads."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.construct import construct
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+TARGETS = (
+    "ldm.",
+    "torch.optim.",
+    "torch.nn.",
+    "pytorch_lightning.trainer.",
+    "pytorch_lightning.Trainer",
+    "pytorch_lightning.loggers.",
+    "pytorch_lightning.callbacks.",
+    "pytorch_lightning.strategies.",
+    "pytorch_lightning.plugins.",
+    "torchmetrics.",
+)
+OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
+USER_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
+
+# Numbers that no constructor needs to be reached to refuse: name of the last key -> (rule, sentence).
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (lambda x: 0 < x < float("inf"), "must be a finite number above 0"),
+    "batch_size": (lambda x: x >= 1, "must be at least 1"),
+    "max_steps": (lambda x: x >= 1, "must be at least 1"),
+    "steps": (lambda x: 1 <= x <= 10_000, "must lie between 1 and 10000"),
+    "num_workers": (lambda x: x >= 0, "must be at least 0"),
+    "seed": (lambda x: 0 <= x < 2**63, "must lie between 0 and 2**63 - 1"),
+    "decay": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
+    "caption_drop": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
+    "warmup": (lambda x: x >= 0, "must be at least 0"),
+    "size": (lambda x: x >= 8, "must be at least 8 pixels"),
+}
+
+
+def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Decorator that makes `function(config)` the command with the config `conf/<name>.yaml`."""
+
+    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @wraps(function)
+        def task(config: DictConfig) -> None:
+            answer_errors(lambda: function(config))
+
+        run = hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(task)
+
+        @wraps(function)
+        def command() -> None:
+            answer_errors(lambda: check(name, get_args_parser().parse_args().overrides))
+            run()
+
+        return command
+
+    return decorate
+
+
+def command_line(function: Callable[[Any], None], options: type, arguments: list[str]) -> None:
+    """Runs `function(options)` with `key=value` arguments: the form of commands that need no config file."""
+
+    def run() -> None:
+        if {"-h", "--help"} & set(arguments):
+            print(sys.modules[function.__module__].__doc__)
+            return
+        known = [field.name for field in fields(options)]
+        for argument in arguments:
+            key = argument.partition("=")[0]
+            if key not in known:
+                raise ValueError(f"there is no option {key!r}{nearest(key, known)}")
+        merged = OmegaConf.merge(OmegaConf.structured(options), OmegaConf.from_dotlist(arguments))
+        function(OmegaConf.to_object(merged))
+
+    answer_errors(run)
+
+
+def answer_errors(action: Callable[[], None]) -> None:
+    """Runs an action; what a user did wrong ends in one sentence and exit status 1."""
+    try:
+        action()
+    except USER_ERRORS as error:
+        if os.environ.get("LDM_TRACEBACK"):
+            raise
+        refuse(" ".join(str(error).split()))
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Ends the program with a sentence on standard error."""
+    print(f"ldm: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def build(node: Any) -> Any:
+    """Objects of a config node: `_target_` calls from an allowed list, `_partial_` as functools.partial."""
+    data = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return construct(data, allowed=TARGETS)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain data, ready to be written as yaml."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def check(name: str, arguments: Iterable[str]) -> None:
+    """Refuses what is misspelt, of the wrong type or out of range, before torch is imported.
+
+    Raises:
+        ValueError: the key or value with the nearest valid one.
+    """
+    overrides = OverridesParser.create().parse_overrides(list(arguments))
+    groups = [override for override in overrides if (CONF / override.key_or_group).is_dir()]
+    for override in groups:
+        check_group(override)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose(name, overrides=[override.input_line or "" for override in groups])
+    for override in overrides:
+        if override not in groups and not override.key_or_group.startswith("hydra"):
+            check_value(override, config)
+
+
+def check_group(override: Override) -> None:
+    """Refuses an option that its group doesn't have."""
+    group, value = override.key_or_group, override.value()
+    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if group in OPTIONAL_GROUPS and not override.is_add() and not override.is_delete():
+        raise ValueError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
+    if isinstance(value, str) and value not in options:
+        raise ValueError(f"there is no {group} {value!r}{nearest(value, options)}; there are: {', '.join(options)}")
+
+
+def check_value(override: Override, config: DictConfig) -> None:
+    """Refuses an unknown key, or a value of another type or out of range."""
+    key = override.key_or_group
+    known = sorted(key_paths(config))
+    parent = key.rpartition(".")[0]
+    if key not in known and not (override.is_add() and parent in known):
+        names = known + [group.name for group in CONF.iterdir() if group.is_dir()]
+        raise ValueError(f"there is no key {key!r}{nearest(key, names)}")
+    if override.is_delete() or override.is_sweep_override() or key not in known:
+        return
+    value, default = override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False)
+    check_type(key, value, default)
+    rule, sentence = LIMITS.get(key.rpartition(".")[2], (None, ""))
+    if rule and isinstance(value, int | float) and not rule(value):
+        raise ValueError(f"{key}={value} {sentence}")
+
+
+def check_type(key: str, value: Any, default: Any) -> None:
+    """Refuses a value whose type is not its default's; an interpolation or a default of null takes any."""
+    if default is None or value is None or (isinstance(value, str) and "${" in value):
+        return
+    kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str, int, float)}
+    accepted = kinds.get(type(default))
+    if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)):
+        raise ValueError(f"{key}={value} is {type(value).__name__}, expected {type(default).__name__} like {default}")
+
+
+def key_paths(config: DictConfig, prefix: str = "") -> Iterable[str]:
+    """Every dotted key of a config, inner nodes too."""
+    for key in config:
+        path = f"{prefix}{key}"
+        yield path
+        child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from key_paths(child, prefix=f"{path}.")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """", did you mean X?" where something is near."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def has_module(name: str) -> bool:
+    """Whether a package is installed, without importing it."""
+    return find_spec(name) is not None

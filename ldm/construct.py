@@ -1,0 +1,63 @@
+"""From data to objects: `_target_` trees made into what they name, and nothing that isn't on a list.
+
+A config that lies beside downloaded weights is code if any callable may be named in it. Here a target must
+start with an allowed prefix and must be *defined* there: an alias such as `ldm.data.index.json.loads` is as
+foreign as the module that it leads to.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+NETWORKS = ("ldm.models.", "ldm.diffusion.")
+
+
+def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
+    """Builds a tree of plain data: mappings with `_target_` become calls with the other keys as arguments.
+
+    With `_partial_: true` the call is left open (`functools.partial`). Lists and mappings are followed.
+
+    Raises:
+        ValueError: a target that is not on the list, or does not exist.
+    """
+    if isinstance(node, Mapping):
+        built = {key: construct(child, allowed=allowed) for key, child in node.items()}
+        if "_target_" not in built:
+            return built
+        target = locate(built.pop("_target_"), allowed=allowed)
+        open_call = built.pop("_partial_", False)
+        return partial(target, **built) if open_call and built else target if open_call else target(**built)
+    if isinstance(node, list | tuple):
+        return [construct(child, allowed=allowed) for child in node]
+    return node
+
+
+def locate(name: object, *, allowed: Iterable[str]) -> Any:
+    """The class, function or class method with a dotted name.
+
+    Raises:
+        ValueError: the name is not under an allowed prefix, does not exist, or is an alias of something else.
+    """
+    prefixes = tuple(allowed)
+    if not isinstance(name, str) or not name.startswith(prefixes):
+        raise ValueError(f"_target_ {name!r} is refused: targets start with one of {', '.join(prefixes)}")
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        owner = _module_or_class(module_name)
+        found = getattr(owner, attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"_target_ {name!r} does not exist ({error})") from error
+    if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(prefixes):
+        raise ValueError(f"_target_ {name!r} is refused: it is not defined under {', '.join(prefixes)}")
+    return found
+
+
+def _module_or_class(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        module_name, _, class_name = name.rpartition(".")
+        if not module_name:
+            raise
+        return getattr(import_module(module_name), class_name)

@@ -1,0 +1,1 @@
+"""Shards of captioned pictures, read in an order that is a function of (seed, position)."""

@@ -1,0 +1,33 @@
+"""Noising, denoising and sampling; the contracts every file of this package speaks.
+
+Time t runs from 0 (clean) to 1 (noise); the path is always x_t = alpha * x0 + sigma * eps.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""t -> (alpha, sigma), elementwise, in the dtype of t."""
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x, t) -> estimate of x0; x is a batch, t one 0-d time for all of it."""
+
+Guidance = Callable[[Denoiser, Denoiser], Denoiser]
+"""(conditional, unconditional) -> the denoiser that the sampler follows."""
+
+Grid = Callable[[int], Tensor]
+"""number of steps -> steps + 1 decreasing float64 times on the CPU, the last one 0."""
+
+Noise = Callable[[Tensor], Tensor]
+"""x -> fresh standard normal noise shaped like x; the caller draws it picture by picture from its seeds."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """(denoise, schedule, x, times) -> x0: follows the denoiser from times[0] down to times[-1]."""
+
+    def __call__(
+        self, denoise: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, noise: Noise | None = None
+    ) -> Tensor: ...

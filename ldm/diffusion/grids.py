@@ -1,0 +1,73 @@
+"""Grids: the times that a sampler visits, steps + 1 of them in float64 on the CPU, decreasing to 0.
+
+On the CPU even when x is on a GPU: a 0-d CPU time mixes with any device and costs no synchronisation.
+"""
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from ldm.diffusion import Schedule
+from ldm.diffusion.schedules import noise_ratio
+
+Times = Float64[Tensor, " steps_and_end"]
+
+
+def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]:
+    """Times moved towards noise when shift > 1, as large pictures want (Esser et al. 2024, Eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def uniform(steps: int, *, shift: float = 1.0) -> Times:
+    """Even steps from 1 to 0, moved towards noise by `shift`."""
+    _check(steps)
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+
+
+def trailing(steps: int, *, num_steps: int = 1000) -> Times:
+    """Even steps from t = 1 rounded to a table of `num_steps`: every entry is one the network was trained at.
+
+    The spacing to use with zero terminal SNR (Lin et al. 2023, Table 2).
+    """
+    _check(steps, num_steps)
+    counts = num_steps - torch.arange(steps + 1, dtype=torch.float64) * (num_steps / steps)
+    return counts.round() / num_steps
+
+
+def leading(steps: int, *, num_steps: int = 1000, offset: int = 0) -> Times:
+    """Every (num_steps // steps)-th table entry counted from the clean end, then 0; starts below t = 1.
+
+    What DDIM and Stable Diffusion 1 (offset 1) were published with; for comparisons, not for new models.
+    """
+    _check(steps, num_steps)
+    stride = num_steps // steps
+    if (steps - 1) * stride + offset >= num_steps:
+        raise ValueError(f"{offset=} moves {steps} leading steps past a table of {num_steps}: lower it")
+    counts = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * stride + offset + 1
+    return torch.cat([counts, counts.new_zeros(1)]) / num_steps
+
+
+def karras(
+    steps: int, *, schedule: Schedule, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Times:
+    """Times whose sigma / alpha is spaced as a power law (Karras et al. 2022, Eq. 5), then 0.
+
+    Levels that the schedule does not reach are cut to its end. Starts a little below t = 1 when the
+    schedule ends in pure noise, where sigma / alpha has no limit.
+    """
+    _check(steps)
+    high = min(sigma_max, noise_ratio(schedule, torch.ones((), dtype=torch.float64)).item())
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    levels = (high ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - high ** (1 / rho))) ** rho
+    below, above = torch.zeros_like(levels), torch.ones_like(levels)
+    for _ in range(60):  # bisection down to the spacing of float64: sigma / alpha grows with t
+        middle = (below + above) / 2
+        noisier = noise_ratio(schedule, middle) > levels
+        below, above = torch.where(noisier, below, middle), torch.where(noisier, middle, above)
+    return torch.cat([above, above.new_zeros(1)])
+
+
+def _check(steps: int, limit: int | None = None) -> None:
+    if steps < 1 or (limit is not None and steps > limit):
+        allowed = "at least 1" if limit is None else f"between 1 and {limit}"
+        raise ValueError(f"{steps=} sampling steps asked for: the number must be {allowed}")

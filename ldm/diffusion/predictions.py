@@ -1,0 +1,109 @@
+"""What a network predicts, how x0 is read from it, and the loss weights that follow.
+
+Each prediction is a linear map of (x0, eps) with coefficients from (alpha, sigma), and inverts it for any
+path, variance-preserving or straight. alpha and sigma come shaped to broadcast with the tensors.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Latents = Float[Tensor, "*shape"]
+Coefficient = Float[Tensor, "..."]
+
+
+@runtime_checkable
+class Prediction(Protocol):
+    """The quantity that a network is trained to output."""
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the network should output at x_t = alpha * x0 + sigma * eps."""
+        ...
+
+    def x0(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The clean signal that an output at x implies."""
+        ...
+
+    def gain(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """|d x0 / d output|: how much an error of the output counts in x0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Eps:
+    """The noise itself (Ho et al. 2020, Eq. 14). Says nothing about x0 where alpha = 0."""
+
+    def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        return eps
+
+    def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        return (x - sigma * output) / alpha
+
+    def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        return sigma / alpha
+
+
+@dataclass(frozen=True)
+class X0:
+    """The clean signal."""
+
+    def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        return x0
+
+    def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        return output
+
+    def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        return torch.ones_like(alpha)
+
+
+@dataclass(frozen=True)
+class V:
+    """v = alpha * eps - sigma * x0 (Salimans & Ho 2022, App. D), inverted for any alpha^2 + sigma^2."""
+
+    def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        return alpha * eps - sigma * x0
+
+    def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        return (alpha * x - sigma * output) / (alpha**2 + sigma**2)
+
+    def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        return sigma / (alpha**2 + sigma**2)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The velocity eps - x0 of the straight path (Lipman et al. 2022, Eq. 23 with our direction of time).
+
+    x = (alpha + sigma) * x0 + sigma * output holds on every path; on the straight one alpha + sigma = 1.
+    """
+
+    def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        return eps - x0
+
+    def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        return (x - sigma * output) / (alpha + sigma)
+
+    def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        return sigma / (alpha + sigma)
+
+
+def unweighted(prediction: Prediction, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+    """The squared error of the output counts the same at every time."""
+    return torch.ones_like(alpha)
+
+
+def min_snr(
+    prediction: Prediction, alpha: Coefficient, sigma: Coefficient, *, gamma: float = 5.0
+) -> Coefficient:
+    """min(SNR, gamma) on the squared error of x0, moved to the network's output (Hang et al. 2023, Sec. 3.4).
+
+    An output error counts gain-fold in x0, so the weight is min(SNR, gamma) * gain^2: min(SNR, gamma) / SNR
+    for eps, min(SNR, gamma) for x0, min(SNR, gamma) / (SNR + 1) for v on a variance-preserving path, and
+    min(SNR, gamma) * sigma^2 for the flow on the straight path. It is 0 at a zero-SNR end except for eps.
+    """
+    snr = (alpha / sigma) ** 2  # inf at t = 0, where gamma caps it
+    return snr.clamp(max=gamma) * prediction.gain(alpha, sigma) ** 2

@@ -1,0 +1,96 @@
+"""Process: a schedule, a prediction and a clock, joined into a training loss and a denoiser."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ldm.diffusion import Denoiser, Schedule, densities
+from ldm.diffusion.predictions import Prediction, unweighted
+
+Network = Callable[..., Tensor]
+"""net(x: b c h w, t: b in network time, context) -> b c h w."""
+
+
+def table_index(t: Float[Tensor, "*times"], *, num_steps: int = 1000) -> Float[Tensor, "*times"]:
+    """Network time of a DDPM table: 0 to num_steps - 1 at its entries, -1 at t = 0."""
+    return num_steps * t - 1
+
+
+def scaled(t: Float[Tensor, "*times"], *, scale: float = 1000.0) -> Float[Tensor, "*times"]:
+    """Network time from 0 to scale, the range that sinusoidal embeddings are made for."""
+    return scale * t
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """How pictures are noised and what the network must say about it; no randomness of its own.
+
+    schedule      t -> (alpha, sigma)
+    prediction    what the network outputs
+    network_time  t -> the number that the network is given as its time
+    times         even draws in [0, 1) -> training times (densities.py)
+    weight        (prediction, alpha, sigma) -> weight of the squared error of the output
+
+    Raises ValueError where the prediction cannot be undone at t = 1.
+    """
+
+    schedule: Schedule
+    prediction: Prediction
+    network_time: Callable[[Tensor], Tensor] = scaled
+    times: Callable[[Tensor], Tensor] = densities.uniform
+    weight: Callable[[Prediction, Tensor, Tensor], Tensor] = unweighted
+
+    def __post_init__(self) -> None:
+        alpha, sigma = self.schedule(torch.ones((), dtype=torch.float64))
+        if not self.prediction.gain(alpha, sigma).isfinite():
+            raise ValueError(
+                f"{type(self.prediction).__name__} prediction cannot be used with a schedule that ends at "
+                f"alpha = {alpha.item():g}, where eps says nothing of the picture: take V, X0 or Flow"
+            )
+
+    def loss(
+        self,
+        net: Network,
+        x0: Float[Tensor, "b c h w"],
+        context: object,
+        *,
+        noise: Float[Tensor, "b c h w"],
+        uniform: Float[Tensor, " b"],
+    ) -> Float[Tensor, " b"]:
+        """Weighted squared error of each sample, mean over its elements, in float32.
+
+        `uniform` holds even draws in [0, 1) that `times` maps to times: pass fixed ones to measure the loss
+        at fixed times. They may stay on the CPU.
+        """
+        x0, noise = x0.float(), noise.float()
+        t = self.times(uniform.double())  # float64, so that table entries reach the network as whole numbers
+        alpha, sigma = (per_sample(value.to(x0), x0) for value in self.schedule(t))
+        output = net(alpha * x0 + sigma * noise, self.network_time(t).to(x0), context).float()
+        error = output - self.prediction.target(x0, noise, alpha, sigma)
+        return (self.weight(self.prediction, alpha, sigma) * error**2).mean(dim=(1, 2, 3))
+
+    def denoiser(self, net: Network, context: object) -> Denoiser:
+        """The network's x0, with prediction and clock undone.
+
+        The network sees float32 (or what autocast makes of it), whatever the dtype of x; x0 comes back in
+        the dtype of x. A network with `project_context` projects the context here, once for all steps.
+        """
+        project = getattr(net, "project_context", None)
+        if project is not None:
+            context = project(context)
+
+        def denoise(x: Float[Tensor, "b *shape"], t: Float[Tensor, ""]) -> Float[Tensor, "b *shape"]:
+            alpha, sigma = self.schedule(t)
+            network_time = self.network_time(t).to(x.device, torch.float32).expand(len(x))
+            output = net(x.float(), network_time, context)
+            return self.prediction.x0(output.to(x.dtype), x, alpha, sigma)
+
+        return denoise
+
+
+def per_sample(values: Float[Tensor, " b"], like: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *ones"]:
+    """(b,) -> (b, 1, 1, 1): one number a sample, ready to multiply `like`."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))

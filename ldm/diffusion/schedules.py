@@ -1,0 +1,81 @@
+"""Schedules t -> (alpha, sigma): DDPM tables made continuous, zero terminal SNR, rectified flow."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ldm.diffusion import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A DDPM noise table as a continuous schedule: alpha = sqrt(alpha-bar), sigma = sqrt(1 - alpha-bar).
+
+    `alpha_bar` (float64) has one entry more than the table has steps: index i of a table of T steps sits
+    at t = (i + 1) / T, and t = 0 is clean (alpha-bar = 1). In between log alpha-bar is linear in t, except
+    in a last interval that ends at alpha-bar = 0, where alpha is.
+    """
+
+    alpha_bar: Float[Tensor, " steps_and_clean"]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.alpha_bar) - 1
+
+    def __call__(self, t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
+        alpha_bar = self.alpha_bar.to(t.device)
+        position = t.double() * self.num_steps
+        left = position.floor().long().clamp(0, self.num_steps - 1)
+        weight = position - left
+        start, end = alpha_bar[left], alpha_bar[left + 1]
+        between = torch.lerp(start.log(), end.log(), weight)
+        to_zero = 2 * (start.sqrt() * (1 - weight)).log()
+        log_alpha_bar = torch.where(end > 0, between, to_zero)
+        alpha, sigma = (log_alpha_bar / 2).exp(), (-log_alpha_bar.expm1()).sqrt()
+        return alpha.to(t.dtype), sigma.to(t.dtype)
+
+
+def from_betas(betas: Float[Tensor, " steps"]) -> Table:
+    """The table of a DDPM with these betas (Ho et al. 2020, Eq. 4)."""
+    alpha_bar = (1 - betas.double()).cumprod(dim=0)
+    return Table(torch.cat([alpha_bar.new_ones(1), alpha_bar]))
+
+
+def linear(*, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:
+    """Betas evenly spaced (Ho et al. 2020, Sec. 4)."""
+    return from_betas(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
+
+
+def scaled_linear(*, num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Table:
+    """Square roots of beta evenly spaced (Rombach et al. 2022; the numbers are Stable Diffusion's)."""
+    start, end = math.sqrt(beta_start), math.sqrt(beta_end)
+    return from_betas(torch.linspace(start, end, num_steps, dtype=torch.float64) ** 2)
+
+
+def cosine(*, num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Table:
+    """alpha-bar falls as a squared cosine (Nichol & Dhariwal 2021, Eq. 17)."""
+    t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    wave = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    return from_betas((1 - wave[1:] / wave[:-1]).clamp(max=max_beta))
+
+
+def zero_terminal_snr(table: Table) -> Table:
+    """The same table with alpha exactly 0 at t = 1, its first noisy entry kept (Lin et al. 2023, Alg. 1)."""
+    alpha = table.alpha_bar[1:].sqrt()
+    first, last = alpha[0], alpha[-1]
+    rescaled = (alpha - last) * (first / (first - last))
+    return Table(torch.cat([table.alpha_bar[:1], rescaled**2]))
+
+
+def rectified_flow(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
+    """The straight path alpha = 1 - t, sigma = t (Liu et al. 2022; Lipman et al. 2022)."""
+    return 1 - t, t
+
+
+def noise_ratio(schedule: Schedule, t: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
+    """sigma / alpha, the noise level in units of the clean signal; infinite at a zero-SNR end."""
+    alpha, sigma = schedule(t)
+    return sigma / alpha

@@ -1,0 +1,150 @@
+"""Numbers with their provenance, written whole or not at all."""
+
+import json
+import resource
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoints.provenance import command, environment, git_state
+from ldm.checkpoints.store import fsync
+from ldm.evaluation.measure import Row, SetResult
+from ldm.evaluation.protocol import Protocol
+
+FORMAT = 1
+FILE_NAME = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What was measured: a bundle's place, identity and origin."""
+
+    path: str
+    sha256: str
+    origin: dict[str, Any]
+
+
+def results(
+    *,
+    protocol: Protocol,
+    subject: Subject,
+    sets: Sequence[SetResult],
+    autoencoder: Sequence[Row],
+    config_hash: str,
+    seconds: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The document that goes into `results.json`: plain data, every number with what it depends on."""
+    rows = [row for each in sets for row in each.rows] + list(autoencoder)
+    return {
+        "format": FORMAT,
+        "protocol": {**json.loads(json.dumps(asdict(protocol))), "hash": protocol.hash},
+        "bundle": asdict(subject),
+        "rows": [asdict(row) for row in rows],
+        "sets": {each.name: _set(each) for each in sets},
+        "provenance": {
+            **git_state(),
+            "config_hash": config_hash,
+            "command": command(),
+            **environment(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "threads": torch.get_num_threads(),
+            "seconds": round(seconds, 1),
+            "peak_memory_mb": peak_memory_mb(),
+        },
+    }
+
+
+def values(document: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a results document by path: `train/r1_efficientnet_lite0`, ..."""
+    return {f"{row['set']}/{row['metric']}": row["value"] for row in document["rows"]}
+
+
+def write_results(path: Path, document: dict[str, Any]) -> None:
+    """Writes the document atomically: a temporary name, fsync, rename.
+
+    Raises:
+        ValueError: a number that is NaN or infinite; nothing is written then.
+    """
+    try:
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is not written: a result is NaN or infinite") from error
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A results document.
+
+    Raises:
+        ValueError: no file, or not one that `write_results` wrote.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT:
+            raise ValueError(
+                f"{path} has format {document['format']}, this version reads {FORMAT}: evaluate again"
+            )
+    except FileNotFoundError:
+        raise ValueError(f"there are no results at {path}: python -m ldm.evaluate writes them") from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a results file ({type(error).__name__}): evaluate again") from error
+    return document
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that gets its name once the block ends well; after an error nothing is left.
+
+    Raises:
+        ValueError: `path` exists already, or can't be made there.
+    """
+    if path.exists():
+        raise ValueError(f"out={path} exists already: name a new folder with out=<folder>, or remove it")
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(
+            f"out={path} can't be made ({error.strerror}): name another folder with out=<folder>"
+        ) from error
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Largest memory that this process has held so far, in MB: of the host and, where used, of the GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB here
+    peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)}
+    if torch.cuda.is_available():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return peak
+
+
+def _set(result: SetResult) -> dict[str, Any]:
+    return {
+        "images": result.images,
+        "seeds": list(result.seeds),
+        "seconds": round(result.seconds, 2),
+        "images_per_second": round(result.images / result.seconds, 2),
+        "skipped": result.skipped,
+    }

@@ -1,0 +1,1 @@
+"""Measures of pictures: feature extractors, distances between sets, retrieval, scores against text."""

@@ -1,0 +1,86 @@
+"""How different the pictures of one caption are from each other."""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.utilities import dim_zero_cat
+
+from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
+
+
+def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Mean cosine distance (1 - cosine, in [0, 2]) over all pairs of different rows, float64.
+
+    The cosines of all n^2 ordered pairs add up to the squared length of the sum of the unit rows.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    count = len(features)
+    if count < 2:
+        raise ValueError(f"a pairwise distance needs at least 2 pictures, got {count}")
+    return 1 - _mean_cosine(F.normalize(features.double(), dim=1).sum(0), count)
+
+
+def diversity_by_caption(features: Float[Tensor, "n d"], captions: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+    """Mean over captions of the mean pairwise distance of the caption's pictures.
+
+    Raises:
+        ValueError: a caption with a single picture.
+    """
+    distances = []
+    for caption in captions.unique():
+        mine = features[captions == caption]
+        if len(mine) < 2:
+            raise ValueError(
+                f"diversity needs at least 2 pictures a caption, caption {int(caption)} has one: more samples"
+            )
+        distances.append(mean_pairwise_distance(mine))
+    return torch.stack(distances).mean()
+
+
+class CaptionDiversity(PictureMetric):
+    """Cosine distance between pictures of one caption, and as a measure of large, between real ones.
+
+    Args:
+        features: name of the extractor.
+        dims: how many features it gives.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ()
+
+    def __init__(self, *, features: str, dims: int) -> None:
+        super().__init__()
+        self.features = features
+        self.add_state("generated", [], dist_reduce_fx="cat")
+        self.add_state("captions", [], dist_reduce_fx="cat")
+        self.add_state("real_total", torch.zeros(dims, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("real_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.features,)
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        features = features_of(batch, self.features)
+        if real:
+            self.real_total = self.real_total + F.normalize(features.double(), dim=1).sum(0)
+            self.real_count = self.real_count + len(features)
+        else:
+            self.generated.append(features)
+            self.captions.append(batch.captions)
+
+    def compute(self) -> dict[str, Tensor]:
+        name = f"diversity_{self.features}"
+        numbers = {name: diversity_by_caption(dim_zero_cat(self.generated), dim_zero_cat(self.captions))}
+        if self.real_count > 1:
+            numbers[f"{name}_between_real"] = 1 - _mean_cosine(self.real_total, self.real_count)
+        return numbers
+
+
+def _mean_cosine(unit_sum: Float[Tensor, "d"], count: int | Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Mean cosine over ordered pairs of different rows, from the sum of the unit rows."""
+    return (unit_sum.square().sum() - count) / (count * (count - 1))

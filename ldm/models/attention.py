@@ -1,0 +1,196 @@
+"""Attention over tokens ``b n c``; projections that read the same tokens are one matrix product."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class KeysValues(NamedTuple):
+    """What a cross-attention reads from its context; computed once per prompt when sampling."""
+
+    keys: Float[Tensor, "b heads n d"]
+    values: Float[Tensor, "b heads n d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSpec:
+    """How a U-Net reads its context; give ``num_heads`` or ``head_dim``, not both.
+
+    With ``pool_context`` a learned pool of the context joins the time embedding.
+    """
+
+    context_dim: int
+    levels: list[bool]  # whether each resolution has transformers, finest first; the middle always has one
+    pool_context: bool = False
+    num_heads: int | None = None
+    head_dim: int | None = None
+    depth: int = 1
+    ff_mult: int = 4
+
+    def heads(self, width: int) -> int:
+        """Number of heads at a level of ``width`` channels."""
+        if (self.num_heads is None) == (self.head_dim is None):
+            raise ValueError(
+                f"num_heads={self.num_heads}, head_dim={self.head_dim}: give exactly one, the other null."
+            )
+        heads = self.num_heads or width // (self.head_dim or width)
+        if heads < 1 or width % heads or (self.head_dim and width % self.head_dim):
+            raise ValueError(
+                f"Width {width} does not divide into num_heads={self.num_heads} or head_dim={self.head_dim}; "
+                "choose a divisor of the width."
+            )
+        return heads
+
+
+def attend(
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h m d"],
+    v: Float[Tensor, "b h m d"],
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "b h n d"]:
+    """Scaled dot-product attention, with the softmax in float32."""
+    if q.device.type != "cpu" or q.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    # half precision on a CPU: the fused kernel's backward takes 4 to 8 times as long as its parts do
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # b h n m
+    if causal:
+        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        logits = logits.masked_fill(future, -torch.inf)
+    return logits.float().softmax(dim=-1).to(v.dtype) @ v
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; the rows of the fused projection are ordered q, k, v."""
+
+    def __init__(self, width: int, *, num_heads: int, qkv_bias: bool = False, causal: bool = False) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"{width=} is not a multiple of {num_heads=}: change one of them")
+        self.num_heads = num_heads
+        self.causal = causal
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        return self.out(rearrange(attend(q, k, v, causal=self.causal), "b h n d -> b n (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to projected context; the rows of ``kv`` are ordered k, v."""
+
+    def __init__(self, width: int, context_dim: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(context_dim, 2 * width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def project(self, context: Float[Tensor, "b m e"]) -> KeysValues:
+        """Keys and values of a context."""
+        keys, values = rearrange(self.kv(context), "b m (two h d) -> two b h m d", two=2, h=self.num_heads)
+        return KeysValues(keys=keys, values=values)
+
+    def forward(self, tokens: Float[Tensor, "b n c"], context: KeysValues) -> Float[Tensor, "b n c"]:
+        q = rearrange(self.q(tokens), "b n (h d) -> b h n d", h=self.num_heads)
+        mixed = attend(q, context.keys, context.values)
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class FeedForward(nn.Module):
+    """Two layers with a GELU gate: GEGLU (Shazeer 2020, eq. 6); the rows of ``hidden`` are value, gate."""
+
+    def __init__(self, width: int, *, mult: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, 2 * mult * width)
+        self.out = nn.Linear(mult * width, width)
+
+    def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        value, gate = self.hidden(tokens).chunk(2, dim=-1)
+        return self.out(value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention, cross-attention and feed-forward."""
+
+    def __init__(self, width: int, context_dim: int, *, num_heads: int, ff_mult: int) -> None:
+        super().__init__()
+        self.norm_self = nn.LayerNorm(width)
+        self.self_attention = SelfAttention(width, num_heads=num_heads)
+        self.norm_cross = nn.LayerNorm(width)
+        self.cross_attention = CrossAttention(width, context_dim, num_heads=num_heads)
+        self.norm_ff = nn.LayerNorm(width)
+        self.ff = FeedForward(width, mult=ff_mult)
+
+    def forward(self, tokens: Float[Tensor, "b n c"], context: KeysValues) -> Float[Tensor, "b n c"]:
+        tokens = tokens + self.self_attention(self.norm_self(tokens))
+        tokens = tokens + self.cross_attention(self.norm_cross(tokens), context)
+        return tokens + self.ff(self.norm_ff(tokens))
+
+
+class SpatialTransformer(nn.Module):
+    """Residual transformer over the pixels of a feature map (Rombach et al. 2022, app. E.2.1)."""
+
+    def __init__(self, channels: int, *, spec: TransformerSpec, norm_groups: int = 32) -> None:
+        super().__init__()
+        heads = spec.heads(channels)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, spec.context_dim, num_heads=heads, ff_mult=spec.ff_mult)
+            for _ in range(spec.depth)
+        )
+        self.proj_out = nn.Linear(channels, channels)
+
+    def project(self, context: Float[Tensor, "b m e"]) -> tuple[KeysValues, ...]:
+        """Keys and values for each block."""
+        return tuple(cast(TransformerBlock, block).cross_attention.project(context) for block in self.blocks)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], context: tuple[KeysValues, ...]
+    ) -> Float[Tensor, "b c h w"]:
+        # both reshapes are views when x is channels-last
+        tokens = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
+        for block, keys_values in zip(self.blocks, context, strict=True):
+            tokens = block(tokens, keys_values)
+        return x + rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class SpatialAttention(nn.Module):
+    """Residual single-head attention over all pixels: the middle of the autoencoder."""
+
+    def __init__(self, channels: int, *, norm_groups: int = 32, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=eps)
+        self.attention = SelfAttention(channels, num_heads=1, qkv_bias=True)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        return x + rearrange(self.attention(tokens), "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class AttentionPool(nn.Module):
+    """One vector from a context: a learned query attends to its tokens, two layers widen the result.
+
+    The last layer starts at zero, so that a network that adds the vector starts as one without it.
+    """
+
+    def __init__(self, context_dim: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(context_dim)
+        self.query = nn.Parameter(torch.randn(context_dim))
+        self.hidden = nn.Linear(context_dim, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, context: Float[Tensor, "b m e"]) -> Float[Tensor, "b c"]:
+        tokens = self.norm(context)
+        heads = tokens.unsqueeze(1)  # b 1 m e
+        query = self.query.to(tokens.dtype).expand(len(tokens), 1, 1, -1)
+        pooled = attend(query, heads, heads)
+        return self.out(F.silu(self.hidden(pooled[:, 0, 0])))

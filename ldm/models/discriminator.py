@@ -1,0 +1,53 @@
+"""Patch discriminator: real or made, for each overlapping patch of a picture."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PatchDiscriminator(nn.Module):
+    """Convolutions of stride 2 that end in one logit a patch (Isola et al. 2017, app. 6.1.2).
+
+    Args:
+        channels: width of the first layer; each further layer doubles it, up to eight times.
+        layers: stride-2 convolutions; the patch is 16, 34, 70 pixels wide for 1, 2, 3.
+    """
+
+    def __init__(self, *, channels: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        widths = [channels * min(2**i, 8) for i in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i, width in enumerate(widths[1:]):
+            stride = 2 if i < layers - 1 else 1
+            # group norm rather than the original's batch norm: no statistics to synchronise between ranks
+            parts += [
+                nn.Conv2d(widths[i], width, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(min(32, width), width),
+                nn.LeakyReLU(0.2),
+            ]
+        self.layers = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.initialise()
+
+    def initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)  # Radford et al. 2016, sec. 3
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 p q"]:
+        return self.layers(images)
+
+
+def hinge_loss(real: Float[Tensor, "b 1 p q"], fake: Float[Tensor, "b 1 p q"]) -> Float[Tensor, ""]:
+    """The discriminator's loss (Lim & Ye 2017, eq. 3), half of each side."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adaptive_weight(
+    reconstruction: Float[Tensor, ""], adversarial: Float[Tensor, ""], last_layer: nn.Parameter
+) -> Float[Tensor, ""]:
+    """Weight that gives both losses the same gradient at the decoder's last layer (Esser et al. 2021, eq. 7)."""
+    (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
+    return ratio.clamp(0, 1e4).detach()

@@ -1,0 +1,199 @@
+"""KL-regularised autoencoder of latent diffusion (Rombach et al. 2022, sec. 3.1 and app. G)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.models.attention import SpatialAttention
+from ldm.models.blocks import Downsample, ResnetBlock, Upsample, level_widths
+
+LOGVAR_RANGE = (-30.0, 20.0)  # released code of Rombach et al. 2022: keeps the variance finite
+
+
+class Posterior(NamedTuple):
+    """Diagonal Gaussian over latents, in float32 even under autocast."""
+
+    mean: Float[Tensor, "b z h w"]
+    logvar: Float[Tensor, "b z h w"]
+
+    @property
+    def std(self) -> Float[Tensor, "b z h w"]:
+        """Standard deviation of each latent."""
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, noise: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
+        """Latents drawn with the given standard normal noise."""
+        return self.mean + self.std * noise
+
+    def kl(self) -> Float[Tensor, " b"]:
+        """Divergence to the standard normal in nats, summed over each picture's latents."""
+        nats = 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
+        return nats.sum(dim=(1, 2, 3))
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution and the change to the next; the last level of a side has none."""
+
+    def __init__(
+        self, before: int, width: int, *, blocks: int, norm_groups: int, resample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        inputs = [before] + [width] * (blocks - 1)
+        self.blocks = nn.Sequential(*(ResnetBlock(c, width, norm_groups=norm_groups) for c in inputs))
+        self.resample = resample or nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h2 w2"]:
+        return self.resample(self.blocks(x))
+
+
+class Middle(nn.Module):
+    """Residual block, attention over all pixels, residual block; at the lowest resolution."""
+
+    def __init__(self, width: int, *, norm_groups: int, attention: bool) -> None:
+        super().__init__()
+        self.block_in = ResnetBlock(width, width, norm_groups=norm_groups)
+        self.attention = SpatialAttention(width, norm_groups=norm_groups) if attention else nn.Identity()
+        self.block_out = ResnetBlock(width, width, norm_groups=norm_groups)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.block_out(self.attention(self.block_in(x)))
+
+
+class Encoder(nn.Module):
+    """Images to moments; halves the resolution after every level but the last."""
+
+    def __init__(
+        self,
+        colours: int,
+        widths: Sequence[int],
+        moments: int,
+        *,
+        blocks: int,
+        norm_groups: int,
+        attention: bool,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(colours, widths[0], 3, padding=1)
+        samplers = [Downsample(width, pad_all_around=False) for width in widths[:-1]]
+        self.levels = nn.ModuleList(
+            Level(before, width, blocks=blocks, norm_groups=norm_groups, resample=resample)
+            for (before, width), resample in zip(
+                pairwise([widths[0], *widths]), [*samplers, None], strict=True
+            )
+        )
+        self.middle = Middle(widths[-1], norm_groups=norm_groups, attention=attention)
+        self.norm_out = nn.GroupNorm(norm_groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], moments, 3, padding=1)
+
+    def forward(self, images: Float[Tensor, "b k H W"]) -> Float[Tensor, "b m h w"]:
+        h = self.conv_in(images)
+        for level in self.levels:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.middle(h))))
+
+
+class Decoder(nn.Module):
+    """Latents to images; one block more per level than the encoder, widest level first."""
+
+    def __init__(
+        self,
+        colours: int,
+        widths: Sequence[int],
+        latents: int,
+        *,
+        blocks: int,
+        norm_groups: int,
+        attention: bool,
+    ) -> None:
+        super().__init__()
+        falling = widths[::-1]
+        self.conv_in = nn.Conv2d(latents, falling[0], 3, padding=1)
+        self.middle = Middle(falling[0], norm_groups=norm_groups, attention=attention)
+        samplers = [Upsample(width) for width in falling[:-1]]
+        self.levels = nn.ModuleList(
+            Level(before, width, blocks=blocks + 1, norm_groups=norm_groups, resample=resample)
+            for (before, width), resample in zip(
+                pairwise([falling[0], *falling]), [*samplers, None], strict=True
+            )
+        )
+        self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[0], colours, 3, padding=1)
+
+    def forward(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b k H W"]:
+        h = self.middle(self.conv_in(latents))
+        for level in self.levels:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class AutoencoderKL(nn.Module):
+    """Images in [-1, 1] to Gaussian latents and back; ``factor`` pixels of a side become one latent.
+
+    With ``patch`` above 1 the networks see patch x patch pixels as channels of one: a fraction of the work,
+    which the full resolution dominates. Knows no latent scale: that belongs to the codec. Raises ValueError
+    on sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[float | int],
+        blocks_per_level: int,
+        latent_channels: int,
+        norm_groups: int = 32,
+        mid_attention: bool = True,
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        widths = level_widths(channels, multipliers, norm_groups=norm_groups)
+        self.latent_channels = latent_channels
+        self.patch = patch
+        self.factor = patch * 2 ** (len(widths) - 1)
+        colours, moments = 3 * patch**2, 2 * latent_channels
+        self.encoder = Encoder(
+            colours,
+            widths,
+            moments,
+            blocks=blocks_per_level,
+            norm_groups=norm_groups,
+            attention=mid_attention,
+        )
+        self.to_moments = nn.Conv2d(moments, moments, 1)
+        self.from_latents = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.decoder = Decoder(
+            colours,
+            widths,
+            latent_channels,
+            blocks=blocks_per_level,
+            norm_groups=norm_groups,
+            attention=mid_attention,
+        )
+
+    def posterior(self, images: Float[Tensor, "b 3 H W"]) -> Posterior:
+        """Gaussian over the latents of ``images``, whose sides must be multiples of ``factor``."""
+        height, width = images.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"Images of {height}x{width} pixels do not divide by the autoencoder's factor {self.factor}; "
+                f"resize or crop them to multiples of {self.factor}."
+            )
+        moments = self.to_moments(self.encoder(F.pixel_unshuffle(images, self.patch)))
+        mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=1)
+        return Posterior(mean=mean, logvar=logvar.clamp(*LOGVAR_RANGE))
+
+    def decode(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Images from latents, about in [-1, 1] and not clipped."""
+        return F.pixel_shuffle(self.decoder(self.from_latents(latents)), self.patch)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 H W"], noise: Float[Tensor, "b z h w"]
+    ) -> tuple[Float[Tensor, "b 3 H W"], Posterior]:
+        """Reconstruction from a posterior sample, and the posterior."""
+        posterior = self.posterior(images)
+        return self.decode(posterior.sample(noise)), posterior

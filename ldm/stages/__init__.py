@@ -1,0 +1,1 @@
+"""Lightning modules: one stage of training a file."""

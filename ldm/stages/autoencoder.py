@@ -1,0 +1,170 @@
+"""First stage: a KL autoencoder whose latents the denoiser will learn (Rombach et al. 2022, app. G)."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from ldm.checkpoints.bundle import Part, write_bundle
+from ldm.checkpoints.provenance import origin
+from ldm.codec import to_float, to_uint8
+from ldm.data import keyed
+from ldm.data.batch import PictureBatch
+from ldm.data.datamodule import PictureData
+from ldm.metrics.reconstruction import psnr, ssim
+from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from ldm.models.perceptual import PerceptualDistance
+from ldm.models.vae import AutoencoderKL, Posterior
+from ldm.stages.optim import Decay, OptimizerFactory, configure, parameter_groups
+
+Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
+
+
+class Terms(NamedTuple):
+    """Parts of the autoencoder's loss, means over the batch."""
+
+    total: Tensor
+    pixel: Tensor
+    kl: Tensor
+    perceptual: Tensor
+
+
+class AutoencoderStage(LightningModule):
+    """Trains an autoencoder on L1 + KL, with a perceptual term and a patch discriminator if they are given.
+
+    With a discriminator the optimisation is manual and alternates; its adversarial term starts at
+    `discriminator_start`, with the adaptive weight of Esser et al. 2021.
+
+    Args:
+        net: the autoencoder.
+        optimizer, decay: what makes the optimizer, and its learning-rate factor by step.
+        kl_weight: weight of the divergence per latent value against the error per pixel value.
+        perceptual, perceptual_weight: frozen feature distance and its weight.
+        discriminator, discriminator_weight, discriminator_start: adversary, weight, first step.
+        augment: random change of the pictures, keyed by position.
+        seed: key of the posterior's noise and of the augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: AutoencoderKL,
+        optimizer: OptimizerFactory,
+        decay: Decay,
+        kl_weight: float,
+        perceptual: PerceptualDistance | None = None,
+        perceptual_weight: float = 0.0,
+        discriminator: PatchDiscriminator | None = None,
+        discriminator_weight: float = 0.5,
+        discriminator_start: int = 0,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.averaged: AutoencoderKL | None = None
+        self.optimizer, self.decay = optimizer, decay
+        self.kl_weight, self.seed, self.augment = kl_weight, seed, augment
+        self.perceptual, self.perceptual_weight = (perceptual,), perceptual_weight  # a tuple hides frozen weights
+        self.discriminator = discriminator
+        self.discriminator_weight, self.discriminator_start = discriminator_weight, discriminator_start
+        self.automatic_optimization = discriminator is None
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = configure(self.net, self.optimizer, self.decay)
+        if self.discriminator is None:
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer, self.optimizer(parameter_groups(self.discriminator))], [schedule]
+
+    def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor | None:
+        pictures = batch["image"]
+        if self.augment is not None:
+            pictures = self.augment(pictures, seed=self.seed, positions=batch["position"])
+        images = to_float(pictures)
+        posterior = self.net.posterior(images)
+        shape = posterior.mean.shape[1:]
+        noise = keyed.normal(shape, seed=self.seed, positions=batch["position"], stream="posterior")
+        decoded = self.net.decode(posterior.sample(noise.to(posterior.mean)))
+        terms = self.terms(images, decoded, posterior)
+        self.log_dict({f"train/{name}": value for name, value in terms._asdict().items()}, prog_bar=False)
+        if self.automatic_optimization:
+            return terms.total
+        self._alternate(images, decoded, terms)
+        return None
+
+    def terms(self, images: Tensor, decoded: Tensor, posterior: Posterior) -> Terms:
+        """The loss without the adversary."""
+        pixel = (decoded.float() - images).abs().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        network = self.perceptual[0]
+        perceptual = torch.zeros_like(pixel) if network is None else network(decoded, images).mean()
+        total = pixel + self.kl_weight * kl + self.perceptual_weight * perceptual
+        return Terms(total=total, pixel=pixel, kl=kl, perceptual=perceptual)
+
+    def _alternate(self, images: Tensor, decoded: Tensor, terms: Terms) -> None:
+        """One step of the autoencoder, one of the discriminator."""
+        assert self.discriminator is not None
+        ours, theirs = self.optimizers()
+        theirs._on_before_step = theirs._on_after_step = lambda: None  # the trainer counts one step a batch
+        loss = terms.total
+        adversarial_phase = self.global_step >= self.discriminator_start
+        if adversarial_phase:
+            adversarial = -self.discriminator(decoded).mean()
+            weight = adaptive_weight(terms.pixel, adversarial, self.net.decoder.conv_out.weight)
+            loss = loss + self.discriminator_weight * weight * adversarial
+            self.log_dict({"train/adversarial": adversarial, "train/adaptive_weight": weight})
+        self._step(ours, loss, self.net)
+        self.lr_schedulers().step()
+        if adversarial_phase:
+            loss = hinge_loss(self.discriminator(images), self.discriminator(decoded.detach()))
+            self.log("train/discriminator", loss)
+            self._step(theirs, loss, self.discriminator)
+
+    def _step(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss, inputs=list(module.parameters()))
+        optimizer.step()
+
+    def validation_step(self, batch: PictureBatch, batch_idx: int) -> None:
+        net = self.averaged or self.net
+        images = to_float(batch["image"])
+        posterior = net.posterior(images)
+        decoded = net.decode(posterior.mean)
+        terms, count = self.terms(images, decoded, posterior), len(images)
+        pictures = to_uint8(decoded)
+        scores = {
+            "val/loss": terms.total,
+            "val/kl": terms.kl,
+            "val/psnr": psnr(pictures, batch["image"]).mean(),
+            "val/ssim": ssim(pictures, batch["image"]).mean(),
+        }
+        self.log_dict(scores, batch_size=count, sync_dist=True, prog_bar=True)
+
+    @torch.no_grad()
+    def latent_statistics(self, pictures: Tensor, *, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+        """Shift and scale that give the latents of `pictures` (uint8) mean 0 and variance 1, per channel.
+
+        Computed in float64 over posterior means and variances: the variance of a drawn latent is that of the
+        means plus the mean of the posterior's own.
+        """
+        net = self.averaged or self.net
+        parts = [net.posterior(to_float(chunk.to(self.device))) for chunk in pictures.split(batch_size)]
+        means = torch.cat([part.mean.double() for part in parts])
+        noise = torch.cat([part.logvar.double().exp() for part in parts]).mean(dim=(0, 2, 3))
+        shift = means.mean(dim=(0, 2, 3))
+        variance = (means - shift.view(1, -1, 1, 1)).square().mean(dim=(0, 2, 3)) + noise
+        return shift.float().cpu(), variance.rsqrt().float().cpu()
+
+    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: PictureData) -> Path:
+        """The averaged autoencoder with the statistics of its latents over the training pictures."""
+        shift, scale = self.latent_statistics(data.train.images())
+        net = self.averaged or self.net
+        return write_bundle(
+            path,
+            parts={"autoencoder": Part(spec=config["autoencoder"], state=net.state_dict())},
+            settings={"latents": {"shift": shift.tolist(), "scale": scale.tolist()}, "origin": origin(config)},
+            dtype=torch.float16,
+        )

@@ -1,0 +1,133 @@
+"""Last stage: a denoiser of latents, conditioned on text (Rombach et al. 2022, sec. 3.2 and 3.3)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from ldm.checkpoints.bundle import Bundle, Part, write_bundle
+from ldm.checkpoints.provenance import origin
+from ldm.codec import Codec
+from ldm.data import keyed
+from ldm.data.batch import LatentBatch
+from ldm.diffusion import Guidance
+from ldm.diffusion.process import Process
+from ldm.diffusion.samplers import Sampling
+from ldm.pipeline import TextToImage
+from ldm.stages.optim import Decay, OptimizerFactory, configure
+
+
+class LatentDiffusion(LightningModule):
+    """Trains a denoiser on cached latents and text states.
+
+    Every draw (latent, noise, time, dropped caption) is a function of the seed and the sample's position.
+
+    Args:
+        net: `net(x, t, context)`.
+        process: schedule, prediction and weighting.
+        codec: frozen; it is held as plain data, so it is in no checkpoint and no optimizer.
+        sampling, guidance: how pictures are drawn while training, and by default from the bundle.
+        size: side of the pictures in pixels.
+        optimizer, decay: what makes the optimizer, and its learning-rate factor by step.
+        caption_drop: share of samples trained without their caption, which guidance needs.
+        time_bins: parts of [0, 1) for which the validation loss is reported.
+        seed: key of all draws.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        process: Process,
+        codec: Codec,
+        sampling: Sampling,
+        guidance: Guidance,
+        size: int,
+        optimizer: OptimizerFactory,
+        decay: Decay,
+        caption_drop: float = 0.1,
+        time_bins: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.averaged: nn.Module | None = None
+        self.process, self.codec = process, codec
+        self.sampling, self.guidance, self.size = sampling, guidance, size
+        self.optimizer, self.decay = optimizer, decay
+        self.caption_drop, self.time_bins, self.seed = caption_drop, time_bins, seed
+        self._null: Tensor | None = None
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = configure(self.net, self.optimizer, self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        self.codec.to(self.device)
+        self._null = self.codec.encode_prompts([""])
+
+    def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
+        positions = batch["position"].cpu()
+        x0 = batch["mean"] + batch["std"] * self._normal(batch["mean"], positions, "posterior")
+        noise = self._normal(x0, positions, "noise")
+        times = keyed.spread(seed=self.seed, positions=positions, stream="time")
+        context = self._drop_captions(batch["context"], positions)
+        loss = self.process.loss(self.net, x0, context, noise=noise, uniform=times.to(x0)).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def _normal(self, like: Tensor, positions: Tensor, stream: str) -> Tensor:
+        return keyed.normal(like.shape[1:], seed=self.seed, positions=positions, stream=stream).to(like)
+
+    def _drop_captions(self, context: Tensor, positions: Tensor) -> Tensor:
+        assert self._null is not None
+        draws = keyed.uniform(seed=self.seed, positions=positions, stream="drop")
+        dropped = (draws < self.caption_drop).to(context.device)
+        return torch.where(dropped.view(-1, 1, 1), self._null.to(context), context)
+
+    def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
+        """Loss of the averaged network with noise and times that are the same at every validation."""
+        net = self.averaged or self.net
+        positions = batch["position"].cpu()
+        noise = self._normal(batch["mean"], positions, "val/noise")
+        place = keyed.spread(seed=self.seed, positions=positions, stream="val/time").to(noise)
+        losses = []
+        for number in range(self.time_bins):
+            uniform = (number + place) / self.time_bins
+            loss = self.process.loss(net, batch["mean"], batch["context"], noise=noise, uniform=uniform)
+            losses.append(loss.mean())
+            self.log(f"val/loss_bin{number}", losses[-1], batch_size=len(positions), sync_dist=True)
+        mean = torch.stack(losses).mean()
+        self.log("val/loss", mean, batch_size=len(positions), sync_dist=True, prog_bar=True)
+
+    def pipeline(self) -> TextToImage:
+        """The averaged network as it would be sampled now."""
+        return TextToImage(
+            net=self.averaged or self.net,
+            process=self.process,
+            codec=self.codec,
+            sampling=self.sampling,
+            guidance=self.guidance,
+            size=self.size,
+        )
+
+    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
+        """The averaged network, the codec's parts as they came, and how to sample."""
+        pictures, texts = (Bundle.open(config["codec"][name]) for name in ("autoencoder", "text_encoder"))
+        net = self.averaged or self.net
+        parts = {"backbone": Part(spec=config["backbone"], state=net.state_dict())}
+        parts["autoencoder"] = pictures.part("autoencoder")
+        parts |= {name: texts.part(name) for name in ("text_encoder", "image_encoder") if name in texts.names}
+        settings = {
+            "size": self.size,
+            "latents": pictures.config["latents"],
+            "process": config["process"],
+            "sampler": config["sampler"],
+            "guidance": config["guidance"],
+            "origin": origin(config),
+            "codec_origin": {"autoencoder": pictures.config["origin"], "text_encoder": texts.config["origin"]},
+        }
+        return write_bundle(path, parts=parts, tokenizer=texts.tokenizer(), settings=settings, dtype=torch.float16)

@@ -1,0 +1,40 @@
+"""Optimizers and learning-rate schedules, as every stage uses them."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+Decay = Callable[[int], float]  # step -> factor of the learning rate
+
+
+def warmup_cosine(step: int, *, warmup: int, steps: int, floor: float = 0.0) -> float:
+    """Linear rise over `warmup` steps, then half a cosine down to `floor` at `steps`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_constant(step: int, *, warmup: int) -> float:
+    """Linear rise over `warmup` steps, then 1."""
+    return min(1.0, (step + 1) / max(1, warmup))
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Matrices and kernels with the optimizer's weight decay; gains, biases and other vectors without."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2]},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> tuple[Optimizer, LambdaLR]:
+    """An optimizer over a module's parameters and the schedule that steps with it."""
+    made = optimizer(parameter_groups(module))
+    return made, LambdaLR(made, decay)

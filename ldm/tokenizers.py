@@ -1,0 +1,202 @@
+"""Text to token ids: CLIP's own byte-pair vocabulary, or one of its layout trained on a small set."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import json
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import ftfy
+import torch
+from jaxtyping import Int
+from tokenizers import Regex
+from tokenizers import Tokenizer as BytePairTokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
+from tokenizers.pre_tokenizers import Sequence as InOrder
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor
+
+Merge = tuple[str, str]
+
+WORD_END = "</w>"
+NUM_CONTROL = 2  # start and end
+NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
+CLIP_VOCAB_SIZE = 49_408  # Radford et al. 2021, section 2.4
+CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+FORMAT = "ldm-tokenizer-1"
+
+
+class Tokenizer:
+    """Lower-cased byte-level BPE with a fixed context length.
+
+    Ids run: 256 bytes inside a word, the same 256 ending a word, one id per merge, and at the very end of
+    the vocabulary start (`vocab_size - 2`) and end (`vocab_size - 1`). These two control ids have no
+    spelling, so no prompt can write them.
+    """
+
+    def __init__(self, merges: Sequence[Merge], *, vocab_size: int, context_length: int, pad_id: int):
+        if vocab_size < NUM_BYTE_TOKENS + len(merges) + NUM_CONTROL:
+            raise ValueError(
+                f"{vocab_size=} is too small for {len(merges)} merges: use at least "
+                f"{NUM_BYTE_TOKENS + len(merges) + NUM_CONTROL}"
+            )
+        if context_length < NUM_CONTROL + 1:
+            raise ValueError(f"{context_length=} leaves no room for text: use at least {NUM_CONTROL + 1}")
+        if not 0 <= pad_id < vocab_size:
+            raise ValueError(f"{pad_id=} is outside the vocabulary: use 0 to {vocab_size - 1}")
+        self.merges = list(merges)
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.pad_id = pad_id
+        self.start_id = vocab_size - 2
+        self.eot_id = vocab_size - 1
+        self._bpe = _byte_pairs(self.merges)
+
+    def encode(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
+        """Start, text, end, pads up to the context length; a long text loses its tail, not the end token."""
+        if isinstance(texts, str):
+            raise ValueError("encode takes a list of texts, not one string: write encode([text])")
+        tokens = torch.full((len(texts), self.context_length), self.pad_id, dtype=torch.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = [self.start_id, *self._ids(text)[: self.context_length - NUM_CONTROL], self.eot_id]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+    def count(self, text: str) -> int:
+        """Tokens the whole text takes, start and end included: above `context_length` it is cut."""
+        return len(self._ids(text)) + NUM_CONTROL
+
+    def fingerprint(self) -> list[str]:
+        """All that decides what ids a text gets."""
+        sizes = f"{self.vocab_size} {self.context_length} {self.pad_id}"
+        return [sizes, *(" ".join(merge) for merge in self.merges)]
+
+    def save(self, path: Path | str) -> None:
+        """One json file that `load` turns into the same tokenizer."""
+        content = {
+            "format": FORMAT,
+            "vocab_size": self.vocab_size,
+            "context_length": self.context_length,
+            "pad_id": self.pad_id,
+            "merges": [" ".join(merge) for merge in self.merges],
+        }
+        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Tokenizer:
+        """The tokenizer that `save` wrote; ValueError when the file is anything else."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']!r} is not {FORMAT!r}")
+            merges = [_merge(line) for line in content["merges"]]
+            sizes = {name: int(content[name]) for name in ("vocab_size", "context_length", "pad_id")}
+            return cls(merges, **sizes)
+        except FileNotFoundError:
+            raise ValueError(f"there is no tokenizer at {path}: give the path of a tokenizer.json") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a tokenizer written by ldm ({error}): train or copy it again"
+            ) from None
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._bpe.encode(_clean(text), add_special_tokens=False).ids
+        return ids
+
+
+def clip_bpe(vocabulary: Path | str | None = None, *, context_length: int = 77, pad_id: int = 0) -> Tokenizer:
+    """CLIP's own 49,408 tokens (Radford et al. 2021), as open_clip's SimpleTokenizer numbers them.
+
+    `vocabulary` is the file bpe_simple_vocab_16e6.txt.gz, by default the one in the open-clip-torch wheel.
+    open_clip pads with id 0, the text encoder of Stable Diffusion 1.x with the end token, 49,407. Two strings
+    differ from open_clip, on purpose: its spellings <start_of_text> and <end_of_text> are plain text here.
+    """
+    path = _wheel_vocabulary() if vocabulary is None else Path(vocabulary)
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"CLIP's vocabulary {path} cannot be read ({error}): give the path of {CLIP_VOCABULARY}"
+        ) from None
+    num_merges = CLIP_VOCAB_SIZE - NUM_BYTE_TOKENS - NUM_CONTROL
+    merges = [_merge(line) for line in lines[1 : num_merges + 1]]  # the first line names the version
+    return Tokenizer(merges, vocab_size=CLIP_VOCAB_SIZE, context_length=context_length, pad_id=pad_id)
+
+
+def train(texts: Iterable[str], *, vocab_size: int = 2048, context_length: int = 32) -> Tokenizer:
+    """A vocabulary of CLIP's layout learned from captions; the same texts give the same ids on any machine.
+
+    Pads with the end token, as Stable Diffusion does. Where the texts hold fewer merges than asked for, the
+    ids between the last merge and the start token stay unused: `vocab_size` is always the number asked for.
+    """
+    num_merges = vocab_size - NUM_BYTE_TOKENS - NUM_CONTROL
+    if num_merges < 1:
+        raise ValueError(
+            f"{vocab_size=} leaves no room for merges: use more than {NUM_BYTE_TOKENS + NUM_CONTROL}"
+        )
+    learner = BytePairTokenizer(BPE(end_of_word_suffix=WORD_END))
+    learner.pre_tokenizer = _words()
+    trainer = BpeTrainer(
+        vocab_size=NUM_BYTE_TOKENS + num_merges,
+        # listed, they get fixed ids: ties between pairs are broken by id, which else follows a hash's order
+        special_tokens=_byte_tokens(),
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
+    )
+    learner.train_from_iterator((_clean(text) for text in texts), trainer)
+    merges = [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
+    return Tokenizer(merges, vocab_size=vocab_size, context_length=context_length, pad_id=vocab_size - 1)
+
+
+def _clean(text: str) -> str:
+    # CLIP's cleaning: mend mojibake, undo doubly escaped html, single spaces, lower case
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+
+
+def _words() -> PreTokenizer:
+    # contractions, runs of letters, single digits, runs of anything else that is not a space
+    pattern = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+    return InOrder(
+        [Split(pattern, behavior="removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+def _byte_tokens() -> list[str]:
+    # GPT-2's order: the 188 bytes that print as themselves, then the others as U+0100, U+0101, ...
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols = [chr(byte) for byte in printable] + [chr(0x100 + n) for n in range(256 - len(printable))]
+    return symbols + [symbol + WORD_END for symbol in symbols]
+
+
+def _byte_pairs(merges: Sequence[Merge]) -> BytePairTokenizer:
+    tokens = _byte_tokens() + [left + right for left, right in merges]
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    missing = next((part for merge in merges for part in merge if part not in vocabulary), None)
+    if missing is not None:
+        raise ValueError(f"the merges use {missing!r}, which no other merge makes: the vocabulary is damaged")
+    tokenizer = BytePairTokenizer(BPE(vocabulary, list(merges), end_of_word_suffix=WORD_END))
+    tokenizer.pre_tokenizer = _words()
+    return tokenizer
+
+
+def _merge(line: str) -> Merge:
+    left, right = line.split(" ")  # a line of any other form raises ValueError
+    return left, right
+
+
+def _wheel_vocabulary() -> Path:
+    # by the wheel's list of files: importlib.resources would run open_clip's own imports, six seconds of them
+    try:
+        listed = files("open-clip-torch") or []
+    except PackageNotFoundError:
+        listed = []
+    found = [Path(str(file.locate())) for file in listed if file.name == CLIP_VOCABULARY]
+    if not found:
+        raise ValueError(
+            f"{CLIP_VOCABULARY} was not found: pip install open-clip-torch, or give its path as vocabulary"
+        )
+    return found[0]

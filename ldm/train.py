@@ -1,0 +1,71 @@
+"""Trains a stage: `python -m ldm.train +experiment=<name>`; the same command goes on where a run stopped."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ldm.config import build, entry, plain
+
+
+@entry("train")
+def main(config: DictConfig) -> None:
+    """Opens the run, fits the stage, writes the bundle."""
+    quiet()
+    import torch
+
+    from ldm.callbacks.progress import ProgressBar
+    from ldm.callbacks.metrics_log import MetricsLog
+    from ldm.checkpoints.run import open_run
+
+    identity = plain(config)
+    identity.pop("run_dir")
+    run = open_run(identity.pop("runs"), config.name, identity, resume=identity.pop("resume"))
+    if run.finished:
+        print(f"{run.path} is finished; its bundle is {run.path / 'bundle'}. For another run: resume=never")
+        return
+    config.run_dir = str(run.path)
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(config.seed)  # initial weights; every later draw is keyed by sample position
+    stage, data = build(config.model.stage), build(config.model.datamodule)
+    log = MetricsLog(run.path / "metrics.jsonl")
+    state = run.state()
+    if state is not None:
+        log.rewind(step_of(state))
+    print(f"{'continuing' if state else 'starting'} {run.path}: {millions(stage.net)} M parameters, {config.summary}")
+    trainer = build(
+        plain(config.trainer)
+        | {
+            "callbacks": [ProgressBar(config.name), *build(config.callbacks).values()],
+            "logger": [log, *([build(config.logger)] if config.logger else [])],
+            "default_root_dir": str(run.path),
+        }
+    )
+    trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
+    if trainer.global_step < trainer.max_steps:
+        sys.exit(f"stopped at step {trainer.global_step} of {trainer.max_steps}; the same command goes on from there")
+    if trainer.is_global_zero:
+        print(f"bundle: {stage.write_bundle(Path(run.path) / 'bundle', config=identity, data=data)}")
+
+
+def step_of(state: Path) -> int:
+    """The step that a training state was saved at."""
+    return int(state.parent.name.removeprefix("step="))
+
+
+def millions(module: Any) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f}"
+
+
+def quiet() -> None:
+    """Silences what other packages print that a user can do nothing about."""
+    os.environ.setdefault("LIGHTNING_DISABLE_TIPS", "1")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Every yaml of conf/process, conf/sampler and conf/guidance builds, and what it builds works together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.construct import construct
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def names(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def build(group, name):
+    return construct(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True))
+
+
+def net(x, t, context):
+    return torch.tanh(x) * context
+
+
+def fresh(x):
+    return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("name", names("process"))
+def test_a_process_trains_and_samples(name):
+    process = build("process", name)
+    x0, noise = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    uniform = torch.tensor([0.1, 0.5, 0.9])
+    assert process.loss(net, x0, 1.0, noise=noise, uniform=uniform).isfinite().all()
+    sampling = build("sampler", "dpmpp_2m")
+    assert sampling(process.denoiser(net, 1.0), process.schedule, noise.double()).isfinite().all()
+
+
+@pytest.mark.parametrize("guidance", names("guidance"))
+@pytest.mark.parametrize("sampler", names("sampler"))
+def test_a_sampler_follows_every_guidance(sampler, guidance):
+    process, sampling = build("process", "zero_snr"), build("sampler", sampler)
+    denoise = build("guidance", guidance)(process.denoiser(net, 1.0), process.denoiser(net, 0.5))
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert sampling(denoise, process.schedule, x, noise=fresh).isfinite().all()
+
+
+def test_the_length_of_a_table_is_said_once():
+    node = OmegaConf.load(CONF / "process" / "zero_snr.yaml")
+    node.schedule.table.num_steps = 50
+    process = construct(OmegaConf.to_container(node, resolve=True))
+    assert process.network_time(torch.ones(1)).item() == 49

@@ -1,0 +1,69 @@
+"""Facts about the grids of sampling times."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch.testing import assert_close
+
+from ldm.diffusion import grids
+from ldm.diffusion.schedules import noise_ratio, rectified_flow, scaled_linear
+
+GRIDS = {
+    "uniform": grids.uniform,
+    "shifted": lambda steps: grids.uniform(steps, shift=3.0),
+    "trailing": grids.trailing,
+    "leading": grids.leading,
+    "karras": lambda steps: grids.karras(steps, schedule=rectified_flow),
+    "karras_table": lambda steps: grids.karras(steps, schedule=scaled_linear()),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 300])
+def test_a_grid_falls_to_zero_in_the_asked_number_of_steps(name, steps):
+    times = GRIDS[name](steps)
+    assert times.shape == (steps + 1,)
+    assert times.dtype == torch.float64
+    assert times[0] <= 1
+    assert times[-1] == 0
+    assert (times.diff() < 0).all()
+
+
+@pytest.mark.parametrize("name", ["uniform", "shifted", "trailing", "karras_table"])
+def test_a_grid_starts_in_pure_noise(name):
+    assert GRIDS[name](30)[0] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(("spacing", "offset"), [("trailing", 0), ("leading", 0), ("leading", 1)])
+@pytest.mark.parametrize("steps", [7, 20, 50, 300])
+def test_table_spacings_are_those_of_diffusers(spacing, offset, steps):
+    scheduler = DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
+    scheduler.set_timesteps(steps)
+    times = grids.trailing(steps) if spacing == "trailing" else grids.leading(steps, offset=offset)
+    np.testing.assert_allclose(1000 * times[:-1].numpy() - 1, scheduler.timesteps.numpy(), atol=1e-9)
+
+
+def test_karras_levels_follow_the_power_law():
+    ratio = noise_ratio(rectified_flow, grids.karras(18, schedule=rectified_flow)[:-1])
+    roots = ratio ** (1 / 7)
+    assert_close(roots.diff(), roots.diff()[:1].expand(17), atol=1e-6, rtol=0)
+    assert ratio[0].item() == pytest.approx(80)
+    assert ratio[-1].item() == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("grid", [grids.uniform, grids.trailing, grids.leading])
+def test_no_steps_are_refused(grid):
+    with pytest.raises(ValueError, match="steps=0 sampling steps"):
+        grid(0)
+
+
+@pytest.mark.parametrize("grid", [grids.trailing, grids.leading])
+def test_more_steps_than_the_table_has_are_refused(grid):
+    with pytest.raises(ValueError, match=r"steps=1001 .* between 1 and 1000"):
+        grid(1001)
+
+
+def test_an_offset_past_the_table_is_refused():
+    with pytest.raises(ValueError, match="offset=1 "):
+        grids.leading(1000, offset=1)

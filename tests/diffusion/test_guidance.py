@@ -1,0 +1,83 @@
+"""Facts about guidance."""
+
+from functools import partial
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from torch.testing import assert_close
+
+from ldm.diffusion.guidance import cfg, cfg_rescale, conditional, interval
+from ldm.diffusion.predictions import X0, Eps, Flow, V
+from ldm.diffusion.schedules import cosine
+
+T = torch.tensor(0.5, dtype=torch.float64)
+X = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def cond(x, t):
+    return torch.sin(3 * x) + 0.5
+
+
+def uncond(x, t):
+    return 0.4 * x - 0.1
+
+
+def never(x, t):
+    raise AssertionError("the unconditional denoiser was called")
+
+
+def test_guidance_extrapolates_from_the_unconditional_to_the_conditional():
+    expected = uncond(X, T) + 3 * (cond(X, T) - uncond(X, T))
+    assert_close(cfg(cond, uncond, scale=3.0)(X, T), expected)
+
+
+def test_scale_zero_is_unconditional():
+    assert_close(cfg(cond, uncond, scale=0.0)(X, T), uncond(X, T))
+
+
+@pytest.mark.parametrize(
+    "guidance", [conditional, partial(cfg, scale=1.0), partial(cfg_rescale, scale=1.0, phi=0.7)]
+)
+def test_no_guidance_is_conditional_and_calls_nothing_else(guidance):
+    assert torch.equal(guidance(cond, never)(X, T), cond(X, T))
+
+
+@pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow()])
+def test_mixing_x0_is_mixing_what_the_network_predicts(prediction):
+    alpha, sigma = cosine()(T)
+    outputs = [draw(X, T) for draw in (cond, uncond)]
+    mixed = prediction.x0(outputs[1].lerp(outputs[0], 3.0), X, alpha, sigma)
+    guided = cfg(
+        lambda x, t: prediction.x0(outputs[0], x, alpha, sigma),
+        lambda x, t: prediction.x0(outputs[1], x, alpha, sigma),
+        scale=3.0,
+    )
+    assert_close(guided(X, T), mixed)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+def test_rescale_is_the_one_of_diffusers(phi):
+    guided = cfg(cond, uncond, scale=5.0)(X, T)
+    theirs = rescale_noise_cfg(guided, cond(X, T), guidance_rescale=phi)
+    assert_close(cfg_rescale(cond, uncond, scale=5.0, phi=phi)(X, T), theirs)
+
+
+def test_full_rescale_has_the_contrast_of_the_conditional_picture_whatever_its_batch():
+    guided = cfg_rescale(cond, uncond, scale=8.0, phi=1.0)
+    assert_close(guided(X, T).std(dim=(1, 2, 3)), cond(X, T).std(dim=(1, 2, 3)))
+    assert_close(guided(X, T)[1:2], guided(X[1:2], T))
+
+
+def test_an_interval_guides_inside_and_calls_only_the_conditional_outside():
+    inside = interval(cond, uncond, within=partial(cfg, scale=4.0), low=0.2, high=0.8)
+    outside = interval(cond, never, within=partial(cfg, scale=4.0), low=0.2, high=0.8)
+    for t in (0.8, 0.5, 0.21):
+        assert_close(inside(X, torch.tensor(t, dtype=torch.float64)), cfg(cond, uncond, scale=4.0)(X, T))
+    for t in (1.0, 0.81, 0.2, 0.0):
+        assert torch.equal(outside(X, torch.tensor(t, dtype=torch.float64)), cond(X, T))
+
+
+def test_an_empty_interval_is_refused():
+    with pytest.raises(ValueError, match=r"from 0\.8 to 0\.2 is empty"):
+        interval(cond, uncond, within=conditional, low=0.8, high=0.2)

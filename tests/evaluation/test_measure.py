@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+import torch
+
+from ldm.evaluation.measure import score
+
+
+def rows_of(result):
+    return {row.metric: row for row in result.rows}
+
+
+def test_a_perfect_generator_finds_every_picture(evaluator, paints):
+    result = evaluator.measure(paints, evaluator.protocol.sets[0])
+    rows = rows_of(result)
+    assert rows["r1_colours"].value == 1
+    assert rows["r1_colours"].real == 1
+    assert rows["fd_colours"].value < rows["fd_colours"].ceiling  # halved colours are a poor round trip
+    assert rows["fd_colours"].floor > 0
+    assert rows["fd_colours"].real is None
+    assert result.images == 8
+    assert result.seeds == (100, 107)
+
+
+def test_errors_of_the_generator_show_in_its_recall(evaluator, paints_with_errors):
+    result = evaluator.measure(paints_with_errors, evaluator.protocol.sets[1])
+    assert rows_of(result)["r1_colours"].value == 0.5
+
+
+def test_a_generator_that_ignores_its_seed_has_no_diversity(evaluator, paints, paints_with_errors):
+    diversity = evaluator.protocol.sets[2]
+    assert rows_of(evaluator.measure(paints, diversity))["diversity_colours"].value == pytest.approx(
+        0, abs=1e-9
+    )
+    assert rows_of(evaluator.measure(paints_with_errors, diversity))["diversity_colours"].value > 0.01
+
+
+def test_numbers_do_not_depend_on_the_batch_size(evaluator, paints_with_errors):
+    caption_set = evaluator.protocol.sets[0]
+    found = [
+        dataclasses.replace(evaluator, batch_size=size).measure(paints_with_errors, caption_set).rows
+        for size in (1, 5)
+    ]
+    for one, other in zip(*found, strict=True):
+        assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(other), abs=1e-9)
+
+
+def test_a_metric_without_its_network_is_skipped_and_named(evaluator, paints):
+    result = evaluator.measure(paints, evaluator.protocol.sets[0])
+    assert result.skipped == ["clip_score"]
+
+
+def test_shown_pictures_are_those_generated_with_the_right_and_the_nearest(evaluator, paints):
+    shown = evaluator.measure(paints, evaluator.protocol.sets[2]).shown
+    assert len(shown) == 2
+    assert shown[0].generated.shape == (2, 3, 16, 16)
+    for one in shown:
+        assert torch.equal(one.generated[0], one.right)
+        assert torch.equal(one.nearest, one.right)
+
+
+def test_unknown_metric_and_split_are_refused(evaluator, paints):
+    first = evaluator.protocol.sets[0]
+    with pytest.raises(ValueError, match="asks for metric 'fid'"):
+        evaluator.measure(paints, dataclasses.replace(first, metrics=("fid",)))
+    with pytest.raises(ValueError, match="split 'test' is not in splits"):
+        evaluator.measure(paints, dataclasses.replace(first, split="test"))
+
+
+def test_two_metrics_with_one_result_name_are_refused(evaluator, gallery):
+    nearest = evaluator.metrics["nearest"]
+    with pytest.raises(ValueError, match="two metrics call their result 'r1_colours'"):
+        score({"a": nearest, "b": nearest}, real=gallery.observed(), generated=gallery.observed())
+
+
+def test_gallery_numbers_pictures_through_its_splits(gallery):
+    assert gallery.count == 26
+    assert gallery.offsets == {"train": 0, "val": 20}
+    assert torch.equal(gallery.picture(21), gallery.splits["val"].image(1))
+    assert gallery.features["colours"].shape == (26, 12)
+    (batch,) = gallery.observed([21, 3])
+    assert torch.equal(batch.features["colours"][0], gallery.features["colours"][21])

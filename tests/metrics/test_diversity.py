@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from ldm.metrics.diversity import CaptionDiversity, diversity_by_caption, mean_pairwise_distance
+from ldm.metrics.picture_metric import Observed
+
+
+def test_equal_pictures_have_no_diversity():
+    features = torch.randn(1, 8).expand(5, 8)
+    assert mean_pairwise_distance(features) == pytest.approx(0, abs=1e-12)
+
+
+def test_orthogonal_and_opposite_pictures():
+    assert mean_pairwise_distance(torch.eye(4)) == pytest.approx(1)
+    assert mean_pairwise_distance(torch.tensor([[1.0, 0], [-3.0, 0]])) == pytest.approx(2)
+
+
+def test_closed_form_equals_the_mean_over_pairs():
+    features = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = torch.combinations(torch.arange(6))
+    cosines = torch.cosine_similarity(features[pairs[:, 0]], features[pairs[:, 1]])
+    torch.testing.assert_close(mean_pairwise_distance(features), (1 - cosines).mean())
+
+
+def test_captions_count_equally_whatever_the_order_of_their_pictures():
+    features = torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]])
+    captions = torch.tensor([3, 8, 3, 8])
+    assert diversity_by_caption(features, captions) == pytest.approx(0.5)
+
+
+def test_a_caption_with_one_picture_is_refused():
+    with pytest.raises(ValueError, match="at least 2 pictures a caption, caption 1 has one"):
+        diversity_by_caption(torch.eye(3), torch.tensor([0, 0, 1]))
+
+
+def test_metric_over_batches_with_the_real_pictures_as_measure():
+    metric = CaptionDiversity(features="net", dims=4)
+    numbers = torch.arange(4)
+    metric.update(Observed(features={"net": torch.eye(4)}, rows=numbers, captions=-numbers), real=True)
+    for start in (0, 2):
+        same = torch.eye(4)[[start, start]]
+        metric.update(
+            Observed(features={"net": same}, rows=numbers[:2], captions=torch.tensor([start, start])),
+            real=False,
+        )
+    found = metric.compute()
+    assert found["diversity_net"] == pytest.approx(0, abs=1e-12)
+    assert found["diversity_net_between_real"] == pytest.approx(1)

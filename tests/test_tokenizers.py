@@ -1,0 +1,161 @@
+"""Facts about the tokenizers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.tokenizers import Tokenizer, clip_bpe, train
+
+CAPTIONS = Path(__file__).parent.parent / "ldm/assets/emoji/captions.json"
+TEXTS = [
+    text
+    for record in json.loads(CAPTIONS.read_text(encoding="utf-8")).values()
+    for text in record["captions"]
+]
+ODD = [
+    "",
+    "   ",
+    "!",
+    "It's, DON'T we'LL i'D",
+    "日本語 中文",
+    "हिन्दी ไทย عربى",
+    "🍎🍏 red apple",
+    "a\x1cb\x85c\ttab\nline",
+    "&amp;amp; &lt;b&gt;",
+    "â€œquotedâ€\x9d naÃ¯ve",
+    "12345 3.14 ½ ²",
+    "<|endoftext|> <|startoftext|> a cat",
+    "${oc.env:HOME} {} %s",
+    "x" * 500,
+    "long " * 200,
+    "é è ü İ ǅ ß a\u200bb",
+    "\x00\x01\x7f",
+]
+
+
+@pytest.fixture(scope="module")
+def ours() -> Tokenizer:
+    return train(TEXTS, vocab_size=1024, context_length=16)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Tokenizer:
+    return clip_bpe()
+
+
+def test_clip_bpe_gives_the_ids_of_open_clip(clip):
+    open_clip = pytest.importorskip("open_clip.tokenizer")
+    texts = TEXTS + ODD
+    assert torch.equal(clip.encode(texts), open_clip.SimpleTokenizer()(texts))
+    assert (clip.start_id, clip.eot_id, clip.vocab_size) == (49406, 49407, 49408)
+
+
+def test_the_vocabulary_is_found_without_importing_open_clip():
+    code = "import sys; from ldm.tokenizers import clip_bpe; clip_bpe(); print('open_clip' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_stable_diffusion_pads_with_the_end_token():
+    padded = clip_bpe(context_length=8, pad_id=49407).encode(["a cat"])
+    assert padded.tolist() == [[49406, 320, 2368] + [49407] * 5]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_row_is_start_text_one_end_and_pads(ours, text):
+    row = ours.encode([text])[0].tolist()
+    length = min(ours.count(text), ours.context_length)
+    assert len(row) == ours.context_length
+    assert row[0] == ours.start_id
+    assert row[length - 1] == ours.eot_id
+    assert set(row[length:]) <= {ours.pad_id}
+    assert not {ours.start_id, ours.eot_id} & set(row[1 : length - 1])  # no spelling makes a control token
+
+
+@pytest.mark.parametrize("word", ["<|endoftext|>", "<end_of_text>", "</w>"])
+def test_control_words_in_a_prompt_are_plain_text(clip, word):
+    row = clip.encode([f"a {word} cat"])[0].tolist()
+    assert row.count(clip.start_id) == row.count(clip.eot_id) == 1
+    assert clip.count(f"a {word} cat") > clip.count("a cat") + 1
+
+
+def test_a_long_text_loses_its_tail_not_its_end(ours):
+    short, long = ours.encode(["red apple " * 5, "red apple " * 500])
+    assert long[-1] == ours.eot_id
+    assert torch.equal(short[:8], long[:8])
+    assert ours.count("red apple " * 500) > ours.context_length
+
+
+def test_a_prompt_of_100_kb_is_taken(ours):
+    assert ours.encode(["é" * 50_000])[0, -1] == ours.eot_id
+
+
+def test_case_and_spacing_do_not_matter(ours):
+    first, second = ours.encode(["Red  Apple", "red apple"])
+    assert torch.equal(first, second)
+
+
+def test_frequent_words_become_single_tokens(ours):
+    assert ours.count("face") == 3
+    assert ours.count("zyx") > 3
+
+
+def test_training_gives_the_same_vocabulary_in_every_process(ours):
+    code = (
+        "import json, sys; from ldm.tokenizers import train; texts = json.load(sys.stdin); "
+        "print(json.dumps(train(texts, vocab_size=1024, context_length=16).merges))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(TEXTS), capture_output=True, text=True, check=True
+    )
+    assert [tuple(merge) for merge in json.loads(done.stdout)] == ours.merges
+
+
+def test_few_texts_keep_the_vocabulary_size_asked_for():
+    small = train(["a cat"], vocab_size=1024, context_length=8)
+    assert (small.vocab_size, small.eot_id) == (1024, 1023)
+    assert len(small.merges) < 10
+
+
+def test_a_saved_tokenizer_is_the_same_tokenizer(ours, tmp_path):
+    ours.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert torch.equal(loaded.encode(TEXTS[:100] + ODD), ours.encode(TEXTS[:100] + ODD))
+    assert (loaded.vocab_size, loaded.context_length, loaded.pad_id) == (1024, 16, 1023)
+
+
+HEADER = '{"format": "ldm-tokenizer-1", "context_length": 8, "pad_id": 0'
+DAMAGED = {
+    "empty": "",
+    "no mapping": "[]",
+    "no format": "{}",
+    "no json": "not json",
+    "another format": HEADER.replace("-1", "-9") + ', "vocab_size": 600, "merges": []}',
+    "half a merge": HEADER + ', "vocab_size": 600, "merges": ["a"]}',
+    "a merge of nothing": HEADER + ', "vocab_size": 600, "merges": ["ab c"]}',
+    "too few ids": HEADER + ', "vocab_size": 10, "merges": []}',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_refused_with_its_name(tmp_path, damage):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(DAMAGED[damage])
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        Tokenizer.load(path)
+
+
+def test_missing_files_are_refused_in_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer at"):
+        Tokenizer.load(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="cannot be read"):
+        clip_bpe(tmp_path / "none.txt.gz")
+
+
+def test_one_string_is_not_a_list_of_texts(ours):
+    with pytest.raises(ValueError, match="list of texts"):
+        ours.encode("a cat")
