@@ -1,4 +1,4 @@
-"""The frozen parts around a denoiser: pictures to latents and back, prompts to the states that condition it."""
+"""The frozen parts around a denoiser: pictures to latents and back, prompts to conditioning states."""
 
 import hashlib
 from collections.abc import Sequence
@@ -61,7 +61,9 @@ class Codec:
         """
         factor = self.autoencoder.factor
         if size % factor:
-            raise ValueError(f"a side of {size} pixels is not a multiple of the autoencoder's factor {factor}")
+            raise ValueError(
+                f"a side of {size} pixels is not a multiple of the autoencoder's factor {factor}"
+            )
         return self.autoencoder.latent_channels, size // factor, size // factor
 
     @torch.no_grad()

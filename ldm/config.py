@@ -42,8 +42,13 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaCon
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (lambda x: 0 < x < float("inf"), "must be a finite number above 0"),
     "batch_size": (lambda x: x >= 1, "must be at least 1"),
+    "num_pictures": (lambda x: x >= 1, "must be at least 1"),
     "max_steps": (lambda x: x >= 1, "must be at least 1"),
-    "steps": (lambda x: 1 <= x <= 10_000, "must lie between 1 and 10000"),
+    "steps": (
+        lambda x: isinstance(x, int) and 1 <= x <= 10**7,
+        "must lie between 1 and 10000000 and be a whole number",
+    ),
+    "scale": (lambda x: abs(x) < float("inf"), "must be a finite number"),
     "num_workers": (lambda x: x >= 0, "must be at least 0"),
     "seed": (lambda x: 0 <= x < 2**63, "must lie between 0 and 2**63 - 1"),
     "decay": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
@@ -65,8 +70,10 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
 
         @wraps(function)
         def command() -> None:
-            answer_errors(lambda: check(name, get_args_parser().parse_args().overrides))
-            run()
+            arguments = get_args_parser().parse_args()
+            answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun))
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
+            answer_errors(run)
 
         return command
 
@@ -98,7 +105,8 @@ def answer_errors(action: Callable[[], None]) -> None:
     except USER_ERRORS as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
-        refuse(" ".join(str(error).split()))
+        cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        refuse(" ".join(f"{error}{cause}".split()))
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -118,13 +126,24 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
-def check(name: str, arguments: Iterable[str]) -> None:
+def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
     """Refuses what is misspelt, of the wrong type or out of range, before torch is imported.
+
+    Args:
+        name: of the command's config.
+        arguments: the overrides of the command line.
+        sweep: whether a key may have several values, to be tried one after the other.
 
     Raises:
         ValueError: the key or value with the nearest valid one.
     """
     overrides = OverridesParser.create().parse_overrides(list(arguments))
+    for override in overrides:
+        if override.is_sweep_override() and not sweep:
+            raise ValueError(
+                f"{override.input_line} lists several values: quote a text with commas, write a list in [ ],"
+                " or add --multirun to run each"
+            )
     groups = [override for override in overrides if (CONF / override.key_or_group).is_dir()]
     for override in groups:
         check_group(override)
@@ -142,7 +161,9 @@ def check_group(override: Override) -> None:
     if group in OPTIONAL_GROUPS and not override.is_add() and not override.is_delete():
         raise ValueError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
     if isinstance(value, str) and value not in options:
-        raise ValueError(f"there is no {group} {value!r}{nearest(value, options)}; there are: {', '.join(options)}")
+        raise ValueError(
+            f"there is no {group} {value!r}{nearest(value, options)}; there are: {', '.join(options)}"
+        )
 
 
 def check_value(override: Override, config: DictConfig) -> None:
@@ -153,23 +174,44 @@ def check_value(override: Override, config: DictConfig) -> None:
     if key not in known and not (override.is_add() and parent in known):
         names = known + [group.name for group in CONF.iterdir() if group.is_dir()]
         raise ValueError(f"there is no key {key!r}{nearest(key, names)}")
+    if override.is_delete() and not parent:
+        raise ValueError(f"{key} can't be removed: the command reads it")
     if override.is_delete() or override.is_sweep_override() or key not in known:
         return
     value, default = override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False)
     check_type(key, value, default)
+    if not OmegaConf.is_config(default):
+        check_range(key, value)
+
+
+def check_range(key: str, value: Any) -> None:
+    """Refuses what the rule of the last part of the key refuses; null and interpolations pass."""
     rule, sentence = LIMITS.get(key.rpartition(".")[2], (None, ""))
-    if rule and isinstance(value, int | float) and not rule(value):
+    if rule is None or value is None or (isinstance(value, str) and "${" in value):
+        return
+    if not isinstance(value, int | float) or not rule(value):
         raise ValueError(f"{key}={value} {sentence}")
 
 
 def check_type(key: str, value: Any, default: Any) -> None:
     """Refuses a value whose type is not its default's; an interpolation or a default of null takes any."""
-    if default is None or value is None or (isinstance(value, str) and "${" in value):
+    if default is None or (isinstance(value, str) and "${" in value):
         return
-    kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str, int, float)}
+    if value is None:
+        if isinstance(default, str):  # a number or an object may be optional; a name or a path is not
+            raise ValueError(f"{key}=null is empty, expected text like {default!r}")
+        return
+    kinds: dict[type, tuple[type, ...]] = {
+        bool: (bool,),
+        int: (int,),
+        float: (float, int),
+        str: (str, int, float),
+    }
     accepted = kinds.get(type(default))
     if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)):
-        raise ValueError(f"{key}={value} is {type(value).__name__}, expected {type(default).__name__} like {default}")
+        raise ValueError(
+            f"{key}={value} is {type(value).__name__}, expected {type(default).__name__} like {default}"
+        )
 
 
 def key_paths(config: DictConfig, prefix: str = "") -> Iterable[str]:
@@ -183,7 +225,7 @@ def key_paths(config: DictConfig, prefix: str = "") -> Iterable[str]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """", did you mean X?" where something is near."""
+    """The words ", did you mean X?", or none where nothing is near."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f", did you mean {found[0]!r}?" if found else ""
 

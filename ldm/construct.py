@@ -19,15 +19,20 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
     With `_partial_: true` the call is left open (`functools.partial`). Lists and mappings are followed.
 
     Raises:
-        ValueError: a target that is not on the list, or does not exist.
+        ValueError: a target that is not on the list, does not exist, or has other arguments.
     """
     if isinstance(node, Mapping):
         built = {key: construct(child, allowed=allowed) for key, child in node.items()}
         if "_target_" not in built:
             return built
-        target = locate(built.pop("_target_"), allowed=allowed)
-        open_call = built.pop("_partial_", False)
-        return partial(target, **built) if open_call and built else target if open_call else target(**built)
+        name = built.pop("_target_")
+        target = locate(name, allowed=allowed)
+        if built.pop("_partial_", False):
+            return partial(target, **built) if built else target
+        try:
+            return target(**built)
+        except TypeError as error:
+            raise ValueError(f"_target_ {name!r} can't be called with what it is given: {error}") from error
     if isinstance(node, list | tuple):
         return [construct(child, allowed=allowed) for child in node]
     return node

@@ -58,7 +58,9 @@ class TextToImage:
         device = self.codec.device.type
         with torch.autocast(device, dtype=self.precision, enabled=self.precision != torch.float32):
             cond = self.process.denoiser(self.net, self.codec.encode_prompts(prompts))
-            uncond = self.process.denoiser(self.net, self.codec.encode_prompts([self.negative] * len(prompts)))
+            uncond = self.process.denoiser(
+                self.net, self.codec.encode_prompts([self.negative] * len(prompts))
+            )
             start = noise.draw()
             return self.sampling(self.guidance(cond, uncond), self.process.schedule, start, noise=noise)
 

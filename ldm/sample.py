@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ldm.config import build, entry, plain
+from ldm.config import entry
 
 PROMPT_LIMIT = 10_000  # characters; a CLIP text encoder reads about 300
 
@@ -13,9 +13,9 @@ PROMPT_LIMIT = 10_000  # characters; a CLIP text encoder reads about 300
 @entry("sample")
 def main(config: DictConfig) -> None:
     """Draws `num_pictures` pictures, spread evenly over the prompts, and saves each and a sheet of all."""
-    prompts = checked_prompts(plain(config)["prompts"])
+    written = OmegaConf.to_container(config, resolve=False)  # a ${...} in a prompt is text, not a reference
+    prompts, negative = checked_prompts(written["prompts"]), written["negative"]
     per_prompt = max(1, round(config.num_pictures / len(prompts)))
-    out = open_output(config.out, overwrite=config.overwrite)
 
     import torch
     from tqdm import trange
@@ -25,15 +25,10 @@ def main(config: DictConfig) -> None:
     from ldm.checkpoints.pipeline import open_pipeline
 
     bundle = Bundle.open(config.bundle)
-    pipeline = open_pipeline(
-        bundle,
-        sampling=build(config.sampler) if "sampler" in config else None,
-        guidance=build(config.guidance) if "guidance" in config else None,
-        steps=config.steps,
-        scale=config.scale,
-        precision=getattr(torch, config.precision),
-    ).with_options(negative=config.negative)
+    options = {name: written.get(name) for name in ("sampler", "guidance", "steps", "scale")}
+    pipeline = open_pipeline(bundle, precision=config.precision, **options).with_options(negative=negative)
     jobs = [(prompt, config.seed + i) for prompt in prompts for i in range(per_prompt)]
+    out = open_output(config.out, overwrite=config.overwrite)
     images: list[torch.Tensor] = []
     for start in trange(0, len(jobs), config.batch_size, desc="drawing", unit="batch", disable=None):
         chunk = jobs[start : start + config.batch_size]
@@ -41,7 +36,7 @@ def main(config: DictConfig) -> None:
     for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
         facts = {"prompt": prompt, "seed": seed, "bundle": bundle.sha256}
         save_picture(image, out / f"{number:04d}.png", facts=facts)
-    save_sheet(images, out / "sheet.png", columns=min(8, per_prompt) if per_prompt > 1 else min(8, len(images)))
+    save_sheet(images, out / "sheet.png", columns=min(8, per_prompt if per_prompt > 1 else len(images)))
     print(f"{len(images)} pictures in {out}; all on one sheet: {out / 'sheet.png'}")
 
 
@@ -62,13 +57,13 @@ def open_output(folder: str, *, overwrite: bool) -> Path:
     return out
 
 
-def checked_prompts(prompts: list[object] | str) -> list[str]:
+def checked_prompts(prompts: object) -> list[str]:
     """The prompts as text.
 
     Raises:
         ValueError: no prompt, one that is not text, is blank or is longer than PROMPT_LIMIT.
     """
-    if isinstance(prompts, str):
+    if not isinstance(prompts, list):
         prompts = [prompts]
     if not prompts:
         raise ValueError("prompts is empty: write prompts='[\"a red apple\"]'")
@@ -77,7 +72,7 @@ def checked_prompts(prompts: list[object] | str) -> list[str]:
             raise ValueError(f"prompt {prompt!r} holds no text: write one or more words")
         if len(prompt) > PROMPT_LIMIT:
             raise ValueError(f"a prompt of {len(prompt)} characters is too long: the limit is {PROMPT_LIMIT}")
-    return list(prompts)
+    return [prompt.replace(r"\${", "${") for prompt in prompts]  # Hydra wants an unpaired ${ escaped
 
 
 if __name__ == "__main__":

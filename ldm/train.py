@@ -1,6 +1,6 @@
 """Trains a stage: `python -m ldm.train +experiment=<name>`; the same command goes on where a run stopped."""
 
-import os
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -17,8 +17,9 @@ def main(config: DictConfig) -> None:
     quiet()
     import torch
 
-    from ldm.callbacks.progress import ProgressBar
     from ldm.callbacks.metrics_log import MetricsLog
+    from ldm.callbacks.progress import ProgressBar
+    from ldm.callbacks.saving import StoppedBySignal
     from ldm.checkpoints.run import open_run
 
     identity = plain(config)
@@ -35,7 +36,8 @@ def main(config: DictConfig) -> None:
     state = run.state()
     if state is not None:
         log.rewind(step_of(state))
-    print(f"{'continuing' if state else 'starting'} {run.path}: {millions(stage.net)} M parameters, {config.summary}")
+    verb = "continuing" if state else "starting"
+    print(f"{verb} {run.path}: {millions(stage.net)} M parameters, {config.summary}")
     trainer = build(
         plain(config.trainer)
         | {
@@ -44,9 +46,10 @@ def main(config: DictConfig) -> None:
             "default_root_dir": str(run.path),
         }
     )
-    trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
-    if trainer.global_step < trainer.max_steps:
-        sys.exit(f"stopped at step {trainer.global_step} of {trainer.max_steps}; the same command goes on from there")
+    try:
+        trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
+    except StoppedBySignal as stopped:
+        sys.exit(f"{stopped}; the same command goes on from there")
     if trainer.is_global_zero:
         print(f"bundle: {stage.write_bundle(Path(run.path) / 'bundle', config=identity, data=data)}")
 
@@ -62,7 +65,7 @@ def millions(module: Any) -> str:
 
 def quiet() -> None:
     """Silences what other packages print that a user can do nothing about."""
-    os.environ.setdefault("LIGHTNING_DISABLE_TIPS", "1")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
 

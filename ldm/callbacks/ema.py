@@ -27,12 +27,16 @@ class EMA(Callback):
         self._last_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.averaged = deepcopy(pl_module.net).eval().requires_grad_(False)
+        averaged = deepcopy(pl_module.net).eval().requires_grad_(False)
         if self._loaded is not None:
-            pl_module.averaged.load_state_dict(self._loaded)
+            averaged.load_state_dict(self._loaded)
             self._loaded = None
-        self._last_step = trainer.global_step
+        # past nn.Module's own __setattr__, which would make it a submodule, saved and switched with the stage
+        object.__setattr__(pl_module, "averaged", averaged)
         self._stage = pl_module
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step  # known only now: a resumed run restores it after on_fit_start
 
     @torch.no_grad()
     def on_train_batch_end(

@@ -49,14 +49,3 @@ class MetricsLog(Logger):
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         temporary.replace(self.path)
-
-
-def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a `metrics.jsonl`: name -> [(step, value), ...]."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        step = record.pop("step")
-        for name, value in record.items():
-            curves.setdefault(name, []).append((step, value))
-    return curves

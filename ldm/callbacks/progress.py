@@ -18,9 +18,15 @@ class ProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=5)
         self.experiment = name
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(self.experiment)
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_start(trainer, *_)
+        bar, done = self.train_progress_bar, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        bar.set_description(self.experiment)
+        bar.reset(total=self.total_train_batches)
+        bar.initial = bar.n = bar.last_print_n = done  # a resumed run's rate counts its own steps only
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Lightning's bar starts here, which a run resumed within its one epoch never passes."""
 
     def init_validation_tqdm(self) -> Tqdm:
         bar = super().init_validation_tqdm()

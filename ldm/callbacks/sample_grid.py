@@ -8,7 +8,7 @@ from ldm.checkpoints.pictures import save_sheet
 
 
 class SampleGrid(Callback):
-    """At each validation, a sheet with one row a prompt: `<folder>/step=<k>.png`, and to loggers that take images.
+    """At each validation a sheet, one row a prompt: `<folder>/step=<k>.png`, and in loggers that take images.
 
     Args:
         prompts: one row each.

@@ -9,14 +9,19 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ldm.checkpoints.store import save_state
 
+
+class StoppedBySignal(Exception):
+    """Training ended between two steps because a signal asked for it; its state is saved."""
+
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class SaveStates(Callback):
     """Saves the training state every `every` steps and at a signal, always between two steps.
 
-    A signal sets a flag; the step in progress ends, the state is saved and training stops. A second SIGINT
-    ends the process at once.
+    A signal sets a flag; the step in progress ends, the state is saved and StoppedBySignal is raised. A
+    second SIGINT ends the process at once.
 
     Args:
         folder: where the states go.
@@ -37,14 +42,16 @@ class SaveStates(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.signalled is not None:
-            trainer.should_stop = True
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         step = trainer.global_step
         due = self.signalled is not None or step % self.every == 0 or step == trainer.max_steps
         if between_steps and due and step != self._saved_step:
-            save_state(self.folder, step, lambda path: trainer.save_checkpoint(path), keep=self.keep)
+            # False: the whole state, not the weights alone
+            save_state(self.folder, step, lambda path: trainer.save_checkpoint(path, False), keep=self.keep)
             self._saved_step = step
+        if between_steps and self.signalled is not None:
+            name = signal.Signals(self.signalled).name
+            raise StoppedBySignal(f"{name}: stopped at step {step} of {trainer.max_steps}, which is saved")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()

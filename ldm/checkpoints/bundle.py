@@ -1,8 +1,8 @@
 """A bundle: all that sampling and evaluating need, as safetensors and yaml; reading one executes nothing.
 
 ```
-bundle/config.yaml               parts with their constructors and hashes, latent statistics, process, defaults
-bundle/<part>.safetensors        backbone, autoencoder, text_encoder, image_encoder: whichever a stage trained
+bundle/config.yaml            parts with their constructors and hashes, latent statistics, process, defaults
+bundle/<part>.safetensors     backbone, autoencoder, text_encoder, image_encoder: whichever a stage trained
 bundle/tokenizer.json
 ```
 """
@@ -60,9 +60,11 @@ class Bundle:
         try:
             config = yaml.safe_load((found / CONFIG).read_text(encoding="utf-8"))
             if config["format"] != FORMAT:
-                raise BundleError(f"bundle {found} has format {config['format']}, this version reads {FORMAT}")
-            config["parts"]  # noqa: B018 - a bundle without parts is damaged
-        except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+                raise BundleError(
+                    f"bundle {found} has format {config['format']}, this version reads {FORMAT}"
+                )
+            sorted(config["parts"].items())
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
             raise BundleError(f"bundle {found}: {CONFIG} is damaged ({type(error).__name__})") from error
         return cls(path=found, config=config)
 
@@ -75,6 +77,16 @@ class Bundle:
         """Identity of config and weights (the config holds the hash of each file)."""
         return hash_file(self.path / CONFIG)
 
+    def entry(self, name: str) -> Any:
+        """One entry of the config: process, sampler, guidance, size, ...
+
+        Raises:
+            BundleError: there is no such entry.
+        """
+        if name not in self.config:
+            raise BundleError(f"bundle {self.path}: {CONFIG} lacks {name!r}: copy the whole folder again")
+        return self.config[name]
+
     def part(self, name: str) -> Part:
         """Constructor and weights of one part, in float32.
 
@@ -83,17 +95,22 @@ class Bundle:
         """
         if name not in self.config["parts"]:
             raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
-        entry = self.config["parts"][name]
-        path = self._checked(entry["file"], entry["sha256"])
+        try:
+            file, sha256, spec = (self.config["parts"][name][key] for key in ("file", "sha256", "spec"))
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"bundle {self.path}: {CONFIG} is damaged (part {name!r})") from error
+        path = self._checked(file, sha256)
         try:
             state = load_file(path)
         except SafetensorError as error:
             raise BundleError(f"bundle file {path} is not a whole safetensors file ({error})") from error
-        state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        state = {
+            key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()
+        }
         for key, tensor in state.items():
             if not torch.isfinite(tensor).all():
                 raise BundleError(f"bundle file {path}: tensor {key!r} holds NaN or Inf")
-        return Part(spec=entry["spec"], state=state)
+        return Part(spec=spec, state=state)
 
     def network(self, name: str) -> nn.Module:
         """One part, built and loaded, in evaluation mode.
@@ -107,12 +124,14 @@ class Bundle:
         try:
             module.load_state_dict(part.state, assign=True)
         except RuntimeError as error:
-            raise BundleError(f"bundle {self.path}: the weights of {name} don't fit its config: {error}") from error
+            raise BundleError(
+                f"bundle {self.path}: the weights of {name} don't fit its config: {error}"
+            ) from error
         assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
         return module.eval()
 
     def tokenizer(self) -> Tokenizer:
-        path = self._checked(TOKENIZER, self.config["tokenizer"]["sha256"])
+        path = self._checked(TOKENIZER, self.entry("tokenizer")["sha256"])
         return Tokenizer.load(path)
 
     def codec(self) -> Codec:
@@ -137,17 +156,24 @@ def find(path: Path) -> Path:
     for candidate in (path, path / "bundle", *(found.parent for found in newest[::-1])):
         if (candidate / CONFIG).is_file() and "parts:" in (candidate / CONFIG).read_text(errors="replace"):
             return candidate
-    raise BundleError(f"there is no bundle at {path}; a finished run leaves one under runs/<experiment>/<run>/bundle")
+    raise BundleError(
+        f"there is no bundle at {path}; a finished run leaves one under runs/<experiment>/<run>/bundle"
+    )
 
 
 def load_codec(*, autoencoder: str, text_encoder: str) -> Codec:
-    """Codec from one bundle or two: the autoencoder of the first, text encoder and tokenizer of the second."""
+    """Codec from one bundle or two: autoencoder of the first, text encoder and tokenizer of the second."""
     pictures, texts = Bundle.open(autoencoder), Bundle.open(text_encoder)
     latents = pictures.config.get("latents")
     if latents is None:
         raise BundleError(f"bundle {pictures.path} has no latent statistics: it holds no trained autoencoder")
+    net = pictures.network("autoencoder")
+    if not len(latents["shift"]) == len(latents["scale"]) == net.latent_channels:
+        raise BundleError(
+            f"bundle {pictures.path}: its latent statistics are not of {net.latent_channels} channels"
+        )
     return Codec(
-        autoencoder=pictures.network("autoencoder"),
+        autoencoder=net,
         text_encoder=texts.network("text_encoder"),
         tokenizer=texts.tokenizer(),
         latent_shift=torch.tensor(latents["shift"]),
@@ -186,7 +212,9 @@ def write_bundle(
         if tokenizer is not None:
             tokenizer.save(temporary / TOKENIZER)
             config["tokenizer"] = {"sha256": hash_file(temporary / TOKENIZER)}
-        (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        (temporary / CONFIG).write_text(
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

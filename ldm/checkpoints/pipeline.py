@@ -1,61 +1,71 @@
 """From a bundle to a pipeline."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.construct import construct
-from ldm.diffusion import Guidance
-from ldm.diffusion.samplers import Sampling
 from ldm.pipeline import TextToImage
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-def open_pipeline(
-    bundle: Bundle,
-    *,
-    sampling: Sampling | None = None,
-    guidance: Guidance | None = None,
-    steps: int | None = None,
-    scale: float | None = None,
-    precision: torch.dtype = torch.float32,
-) -> TextToImage:
-    """The bundle's pipeline, with its own sampler and guidance unless others are given.
+
+def sampling_nodes(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `sampler` and `guidance` nodes to draw with: a command's own or the bundle's, changed as it asks.
 
     Args:
-        steps, scale: change the number of sampling steps or the guidance scale of whichever is used.
+        config: may hold `sampler` and `guidance`, and `steps` and `scale` that change whichever is used.
 
     Raises:
         BundleError: a bundle without a denoiser.
+        ValueError: a scale for a guidance that has none.
     """
     if "backbone" not in bundle.names:
-        raise BundleError(f"bundle {bundle.path} holds no denoiser, only {', '.join(bundle.names)}: it can't draw")
-    config = bundle.config
-    sampling = sampling or construct(config["sampler"])
-    if steps is not None:
-        sampling = replace(sampling, steps=steps)
-    if guidance is None:
-        chosen = config["guidance"] if scale is None else with_scale(config["guidance"], scale)
-        guidance = construct(chosen)
+        held = ", ".join(bundle.names)
+        raise BundleError(f"bundle {bundle.path} can't draw: it has no denoiser, only {held}")
+    nodes = {name: config.get(name) or bundle.entry(name) for name in ("sampler", "guidance")}
+    if config.get("steps") is not None:
+        nodes["sampler"] = nodes["sampler"] | {"steps": config["steps"]}
+    if config.get("scale") is not None:
+        nodes["guidance"] = with_scale(nodes["guidance"], config["scale"])
+    return nodes
+
+
+def open_pipeline(bundle: Bundle, *, precision: str = "float32", **options: Any) -> TextToImage:
+    """The pipeline of a bundle.
+
+    Args:
+        precision: of the denoiser's matrix products, float32 or bfloat16.
+        options: `sampler`, `guidance`, `steps`, `scale`: what `sampling_nodes` reads.
+
+    Raises:
+        BundleError: a bundle without a denoiser.
+        ValueError: an unknown precision, or a scale for a guidance that has none.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"{precision=} is unknown: write {' or '.join(PRECISIONS)}")
+    nodes = sampling_nodes(bundle, options)
     return TextToImage(
         net=bundle.network("backbone").requires_grad_(False),
-        process=construct(config["process"]),
+        process=construct(bundle.entry("process")),
         codec=bundle.codec(),
-        sampling=sampling,
-        guidance=guidance,
-        size=config["size"],
-        precision=precision,
+        sampling=construct(nodes["sampler"]),
+        guidance=construct(nodes["guidance"]),
+        size=bundle.entry("size"),
+        precision=PRECISIONS[precision],
     )
 
 
-def with_scale(guidance: dict, scale: float) -> dict:
+def with_scale(guidance: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """A guidance's constructor with another scale, also where it lies inside another guidance.
 
     Raises:
         ValueError: a guidance that has no scale.
     """
     if "scale" in guidance:
-        return guidance | {"scale": scale}
+        return guidance | {"scale": float(scale)}
     if "within" in guidance:
-        return guidance | {"within": with_scale(guidance["within"], scale)}
+        return {**guidance, "within": with_scale(guidance["within"], scale)}
     raise ValueError(f"guidance {guidance['_target_']} has no scale to set to {scale}: choose guidance=cfg")

@@ -23,7 +23,9 @@ def git_state() -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Versions and machine, as far as they can change a number."""
     names = ("ldm", "torch", "pytorch-lightning", "numpy")
-    return {"python": platform.python_version(), "machine": platform.machine()} | {n: version(n) for n in names}
+    return {"python": platform.python_version(), "machine": platform.machine()} | {
+        n: version(n) for n in names
+    }
 
 
 def command() -> str:

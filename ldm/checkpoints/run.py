@@ -56,7 +56,9 @@ def open_run(root: str, experiment: str, config: dict[str, Any], *, resume: str)
     """
     if resume not in ("auto", "never"):
         if not (Path(resume) / RECORD).is_file():
-            raise ValueError(f"resume={resume} is no run directory (it has no {RECORD}); write auto, never or a run")
+            raise ValueError(
+                f"resume={resume} is no run directory (it has no {RECORD}); write auto, never or a run"
+            )
         return Run(path=Path(resume))
     folder = Path(root) / experiment
     runs = [Run(path=record.parent) for record in sorted(folder.glob(f"*/{RECORD}"))]
@@ -72,5 +74,7 @@ def _new_run(folder: Path, config: dict[str, Any]) -> Run:
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started.isoformat()}
     record = owner | {"command": command(), "config_hash": config_hash(config)} | git_state() | environment()
-    (path / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    temporary = path / f".{RECORD}.tmp"
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(path / RECORD)  # last and whole: a folder without its record is no run
     return Run(path=path)

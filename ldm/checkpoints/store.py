@@ -1,4 +1,4 @@
-"""Where a run's training states lie: a state exists only once its manifest does, whatever happens while saving.
+"""Where training states lie: a state exists only once its manifest does, whatever happens while saving.
 
 Order of a save: a temporary folder beside the others, the state, fsync, the manifest with its sha256, fsync,
 rename, fsync of the parent, and only then the older states are pruned.
@@ -31,7 +31,11 @@ def save_state(root: Path, step: int, write: Callable[[Path], None], *, keep: in
     try:
         write(temporary / STATE)
         fsync(temporary / STATE)
-        manifest = {"step": step, "bytes": (temporary / STATE).stat().st_size, "sha256": hash_file(temporary / STATE)}
+        manifest = {
+            "step": step,
+            "bytes": (temporary / STATE).stat().st_size,
+            "sha256": hash_file(temporary / STATE),
+        }
         (temporary / MANIFEST).write_text(json.dumps(manifest))
         fsync(temporary / MANIFEST)
         fsync(temporary)

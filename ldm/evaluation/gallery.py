@@ -9,13 +9,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.codec import Codec, to_float
+from ldm.codec import Codec
 from ldm.data.pictures import PictureDataset
 from ldm.evaluation.protocol import Caption, CaptionSet
 from ldm.metrics.features import FeatureExtractor, resize_pictures
 from ldm.metrics.picture_metric import Observed
 
-BATCH = 64
+BATCH = 32
 OWN_CLIP = "own_clip"  # says in every result's name that the judge belongs to the model
 
 PictureFeatures = Callable[[Tensor], Tensor]  # uint8 b 3 h w -> b d
@@ -46,9 +46,8 @@ def clip_observers(codec: Codec, image_encoder: Callable[[Tensor], Tensor], *, i
     """The model's own CLIP as a judge: text tower of the codec, vision tower of the bundle."""
 
     def look(images: Tensor) -> Tensor:
-        return image_encoder(
-            to_float(resize_pictures(images.to(codec.device), size=image_size, mode="bicubic"))
-        )
+        resized = resize_pictures(images.to(codec.device), size=image_size, mode="bicubic")
+        return image_encoder(resized / 127.5 - 1)
 
     def read(texts: Sequence[str]) -> Tensor:
         return codec.text_encoder(codec.tokenizer.encode(texts).to(codec.device)).pooled

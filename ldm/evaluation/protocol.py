@@ -145,7 +145,9 @@ def describe(node: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return describe(value) if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return describe(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _draw(seed: int, stream: str, key: str) -> int:

@@ -46,7 +46,7 @@ def hinge_loss(real: Float[Tensor, "b 1 p q"], fake: Float[Tensor, "b 1 p q"]) -
 def adaptive_weight(
     reconstruction: Float[Tensor, ""], adversarial: Float[Tensor, ""], last_layer: nn.Parameter
 ) -> Float[Tensor, ""]:
-    """Weight that gives both losses the same gradient at the decoder's last layer (Esser et al. 2021, eq. 7)."""
+    """Weight that equals the losses' gradients at the decoder's last layer (Esser et al. 2021, eq. 7)."""
     (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)

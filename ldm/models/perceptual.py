@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 
 class PerceptualDistance(nn.Module):
-    """Mean squared difference of unit-normalised features at several depths (Zhang et al. 2018, eq. 1, w = 1).
+    """Mean squared difference of unit features at several depths (Zhang et al. 2018, eq. 1, w = 1).
 
     Args:
         stages: networks applied one after the other; the features after each are compared. They are frozen.
         mean, std: the normalisation that the network was trained with, for pictures in [0, 1].
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -27,7 +30,9 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, ours: Float[Tensor, "b 3 h w"], theirs: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    def forward(
+        self, ours: Float[Tensor, "b 3 h w"], theirs: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, " b"]:
         """Distance of each pair of pictures in [-1, 1]; the gradient flows into both."""
         a, b = self._normalise(ours), self._normalise(theirs)
         total = torch.zeros(len(ours), device=ours.device)

@@ -155,6 +155,11 @@ class UNet(nn.Module):
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
     ) -> Float[Tensor, "b c h w"]:
+        height, width = x.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"{height}x{width} latents do not divide by {self.factor}; choose another picture size."
+            )
         if isinstance(context, Tensor):
             context = self.project_context(context)
         time = self.time(t)

@@ -68,7 +68,10 @@ class AutoencoderStage(LightningModule):
         self.averaged: AutoencoderKL | None = None
         self.optimizer, self.decay = optimizer, decay
         self.kl_weight, self.seed, self.augment = kl_weight, seed, augment
-        self.perceptual, self.perceptual_weight = (perceptual,), perceptual_weight  # a tuple hides frozen weights
+        self.perceptual, self.perceptual_weight = (
+            (perceptual,),
+            perceptual_weight,
+        )  # a tuple hides frozen weights
         self.discriminator = discriminator
         self.discriminator_weight, self.discriminator_start = discriminator_weight, discriminator_start
         self.automatic_optimization = discriminator is None
@@ -78,6 +81,10 @@ class AutoencoderStage(LightningModule):
         if self.discriminator is None:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
         return [optimizer, self.optimizer(parameter_groups(self.discriminator))], [schedule]
+
+    def on_fit_start(self) -> None:
+        if self.perceptual[0] is not None:
+            self.perceptual[0].to(self.device)  # hidden from Lightning, which moves the rest
 
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor | None:
         pictures = batch["image"]
@@ -151,7 +158,8 @@ class AutoencoderStage(LightningModule):
         means plus the mean of the posterior's own.
         """
         net = self.averaged or self.net
-        parts = [net.posterior(to_float(chunk.to(self.device))) for chunk in pictures.split(batch_size)]
+        device = next(net.parameters()).device
+        parts = [net.posterior(to_float(chunk.to(device))) for chunk in pictures.split(batch_size)]
         means = torch.cat([part.mean.double() for part in parts])
         noise = torch.cat([part.logvar.double().exp() for part in parts]).mean(dim=(0, 2, 3))
         shift = means.mean(dim=(0, 2, 3))
@@ -165,6 +173,9 @@ class AutoencoderStage(LightningModule):
         return write_bundle(
             path,
             parts={"autoencoder": Part(spec=config["autoencoder"], state=net.state_dict())},
-            settings={"latents": {"shift": shift.tolist(), "scale": scale.tolist()}, "origin": origin(config)},
+            settings={
+                "latents": {"shift": shift.tolist(), "scale": scale.tolist()},
+                "origin": origin(config),
+            },
             dtype=torch.float16,
         )

@@ -128,6 +128,11 @@ class LatentDiffusion(LightningModule):
             "sampler": config["sampler"],
             "guidance": config["guidance"],
             "origin": origin(config),
-            "codec_origin": {"autoencoder": pictures.config["origin"], "text_encoder": texts.config["origin"]},
+            "codec_origin": {
+                "autoencoder": pictures.config["origin"],
+                "text_encoder": texts.config["origin"],
+            },
         }
-        return write_bundle(path, parts=parts, tokenizer=texts.tokenizer(), settings=settings, dtype=torch.float16)
+        return write_bundle(
+            path, parts=parts, tokenizer=texts.tokenizer(), settings=settings, dtype=torch.float16
+        )

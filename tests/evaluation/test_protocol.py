@@ -92,8 +92,9 @@ def test_sets_with_one_name_are_refused(protocol):
 def test_a_config_node_is_described_by_what_it_does_not_by_how_it_is_written():
     node = {"_target_": "ldm.diffusion.guidance.interval", "_partial_": True, "low": 0.2, "high": 0.8}
     node["within"] = {"_target_": "ldm.diffusion.guidance.cfg", "scale": 3.0}
-    assert describe(node) == "interval(high=0.8, low=0.2, within=cfg(scale=3.0))"
+    assert describe(node) == "interval(high=0.8, low=0.2, within=cfg(scale=3))"
     assert describe(dict(reversed(node.items()))) == describe(node)
+    assert describe(node | {"low": 0}) == describe(node | {"low": 0.0})
 
 
 def test_a_protocol_is_read_from_its_yaml_and_unknown_keys_are_refused(protocol):

@@ -68,7 +68,7 @@ def test_equals_diffusers_with_the_same_weights(linear, depth, num_heads):
 
 @pytest.mark.parametrize(
     ("preset", "parameters"),
-    [("unet_sd15", 859_520_964), ("unet_base", 68_807_556), ("unet_tiny", 6_453_648)],
+    [("unet_sd15", 859_520_964), ("unet_base", 68_807_556), ("unet_tiny", 6_490_528)],
 )
 def test_presets_have_their_sizes(preset, parameters):
     options = OmegaConf.to_container(OmegaConf.load(CONF / f"{preset}.yaml"))
@@ -145,7 +145,7 @@ def test_the_memory_layout_changes_no_prediction(norm_groups):
 def test_patches_fold_and_unfold_the_latents():
     net = shaken(tiny(patch=2, levels=(True, True)))
     x, t, context = inputs()
-    assert net(x, t, context).shape == x.shape
+    assert net(x[..., :4], t, context).shape == (2, 4, 8, 4)
     assert net.conv_in.weight.shape[1] == net.conv_out.weight.shape[0] == 16
     assert net.factor == 4
 
@@ -161,5 +161,7 @@ def test_sizes_that_do_not_fit_are_refused():
         tiny(num_heads=5)
     with pytest.raises(ValueError, match="one true or false per resolution"):
         tiny(levels=(True,))
+    with pytest.raises(ValueError, match="8x5 latents"):
+        tiny()(inputs()[0][..., :5], *inputs()[1:])
     with pytest.raises(ValueError, match="multiple of norm_groups=32"):
         tiny(channels=48)

@@ -55,7 +55,12 @@ def test_equals_diffusers_with_the_same_weights(mid_attention):
 
 @pytest.mark.parametrize(
     ("preset", "parameters", "factor"),
-    [("kl_f8", 83_653_863, 8), ("kl_f4", 55_312_063, 4), ("kl_f8_tiny", 1_356_643, 8)],
+    [
+        ("kl_f8", 83_653_863, 8),
+        ("kl_f4", 55_312_063, 4),
+        ("kl_f8_tiny", 1_356_643, 8),
+        ("kl_f4_tiny", 856_212, 4),
+    ],
 )
 def test_presets_have_their_sizes(preset, parameters, factor):
     options = OmegaConf.to_container(OmegaConf.load(CONF / f"{preset}.yaml"))
@@ -87,6 +92,14 @@ def test_forward_reconstructs_in_the_shape_of_the_images():
     reconstruction, posterior = tiny()(images, noise)
     assert reconstruction.shape == images.shape
     assert posterior.mean.shape == noise.shape
+
+
+def test_patches_fold_and_unfold_the_pixels():
+    vae = tiny(patch=2, multipliers=[1, 2])
+    images, noise = torch.randn(2, 3, 16, 24), torch.randn(2, 3, 4, 6)
+    assert vae.factor == 4
+    assert vae(images, noise)[0].shape == images.shape
+    assert vae.encoder.conv_in.weight.shape[1] == vae.decoder.conv_out.weight.shape[0] == 12
 
 
 def test_sizes_that_do_not_fit_are_refused():

@@ -1,0 +1,77 @@
+"""Facts about the guard of the gradients."""
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.gradients import Gradients
+from ldm.callbacks.saving import SaveStates
+from ldm.checkpoints.store import newest_state
+from ldm.models.discriminator import PatchDiscriminator
+from ldm.stages.autoencoder import AutoencoderStage
+
+
+class Poison(Callback):
+    """Puts one value that is no number into the third batch."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 2:
+            batch["mean"].view(-1)[7] = self.value
+
+
+class Norms(Callback):
+    """The norm of all gradients before and after the guard."""
+
+    def __init__(self) -> None:
+        self.norms = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.norms.append(torch.nn.utils.get_total_norm([p.grad for p in pl_module.net.parameters()]).item())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_no_number_is_refused_and_nothing_is_saved_after_it(
+    diffusion_stage, latents, make_trainer, tmp_path, value
+):
+    stage = diffusion_stage()
+    saving = SaveStates(folder=tmp_path / "states", every=1, keep=9)
+    trainer = make_trainer(6, EMA(decay=0.5), Gradients(clip=1.0), saving, Poison(value))
+    with pytest.raises(FloatingPointError, match=r"step 2: the gradients are not finite.*positions 8 to 11"):
+        trainer.fit(stage, datamodule=latents)
+    newest = newest_state(tmp_path / "states")
+    assert newest.parent.name == "step=00000002"
+    saved = torch.load(newest, weights_only=True)
+    assert all(torch.equal(value, saved["state_dict"][key]) for key, value in stage.state_dict().items())
+    averaged = next(state["net"] for name, state in saved["callbacks"].items() if name.startswith("EMA"))
+    assert all(torch.equal(value, averaged[key]) for key, value in stage.averaged.state_dict().items())
+
+
+def test_the_norm_is_logged_and_scaled_down_to_the_limit(diffusion_stage, latents, make_trainer):
+    before, after = Norms(), Norms()
+    trainer = make_trainer(3, before, Gradients(clip=1e-3), after)
+    trainer.fit(diffusion_stage(), datamodule=latents)
+    assert min(before.norms) > 1e-3
+    assert after.norms == pytest.approx([1e-3] * 3, rel=1e-3)
+    assert trainer.callback_metrics["train/grad_norm"] == pytest.approx(before.norms[-1])
+
+
+def test_a_norm_below_the_limit_is_left_alone(diffusion_stage, latents, make_trainer):
+    before, after = Norms(), Norms()
+    make_trainer(2, before, Gradients(clip=1e6), after).fit(diffusion_stage(), datamodule=latents)
+    assert before.norms == after.norms
+
+
+def test_an_adversary_is_guarded_too(build_network, specs, adamw, pictures, make_trainer):
+    net, discriminator = build_network(specs["autoencoder"], 1), PatchDiscriminator(channels=4, layers=1)
+    discriminator.layers[0].weight.data.fill_(float("nan"))
+    stage = AutoencoderStage(
+        net=net, optimizer=adamw, decay=lambda step: 1.0, kl_weight=0.0, discriminator=discriminator
+    )
+    before = net.decoder.conv_out.weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="step 0: the gradients are not finite"):
+        make_trainer(2, Gradients(clip=1.0)).fit(stage, datamodule=pictures)
+    assert torch.equal(net.decoder.conv_out.weight, before)

@@ -1,0 +1,104 @@
+"""Facts about when training states are saved."""
+
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from ldm.callbacks.saving import SIGNALS, SaveStates, StoppedBySignal
+from ldm.checkpoints.store import newest_state
+
+
+class Signals(Callback):
+    """Sends signals to this process when a batch begins."""
+
+    def __init__(self, *numbers: int, batch: int) -> None:
+        self.numbers, self.batch = numbers, batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == self.batch:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def fit(diffusion_stage, latents, make_trainer, tmp_path):
+    def run(*callbacks, every=100, keep=9, steps=6, **options):
+        saving = SaveStates(folder=tmp_path / "states", every=every, keep=keep)
+        stage = diffusion_stage()
+        make_trainer(steps, saving, *callbacks, **options).fit(stage, datamodule=latents)
+        return stage
+
+    return run
+
+
+def saved(tmp_path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step=")) for path in (tmp_path / "states").iterdir())
+
+
+@pytest.mark.parametrize(("every", "expected"), [(2, [2, 4, 6]), (4, [4, 6]), (100, [6])])
+def test_states_are_saved_at_intervals_and_at_the_end(fit, tmp_path, every, expected):
+    stage = fit(every=every)
+    assert saved(tmp_path) == expected
+    state = torch.load(newest_state(tmp_path / "states"), weights_only=True)
+    assert state["global_step"] == 6
+    assert all(torch.equal(value, state["state_dict"][key]) for key, value in stage.state_dict().items())
+    assert state["optimizer_states"]
+
+
+def test_the_oldest_go(fit, tmp_path):
+    fit(every=1, keep=2)
+    assert saved(tmp_path) == [5, 6]
+
+
+def test_an_accumulating_batch_saves_nothing(fit, tmp_path):
+    fit(every=1, steps=3, accumulate_grad_batches=2)
+    assert saved(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_saves_the_step_in_progress_and_stops(fit, tmp_path, number):
+    with pytest.raises(StoppedBySignal, match=f"{signal.Signals(number).name}: stopped at step 4 of 6"):
+        fit(Signals(number, batch=3))
+    assert saved(tmp_path) == [4]
+
+
+def test_a_signal_inside_an_accumulation_waits_for_the_step(fit, tmp_path):
+    with pytest.raises(StoppedBySignal, match="stopped at step 2 of 3"):
+        fit(Signals(signal.SIGTERM, batch=2), steps=3, accumulate_grad_batches=2)
+    assert saved(tmp_path) == [2]
+
+
+def test_a_second_interrupt_ends_at_once(fit, tmp_path):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(Signals(signal.SIGINT, signal.SIGINT, batch=3))
+    assert not (tmp_path / "states").exists()
+
+
+@pytest.mark.parametrize("callbacks", [(), (Signals(signal.SIGTERM, batch=1),)])
+def test_the_handlers_of_before_come_back(fit, callbacks):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    try:
+        fit(*callbacks, steps=3)
+    except StoppedBySignal:
+        assert callbacks
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_full_disk_stops_training_and_leaves_the_earlier_state(fit, tmp_path):
+    class Fills(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if batch_idx == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fit(Fills(), every=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert saved(tmp_path) == [1, 2]
+    assert newest_state(tmp_path / "states").parent.name == "step=00000002"

@@ -1,0 +1,241 @@
+"""What the tests share: real pictures, real networks and a real bundle, all of them tiny."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from data_prep.emoji import ASSETS, draw_validation, read_samples
+from ldm.checkpoints.bundle import Part, load_codec, write_bundle
+from ldm.codec import Codec
+from ldm.config import CONF
+from ldm.construct import construct
+from ldm.data.datamodule import PictureData
+from ldm.data.index import ShardIndex
+from ldm.data.latents import LatentData
+from ldm.data.shards import write_shards
+from ldm.models.vae import AutoencoderKL
+from ldm.stages.diffusion import LatentDiffusion
+from ldm.stages.optim import warmup_constant
+from ldm.tokenizers import Tokenizer, train
+
+SIZE = 16  # pixels a side
+AUTOENCODER = {
+    "_target_": "ldm.models.vae.AutoencoderKL",
+    "channels": 8,
+    "multipliers": [1, 2],
+    "blocks_per_level": 1,
+    "latent_channels": 4,
+    "norm_groups": 4,
+    "patch": 2,
+}
+TEXT_ENCODER = {
+    "_target_": "ldm.models.clip.TextTransformer",
+    "vocab_size": 640,
+    "context_length": 16,
+    "width": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "embed_dim": 8,
+}
+BACKBONE = {
+    "_target_": "ldm.models.unet.UNet",
+    "latent_channels": 4,
+    "channels": 32,
+    "multipliers": [1, 1],
+    "blocks_per_level": 1,
+    "norm_groups": 8,
+    "transformer": {
+        "_target_": "ldm.models.attention.TransformerSpec",
+        "context_dim": 16,
+        "pool_context": True,
+        "levels": [False, True],
+        "head_dim": 16,
+        "ff_mult": 2,
+    },
+}
+
+
+def option(group: str, name: str, **changes: Any) -> dict[str, Any]:
+    """A yaml of conf/ as plain data."""
+    node = OmegaConf.load(CONF / group / f"{name}.yaml")
+    return OmegaConf.to_container(node, resolve=True) | changes
+
+
+def network(spec: dict[str, Any], seed: int) -> nn.Module:
+    """A network none of whose layers is at the zeros that training starts from."""
+    torch.manual_seed(seed)
+    module = construct(spec)
+    for parameter in module.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def write_emoji() -> Callable[..., ShardIndex]:
+    """`write_emoji(root, samples_per_shard=...)`: 24 emoji pictures, 20 to train on and 4 held out."""
+
+    def write(root: Path, *, samples_per_shard: int = 1024) -> ShardIndex:
+        everything = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
+        captions = dict(list(everything.items())[:1440:60])
+        held_out = draw_validation(list(captions), share=1 / 6, seed=0)
+        root.mkdir(parents=True, exist_ok=True)
+        shards = []
+        for split, keys in (("train", captions.keys() - held_out), ("val", held_out)):
+            samples = read_samples({key: entry for key, entry in captions.items() if key in keys})
+            shards += write_shards(samples, root=root, split=split, samples_per_shard=samples_per_shard)
+        index = ShardIndex(root=root, name="emoji", shards=tuple(shards))
+        index.save()
+        return index
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def emoji(write_emoji, tmp_path_factory) -> Path:
+    """Folder of the 24 pictures, the training ones in three shards. Read it, never write to it."""
+    root = tmp_path_factory.mktemp("emoji")
+    write_emoji(root, samples_per_shard=8)
+    return root
+
+
+@pytest.fixture
+def copy_emoji(emoji, tmp_path) -> Callable[[], Path]:
+    """`copy_emoji()`: a copy of the shards, to be changed or damaged."""
+
+    def copy() -> Path:
+        return shutil.copytree(emoji, tmp_path / "emoji", ignore=shutil.ignore_patterns("latents"))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def specs() -> dict[str, dict[str, Any]]:
+    """The `_target_` trees of the tiny networks."""
+    return {"autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER, "backbone": BACKBONE}
+
+
+@pytest.fixture(scope="session")
+def build_network() -> Callable[[dict[str, Any], int], nn.Module]:
+    """`build_network(spec, seed)`."""
+    return network
+
+
+@pytest.fixture(scope="session")
+def tokenizer(emoji) -> Tokenizer:
+    texts = PictureData(root=str(emoji), size=SIZE, batch_size=4).train.texts()
+    return train((text for own in texts for text in own), vocab_size=640, context_length=16)
+
+
+@pytest.fixture(scope="session")
+def write_tiny_bundle(tokenizer) -> Callable[..., Path]:
+    """`write_tiny_bundle(path, dtype=...)`: a text-to-image bundle of the tiny networks."""
+
+    def write(path: Path, **options: Any) -> Path:
+        named = {"autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER, "backbone": BACKBONE}
+        parts = {
+            name: Part(spec=spec, state=network(spec, seed).state_dict())
+            for seed, (name, spec) in enumerate(named.items())
+        }
+        settings = {
+            "size": SIZE,
+            "latents": {"shift": [0.5, -0.25, 0.0, 1.0], "scale": [2.0, 1.5, 1.0, 0.5]},
+            "process": option("process", "flow"),
+            "sampler": option("sampler", "dpmpp_2m", steps=4),
+            "guidance": option("guidance", "cfg"),
+            "origin": {"experiment": "tests"},
+        }
+        return write_bundle(path, parts=parts, tokenizer=tokenizer, settings=settings, **options)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bundle_path(write_tiny_bundle, tmp_path_factory) -> Path:
+    """A bundle in float32. Read it, never write to it."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def codec(bundle_path) -> Codec:
+    return load_codec(autoencoder=str(bundle_path), text_encoder=str(bundle_path))
+
+
+@pytest.fixture
+def pictures(emoji) -> PictureData:
+    """16 px pictures in batches of 4: five steps an epoch."""
+    return PictureData(root=str(emoji), size=SIZE, batch_size=4, seed=3)
+
+
+@pytest.fixture
+def latents(pictures) -> LatentData:
+    return LatentData(pictures=pictures)
+
+
+@pytest.fixture
+def autoencoder() -> AutoencoderKL:
+    return network(AUTOENCODER, seed=11)
+
+
+@pytest.fixture
+def adamw() -> Callable[..., torch.optim.Optimizer]:
+    return partial(torch.optim.AdamW, lr=2e-3, betas=(0.9, 0.99), fused=True)
+
+
+@pytest.fixture
+def diffusion_stage(codec, adamw) -> Callable[..., LatentDiffusion]:
+    """`diffusion_stage(**options)`: the denoiser's stage, always with the same first weights."""
+
+    def make(**options: Any) -> LatentDiffusion:
+        torch.manual_seed(5)
+        defaults = {
+            "process": construct(option("process", "flow")),
+            "sampling": construct(option("sampler", "dpmpp_2m", steps=2)),
+            "guidance": construct(option("guidance", "cfg")),
+            "decay": partial(warmup_constant, warmup=4),
+            "seed": 3,
+        }
+        return LatentDiffusion(
+            net=construct(BACKBONE), codec=codec, size=SIZE, optimizer=adamw, **(defaults | options)
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path) -> Callable[..., Any]:
+    """`make_trainer(steps, *callbacks, **options)`: a Trainer with the options of conf/trainer/cpu.yaml."""
+    from pytorch_lightning import Trainer
+
+    def make(steps: int, *callbacks: Any, **options: Any) -> Trainer:
+        node = OmegaConf.load(CONF / "trainer" / "cpu.yaml")
+        node.steps = steps
+        settings = OmegaConf.to_container(node, resolve=True)
+        for name in ("_target_", "steps"):
+            del settings[name]
+        settings |= {
+            "logger": False,
+            "enable_progress_bar": False,
+            "default_root_dir": tmp_path,
+            "limit_val_batches": 0,
+        }
+        return Trainer(callbacks=list(callbacks), **(settings | options))
+
+    return make

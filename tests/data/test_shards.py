@@ -1,0 +1,200 @@
+"""Facts about shards, their index and what is refused."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from data_prep import emoji as preparation
+from ldm.data.captions import captions
+from ldm.data.index import DataError, ShardIndex
+from ldm.data.pictures import PictureDataset
+from ldm.data.shards import Sample, ShardReader, scan_shard, write_shards
+
+
+@pytest.fixture
+def broken(copy_emoji):
+    """Index of a set that may be damaged."""
+    return ShardIndex.load(copy_emoji())
+
+
+def flip(path, offset: int) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes([byte ^ 1]))
+
+
+def test_webdataset_reads_the_samples_that_we_read(emoji):
+    index = ShardIndex.load(emoji)
+    for split in ("train", "val"):
+        ours = ShardReader(index, split=split)
+        urls = [str(emoji / shard.file) for shard in index.split(split)]
+        theirs = list(webdataset.WebDataset(urls, shardshuffle=False))
+        assert [sample["__key__"] for sample in theirs] == ours.keys()
+        for number, sample in enumerate(theirs):
+            assert sample["png"] == ours.image(number)
+            assert json.loads(sample["json"]) == ours.record(number)
+
+
+def test_the_same_samples_give_the_same_bytes(write_emoji, tmp_path):
+    first, second = (write_emoji(tmp_path / name, samples_per_shard=8) for name in ("a", "b"))
+    assert first.sha256 == second.sha256
+    assert (tmp_path / "a/shards.json").read_bytes() == (tmp_path / "b/shards.json").read_bytes()
+
+
+def test_a_record_holds_what_flickr30k_has_too(emoji):
+    record = ShardReader(ShardIndex.load(emoji), split="train").record(0)
+    assert set(record) == {"key", "texts", "comment_nos", "group", "subgroup"}
+    assert record["comment_nos"] == list(range(len(record["texts"])))
+
+
+def test_splits_are_disjoint_and_complete(emoji):
+    index = ShardIndex.load(emoji)
+    train, val = (set(ShardReader(index, split=name).keys()) for name in ("train", "val"))
+    assert (len(train), len(val), len(train & val)) == (20, 4, 0)
+
+
+def test_the_held_out_pictures_are_drawn_by_seed():
+    keys = [f"k{n}" for n in range(100)]
+    drawn = [preparation.draw_validation(keys, share=0.1, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {len(held_out) for held_out in drawn} == {10}
+
+
+def test_pictures_are_the_tiles_of_the_sheet(emoji):
+    pictures = PictureDataset(str(emoji), split="train", size=64)
+    entry = json.loads((preparation.ASSETS / "captions.json").read_text())[pictures[3]["key"]]
+    row, column = divmod(entry["index"], 32)
+    with Image.open(preparation.ASSETS / "sheet.webp") as sheet:
+        pixels = torch.from_numpy(np.array(sheet.convert("RGB"))).permute(2, 0, 1)
+    tile = pixels[:, row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
+    assert torch.equal(pictures.image(3), tile)
+    assert pictures[3]["texts"] == entry["captions"]
+
+
+def test_larger_pictures_are_cropped_to_the_middle(tmp_path):
+    wide = Image.new("RGB", (96, 32), "red")
+    wide.paste("blue", (32, 0, 64, 32))
+    wide.save(tmp_path / "wide.png")
+    sample = Sample(
+        key="wide",
+        image=(tmp_path / "wide.png").read_bytes(),
+        extension="png",
+        texts=["a wide one"],
+        comment_nos=[0],
+    )
+    shards = tuple(write_shards([sample], root=tmp_path, split="train"))
+    ShardIndex(root=tmp_path, name="wide", shards=shards).save()
+    image = PictureDataset(str(tmp_path), split="train", size=16).image(0)
+    assert image.shape == (3, 16, 16)
+    middle = image[:, :, 1:-1]  # the outermost columns take a little from beyond, as bicubic filters do
+    assert middle[2].min() == 255
+    assert middle[0].max() == 0
+
+
+def test_all_captions_of_a_split_come_in_order(emoji):
+    own = PictureDataset(str(emoji), split="val", size=16).texts()
+    assert captions(str(emoji), split="val") == [text for texts in own for text in texts]
+
+
+def test_a_missing_set_names_the_command(tmp_path):
+    with pytest.raises(DataError, match=r"no data set at .*shards\.json is missing; prepare one with"):
+        ShardIndex.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"format":1}', '{"format":1,"name":"x","shards":[{"file":"a"}]}', "\x00\xff"],
+)
+def test_an_index_that_is_no_index_is_refused(tmp_path, text):
+    (tmp_path / "shards.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"shards\.json is not a readable shard index"):
+        ShardIndex.load(tmp_path)
+
+
+def test_an_index_of_another_format_is_refused(broken):
+    path = broken.root / "shards.json"
+    path.write_text(path.read_text().replace('"format":1', '"format":2'))
+    with pytest.raises(DataError, match="format 2, this version reads 1"):
+        ShardIndex.load(broken.root)
+
+
+def test_an_index_whose_lists_differ_in_length_is_refused(broken):
+    path = broken.root / "shards.json"
+    document = json.loads(path.read_text())
+    document["shards"][0]["images"].pop()
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="differ in number"):
+        ShardIndex.load(broken.root)
+
+
+def test_a_cut_shard_is_refused(broken):
+    path = broken.root / broken.shards[0].file
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"train-000000\.tar has \d+ bytes, its index says"):
+        ShardIndex.load(broken.root)
+
+
+def test_a_missing_shard_is_refused(broken):
+    (broken.root / broken.shards[1].file).unlink()
+    with pytest.raises(DataError, match=r"train-000001\.tar is missing"):
+        ShardIndex.load(broken.root)
+
+
+def test_a_flipped_bit_is_found_by_verify_alone(broken):
+    flip(broken.root / broken.shards[0].file, 700)
+    index = ShardIndex.load(broken.root)
+    with pytest.raises(DataError, match="differs from what was prepared"):
+        index.verify()
+
+
+def test_a_damaged_record_names_its_sample(broken):
+    shard = broken.shards[0]
+    flip(broken.root / shard.file, shard.records[2][0])
+    reader = ShardReader(ShardIndex.load(broken.root), split="train")
+    assert reader.record(1)["key"] == shard.keys[1]
+    with pytest.raises(DataError, match=f"record of sample '{shard.keys[2]}' is damaged"):
+        reader.record(2)
+
+
+def test_a_damaged_picture_names_its_sample(broken):
+    shard = broken.shards[0]
+    flip(broken.root / shard.file, shard.images[2][0] + 1)
+    pictures = PictureDataset(str(broken.root), split="train", size=16)
+    with pytest.raises(DataError, match=f"picture '{shard.keys[2]}' can't be decoded"):
+        pictures.image(2)
+
+
+def test_an_unknown_split_is_named_with_the_known(emoji):
+    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
+        PictureDataset(str(emoji), split="test", size=16)
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        (["a.png"], "sample 'a' lacks its picture or its json"),
+        (["a.png", "a.json", "a.jpg"], "'a.jpg' is not a picture or json of its own sample"),
+    ],
+)
+def test_half_samples_are_refused(tmp_path, members, sentence):
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for name in members:
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(DataError, match=sentence):
+        scan_shard(tmp_path / "odd.tar", split="train")
+
+
+def test_a_link_in_a_shard_is_refused(tmp_path):
+    link = tarfile.TarInfo("a.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "link.tar", "w") as tar:
+        tar.addfile(link)
+    with pytest.raises(DataError, match=r"'a\.png' is not a picture"):
+        scan_shard(tmp_path / "link.tar", split="train")

@@ -1,0 +1,168 @@
+"""Facts about the autoencoder's stage."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from ldm.checkpoints.bundle import Bundle
+from ldm.codec import to_float, to_uint8
+from ldm.metrics.reconstruction import psnr
+from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.perceptual import PerceptualDistance
+from ldm.stages.autoencoder import AutoencoderStage
+from ldm.stages.optim import warmup_constant
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+
+
+@pytest.fixture
+def make_stage(build_network, specs, adamw):
+    def make(**options) -> AutoencoderStage:
+        defaults = {"kl_weight": 1e-4, "decay": partial(warmup_constant, warmup=1), "seed": 2}
+        net = build_network(specs["autoencoder"], 11)
+        return AutoencoderStage(net=net, optimizer=adamw, **(defaults | options))
+
+    return make
+
+
+@pytest.fixture
+def discriminator():
+    torch.manual_seed(1)
+    return PatchDiscriminator(channels=4, layers=1)
+
+
+@pytest.fixture
+def perceptual():
+    """Features of two random layers."""
+    torch.manual_seed(2)
+    first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    return PerceptualDistance([first, nn.Sequential(nn.Conv2d(8, 8, 3, stride=2), nn.ReLU())])
+
+
+@pytest.fixture
+def batch(pictures, make_trainer):
+    pictures.trainer = make_trainer(3)
+    return next(iter(pictures.train_dataloader()))
+
+
+def test_the_loss_is_the_sum_of_its_terms(make_stage, perceptual, batch):
+    stage = make_stage(kl_weight=0.3, perceptual=perceptual, perceptual_weight=0.7)
+    images = to_float(batch["image"])
+    posterior = stage.net.posterior(images)
+    decoded = stage.net.decode(posterior.mean)
+    terms = stage.terms(images, decoded, posterior)
+    assert_close(terms.pixel, (decoded - images).abs().mean())
+    assert_close(terms.kl, posterior.kl().mean() / (4 * 4 * 4))
+    assert_close(terms.perceptual, perceptual(decoded, images).mean())
+    assert_close(terms.total, terms.pixel + 0.3 * terms.kl + 0.7 * terms.perceptual)
+    terms.perceptual.backward()
+    assert stage.net.decoder.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_frozen_features_are_in_no_state_and_get_no_gradient(make_stage, perceptual, batch):
+    stage = make_stage(perceptual=perceptual, perceptual_weight=1.0)
+    assert all(name.startswith("net.") for name in stage.state_dict())
+    stage.training_step(batch, 0).backward()
+    assert all(p.grad is None for p in perceptual.parameters())
+
+
+def test_a_step_draws_from_positions_and_seed_alone(make_stage, batch):
+    first = make_stage().training_step(batch, 0)
+    torch.rand(5)
+    assert torch.equal(make_stage().training_step(batch, 7), first)
+    moved = batch | {"position": batch["position"] + 1}
+    assert not torch.equal(make_stage().training_step(moved, 0), first)
+    assert not torch.equal(make_stage(seed=5).training_step(batch, 0), first)
+
+
+def test_a_few_pictures_are_learned(make_stage, batch, make_trainer):
+    stage = make_stage()
+
+    def quality() -> float:
+        with torch.no_grad():
+            decoded = stage.net.decode(stage.net.posterior(to_float(batch["image"])).mean)
+        return psnr(to_uint8(decoded), batch["image"]).mean().item()
+
+    before = quality()
+    batches = [batch | {"position": batch["position"] + 4 * step} for step in range(100)]
+    make_trainer(100, precision="32-true").fit(stage, train_dataloaders=DataLoader(batches, batch_size=None))
+    assert quality() > before + 6
+
+
+def test_latents_get_mean_0_and_variance_1(make_stage, pictures):
+    stage = make_stage()
+    images = pictures.train.images()
+    shift, scale = stage.latent_statistics(images, batch_size=7)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        posterior = stage.net.posterior(to_float(images).repeat(50, 1, 1, 1))
+        drawn = posterior.sample(torch.randn(posterior.mean.shape, generator=generator))
+    scaled = (drawn - shift.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
+    assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
+    assert_close(scaled.var(dim=(0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
+    again = stage.latent_statistics(images, batch_size=20)
+    assert_close((shift, scale), again)
+
+
+def test_the_adversary_waits_and_a_batch_is_one_step(make_stage, discriminator, pictures, make_trainer):
+    stage = make_stage(discriminator=discriminator, discriminator_start=3)
+    kernels = [p for p in discriminator.parameters() if p.ndim > 1]
+    before = [p.clone() for p in kernels]
+    trainer = make_trainer(3)
+    trainer.fit(stage, datamodule=pictures)
+    assert trainer.global_step == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, kernels, strict=True))
+    assert "train/adversarial" not in trainer.callback_metrics
+
+    stage = make_stage(discriminator=discriminator, discriminator_start=3)
+    trainer = make_trainer(5)
+    trainer.fit(stage, datamodule=pictures)
+    assert trainer.global_step == 5
+    assert not any(torch.equal(a, b) for a, b in zip(before, kernels, strict=True))
+    assert {"train/adversarial", "train/adaptive_weight", "train/discriminator"} <= set(
+        trainer.callback_metrics
+    )
+    assert trainer.callback_metrics["train/adaptive_weight"] > 0
+
+
+def test_the_adversary_changes_what_the_autoencoder_learns(make_stage, pictures, make_trainer, discriminator):
+    alone = make_stage()
+    make_trainer(2).fit(alone, datamodule=pictures)
+    later = make_stage(discriminator=discriminator, discriminator_start=2)
+    make_trainer(2).fit(later, datamodule=pictures)
+    against = make_stage(discriminator=discriminator)
+    make_trainer(2).fit(against, datamodule=pictures)
+    weights = [stage.net.decoder.conv_out.weight for stage in (alone, later, against)]
+    assert torch.equal(weights[0], weights[1])  # until it starts, alternating is plain training
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_learning_rate_steps_once_a_batch(make_stage, discriminator, pictures, make_trainer):
+    stage = make_stage(discriminator=discriminator, decay=partial(warmup_constant, warmup=10))
+    trainer = make_trainer(4)
+    trainer.fit(stage, datamodule=pictures)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(2e-3 * 0.5)
+
+
+def test_validation_reports_quality(make_stage, pictures, make_trainer):
+    metrics = make_trainer(1, limit_val_batches=1.0).validate(
+        make_stage(), datamodule=pictures, verbose=False
+    )[0]
+    assert set(metrics) == {"val/loss", "val/kl", "val/psnr", "val/ssim"}
+    assert 0 < metrics["val/psnr"] < 60
+
+
+def test_the_bundle_holds_the_autoencoder_and_its_statistics(make_stage, pictures, specs, tmp_path):
+    stage = make_stage()
+    config = {"name": "tiny", "autoencoder": specs["autoencoder"]}
+    bundle = Bundle.open(stage.write_bundle(tmp_path / "bundle", config=config, data=pictures))
+    shift, scale = stage.latent_statistics(pictures.train.images())
+    assert bundle.config["latents"] == {"shift": shift.tolist(), "scale": scale.tolist()}
+    images = to_float(pictures.val.images())
+    with torch.no_grad():
+        ours, theirs = stage.net.posterior(images).mean, bundle.network("autoencoder").posterior(images).mean
+    assert_close(theirs, ours, rtol=1e-2, atol=1e-2)  # stored in half precision

@@ -1,0 +1,126 @@
+"""Facts about the denoiser's stage."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from ldm.callbacks.ema import EMA
+from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.pipeline import open_pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+
+
+@pytest.fixture
+def batch(latents, codec, make_trainer, diffusion_stage):
+    """The first training batch."""
+    trainer = make_trainer(5)
+    latents.trainer = trainer
+    trainer.strategy.connect(diffusion_stage())
+    latents.setup("fit")
+    return next(iter(latents.train_dataloader()))
+
+
+def ready(stage):
+    """A stage that can take a step without a trainer."""
+    stage.on_fit_start()
+    return stage
+
+
+def test_the_codec_is_in_no_state_and_in_no_optimizer(diffusion_stage, codec):
+    stage = diffusion_stage()
+    assert all(name.startswith("net.") for name in stage.state_dict())
+    optimizer = stage.configure_optimizers()["optimizer"]
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in stage.net.parameters()}
+    frozen = [*codec.autoencoder.parameters(), *codec.text_encoder.parameters()]
+    assert not any(p.requires_grad for p in frozen)
+
+
+def test_a_step_draws_from_positions_and_seed_alone(diffusion_stage, batch):
+    stage = ready(diffusion_stage(seed=3))
+    first = stage.training_step(batch, 0)
+    torch.rand(5)
+    assert torch.equal(stage.training_step(batch, 9), first)
+    moved = batch | {"position": batch["position"] + 1}
+    assert not torch.equal(stage.training_step(moved, 0), first)
+    assert not torch.equal(ready(diffusion_stage(seed=4)).training_step(batch, 0), first)
+
+
+def test_a_sample_has_the_same_loss_in_any_batch(diffusion_stage, batch):
+    stage = ready(diffusion_stage())
+    alone = [
+        stage.training_step({key: value[i : i + 1] for key, value in batch.items()}, 0) for i in range(4)
+    ]
+    assert_close(stage.training_step(batch, 0), torch.stack(alone).mean(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "same"), [(1.0, True), (0.0, False)])
+def test_dropped_captions_are_the_empty_prompt(
+    diffusion_stage, batch, codec, share, same, build_network, specs
+):
+    stage = ready(diffusion_stage(caption_drop=share))
+    stage.net = build_network(specs["backbone"], 2)  # one that reads its context already
+    empty = codec.encode_prompts([""]).expand_as(batch["context"])
+    losses = [stage.training_step(batch | {"context": context}, 0) for context in (batch["context"], empty)]
+    assert torch.equal(*losses) == same
+
+
+def test_the_stated_share_of_captions_is_dropped(diffusion_stage):
+    stage = ready(diffusion_stage(caption_drop=0.1))
+    context = torch.ones(4000, 16, 16)
+    kept = stage._drop_captions(context, torch.arange(4000))
+    dropped = (kept != context).flatten(1).any(dim=1).double().mean().item()
+    assert abs(dropped - 0.1) < 4 * (0.1 * 0.9 / 4000) ** 0.5
+
+
+def test_a_few_pictures_are_learned(diffusion_stage, batch, make_trainer):
+    stage = diffusion_stage()
+    batch["std"] = torch.zeros_like(batch["std"])  # an untrained autoencoder's latents are mostly noise
+    generator = torch.Generator().manual_seed(0)
+    draws = {"noise": torch.randn(4, 4, 4, 4, generator=generator), "uniform": torch.linspace(0.1, 0.9, 4)}
+
+    def error() -> float:
+        with torch.no_grad():
+            losses = stage.process.loss(stage.averaged or stage.net, batch["mean"], batch["context"], **draws)
+        return losses.mean().item()
+
+    before = error()
+    batches = [batch | {"position": batch["position"] + 4 * step} for step in range(120)]
+    trainer = make_trainer(120, EMA(decay=0.9), precision="32-true")
+    trainer.fit(stage, train_dataloaders=DataLoader(batches, batch_size=None))
+    assert error() < 0.5 * before
+
+
+def test_validation_is_repeatable_and_its_bins_average_to_the_loss(diffusion_stage, latents, make_trainer):
+    stage = diffusion_stage()
+    trainer = make_trainer(1, limit_val_batches=1.0)
+    trainer.fit(stage, datamodule=latents)
+    first, second = (trainer.validate(stage, datamodule=latents, verbose=False)[0] for _ in range(2))
+    assert first == second
+    bins = [first[f"val/loss_bin{number}"] for number in range(4)]
+    assert first["val/loss"] == pytest.approx(sum(bins) / 4)
+    assert len(set(bins)) == 4
+
+
+def test_validation_and_pictures_come_from_the_average(diffusion_stage):
+    stage = diffusion_stage()
+    assert stage.pipeline().net is stage.net
+    stage.averaged = other = diffusion_stage().net
+    assert stage.pipeline().net is other
+
+
+def test_the_bundle_draws_what_the_stage_draws(diffusion_stage, bundle_path, specs, tmp_path, build_network):
+    stage = diffusion_stage()
+    # weights that half precision holds exactly: stored and loaded, they are the same
+    stage.net = build_network(specs["backbone"], 4).half().float()
+    source = Bundle.open(bundle_path)
+    config = {"name": "tiny", "codec": {"autoencoder": str(bundle_path), "text_encoder": str(bundle_path)}}
+    config |= {"backbone": specs["backbone"], "process": source.config["process"]}
+    config |= {"sampler": source.config["sampler"] | {"steps": 2}, "guidance": source.config["guidance"]}
+    written = Bundle.open(stage.write_bundle(tmp_path / "bundle", config=config, data=None))
+    drawn = open_pipeline(written).latents(["a red apple"], [3])
+    assert_close(drawn, stage.pipeline().latents(["a red apple"], [3]), rtol=0.02, atol=0.02)
+    assert written.config["origin"]["experiment"] == "tiny"
+    assert written.config["codec_origin"]["autoencoder"] == source.config["origin"]

@@ -1,0 +1,135 @@
+"""Facts about the list of what a config may name."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ldm.config import TARGETS
+from ldm.construct import construct
+from ldm.models.unet import UNet
+
+FOREIGN = [
+    "os.system",
+    "os.popen",
+    "posix.system",
+    "subprocess.run",
+    "subprocess.Popen",
+    "builtins.eval",
+    "builtins.exec",
+    "builtins.open",
+    "builtins.__import__",
+    "functools.partial",
+    "operator.methodcaller",
+    "importlib.import_module",
+    "shutil.rmtree",
+    "pickle.loads",
+    "torch.load",
+    "torch.hub.load",
+    "torch.serialization.load",
+    "torch.utils.cpp_extension.load",
+    "numpy.load",
+    "yaml.unsafe_load",
+    "hydra.utils.instantiate",
+    "ldmx.models.unet.UNet",
+    "ldm",
+    "",
+    "eval",
+    ".os.system",
+    "ldm/models/unet.UNet",
+    # aliases: found under an allowed name, defined elsewhere
+    "ldm.data.index.json.loads",
+    "ldm.data.index.hashlib.file_digest",
+    "ldm.checkpoints.provenance.subprocess.run",
+    "ldm.checkpoints.bundle.shutil.rmtree",
+    "ldm.checkpoints.bundle.yaml.unsafe_load",
+    "ldm.checkpoints.store.os.remove",
+    "ldm.config.compose",
+    "ldm.construct.partial",
+    "ldm.construct.import_module",
+    "torch.nn.modules.module.torch.load",
+    "torch.optim.optimizer.functools.partial",
+    "pytorch_lightning.loggers.csv_logs.os.system",
+    "torchmetrics.metric.inspect.os.system",
+]
+
+
+@pytest.mark.parametrize("allowed", [("ldm.models.", "ldm.diffusion."), TARGETS], ids=["bundle", "command"])
+@pytest.mark.parametrize("target", FOREIGN)
+def test_a_foreign_target_is_refused(target, allowed, tmp_path):
+    witness = tmp_path / "witness"
+    for node in (
+        {"_target_": target, "command": f"touch {witness}"},
+        {"_target_": target, "_partial_": True},
+        {"a": [{"b": {"_target_": target}}]},
+        {"_target_": "ldm.models.vae.AutoencoderKL", "channels": {"_target_": target, "_partial_": True}},
+    ):
+        with pytest.raises(ValueError, match="_target_"):
+            construct(node, allowed=allowed)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("target", [None, 3, ["os.system"], {"_target_": "os.system"}, b"os.system"])
+def test_a_target_that_is_no_name_is_refused(target):
+    with pytest.raises(ValueError, match="_target_"):
+        construct({"_target_": target})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "ldm.models.unet.Nothing",
+        "ldm.models.nowhere.UNet",
+        "ldm.models.unet.UNet.nothing",
+        "ldm.models.unet.VECTOR",
+        "ldm.models.unet.torch",
+        "ldm.models.",
+        "ldm.models..unet",
+    ],
+)
+def test_a_target_that_does_not_exist_or_is_no_callable_is_refused(target):
+    with pytest.raises(ValueError, match="_target_"):
+        construct({"_target_": target})
+
+
+def test_what_only_the_command_line_may_name_is_refused_in_a_bundle():
+    node = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.1}
+    assert construct(node, allowed=TARGETS).keywords == {"lr": 0.1}
+    with pytest.raises(
+        ValueError, match=r"refused: targets start with one of ldm\.models\., ldm\.diffusion\."
+    ):
+        construct(node)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"chanels": 8}, {"_args_": [1]}, {"channels": "wide"}, {"multipliers": 3}]
+)
+def test_arguments_that_do_not_fit_are_refused_in_a_sentence(specs, changes):
+    with pytest.raises(ValueError, match=r"'ldm\.models\.vae\.AutoencoderKL' can't be called with"):
+        construct(specs["autoencoder"] | changes)
+
+
+def test_a_tree_is_built_from_its_leaves():
+    node = {
+        "sampler": {
+            "_target_": "ldm.diffusion.samplers.Sampling",
+            "method": {"_target_": "ldm.diffusion.samplers.ddim", "_partial_": True, "eta": 0.5},
+            "grid": {"_target_": "ldm.diffusion.grids.uniform", "_partial_": True},
+            "steps": 3,
+        },
+        "plain": [1, "two", None, {"three": 3.0}],
+    }
+    built = construct(node)
+    assert built["sampler"].steps == 3
+    assert built["sampler"].method.keywords == {"eta": 0.5}
+    assert not isinstance(
+        built["sampler"].grid, partial
+    )  # nothing is bound: the function itself, not a wrapper
+    assert built["plain"] == node["plain"]
+
+
+def test_the_tree_itself_is_left_as_it_was(specs):
+    before = repr(specs["backbone"])
+    with torch.device("meta"):
+        assert isinstance(construct(specs["backbone"]), UNet)
+    assert repr(specs["backbone"]) == before

@@ -1,0 +1,83 @@
+"""Five numbers a network and a sampler: they change only when what is computed changes.
+
+`make golden` rewrites them; the reason goes into the commit message.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ldm.construct import construct
+from ldm.diffusion import samplers, schedules
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+METHODS = {"ddpm": samplers.ddpm, "ddim": samplers.ddim, "heun": samplers.heun, "dpmpp_2m": samplers.dpmpp_2m}
+
+
+def spec(group: str, name: str) -> dict:
+    return yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text())
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """Weights that no zero initialisation hides, the same on every machine."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def unet() -> torch.Tensor:
+    net = randomised(construct(spec("backbone", "unet_tiny")))
+    return net(noise(2, 8, 16, 16), torch.tensor([10.0, 900.0]), noise(2, 32, 128))
+
+
+def vae() -> torch.Tensor:
+    net = randomised(construct(spec("autoencoder", "kl_f4_tiny")))
+    return net.decode(net.posterior(noise(2, 3, 64, 64)).mean)
+
+
+def text_encoder() -> torch.Tensor:
+    net = randomised(construct(spec("text_encoder", "clip_tiny")))
+    tokens = torch.arange(64).view(2, 32) % 2000
+    tokens[:, 9] = 2047
+    return net(tokens).states
+
+
+def sampled(name: str) -> torch.Tensor:
+    """A loop over a denoiser that is a fixed function, on rectified flow."""
+    draws = iter(noise(64, 1, 1, 1, 8).double())
+    return METHODS[name](
+        lambda x, t: torch.tanh(x) * (1 - t / 2),
+        schedules.rectified_flow,
+        noise(1, 1, 1, 8).double(),
+        torch.linspace(1, 0, 11, dtype=torch.float64),
+        noise=lambda x: next(draws),
+    )
+
+
+CASES = {"unet_tiny": unet, "kl_f4_tiny": vae, "clip_tiny": text_encoder} | {
+    name: (lambda name=name: sampled(name)) for name in METHODS
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_are_those_of_the_golden_file(name):
+    with torch.no_grad():
+        values = CASES[name]().double().flatten()
+    found = [values.mean(), values.std(), values.abs().max(), values[0], values[-1]]
+    found = [float(value) for value in found]
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("LDM_GOLDEN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found) + "\n")
+    assert found == pytest.approx(json.loads(path.read_text()), rel=2e-4, abs=1e-5)
