@@ -13,8 +13,8 @@ from ldm.evaluation.results import read_results, values
 FOLDER = Path(__file__).parent
 TITLE = """# Experiments
 
-Each folder is a run with its record: `README.md` in words, `results.json` as `python -m ldm.evaluate` wrote it.
-This page is made by `make report`. A table holds rows of one protocol only, since numbers of two
+Each folder is a run with its record: `README.md` in words, `results.json` as `python -m ldm.evaluate` wrote
+it. This page is made by `make report`. A table holds rows of one protocol only, since numbers of two
 protocols (other captions, features, sampler or counts) can't be compared.
 """
 

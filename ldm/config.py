@@ -102,6 +102,9 @@ def answer_errors(action: Callable[[], None]) -> None:
     """Runs an action; what a user did wrong ends in one sentence and exit status 1."""
     try:
         action()
+    except BrokenPipeError:  # the reader of our output has gone: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except USER_ERRORS as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise

@@ -32,6 +32,8 @@ def main(config: DictConfig) -> None:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(config.seed)  # initial weights; every later draw is keyed by sample position
     stage, data = build(config.model.stage), build(config.model.datamodule)
+    if config.compile:
+        stage.net.compile()
     log = MetricsLog(run.path / "metrics.jsonl")
     state = run.state()
     if state is not None:
@@ -65,6 +67,8 @@ def millions(module: Any) -> str:
 
 def quiet() -> None:
     """Silences what other packages print that a user can do nothing about."""
+    import pytorch_lightning  # noqa: F401 - it sets its own level when it is imported
+
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")

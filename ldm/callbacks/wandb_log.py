@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import uuid
 from pathlib import Path
 
 from pytorch_lightning.loggers import WandbLogger
@@ -17,7 +18,7 @@ def wandb_logger(*, project: str, name: str, folder: str) -> WandbLogger:
 
     identity = Path(folder) / "wandb_id"
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(uuid.uuid4().hex[:8])
     os.environ.setdefault(
         "WANDB_DATA_DIR", folder
     )  # tables keep their pictures beside the run, not in the home folder

@@ -28,6 +28,7 @@ from ldm.tokenizers import Tokenizer
 
 FORMAT = 1
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
+SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "emoji" / "bundle"
 
 
 class BundleError(ValueError):
@@ -147,11 +148,12 @@ class Bundle:
 
 
 def find(path: Path) -> Path:
-    """The bundle that a path means: itself, a run's, or the newest of an experiment's runs.
+    """The bundle that a path means: itself, a run's, the newest of an experiment's runs; `shipped` is ours.
 
     Raises:
         BundleError: there is none.
     """
+    path = SHIPPED if path == Path("shipped") else path
     newest = sorted(path.glob(f"*/bundle/{CONFIG}"))
     for candidate in (path, path / "bundle", *(found.parent for found in newest[::-1])):
         if (candidate / CONFIG).is_file() and "parts:" in (candidate / CONFIG).read_text(errors="replace"):

@@ -13,11 +13,11 @@ from torch.testing import assert_close
 from ldm.checkpoints.clip import clip_rules
 from ldm.checkpoints.keymap import shapes, translate
 from ldm.construct import construct
+from ldm.models.attention import attend
 from ldm.models.clip import (
     CLIP,
     TextTransformer,
     VisionTransformer,
-    attend,
     contrastive_loss,
     gelu,
     quick_gelu,
