@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ldm", "data_prep", "experiments", "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-UNSAFE = re.compile(r"weights_only *= *False|trust_remote_code|yaml\.load\(|pickle\.load|extractall\(|shell *= *True")
+UNSAFE = re.compile(
+    r"weights_only *= *False|trust_remote_code|yaml\.load\(|pickle\.load|extractall\(|shell *= *True"
+)
 
 
 def name(path: Path) -> str:

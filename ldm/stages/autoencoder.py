@@ -68,10 +68,8 @@ class AutoencoderStage(LightningModule):
         self.averaged: AutoencoderKL | None = None
         self.optimizer, self.decay = optimizer, decay
         self.kl_weight, self.seed, self.augment = kl_weight, seed, augment
-        self.perceptual, self.perceptual_weight = (
-            (perceptual,),
-            perceptual_weight,
-        )  # a tuple hides frozen weights
+        self.perceptual = (perceptual,)  # a tuple hides frozen weights from state and optimizer
+        self.perceptual_weight = perceptual_weight
         self.discriminator = discriminator
         self.discriminator_weight, self.discriminator_start = discriminator_weight, discriminator_start
         self.automatic_optimization = discriminator is None

@@ -1,0 +1,21 @@
+"""A perceptual distance that needs no download."""
+
+from torch import nn
+
+from ldm.metrics.features import EfficientNetLite0
+from ldm.models.perceptual import PerceptualDistance
+
+CUTS = (1, 3, 5, 11)  # blocks of EfficientNet-lite0 after which the resolution falls, from 1/2 to 1/16
+
+
+def efficientnet_lite0(*, size: int = 64) -> PerceptualDistance:
+    """Distance in the feature maps of EfficientNet-lite0 (weights: `EfficientNetLite0`), at five depths.
+
+    Args:
+        size: side of the pictures in pixels, a multiple of 32.
+    """
+    extractor = EfficientNetLite0(size=size)
+    net = extractor.net
+    stages = [nn.Sequential(net._conv_stem, net._bn0, net._swish)]
+    stages += [nn.Sequential(*net._blocks[a:b]) for a, b in zip((0, *CUTS), CUTS, strict=False)]
+    return PerceptualDistance(stages, mean=[extractor.mean] * 3, std=[extractor.std] * 3)
