@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import wraps
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -231,8 +230,3 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """The words ", did you mean X?", or none where nothing is near."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f", did you mean {found[0]!r}?" if found else ""
-
-
-def has_module(name: str) -> bool:
-    """Whether a package is installed, without importing it."""
-    return find_spec(name) is not None

@@ -1,0 +1,72 @@
+"""The bundle that ships with the package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data_prep.emoji import ASSETS, draw_validation, read_samples
+from ldm.checkpoints.bundle import SHIPPED, Bundle
+from ldm.checkpoints.pipeline import open_pipeline
+from ldm.data.index import ShardIndex
+from ldm.data.pictures import PictureDataset
+from ldm.data.shards import write_shards
+from ldm.evaluation.measure import round_trip
+from ldm.metrics.reconstruction import psnr
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory) -> torch.Tensor:
+    """The pictures that `python -m data_prep.emoji` holds out."""
+    captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
+    keys = draw_validation(list(captions), share=0.1, seed=0)
+    root = tmp_path_factory.mktemp("held_out")
+    samples = read_samples({key: entry for key, entry in captions.items() if key in keys})
+    shards = tuple(write_shards(samples, root=root, split="val"))
+    ShardIndex(root=root, name="emoji", shards=shards).save()
+    return PictureDataset(str(root), split="val", size=64).images()
+
+
+def test_it_is_small_and_holds_data_only():
+    files = sorted(SHIPPED.iterdir())
+    assert sum(file.stat().st_size for file in files) <= 25e6
+    assert {file.suffix for file in files} == {".safetensors", ".yaml", ".json"}
+
+
+def test_its_autoencoder_keeps_27_db_of_pictures_that_it_has_not_seen(held_out):
+    codec = Bundle.open("shipped").codec()
+    rebuilt = torch.cat([round_trip(codec, images) for images in held_out.split(32)])
+    assert psnr(rebuilt, held_out).mean() >= 27
+
+
+def test_its_latents_have_mean_0_and_deviation_1(held_out):
+    posterior = Bundle.open("shipped").codec().encode_images(held_out)
+    assert posterior.mean.mean().abs() < 0.05
+    assert posterior.mean.var().add(posterior.std.square().mean()).sqrt() == pytest.approx(1, abs=0.1)
+
+
+def test_the_same_seed_draws_the_same_picture_to_the_bit():
+    first, second = (open_pipeline(Bundle.open("shipped"), steps=5) for _ in range(2))
+    assert torch.equal(first(["red apple"], [7]), second(["red apple"], [7]))
+
+
+def test_the_command_draws_without_lightning(tmp_path):
+    program = (
+        "import sys; sys.argv = ['sample', 'num_pictures=2', 'steps=2', 'out=drawn']\n"
+        "from ldm.sample import main; main()\n"
+        "assert not {'pytorch_lightning', 'torchmetrics', 'wandb', 'webdataset'} & set(sys.modules)"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "drawn" / "0000.png") as picture:
+        assert picture.size == (64, 64)
+        assert json.loads(picture.text["ldm"])["prompt"] == "red apple"
