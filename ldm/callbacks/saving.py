@@ -35,6 +35,12 @@ class SaveStates(Callback):
         self._saved_step = -1
         self._handlers: dict[int, Any] = {}
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lets a training that had reached its last step go on when it is given more steps."""
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)

@@ -142,6 +142,22 @@ def test_a_denoiser_resumes_exactly(train, train_with_stop, diffusion_stage, pic
     assert stopped.positions == whole.positions[-len(stopped.positions) :]
 
 
+def test_a_finished_training_goes_on_when_it_is_given_more_steps(train, diffusion_stage, latents):
+    whole = train(diffusion_stage(), latents, "whole", steps=9)
+    train(diffusion_stage(), latents, "extended", steps=5)
+    extended = train(diffusion_stage(), latents, "extended", steps=9)
+    assert differences(compared(whole.state), compared(extended.state)) == []
+    assert extended.positions == whole.positions[-len(extended.positions) :]
+    assert len(extended.positions) == 4 * 4
+
+
+def test_a_finished_training_takes_no_further_step(train, diffusion_stage, latents):
+    first = train(diffusion_stage(), latents, "whole", steps=5)
+    again = train(diffusion_stage(), latents, "whole", steps=5)
+    assert again.positions == []
+    assert differences(compared(first.state), compared(again.state)) == []
+
+
 def test_another_seed_of_the_noise_is_noticed(train, train_with_stop, diffusion_stage, latents):
     whole = train(diffusion_stage(), latents, "whole")
     stopped = train_with_stop(
