@@ -151,6 +151,8 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
         check_group(override)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = compose(name, overrides=[override.input_line or "" for override in groups])
+    for key in key_paths(config):
+        check_range(key, OmegaConf.select(config, key, throw_on_resolution_failure=False))
     for override in overrides:
         if override not in groups and not override.key_or_group.startswith("hydra"):
             check_value(override, config)
@@ -182,14 +184,15 @@ def check_value(override: Override, config: DictConfig) -> None:
         return
     value, default = override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False)
     check_type(key, value, default)
-    if not OmegaConf.is_config(default):
-        check_range(key, value)
+    check_range(key, value)
 
 
 def check_range(key: str, value: Any) -> None:
-    """Refuses what the rule of the last part of the key refuses; null and interpolations pass."""
+    """Refuses what the rule of the last part of the key refuses; null, nodes and interpolations pass."""
     rule, sentence = LIMITS.get(key.rpartition(".")[2], (None, ""))
-    if rule is None or value is None or (isinstance(value, str) and "${" in value):
+    if rule is None or value is None or OmegaConf.is_config(value):
+        return
+    if isinstance(value, str) and "${" in value:
         return
     if not isinstance(value, int | float) or not rule(value):
         raise ValueError(f"{key}={value} {sentence}")

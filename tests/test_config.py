@@ -1,5 +1,6 @@
 """Facts about what the command line refuses, and about the yaml files of conf/."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,13 @@ def test_a_line_that_is_no_override_is_refused(argument):
 )
 def test_what_is_right_passes(arguments):
     check("train", arguments)
+
+
+def test_a_yaml_out_of_range_is_refused_as_a_value_on_the_command_line_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    (config.CONF / "experiment" / "hasty.yaml").write_text("# @package _global_\noptimizer: {lr: -1.0}\n")
+    with pytest.raises(ValueError, match=r"optimizer\.lr=-1\.0 must be a finite number above 0"):
+        check("train", ["+experiment=hasty"])
 
 
 def test_several_values_pass_in_a_sweep():

@@ -1,25 +1,18 @@
-"""Pictures of a report: what was generated beside the real ones, and the curves of a training."""
+"""Pictures of a report: what was generated beside the real ones."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ldm.checkpoints.pictures import to_picture
 from ldm.evaluation.measure import Shown
 
 MAX_BYTES = 400_000  # of one figure: reports are committed
 MARGIN, TEXT_HEIGHT, TEXT_SIZE = 6, 16, 11
 INK, PAPER = (30, 30, 30), (255, 255, 255)
-
-Curves = Mapping[str, Sequence[tuple[int, float]]]  # name -> (step, value), ...
-
-
-def to_image(picture: UInt8[Tensor, "3 h w"]) -> Image.Image:
-    return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
 
 
 def picture_grid(
@@ -37,7 +30,7 @@ def picture_grid(
         x, y = MARGIN + number % columns * step_x, MARGIN + number // columns * step_y
         if titles:
             draw.text((x, y), fit_text(titles[number], width, font), fill=INK, font=font)
-        canvas.paste(to_image(picture), (x, y + band))
+        canvas.paste(to_picture(picture), (x, y + band))
     return canvas
 
 
@@ -59,7 +52,7 @@ def comparison(shown: Sequence[Shown]) -> Image.Image:
         y = TEXT_HEIGHT + line * step_y
         draw.text((MARGIN, y), fit_text(one.prompt, width - 2 * MARGIN, font), fill=INK, font=font)
         for picture, x in zip([*one.generated, one.nearest, one.right], lefts, strict=True):
-            canvas.paste(to_image(picture), (x, y + TEXT_HEIGHT))
+            canvas.paste(to_picture(picture), (x, y + TEXT_HEIGHT))
     return canvas
 
 
@@ -95,63 +88,3 @@ def save_png(image: Image.Image, path: Path, *, max_bytes: int = MAX_BYTES) -> P
         )
         image.quantize(256).save(path, optimize=True)
     return path
-
-
-def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a `metrics.jsonl` by name; a line torn by a killed run is left out."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-            step = int(record.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        for name, value in record.items():
-            curves.setdefault(name, []).append((step, float(value)))
-    return curves
-
-
-def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
-    """One panel a name, smoothed by a running mean where there are many points.
-
-    Raises:
-        ValueError: there is no curve.
-    """
-    import matplotlib  # half a second that only this function needs
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = sorted(curves)
-    if not names:
-        raise ValueError("there are no curves to draw: metrics.jsonl is empty")
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, layout="constrained"
-    )
-    for panel, name in zip(axes.flat, names, strict=False):
-        steps, values = zip(*curves[name], strict=True)
-        many = len(steps) > 100
-        panel.plot(
-            steps, values, linewidth=0.6 if many else 1.4, alpha=0.35 if many else 1.0, color="tab:blue"
-        )
-        if many:
-            panel.plot(steps, running_mean(values, window=len(values) // 25), color="tab:blue")
-        panel.set_title(name, fontsize=9)
-        panel.tick_params(labelsize=7)
-        panel.grid(alpha=0.3)
-    for panel in axes.flat[len(names) :]:
-        panel.set_visible(False)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
-    return path
-
-
-def running_mean(values: Sequence[float], *, window: int) -> list[float]:
-    """Mean of the last `window` values at each place."""
-    sums = torch.tensor([0.0, *values], dtype=torch.float64).cumsum(0)
-    ends = torch.arange(1, len(values) + 1)
-    starts = (ends - window).clamp(min=0)
-    return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()

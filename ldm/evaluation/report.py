@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluation.figures import beside, comparison, read_curves, save_curves, save_png
+from ldm.evaluation.curves import read_curves, save_curves
+from ldm.evaluation.figures import beside, comparison, save_png
 from ldm.evaluation.measure import Shown
 from ldm.evaluation.results import FILE_NAME, write_results
 from ldm.evaluation.tables import report
