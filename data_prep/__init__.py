@@ -1,1 +1,1 @@
-"""Commands that turn pictures and captions into shards: one data set a file."""
+"""Commands that turn pictures and captions into shards, one a file, and the rules that they share."""

@@ -1,13 +1,19 @@
-"""The index beside a set of shards: what they hold, where each sample lies, and how to know they are whole."""
+"""The index beside a set of shards: what they hold, where each sample lies, how to know they are whole."""
 
 import hashlib
 import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 FORMAT = 1
 FILE_NAME = "shards.json"
+TAR_BLOCK = 512  # bytes; a member's header is the block before its data
 
 
 class DataError(ValueError):
@@ -55,27 +61,40 @@ class ShardIndex:
         root = Path(root)
         path = root / FILE_NAME
         if not path.is_file():
-            raise DataError(f"no data set at {root}: {path} is missing; prepare one with python -m data_prep.<set>")
+            raise DataError(
+                f"no data set at {root}: {path} is missing; prepare one with python -m data_prep.<set>"
+            )
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
-                raise DataError(f"{path} has format {document['format']}, this version reads {FORMAT}: prepare it anew")
+                raise DataError(
+                    f"{path} has format {document['format']}, this version reads {FORMAT}: prepare it anew"
+                )
             shards = tuple(_shard(entry) for entry in document["shards"])
             index = cls(root=root, name=document["name"], shards=shards)
         except DataError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a readable shard index ({error!r}): prepare the set anew") from error
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+            raise DataError(
+                f"{path} is not a readable shard index ({error!r}): prepare the set anew"
+            ) from error
+        index.check_keys()
         index.check_sizes()
         return index
 
     def save(self) -> None:
-        """Writes `shards.json`; the last act of a preparation, so an index never names a shard that isn't whole."""
+        """Writes `shards.json`: the last act of a preparation, so it never names a shard that isn't whole."""
         entries = [asdict(shard) for shard in self.shards]
         text = json.dumps({"format": FORMAT, "name": self.name, "shards": entries}, separators=(",", ":"))
-        temporary = self.root / f".{FILE_NAME}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.root / FILE_NAME)
+        with whole_file(self.root / FILE_NAME) as stream:
+            stream.write(text.encode())
+
+    def check_keys(self) -> None:
+        """Raises DataError for a key of two samples: a picture would count twice, or be in two splits."""
+        numbers = Counter(key for shard in self.shards for key in shard.keys)
+        key, number = max(numbers.items(), key=lambda item: item[1], default=("", 0))
+        if number > 1:
+            raise DataError(f"{self.root / FILE_NAME} has {number} samples {key!r}: prepare the set anew")
 
     def check_sizes(self) -> None:
         """Raises DataError for a shard that is missing or cut."""
@@ -102,7 +121,9 @@ class ShardIndex:
         chosen = tuple(shard for shard in self.shards if shard.split == name and shard.count)
         if not chosen:
             known = sorted({shard.split for shard in self.shards})
-            raise DataError(f"data set {self.root} has no split {name!r}; it has {', '.join(known) or 'no samples'}")
+            raise DataError(
+                f"data set {self.root} has no split {name!r}; it has {', '.join(known) or 'no samples'}"
+            )
         return chosen
 
     @cached_property
@@ -112,6 +133,30 @@ class ShardIndex:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: under its name whole and on the disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fsync_folder(path: Path) -> None:
+    # the rename itself must reach the disk before anything that relies on it
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def hash_file(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
@@ -119,7 +164,18 @@ def hash_file(path: Path) -> str:
 
 
 def _shard(entry: dict) -> Shard:
-    spans = {name: [(int(a), int(b)) for a, b in entry[name]] for name in ("images", "records")}
-    if not len(entry["keys"]) == len(spans["images"]) == len(spans["records"]):
-        raise ValueError(f"{entry['file']}: keys, images and records differ in number")
-    return Shard(**(entry | spans))
+    shard = Shard(**(entry | {name: _spans(entry[name], entry["bytes"]) for name in ("images", "records")}))
+    if not len(shard.keys) == len(shard.images) == len(shard.records):
+        raise ValueError(f"{shard.file}: keys, images and records differ in number")
+    if not all(isinstance(text, str) for text in (shard.file, shard.split, shard.sha256, *shard.keys)):
+        raise ValueError(f"{shard.file}: names and keys must be texts")
+    if Path(shard.file).name != shard.file:
+        raise ValueError(f"shard {shard.file!r} is not a plain file name")
+    return shard
+
+
+def _spans(pairs: list, limit: int) -> list[tuple[int, int]]:
+    spans = [(int(offset), int(size)) for offset, size in pairs]
+    if any(offset < TAR_BLOCK or size < 0 or offset + size > limit for offset, size in spans):
+        raise ValueError("a sample lies outside its shard")
+    return spans

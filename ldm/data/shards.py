@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import webdataset
 
-from ldm.data.index import DataError, Shard, ShardIndex, hash_file
+from ldm.data.index import TAR_BLOCK, DataError, Shard, ShardIndex, hash_file, whole_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +42,22 @@ def write_shards(
     samples = iter(samples)
     number = 0
     while chunk := list(islice(samples, samples_per_shard)):
-        yield _write_shard(chunk, root / f"{split}-{number:06d}.tar", split)
+        yield write_shard(chunk, root / f"{split}-{number:06d}.tar", split=split)
         number += 1
 
 
-def _write_shard(samples: list[Sample], path: Path, split: str) -> Shard:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        # a fixed time stamp: the same samples give the same bytes
-        with webdataset.TarWriter(stream, encoder=False, mtime=0) as tar:
-            for sample in samples:
-                tar.write({"__key__": sample.key, sample.extension: sample.image, "json": _record(sample)})
-    temporary.replace(path)
+def write_shard(samples: Iterable[Sample], path: Path, *, split: str) -> Shard:
+    """Writes one tar: there whole under its name, or not at all."""
+    with whole_file(path) as stream:
+        _write_samples(samples, stream)
     return scan_shard(path, split=split)
+
+
+def _write_samples(samples: Iterable[Sample], stream: BinaryIO) -> None:
+    # a fixed time stamp: the same samples give the same bytes
+    with webdataset.TarWriter(stream, encoder=False, mtime=0) as tar:
+        for sample in samples:
+            tar.write({"__key__": sample.key, sample.extension: sample.image, "json": _record(sample)})
 
 
 def _record(sample: Sample) -> bytes:
@@ -65,16 +69,17 @@ def scan_shard(path: Path, *, split: str) -> Shard:
     """Index entry of an existing tar.
 
     Raises:
-        DataError: a member that is not half of a (picture, json) pair.
+        DataError: a cut or compressed tar, or a member that is not half of a (picture, json) pair.
     """
     spans: dict[str, dict[str, tuple[int, int]]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            kind = "record" if extension == "json" else "image"
-            if not member.isfile() or kind in spans.setdefault(key, {}):
-                raise DataError(f"shard {path}: member {member.name!r} is not a picture or json of its own sample")
-            spans[key][kind] = (member.offset_data, member.size)
+    for member in tar_members(path):
+        key, _, extension = member.name.partition(".")
+        kind = "record" if extension == "json" else "image"
+        if not is_plain(member) or kind in spans.setdefault(key, {}):
+            raise DataError(
+                f"shard {path}: member {member.name!r} is not a picture or json of its own sample"
+            )
+        spans[key][kind] = (member.offset_data, member.size)
     halves = [key for key, span in spans.items() if len(span) != 2]
     if halves:
         raise DataError(f"shard {path}: sample {halves[0]!r} lacks its picture or its json")
@@ -87,6 +92,29 @@ def scan_shard(path: Path, *, split: str) -> Shard:
         images=[span["image"] for span in spans.values()],
         records=[span["record"] for span in spans.values()],
     )
+
+
+def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Every member of a tar, of whatever kind; nothing is extracted.
+
+    Raises:
+        DataError: not an uncompressed tar or, after the members before that place, a cut or damaged one.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            yield from tar
+            end = tar.offset
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"shard {path} is no whole, uncompressed tar ({error}): make it anew") from error
+    with path.open("rb") as stream:  # tarfile takes a cut between two members for the end
+        stream.seek(end)
+        if stream.read(TAR_BLOCK) != bytes(TAR_BLOCK):
+            raise DataError(f"shard {path} is cut or damaged at byte {end}: make it anew")
+
+
+def is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether a member is bytes that lie in the tar itself: no link, device, folder or file with holes."""
+    return member.isreg() and not member.issparse()
 
 
 class ShardReader:
@@ -112,7 +140,7 @@ class ShardReader:
 
     def image(self, number: int) -> bytes:
         shard, row = self.places[number]
-        return self._read(shard, shard.images[row])
+        return self._read(shard, row, shard.images[row])
 
     def record(self, number: int) -> dict:
         """The sample's json.
@@ -122,18 +150,44 @@ class ShardReader:
         """
         shard, row = self.places[number]
         try:
-            record = json.loads(self._read(shard, shard.records[row]))
-            if record["key"] == shard.keys[row] and record["texts"]:
-                return record
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise DataError(
-            f"shard {self.root / shard.file}: the record of sample {shard.keys[row]!r} is damaged; prepare the set anew"
-        )
+            record = json.loads(self._read(shard, row, shard.records[row]))
+        except (ValueError, RecursionError):
+            record = None
+        if not is_record(record, key=shard.keys[row]):
+            raise DataError(
+                f"shard {self.root / shard.file}: the record of sample {shard.keys[row]!r} is damaged;"
+                " prepare the set anew"
+            )
+        return record
 
-    def _read(self, shard: Shard, span: tuple[int, int]) -> bytes:
-        if shard.file not in self._files:
-            self._files[shard.file] = (self.root / shard.file).open("rb")
+    def _read(self, shard: Shard, row: int, span: tuple[int, int]) -> bytes:
+        """The bytes of a span, if the tar's own header before them names the sample."""
         offset, size = span
-        self._files[shard.file].seek(offset)
-        return self._files[shard.file].read(size)
+        try:
+            if shard.file not in self._files:
+                self._files[shard.file] = (self.root / shard.file).open("rb")
+            self._files[shard.file].seek(offset - TAR_BLOCK)
+            block = self._files[shard.file].read(TAR_BLOCK + size)
+        except OSError as error:
+            raise DataError(f"shard {self.root / shard.file} can't be read ({error.strerror})") from error
+        if len(block) != TAR_BLOCK + size or not block.startswith(_header_start(shard.keys[row])):
+            raise DataError(
+                f"shard {self.root / shard.file}: sample {shard.keys[row]!r} is not where the index says;"
+                " prepare the set anew"
+            )
+        return block[TAR_BLOCK:]
+
+
+def is_record(record: object, *, key: str) -> bool:
+    """Whether a json is the record of a sample: its key and its captions, each a text with a number."""
+    if not isinstance(record, dict) or record.get("key") != key:
+        return False
+    texts, numbers = record.get("texts"), record.get("comment_nos")
+    if not isinstance(texts, list) or not isinstance(numbers, list) or len(texts) != len(numbers):
+        return False
+    return bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
+
+
+def _header_start(key: str) -> bytes:
+    # a header's name holds 100 bytes of ASCII; the full name, where it is another, lies before it
+    return f"{key}.".encode("ascii", "replace")[:100]

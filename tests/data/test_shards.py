@@ -1,5 +1,6 @@
 """Facts about shards, their index and what is refused."""
 
+import gzip
 import json
 import tarfile
 
@@ -13,7 +14,7 @@ from data_prep import emoji as preparation
 from ldm.data.captions import captions
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.pictures import PictureDataset
-from ldm.data.shards import Sample, ShardReader, scan_shard, write_shards
+from ldm.data.shards import Sample, ShardReader, is_record, scan_shard, write_shards
 
 
 @pytest.fixture
@@ -198,3 +199,98 @@ def test_a_link_in_a_shard_is_refused(tmp_path):
         tar.addfile(link)
     with pytest.raises(DataError, match=r"'a\.png' is not a picture"):
         scan_shard(tmp_path / "link.tar", split="train")
+
+
+def change_index(root, change) -> None:
+    path = root / "shards.json"
+    document = json.loads(path.read_text())
+    change(document["shards"])
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda shards: shards[0].update(file="../train-000000.tar"), "is not a plain file name"),
+        (lambda shards: shards[0]["images"].__setitem__(0, [512, 10**9]), "lies outside its shard"),
+        (lambda shards: shards[0]["keys"].__setitem__(0, 7), "names and keys must be texts"),
+        (lambda shards: shards[0]["keys"].__setitem__(0, shards[-1]["keys"][0]), "has 2 samples"),
+    ],
+)
+def test_an_index_that_leads_astray_is_refused(broken, change, sentence):
+    change_index(broken.root, change)
+    with pytest.raises(DataError, match=sentence):
+        ShardIndex.load(broken.root)
+
+
+@pytest.mark.parametrize("part", ["images", "records"])
+def test_samples_whose_places_are_exchanged_are_refused(broken, part):
+    change_index(broken.root, lambda shards: shards[0][part].reverse())
+    reader = ShardReader(ShardIndex.load(broken.root), split="train")
+    read = reader.image if part == "images" else reader.record
+    with pytest.raises(DataError, match=r"is not where the index says|is damaged"):
+        read(0)
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_refused(broken):
+    reader = ShardReader(ShardIndex.load(broken.root), split="train")
+    path = broken.root / broken.shards[0].file
+    path.write_bytes(path.read_bytes()[: broken.shards[0].images[1][0] + 5])
+    assert reader.image(0)
+    with pytest.raises(DataError, match="is not where the index says"):
+        reader.image(1)
+    path.unlink()
+    with pytest.raises(DataError, match=r"can't be read \(No such file"):
+        ShardReader(broken, split="train").image(0)
+
+
+def test_long_and_foreign_keys_are_read_back(tmp_path):
+    keys = ["k" * 150, "ключ", "a b"]
+    samples = [
+        Sample(key=key, image=key.encode(), extension="png", texts=[key], comment_nos=[0]) for key in keys
+    ]
+    shards = tuple(write_shards(samples, root=tmp_path, split="train"))
+    ShardIndex(root=tmp_path, name="keys", shards=shards).save()
+    reader = ShardReader(ShardIndex.load(tmp_path), split="train")
+    assert [reader.image(number).decode() for number in range(3)] == keys
+    assert [reader.record(number)["key"] for number in range(3)] == keys
+
+
+def test_a_tar_cut_between_two_members_is_no_shard(emoji, tmp_path):
+    index = ShardIndex.load(emoji)
+    whole = (emoji / index.shards[0].file).read_bytes()
+    cut = index.shards[0].images[2][0] - 512  # where a member begins: tarfile takes that for the end
+    (tmp_path / "cut.tar").write_bytes(whole[:cut])
+    with pytest.raises(DataError, match=f"is cut or damaged at byte {cut}"):
+        scan_shard(tmp_path / "cut.tar", split="train")
+
+
+def test_a_compressed_tar_is_no_shard(emoji, tmp_path):
+    (tmp_path / "packed.tar").write_bytes(gzip.compress((emoji / "train-000000.tar").read_bytes()))
+    with pytest.raises(DataError, match="no whole, uncompressed tar"):
+        scan_shard(tmp_path / "packed.tar", split="train")
+
+
+def test_what_is_not_written_whole_leaves_nothing(tmp_path):
+    def samples():
+        yield Sample(key="a", image=b"1", extension="png", texts=["a"], comment_nos=[0])
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        tuple(write_shards(iter(samples()), root=tmp_path, split="train"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_without_captions_or_of_another_key_is_no_record():
+    whole = {"key": "a", "texts": ["x"], "comment_nos": [0]}
+    assert is_record(whole, key="a")
+    broken = [
+        {"key": "b"},
+        {"texts": []},
+        {"texts": "x"},
+        {"texts": [7]},
+        {"texts": [" "]},
+        {"comment_nos": []},
+    ]
+    assert not any(is_record(whole | change, key="a") for change in broken)
+    assert not is_record(["a"], key="a")

@@ -1,0 +1,105 @@
+"""Shards of any folder of captioned pictures: `python -m data_prep.folder source=... out=...`.
+
+source=...        folder with JPEG, PNG or WebP pictures, at any depth
+captions=...      .csv, .tsv or .jsonl with the captions: a row each, or in jsonl a list of them;
+                  by default each picture's captions are the lines of the .txt file beside it
+image=image       column with the picture's path in source
+caption=caption   column with the caption
+number=...        column with the caption's number; by default they are numbered in order
+split_column=...  column with train, val or test; by default see below
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from data_prep.caption_files import Columns, json_rows, table_rows
+from data_prep.options import HELP, PreparationOptions
+from data_prep.pairing import Collection, Place, Row, files_under, pair
+from data_prep.pictures import SUFFIXES
+from data_prep.preparation import prepare
+from data_prep.splits import find_lists, read_lists
+from data_prep.tally import Tally
+from data_prep.texts import read_text
+from ldm.config import command_line
+from ldm.data.index import DataError
+
+__doc__ = f"{__doc__}{HELP}"
+
+READERS: dict[str, Callable[..., Iterator[Row]]] = {
+    ".csv": partial(table_rows, delimiter=","),
+    ".tsv": partial(table_rows, delimiter="\t"),
+    ".jsonl": json_rows,
+}
+
+
+@dataclass(kw_only=True)
+class Options(PreparationOptions):
+    """The shared options, and where the captions are."""
+
+    captions: str = ""
+    image: str = "image"
+    caption: str = "caption"
+    number: str = ""
+    split_column: str = ""
+
+
+def main(options: Options) -> None:
+    """Writes the shards.
+
+    Raises:
+        ValueError, DataError: options, a source or a disk that can't be used.
+    """
+    options.check()
+    source = options.source_folder()
+    pictures = dict(files_under(str(source), SUFFIXES))
+    if not pictures:
+        raise DataError(f"{source}: no JPEG, PNG or WebP there")
+    collection = beside(source, pictures) if not options.captions else listed(pictures, options)
+    if not collection.splits and (lists := find_lists([source])):
+        collection.forms.append(f"split lists: {', '.join(path.name for path in lists)}")
+        collection.splits = read_lists(lists)
+    prepare(collection, options, name=Path(options.out).name)
+
+
+def listed(pictures: dict[str, Place], options: Options) -> Collection:
+    """The pairs that a caption file names.
+
+    Raises:
+        DataError: no such file, of another kind, or without the columns.
+    """
+    path = Path(options.captions)
+    if not path.is_file():
+        raise DataError(f"captions={path} is no file")
+    if path.suffix.lower() not in READERS:
+        raise DataError(f"captions={path}: expected a file of kind {', '.join(READERS)}")
+    columns = Columns(options.image, options.caption, options.number, options.split_column)
+    tally = Tally()
+    rows = READERS[path.suffix.lower()](path, tally, columns=columns)
+    return pair(rows, pictures, forms=[f"captions: {path}"], tally=tally)
+
+
+def beside(source: Path, pictures: dict[str, Place]) -> Collection:
+    """The pairs of pictures and the .txt files beside them."""
+    names = {name.rpartition(".")[0]: name for name in pictures}
+    texts = [name for name, _ in files_under(str(source), (".txt",)) if name not in top_lists(source)]
+
+    def rows() -> Iterator[Row]:
+        for text in sorted(texts):
+            picture = names.get(text.rpartition(".")[0], text)
+            lines = read_text(source / text).splitlines()
+            for number, line in enumerate(line for line in lines if line.strip()):
+                yield Row(picture, number, line)
+
+    return pair(rows(), pictures, forms=[f"{len(texts)} .txt files beside the pictures"], tally=Tally())
+
+
+def top_lists(source: Path) -> set[str]:
+    """The names of split lists in the source itself: no captions."""
+    return {path.name for path in find_lists([source])}
+
+
+if __name__ == "__main__":
+    command_line(main, Options, sys.argv[1:])

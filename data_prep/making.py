@@ -1,0 +1,100 @@
+"""One shard of a preparation: what it is made of, making it, and the note beside it that says it is whole."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from data_prep.pairing import Entry
+from data_prep.pictures import PictureRules, prepare_picture
+from data_prep.tally import LeftOut, Tally
+from data_prep.texts import is_long
+from ldm.data.index import Shard, hash_file, whole_file
+from ldm.data.shards import Sample, write_shard
+
+NOTES = ".notes"  # folder of the notes; gone once the index is there
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """A shard to be made: where, of what, by which rules, and the hash of the plan that it belongs to."""
+
+    path: Path
+    split: str
+    entries: list[Entry]
+    rules: PictureRules
+    plan: str
+
+
+@dataclass(kw_only=True)
+class ShardNote:
+    """What making a shard gave.
+
+    Attributes:
+        plan: hash of the plan.
+        shard: its index entry.
+        tally: what happened to its pictures.
+        hashes: sha256 of each source picture's bytes, by key.
+        seconds: of processor time.
+    """
+
+    plan: str
+    shard: Shard
+    tally: Tally
+    hashes: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def make_shard(task: ShardTask) -> ShardNote:
+    """Writes the shard, then its note."""
+    started = time.process_time()
+    tally, hashes = Tally(), {}
+    shard = write_shard(_samples(task, tally, hashes), task.path, split=task.split)
+    note = ShardNote(
+        plan=task.plan, shard=shard, tally=tally, hashes=hashes, seconds=time.process_time() - started
+    )
+    with whole_file(note_path(task.path)) as stream:
+        stream.write(json.dumps(asdict(note)).encode())
+    return note
+
+
+def _samples(task: ShardTask, tally: Tally, hashes: dict[str, str]) -> Iterator[Sample]:
+    for entry in task.entries:
+        try:
+            data = entry.place.read()
+            picture = prepare_picture(data, name=entry.name, rules=task.rules)
+        except LeftOut as left:
+            tally.leave_picture(str(left), entry.name)
+            continue
+        hashes[entry.key] = hashlib.sha256(data).hexdigest()
+        for change in picture.changes or ["stored byte for byte"]:
+            tally.convert(change)
+        tally.long_captions += sum(map(is_long, entry.texts))
+        width, height = picture.size
+        yield Sample(
+            key=entry.key,
+            image=picture.image,
+            extension=picture.extension,
+            texts=entry.texts,
+            comment_nos=entry.comment_nos,
+            metadata={"image": entry.name, "width": width, "height": height},
+        )
+
+
+def note_path(path: Path) -> Path:
+    """Where the note of a shard lies."""
+    return path.parent / NOTES / f"{path.name}.json"
+
+
+def finished(task: ShardTask) -> ShardNote | None:
+    """The note of a shard that was made by the same plan and is whole, or None."""
+    try:
+        entry = json.loads(note_path(task.path).read_bytes())
+        if entry["plan"] != task.plan or hash_file(task.path) != entry["shard"]["sha256"]:
+            return None
+        shard, tally = Shard(**entry["shard"]), Tally(**entry["tally"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ShardNote(**(entry | {"shard": shard, "tally": tally}))

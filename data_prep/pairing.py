@@ -1,0 +1,137 @@
+"""From rows of captions and places of pictures to pairs: what can't be paired is named, never guessed."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from data_prep.splits import join_splits, key_of
+from data_prep.tally import LeftOut, Tally
+from data_prep.texts import clean_caption
+
+MAX_BYTES = 64 * 2**20  # a picture's file
+
+
+class Place(NamedTuple):
+    """Where the bytes of a picture lie: a file, or `size` bytes of one."""
+
+    path: str
+    size: int
+    offset: int = 0
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            LeftOut: more than MAX_BYTES, or not there (any more).
+        """
+        if self.size > MAX_BYTES:
+            raise LeftOut(f"larger than {MAX_BYTES} bytes")
+        try:
+            with open(self.path, "rb") as stream:
+                stream.seek(self.offset)
+                return stream.read(self.size)
+        except OSError as error:
+            raise LeftOut("can't be read") from error
+
+
+class Row(NamedTuple):
+    """One caption as a source has it, judged by nobody yet; a number below 0 means: in order."""
+
+    picture: str
+    number: int
+    text: object
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A picture with at least one caption, before the picture is read."""
+
+    key: str
+    name: str
+    place: Place
+    texts: list[str]
+    comment_nos: list[int]
+
+
+@dataclass(kw_only=True)
+class Collection:
+    """What a source holds: pairs in the order of their keys, and how they were found.
+
+    Attributes:
+        entries: the pairs.
+        num_pictures, num_captions: how many the source names, those left out included.
+        forms: the forms in which the source was met: one sentence each.
+        splits: key -> split, where the source itself says so.
+        tally: what was left out or healed on the way.
+    """
+
+    entries: list[Entry]
+    num_pictures: int
+    num_captions: int
+    forms: list[str]
+    tally: Tally
+    splits: dict[str, str] = field(default_factory=dict)
+
+
+def pair(rows: Iterable[Row], pictures: Mapping[str, Place], *, forms: list[str], tally: Tally) -> Collection:
+    """Brings captions and pictures of the same name together."""
+    captions: dict[str, list[Row]] = {}
+    for row in rows:
+        captions.setdefault(row.picture, []).append(row)
+    for name in sorted(captions.keys() - pictures.keys()):
+        tally.leave_picture("captions without a picture", name)
+    entries: dict[str, Entry] = {}
+    for name in sorted(pictures):
+        try:
+            entry = _entry(name, pictures[name], captions.get(name, []), tally)
+            if entry.key in entries:
+                raise LeftOut("key of another picture")
+            entries[entry.key] = entry
+        except LeftOut as left:
+            tally.leave_picture(str(left), name)
+    keys = {entry.name: key for key, entry in entries.items()}
+    named = (row for rows in captions.values() for row in rows if row.split and row.picture in keys)
+    return Collection(
+        entries=[entries[key] for key in sorted(entries)],
+        num_pictures=len(captions.keys() | pictures.keys()),
+        num_captions=sum(map(len, captions.values())),
+        forms=forms,
+        splits=join_splits((row.split, [keys[row.picture]], row.picture) for row in named),
+        tally=tally,
+    )
+
+
+def _entry(name: str, place: Place, rows: list[Row], tally: Tally) -> Entry:
+    if not rows:
+        raise LeftOut("picture without captions")
+    kept: dict[tuple[int, str], None] = {}
+    for order, row in enumerate(rows):
+        number = row.number if row.number >= 0 else order
+        caption = f"{name}#{number}"
+        try:
+            text = clean_caption(row.text, name=caption, tally=tally)
+            if (number, text) in kept:
+                raise LeftOut("repeated row")
+            kept[number, text] = None
+        except LeftOut as left:
+            tally.leave_caption(str(left), caption)
+    if not kept:
+        raise LeftOut("no usable caption")
+    numbers, texts = zip(*sorted(kept, key=lambda item: item[0]), strict=True)
+    return Entry(key=key_of(name), name=name, place=place, texts=list(texts), comment_nos=list(numbers))
+
+
+def files_under(folder: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Place]]:
+    """(path in the folder, place) of each file with one of the suffixes; hidden ones are passed over."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                path = os.path.join(parent, name)
+                if os.path.isfile(path):
+                    yield (
+                        os.path.relpath(path, folder).replace(os.sep, "/"),
+                        Place(path, os.path.getsize(path)),
+                    )

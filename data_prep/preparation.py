@@ -1,0 +1,230 @@
+"""From a collection of captioned pictures to a set of shards, over processes, whatever stops it.
+
+Shards come one by one, each with a note; those of the same plan are kept when the command is run again. The
+report comes before the index, and the index last: a set with an index is whole.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+import PIL
+from tqdm import tqdm
+
+from data_prep.making import NOTES, ShardNote, ShardTask, finished, make_shard, note_path
+from data_prep.options import LISTED, PreparationOptions
+from data_prep.pairing import Collection
+from data_prep.processes import over_processes
+from data_prep.reports import Speed, check_left_out, describe, read_report, write_report
+from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
+from ldm.data.index import FILE_NAME, DataError, ShardIndex
+
+RULES = 1  # counts changes of the rules for pictures and captions
+
+
+def prepare(collection: Collection, options: PreparationOptions, *, name: str) -> None:
+    """Writes the set, or what it lacks; leaves a complete one alone.
+
+    Raises:
+        ValueError: an option that can't be.
+        DataError: too much is left out, another set is there, or something stopped the work.
+    """
+    options.check()
+    root = Path(options.out)
+    with answered_disk(root), sole_writer(root):
+        splits = choose_splits(collection, options)
+        tasks = plan_shards(collection, splits, options)
+        if is_complete(root, tasks[0].plan, options):
+            return
+        check_left_out(root, collection, limit=options.max_skip_share, report={"complete": False})
+        split_sha256 = write_splits(root, splits)
+        notes, speed = make_shards(root, tasks, options)
+        for task in tasks:
+            collection.tally.add(notes[task.path].tally)
+        ordered = [notes[task.path] for task in tasks]
+        report = describe(collection, splits, ordered, speed) | {
+            "split_sha256": split_sha256,
+            "options": asdict(options),
+            "plan": tasks[0].plan,
+        }
+        check_left_out(root, collection, limit=options.max_skip_share, report=report | {"complete": False})
+        write_report(root, report | {"complete": True})
+        ShardIndex(root=root, name=name, shards=tuple(note.shard for note in ordered)).save()
+        shutil.rmtree(root / NOTES)
+    print_summary(root, report)
+
+
+@contextmanager
+def answered_disk(root: Path) -> Iterator[None]:
+    """A full or read-only disk, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{root} can't be written ({error.strerror}): make room there or choose another out=,"
+            " and run the same command again to go on"
+        ) from error
+
+
+@contextmanager
+def sole_writer(root: Path) -> Iterator[None]:
+    """Makes the folder and holds it against a second preparation; the lock ends with its processes."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        _take(lock, root)
+        for leftover in (*root.glob(".*.tmp"), *root.glob(f"{NOTES}/.*.tmp")):
+            leftover.unlink()
+        (root / NOTES).mkdir(exist_ok=True)
+        yield
+
+
+def _take(lock: TextIO, root: Path) -> None:
+    for _ in range(20):  # the workers of a killed command end within moments
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    raise DataError(f"{root} is being prepared by another process: wait for it or end it")
+
+
+def choose_splits(collection: Collection, options: PreparationOptions) -> dict[str, str]:
+    """Key -> split of every entry that has one.
+
+    Raises:
+        DataError: lists are asked for and there are none, or nothing is left to train on.
+    """
+    keys = [entry.key for entry in collection.entries]
+    given = collection.splits
+    if options.split_from:
+        given = read_splits(Path(options.split_from))
+        collection.forms.append(f"splits: {options.split_from}")
+    if options.split in LISTED and not given:
+        raise DataError(
+            f"split={options.split}: no split lists in {options.source}; name them with split_from="
+        )
+    if options.split == "random" or not given:
+        collection.forms.append(f"split drawn with seed={options.seed}")
+        splits = draw_splits(
+            keys, val_share=options.val_share, test_share=options.test_share, seed=options.seed
+        )
+    else:
+        splits = {key: given[key] for key in keys if key in given}
+    if "train" not in splits.values():
+        raise DataError(f"{options.source}: no picture with captions is left to train on")
+    return splits
+
+
+def plan_shards(
+    collection: Collection, splits: dict[str, str], options: PreparationOptions
+) -> list[ShardTask]:
+    """The shards to be made; the same source and options give the same plan, whatever the workers."""
+    own = {name: [entry for entry in collection.entries if splits.get(entry.key) == name] for name in SPLITS}
+    settings = {"rules": RULES, "pillow": PIL.__version__, "samples": options.samples_per_shard}
+    plan = hashlib.sha256(json.dumps(settings | asdict(options.rules), sort_keys=True).encode())
+    for split, entries in own.items():
+        for entry in entries:
+            identity = (
+                split,
+                entry.name,
+                entry.place.offset,
+                entry.place.size,
+                entry.texts,
+                entry.comment_nos,
+            )
+            plan.update(json.dumps(identity).encode())
+    return [
+        ShardTask(
+            path=Path(options.out) / f"{split}-{first // options.samples_per_shard:06d}.tar",
+            split=split,
+            entries=entries[first : first + options.samples_per_shard],
+            rules=options.rules,
+            plan=plan.hexdigest(),
+        )
+        for split, entries in own.items()
+        for first in range(0, len(entries), options.samples_per_shard)
+    ]
+
+
+def is_complete(root: Path, plan: str, options: PreparationOptions) -> bool:
+    """Whether the set that is planned is there already; a broken one is removed to be made anew.
+
+    Raises:
+        DataError: a whole set of another plan is there.
+    """
+    if not (root / FILE_NAME).exists():
+        return False
+    try:
+        index = ShardIndex.load(root)
+        index.verify()
+    except DataError as error:
+        print(f"made anew: {error}")
+        (root / FILE_NAME).unlink()
+        return False
+    if read_report(root).get("plan") != plan:
+        raise DataError(
+            f"{root} holds a complete set of another source, other options or another version:"
+            " choose another out= or remove it"
+        )
+    print(f"{root} is complete already: {sum(shard.count for shard in index.shards)} pictures")
+    shutil.rmtree(root / NOTES)
+    return True
+
+
+def make_shards(
+    root: Path, tasks: list[ShardTask], options: PreparationOptions
+) -> tuple[dict[Path, ShardNote], Speed]:
+    """The note of every shard: those that are there, and those that are made now."""
+    started = time.perf_counter()
+    notes = {task.path: note for task in tasks if (note := finished(task))}
+    drop_strangers(root, notes)
+    missing = [task for task in tasks if task.path not in notes]
+    kept = sum(len(task.entries) for task in tasks) - (num_made := sum(len(task.entries) for task in missing))
+    sizes = {task.path.name: len(task.entries) for task in tasks}
+    if kept:
+        print(f"{root}: goes on after {len(notes)} shards that are there already")
+    made = []
+    with tqdm(total=kept + num_made, initial=kept, desc=root.name, unit="picture") as bar:
+        for note in over_processes(make_shard, missing, num_workers=options.num_workers):
+            notes[root / note.shard.file] = note
+            made.append(note)
+            bar.update(sizes[note.shard.file])
+    seconds = time.perf_counter() - started
+    return notes, Speed(pictures=num_made, seconds=seconds, cpu_seconds=sum(note.seconds for note in made))
+
+
+def drop_strangers(root: Path, kept: dict[Path, ShardNote]) -> None:
+    """Removes what another plan, or damage, left of earlier shards."""
+    paths = [root / note.name.removesuffix(".json") for note in (root / NOTES).glob("*.json")]
+    if strangers := [path for path in paths if path not in kept]:
+        print(f"{root}: made anew, as source, options or bytes have changed: {len(strangers)} shards")
+    for path in strangers:
+        path.unlink(missing_ok=True)
+        note_path(path).unlink()
+
+
+def print_summary(root: Path, report: dict) -> None:
+    """What a person wants to know at the end."""
+    written, speed = report["written"], report["speed"]
+    splits = ", ".join(f"{number} {name}" for name, number in written["splits"].items())
+    print(f"{root}: {written['pictures']} pictures ({splits}), {written['captions']} captions")
+    for title in ("pictures_left_out", "captions_left_out", "healed"):
+        for reason, number in report["counts"][title].items():
+            print(f"  {title.replace('_', ' ')}: {number} {reason}")
+    for kind, number in report["converted"].items():
+        print(f"  pictures {kind}: {number}")
+    print(f"  captions of more than 77 CLIP tokens: {report['captions_over_77_tokens']}")
+    for title in ("in_no_split", "same_bytes", "same_bytes_across_splits"):
+        if report[title]:
+            print(f"  {title.replace('_', ' ')}: {len(report[title])}")
+    print(f"  split sha256 {report['split_sha256']}")
+    print(
+        f"  {speed['seconds']:.1f} s, {speed['pictures_per_second']:.0f} pictures/s,"
+        f" {speed['pictures_per_core_second']:.0f} a core; all of it in {root / 'report.json'}"
+    )

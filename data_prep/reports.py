@@ -1,0 +1,125 @@
+"""`report.json`: all that happened in a preparation, with the name of everything that was left out."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import features
+
+from data_prep.making import ShardNote
+from data_prep.pairing import Collection
+from data_prep.tally import Ledger, counts, total
+from ldm.checkpoints.provenance import command, environment, git_state
+from ldm.data.index import DataError, whole_file
+
+FILE_NAME = "report.json"
+
+
+class Speed(NamedTuple):
+    """Pictures handled in this run, and the time that it took: on the clock, and of the processors."""
+
+    pictures: int
+    seconds: float
+    cpu_seconds: float
+
+
+def describe(collection: Collection, splits: dict[str, str], notes: list[ShardNote], speed: Speed) -> dict:
+    """The report of a preparation, the options aside."""
+    shards = [note.shard for note in notes]
+    numbers: Counter[str] = Counter()
+    for shard in shards:
+        numbers[shard.split] += shard.count
+    captions = {entry.key: len(entry.texts) for entry in collection.entries}
+    return {
+        "source": {
+            "forms": collection.forms,
+            "pictures": collection.num_pictures,
+            "captions": collection.num_captions,
+        },
+        "written": {
+            "pictures": sum(numbers.values()),
+            "captions": sum(captions[key] for shard in shards for key in shard.keys),
+            "splits": dict(numbers),
+            "shards": len(shards),
+            "bytes": sum(shard.bytes for shard in shards),
+        },
+        "in_no_split": [entry.name for entry in collection.entries if entry.key not in splits],
+        **ledgers(collection),
+        **duplicates(notes),
+        "speed": speed._asdict()
+        | {
+            "pictures_per_second": speed.pictures / max(speed.seconds, 1e-9),
+            "pictures_per_core_second": speed.pictures / max(speed.cpu_seconds, 1e-9),
+        },
+        "command": command(),
+        "code": git_state(),
+        "versions": environment()
+        | {name: features.version(name) for name in ("pil", "libjpeg_turbo", "zlib", "webp", "littlecms2")},
+    }
+
+
+def ledgers(collection: Collection) -> dict:
+    """What was left out, healed and converted: numbers first, names after."""
+    tally = collection.tally
+    named: dict[str, Ledger] = {
+        "pictures_left_out": tally.pictures,
+        "captions_left_out": tally.captions,
+        "healed": tally.healed,
+    }
+    return {
+        "counts": {title: counts(ledger) for title, ledger in named.items()},
+        "converted": dict(sorted(tally.converted.items())),
+        "captions_over_77_tokens": tally.long_captions,
+        **named,
+    }
+
+
+def duplicates(notes: list[ShardNote]) -> dict[str, list[list[str]]]:
+    """Keys of pictures whose files are the same byte for byte, and of those in more than one split."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for note in notes:
+        for key, digest in note.hashes.items():
+            groups.setdefault(digest, []).append((key, note.shard.split))
+    same = [group for group in groups.values() if len(group) > 1]
+    return {
+        "same_bytes": [[key for key, _ in group] for group in same],
+        "same_bytes_across_splits": [
+            [key for key, _ in group] for group in same if len({split for _, split in group}) > 1
+        ],
+    }
+
+
+def check_left_out(root: Path, collection: Collection, *, limit: float, report: dict) -> None:
+    """Writes the report and stops if more than `limit` of the pictures or captions are left out.
+
+    Raises:
+        DataError: with the number, the most frequent reason and the place of the names.
+    """
+    for thing, ledger, number in (
+        ("pictures", collection.tally.pictures, collection.num_pictures),
+        ("captions", collection.tally.captions, collection.num_captions),
+    ):
+        if total(ledger) > limit * number:
+            write_report(root, ledgers(collection) | report)
+            reason = next(iter(counts(ledger)))
+            raise DataError(
+                f"{total(ledger)} of {number} {thing} are left out, most as {reason!r}, more than"
+                f" max_skip_share={limit:g} allows; {root / FILE_NAME} names each: mend them, or set"
+                f" max_skip_share={total(ledger) / number + 0.0005:.3f}"
+            )
+
+
+def write_report(root: Path, report: dict) -> None:
+    """Puts the report beside the shards."""
+    with whole_file(root / FILE_NAME) as stream:
+        stream.write(json.dumps(report, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace"))
+
+
+def read_report(root: Path) -> dict:
+    """The report of a set; empty if there is none that can be read."""
+    try:
+        report = json.loads((root / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}

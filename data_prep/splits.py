@@ -1,0 +1,110 @@
+"""Which picture belongs to which split: by published lists, or drawn; by picture, never by caption."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from data_prep.texts import read_text
+from ldm.data.index import DataError, whole_file
+
+SPLITS = ("train", "val", "test")
+FILE_NAME = "splits.json"
+LIST_NAME = re.compile(r"(?:karpathy|flickr_?\d+k)?[._-]?(train|val|dev|test)(?:images)?\.txt", re.IGNORECASE)
+
+
+def find_lists(folders: Iterable[Path]) -> list[Path]:
+    """The split lists (`karpathy_train.txt`, `train.txt`, ...) of the first folder that has any."""
+    for folder in folders:
+        if found := sorted(path for path in folder.iterdir() if LIST_NAME.fullmatch(path.name)):
+            return found
+    return []
+
+
+def read_splits(path: Path) -> dict[str, str]:
+    """Key -> split, of a folder of lists, of one list's folder, or of a `splits.json` of ours.
+
+    Raises:
+        DataError: no lists there, or a picture in two of them.
+    """
+    if path.suffix == ".json":
+        return join_splits((split, keys, path) for split, keys in _read_json(path).items())
+    folder = path if path.is_dir() else path.parent
+    lists = find_lists([folder]) if folder.is_dir() else []
+    if not lists:
+        raise DataError(
+            f"{path}: no split lists there; expected {FILE_NAME}, or karpathy_train.txt and the like"
+        )
+    return read_lists(lists)
+
+
+def read_lists(lists: Iterable[Path]) -> dict[str, str]:
+    """Key -> split, of lists with the name of one picture a line, extension or not."""
+    return join_splits((_split_of(path), _read_list(path), path) for path in lists)
+
+
+def _split_of(path: Path) -> str:
+    found = LIST_NAME.fullmatch(path.name)
+    assert found, path
+    return found[1].lower().replace("dev", "val")
+
+
+def _read_list(path: Path) -> list[str]:
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if wrong := next((name for name in names if re.search(r"[\s|,]", name)), None):
+        raise DataError(f"{path}: {wrong[:60]!r} is no name of a picture; a split list has one name a line")
+    return [key_of(name) for name in names]
+
+
+def _read_json(path: Path) -> dict[str, list[str]]:
+    try:
+        document = json.loads(read_text(path))
+        if all(isinstance(key, str) for keys in document.values() for key in keys):
+            return document
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        pass
+    raise DataError(
+        f"{path} is no list of splits: expected {{split: [keys]}}, as {FILE_NAME} of a prepared set"
+    )
+
+
+def join_splits(lists: Iterable[tuple[str, list[str], object]]) -> dict[str, str]:
+    """Key -> split, of (split, keys, where that was said).
+
+    Raises:
+        DataError: an unknown split, or a picture in two.
+    """
+    splits: dict[str, str] = {}
+    for split, keys, origin in lists:
+        if split not in SPLITS:
+            raise DataError(f"{origin} names a split {split!r}: the splits are {', '.join(SPLITS)}")
+        for key in keys:
+            if splits.setdefault(key, split) != split:
+                raise DataError(
+                    f"{origin}: picture {key!r} is in {split} and in {splits[key]}; take it out of one"
+                )
+    return splits
+
+
+def key_of(name: str) -> str:
+    """The key of a picture by its name: without the extension, and what is no letter, digit, - or _ as _."""
+    return re.sub(r"[^\w-]", "_", str(PurePosixPath(name).with_suffix("")))
+
+
+def draw_splits(keys: Iterable[str], *, val_share: float, test_share: float, seed: int) -> dict[str, str]:
+    """Key -> split, in the order of a hash of seed and key: a picture more or less moves few others."""
+    order = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    num_val, num_test = round(val_share * len(order)), round(test_share * len(order))
+    numbers = {"val": num_val, "test": num_test, "train": len(order) - num_val - num_test}
+    drawn = [split for split, number in numbers.items() for _ in range(number)]
+    return dict(zip(order, drawn, strict=True))
+
+
+def write_splits(root: Path, splits: Mapping[str, str]) -> str:
+    """Writes `splits.json`, {split: [keys in order]}, and returns its sha256."""
+    document = {name: sorted(key for key, split in splits.items() if split == name) for name in SPLITS}
+    data = json.dumps(document, ensure_ascii=False, indent=0).encode()
+    with whole_file(root / FILE_NAME) as stream:
+        stream.write(data)
+    return hashlib.sha256(data).hexdigest()

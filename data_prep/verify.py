@@ -1,0 +1,185 @@
+"""Proves a prepared set whole and shows what is in it: `python -m data_prep.verify root=data/flickr30k`.
+
+  root=...               folder of the set
+  out=<root>/verify      folder for summary.json, sheet.png (pictures with a caption) and histograms.png
+  num_workers=<cores>    processes; 0: this one
+
+Read are the index, every byte of every shard (sha256), every pair, every caption, and every picture with the
+decoder that training uses. splits.json and report.json, where they are, must say the same. Exit status 1 if
+anything is wrong, with its name. Pictures that are the same byte for byte are listed, not refused.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep import splits
+from data_prep.processes import over_processes
+from data_prep.reports import read_report
+from data_prep.sheets import Specimen, draw_histograms, draw_sheet
+from ldm.config import command_line
+from ldm.data.decode import EncodedPicture
+from ldm.data.index import DataError, Shard, ShardIndex, whole_file
+from ldm.data.shards import ShardReader, scan_shard
+
+NUM_SPECIMENS = 40
+SHOWN = 20  # problems on the screen; all are in summary.json
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What the help above lists."""
+
+    root: str = "data/flickr30k"
+    out: str = ""
+    num_workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What one shard holds, and what is wrong with it."""
+
+    shard: str
+    problems: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
+    words: list[int] = field(default_factory=list)  # of each caption
+    hashes: dict[str, str] = field(default_factory=dict)  # key -> sha256 of its picture
+
+
+def main(options: Options) -> None:
+    """Reads all of a set and writes what it found.
+
+    Raises:
+        DataError: something is wrong with it.
+    """
+    index = ShardIndex.load(options.root)
+    out = Path(options.out or index.root / "verify")
+    out.mkdir(parents=True, exist_ok=True)
+    found = []
+    tasks = [(index.root, shard) for shard in index.shards]
+    with tqdm(total=sum(shard.count for shard in index.shards), desc="verify", unit="picture") as bar:
+        for findings in over_processes(check_shard, tasks, num_workers=options.num_workers):
+            found.append(findings)
+            bar.update(next(shard.count for shard in index.shards if shard.file == findings.shard))
+    problems = [*check_documents(index), *(line for findings in found for line in findings.problems)]
+    summary = summarise(index, found) | {"problems": problems}
+    with whole_file(out / "summary.json") as stream:
+        stream.write(json.dumps(summary, ensure_ascii=False, indent=1).encode())
+    draw(index, found, out)
+    print_summary(summary, out)
+    if problems:
+        more = f"; {len(problems) - 1} more in {out / 'summary.json'}" if len(problems) > 1 else ""
+        raise DataError(f"{index.root} is not whole: {problems[0]}{more}")
+
+
+def check_shard(task: tuple[Path, Shard]) -> Findings:
+    """Reads one shard to its last byte and pixel."""
+    root, shard = task
+    findings = Findings(shard=shard.file)
+    try:
+        scanned = scan_shard(root / shard.file, split=shard.split)
+        differing = [name for name, value in asdict(scanned).items() if value != asdict(shard)[name]]
+        if differing:
+            findings.problems.append(f"shard {shard.file}: the index differs in {', '.join(differing)}")
+    except DataError as error:
+        findings.problems.append(str(error))
+    if shard.count:
+        reader = ShardReader(ShardIndex(root=root, name="", shards=(shard,)), split=shard.split)
+        for number in range(len(reader)):
+            check_sample(reader, number, findings)
+    return findings
+
+
+def check_sample(reader: ShardReader, number: int, findings: Findings) -> None:
+    """Reads one pair."""
+    try:
+        record, data = reader.record(number), reader.image(number)
+        height, width, _ = EncodedPicture(data).pixels().shape
+    except DataError as error:
+        findings.problems.append(str(error))
+    except ValueError as error:
+        key = reader.keys()[number]
+        findings.problems.append(f"shard {findings.shard}: picture {key!r} can't be decoded ({error})")
+    else:
+        findings.sizes.append((width, height))
+        findings.words += (len(text.split()) for text in record["texts"])
+        findings.hashes[record["key"]] = hashlib.sha256(data).hexdigest()
+
+
+def check_documents(index: ShardIndex) -> Iterable[str]:
+    """What splits.json and report.json say otherwise than the index."""
+    path = index.root / splits.FILE_NAME
+    if path.is_file():
+        try:
+            assigned = splits.read_splits(path)
+        except DataError as error:
+            yield str(error)
+            assigned = {}
+        for shard in index.shards:
+            if wrong := [key for key in shard.keys if assigned.get(key) != shard.split]:
+                yield f"{path}: {len(wrong)} pictures of {shard.file} are elsewhere there, {wrong[0]!r} first"
+    written = read_report(index.root).get("written", {}).get("pictures")
+    number = sum(shard.count for shard in index.shards)
+    if written not in (None, number):
+        yield f"{index.root}: the index has {number} pictures, the report {written}"
+
+
+def summarise(index: ShardIndex, found: list[Findings]) -> dict:
+    """The set in numbers."""
+    keys: dict[str, list[str]] = {}
+    for findings in found:
+        for key, digest in findings.hashes.items():
+            keys.setdefault(digest, []).append(key)
+    numbers: Counter[str] = Counter()
+    for shard in index.shards:
+        numbers[shard.split] += shard.count
+    return {
+        "root": str(index.root),
+        "sha256": index.sha256,
+        "shards": len(index.shards),
+        "bytes": sum(shard.bytes for shard in index.shards),
+        "pictures": dict(numbers),
+        "captions": sum(len(findings.words) for findings in found),
+        "same_bytes": sorted(sorted(own) for own in keys.values() if len(own) > 1),
+    }
+
+
+def draw(index: ShardIndex, found: list[Findings], out: Path) -> None:
+    """The two figures, of what could be read."""
+    sizes = [size for findings in found for size in findings.sizes]
+    words = [number for findings in found for number in findings.words]
+    if sizes:
+        draw_histograms(sizes, words, out / "histograms.png")
+    readable = {key for findings in found for key in findings.hashes}
+    specimens = []
+    for name in dict.fromkeys(shard.split for shard in index.shards if shard.count):
+        whole = replace(index, shards=tuple(shard for shard in index.shards if shard.split == name))
+        reader = ShardReader(whole, split=name)
+        rows = [row for row, key in enumerate(reader.keys()) if key in readable]
+        for row in rows[:: max(1, len(readable) // NUM_SPECIMENS)]:
+            record = reader.record(row)
+            texts = record["texts"]
+            specimens.append(Specimen(reader.image(row), f"{name} {record['key']}", texts[row % len(texts)]))
+    draw_sheet(specimens[:NUM_SPECIMENS], out / "sheet.png")
+
+
+def print_summary(summary: dict, out: Path) -> None:
+    """The numbers, and the first of the problems."""
+    splits_text = ", ".join(f"{number} {name}" for name, number in summary["pictures"].items())
+    print(f"{summary['root']}: {splits_text}; {summary['captions']} captions, {summary['bytes']:,} bytes")
+    print(f"  sha256 {summary['sha256']} over {summary['shards']} shards")
+    print(f"  pictures that are the same byte for byte: {len(summary['same_bytes'])} groups")
+    for problem in summary["problems"][:SHOWN]:
+        print(f"  wrong: {problem}")
+    print(f"  {len(summary['problems'])} problems; {out}/summary.json, sheet.png, histograms.png")
+
+
+if __name__ == "__main__":
+    command_line(main, Options, sys.argv[1:])

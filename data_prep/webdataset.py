@@ -1,0 +1,151 @@
+"""Shards of a WebDataset, as img2dataset writes it: `python -m data_prep.webdataset source=... out=...`.
+
+  source=...   folder of .tar files, or 'shards/{00000..00010}.tar'; local files, never extracted
+
+A sample is what has one name up to the first dot: a picture (jpg, jpeg, png, webp) with its captions. These
+are `texts` in its json, or else its txt, or else `caption` in its json. If every tar's name begins with
+train, val or test, that is its split. A tar that is compressed, cut or damaged is refused by its name.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from braceexpand import braceexpand
+
+from data_prep.options import HELP, PreparationOptions
+from data_prep.pairing import Collection, Place, Row, pair
+from data_prep.preparation import prepare
+from data_prep.tally import LeftOut, Tally
+from ldm.config import command_line
+from ldm.data.index import DataError
+from ldm.data.shards import is_plain, tar_members
+
+__doc__ = f"{__doc__}{HELP}"
+
+PICTURES = {"jpg", "jpeg", "png", "webp"}
+SPLIT_NAME = re.compile(r"(train|val|test)(?![a-z])")
+
+Parts = dict[str, Place]  # extension -> where its bytes lie
+
+
+@dataclass(kw_only=True)
+class Options(PreparationOptions):
+    """The shared options; `source` is a folder or a pattern."""
+
+
+def main(options: Options) -> None:
+    """Writes the shards.
+
+    Raises:
+        ValueError, DataError: options, a source or a disk that can't be used.
+    """
+    options.check()
+    prepare(collect(find_tars(options.source)), options, name=Path(options.out).name)
+
+
+def find_tars(source: str) -> list[Path]:
+    """The tars of a folder, or of a pattern with braces.
+
+    Raises:
+        DataError: none there, or one that is missing.
+    """
+    if not source:
+        raise DataError(
+            "source= is missing: name a folder of tars, or a pattern like 'shards/{00000..00010}.tar'"
+        )
+    if Path(source).is_dir():
+        if tars := sorted(Path(source).glob("*.tar")):
+            return tars
+        raise DataError(f"source={source}: no .tar there")
+    tars = [Path(path) for path in braceexpand(source)]
+    if missing := [path for path in tars if not path.is_file()]:
+        raise DataError(f"source={source}: {missing[0]} is no file, nor a folder")
+    return tars
+
+
+def collect(tars: list[Path]) -> Collection:
+    """The pairs in some tars."""
+    tally = Tally()
+    pictures: dict[str, Place] = {}
+    rows: list[Row] = []
+    named = [SPLIT_NAME.match(path.name) for path in tars]
+    for path, found in zip(tars, named, strict=True):
+        split = found[1] if found and all(named) else ""
+        for key, parts in tar_samples(path, tally).items():
+            try:
+                name = picture_name(key, parts, pictures)
+            except LeftOut as left:
+                tally.leave_picture(str(left), f"{path.name}/{key}")
+                continue
+            pictures[name] = parts[name.rpartition(".")[2]]
+            rows += (Row(name, number, text, split) for number, text in captions_of(parts))
+    return pair(rows, pictures, forms=[f"{len(tars)} tars, {tars[0]} the first"], tally=tally)
+
+
+def tar_samples(path: Path, tally: Tally) -> dict[str, Parts]:
+    """Key -> members, of one tar; what is no plain file of a plain name is left out."""
+    samples: dict[str, Parts] = {}
+    for member in tar_members(path):
+        folder, _, base = member.name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        key, extension = f"{folder}/{stem}".lstrip("/"), extension.lower()
+        if member.isdir():
+            continue
+        if not is_plain(member):
+            tally.leave_picture("link, device or file with holes", f"{path.name}/{member.name}")
+        elif member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+            tally.leave_picture("name that leads outside", f"{path.name}/{member.name}")
+        elif extension in samples.setdefault(key, {}):
+            tally.leave_picture("member that is there twice", f"{path.name}/{member.name}")
+            samples[key]["twice"] = Place("", 0)
+        else:
+            samples[key][extension] = Place(str(path), member.size, member.offset_data)
+    return samples
+
+
+def picture_name(key: str, parts: Parts, taken: Iterable[str]) -> str:
+    """The name of the one picture of a sample.
+
+    Raises:
+        LeftOut: none or several, or another sample of the same name.
+    """
+    found = PICTURES & parts.keys()
+    if "twice" in parts or len(found) > 1:
+        raise LeftOut("several pictures or captions of one name")
+    if not found:
+        raise LeftOut("captions without a picture")
+    name = f"{key}.{found.pop()}"
+    if name in taken:
+        raise LeftOut("key of another picture")
+    return name
+
+
+def captions_of(parts: Parts) -> Iterator[tuple[int, object]]:
+    """(number, caption) of each caption of a sample; below 0 where they have no numbers."""
+    record = read_json(parts["json"]) if "json" in parts else {}
+    texts, numbers = record.get("texts"), record.get("comment_nos")
+    if isinstance(texts, list):
+        if not isinstance(numbers, list) or [type(number) for number in numbers] != [int] * len(texts):
+            numbers = [-1] * len(texts)
+        yield from zip(numbers, texts, strict=True)
+    elif "txt" in parts:
+        yield -1, parts["txt"].read().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    elif "caption" in record:
+        yield -1, record["caption"]
+
+
+def read_json(place: Place) -> dict:
+    """A member's json; empty if it is none."""
+    try:
+        record = json.loads(place.read())
+    except (LeftOut, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+if __name__ == "__main__":
+    command_line(main, Options, sys.argv[1:])

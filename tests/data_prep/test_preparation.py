@@ -1,0 +1,101 @@
+"""Facts about preparations: the same bytes always, nothing twice, every skip named, and a limit to them."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+
+from benchmarks.faults.world import NUM_PICTURES, encoded, flat, name_of
+from data_prep.reports import read_report
+from ldm.data.index import DataError, ShardIndex
+
+PICTURES = "flickr30k-images"
+
+
+def set_files(root) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.glob("*") if path.name != "report.json"}
+
+
+def test_the_shards_do_not_depend_on_the_number_of_processes(prepare):
+    alone, together = prepare("alone"), prepare("together", num_workers=3)
+    assert set_files(alone.root) == set_files(together.root)
+
+
+def test_a_complete_set_is_left_alone(prepare, capsys):
+    index = prepare()
+    before = {path: path.stat().st_mtime_ns for path in index.root.iterdir() if path.suffix == ".tar"}
+    prepare(num_workers=2)
+    assert f"is complete already: {NUM_PICTURES} pictures" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_complete_set_of_other_options_is_never_overwritten(prepare):
+    index = prepare()
+    with pytest.raises(DataError, match="holds a complete set of another source, other options"):
+        prepare(resolution=8)
+    assert ShardIndex.load(index.root).sha256 == index.sha256
+
+
+def test_a_set_that_is_not_whole_is_made_anew(prepare, capsys):
+    index = prepare()
+    path = index.root / index.shards[0].file
+    path.write_bytes(path.read_bytes()[:-1])
+    assert prepare().sha256 == index.sha256
+    assert "made anew: shard" in capsys.readouterr().out
+
+
+def test_unfinished_shards_of_another_plan_are_made_anew_and_that_is_said(source, prepare, capsys):
+    (source / PICTURES / name_of(3)).write_bytes(b"")
+    for resolution in (16, 24):
+        with pytest.raises(DataError, match="are left out"):
+            prepare(resolution=resolution)
+    assert "made anew, as source, options or bytes have changed: 6 shards" in capsys.readouterr().out
+
+
+def test_too_many_skips_stop_the_run_without_an_index_and_are_named(source, prepare, tmp_path):
+    for number in (3, 7):
+        (source / PICTURES / name_of(number)).write_bytes(b"<html>")
+    with pytest.raises(
+        DataError, match=r"2 of 16 pictures are left out, most as 'not JPEG.*max_skip_share=0\.12"
+    ):
+        prepare()
+    assert not (tmp_path / "out" / "shards.json").exists()
+    report = read_report(tmp_path / "out")
+    assert report["complete"] is False
+    assert report["pictures_left_out"] == {"not JPEG, PNG or WebP": [name_of(3), name_of(7)]}
+    shard = tmp_path / "out" / "train-000000.tar"
+    made = shard.stat().st_mtime_ns
+    index = prepare(max_skip_share=0.2)
+    assert sum(shard.count for shard in index.shards) == NUM_PICTURES - 2
+    assert shard.stat().st_mtime_ns == made  # nothing is done twice
+
+
+def test_the_report_says_what_was_found_and_made(source, prepare):
+    shutil.copy(source / PICTURES / name_of(1), source / PICTURES / name_of(2))
+    (source / PICTURES / name_of(4)).write_bytes(encoded(flat(4, "L", size=(60, 40)), "PNG"))
+    index = prepare(resolution=20)
+    report = read_report(index.root)
+    assert report["complete"] is True
+    assert (report["source"]["pictures"], report["source"]["captions"]) == (16, 32)
+    assert report["written"]["bytes"] == sum(shard.bytes for shard in index.shards)
+    assert report["same_bytes"] == [["p01", "p02"]]
+    assert report["converted"] == {"L to RGB": 1, "named by another format": 1, "resized": 16}
+    assert report["options"]["resolution"] == 20
+    assert report["split_sha256"] == hashlib.sha256((index.root / "splits.json").read_bytes()).hexdigest()
+
+
+def test_captions_that_clip_would_cut_are_counted(source, prepare):
+    path = source / "results_20130124.token"
+    path.write_text(path.read_text().replace("picture 3 seen 0", "picture 3 " + "dog " * 80))
+    assert read_report(prepare().root)["captions_over_77_tokens"] == 1
+
+
+def test_the_split_is_by_picture_and_by_seed(prepare):
+    drawn = [prepare(f"{n}", seed=seed, val_share=0.25) for n, seed in enumerate((0, 0, 1))]
+    held_out = [[key for shard in index.split("val") for key in shard.keys] for index in drawn]
+    assert held_out[0] == held_out[1] != held_out[2]
+    assert len(held_out[0]) == 4
+    written = json.loads((drawn[0].root / "splits.json").read_text())
+    assert written["val"] == held_out[0]
+    assert len({key for keys in written.values() for key in keys}) == NUM_PICTURES

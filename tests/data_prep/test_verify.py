@@ -1,0 +1,78 @@
+"""Facts about the proof that a set is whole."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from benchmarks.faults.sets import exchange_files, put, rewrite, swap
+from benchmarks.faults.world import NUM_PICTURES
+from data_prep import verify
+from ldm.data.index import DataError
+
+
+def verified(root, **options) -> dict:
+    verify.main(verify.Options(root=str(root), num_workers=0, **options))
+    return json.loads((root / "verify" / "summary.json").read_text())
+
+
+def flip(path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_whole_set_is_counted_and_drawn(prepare):
+    index = prepare(val_share=0.25)
+    summary = verified(index.root)
+    assert summary["problems"] == []
+    assert summary["sha256"] == index.sha256
+    assert summary["pictures"] == {"train": 12, "val": 4}
+    assert summary["captions"] == 2 * NUM_PICTURES
+    for name in ("sheet.png", "histograms.png"):
+        with Image.open(index.root / "verify" / name) as drawn:
+            assert min(drawn.size) > 200
+
+
+def test_pictures_that_are_the_same_are_listed(source, prepare):
+    pictures = source / "flickr30k-images"
+    (pictures / "p05.jpg").write_bytes((pictures / "p09.jpg").read_bytes())
+    assert verified(prepare().root)["same_bytes"] == [["p05", "p09"]]
+
+
+@pytest.mark.parametrize("part", ["images", "records"])
+def test_a_flipped_bit_is_named_by_its_shard(prepare, part):
+    index = prepare()
+    shard = index.shards[1]
+    flip(index.root / shard.file, sum(getattr(shard, part)[0]) - 2)
+    with pytest.raises(DataError, match=f"is not whole: shard {shard.file}: the index differs in sha256"):
+        verified(index.root)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [exchange_files, rewrite(swap("images")), rewrite(swap("records")), rewrite(put(0, "sha256", "0"))],
+)
+def test_pairs_that_are_not_where_the_index_says_are_named(prepare, damage):
+    index = prepare()
+    damage(index.root)
+    with pytest.raises(DataError, match="is not whole: "):
+        verified(index.root)
+
+
+def test_splits_that_say_otherwise_are_named(prepare):
+    index = prepare()
+    path = index.root / "splits.json"
+    splits = json.loads(path.read_text())
+    splits["val"].append(splits["train"].pop())
+    path.write_text(json.dumps(splits))
+    with pytest.raises(DataError, match=r"1 pictures of train-\d+\.tar are elsewhere there"):
+        verified(index.root)
+
+
+def test_a_report_that_says_otherwise_is_named(prepare):
+    index = prepare()
+    path = index.root / "report.json"
+    path.write_text(path.read_text().replace('"pictures": 16', '"pictures": 17'))
+    with pytest.raises(DataError, match="the index has 16 pictures, the report 17"):
+        verified(index.root)
