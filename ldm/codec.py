@@ -1,16 +1,19 @@
 """The frozen parts around a denoiser: pictures to latents and back, prompts to conditioning states."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 
 from ldm.models.clip import TextTransformer
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.tokenizers import Tokenizer
+
+# rows that a frozen network sees at once where what it makes is stored or trained on
+PICTURE_CHUNK, TEXT_CHUNK = 16, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +46,14 @@ class Codec:
         self.text_encoder.to(device)
         return self
 
-    def fingerprint(self) -> str:
-        """sha256 of all that decides what this codec makes of a picture or a prompt."""
-        digest = hashlib.sha256(repr(self.tokenizer.fingerprint()).encode())
-        tensors = {**self.autoencoder.state_dict(), **self.text_encoder.state_dict()}
-        tensors |= {"latent_shift": self.latent_shift, "latent_scale": self.latent_scale}
-        for name, tensor in sorted(tensors.items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def picture_fingerprint(self) -> str:
+        """sha256 of all that decides what this codec makes of a picture."""
+        affine = {"latent_shift": self.latent_shift, "latent_scale": self.latent_scale}
+        return _hash(affine | self.autoencoder.state_dict())
+
+    def text_fingerprint(self) -> str:
+        """sha256 of all that decides what this codec makes of a prompt."""
+        return _hash(self.text_encoder.state_dict(), *self.tokenizer.fingerprint())
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """Shape (c, h, w) of the latents of pictures of `size` pixels a side.
@@ -85,6 +87,33 @@ class Codec:
         """Text states, one row a prompt; the empty prompt is the unconditional one."""
         return self.text_encoder(self.tokenizer.encode(prompts).to(self.device)).states.float()
 
+    @torch.no_grad()
+    def moments(self, images: UInt8[Tensor, "b 3 H W"]) -> Float16[Tensor, "b 2 c h w"]:
+        """Means and log-variances of the scaled latents, as a denoiser is trained on them.
+
+        A picture gets the same bits in whatever company it comes, so training on stored moments is training
+        on pictures: they are rounded to half precision here, and computed in float32 in chunks of one size.
+        """
+
+        def encode(chunk: Tensor) -> Tensor:
+            posterior = self.encode_images(chunk)
+            return torch.stack([posterior.mean, posterior.logvar], dim=1).half()
+
+        return self._in_chunks(encode, images, size=PICTURE_CHUNK)
+
+    @torch.no_grad()
+    def states(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
+        """Text states of token ids, as a denoiser is trained on them; the same care as for `moments`."""
+        return self._in_chunks(lambda chunk: self.text_encoder(chunk).states.half(), tokens, size=TEXT_CHUNK)
+
+    def _in_chunks(self, encode: Callable[[Tensor], Tensor], rows: Tensor, *, size: int) -> Tensor:
+        made = []
+        with torch.autocast(self.device.type, enabled=False):
+            for chunk in rows.to(self.device).split(size):
+                filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
+                made.append(encode(filled)[: len(chunk)])
+            return torch.cat(made)
+
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale = (v.to(like).view(1, -1, 1, 1) for v in (self.latent_shift, self.latent_scale))
         return shift, scale
@@ -98,3 +127,11 @@ def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 def to_uint8(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
     """-1 .. 1 to 0 .. 255, rounded; what lies outside is clipped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _hash(tensors: Mapping[str, Tensor], *lines: str) -> str:
+    digest = hashlib.sha256("\n".join(lines).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -74,12 +74,22 @@ def test_shapes_follow_the_factor_and_other_sizes_are_refused(codec):
         codec.latent_shape(18)
 
 
-def test_the_fingerprint_covers_scale_and_tokenizer(codec, tokenizer):
-    assert codec.fingerprint() == codec.fingerprint()
+def test_fingerprints_cover_all_that_decides_and_no_more(codec, tokenizer, build_network, specs):
     other = type(tokenizer)(tokenizer.merges[:-1], vocab_size=640, context_length=16, pad_id=tokenizer.pad_id)
-    changed = [
+    network = build_network(specs["autoencoder"], 0)
+    network.load_state_dict(codec.autoencoder.state_dict())
+    assert replace(codec, autoencoder=network).picture_fingerprint() == codec.picture_fingerprint()
+    next(network.parameters()).data.view(-1)[0] += 1
+    of_pictures = [
         replace(codec, latent_shift=codec.latent_shift + 1),
         replace(codec, latent_scale=codec.latent_scale * 2),
-        replace(codec, tokenizer=other),
+        replace(codec, autoencoder=network),
     ]
-    assert len({codec.fingerprint(), *(each.fingerprint() for each in changed)}) == 4
+    of_texts = [
+        replace(codec, tokenizer=other),
+        replace(codec, text_encoder=build_network(specs["text_encoder"], 9)),
+    ]
+    assert len({each.picture_fingerprint() for each in [codec, *of_pictures]}) == 4
+    assert len({each.text_fingerprint() for each in [codec, *of_texts]}) == 3
+    assert {each.text_fingerprint() for each in of_pictures} == {codec.text_fingerprint()}
+    assert {each.picture_fingerprint() for each in of_texts} == {codec.picture_fingerprint()}

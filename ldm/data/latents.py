@@ -1,144 +1,166 @@
-"""Latents and text states of a frozen codec, computed once and kept on disk.
+"""What a denoiser is trained on: latents and text states, from the disk or encoded at every step.
 
-The folder is named by what decides its contents: the codec's weights, the shards' bytes and the picture
-size. Posterior moments are stored, not samples, so the latent is redrawn every epoch.
+Both data modules here give the same batches to the bit at the same seed; the first is the fast one.
 """
 
-import hashlib
-import shutil
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, default_collate
-from tqdm import tqdm
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ldm.codec import Codec
 from ldm.data import keyed
+from ldm.data.batch import LatentBatch
 from ldm.data.datamodule import PictureData, stream_loader
+from ldm.data.flips import flip
+from ldm.data.moments import Moments, stored_moments
 from ldm.data.pictures import PictureDataset
 from ldm.data.stream import StreamLoader
+from ldm.data.texts import Texts, stored_states
 
-NAMES = ("mean", "std", "states", "first")
+TextsOf = Callable[[PictureDataset, Codec], Texts]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentArrays:
-    """What a codec makes of one split, memory-mapped.
+class StoredSplit:
+    """Moments and captions of one split, by picture.
 
-    Attributes:
-        mean, std: of the posteriors in scaled units, float16, (pictures, c, h, w).
-        states: text states of all captions, float16, (captions, n, d).
-        first: row of each picture's first caption, and the number of captions at the end, int64, (pictures + 1,).
+    Args:
+        moments: of the pictures.
+        captions: of each picture.
+        texts: one row for each caption, picture by picture.
+        flips: whether pictures are mirrored, where their caption allows it.
+        seed: key of the choice of captions and of flips.
     """
 
-    mean: np.ndarray
-    std: np.ndarray
-    states: np.ndarray
-    first: np.ndarray
-
-    @classmethod
-    def open(cls, folder: Path) -> "LatentArrays":
-        return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES})
+    def __init__(
+        self, moments: Moments, captions: list[list[str]], texts: Texts, *, flips: bool, seed: int
+    ) -> None:
+        self.moments, self.captions, self.texts = moments, captions, texts
+        self.flips, self.seed = flips, seed
+        self.first = np.cumsum([0, *(len(own) for own in captions)])  # a picture's first row of texts
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return len(self.moments)
 
-    def row(self, number: int, *, caption: Callable[[int], int], position: int) -> dict:
-        """One sample; `caption` chooses among so many captions."""
-        first, stop = int(self.first[number]), int(self.first[number + 1])
+    def row(self, number: int, position: int) -> dict[str, Any]:
+        """Picture `number` as it is met at a position of the stream."""
+        own = self.captions[number]
+        choice = keyed.integer(len(own), seed=self.seed, position=position, stream="caption")
+        mirrored = self.flips and flip(seed=self.seed, position=position, text=own[choice])
         return {
-            "mean": torch.from_numpy(self.mean[number].astype(np.float32)),
-            "std": torch.from_numpy(self.std[number].astype(np.float32)),
-            "context": torch.from_numpy(self.states[first + caption(stop - first)].astype(np.float32)),
+            "moments": self.moments.read(number, mirrored=mirrored),
+            "text": self.texts.rows[self.first[number] + choice],
             "position": position,
             "index": number,
         }
 
 
-def cached_latents(pictures: PictureDataset, codec: Codec, *, batch_size: int = 64) -> LatentArrays:
-    """Latents of a split from the disk, or computed now and put there."""
-    identity = f"{codec.fingerprint()} {pictures.index.sha256} {pictures.split} {pictures.size}"
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    folder = pictures.index.root / "latents" / f"{pictures.split}-{pictures.size}px-{name}"
-    if not folder.exists():
-        temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}")
-        temporary.mkdir(parents=True)
-        try:
-            for key, array in _compute(pictures, codec, batch_size).items():
-                np.save(temporary / f"{key}.npy", array)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-    return LatentArrays.open(folder)
-
-
-def _compute(pictures: PictureDataset, codec: Codec, batch_size: int) -> dict[str, np.ndarray]:
-    texts = pictures.texts()
-    captions = [text for own in texts for text in own]
-    with tqdm(total=len(pictures) + len(captions), desc=f"latents of {pictures.split}", unit="item") as bar:
-        means, stds = [], []
-        for numbers in _chunks(range(len(pictures)), batch_size):
-            posterior = codec.encode_images(torch.stack([pictures.image(i) for i in numbers]))
-            means.append(posterior.mean.half().cpu().numpy())
-            stds.append(posterior.std.half().cpu().numpy())
-            bar.update(len(numbers))
-        states = []
-        for chunk in _chunks(captions, batch_size):
-            states.append(codec.encode_prompts(chunk).half().cpu().numpy())
-            bar.update(len(chunk))
-    first = np.cumsum([0, *(len(own) for own in texts)])
-    return {"mean": np.concatenate(means), "std": np.concatenate(stds), "states": np.concatenate(states), "first": first}
-
-
-def _chunks(items: Sequence, size: int) -> list[Sequence]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
 class LatentData(LightningDataModule):
-    """Batches of latents and text states for the denoiser; the codec is the stage's.
+    """Batches of latents and text states, computed once by the codec of the stage that is trained.
 
     Args:
-        pictures: the data set; its batch size, seed and workers are used.
+        pictures: the data set; its batch size, seed, workers and flips are used.
+        texts: how captions are kept: `stored_states` or `stored_tokens`.
+    """
+
+    def __init__(self, *, pictures: PictureData, texts: TextsOf = stored_states) -> None:
+        super().__init__()
+        self.pictures, self.texts = pictures, texts
+        self.batch_size, self.seed, self.num_workers = (
+            pictures.batch_size,
+            pictures.seed,
+            pictures.num_workers,
+        )
+        self.train: StoredSplit | None = None
+        self.val: StoredSplit | None = None
+
+    def prepare_data(self) -> None:
+        """On one process of a machine, before any other reads the files."""
+        self.setup("fit")
+
+    def setup(self, stage: str) -> None:
+        codec = self.trainer.lightning_module.codec
+        self.train = self._split(self.pictures.train, codec, flips=self.pictures.flip)
+        self.val = self._split(self.pictures.val, codec, flips=False)
+
+    def _split(self, pictures: PictureDataset, codec: Codec, *, flips: bool) -> StoredSplit:
+        moments = stored_moments(pictures, codec, mirrored=flips)
+        return StoredSplit(
+            moments, pictures.texts(), self.texts(pictures, codec), flips=flips, seed=self.seed
+        )
+
+    def train_dataloader(self) -> StreamLoader:
+        assert self.train is not None
+        return stream_loader(
+            self,
+            self.train.row,
+            size=len(self.train),
+            collate=collate,
+            timeout=self.pictures.worker_timeout,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        assert self.val is not None
+        return DataLoader(_InOrder(self.val), batch_size=self.batch_size, collate_fn=collate)
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> LatentBatch:
+        assert self.train is not None
+        return latent_batch(batch["moments"], self.train.texts.context(batch["text"]), batch)
+
+
+class EncodedPictures(LightningDataModule):
+    """The same batches, with the codec at work in every step: for sets too large to store, and to compare.
+
+    Args:
+        pictures: the data set.
     """
 
     def __init__(self, *, pictures: PictureData) -> None:
         super().__init__()
         self.pictures = pictures
-        self.batch_size, self.seed, self.num_workers = pictures.batch_size, pictures.seed, pictures.num_workers
-        self.train: LatentArrays | None = None
-        self.val: LatentArrays | None = None
-
-    def prepare_data(self) -> None:
-        """On one process of a machine, before any other reads the files."""
-        codec = self.trainer.lightning_module.codec
-        cached_latents(self.pictures.train, codec)
-        cached_latents(self.pictures.val, codec)
-
-    def setup(self, stage: str) -> None:
-        codec = self.trainer.lightning_module.codec
-        self.train, self.val = cached_latents(self.pictures.train, codec), cached_latents(self.pictures.val, codec)
 
     def train_dataloader(self) -> StreamLoader:
-        assert self.train is not None
-        return stream_loader(self, self._sample, size=len(self.train), collate=default_collate)
+        self.pictures.trainer = self.trainer
+        return self.pictures.train_dataloader()
 
-    def val_dataloader(self) -> DataLoader:
-        assert self.val is not None
-        rows = [self._row(self.val, number, number) for number in range(len(self.val))]
-        return DataLoader(rows, batch_size=self.batch_size)
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.pictures.val_dataloader()
 
-    def _sample(self, number: int, position: int) -> dict:
-        assert self.train is not None
-        return self._row(self.train, number, position)
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:
+        codec = self.trainer.lightning_module.codec
+        states = codec.states(codec.tokenizer.encode(batch["text"]))
+        return latent_batch(codec.moments(batch["image"]), states.float(), batch)
 
-    def _row(self, arrays: LatentArrays, number: int, position: int) -> dict:
-        def choose(count: int) -> int:
-            return keyed.integer(count, seed=self.seed, position=position, stream="caption")
 
-        return arrays.row(number, caption=choose, position=position)
+def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> LatentBatch:
+    """A batch for the denoiser's stage from moments (b 2 c h w) and text states."""
+    mean, logvar = moments.float().unbind(1)
+    return LatentBatch(
+        mean=mean,
+        std=torch.exp(0.5 * logvar),
+        context=context,
+        position=batch["position"],
+        index=batch["index"],
+    )
+
+
+class _InOrder(Dataset[dict[str, Any]]):
+    """A split from its first picture to its last."""
+
+    def __init__(self, split: StoredSplit) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.split.row(number, number)
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Rows of a `StoredSplit` as one batch."""
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}

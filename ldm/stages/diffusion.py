@@ -70,14 +70,18 @@ class LatentDiffusion(LightningModule):
         self._null = self.codec.encode_prompts([""])
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train/loss", loss)
+        return loss
+
+    def loss(self, batch: LatentBatch) -> Tensor:
+        """Mean loss of a batch, every draw keyed by its samples' positions."""
         positions = batch["position"].cpu()
         x0 = batch["mean"] + batch["std"] * self._normal(batch["mean"], positions, "posterior")
         noise = self._normal(x0, positions, "noise")
         times = keyed.spread(seed=self.seed, positions=positions, stream="time")
         context = self._drop_captions(batch["context"], positions)
-        loss = self.process.loss(self.net, x0, context, noise=noise, uniform=times.to(x0)).mean()
-        self.log("train/loss", loss)
-        return loss
+        return self.process.loss(self.net, x0, context, noise=noise, uniform=times.to(x0)).mean()
 
     def _normal(self, like: Tensor, positions: Tensor, stream: str) -> Tensor:
         return keyed.normal(like.shape[1:], seed=self.seed, positions=positions, stream=stream).to(like)

@@ -1,5 +1,6 @@
-"""Facts about the cache of latents and text states."""
+"""Facts about stored moments and text states, and that training on them is training on pictures."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,80 +8,182 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from ldm.codec import PICTURE_CHUNK
+from ldm.data.datamodule import PictureData
 from ldm.data.index import DataError
-from ldm.data.latents import cached_latents
+from ldm.data.latents import EncodedPictures, LatentData, StoredSplit
+from ldm.data.moments import ORIGIN, Moments, check_origin, origin_of, stored_moments
 from ldm.data.pictures import PictureDataset
+from ldm.data.texts import stored_states, stored_tokens
+
+SIZE = 16
 
 
 @pytest.fixture
 def own_pictures(copy_emoji):
-    return PictureDataset(str(copy_emoji()), split="val", size=16)
+    return PictureDataset(str(copy_emoji()), split="val", size=SIZE)
 
 
 def folders(pictures) -> list:
     return sorted((pictures.index.root / "latents").iterdir())
 
 
-def test_the_cache_holds_what_the_codec_makes(own_pictures, codec):
-    arrays = cached_latents(own_pictures, codec, batch_size=3)
-    posterior = codec.encode_images(own_pictures.images())
-    states = codec.encode_prompts([text for own in own_pictures.texts() for text in own])
-    for stored, direct in (
-        (arrays.mean, posterior.mean),
-        (arrays.std, posterior.std),
-        (arrays.states, states),
-    ):
+def test_stored_moments_are_the_codecs_to_the_bit(own_pictures, codec):
+    moments = stored_moments(own_pictures, codec, mirrored=True)
+    images = own_pictures.images()
+    for mirrored, changed in ((False, images), (True, images.flip(-1))):
+        stored = np.stack([moments.read(number, mirrored=mirrored) for number in range(len(moments))])
         assert stored.dtype == np.float16
-        assert_close(torch.from_numpy(stored.astype(np.float32)), direct, rtol=1e-3, atol=1e-4)
+        assert torch.equal(torch.from_numpy(stored), codec.moments(changed))
+    posterior = codec.encode_images(images)
+    direct = torch.stack([posterior.mean, posterior.logvar], dim=1)
+    assert_close(codec.moments(images).float(), direct, rtol=1e-3, atol=1e-3)  # half precision's steps
 
 
-def test_a_row_has_a_caption_of_its_own_picture(own_pictures, codec):
-    arrays = cached_latents(own_pictures, codec)
-    for number, texts in enumerate(own_pictures.texts()):
-        for choice, text in enumerate(texts):
-
-            def choose(count, choice=choice, texts=texts):
-                assert count == len(texts)
-                return choice
-
-            row = arrays.row(number, caption=choose, position=40)
-            assert (row["index"], row["position"]) == (number, 40)
-            assert_close(row["context"], codec.encode_prompts([text])[0], rtol=1e-3, atol=2e-3)
+@pytest.mark.parametrize("count", [1, 5, PICTURE_CHUNK, PICTURE_CHUNK + 3])
+def test_moments_and_states_do_not_depend_on_the_company(codec, count):
+    images = torch.randint(256, (PICTURE_CHUNK + 3, 3, SIZE, SIZE), dtype=torch.uint8)
+    tokens = codec.tokenizer.encode([f"a picture of {number}" for number in range(len(images))])
+    assert torch.equal(codec.moments(images)[-count:], codec.moments(images[-count:]))
+    assert torch.equal(codec.states(tokens)[-count:], codec.states(tokens[-count:]))
 
 
-def test_the_cache_is_made_once(own_pictures, codec):
-    cached_latents(own_pictures, codec)
+def test_the_codec_stays_in_full_precision_under_autocast(codec):
+    images = torch.randint(256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = codec.moments(images)
+    assert torch.equal(inside, codec.moments(images))
+
+
+def test_states_are_made_of_the_tokens(own_pictures, codec):
+    tokens, states = stored_tokens(own_pictures, codec), stored_states(own_pictures, codec)
+    captions = [text for own in own_pictures.texts() for text in own]
+    rows = torch.from_numpy(np.array(tokens.rows))
+    assert torch.equal(rows.long(), codec.tokenizer.encode(captions))
+    stored = torch.from_numpy(np.array(states.rows))
+    assert torch.equal(tokens.context(rows), states.context(stored))
+    assert_close(stored.float(), codec.encode_prompts(captions), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("texts", [stored_states, stored_tokens])
+def test_a_row_has_a_caption_of_its_own_picture(own_pictures, codec, texts):
+    moments = stored_moments(own_pictures, codec, mirrored=False)
+    split = StoredSplit(moments, own_pictures.texts(), texts(own_pictures, codec), flips=False, seed=1)
+    for number, own in enumerate(own_pictures.texts()):
+        possible = codec.states(codec.tokenizer.encode(own)).float()
+        for position in range(5):
+            row = split.row(number, position)
+            assert (row["index"], row["position"]) == (number, position)
+            context = split.texts.context(torch.from_numpy(np.array(row["text"]))[None])
+            assert any(torch.equal(context[0], states) for states in possible)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("texts", [stored_states, stored_tokens])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_on_stored_latents_is_training_on_pictures_to_the_bit(
+    copy_emoji, diffusion_stage, make_trainer, flip, texts, precision
+):
+    root = str(copy_emoji())
+
+    def trained(kind, **options) -> dict[str, torch.Tensor]:
+        stage = diffusion_stage()
+        pictures = PictureData(root=root, size=SIZE, batch_size=6, seed=3, flip=flip)
+        make_trainer(9, precision=precision).fit(stage, datamodule=kind(pictures=pictures, **options))
+        return stage.state_dict()
+
+    stored, encoded = trained(LatentData, texts=texts), trained(EncodedPictures)
+    assert all(torch.equal(stored[name], encoded[name]) for name in stored)
+
+
+def test_flips_change_the_training(copy_emoji, diffusion_stage, make_trainer):
+    root = str(copy_emoji())
+    batches = []
+    for flip in (False, True):
+        data = LatentData(pictures=PictureData(root=root, size=SIZE, batch_size=20, seed=3, flip=flip))
+        data.trainer = make_trainer(1)
+        data.trainer.strategy.connect(diffusion_stage())
+        data.setup("fit")
+        batches.append(next(iter(data.train_dataloader())))
+    straight, mirrored = (batch["moments"] for batch in batches)
+    changed = (straight != mirrored).flatten(1).any(dim=1)
+    assert 0 < changed.sum() < len(changed)  # some, since a fair coin decides and some captions forbid it
+
+
+def test_what_is_stored_is_made_once(own_pictures, codec):
+    stored_moments(own_pictures, codec, mirrored=False)
     (folder,) = folders(own_pictures)
-    stamp = (folder / "mean.npy").stat().st_mtime_ns
-    cached_latents(own_pictures, codec)
+    stamp = (folder / "shards.json").stat().st_mtime_ns
+    stored_moments(own_pictures, codec, mirrored=False)
     assert folders(own_pictures) == [folder]
-    assert (folder / "mean.npy").stat().st_mtime_ns == stamp
+    assert (folder / "shards.json").stat().st_mtime_ns == stamp
 
 
-def test_other_weights_scale_size_or_pictures_have_a_cache_of_their_own(own_pictures, codec, emoji):
-    cached_latents(own_pictures, codec)
-    cached_latents(own_pictures, replace(codec, latent_scale=codec.latent_scale * 2))
+def test_other_weights_scale_size_or_pictures_have_a_folder_of_their_own(own_pictures, codec):
+    root = str(own_pictures.index.root)
+    stored_moments(own_pictures, codec, mirrored=False)
+    stored_moments(own_pictures, codec, mirrored=True)
     assert len(folders(own_pictures)) == 2
-    cached_latents(PictureDataset(str(own_pictures.index.root), split="val", size=32), codec)
+    stored_moments(own_pictures, replace(codec, latent_scale=codec.latent_scale * 2), mirrored=False)
     assert len(folders(own_pictures)) == 3
-    cached_latents(PictureDataset(str(own_pictures.index.root), split="train", size=16), codec)
+    stored_moments(PictureDataset(root, split="val", size=32), codec, mirrored=False)
     assert len(folders(own_pictures)) == 4
+    stored_moments(PictureDataset(root, split="train", size=SIZE), codec, mirrored=False)
+    assert len(folders(own_pictures)) == 5
 
 
-def test_a_changed_weight_changes_the_fingerprint(codec, build_network, specs):
-    other = build_network(specs["autoencoder"], 0)
-    other.load_state_dict(codec.autoencoder.state_dict())
-    assert replace(codec, autoencoder=other).fingerprint() == codec.fingerprint()
-    next(other.parameters()).data.view(-1)[0] += 1
-    assert replace(codec, autoencoder=other).fingerprint() != codec.fingerprint()
+def test_a_stopped_computation_goes_on_after_its_last_whole_shard(own_pictures, codec, monkeypatch):
+    monkeypatch.setattr("ldm.data.moments.SAMPLES_PER_SHARD", 2)
+    stored_moments(own_pictures, codec, mirrored=False)
+    (folder,) = folders(own_pictures)
+    first, second = sorted(folder.glob("*.tar"))
+    whole = second.read_bytes()
+    stamp = first.stat().st_mtime_ns
+    (folder / "shards.json").unlink()
+    second.unlink()
+    stored_moments(own_pictures, codec, mirrored=False)
+    assert first.stat().st_mtime_ns == stamp
+    assert second.read_bytes() == whole
 
 
-def test_a_failed_computation_leaves_nothing(own_pictures, codec):
+def test_latents_made_from_something_else_are_refused(own_pictures, codec):
+    origin = origin_of(own_pictures, codec, mirrored=False)
+    folder = stored_moments(own_pictures, codec, mirrored=False).folder
+    other = origin_of(own_pictures, replace(codec, latent_shift=codec.latent_shift + 1), mirrored=False)
+    check_origin(folder, origin)
+    with pytest.raises(DataError, match=r"made from something else: autoencoder \w+ instead of \w+"):
+        Moments(folder, origin=other)
+    (folder / ORIGIN).unlink()
+    with pytest.raises(DataError, match=r"made_from\.json can't be read"):
+        Moments(folder, origin=origin)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_moments_that_are_no_numbers_are_refused_by_name(own_pictures, codec, value):
+    moments = stored_moments(own_pictures, codec, mirrored=False)
+    shard = moments.reader.shards[0]
+    start, size = shard.images[2]
+    with (moments.folder / shard.file).open("r+b") as stream:
+        stream.seek(start + size - 2)
+        stream.write(np.float16(value).tobytes())
+    assert moments.read(1).shape == moments.shape[1:]
+    with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' holds NaN or Inf"):
+        moments.read(2)
+
+
+def test_an_origin_is_written_in_words(own_pictures, codec):
+    folder = stored_moments(own_pictures, codec, mirrored=False).folder
+    origin = json.loads((folder / ORIGIN).read_text())
+    assert set(origin) == {"autoencoder", "pictures", "split", "transform", "mirrored"}
+
+
+def test_a_damaged_picture_ends_the_computation_without_an_index(own_pictures, codec):
     (shard,) = own_pictures.index.split("val")
     path = own_pictures.index.root / shard.file
     content = bytearray(path.read_bytes())
     content[shard.images[3][0]] ^= 255  # the last picture is none any more
     path.write_bytes(content)
     with pytest.raises(DataError, match="can't be decoded"):
-        cached_latents(own_pictures, codec, batch_size=2)
-    assert folders(own_pictures) == []
+        stored_moments(own_pictures, codec, mirrored=False)
+    (folder,) = folders(own_pictures)
+    assert [path.name for path in folder.iterdir()] == [ORIGIN]

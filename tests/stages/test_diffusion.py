@@ -19,7 +19,7 @@ def batch(latents, codec, make_trainer, diffusion_stage):
     latents.trainer = trainer
     trainer.strategy.connect(diffusion_stage())
     latents.setup("fit")
-    return next(iter(latents.train_dataloader()))
+    return latents.on_after_batch_transfer(next(iter(latents.train_dataloader())), 0)
 
 
 def ready(stage):

@@ -1,0 +1,90 @@
+"""Training on stored latents against encoding every batch: same stage, same samples, in turns.
+
+    python -m benchmarks.cached_latents +experiment=flickr_cpu [--rounds 3] [--steps 20] [key=value ...]
+
+The second way is that of the usual fine-tuning scripts: each step decodes its pictures and runs the frozen
+autoencoder and text encoder on them. Prints steps a second of both (median of the rounds), their ratio, and
+the largest difference between what the denoiser gets (0: the batches are the same to the bit). Take the
+numbers on an idle machine.
+"""
+
+import argparse
+from collections.abc import Iterator
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from pytorch_lightning import LightningDataModule, Trainer
+from torch.optim import Optimizer
+
+from ldm.config import CONF, answer_errors, build, plain
+from ldm.data.latents import EncodedPictures
+from ldm.stages.diffusion import LatentDiffusion
+
+Batches = Iterator[dict[str, Any]]
+
+
+def batches(data: LightningDataModule, trainer: Trainer) -> Batches:
+    """Batches as a stage gets them, without end."""
+    data.trainer = trainer
+    data.prepare_data()
+    data.setup("fit")
+    for batch in data.train_dataloader():
+        yield data.on_after_batch_transfer(batch, 0)
+
+
+def seconds(stage: LatentDiffusion, optimizer: Optimizer, source: Batches, *, steps: int) -> float:
+    """Of one training step, loading included."""
+    start = perf_counter()
+    for _ in range(steps):
+        batch = next(source)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = stage.loss(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return (perf_counter() - start) / steps
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """Largest difference between the tensors of two batches."""
+    return max((ours[name].double() - theirs[name].double()).abs().max().item() for name in ours)
+
+
+def compare(config: DictConfig, *, rounds: int, steps: int) -> None:
+    """Prints the table."""
+    stage = build(config.model.stage)
+    trainer = Trainer(**{name: value for name, value in plain(config.trainer).items() if name != "_target_"})
+    trainer.strategy.connect(stage)
+    stage.on_fit_start()
+    stored, encoded = build(config.model.datamodule), EncodedPictures(pictures=build(config.data))
+    sources = {"stored": batches(stored, trainer), "encoded": batches(encoded, trainer)}
+    print(f"largest difference of the first batches: {difference(*map(next, sources.values())):.1e}")
+    optimizer = stage.configure_optimizers()["optimizer"]
+    times: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(rounds):
+        for name, source in sources.items():
+            times[name].append(seconds(stage, optimizer, source, steps=steps))
+    ours, theirs = (median(each) for each in times.values())
+    threads = torch.get_num_threads()
+    print(f"{config.name}, batch {config.batch_size}, {threads} threads, {rounds} rounds of {steps} steps")
+    print(f"stored: {1 / ours:.2f} steps/s; encoded at each step: {1 / theirs:.2f} steps/s")
+    print(f"ratio of the times, stored / encoded: {ours / theirs:.2f}")
+
+
+def main() -> None:
+    """Reads the options; what is left are overrides of the training's config."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    options, overrides = parser.parse_known_args()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("train", overrides=overrides)
+    answer_errors(lambda: compare(config, rounds=options.rounds, steps=options.steps))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Samples a second from stored latents, one process: moments of 256 px pictures (4 x 32 x 32) and 77 tokens.
+
+    python -m benchmarks.latent_shards [--pictures 8192] [--batch 256] [--seconds 5]
+
+Writes the shards of so many made-up pictures to a temporary folder and reads them in training order, as
+`ldm.data.latents` does: draws, batches and the check for NaN included. Take the number on an idle machine.
+"""
+
+import argparse
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from ldm.data.index import ShardIndex
+from ldm.data.latents import StoredSplit, collate
+from ldm.data.moments import Moments, write_origin
+from ldm.data.shards import Sample, write_shards
+from ldm.data.stream import Positions, StreamDataset, StreamLoader
+from ldm.data.texts import Texts
+
+SHAPE = (1, 2, 4, 32, 32)  # one orientation, mean and log-variance
+CAPTIONS, TOKENS = 5, 77
+
+
+def samples(count: int) -> Iterator[Sample]:
+    """Made-up moments under made-up captions."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        buffer = io.BytesIO()
+        np.save(buffer, generator.standard_normal(SHAPE).astype(np.float16))
+        texts = [f"caption {place} of picture {number}" for place in range(CAPTIONS)]
+        key = f"{number:08d}"
+        yield Sample(
+            key=key, image=buffer.getvalue(), extension="npy", texts=texts, comment_nos=list(range(CAPTIONS))
+        )
+
+
+def split(folder: Path, count: int) -> StoredSplit:
+    """The written set, opened as training opens it."""
+    origin = {"split": "train"}
+    write_origin(folder, origin)
+    shards = tuple(write_shards(samples(count), root=folder, split="train"))
+    ShardIndex(root=folder, name="moments", shards=shards).save()
+    texts = [[f"caption {place} of picture {number}" for place in range(CAPTIONS)] for number in range(count)]
+    rows = np.zeros((count * CAPTIONS, TOKENS), dtype=np.int32)
+    kept = Texts(rows=rows, context=torch.Tensor.float)
+    return StoredSplit(Moments(folder, origin=origin), texts, kept, flips=False, seed=0)
+
+
+def main() -> None:
+    """Reads the options and prints the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=8192)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = split(Path(folder), options.pictures)
+        positions = Positions(batch_size=options.batch, num_batches=10**9)
+        stream = StreamDataset(stored.row, size=options.pictures, seed=0)
+        loader = iter(StreamLoader(stream, positions, collate_fn=collate))
+        next(loader)
+        read, start = 0, perf_counter()
+        while (elapsed := perf_counter() - start) < options.seconds:
+            read += len(next(loader)["position"])
+    print(f"{read / elapsed:,.0f} samples/s, one process, batches of {options.batch}, {read} samples")
+
+
+if __name__ == "__main__":
+    main()
