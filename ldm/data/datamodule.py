@@ -1,16 +1,20 @@
 """Pictures with captions for the stages that look at pixels: CLIP and the autoencoder."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ldm.data import keyed
+from ldm.data import flips, keyed
 from ldm.data.batch import PictureBatch
+from ldm.data.buckets import BucketOrder, Buckets
+from ldm.data.crops import Crop, centre
+from ldm.data.index import DataError
 from ldm.data.pictures import PictureDataset
-from ldm.data.stream import Positions, StreamDataset, StreamLoader
+from ldm.data.stream import Order, Positions, StreamDataset, StreamLoader
 
 
 class PictureData(LightningDataModule):
@@ -20,9 +24,13 @@ class PictureData(LightningDataModule):
         root: folder with `shards.json`.
         size: side in pixels.
         batch_size: samples a rank and step.
-        seed: key of the order and of the caption choice.
+        seed: key of the order, the caption choice, crops and flips.
         num_workers: loader processes; the samples don't depend on it.
+        worker_timeout: seconds that a batch may take to come from a loader process.
         train_split, val_split: names of the splits.
+        crop: what is seen of a picture to train on; of one to validate on it is always the centre.
+        flip: mirror half of the pictures to train on, never one whose caption names a side.
+        buckets: shapes of the pictures to train on; without them all are squares of `size`.
     """
 
     def __init__(
@@ -33,47 +41,113 @@ class PictureData(LightningDataModule):
         batch_size: int,
         seed: int = 0,
         num_workers: int = 0,
+        worker_timeout: float = 60.0,
         train_split: str = "train",
         val_split: str = "val",
+        crop: Crop = centre,
+        flip: bool = False,
+        buckets: Buckets | None = None,
     ) -> None:
         super().__init__()
-        self.root, self.size, self.batch_size = root, size, batch_size
-        self.seed, self.num_workers = seed, num_workers
+        self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
+        self.num_workers, self.worker_timeout = num_workers, worker_timeout
+        self.crop, self.flip, self.buckets = crop, flip, buckets
         self.train = PictureDataset(root, split=train_split, size=size)
         self.val = PictureDataset(root, split=val_split, size=size)
+        self.shapes = [(size, size)] * len(self.train)  # height and width of each picture to train on
 
     def train_dataloader(self) -> StreamLoader:
-        return stream_loader(self, self._sample, size=len(self.train))
+        if self.buckets is None:
+            return stream_loader(self, self._sample, size=len(self.train), timeout=self.worker_timeout)
+        nearest = self.buckets.nearest(self.train.aspects())
+        self.shapes = [self.buckets.shapes[bucket] for bucket in nearest]
+        order = BucketOrder(nearest, self.batch_size * self.trainer.world_size)
+        return stream_loader(self, self._sample, size=order.size, order=order, timeout=self.worker_timeout)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        rows = [self._row(self.val, number, 0) for number in range(len(self.val))]
-        return DataLoader(rows, batch_size=self.batch_size, collate_fn=_collate)
+        return DataLoader(_Centres(self), batch_size=self.batch_size, collate_fn=_collate)
+
+    def validation_sample(self, number: int) -> dict:
+        """The centre of a picture with a caption that is always the same."""
+        image, text = self.val.image(number), self._caption(self.val, number, 0)
+        return {"image": image, "text": text, "position": 0, "index": number}
 
     def _sample(self, number: int, position: int) -> dict:
-        return self._row(self.train, number, position)
+        height, width = self.shapes[number]
+        crop = partial(self.crop, aspect=width / height, seed=self.seed, position=position)
+        image = self.train.part(number, crop, height=height, width=width)
+        text = self._caption(self.train, number, position)
+        if self.flip and flips.flip(seed=self.seed, position=position, text=text):
+            image = image.flip(-1)
+        return {"image": image, "text": text, "position": position, "index": number}
 
-    def _row(self, pictures: PictureDataset, number: int, position: int) -> dict:
-        picture = pictures[number]
-        choice = keyed.integer(len(picture["texts"]), seed=self.seed, position=position, stream="caption")
-        text = picture["texts"][choice]
-        return {"image": picture["image"], "text": text, "position": position, "index": number}
+    def _caption(self, pictures: PictureDataset, number: int, position: int) -> str:
+        texts = pictures.reader.record(number)["texts"]
+        return texts[keyed.integer(len(texts), seed=self.seed, position=position, stream="caption")]
+
+
+class _Centres(Dataset[dict]):
+    """What is validated on, from first to last."""
+
+    def __init__(self, data: PictureData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.val)
+
+    def __getitem__(self, number: int) -> dict:
+        return self.data.validation_sample(number)
 
 
 def stream_loader(
-    data: LightningDataModule, make: Callable[[int, int], Any], *, size: int, collate: Callable | None = None
+    data: LightningDataModule,
+    make: Callable[[int, int], Any],
+    *,
+    size: int,
+    order: Order = keyed.permutation,
+    collate: Callable | None = None,
+    timeout: float = 60.0,
 ) -> StreamLoader:
-    """Loader over the whole training that `data.trainer` is set up for."""
+    """Loader over the whole training that `data.trainer` is set up for.
+
+    Raises:
+        DataError: fewer samples than all ranks take in one step.
+    """
+    positions = positions_of(data)
+    if size < positions.global_batch_size:
+        raise DataError(
+            f"the {size} samples to train on are fewer than a batch: {positions.batch_size} a rank on "
+            f"{positions.world_size} ranks are {positions.global_batch_size}; lower batch_size"
+        )
+    dataset = StreamDataset(make, size=size, seed=data.seed, order=order)
+    return loader_over(data, dataset, positions, collate=collate, timeout=timeout)
+
+
+def positions_of(data: LightningDataModule) -> Positions:
+    """This rank's positions of the whole training that `data.trainer` is set up for."""
     trainer = data.trainer
-    positions = Positions(
+    return Positions(
         batch_size=data.batch_size,
         num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
+
+
+def loader_over(
+    data: LightningDataModule,
+    dataset: Dataset[Any],
+    positions: Positions,
+    *,
+    collate: Callable | None = None,
+    timeout: float = 60.0,
+) -> StreamLoader:
+    """Loader of a dataset's positions by `data.num_workers` processes."""
     return StreamLoader(
-        StreamDataset(make, size=size, seed=data.seed),
+        dataset,
         positions,
         num_workers=data.num_workers,
+        patience=timeout,
         collate_fn=collate or _collate,
         persistent_workers=data.num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -57,3 +57,8 @@ def integer(upper: int, *, seed: int, position: int, stream: str) -> int:
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """Order of one epoch: int64, a permutation of 0 .. size - 1."""
     return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def real(*, seed: int, position: int, stream: str) -> float:
+    """One draw from [0, 1)."""
+    return (key(seed, position, stream) >> 11) / 2**53

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.codec import Codec
 from ldm.data import keyed
 from ldm.data.batch import LatentBatch
+from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData, stream_loader
 from ldm.data.flips import flip
 from ldm.data.moments import Moments, stored_moments
@@ -65,10 +66,18 @@ class LatentData(LightningDataModule):
     Args:
         pictures: the data set; its batch size, seed, workers and flips are used.
         texts: how captions are kept: `stored_states` or `stored_tokens`.
+
+    Raises:
+        ValueError: pictures that are cut otherwise than to centred squares.
     """
 
     def __init__(self, *, pictures: PictureData, texts: TextsOf = stored_states) -> None:
         super().__init__()
+        if pictures.crop is not centre or pictures.buckets is not None:
+            raise ValueError(
+                "data.crop and data.buckets: latents are stored of centred squares only; leave both as they "
+                "are, or train on ldm.data.latents.EncodedPictures, which encodes every batch"
+            )
         self.pictures, self.texts = pictures, texts
         self.batch_size, self.seed, self.num_workers = (
             pictures.batch_size,

@@ -1,18 +1,18 @@
 """Captioned pictures of one split, decoded."""
 
-import io
+from collections.abc import Callable
+from functools import partial
 from typing import TypedDict
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.data.crops import Box, centre
+from ldm.data.cut import cut
+from ldm.data.decode import EncodedPicture
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import ShardReader
-
-FORMATS = ("PNG", "JPEG", "WEBP")  # decided by content; nothing else is ever decoded
 
 
 class Picture(TypedDict):
@@ -27,7 +27,10 @@ class PictureDataset(Dataset[Picture]):
     Args:
         root: folder with `shards.json`.
         split: "train", "val" or whatever the set has.
-        size: side in pixels; pictures that are larger are centre-cropped and resized (bicubic, antialiased).
+        size: side in pixels; the largest centred square is resized to it (bicubic, antialiased).
+
+    Attributes:
+        transform: identity of what `image` does to a stored picture, for caches.
     """
 
     def __init__(self, root: str, *, split: str, size: int) -> None:
@@ -35,6 +38,7 @@ class PictureDataset(Dataset[Picture]):
         self.reader = ShardReader(self.index, split=split)
         self.split = split
         self.size = size
+        self.transform = f"centre {size} px v2"
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -44,18 +48,26 @@ class PictureDataset(Dataset[Picture]):
         return Picture(image=self.image(number), texts=record["texts"], key=record["key"])
 
     def image(self, number: int) -> Tensor:
-        """uint8, 3 h w.
+        """The centre of a picture: uint8, 3 h w.
 
         Raises:
-            DataError: the stored bytes are no picture.
+            DataError: the stored bytes are no whole picture.
+        """
+        return self.part(number, partial(centre, aspect=1.0), height=self.size, width=self.size)
+
+    def part(self, number: int, crop: Callable[[int, int], Box], *, height: int, width: int) -> Tensor:
+        """The box that `crop` chooses from a picture's height and width, at another: uint8, 3 h w.
+
+        Raises:
+            DataError: as `image`.
         """
         try:
-            with Image.open(io.BytesIO(self.reader.image(number)), formats=FORMATS) as picture:
-                square = centre_crop(picture.convert("RGB"), self.size)
-        except (OSError, ValueError, SyntaxError) as error:
-            key = self.reader.keys()[number]
-            raise DataError(f"data set {self.index.root}: picture {key!r} can't be decoded ({error})") from error
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+            picture = EncodedPicture(self.reader.image(number))
+            return cut(picture, crop(picture.height, picture.width), height=height, width=width)
+        except DataError:
+            raise  # of the shard, which it names
+        except ValueError as error:
+            raise self._damaged(number, error) from error
 
     def images(self) -> Tensor:
         """All pictures: uint8, n 3 h w. For sets that fit in memory."""
@@ -65,12 +77,17 @@ class PictureDataset(Dataset[Picture]):
         """The captions of each picture."""
         return [self.reader.record(number)["texts"] for number in range(len(self))]
 
+    def aspects(self) -> list[float]:
+        """Width over height of each picture, from its header."""
+        return [self._aspect(number) for number in range(len(self))]
 
-def centre_crop(picture: Image.Image, size: int) -> Image.Image:
-    """The largest centred square, at `size` pixels a side."""
-    if picture.size == (size, size):
-        return picture
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    def _aspect(self, number: int) -> float:
+        try:
+            picture = EncodedPicture(self.reader.image(number))
+        except ValueError as error:
+            raise self._damaged(number, error) from error
+        return picture.width / picture.height
+
+    def _damaged(self, number: int, error: ValueError) -> DataError:
+        key = self.reader.keys()[number]
+        return DataError(f"data set {self.index.root}: picture {key!r} can't be decoded ({error})")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -166,8 +167,8 @@ class ShardReader:
         try:
             if shard.file not in self._files:
                 self._files[shard.file] = (self.root / shard.file).open("rb")
-            self._files[shard.file].seek(offset - TAR_BLOCK)
-            block = self._files[shard.file].read(TAR_BLOCK + size)
+            # not seek and read: forked loader processes share the place in a file that was open before
+            block = os.pread(self._files[shard.file].fileno(), TAR_BLOCK + size, offset - TAR_BLOCK)
         except OSError as error:
             raise DataError(f"shard {self.root / shard.file} can't be read ({error.strerror})") from error
         if len(block) != TAR_BLOCK + size or not block.startswith(_header_start(shard.keys[row])):

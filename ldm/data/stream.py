@@ -1,32 +1,48 @@
 """The endless stream of training samples, and a loader that can start anywhere in it.
 
-Position p of the stream is sample `permutation(seed, p // n)[p % n]`. Batches are consecutive positions, so
-a batch may cross from one epoch into the next and none is ever short: every rank has the same number of
-batches by construction, and one integer says where a run is.
+Position p of the stream is sample `order(seed, p // n)[p % n]`, the order of an epoch being a permutation
+unless another is given. Batches are consecutive positions, so a batch may cross from one epoch into the next
+and none is ever short: every rank has the same number of batches by construction, and one integer says where
+a run is.
 """
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from multiprocessing.process import BaseProcess
+from threading import Timer
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm.data import keyed
+from ldm.data.index import DataError
+
+Order = Callable[[int, int, int], np.ndarray]  # seed, epoch, positions an epoch -> the sample at each
 
 
 class StreamDataset(Dataset[Any]):
-    """`make(number, position)` at each position of the stream over `size` samples."""
+    """`make(number, position)` at each position of the stream.
 
-    def __init__(self, make: Callable[[int, int], Any], *, size: int, seed: int) -> None:
-        self.make, self.size, self.seed = make, size, seed
-        self._order = lru_cache(maxsize=2)(keyed.permutation)
+    Args:
+        make: from a sample's number and its position to the sample.
+        size: positions an epoch.
+        seed: key of the order.
+        order: which sample stands where.
+    """
+
+    def __init__(
+        self, make: Callable[[int, int], Any], *, size: int, seed: int, order: Order = keyed.permutation
+    ) -> None:
+        self.make, self.size, self.seed, self.order = make, size, seed, order
+        self._order = lru_cache(maxsize=2)(order)
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_order"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
-        self._order = lru_cache(maxsize=2)(keyed.permutation)
+        self._order = lru_cache(maxsize=2)(self.order)
 
     def number(self, position: int) -> int:
         """Which sample stands at a position."""
@@ -63,21 +79,79 @@ class StreamLoader(DataLoader[Any]):
 
     Its length stays that of the whole training, also when it starts in the middle: Lightning counts the
     batches done before a resume towards it.
+
+    Args:
+        dataset: a sample at each position.
+        positions: this rank's batches of them.
+        patience: seconds that a batch may take to come from a loader process; then they are killed.
+
+    Raises:
+        DataError: while iterated, on a damaged sample, or if a loader process ends or is stuck.
     """
 
-    def __init__(self, dataset: StreamDataset, positions: Positions, **options: Any) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], positions: Positions, *, patience: float = 60.0, **options: Any
+    ) -> None:
         super().__init__(dataset, batch_sampler=positions, **options)
-        self.positions = positions
+        self.positions, self.patience = positions, patience
         self._consumed = 0
 
     def __iter__(self) -> Iterator[Any]:
         self._consumed = self.positions.start
-        for batch in super().__iter__():
-            self._consumed += self.positions.global_batch_size
-            yield batch
+        batches = super().__iter__()
+        try:
+            while (batch := self._next(batches)) is not None:
+                self._consumed += self.positions.global_batch_size
+                yield batch
+        except (DataError, RuntimeError, OSError, EOFError) as error:
+            raise self._failure(error, _ended(getattr(batches, "_workers", []))) from error
+
+    def _next(self, batches: Any) -> Any:
+        if not self.num_workers:
+            return next(batches, None)
+        # DataLoader's own timeout waits for ever if a process stops in the middle of handing over a batch
+        watchdog = Timer(self.patience, _kill, [batches._workers])
+        watchdog.start()
+        try:
+            return next(batches, None)
+        finally:
+            watchdog.cancel()
+
+    def _failure(self, error: Exception, ended: list[int]) -> Exception:
+        """What a user is told; a process's own error comes wrapped in its traceback."""
+        if isinstance(error, DataError):
+            return DataError(str(error).rpartition("DataError: ")[2].strip())
+        if not ended:
+            return error
+        processes = ", ".join(map(str, ended))
+        return DataError(
+            f"loader process {processes} was killed, or gave nothing for {self.patience:g} s, "
+            f"after sample {self._consumed} of the stream: start again to go on, with data.num_workers=0 if "
+            "it happens there again"
+        )
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self._consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.positions.start = self._consumed = state["position"]
+
+
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _ended(processes: list[BaseProcess]) -> list[int]:
+    """Those that ended by a signal or an error; the others, which may wait for them, are ended with them."""
+    ended: list[int] = []
+    while True:
+        try:
+            for process in processes:
+                process.join(timeout=0.2)
+            ended = ended or [process.pid for process in processes if process.exitcode]
+            if not ended or not any(process.is_alive() for process in processes):
+                return ended
+            _kill(processes)
+        except RuntimeError:  # so torch tells of a process's end, wherever we are
+            continue

@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from ldm.codec import PICTURE_CHUNK
+from ldm.data.crops import random_resized
 from ldm.data.datamodule import PictureData
 from ldm.data.index import DataError
 from ldm.data.latents import EncodedPictures, LatentData, StoredSplit
@@ -108,6 +109,13 @@ def test_flips_change_the_training(copy_emoji, diffusion_stage, make_trainer):
     straight, mirrored = (batch["moments"] for batch in batches)
     changed = (straight != mirrored).flatten(1).any(dim=1)
     assert 0 < changed.sum() < len(changed)  # some, since a fair coin decides and some captions forbid it
+
+
+def test_crops_that_can_not_be_stored_are_refused(emoji):
+    with pytest.raises(
+        ValueError, match=r"data\.crop and data\.buckets: latents are stored of centred squares"
+    ):
+        LatentData(pictures=PictureData(root=str(emoji), size=SIZE, batch_size=4, crop=random_resized))
 
 
 def test_what_is_stored_is_made_once(own_pictures, codec):

@@ -32,29 +32,34 @@ def test_positions_count_the_samples():
     assert [position for _, position in rows(loader())] == list(range(36))
 
 
-def test_workers_change_nothing():
-    assert rows(loader(workers=2)) == rows(loader(workers=0))
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_change_nothing(workers):
+    assert rows(loader(workers=workers)) == rows(loader(workers=0))
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_out_the_order_of_one_process(world):
+@pytest.mark.parametrize(("world", "workers"), [(2, 0), (2, 1), (2, 2), (2, 4), (3, 0)])
+def test_ranks_share_out_the_order_of_one_process(world, workers):
     whole = rows(loader(batch_size=6, batches=6))
-    ranks = [rows(loader(batch_size=6 // world, batches=6, rank=r, world=world)) for r in range(world)]
+    ranks = [
+        rows(loader(batch_size=6 // world, batches=6, rank=r, world=world, workers=workers))
+        for r in range(world)
+    ]
     assert {len(own) for own in ranks} == {36 // world}
     dealt_back = [ranks[place % world][place // world] for place in range(36)]
     assert dealt_back == whole
 
 
 @pytest.mark.parametrize("done", [1, 6, 7, 12])  # 20 samples in batches of 3: epochs end inside a batch
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_loaded_state_goes_on_where_it_was_taken(done, workers):
-    first = loader(workers=workers)
+@pytest.mark.parametrize(("workers", "then"), [(0, 0), (1, 0), (2, 4), (4, 2)])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_loaded_state_goes_on_where_it_was_taken(done, workers, then, world):
+    first = loader(workers=workers, world=world)
     iterator = iter(first)
     before = [next(iterator) for _ in range(done)]
-    second = loader(workers=workers)
+    second = loader(workers=then, world=world)
     second.load_state_dict(first.state_dict())
     after = list(second)
-    assert rows(before + after) == rows(loader())
+    assert rows(before + after) == rows(loader(world=world))
 
 
 def test_the_state_is_the_number_of_samples_consumed_by_all_ranks():
