@@ -6,7 +6,7 @@ LDM := $(RUN) -m
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench golden report
+.PHONY: help setup demo test check format bench faults golden report
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -43,8 +43,13 @@ format: setup  ## let ruff mend what it can
 	$(LDM) ruff check --fix .
 	$(LDM) ruff format .
 
-bench: setup  ## our U-Net against diffusers': training step and sampling loop, in one process
+bench: setup  ## U-Net against diffusers', loader against the usual ways, latents: each pair in one process
 	$(LDM) benchmarks.unet_vs_diffusers
+	$(LDM) benchmarks.loader
+	$(LDM) benchmarks.latent_shards
+
+faults: setup  ## the table of injected faults: 136 kinds, some minutes
+	$(LDM) benchmarks.injected_faults
 
 golden: setup  ## rewrite tests/golden/*.json: only with a reason in the commit message
 	LDM_GOLDEN=write $(LDM) pytest tests/test_golden.py

@@ -104,6 +104,9 @@ def answer_errors(action: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("ldm: interrupted", file=sys.stderr)
+        sys.exit(130)
     except USER_ERRORS as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise

@@ -1,4 +1,7 @@
-"""Trains a stage: `python -m ldm.train +experiment=<name>`; the same command goes on where a run stopped."""
+"""Trains a stage: `python -m ldm.train +experiment=<name>`; the same command goes on where a run stopped.
+
+With `dry_run=true` it prints what the training would take, and writes nothing.
+"""
 
 import logging
 import sys
@@ -13,8 +16,12 @@ from ldm.config import build, entry, plain
 
 @entry("train")
 def main(config: DictConfig) -> None:
-    """Opens the run, fits the stage, writes the bundle."""
+    """Opens the run, fits the stage, writes the bundle; or tells what that would take."""
     quiet()
+    if config.dry_run:
+        from ldm.dry_run import dry_run
+
+        return dry_run(config)
     import torch
 
     from ldm.callbacks.metrics_log import MetricsLog
@@ -23,7 +30,7 @@ def main(config: DictConfig) -> None:
     from ldm.checkpoints.run import open_run
 
     identity = plain(config)
-    identity.pop("run_dir")
+    del identity["run_dir"], identity["dry_run"]
     run = open_run(identity.pop("runs"), config.name, identity, resume=identity.pop("resume"))
     if run.finished:
         print(f"{run.path} is finished; its bundle is {run.path / 'bundle'}. For another run: resume=never")

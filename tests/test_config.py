@@ -138,6 +138,22 @@ def test_every_experiment_composes_and_its_networks_build(experiment):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_fits_the_networks_that_its_codec_comes_from(experiment):
+    own = plain(composed("train", f"+experiment={experiment}"))
+    with torch.device("meta"):
+        net = build(own["backbone"])
+    for part, path in own["codec"].items():
+        if not path.startswith("runs/"):
+            continue
+        first = plain(composed("train", f"+experiment={Path(path).name}"))
+        ours, theirs = (node[part] | {"checkpointing": None} for node in (own, first))
+        assert ours == theirs
+        assert first["data"]["root"] == own["data"]["root"]
+        given = {"autoencoder": "latent_channels", "text_encoder": "width"}[part]
+        assert theirs[given] == {"autoencoder": net.latent_channels, "text_encoder": net.context_dim}[part]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_says_what_it_is_and_how_long_it_takes(experiment):
     text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
     comment = " ".join(line for line in text.splitlines() if line.startswith("#"))

@@ -41,6 +41,11 @@ def unet() -> torch.Tensor:
     return net(noise(2, 8, 16, 16), torch.tensor([10.0, 900.0]), noise(2, 32, 128))
 
 
+def dit() -> torch.Tensor:
+    net = randomised(construct(spec("backbone", "dit_tiny")))
+    return net(noise(2, 8, 16, 16), torch.tensor([10.0, 900.0]), noise(2, 32, 128))
+
+
 def vae() -> torch.Tensor:
     net = randomised(construct(spec("autoencoder", "kl_f4_tiny")))
     return net.decode(net.posterior(noise(2, 3, 64, 64)).mean)
@@ -65,7 +70,7 @@ def sampled(name: str) -> torch.Tensor:
     )
 
 
-CASES = {"unet_tiny": unet, "kl_f4_tiny": vae, "clip_tiny": text_encoder} | {
+CASES = {"unet_tiny": unet, "dit_tiny": dit, "kl_f4_tiny": vae, "clip_tiny": text_encoder} | {
     name: (lambda name=name: sampled(name)) for name in METHODS
 }
 

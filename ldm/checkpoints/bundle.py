@@ -158,6 +158,10 @@ def find(path: Path) -> Path:
     for candidate in (path, path / "bundle", *(found.parent for found in newest[::-1])):
         if (candidate / CONFIG).is_file() and "parts:" in (candidate / CONFIG).read_text(errors="replace"):
             return candidate
+    if path.parent.name == "runs":
+        raise BundleError(
+            f"there is no bundle at {path}: python -m ldm.train +experiment={path.name} leaves one there"
+        )
     raise BundleError(
         f"there is no bundle at {path}; a finished run leaves one under runs/<experiment>/<run>/bundle"
     )

@@ -9,12 +9,21 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm.models.embeddings import rotate
+
 
 class KeysValues(NamedTuple):
     """What a cross-attention reads from its context; computed once per prompt when sampling."""
 
     keys: Float[Tensor, "b heads n d"]
     values: Float[Tensor, "b heads n d"]
+
+
+class ProjectedContext(NamedTuple):
+    """All that a backbone reads from a context tensor, ready for any number of calls with it."""
+
+    keys_values: tuple[KeysValues, ...]  # one per cross-attention, in the order of the forward pass
+    pooled: Float[Tensor, "b c"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,41 +74,72 @@ def attend(
     return logits.float().softmax(dim=-1).to(v.dtype) @ v
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention; the rows of the fused projection are ordered q, k, v."""
+class HeadNorm(nn.RMSNorm):
+    """RMS norm of queries or keys in float32, so that logits stay bounded (Dehghani et al. 2023, sec. 2)."""
 
-    def __init__(self, width: int, *, num_heads: int, qkv_bias: bool = False, causal: bool = False) -> None:
+    def __init__(self, head_dim: int) -> None:
+        super().__init__(head_dim, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; the rows of the fused projection are ordered q, k, v.
+
+    ``angles`` of the tokens' places turn queries and keys, so that they meet by their distance.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        qkv_bias: bool = False,
+        causal: bool = False,
+        qk_norm: bool = False,
+    ) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"{width=} is not a multiple of {num_heads=}: change one of them")
         self.num_heads = num_heads
         self.causal = causal
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.norm_q = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.norm_k = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
-    def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+    def forward(
+        self, tokens: Float[Tensor, "b n c"], angles: Float[Tensor, "n half"] | None = None
+    ) -> Float[Tensor, "b n c"]:
         q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        return self.out(rearrange(attend(q, k, v, causal=self.causal), "b h n d -> b n (h d)"))
+        q, k = self.norm_q(q), self.norm_k(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, causal=self.causal)
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention from tokens to projected context; the rows of ``kv`` are ordered k, v."""
 
-    def __init__(self, width: int, context_dim: int, *, num_heads: int) -> None:
+    def __init__(self, width: int, context_dim: int, *, num_heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(context_dim, 2 * width, bias=False)
+        self.norm_q = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.norm_k = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
     def project(self, context: Float[Tensor, "b m e"]) -> KeysValues:
         """Keys and values of a context."""
         keys, values = rearrange(self.kv(context), "b m (two h d) -> two b h m d", two=2, h=self.num_heads)
-        return KeysValues(keys=keys, values=values)
+        return KeysValues(keys=self.norm_k(keys).to(values.dtype), values=values)
 
     def forward(self, tokens: Float[Tensor, "b n c"], context: KeysValues) -> Float[Tensor, "b n c"]:
-        q = rearrange(self.q(tokens), "b n (h d) -> b h n d", h=self.num_heads)
-        mixed = attend(q, context.keys, context.values)
+        q = self.norm_q(rearrange(self.q(tokens), "b n (h d) -> b h n d", h=self.num_heads))
+        mixed = attend(q.to(context.values.dtype), context.keys, context.values)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
 

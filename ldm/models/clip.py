@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ldm.models.attention import SelfAttention
+from ldm.models.recompute import apply
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -78,7 +79,7 @@ class TextTransformer(nn.Module):
 
     The end token is the last id of the vocabulary, as in every tokenizer of `ldm.tokenizers`. Without
     `embed_dim` there is no projection, as in the text encoder of Stable Diffusion 1.x, and `pooled` is the
-    end token's state.
+    end token's state. `checkpointing` computes layers again in the backward pass, to save memory.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class TextTransformer(nn.Module):
         num_heads: int,
         embed_dim: int | None = None,
         activation: Activation = gelu,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.width = width
@@ -109,7 +112,7 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Int[Tensor, "b n"]) -> TextOutput:
         x = self.tokens(tokens) + self.positions[: tokens.shape[1]]  # b n d
         for block in self.blocks:
-            x = block(x)
+            x = apply(block, x, recompute=self.checkpointing)
         states = self.norm(x)
         ends = (tokens == self.eot_id).int().argmax(dim=1)  # the first one: pads may be end tokens too
         return TextOutput(states=states, pooled=self.projection(states[torch.arange(len(ends)), ends]))
@@ -128,7 +131,7 @@ class VisionTransformer(nn.Module):
     """Transformer over patches of a square picture; the class token's state, projected, is the feature.
 
     Takes pictures in [-1, 1] and brings them to the mean and deviation that the weights expect (`pixels`, in
-    units of [0, 1]).
+    units of [0, 1]). `checkpointing` as in the text transformer.
     """
 
     def __init__(
@@ -142,8 +145,10 @@ class VisionTransformer(nn.Module):
         embed_dim: int,
         activation: Activation = gelu,
         pixels: tuple[Sequence[float], Sequence[float]] = (PIXEL_MEAN, PIXEL_STD),
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         if image_size % patch_size:
             raise ValueError(f"{image_size=} is not a multiple of {patch_size=}: change one of them")
         self.image_size = image_size
@@ -170,7 +175,7 @@ class VisionTransformer(nn.Module):
         x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # b 1+n d
         x = self.norm_in(x + self.positions)
         for block in self.blocks:
-            x = block(x)
+            x = apply(block, x, recompute=self.checkpointing)
         return self.projection(self.norm_out(x[:, 0]))
 
     def _normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

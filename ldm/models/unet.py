@@ -3,27 +3,26 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ldm.models.attention import AttentionPool, KeysValues, SpatialTransformer, TransformerSpec
-from ldm.models.blocks import Downsample, ResnetBlock, Upsample, level_widths
+from ldm.models.attention import (
+    AttentionPool,
+    KeysValues,
+    ProjectedContext,
+    SpatialTransformer,
+    TransformerSpec,
+)
+from ldm.models.blocks import Downsample, ResnetBlock, Upsample, level_widths, zero
 from ldm.models.embeddings import TimeEmbedding
+from ldm.models.recompute import apply
 
 VECTOR = 16  # channels per group from which torch's CPU group norm is fast in channels-last; else 10x slower
 NORM_EPS = 1e-5  # Stable Diffusion's, in the residual blocks; its transformers and autoencoder use 1e-6
-
-
-class ProjectedContext(NamedTuple):
-    """All that a U-Net reads from a context tensor, ready for any number of calls with it."""
-
-    keys_values: tuple[KeysValues, ...]  # one per cross-attention, in the order of the forward pass
-    pooled: Float[Tensor, "b c"] | None
 
 
 class Unit(nn.Module):
@@ -187,18 +186,9 @@ class UNet(nn.Module):
 
     def _run(self, unit: nn.Module, x: Tensor, *, time: Tensor, pairs: Iterator[KeysValues]) -> Tensor:
         context = tuple(islice(pairs, cast(Unit, unit).depth))
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(unit, x, time, context, use_reentrant=False)
-        return unit(x, time, context)
+        return apply(unit, x, time, context, recompute=self.checkpointing)
 
 
 def levels(modules: nn.ModuleList) -> Iterator[Level]:
     """The modules of a list of levels, with their type."""
     return (cast(Level, module) for module in modules)
-
-
-def zero(layer: nn.Conv2d | nn.Linear) -> None:
-    """Set weights and bias to zero."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)

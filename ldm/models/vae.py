@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm.models.attention import SpatialAttention
 from ldm.models.blocks import Downsample, ResnetBlock, Upsample, level_widths
+from ldm.models.recompute import apply
 
 LOGVAR_RANGE = (-30.0, 20.0)  # released code of Rombach et al. 2022: keeps the variance finite
 
@@ -43,12 +44,15 @@ class Level(nn.Module):
         self, before: int, width: int, *, blocks: int, norm_groups: int, resample: nn.Module | None
     ) -> None:
         super().__init__()
+        self.checkpointing = False
         inputs = [before] + [width] * (blocks - 1)
         self.blocks = nn.Sequential(*(ResnetBlock(c, width, norm_groups=norm_groups) for c in inputs))
         self.resample = resample or nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h2 w2"]:
-        return self.resample(self.blocks(x))
+        for block in self.blocks:
+            x = apply(block, x, recompute=self.checkpointing)
+        return self.resample(x)
 
 
 class Middle(nn.Module):
@@ -56,12 +60,15 @@ class Middle(nn.Module):
 
     def __init__(self, width: int, *, norm_groups: int, attention: bool) -> None:
         super().__init__()
+        self.checkpointing = False
         self.block_in = ResnetBlock(width, width, norm_groups=norm_groups)
         self.attention = SpatialAttention(width, norm_groups=norm_groups) if attention else nn.Identity()
         self.block_out = ResnetBlock(width, width, norm_groups=norm_groups)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return self.block_out(self.attention(self.block_in(x)))
+        for part in (self.block_in, self.attention, self.block_out):
+            x = apply(part, x, recompute=self.checkpointing)
+        return x
 
 
 class Encoder(nn.Module):
@@ -135,8 +142,8 @@ class AutoencoderKL(nn.Module):
     """Images in [-1, 1] to Gaussian latents and back; ``factor`` pixels of a side become one latent.
 
     With ``patch`` above 1 the networks see patch x patch pixels as channels of one: a fraction of the work,
-    which the full resolution dominates. Knows no latent scale: that belongs to the codec. Raises ValueError
-    on sizes that do not fit.
+    which the full resolution dominates. ``checkpointing`` computes blocks again in the backward pass, to save
+    memory. Knows no latent scale: that belongs to the codec. Raises ValueError on sizes that do not fit.
     """
 
     def __init__(
@@ -149,6 +156,7 @@ class AutoencoderKL(nn.Module):
         norm_groups: int = 32,
         mid_attention: bool = True,
         patch: int = 1,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         widths = level_widths(channels, multipliers, norm_groups=norm_groups)
@@ -174,6 +182,9 @@ class AutoencoderKL(nn.Module):
             norm_groups=norm_groups,
             attention=mid_attention,
         )
+        for module in self.modules():
+            if isinstance(module, Level | Middle):
+                module.checkpointing = checkpointing
 
     def posterior(self, images: Float[Tensor, "b 3 H W"]) -> Posterior:
         """Gaussian over the latents of ``images``, whose sides must be multiples of ``factor``."""

@@ -111,6 +111,13 @@ def test_a_missing_bundle_says_where_bundles_are(tmp_path):
         Bundle.open(tmp_path)
 
 
+def test_an_experiment_that_was_not_trained_yet_is_named_with_its_command(tmp_path):
+    with pytest.raises(
+        BundleError, match=r"no bundle at .*: python -m ldm.train \+experiment=flickr_vae leaves"
+    ):
+        Bundle.open(tmp_path / "runs" / "flickr_vae")
+
+
 @pytest.mark.parametrize("file", ["backbone.safetensors", "autoencoder.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(copied, file):
     (copied / file).unlink()

@@ -1,0 +1,182 @@
+"""Diffusion transformer over patches of latents, reading text by cross-attention.
+
+The blocks are DiT's (Peebles & Xie 2023) with PixArt-α's shared modulation and cross-attention (Chen et al.
+2023, sec. 2.3), rotary places, normalised queries and keys, and the long skips of U-ViT (Bao et al. 2023,
+sec. 3.1).
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.models.attention import (
+    AttentionPool,
+    CrossAttention,
+    FeedForward,
+    KeysValues,
+    ProjectedContext,
+    SelfAttention,
+)
+from ldm.models.blocks import zero
+from ldm.models.embeddings import TimeEmbedding, axial_angles
+from ldm.models.recompute import apply
+
+TIME_CHANNELS = 256  # released code of Peebles & Xie 2023
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, shifted, scaled and gated by the time, around a cross-attention.
+
+    The time's six vectors are computed once for all blocks; each block adds a table of its own to them
+    (adaLN-single; Chen et al. 2023, sec. 2.3). With ``merges`` it also reads the output of an earlier block.
+    """
+
+    def __init__(
+        self, width: int, context_dim: int, *, num_heads: int, ff_mult: int, merges: bool = False
+    ) -> None:
+        super().__init__()
+        self.merge = nn.Linear(2 * width, width) if merges else None
+        self.table = nn.Parameter(torch.zeros(6, width))
+        self.norm_self = nn.LayerNorm(width, elementwise_affine=False)
+        self.self_attention = SelfAttention(width, num_heads=num_heads, qk_norm=True)
+        self.norm_cross = nn.LayerNorm(width)
+        self.cross_attention = CrossAttention(width, context_dim, num_heads=num_heads, qk_norm=True)
+        self.norm_ff = nn.LayerNorm(width, elementwise_affine=False)
+        self.ff = FeedForward(width, mult=ff_mult)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n c"],
+        time: Float[Tensor, "b six c"],
+        angles: Float[Tensor, "n half"],
+        context: KeysValues,
+        earlier: Float[Tensor, "b n c"] | None = None,
+    ) -> Float[Tensor, "b n c"]:
+        if self.merge is not None and earlier is not None:
+            tokens = self.merge(torch.cat([tokens, earlier], dim=-1))
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = (self.table + time).unsqueeze(2).unbind(1)  # b 1 c
+        mixed = self.self_attention(self.norm_self(tokens) * (1 + scale) + shift, angles)
+        tokens = tokens + gate * mixed
+        tokens = tokens + self.cross_attention(self.norm_cross(tokens), context)
+        return tokens + gate_ff * self.ff(self.norm_ff(tokens) * (1 + scale_ff) + shift_ff)
+
+
+class DiT(nn.Module):
+    """Noisy latents, network times (about 0 to 1000) and a context to a prediction shaped like the latents.
+
+    Squares of ``patch`` x ``patch`` latents are the tokens. With ``long_skips`` each block of the second half
+    reads the output of its counterpart in the first. ``checkpointing`` computes blocks again in the backward
+    pass, to save memory. Raises ValueError on sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int,
+        context_dim: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        ff_mult: int,
+        patch: int,
+        long_skips: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % (4 * num_heads):
+            raise ValueError(
+                f"width={width} does not divide into num_heads={num_heads} heads of a multiple of 4 "
+                "features; change one of them."
+            )
+        if long_skips and depth % 2 == 0:
+            raise ValueError(f"depth={depth} with long_skips has no middle block; make it odd.")
+        self.latent_channels, self.context_dim = latent_channels, context_dim
+        self.head_dim = width // num_heads
+        self.patch = self.factor = patch
+        self.checkpointing = checkpointing
+
+        self.time = TimeEmbedding(TIME_CHANNELS, width)
+        self.pool = AttentionPool(context_dim, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.patches_in = nn.Linear(latent_channels * patch**2, width)
+        self.skips = depth // 2 if long_skips else 0
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                context_dim,
+                num_heads=num_heads,
+                ff_mult=ff_mult,
+                merges=number >= depth - self.skips,
+            )
+            for number in range(depth)
+        )
+        self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation_out = nn.Linear(width, 2 * width)
+        self.patches_out = nn.Linear(width, latent_channels * patch**2)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Zero every layer that ends a branch; the rest keeps torch's own initialisation."""
+        zero(
+            self.modulation
+        )  # with the tables at zero all gates are: a block starts as the identity (adaLN-Zero)
+        zero(self.modulation_out)
+        zero(self.pool.out)  # the pooled context joins a time embedding that first works without it
+        zero(self.patches_out)  # the first prediction is 0, the mean of every target
+        for block in self._blocks():
+            zero(block.cross_attention.out)
+            if block.merge is not None:
+                zero(block.merge)
+                width = block.merge.out_features
+                block.merge.weight.data[:, :width] = torch.eye(width)  # starts as if there were no skip
+
+    def project_context(self, context: Float[Tensor, "b m e"]) -> ProjectedContext:
+        """Keys, values and pooled vector of a context, to be passed in its place to several calls."""
+        pairs = tuple(block.cross_attention.project(context) for block in self._blocks())
+        return ProjectedContext(keys_values=pairs, pooled=self.pool(context))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+        context: Float[Tensor, "b m e"] | ProjectedContext,
+    ) -> Float[Tensor, "b c h w"]:
+        height, width = x.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"{height}x{width} latents do not divide by {self.patch}; choose another picture size."
+            )
+        if isinstance(context, Tensor):
+            context = self.project_context(context)
+        rows, columns = height // self.patch, width // self.patch
+        time = F.silu(self.time(t) + cast(Tensor, context.pooled))
+        modulation = rearrange(self.modulation(time), "b (six c) -> b six c", six=6)
+        angles = axial_angles(rows, columns, self.head_dim, device=x.device)
+
+        tokens = self.patches_in(
+            rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+        )
+        tokens = self._transform(tokens, modulation, angles, context.keys_values)
+        shift, scale = self.modulation_out(time).unsqueeze(1).chunk(2, dim=-1)  # b 1 c
+        patches = self.patches_out(self.norm_out(tokens) * (1 + scale) + shift)
+        return rearrange(
+            patches, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=self.patch, q=self.patch
+        )
+
+    def _transform(
+        self, tokens: Tensor, time: Tensor, angles: Tensor, pairs: tuple[KeysValues, ...]
+    ) -> Tensor:
+        outputs: list[Tensor] = []
+        for block, pair in zip(self._blocks(), pairs, strict=True):
+            earlier = outputs.pop() if block.merge is not None else None
+            tokens = apply(block, tokens, time, angles, pair, earlier, recompute=self.checkpointing)
+            if len(outputs) < self.skips and block.merge is None:
+                outputs.append(tokens)
+        return tokens
+
+    def _blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks]
