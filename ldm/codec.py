@@ -77,10 +77,10 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 H W"]:
-        """Pictures of scaled latents."""
-        latents = latents.float()
-        shift, scale = self._affine(latents)
-        return to_uint8(self.autoencoder.decode(latents / scale + shift))
+        """Pictures of scaled latents, a few at a time."""
+        shift, scale = self._affine(latents.float())
+        parts = (latents.float() / scale + shift).split(PICTURE_CHUNK)
+        return torch.cat([to_uint8(self.autoencoder.decode(part)) for part in parts])
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:

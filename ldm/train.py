@@ -27,20 +27,23 @@ def main(config: DictConfig) -> None:
     from ldm.callbacks.metrics_log import MetricsLog
     from ldm.callbacks.progress import ProgressBar
     from ldm.callbacks.saving import StoppedBySignal
-    from ldm.checkpoints.run import open_run
+    from ldm.checkpoints.run import find_run, new_run
+    from ldm.data.index import DataError
 
     identity = plain(config)
     del identity["run_dir"], identity["dry_run"]
-    run = open_run(identity.pop("runs"), config.name, identity, resume=identity.pop("resume"))
-    if run.finished:
+    runs, resume = identity.pop("runs"), identity.pop("resume")
+    run = find_run(runs, config.name, identity, resume=resume)
+    if run is not None and run.finished:
         print(f"{run.path} is finished; its bundle is {run.path / 'bundle'}. For another run: resume=never")
         return
-    config.run_dir = str(run.path)
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(config.seed)  # initial weights; every later draw is keyed by sample position
     stage, data = build(config.model.stage), build(config.model.datamodule)
     if config.compile:
         stage.net.compile()
+    run = run or new_run(runs, config.name, identity)  # only now: what can't be built leaves no folder
+    config.run_dir = str(run.path)
     log = MetricsLog(run.path / "metrics.jsonl")
     state = run.state()
     if state is not None:
@@ -59,6 +62,12 @@ def main(config: DictConfig) -> None:
         trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
     except StoppedBySignal as stopped:
         sys.exit(f"{stopped}; the same command goes on from there")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a loader process has died ({error}); the same command goes on from there"
+        ) from error
     if trainer.is_global_zero:
         print(f"bundle: {stage.write_bundle(Path(run.path) / 'bundle', config=identity, data=data)}")
 

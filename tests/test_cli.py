@@ -254,6 +254,7 @@ def test_a_run_that_died_before_its_bundle_was_whole_writes_the_same_one(run, ca
 def test_training_without_data_leaves_no_bundle_and_says_how_to_get_data(refused, tmp_path):
     sentence = refused(train, *TINY, "name=x", f"runs={tmp_path}", f"data.root={tmp_path / 'none'}")
     assert "prepare one with python -m data_prep" in sentence
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

@@ -41,15 +41,15 @@ class Run:
         return json.loads((self.path / RECORD).read_text())["config_hash"]
 
 
-def open_run(root: str, experiment: str, config: dict[str, Any], *, resume: str) -> Run:
-    """The run that a command means.
+def find_run(root: str, experiment: str, config: dict[str, Any], *, resume: str) -> Run | None:
+    """The run that a command goes on with, or none where it means a new one.
 
     Args:
         root: folder of all runs.
         experiment: the experiment's name.
         config: the resolved config; what it leaves out (paths of this run) may differ between starts.
-        resume: "auto" goes on with the newest run of this experiment if its config is the same, "never" makes
-            a new one, anything else is the folder of a run.
+        resume: "auto" goes on with the newest run of this experiment if its config is the same, "never" with
+            none, anything else is the folder of a run.
 
     Raises:
         ValueError: `resume` names a folder that is no run.
@@ -64,12 +64,13 @@ def open_run(root: str, experiment: str, config: dict[str, Any], *, resume: str)
     runs = [Run(path=record.parent) for record in sorted(folder.glob(f"*/{RECORD}"))]
     if resume == "auto" and runs and runs[-1].config_hash == config_hash(config):
         return runs[-1]
-    return _new_run(folder, config)
+    return None
 
 
-def _new_run(folder: Path, config: dict[str, Any]) -> Run:
+def new_run(root: str, experiment: str, config: dict[str, Any]) -> Run:
+    """A run directory of its own, with its config and record."""
     started = datetime.now(UTC)
-    path = folder / f"{started:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    path = Path(root) / experiment / f"{started:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     path.mkdir(parents=True, exist_ok=False)
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started.isoformat()}

@@ -62,7 +62,8 @@ class ShardIndex:
         path = root / FILE_NAME
         if not path.is_file():
             raise DataError(
-                f"no data set at {root}: {path} is missing; prepare one with python -m data_prep.<set>"
+                f"no data set at {root}: {path} is missing; prepare one with python -m data_prep.emoji, "
+                "data_prep.flickr30k or data_prep.folder (--help says how)"
             )
         try:
             document = json.loads(path.read_text(encoding="utf-8"))

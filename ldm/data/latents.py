@@ -149,7 +149,7 @@ def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> Lat
     """A batch for the denoiser's stage from moments (b 2 c h w) and text states."""
     mean, logvar = moments.float().unbind(1)
     return LatentBatch(
-        mean=mean,
+        mean=mean.contiguous(),
         std=torch.exp(0.5 * logvar),
         context=context,
         position=batch["position"],

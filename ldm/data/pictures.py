@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.crops import Box, centre
 from ldm.data.cut import cut
@@ -73,6 +73,10 @@ class PictureDataset(Dataset[Picture]):
         """All pictures: uint8, n 3 h w. For sets that fit in memory."""
         return torch.stack([self.image(number) for number in range(len(self))])
 
+    def batches(self, size: int) -> DataLoader[Tensor]:
+        """All pictures in order, so many at a time: uint8, b 3 h w."""
+        return DataLoader(_Images(self), batch_size=size)
+
     def texts(self) -> list[list[str]]:
         """The captions of each picture."""
         return [self.reader.record(number)["texts"] for number in range(len(self))]
@@ -91,3 +95,16 @@ class PictureDataset(Dataset[Picture]):
     def _damaged(self, number: int, error: ValueError) -> DataError:
         key = self.reader.keys()[number]
         return DataError(f"data set {self.index.root}: picture {key!r} can't be decoded ({error})")
+
+
+class _Images(Dataset[Tensor]):
+    """The pictures of a set without their captions."""
+
+    def __init__(self, pictures: PictureDataset) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.pictures.image(number)

@@ -1,12 +1,13 @@
 """First stage: a KL autoencoder whose latents the denoiser will learn (Rombach et al. 2022, app. G)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ldm.checkpoints.bundle import Part, write_bundle
 from ldm.checkpoints.provenance import origin
@@ -20,6 +21,7 @@ from ldm.models.perceptual import PerceptualDistance
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.stages.optim import Decay, OptimizerFactory, configure, parameter_groups
 
+STATISTICS_BATCH = 16  # pictures encoded at once for the statistics of the latents
 Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
 
 
@@ -149,24 +151,27 @@ class AutoencoderStage(LightningModule):
         self.log_dict(scores, batch_size=count, sync_dist=True, prog_bar=True)
 
     @torch.no_grad()
-    def latent_statistics(self, pictures: Tensor, *, batch_size: int = 64) -> tuple[Tensor, Tensor]:
-        """Shift and scale that give the latents of `pictures` (uint8) mean 0 and variance 1, per channel.
+    def latent_statistics(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Shift and scale that give the latents of pictures (uint8) mean 0 and variance 1, per channel.
 
-        Computed in float64 over posterior means and variances: the variance of a drawn latent is that of the
+        Summed in float64 over posterior means and variances: the variance of a drawn latent is that of the
         means plus the mean of the posterior's own.
         """
         net = self.averaged or self.net
         device = next(net.parameters()).device
-        parts = [net.posterior(to_float(chunk.to(device))) for chunk in pictures.split(batch_size)]
-        means = torch.cat([part.mean.double() for part in parts])
-        noise = torch.cat([part.logvar.double().exp() for part in parts]).mean(dim=(0, 2, 3))
-        shift = means.mean(dim=(0, 2, 3))
-        variance = (means - shift.view(1, -1, 1, 1)).square().mean(dim=(0, 2, 3)) + noise
-        return shift.float().cpu(), variance.rsqrt().float().cpu()
+        sums, count = torch.zeros(3, net.latent_channels, dtype=torch.float64, device=device), 0
+        for pictures in batches:
+            posterior = net.posterior(to_float(pictures.to(device)))
+            mean, variance = posterior.mean.double(), posterior.logvar.double().exp()
+            sums += torch.stack([each.sum(dim=(0, 2, 3)) for each in (mean, mean.square(), variance)])
+            count += mean[:, 0].numel()
+        shift, square, noise = sums / count
+        return shift.float().cpu(), (square - shift.square() + noise).rsqrt().float().cpu()
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: PictureData) -> Path:
         """The averaged autoencoder with the statistics of its latents over the training pictures."""
-        shift, scale = self.latent_statistics(data.train.images())
+        batches = data.train.batches(STATISTICS_BATCH)
+        shift, scale = self.latent_statistics(tqdm(batches, desc="latent statistics", total=len(batches)))
         net = self.averaged or self.net
         return write_bundle(
             path,

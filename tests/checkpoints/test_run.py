@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from ldm.checkpoints.run import open_run
+from ldm.checkpoints.run import find_run, new_run
 from ldm.checkpoints.store import save_state
 
 CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}}
@@ -14,7 +14,8 @@ CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}}
 @pytest.fixture
 def opened(tmp_path):
     def call(config=CONFIG, *, resume="auto"):
-        return open_run(str(tmp_path / "runs"), "tiny", config, resume=resume)
+        where = (str(tmp_path / "runs"), "tiny", config)
+        return find_run(*where, resume=resume) or new_run(*where)
 
     return call
 

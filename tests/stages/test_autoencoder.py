@@ -13,7 +13,7 @@ from ldm.codec import to_float, to_uint8
 from ldm.metrics.reconstruction import psnr
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.perceptual import PerceptualDistance
-from ldm.stages.autoencoder import AutoencoderStage
+from ldm.stages.autoencoder import STATISTICS_BATCH, AutoencoderStage
 from ldm.stages.optim import warmup_constant
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -96,7 +96,7 @@ def test_a_few_pictures_are_learned(make_stage, batch, make_trainer):
 def test_latents_get_mean_0_and_variance_1(make_stage, pictures):
     stage = make_stage()
     images = pictures.train.images()
-    shift, scale = stage.latent_statistics(images, batch_size=7)
+    shift, scale = stage.latent_statistics(images.split(7))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         posterior = stage.net.posterior(to_float(images).repeat(50, 1, 1, 1))
@@ -104,7 +104,7 @@ def test_latents_get_mean_0_and_variance_1(make_stage, pictures):
     scaled = (drawn - shift.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
     assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
     assert_close(scaled.var(dim=(0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
-    again = stage.latent_statistics(images, batch_size=20)
+    again = stage.latent_statistics(images.split(20))
     assert_close((shift, scale), again)
 
 
@@ -160,7 +160,7 @@ def test_the_bundle_holds_the_autoencoder_and_its_statistics(make_stage, picture
     stage = make_stage()
     config = {"name": "tiny", "autoencoder": specs["autoencoder"]}
     bundle = Bundle.open(stage.write_bundle(tmp_path / "bundle", config=config, data=pictures))
-    shift, scale = stage.latent_statistics(pictures.train.images())
+    shift, scale = stage.latent_statistics(pictures.train.batches(STATISTICS_BATCH))
     assert bundle.config["latents"] == {"shift": shift.tolist(), "scale": scale.tolist()}
     images = to_float(pictures.val.images())
     with torch.no_grad():
