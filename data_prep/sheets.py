@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ldm.checkpoints.pictures import write_whole
 from ldm.data.decode import EncodedPicture
@@ -35,7 +35,7 @@ def draw_sheet(specimens: Sequence[Specimen], path: Path) -> None:
         row, column = divmod(number, COLUMNS)
         left, top = GAP + column * cell_width, GAP + row * cell_height
         picture = Image.fromarray(np.ascontiguousarray(EncodedPicture(specimen.image).pixels()))
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        picture = ImageOps.contain(picture, (SIDE, SIDE), Image.Resampling.LANCZOS)  # small ones grow
         pen.text((left, top), specimen.title[: LINE_WIDTH - 2], fill=FAINT, font=font)
         sheet.paste(picture, (left, top + LINE_HEIGHT))
         lines = textwrap.wrap(specimen.caption, LINE_WIDTH, max_lines=LINES, placeholder=" ...")

@@ -163,11 +163,11 @@ def draw(index: ShardIndex, found: list[Findings], out: Path) -> None:
         whole = replace(index, shards=tuple(shard for shard in index.shards if shard.split == name))
         reader = ShardReader(whole, split=name)
         rows = [row for row, key in enumerate(reader.keys()) if key in readable]
-        for row in rows[:: max(1, len(readable) // NUM_SPECIMENS)]:
+        for row in rows[:: max(1, -(-len(readable) // NUM_SPECIMENS))]:
             record = reader.record(row)
             texts = record["texts"]
             specimens.append(Specimen(reader.image(row), f"{name} {record['key']}", texts[row % len(texts)]))
-    draw_sheet(specimens[:NUM_SPECIMENS], out / "sheet.png")
+    draw_sheet(specimens, out / "sheet.png")
 
 
 def print_summary(summary: dict, out: Path) -> None:
