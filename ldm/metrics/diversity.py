@@ -3,11 +3,12 @@
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.utilities import dim_zero_cat
 
+from ldm.metrics.perceptual import PictureDistance
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 
 
@@ -34,12 +35,28 @@ def diversity_by_caption(features: Float[Tensor, "n d"], captions: Int[Tensor, "
     distances = []
     for caption in captions.unique():
         mine = features[captions == caption]
-        if len(mine) < 2:
-            raise ValueError(
-                f"diversity needs at least 2 pictures a caption, caption {int(caption)} has one: more samples"
-            )
+        _enough(mine, caption)
         distances.append(mean_pairwise_distance(mine))
     return torch.stack(distances).mean()
+
+
+def perceptual_diversity(
+    images: UInt8[Tensor, "n 3 h w"], captions: Int[Tensor, "n"], *, distance: PictureDistance
+) -> Float[Tensor, ""]:
+    """Mean over captions of the mean distance of the caption's pairs (Zhu et al. 2017, section 5).
+
+    Args:
+        distance: of pairs of pictures in [-1, 1], say `Lpips` or a `PerceptualDistance`.
+
+    Raises:
+        ValueError: a caption with a single picture.
+    """
+    means = []
+    for caption in captions.unique():
+        mine = images[captions == caption] / 127.5 - 1
+        first, second = torch.combinations(_enough(mine, caption)).T
+        means.append(distance(mine[first], mine[second]).double().mean())
+    return torch.stack(means).mean()
 
 
 class CaptionDiversity(PictureMetric):
@@ -79,6 +96,15 @@ class CaptionDiversity(PictureMetric):
         if self.real_count > 1:
             numbers[f"{name}_between_real"] = 1 - _mean_cosine(self.real_total, self.real_count)
         return numbers
+
+
+def _enough(mine: Shaped[Tensor, "n ..."], caption: Int[Tensor, ""]) -> Int[Tensor, "n"]:
+    """The numbers of a caption's pictures, where there are pairs of them."""
+    if len(mine) < 2:
+        raise ValueError(
+            f"diversity needs at least 2 pictures a caption, caption {int(caption)} has one: more samples"
+        )
+    return torch.arange(len(mine), device=mine.device)
 
 
 def _mean_cosine(unit_sum: Float[Tensor, "d"], count: int | Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -1,38 +1,55 @@
 """Networks that turn pictures into the features that distances are measured in."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from types import MappingProxyType
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-RESIZE_MODES = ("bilinear", "bicubic")
+from ldm.metrics.resize import check_resize, resize_pictures
+
 CPU_BATCH = 16  # measured: 110 to 160 pictures/s and core at 128 px, 70 in batches of 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureIdentity:
-    """What makes features comparable: network, weights, input size and the way pictures are brought to it."""
+    """What makes features comparable: network, weights, input size and the way pictures are brought to it.
+
+    Attributes:
+        name: of the network; its features' names begin with it.
+        sha256: of the weights.
+        size: side of the network's input in pixels.
+        resize: how pictures are brought to it.
+        rounded: whether resized pictures are rounded to 8 bit before the network sees them.
+    """
 
     name: str
     sha256: str
     size: int
     resize: str
+    rounded: bool = False
 
 
+@runtime_checkable
 class FeatureExtractor(Protocol):
-    """Pictures, uint8 b 3 h w, to features, float32 b d, with a name for what is measured in them."""
+    """Pictures, uint8 b 3 h w, to one or more kinds of features, each float32 b d, in one pass.
 
-    dims: int
+    Attributes:
+        dims: how many numbers a picture has, by the features' names.
+    """
+
+    @property
+    def dims(self) -> Mapping[str, int]: ...
 
     @property
     def identity(self) -> FeatureIdentity: ...
 
-    def __call__(self, images: UInt8[Tensor, "b 3 h w"], /) -> Float[Tensor, "b d"]: ...
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"], /) -> dict[str, Float[Tensor, "b _"]]: ...
 
 
 class EfficientNetLite0(nn.Module):
@@ -44,11 +61,11 @@ class EfficientNetLite0(nn.Module):
 
     Args:
         size: side of the network's input in pixels, a multiple of 32.
-        resize: "bicubic" or "bilinear".
+        resize: one of `ldm.metrics.resize.RESIZE_MODES`.
     """
 
     name: ClassVar[str] = "efficientnet_lite0"
-    dims: ClassVar[int] = 1280
+    dims: ClassVar[Mapping[str, int]] = MappingProxyType({"efficientnet_lite0": 1280})
     sha256: ClassVar[str] = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
     mean: ClassVar[float] = 127 / 255  # this network's own normalisation, not ImageNet's usual one
     std: ClassVar[float] = 128 / 255
@@ -57,8 +74,7 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         if size < 32 or size % 32:
             raise ValueError(f"{size=} of the feature network's input must be a multiple of 32")
-        if resize not in RESIZE_MODES:
-            raise ValueError(f"{resize=} is not one of {', '.join(RESIZE_MODES)}")
+        check_resize(resize)
         self.size, self.resize = size, resize
         self.net = _efficientnet_lite0(size=size, sha256=self.sha256)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU
@@ -75,24 +91,16 @@ class EfficientNetLite0(nn.Module):
         return super().train(False)  # running statistics must not move while measuring
 
     @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b 1280"]]:
         chunk = CPU_BATCH if self.device.type == "cpu" else len(images)
-        return torch.cat([self._features(part) for part in images.to(self.device).split(chunk)])
+        parts = [self._features(part) for part in images.to(self.device).split(chunk)]
+        return {self.name: torch.cat(parts)}
 
     def _features(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
         resized = resize_pictures(images, size=self.size, mode=self.resize)
         inputs = (resized / 255 - self.mean) / self.std
         maps = self.net.extract_features(inputs.contiguous(memory_format=torch.channels_last))
         return maps.mean(dim=(2, 3))
-
-
-def resize_pictures(images: UInt8[Tensor, "b 3 h w"], *, size: int, mode: str) -> Float[Tensor, "b 3 s s"]:
-    """Antialiased resize to a square; values stay in [0, 255] and are not rounded."""
-    pictures = images.float()
-    if images.shape[-2:] == (size, size):
-        return pictures
-    resized = F.interpolate(pictures, (size, size), mode=mode, antialias=True, align_corners=False)
-    return resized.clamp(0, 255)  # bicubic overshoots at edges
 
 
 def _efficientnet_lite0(*, size: int, sha256: str) -> nn.Module:

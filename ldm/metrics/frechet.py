@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 
 
@@ -57,14 +58,28 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> Float[Tensor, ""]:
 
 def _factor(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d r"]:
     """F with F F^T = covariance, as narrow as the covariance's rank."""
-    values, vectors = torch.linalg.eigh(covariance)
-    noise = values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    alive = covariance.diagonal() > 0  # a feature that never moves costs time, and LAPACK may fail over many
+    if not alive.any():
+        return covariance.new_zeros(len(covariance), 0)
+    values, vectors = _eigen(covariance[alive][:, alive])
+    noise = values.amax() * len(values) * torch.finfo(values.dtype).eps
     kept = values > noise  # the root of a rounding error of 1e-16 would count as 1e-8
-    return vectors[:, kept] * values[kept].sqrt()
+    factor = covariance.new_zeros(len(covariance), int(kept.sum()))
+    factor[alive] = vectors[:, kept] * values[kept].sqrt()
+    return factor
+
+
+def _eigen(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+    """Eigenvalues and eigenvectors of a covariance."""
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # too many equal values; its singular values are the same ones
+        vectors, values, _ = torch.linalg.svd(matrix)
+        return values, vectors
 
 
 class FrechetDistance(PictureMetric):
-    """Frechet distance of generated to real pictures, called `fd_<features>`: only Inception's would be FID.
+    """Frechet distance of generated to real pictures: `fid` of the Inception of 2015, else `fd_<features>`.
 
     Finite for fewer pictures than dimensions, and then mostly bias: read it beside its floor.
 
@@ -102,4 +117,5 @@ class FrechetDistance(PictureMetric):
     def compute(self) -> dict[str, Tensor]:
         real = Moments(self.real_count, self.real_total, self.real_outer)
         generated = Moments(self.generated_count, self.generated_total, self.generated_outer)
-        return {f"fd_{self.features}": frechet_distance(generated.gaussian(), real.gaussian())}
+        value = frechet_distance(generated.gaussian(), real.gaussian())
+        return {result_name("fd", self.features): value}

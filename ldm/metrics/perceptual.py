@@ -1,10 +1,13 @@
-"""A perceptual distance that needs no download."""
+"""Distances of pairs of pictures, and a perceptual one that needs no download."""
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from ldm.metrics.features import EfficientNetLite0
 from ldm.models.perceptual import PerceptualDistance
 
+PictureDistance = Callable[[Tensor, Tensor], Tensor]  # b 3 h w in [-1, 1], twice -> b
 CUTS = (1, 3, 5, 11)  # blocks of EfficientNet-lite0 after which the resolution falls, from 1/2 to 1/16
 
 

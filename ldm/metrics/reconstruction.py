@@ -1,5 +1,6 @@
 """How much of a picture survives an autoencoder, on 8-bit pictures, as a user would see them."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -7,6 +8,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from ldm.metrics.features import FeatureExtractor
+from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.perceptual import PictureDistance
+from ldm.metrics.picture_metric import Observed
 
 PEAK = 255.0
 AT_ONCE = 16  # 64 pictures of 64 px in float64 took a gigabyte
@@ -40,22 +46,57 @@ def _ssim(images: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"])
 
 
 class Reconstruction(Metric):
-    """Mean over pictures of PSNR (dB) and SSIM between reconstructions and originals."""
+    """Means over pictures of PSNR (dB), SSIM and perceptual distances between reconstructions and originals.
+
+    With an extractor also the Frechet distance between both sets, `rfid` for the Inception of 2015 and
+    `rfd_<features>` for others: what an autoencoder alone costs a generator.
+
+    Args:
+        distances: of pairs of pictures in [-1, 1], by the name of their result, say `lpips`.
+        extractor: network whose first kind of features the sets are compared in.
+    """
 
     full_state_update: ClassVar[bool] = False
     is_differentiable: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        distances: Mapping[str, PictureDistance] | None = None,
+        extractor: FeatureExtractor | None = None,
+    ) -> None:
         super().__init__()
-        for name in ("psnr_total", "ssim_total", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.distances, self.extractor = dict(distances or {}), extractor
+        for name in ("psnr", "ssim", *self.distances):
+            self.add_state(f"{name}_total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        if extractor is not None:
+            features, dims = next(iter(extractor.dims.items()))
+            self.frechet = FrechetDistance(features=features, dims=dims)
 
     def update(self, images: UInt8[Tensor, "b c h w"], originals: UInt8[Tensor, "b c h w"]) -> None:
-        self.psnr_total = self.psnr_total + psnr(images, originals).sum()
-        self.ssim_total = self.ssim_total + ssim(images, originals).double().sum()
+        found = {"psnr": psnr(images, originals), "ssim": ssim(images, originals)}
+        for name, distance in self.distances.items():
+            found[name] = distance(images / 127.5 - 1, originals / 127.5 - 1)
+        for name, values in found.items():
+            total = getattr(self, f"{name}_total")
+            setattr(self, f"{name}_total", total + values.detach().double().sum().to(total.device))
         self.count = self.count + len(images)
+        if self.extractor is not None:
+            rows = torch.arange(len(images))
+            for pictures, real in ((originals, True), (images, False)):
+                self.frechet.update(Observed(self.extractor(pictures), rows=rows, captions=rows), real=real)
 
     def compute(self) -> dict[str, Tensor]:
         if self.count == 0:
             raise ValueError("PSNR and SSIM need at least one picture")
-        return {"psnr": self.psnr_total / self.count, "ssim": self.ssim_total / self.count}
+        names = ("psnr", "ssim", *self.distances)
+        numbers = {name: getattr(self, f"{name}_total") / self.count for name in names}
+        if self.extractor is not None:
+            numbers |= {f"r{name}": value for name, value in self.frechet.compute().items()}
+        return numbers
+
+    def reset(self) -> None:
+        super().reset()
+        if self.extractor is not None:
+            self.frechet.reset()

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from ldm.metrics.diversity import CaptionDiversity, diversity_by_caption, mean_pairwise_distance
+from ldm.metrics.diversity import (
+    CaptionDiversity,
+    diversity_by_caption,
+    mean_pairwise_distance,
+    perceptual_diversity,
+)
 from ldm.metrics.picture_metric import Observed
 
 
@@ -46,3 +51,17 @@ def test_metric_over_batches_with_the_real_pictures_as_measure():
     found = metric.compute()
     assert found["diversity_net"] == pytest.approx(0, abs=1e-12)
     assert found["diversity_net_between_real"] == pytest.approx(1)
+
+
+def test_perceptual_diversity_takes_every_pair_of_a_caption_once():
+    """Greys 0, 51 and 255 for one caption, 0 and 255 for the other: pairs are 0.4, 2 and 1.6 apart, and 2."""
+    greys = torch.tensor([0, 255, 51, 255, 0], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 8, 8)
+    captions = torch.tensor([5, 5, 5, 9, 9])
+
+    def gap(ours, theirs):
+        return (ours - theirs).abs().amax(dim=(1, 2, 3))
+
+    found = perceptual_diversity(greys, captions, distance=gap)
+    assert found == pytest.approx(((0.4 + 2 + 1.6) / 3 + 2) / 2, rel=1e-6)
+    with pytest.raises(ValueError, match="caption 9 has one"):
+        perceptual_diversity(greys[:4], captions[:4], distance=gap)

@@ -49,6 +49,16 @@ def test_a_set_is_at_distance_zero_from_itself_with_few_pictures_or_many(count):
     assert distance(features, features, splits=4) == pytest.approx(0, abs=1e-10)
 
 
+def test_features_that_never_move_add_their_distance_and_nothing_else():
+    """Few pictures and 1,200 dead features of 1,280: matrices that LAPACK has failed over."""
+    alive = torch.rand(6, 80, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    other = torch.rand(6, 80, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    dead = torch.zeros(6, 1200).double()
+    widened = distance(torch.cat([alive, dead], 1), torch.cat([other, dead + 0.1], 1), splits=6)
+    torch.testing.assert_close(widened, distance(alive, other, splits=6) + 1200 * 0.01, atol=1e-9, rtol=0)
+    assert distance(dead, dead + 0.1, splits=6) == pytest.approx(12)
+
+
 def test_a_shift_of_every_picture_is_the_squared_length_of_the_shift():
     features = torch.randn(7, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     assert distance(features, features + 0.25, splits=7) == pytest.approx(16 * 0.25**2, abs=1e-9)

@@ -1,0 +1,73 @@
+"""Features of all pictures, kept for the measures that look at every pair of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
+
+from ldm.metrics.picture_metric import Observed, PictureMetric, features_of
+
+
+class Side(NamedTuple):
+    """All pictures of one side.
+
+    Attributes:
+        rows, captions: as in `Observed`.
+    """
+
+    features: Float[Tensor, "n d"]
+    rows: Int[Tensor, "n"]
+    captions: Int[Tensor, "n"]
+
+
+class GatheredFeatures(PictureMetric):
+    """A measure of two sets of features, at 4 bytes a number in memory for each picture.
+
+    Args:
+        features: name of the features.
+    """
+
+    def __init__(self, *, features: str) -> None:
+        super().__init__()
+        self.features = features
+        for side in ("real", "generated"):
+            for part in Side._fields:
+                self.add_state(f"{side}_{part}", [], dist_reduce_fx="cat")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.features,)
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        kept = Side(features_of(batch, self.features), batch.rows, batch.captions)
+        for part, values in kept._asdict().items():
+            getattr(self, f"{'real' if real else 'generated'}_{part}").append(values)
+
+    def side(self, name: str, *, at_least: int = 1) -> Side:
+        """The pictures of one side, in an order that neither batches nor ranks decide.
+
+        Args:
+            name: "real" or "generated".
+            at_least: how many there must be.
+
+        Raises:
+            ValueError: fewer pictures than the measure takes.
+        """
+        rows = getattr(self, f"{name}_rows")  # a list of batches, or one tensor once ranks have met
+        count = len(dim_zero_cat(rows)) if len(rows) else 0
+        if count < at_least:
+            raise ValueError(
+                f"{type(self).__name__} of {self.features!r} needs at least {at_least} {name} pictures, "
+                f"got {count}: measure more"
+            )
+        return _sorted(Side(*(dim_zero_cat(getattr(self, f"{name}_{part}")) for part in Side._fields)))
+
+
+def _sorted(side: Side) -> Side:
+    """By row, then caption; pictures of one caption by their first feature."""
+    keys = (side.features[:, 0], side.captions, side.rows)  # numpy's last key counts most
+    order = torch.from_numpy(np.lexsort([key.cpu().numpy() for key in keys])).to(side.rows.device)
+    return Side(*(values[order] for values in side))

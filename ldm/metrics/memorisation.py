@@ -1,0 +1,82 @@
+"""Does the generator repeat its training pictures?"""
+
+from typing import ClassVar, NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.metrics.gathered import GatheredFeatures
+from ldm.metrics.names import result_name
+from ldm.metrics.neighbours import distances_to
+from ldm.metrics.picture_metric import Reference
+
+ROUNDING = 1e-6  # equal pictures come out up to this far apart
+
+
+class Copies(NamedTuple):
+    """Each generated picture beside its nearest real one, the nearest pair first.
+
+    Attributes:
+        generated: number of the generated picture.
+        real: number of the real one.
+        distance: between them, Euclidean distance of unit features, in [0, 2].
+        copied: whether it is nearer than almost all real pictures are to their nearest others.
+    """
+
+    generated: Int[Tensor, "n"]
+    real: Int[Tensor, "n"]
+    distance: Float[Tensor, "n"]
+    copied: Bool[Tensor, "n"]
+
+
+def find_copies(
+    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], *, quantile: float = 0.01
+) -> Copies:
+    """Pairs each generated picture with its nearest real one and judges them by what real pictures are like.
+
+    Args:
+        quantile: of the distances of real pictures to their nearest others; what is strictly nearer counts as
+            a copy. Where so many real pictures have a twin that the quantile is 0, nothing does.
+
+    Raises:
+        ValueError: fewer than two real pictures.
+    """
+    if len(real) < 2:
+        raise ValueError(f"memorisation needs at least 2 real pictures to judge by, got {len(real)}")
+    made, seen = (F.normalize(rows.double(), dim=1) for rows in (generated, real))
+    limit = distances_to(seen, seen, count=2)[0][:, 1].quantile(quantile)
+    distance, nearest = (found[:, 0] for found in distances_to(made, seen, count=1))
+    order = distance.argsort(stable=True)
+    return Copies(order, nearest[order], distance[order], distance[order] < limit - ROUNDING)
+
+
+class Memorisation(GatheredFeatures):
+    """Share of generated pictures that are too near to a real one, `memorised_<features>`: see `find_copies`.
+
+    The floor, held-out real pictures, is about the quantile itself.
+
+    Args:
+        features: name of the features.
+        quantile: of the real pictures' own distances.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("floor",)
+
+    def __init__(self, *, features: str, quantile: float = 0.01) -> None:
+        super().__init__(features=features)
+        if not 0 < quantile < 1:
+            raise ValueError(f"{quantile=} of the real pictures' distances must lie between 0 and 1")
+        self.quantile = quantile
+
+    def copies(self) -> Copies:
+        """The pairs by the pictures' own numbers: those to show side by side.
+
+        `generated` counts the generated pictures by row, then caption; `real` is the real picture's row.
+        """
+        made, seen = self.side("generated"), self.side("real", at_least=2)
+        found = find_copies(made.features, seen.features, quantile=self.quantile)
+        return found._replace(real=seen.rows[found.real])
+
+    def compute(self) -> dict[str, Tensor]:
+        return {result_name("memorised", self.features): self.copies().copied.double().mean()}

@@ -1,0 +1,225 @@
+"""Weights of feature networks: which are known, where they lie, how they come, and that they are whole."""
+
+import hashlib
+import os
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+CHUNK = 1 << 20  # bytes read at once
+PATIENCE = 30.0  # seconds without an answer after which a server counts as out of reach
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One file of published weights.
+
+    Attributes:
+        sha256: of the file as published; the name or the address of most carries its beginning.
+        licence: of the weights, as their publisher states it.
+    """
+
+    url: str
+    bytes: int
+    sha256: str
+    licence: str
+
+    @property
+    def file(self) -> str:
+        """The file's name, as it is published."""
+        return self.url.rpartition("/")[2]
+
+
+CLIP_MODELS = "https://openaipublic.azureedge.net/clip/models"
+KNOWN = {
+    "inception": Weights(  # of Heusel et al. 2017, converted from TensorFlow's graph of 2015-12-05
+        url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+        bytes=95_628_359,
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        licence="Apache-2.0",
+    ),
+    "dinov2_vitl14": Weights(
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        bytes=1_217_586_395,
+        sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        licence="Apache-2.0",
+    ),
+    "clip_vit_b32": Weights(
+        url=f"{CLIP_MODELS}/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+        bytes=353_976_522,
+        sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+        licence="MIT",
+    ),
+    "clip_vit_l14": Weights(
+        url=f"{CLIP_MODELS}/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+        bytes=932_768_134,
+        sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        licence="MIT",
+    ),
+    "clip_vit_l14_336": Weights(
+        url=f"{CLIP_MODELS}/3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+        bytes=934_088_680,
+        sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        licence="MIT",
+    ),
+    "alexnet": Weights(  # what LPIPS stands on
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        bytes=244_408_911,
+        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        licence="BSD-3-Clause",
+    ),
+}
+
+
+def folder() -> Path:
+    """Where fetched weights lie: `$LDM_WEIGHTS`, or `~/.cache/ldm/weights`."""
+    return Path(os.environ.get("LDM_WEIGHTS") or Path.home() / ".cache" / "ldm" / "weights")
+
+
+def describe(names: Iterable[str]) -> str:
+    """A line for each file that would be fetched: name, size, sha256, licence, address.
+
+    Raises:
+        ValueError: a name that isn't in the table.
+    """
+    lines = []
+    for name in names:
+        entry = known(name)
+        size = f"{entry.bytes / 1e6:,.1f} MB"
+        lines.append(f"{name}: {size}, sha256 {entry.sha256}, licence {entry.licence}, {entry.url}")
+    return "\n".join(lines)
+
+
+def known(name: str) -> Weights:
+    """The table's row.
+
+    Raises:
+        ValueError: a name that isn't in the table.
+    """
+    if name not in KNOWN:
+        raise ValueError(f"there are no known weights {name!r}; there are: {', '.join(KNOWN)}")
+    return KNOWN[name]
+
+
+def locate(name: str, path: str | Path | None = None, *, sha256: str | None = None) -> Path:
+    """The file of some weights, checked.
+
+    Args:
+        path: a file of one's own; by default where `fetch` puts it.
+        sha256: what the file must have; by default the published one's.
+
+    Raises:
+        ValueError: no such file, or another one.
+    """
+    entry = known(name)
+    found = folder() / entry.file if path is None else Path(path)
+    if not found.is_file():
+        raise ValueError(
+            f"weights {name!r} are not at {found}: python -m ldm.evaluate fetch=true downloads them, "
+            f"or give the path of a copy"
+        )
+    check(found, sha256=sha256 or entry.sha256)
+    return found
+
+
+def check(path: Path, *, sha256: str) -> None:
+    """Compares a file's hash.
+
+    Raises:
+        ValueError: another hash.
+    """
+    found = digest(path)
+    if found != sha256:
+        raise ValueError(
+            f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: "
+            f"remove the file and fetch it again"
+        )
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(name: str, *, progress: bool = True) -> Path:
+    """Downloads weights into `folder()` unless they are there, and checks them.
+
+    What arrives is written beside its place as `<file>.part` and takes its name once its hash is right.
+
+    Raises:
+        ValueError: the server can't be reached, or sent another file.
+    """
+    entry = known(name)
+    path = folder() / entry.file
+    if path.is_file():
+        check(path, sha256=entry.sha256)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        _download(entry, part, title=name, progress=progress)
+        check(part, sha256=entry.sha256)
+        part.replace(path)
+    except OSError as error:  # URLError, HTTPError and time-outs are OSErrors
+        raise ValueError(
+            f"weights {name!r} can't be fetched from {entry.url} ({getattr(error, 'reason', error)}): on a "
+            f"machine with network access, download that file and put it at {path}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file by name; nothing in it is executed.
+
+    Raises:
+        ValueError: a file that is neither.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(
+            f"weights {path} are no file of tensors alone ({type(error).__name__}): save them as safetensors"
+        ) from error
+
+
+def load_strictly(net: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
+    """Gives a network its weights, every one of them and no other.
+
+    Raises:
+        ValueError: a weight that is missing, unknown or of another shape.
+    """
+    own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = sorted(name for name in {*own, *theirs} if own.get(name) != theirs.get(name))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"weights {source} don't fit {type(net).__name__}: {len(wrong)} differ, first {name!r} with "
+            f"shape {theirs.get(name, 'missing')}, expected {own.get(name, 'none')}"
+        )
+    net.load_state_dict(state)
+
+
+def _download(entry: Weights, part: Path, *, title: str, progress: bool) -> None:
+    with (
+        urllib.request.urlopen(entry.url, timeout=PATIENCE) as response,
+        part.open("wb") as file,
+        tqdm(total=entry.bytes, desc=title, unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
