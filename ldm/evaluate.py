@@ -1,12 +1,13 @@
-"""Measures a bundle: `python -m ldm.evaluate bundle=<folder> data.root=<folder> out=<new folder>`."""
+"""Measures a bundle or any pictures: `python -m ldm.evaluate bundle=<folder> out=<new folder>`."""
 
-import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ldm.config import build, entry, plain
+from ldm.config import CONF, build, entry, nearest, plain
+from ldm.evaluation.sweep import points, title_of
 
 if TYPE_CHECKING:
     import torch
@@ -14,47 +15,33 @@ if TYPE_CHECKING:
 
 @entry("evaluate")
 def main(config: DictConfig) -> None:
-    """Generates, measures, and writes results.json, report.md and the figures: all of them or nothing."""
+    """Measures a subject, or each point of a sweep; numbers, report and figures are written whole or not."""
     check_options(config)
-    from ldm.checkpoints.bundle import Bundle
-    from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
-    from ldm.checkpoints.provenance import config_hash
-    from ldm.evaluation.measure import reconstruct
-    from ldm.evaluation.opening import open_evaluator
-    from ldm.evaluation.report import write_report
-    from ldm.evaluation.results import Subject, new_folder, results, values
+    if config.fetch:
+        return fetch_weights(config.protocol.extractors)
+    from ldm.evaluation.command import Command
+    from ldm.evaluation.ranks import Ranks
+    from ldm.evaluation.results import values
 
-    started = time.perf_counter()
-    bundle = Bundle.open(config.bundle)
-    options = plain(config)
-    nodes = sampling_nodes(bundle, options)
-    with new_folder(Path(config.out)) as folder:
-        device = choose_device(config.device)
-        pipeline = open_pipeline(bundle, **nodes, precision=config.precision)
-        for part in (pipeline.net, pipeline.codec):
-            part.to(device)
-        extractor = build(config.protocol.extractor).to(device)
-        evaluator = open_evaluator(
-            options | nodes, bundle, pipeline, extractor=extractor, metrics=build(config.metric)
-        )
-        sets = [evaluator.measure(pipeline, caption_set) for caption_set in evaluator.protocol.sets]
-        held_out = evaluator.gallery.splits[evaluator.protocol.held_out]
-        document = results(
-            protocol=evaluator.protocol,
-            subject=Subject(
-                path=str(bundle.path), sha256=bundle.sha256, origin=bundle.config.get("origin", {})
-            ),
-            sets=sets,
-            autoencoder=reconstruct(pipeline.codec, held_out),
-            config_hash=config_hash(plain(config)),
-            seconds=time.perf_counter() - started,
-            device=device,
-        )
-        shown = {each.name: each.shown for each in sets}
-        write_report(folder, document, shown=shown, curves=bundle.path.parent / "metrics.jsonl")
-    for name, value in values(document).items():
-        print(f"{name:55} {value:.4g}")
-    print(f"report: {Path(config.out) / 'report.md'}")
+    ranks = Ranks.started()
+    command = Command(
+        options=plain(config),
+        build=build,
+        sampler_node=sampler_node,
+        device=choose_device(config.device),
+        ranks=ranks,
+    )
+    if config.list_prompts is not None:
+        count = command.list_prompts(Path(config.list_prompts))
+        return print(f"{config.list_prompts}: {count} pictures to draw")
+    if any(config.sweep.values()):
+        numbers = {title_of(line): line["value"] for line in command.sweep()}
+    else:
+        numbers = values(command.measure())
+    if ranks.number == 0:
+        for name, value in numbers.items():
+            print(f"{name:55} {value:.4g}")
+        print(f"report: {Path(config.out) / 'report.md'}")
 
 
 def check_options(config: DictConfig) -> None:
@@ -69,10 +56,39 @@ def check_options(config: DictConfig) -> None:
         raise ValueError(f"scale={config.scale} must be a number, or null for the bundle's")
     if config.show < 1:
         raise ValueError(f"show={config.show} must be at least 1")
-    if Path(config.out).exists():
+    if config.pictures is not None and config.real is not None:
+        raise ValueError("pictures and real both say what is measured: give one of them")
+    if any(config.sweep.values()) and (config.pictures or config.real):
+        raise ValueError(
+            "a sweep draws, and what pictures or real name is there already: leave one of them out"
+        )
+    points(plain(config.sweep))
+    for name in config.sweep.samplers or ():
+        sampler_node(name)
+    if config.list_prompts is None and Path(config.out).exists():
         raise ValueError(
             f"out={config.out} exists already: name a new folder with out=<folder>, or remove it"
         )
+
+
+def fetch_weights(names: Iterable[str]) -> None:
+    """Downloads what feature networks with these names need, on a machine that has a network."""
+    from ldm.metrics.weights import KNOWN, fetch
+
+    for name in names:
+        print(f"{name}: {fetch(name) if name in KNOWN else 'nothing to fetch, its weights are installed'}")
+
+
+def sampler_node(name: str) -> dict[str, Any]:
+    """The config of a sampler in conf/sampler.
+
+    Raises:
+        ValueError: there is no such sampler.
+    """
+    names = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"sweep.samplers: there is no sampler {name!r}{nearest(name, names)}")
+    return plain(OmegaConf.load(CONF / "sampler" / f"{name}.yaml"))
 
 
 def choose_device(name: str) -> "torch.device":

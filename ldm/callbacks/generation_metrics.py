@@ -1,65 +1,122 @@
 """How good the drawings are, measured while the network trains."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 
-from ldm.evaluation.gallery import Gallery, Observers
-from ldm.evaluation.generation import generate, requests_for
-from ldm.evaluation.measure import score
-from ldm.evaluation.protocol import CaptionSet
+from ldm.evaluation.captions import CaptionSet
+from ldm.evaluation.feature_cache import FeatureCache
+from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.generation import drawn_by, requests_for
+from ldm.evaluation.observing import Observers, observe, parts_of
+from ldm.evaluation.pictures import Split
+from ldm.evaluation.published import read_published, reference_lines
+from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.scoring import score
 from ldm.metrics.features import FeatureExtractor
-from ldm.metrics.picture_metric import Observed, PictureMetric
+from ldm.metrics.picture_metric import PictureMetric
+
+TIMEOUT = 60.0  # seconds that a process waits for the others
 
 
 class GenerationMetrics(Callback):
-    """At each validation, draws one picture for each of some captions and logs measures as `val/<name>`.
+    """At validations, draws pictures of some captions with the averaged weights and logs `val/<result>`.
 
-    The captions and seeds are the same each time. Real pictures are looked at once, at the first validation.
+    All processes draw and look, each at its share, and all log the same numbers, so that early stopping and
+    checkpoints can monitor them, early stopping with strict=False: before the first measurement there is
+    nothing. Captions and seeds are the same each time. Real pictures are looked at once.
+
+    A failure of one process, or want of memory, ends in a warning on all of them, and the training goes on; a
+    process that has gone is waited for no longer than a minute.
 
     Args:
-        extractor: the feature network that looks at pictures.
-        metrics: measures that read its features, by name.
+        extractors: the feature networks that look at pictures, by name.
+        metrics: measures that read their features, by name.
         split: whose captions are drawn.
         captions: how many.
-        batch_size: pictures drawn at once.
+        samples: pictures a caption.
+        batch_size: pictures drawn at once; halved after running out of memory.
+        every: steps between two measurements: they are taken at the first validation from there on. 1 takes
+            them at each.
+        cache: folder in which features of real pictures are kept; null keeps none.
+        published: yaml with the literature's rows; their numbers are logged beside ours each time, as
+            `literature/<result>/<system>`, which makes straight lines. Null logs none.
     """
 
     def __init__(
         self,
         *,
-        extractor: FeatureExtractor,
+        extractors: Mapping[str, FeatureExtractor],
         metrics: Mapping[str, PictureMetric],
         split: str = "train",
         captions: int = 64,
+        samples: int = 1,
         batch_size: int = 32,
+        every: int = 1,
+        cache: str | None = None,
+        published: str | None = None,
     ) -> None:
-        self.observers = Observers(pictures={extractor.identity.name: extractor}, texts={})
+        if every < 1 or batch_size < 1:
+            raise ValueError(f"{every=} and {batch_size=} must be at least 1")
+        self.observers = Observers(pictures=extractors)
         self.metrics = dict(metrics)
-        self.captions = CaptionSet(name="training", split=split, captions=captions, metrics=tuple(metrics))
-        self.batch_size = batch_size
+        self.captions = CaptionSet(
+            name="training", split=split, captions=captions, samples=samples, metrics=tuple(metrics)
+        )
+        self.batch_size, self.every = batch_size, every
+        self.cache = FeatureCache(folder=None if cache is None else Path(cache))
+        self.published = [] if published is None else read_published(Path(published))
+        self.ranks = Ranks()
         self.gallery: Gallery | None = None
+        self._last = -every  # step of the latest measurement
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.ranks = Ranks.joined(timeout=TIMEOUT)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or 0 < trainer.global_step - self._last < self.every:
             return
+        self._last = trainer.global_step
+        try:
+            numbers = self.measure(trainer, pl_module)
+        except torch.OutOfMemoryError as error:
+            self.batch_size = max(1, self.batch_size // 2)
+            torch.cuda.empty_cache()
+            return self._warn(trainer, error, f"the next time draws {self.batch_size} at once")
+        except Exception as error:  # whatever it is, a training of days is worth more than its measures
+            return self._warn(trainer, error, "the training goes on")
+        for name, value in numbers.items():
+            pl_module.log(f"val/{name}", value)  # equal in all processes, so nothing is exchanged
+            for system, line in reference_lines(self.published, name).items():
+                pl_module.log(f"literature/{name}/{system}", line)
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The numbers by name, the same in every process."""
+        gallery = self._gallery(trainer)
+        captions = gallery.captions(self.captions, seed=0)
+        seen = observe(
+            drawn_by(pl_module.pipeline()),
+            requests_for(captions, samples=self.captions.samples, seed_base=0),
+            observers=self.observers,
+            wanted=self.observers.names,
+            batch_size=self.batch_size,
+            ranks=self.ranks,
+            progress=False,
+        )
+        return score(self.metrics, real=gallery.observed(), generated=parts_of(seen.observed))
+
+    def _gallery(self, trainer: Trainer) -> Gallery:
         if self.gallery is None:
             pictures = trainer.datamodule.pictures
-            splits = {pictures.train.split: pictures.train, pictures.val.split: pictures.val}
-            self.gallery = Gallery(splits, observers=self.observers, progress=False)
-        generated = self._generated(pl_module, self.gallery)
-        for name, value in score(self.metrics, real=self.gallery.observed(), generated=generated).items():
-            pl_module.log(f"val/{name}", value, sync_dist=True)
-
-    def _generated(self, pl_module: LightningModule, gallery: Gallery) -> Iterator[Observed]:
-        requests = requests_for(gallery.captions(self.captions, seed=0), samples=1, seed_base=0)
-        batches = generate(
-            pl_module.pipeline(), requests, batch_size=self.batch_size, title="measuring", progress=False
-        )
-        for batch, images in batches:
-            yield Observed(
-                features=self.observers.look(images),
-                rows=torch.tensor([request.row for request in batch]),
-                captions=torch.tensor([request.caption for request in batch]),
+            splits = {each.split: Split(each) for each in (pictures.train, pictures.val)}
+            self.gallery = Gallery(
+                splits, observers=self.observers, cache=self.cache, ranks=self.ranks, progress=False
             )
+        return self.gallery
+
+    def _warn(self, trainer: Trainer, error: Exception, then: str) -> None:
+        cause = f"{type(error).__name__}: {error}"
+        rank_zero_warn(f"drawings were not measured at step {trainer.global_step} ({cause}); {then}")

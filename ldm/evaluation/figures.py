@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.checkpoints.pictures import to_picture
-from ldm.evaluation.measure import Shown
+from ldm.evaluation.rows import Shown
 
 MAX_BYTES = 400_000  # of one figure: reports are committed
 MARGIN, TEXT_HEIGHT, TEXT_SIZE = 6, 16, 11
@@ -52,7 +52,8 @@ def comparison(shown: Sequence[Shown]) -> Image.Image:
         y = TEXT_HEIGHT + line * step_y
         draw.text((MARGIN, y), fit_text(one.prompt, width - 2 * MARGIN, font), fill=INK, font=font)
         for picture, x in zip([*one.generated, one.nearest, one.right], lefts, strict=True):
-            canvas.paste(to_picture(picture), (x, y + TEXT_HEIGHT))
+            if picture is not None:
+                canvas.paste(to_picture(picture), (x, y + TEXT_HEIGHT))
     return canvas
 
 

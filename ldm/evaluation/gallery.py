@@ -1,68 +1,24 @@
 """All real pictures of a protocol: features and captions in memory, pixels read when they are asked for."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.checkpoints.bundle import Bundle
-from ldm.codec import Codec
-from ldm.data.pictures import PictureDataset
-from ldm.evaluation.protocol import Caption, CaptionSet
-from ldm.metrics.features import FeatureExtractor, resize_pictures
+from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, read_captions
+from ldm.evaluation.feature_cache import FeatureCache, identity_of
+from ldm.evaluation.observing import Features, Observers, batched, joined, parts_of
+from ldm.evaluation.pictures import Pictures
+from ldm.evaluation.ranks import Ranks, interleave
 from ldm.metrics.picture_metric import Observed
 
 BATCH = 32
-OWN_CLIP = "own_clip"  # says in every result's name that the judge belongs to the model
-
-PictureFeatures = Callable[[Tensor], Tensor]  # uint8 b 3 h w -> b d
-TextFeatures = Callable[[Sequence[str]], Tensor]  # texts -> b d
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observers:
-    """The networks that look at pictures and texts, by the name of what they see."""
-
-    pictures: Mapping[str, PictureFeatures]
-    texts: Mapping[str, TextFeatures]
-
-    @property
-    def names(self) -> set[str]:
-        return {*self.pictures, *self.texts}
-
-    @torch.no_grad()
-    def look(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
-        return {name: network(images).float().cpu() for name, network in self.pictures.items()}
-
-    @torch.no_grad()
-    def read(self, texts: Sequence[str]) -> dict[str, Float[Tensor, "b _"]]:
-        return {name: network(texts).float().cpu() for name, network in self.texts.items()}
-
-
-def clip_observers(codec: Codec, image_encoder: Callable[[Tensor], Tensor], *, image_size: int) -> Observers:
-    """The model's own CLIP as a judge: text tower of the codec, vision tower of the bundle."""
-
-    def look(images: Tensor) -> Tensor:
-        resized = resize_pictures(images.to(codec.device), size=image_size, mode="bicubic")
-        return image_encoder(resized / 127.5 - 1)
-
-    def read(texts: Sequence[str]) -> Tensor:
-        return codec.text_encoder(codec.tokenizer.encode(texts).to(codec.device)).pooled
-
-    return Observers(pictures={f"{OWN_CLIP}_image": look}, texts={f"{OWN_CLIP}_text": read})
-
-
-def observers_of(bundle: Bundle, codec: Codec, extractor: FeatureExtractor) -> Observers:
-    """A feature network, and the bundle's own CLIP where it carries a vision tower."""
-    pictures, texts = {extractor.identity.name: extractor}, {}
-    if "image_encoder" in bundle.names:
-        encoder = bundle.network("image_encoder").to(codec.device)
-        clip = clip_observers(codec, encoder, image_size=encoder.image_size)
-        pictures, texts = pictures | clip.pictures, texts | clip.texts
-    return Observers(pictures=pictures, texts=texts)
 
 
 class Gallery:
@@ -71,11 +27,21 @@ class Gallery:
     Args:
         splits: the pictures by split, in the order of their numbers.
         observers: what takes the features; each picture is looked at once.
+        wanted: names of the features that are held; null holds all.
+        cache: where features are kept between runs.
+        ranks: the processes that share the looking.
         progress: whether to draw a bar.
     """
 
     def __init__(
-        self, splits: Mapping[str, PictureDataset], *, observers: Observers, progress: bool = True
+        self,
+        splits: Mapping[str, Pictures],
+        *,
+        observers: Observers,
+        wanted: Iterable[str] | None = None,
+        cache: FeatureCache | None = None,
+        ranks: Ranks | None = None,
+        progress: bool = True,
     ) -> None:
         self.splits = dict(splits)
         starts = [0]
@@ -83,23 +49,72 @@ class Gallery:
             starts.append(starts[-1] + len(pictures))
         self.offsets = dict(zip(self.splits, starts, strict=False))
         self.count = starts[-1]
-        self.features = self._look(observers, progress=progress)
+        self.rows = {
+            key: start + number
+            for name, start in self.offsets.items()
+            for number, key in enumerate(self.splits[name].keys())
+        }
+        self._cache, self._ranks, self._progress = (
+            cache or FeatureCache(folder=None),
+            ranks or Ranks(),
+            progress,
+        )
+        names = {name for each in observers.pictures.values() for name in each.dims}
+        names &= names if wanted is None else {*wanted}
+        self.features = joined(
+            [self._features(each, observers.only(names), names) for each in self.splits.values()]
+        )
 
-    def captions(self, caption_set: CaptionSet, *, seed: int) -> list[Caption]:
-        """The captions that a set draws.
+    def identity(self, observers: Observers) -> str:
+        """sha256 of what the reference's statistics come from: pictures, sizes, networks."""
+        networks = [asdict(each.identity) for each in observers.pictures.values()]
+        pictures = [each.sha256 for each in self.splits.values()]
+        return hashlib.sha256(json.dumps([pictures, networks], sort_keys=True).encode()).hexdigest()
+
+    def captions(
+        self, caption_set: CaptionSet, *, seed: int, measured: Pictures | None = None
+    ) -> list[Caption]:
+        """The captions of a set.
+
+        Args:
+            measured: the folder or split that is measured, whose captions a set without a split takes.
 
         Raises:
-            ValueError: a split that isn't among the gallery's, or has too few pictures.
+            ValueError: a split that isn't among the gallery's or has too few pictures, or other captions than
+                the set's sha256 tells.
         """
+        if caption_set.file is not None:
+            captions = read_captions(Path(caption_set.file), rows=self.rows)[: caption_set.captions]
+        elif caption_set.split is None:
+            captions = self._captions_of(measured, caption_set)
+        else:
+            captions = self._drawn(caption_set, seed)
+        caption_set.check(captions)
+        return captions
+
+    def _captions_of(self, measured: Pictures | None, caption_set: CaptionSet) -> list[Caption]:
+        if measured is None:
+            raise ValueError(
+                f"caption set {caption_set.name!r} takes its captions from pictures that are there already: "
+                f"name them with pictures=<folder>, or choose another protocol"
+            )
+        if len(measured) < (caption_set.captions or 1):
+            raise ValueError(
+                f"caption set {caption_set.name!r} wants {caption_set.captions} pictures, there are "
+                f"{len(measured)}: add some, or set its captions to null for all"
+            )
+        pairs = zip(measured.keys(), measured.texts(), strict=True)
+        found = [Caption(text=own[0], key=key, row=self.rows.get(key, ELSEWHERE)) for key, own in pairs]
+        return found[: caption_set.captions]
+
+    def _drawn(self, caption_set: CaptionSet, seed: int) -> list[Caption]:
         split = caption_set.split
         if split not in self.splits:
             raise ValueError(
                 f"caption set {caption_set.name!r}: split {split!r} is not in splits {list(self.splits)}"
             )
         pictures = self.splits[split]
-        return caption_set.draw(
-            pictures.reader.keys(), pictures.texts(), seed=seed, offset=self.offsets[split]
-        )
+        return caption_set.draw(pictures.keys(), pictures.texts(), seed=seed, offset=self.offsets[split])
 
     def picture(self, row: int) -> UInt8[Tensor, "3 h w"]:
         """The picture with a number."""
@@ -112,18 +127,43 @@ class Gallery:
         return torch.stack([self.picture(row) for row in rows])
 
     def observed(self, rows: Sequence[int] | None = None) -> Iterator[Observed]:
-        """Features of the pictures with these numbers, or of all, in batches."""
+        """Features of the pictures with these numbers, or of all, in parts."""
         numbers = torch.arange(self.count) if rows is None else torch.tensor(rows)
-        for batch in numbers.split(1024):
-            features = {name: values[batch] for name, values in self.features.items()}
-            yield Observed(features=features, rows=batch, captions=torch.full_like(batch, -1))
+        features = {name: values[numbers] for name, values in self.features.items()}
+        return parts_of(Observed(features=features, rows=numbers, captions=torch.full_like(numbers, -1)))
 
-    def _look(self, observers: Observers, *, progress: bool) -> dict[str, Tensor]:
-        parts: dict[str, list[Tensor]] = {name: [] for name in observers.pictures}
-        with tqdm(total=self.count, desc="real pictures", unit="picture", disable=not progress) as bar:
-            for start in range(0, self.count, BATCH):
-                rows = range(start, min(start + BATCH, self.count))
-                for name, values in observers.look(self.pictures(rows)).items():
-                    parts[name].append(values)
-                bar.update(len(rows))
-        return {name: torch.cat(values) for name, values in parts.items()}
+    def _features(self, pictures: Pictures, observers: Observers, names: set[str]) -> Features:
+        """Features of one split: what is kept is read, the rest is looked at in one pass and kept."""
+        identities = {
+            name: identity_of(pictures.sha256, each.identity, name)
+            for each in observers.pictures.values()
+            for name in each.dims
+            if name in names
+        }
+        kept: dict[str, Tensor | None] = {}
+
+        def read() -> set[str]:
+            kept.update({name: self._cache.read(one, rows=len(pictures)) for name, one in identities.items()})
+            return {name for name, table in kept.items() if table is None}
+
+        lacking = set().union(*self._ranks.together(read))  # a process may see another disk
+        if lacking:
+            shares = self._ranks.together(lambda: self._look(pictures, observers.only(lacking), lacking))
+            for name, table in joined(interleave(shares)).items():
+                kept[name] = table
+                if self._ranks.number == 0:
+                    self._cache.write(identities[name], table)
+        return {name: table for name, table in kept.items() if table is not None}
+
+    def _look(self, pictures: Pictures, observers: Observers, names: set[str]) -> list[Features]:
+        """This process's share of batches."""
+        batches = self._ranks.share(batched(range(len(pictures)), BATCH))
+        parts: list[Features] = []
+        with tqdm(
+            total=sum(map(len, batches)), desc="real pictures", unit="picture", disable=not self._progress
+        ) as bar:
+            for batch in batches:
+                seen = observers.look(torch.stack([pictures.image(number) for number in batch]))
+                parts.append({name: values for name, values in seen.items() if name in names})
+                bar.update(len(batch))
+        return parts

@@ -1,5 +1,6 @@
-"""The one loop that turns captions into pictures, for the callback during training and for the command."""
+"""The one loop that turns captions into pictures, whatever makes them: a pipeline, or a folder's files."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.evaluation.protocol import Caption
+from ldm.evaluation.captions import Caption
 
 Pipeline = Callable[[list[str], list[int]], Tensor]  # prompts, seeds -> uint8 b 3 h w
 
@@ -19,40 +20,66 @@ class Request(NamedTuple):
     Attributes:
         row: number of the right real picture.
         caption: number of the caption in its set.
+        name: of its file in a folder of pictures, without the end: `<set>/<key of the right picture>`; the
+            second picture of a key is `<set>/<key>_1`, the third `<set>/<key>_2`.
     """
 
     prompt: str
     seed: int
     row: int
     caption: int
+    name: str
 
 
-def requests_for(captions: Sequence[Caption], *, samples: int, seed_base: int) -> list[Request]:
-    """`samples` pictures a caption, caption by caption; no two share a seed."""
-    return [
-        Request(
-            prompt=caption.text, seed=seed_base + number * samples + sample, row=caption.row, caption=number
-        )
-        for number, caption in enumerate(captions)
-        for sample in range(samples)
-    ]
+Draw = Callable[[Sequence[Request]], Tensor]  # requests -> uint8 b 3 h w
+
+
+def requests_for(
+    captions: Sequence[Caption], *, samples: int, seed_base: int, folder: str = ""
+) -> list[Request]:
+    """`samples` pictures a caption, caption by caption; no two share a seed or a name.
+
+    Args:
+        folder: what the names begin with, the set's name.
+    """
+    requests: list[Request] = []
+    seen: Counter[str] = Counter()
+    for number, caption in enumerate(captions):
+        for sample in range(samples):
+            earlier = seen[caption.key]
+            seen[caption.key] += 1
+            requests.append(
+                Request(
+                    prompt=caption.text,
+                    seed=seed_base + number * samples + sample,
+                    row=caption.row,
+                    caption=number,
+                    name=f"{folder}/{caption.key}_{earlier}" if earlier else f"{folder}/{caption.key}",
+                )
+            )
+    return requests
+
+
+def drawn_by(pipeline: Pipeline) -> Draw:
+    """Pictures that a pipeline makes from the prompts and seeds."""
+    return lambda requests: pipeline([one.prompt for one in requests], [one.seed for one in requests])
 
 
 def generate(
-    pipeline: Pipeline, requests: Sequence[Request], *, batch_size: int, title: str, progress: bool = True
+    draw: Draw, requests: Sequence[Request], *, batch_size: int, title: str, progress: bool = True
 ) -> Iterator[tuple[list[Request], UInt8[Tensor, "b 3 h w"]]]:
     """Pictures in batches, on the CPU, with a progress bar; never more than a batch in memory.
 
-    A picture depends on its prompt and seed alone, so batch size and any division of the requests over ranks
-    change nothing.
+    A picture depends on its request alone, so batch size and any division of the requests over ranks change
+    nothing.
 
     Raises:
-        ValueError: a pipeline that gives something other than one 8-bit picture a prompt.
+        ValueError: something other than one 8-bit picture a request.
     """
     with tqdm(total=len(requests), desc=title, unit="picture", disable=not progress) as bar:
         for start in range(0, len(requests), batch_size):
             batch = list(requests[start : start + batch_size])
-            images = pipeline([request.prompt for request in batch], [request.seed for request in batch])
+            images = draw(batch)
             if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[:2] != (len(batch), 3):
                 raise ValueError(
                     f"the pipeline gave {images.dtype} {tuple(images.shape)} for {len(batch)} prompts, "

@@ -1,9 +1,9 @@
-"""One pass over generated pictures feeds every measure; the same measures are then taken of references."""
+"""One pass over pictures feeds every measure; the same measures are then taken of references."""
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import UInt8
@@ -11,140 +11,162 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.codec import Codec
-from ldm.data.pictures import PictureDataset
-from ldm.evaluation.gallery import BATCH, Gallery, Observers
-from ldm.evaluation.generation import Pipeline, Request, generate, requests_for
-from ldm.evaluation.protocol import CaptionSet, Protocol
+from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet
+from ldm.evaluation.gallery import BATCH, Gallery
+from ldm.evaluation.generation import Draw, Request, requests_for
+from ldm.evaluation.observing import Observers, Seen, joined, observe, parts_of
+from ldm.evaluation.pictures import Pictures
+from ldm.evaluation.protocol import Protocol
+from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.rows import Row, SetResult, Shown
+from ldm.evaluation.scoring import score, spread
+from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.names import result_name
 from ldm.metrics.nearest import nearest
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference
 from ldm.metrics.reconstruction import Reconstruction
 
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One number with what it must be read beside.
-
-    Attributes:
-        set: caption set that it was measured on, or "autoencoder".
-        images: how many pictures it was measured on.
-        floor, ceiling, real: the same measure of real pictures against the others, of the autoencoder's
-            round trip, and of the right real pictures; null where it says nothing.
-    """
-
-    set: str
-    metric: str
-    value: float
-    images: int
-    floor: float | None = None
-    ceiling: float | None = None
-    real: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A caption with its pictures, for people to look at."""
-
-    prompt: str
-    generated: UInt8[Tensor, "s 3 h w"]
-    nearest: UInt8[Tensor, "3 h w"]
-    right: UInt8[Tensor, "3 h w"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetResult:
-    """What was measured on one caption set."""
-
-    name: str
-    rows: list[Row]
-    shown: list[Shown]
-    images: int
-    seeds: tuple[int, int]
-    seconds: float  # of generating, features included
-    skipped: list[str] = field(default_factory=list)
+ENOUGH = 2048  # pictures, for a Frechet distance in as many dimensions: fewer give a singular covariance
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Measures any pipeline under one protocol, against one gallery.
+    """Measures pictures from anywhere under one protocol, against one gallery.
 
     Attributes:
+        captions: of each set, by its name.
         metrics: by the names that the caption sets use.
-        round_trip: pictures through the autoencoder and back, uint8 to uint8.
+        round_trip: pictures through the autoencoder and back, uint8 to uint8; null where there is none.
+        params: of the denoiser that is measured; null where it isn't known.
+        ranks: the processes that measure together; all of them must call `measure`.
         show: captions of each set kept for the figures.
     """
 
     protocol: Protocol
+    captions: Mapping[str, Sequence[Caption]]
     metrics: Mapping[str, PictureMetric]
     gallery: Gallery
     observers: Observers
-    round_trip: Callable[[Tensor], Tensor]
+    round_trip: Callable[[Tensor], Tensor] | None = None
+    params: int | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     batch_size: int = 32
     show: int = 8
     progress: bool = True
 
-    def measure(self, pipeline: Pipeline, caption_set: CaptionSet) -> SetResult:
-        """Generates a set's pictures and measures them and their references."""
-        protocol = self.protocol
-        captions = self.gallery.captions(caption_set, seed=protocol.caption_seed)
-        requests = requests_for(captions, samples=caption_set.samples, seed_base=protocol.seed_base)
+    def measure(self, draw: Draw, caption_set: CaptionSet) -> SetResult:
+        """Draws a set's pictures, once for each of the protocol's seeds, and measures them with references.
+
+        Raises:
+            ValueError: an unknown metric, or fewer pictures than one wants that isn't in the set's `few`.
+        """
         metrics, skipped = self._available(caption_set)
-        kept: list[tuple[Request, Tensor]] = []
+        count = len(self.captions[caption_set.name]) * caption_set.samples
+        few = self._few(caption_set, metrics, count)
         started = time.perf_counter()
-        values = score(
-            metrics,
-            real=self.gallery.observed(),
-            generated=self._generated(
-                pipeline, requests, kept, title=caption_set.name, samples=caption_set.samples
-            ),
-        )
+        runs = [self._seen(draw, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
         seconds = time.perf_counter() - started
-        references = self._references(metrics, requests[:: caption_set.samples])
+        numbers = [
+            score(metrics, real=self.gallery.observed(), generated=parts_of(seen.observed))
+            for _, seen in runs
+        ]
+        references = self._references(metrics, runs[0][0][:: caption_set.samples])
+        row = Row(
+            set=caption_set.name,
+            metric="",
+            value=0.0,
+            images=count,
+            seeds=self.protocol.seeds,
+            nfe=self.protocol.nfe,
+            seconds=round(seconds, 4),
+            params=self.params,
+            protocol=self.protocol.hash,
+        )
         return SetResult(
             name=caption_set.name,
             rows=[
-                Row(
-                    set=caption_set.name,
-                    metric=name,
-                    value=value,
-                    images=len(requests),
-                    **references.get(name, {}),
+                replace(
+                    row, metric=name, few=name in few, **spread(numbers, name), **references.get(name, {})
                 )
-                for name, value in values.items()
+                for name in numbers[0]
             ],
-            shown=self._shown(kept, samples=caption_set.samples),
-            images=len(requests),
-            seeds=(requests[0].seed, requests[-1].seed),
+            shown=self._shown(*runs[0], samples=caption_set.samples),
+            images=count,
+            seeds=(runs[0][0][0].seed, runs[-1][0][-1].seed),
+            repeats=len(runs),
             seconds=seconds,
             skipped=skipped,
         )
+
+    def check(self) -> None:
+        """Refuses what `measure` would refuse, for all sets, before the first picture is drawn.
+
+        Raises:
+            ValueError: as `measure`.
+        """
+        for each in self.protocol.sets:
+            metrics, _ = self._available(each)
+            self._few(each, metrics, len(self.captions[each.name]) * each.samples)
+
+    def requests(self, caption_set: CaptionSet, *, repeat: int = 0) -> list[Request]:
+        """The pictures of a set, with the seeds of one of its repeats."""
+        captions = self.captions[caption_set.name]
+        start = self.protocol.seed_base + repeat * len(captions) * caption_set.samples
+        return requests_for(captions, samples=caption_set.samples, seed_base=start, folder=caption_set.name)
 
     def _available(self, caption_set: CaptionSet) -> tuple[dict[str, PictureMetric], list[str]]:
         unknown = set(caption_set.metrics) - set(self.metrics)
         if unknown:
             raise ValueError(
-                f"caption set {caption_set.name!r} asks for metric {sorted(unknown)[0]!r}; chosen are: "
-                f"{', '.join(sorted(self.metrics))}"
+                f"caption set {caption_set.name!r} asks for metric {sorted(unknown)[0]!r}, which is not "
+                f"in the config's metric: choose it there, one of conf/metric"
             )
         wanted = {name: self.metrics[name] for name in caption_set.metrics}
         able = {name: metric for name, metric in wanted.items() if {*metric.needs} <= self.observers.names}
         return able, sorted(set(wanted) - set(able))
 
-    def _generated(
-        self, pipeline: Pipeline, requests: Sequence[Request], kept: list, *, title: str, samples: int
-    ) -> Iterator[Observed]:
-        batches = generate(
-            pipeline, requests, batch_size=self.batch_size, title=f"{title} captions", progress=self.progress
-        )
-        for batch, images in batches:
-            room = self.show * samples - len(kept)
-            kept.extend(zip(batch[:room], images[:room], strict=True))
-            yield self._observe(batch, self.observers.look(images))
+    def _few(self, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric], count: int) -> set[str]:
+        """Results that are of fewer pictures, on either side, than a Frechet distance wants."""
+        fewer = min(count, self.gallery.count)
+        distances = {name: each for name, each in metrics.items() if isinstance(each, FrechetDistance)}
+        if fewer >= ENOUGH:
+            return set()
+        for name in distances:
+            if name not in caption_set.few:
+                raise ValueError(
+                    f"caption set {caption_set.name!r} has {fewer} pictures for {name!r}, which wants "
+                    f"{ENOUGH}: take more, or name it in the set's few: [{name}] to have it with a label"
+                )
+        return {result_name("fd", each.features) for each in distances.values()}
 
-    def _observe(self, requests: Sequence[Request], features: Mapping[str, Tensor]) -> Observed:
-        return Observed(
-            features={**features, **self.observers.read([request.prompt for request in requests])},
-            rows=torch.tensor([request.row for request in requests]),
-            captions=torch.tensor([request.caption for request in requests]),
+    def _seen(
+        self, draw: Draw, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric], repeat: int
+    ) -> tuple[list[Request], Seen]:
+        requests = self.requests(caption_set, repeat=repeat)
+        title = caption_set.name if self.protocol.seeds == 1 else f"{caption_set.name}, {repeat + 1}"
+        keep = 0 if repeat else self.show * caption_set.samples
+        return requests, self._observe(draw, requests, metrics, keep=keep, title=f"{title} captions")
+
+    def _observe(
+        self,
+        draw: Draw,
+        requests: Sequence[Request],
+        metrics: Mapping[str, PictureMetric],
+        *,
+        keep: int = 0,
+        title: str = "",
+    ) -> Seen:
+        wanted = {name for metric in metrics.values() for name in metric.needs}
+        return observe(
+            draw,
+            requests,
+            observers=self.observers.only(wanted),
+            wanted=wanted,
+            batch_size=self.batch_size,
+            keep=keep,
+            ranks=self.ranks,
+            title=title,
+            progress=self.progress and bool(title),
         )
 
     def _references(
@@ -152,95 +174,90 @@ class Evaluator:
     ) -> dict[str, dict[str, float]]:
         """The measures of the right pictures, of their round trip, and of real pictures against others."""
         drawn, left = self._halves(len(requests))
-        sources: dict[Reference, Callable[[], tuple[Iterable[Observed], Iterable[Observed]]]] = {
-            "floor": lambda: (self.gallery.observed(left), self.gallery.observed(drawn)),
-            "ceiling": lambda: (self.gallery.observed(), self._round_trips(requests)),
-            "real": lambda: (self.gallery.observed(), self._right(requests)),
+        known = all(request.row != ELSEWHERE for request in requests)
+        sources: dict[Reference, Callable[[Mapping[str, PictureMetric]], dict[str, float]]] = {
+            "floor": lambda asked: score(
+                asked, real=self.gallery.observed(left), generated=self.gallery.observed(drawn)
+            )
         }
+        if known:
+            sources["real"] = lambda asked: self._against_real(asked, self._right(asked, requests))
+        if known and self.round_trip is not None:
+            sources["ceiling"] = lambda asked: self._against_real(
+                asked, self._observe(self._round_trips, requests, asked).observed
+            )
         found: dict[str, dict[str, float]] = {}
         for reference, source in sources.items():
             asked = {name: metric for name, metric in metrics.items() if reference in metric.references}
-            if asked:
-                real, generated = source()
-                for name, value in score(asked, real=real, generated=generated).items():
-                    found.setdefault(name, {})[reference] = value
+            for name, value in source(asked).items() if asked else ():
+                found.setdefault(name, {})[reference] = value
         return found
 
+    def _against_real(self, metrics: Mapping[str, PictureMetric], seen: Observed) -> dict[str, float]:
+        return score(metrics, real=self.gallery.observed(), generated=parts_of(seen))
+
     def _halves(self, count: int) -> tuple[list[int], list[int]]:
-        """As many real pictures as were generated, at most half, and the rest."""
+        """As many real pictures as were drawn, at most half, and the rest."""
         seed, total = self.protocol.caption_seed, self.gallery.count
         order = sorted(range(total), key=lambda row: hashlib.blake2b(f"{seed}/floor/{row}".encode()).digest())
         size = min(count, total // 2)
         return sorted(order[:size]), sorted(order[size:])
 
-    def _round_trips(self, requests: Sequence[Request]) -> Iterator[Observed]:
-        for start in range(0, len(requests), self.batch_size):
-            batch = requests[start : start + self.batch_size]
-            originals = self.gallery.pictures([request.row for request in batch])
-            yield self._observe(batch, self.observers.look(self.round_trip(originals).cpu()))
+    def _round_trips(self, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w"]:
+        assert self.round_trip is not None
+        return self.round_trip(self.gallery.pictures([request.row for request in requests])).cpu()
 
-    def _right(self, requests: Sequence[Request]) -> Iterator[Observed]:
-        rows = [request.row for request in requests]
-        yield self._observe(requests, {name: values[rows] for name, values in self.gallery.features.items()})
+    def _right(self, metrics: Mapping[str, PictureMetric], requests: Sequence[Request]) -> Observed:
+        rows = torch.tensor([request.row for request in requests])
+        reader = self.observers.only(name for metric in metrics.values() for name in metric.needs)
+        prompts = [request.prompt for request in requests]
+        starts = range(0, len(prompts), self.batch_size)
+        texts = joined([reader.read(prompts[start : start + self.batch_size]) for start in starts])
+        return Observed(
+            features={name: values[rows] for name, values in self.gallery.features.items()} | texts,
+            rows=rows,
+            captions=torch.tensor([request.caption for request in requests]),
+        )
 
-    def _shown(self, kept: Sequence[tuple[Request, Tensor]], *, samples: int) -> list[Shown]:
-        if not kept:
+    def _shown(self, requests: Sequence[Request], seen: Seen, *, samples: int) -> list[Shown]:
+        network = next((name for name in seen.observed.features if name in self.gallery.features), None)
+        if not seen.first or network is None:
             return []
-        network = self.protocol.features.name
-        looked = self.observers.look(torch.stack([image for _, image in kept[::samples]]))[network]
-        closest = nearest(looked, self.gallery.features[network])[:, 0].tolist()
+        first = seen.observed.features[network][: len(seen.first) : samples]
+        closest = nearest(first, self.gallery.features[network])[:, 0].tolist()
         return [
             Shown(
-                prompt=request.prompt,
-                generated=torch.stack(
-                    [image for _, image in kept[number * samples : (number + 1) * samples]]
-                ),
-                nearest=self.gallery.picture(closest[number]),
-                right=self.gallery.picture(request.row),
+                prompt=requests[number * samples].prompt,
+                generated=torch.stack(seen.first[number * samples : (number + 1) * samples]),
+                nearest=self.gallery.picture(row),
+                right=self._right_picture(requests[number * samples]),
             )
-            for number, (request, _) in enumerate(kept[::samples])
+            for number, row in enumerate(closest)
         ]
 
+    def _right_picture(self, request: Request) -> Tensor | None:
+        return None if request.row == ELSEWHERE else self.gallery.picture(request.row)
 
-def score(
-    metrics: Mapping[str, PictureMetric], *, real: Iterable[Observed], generated: Iterable[Observed]
-) -> dict[str, float]:
-    """Feeds both sides to every metric, a batch at a time, and gathers what they say, by name.
 
-    Raises:
-        ValueError: two metrics with one name for their result, or a result that is not finite.
+def reconstruct(
+    through: Callable[[Tensor], Tensor], pictures: Pictures, *, progress: bool = True
+) -> list[Row]:
+    """PSNR and SSIM of an autoencoder's round trip over pictures.
+
+    Args:
+        through: pictures through the autoencoder and back, uint8 to uint8.
     """
-    for metric in metrics.values():
-        metric.reset()
-    for batches, is_real in ((real, True), (generated, False)):
-        for batch in batches:
-            for metric in metrics.values():
-                metric.update(batch, real=is_real)
-    values: dict[str, float] = {}
-    for metric in metrics.values():
-        for name, value in metric.compute().items():
-            if name in values:
-                raise ValueError(f"two metrics call their result {name!r}: give one of them other features")
-            values[name] = float(value)
-    broken = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-    if broken:
-        raise ValueError(f"metric {broken[0]!r} came out as {values[broken[0]]}: nothing is written")
-    return values
-
-
-def reconstruct(codec: Codec, pictures: PictureDataset, *, progress: bool = True) -> list[Row]:
-    """PSNR and SSIM of the autoencoder's round trip (mean of the posterior) over a split."""
     metric = Reconstruction()
+    metric.distributed_available_fn = lambda: False
     with tqdm(total=len(pictures), desc="autoencoder", unit="picture", disable=not progress) as bar:
         for start in range(0, len(pictures), BATCH):
             numbers = range(start, min(start + BATCH, len(pictures)))
             originals = torch.stack([pictures.image(number) for number in numbers])
-            metric.update(round_trip(codec, originals), originals)
+            metric.update(through(originals).cpu(), originals)
             bar.update(len(numbers))
-    values = {name: float(value) for name, value in metric.compute().items()}
     return [
-        Row(set="autoencoder", metric=name, value=value, images=len(pictures))
-        for name, value in values.items()
+        Row(set="autoencoder", metric=name, value=float(value), images=len(pictures))
+        for name, value in metric.compute().items()
     ]
 
 

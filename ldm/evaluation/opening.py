@@ -1,62 +1,146 @@
-"""From a config to an evaluator: real pictures looked at, networks and measures ready."""
+"""From a config to what is measured and what measures it."""
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
 from ldm.data.pictures import PictureDataset
-from ldm.evaluation.gallery import Gallery, observers_of
-from ldm.evaluation.measure import Evaluator, round_trip
-from ldm.evaluation.protocol import Protocol, describe
+from ldm.evaluation.captions import CaptionSet, digest
+from ldm.evaluation.feature_cache import FeatureCache
+from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.measure import Evaluator
+from ldm.evaluation.observing import Observers, readers
+from ldm.evaluation.pictures import RESIZE, PictureFolder, Pictures, Split
+from ldm.evaluation.protocol import Protocol, caption_sets
+from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
-from ldm.pipeline import TextToImage
+
+REFERENCE = "reference"  # the one split of a folder that stands for the real pictures
+
+
+def open_subject(config: Mapping[str, Any], *, device: torch.device) -> Subject:
+    """What a resolved config measures: `pictures`, a folder; `real`, a split; else `bundle`.
+
+    Raises:
+        ValueError: it isn't there, or can't be read.
+    """
+    subject = _open(config, device)
+    return subject.at(config["protocol"]["size"] or subject.size)
+
+
+def _open(config: Mapping[str, Any], device: torch.device) -> Subject:
+    size = config["protocol"]["size"]
+    if config["pictures"] is not None:
+        folder = PictureFolder(config["pictures"], size=size)
+        return picture_subject(folder, path=config["pictures"], size=folder.size)
+    if config["real"] is not None:
+        split = _split(config, config["real"], size or config["data"]["size"])
+        path = f"{config['data']['root']}, split {config['real']}"
+        return picture_subject(split, path=path, size=split.pictures.size)
+    bundle = Bundle.open(config["bundle"])
+    nodes = sampling_nodes(bundle, config)
+    pipeline = open_pipeline(bundle, **nodes, precision=config["precision"])
+    for part in (pipeline.net, pipeline.codec):
+        part.to(device)
+    return bundle_subject(bundle, pipeline, nodes, precision=config["precision"])
 
 
 def open_evaluator(
     config: Mapping[str, Any],
-    bundle: Bundle,
-    pipeline: TextToImage,
+    subject: Subject,
     *,
-    extractor: FeatureExtractor,
+    extractors: Mapping[str, FeatureExtractor],
     metrics: Mapping[str, PictureMetric],
+    ranks: Ranks,
 ) -> Evaluator:
-    """The evaluator of a resolved config.
+    """The evaluator of a resolved config for a subject.
 
     Args:
-        config: with `data.root`, `protocol`, `sampler`, `guidance`, `precision`, `batch_size` and `show`.
-        bundle: gives its own CLIP as a judge.
-        pipeline: gives the codec and the side of the pictures.
+        config: with `data.root`, `reference`, `protocol`, `cache`, `batch_size` and `show`.
+        extractors: of the protocol, by name.
 
     Raises:
-        ValueError: a protocol that doesn't fit the data.
+        ValueError: a protocol that doesn't fit the data or the subject.
     """
-    spec = {key: value for key, value in config["protocol"].items() if key != "extractor"}
-    if spec["held_out"] not in spec["splits"]:
-        raise ValueError(
-            f"protocol.held_out={spec['held_out']} is not one of protocol.splits={spec['splits']}"
-        )
-    splits = {
-        name: PictureDataset(config["data"]["root"], split=name, size=pipeline.size)
-        for name in spec["splits"]
-    }
+    spec = spec_of(config)
+    size = subject.size
+    del spec["size"]
+    splits = real_splits(config, spec, size)
+    networks = Observers(pictures=extractors)
+    observers = Observers(
+        pictures={**extractors, **subject.judges.pictures},
+        texts={**readers(extractors.values()), **subject.judges.texts},
+    )
+    gallery = Gallery(
+        splits,
+        observers=observers,
+        wanted=wanted_features(caption_sets(spec), metrics),
+        cache=FeatureCache(folder=Path(config["cache"]) if config["cache"] else None),
+        ranks=ranks,
+    )
+    first = next(iter(splits.values()))
     protocol = Protocol.of(
         spec,
-        sampler=describe(config["sampler"]),
-        guidance=describe(config["guidance"]),
-        precision=config["precision"],
-        size=pipeline.size,
-        data=splits[spec["held_out"]].index.sha256,
-        features=extractor.identity,
+        **subject.drawing,
+        size=size,
+        resize=RESIZE,
+        data=first.pictures.index.sha256 if isinstance(first, Split) else first.sha256,
+        reference=gallery.identity(networks),
+        features=tuple(each.identity for each in extractors.values()),
     )
-    observers = observers_of(bundle, pipeline.codec, extractor)
-    return Evaluator(
-        protocol=protocol,
+    captions = {
+        each.name: gallery.captions(each, seed=protocol.caption_seed, measured=subject.pictures)
+        for each in protocol.sets
+    }
+    sets = tuple(replace(each, sha256=digest(captions[each.name])) for each in protocol.sets)
+    evaluator = Evaluator(
+        protocol=replace(protocol, sets=sets),
+        captions=captions,
         metrics=metrics,
-        gallery=Gallery(splits, observers=observers),
+        gallery=gallery,
         observers=observers,
-        round_trip=partial(round_trip, pipeline.codec),
+        round_trip=subject.round_trip,
+        params=subject.params,
+        ranks=ranks,
         batch_size=config["batch_size"],
         show=config["show"],
     )
+    evaluator.check()
+    return evaluator
+
+
+def spec_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol's node without its networks; where `reference` names a folder, that is its only split."""
+    spec = {key: value for key, value in config["protocol"].items() if key != "extractors"}
+    if config["reference"] is not None:
+        spec |= {"splits": [REFERENCE], "held_out": None}
+    return spec
+
+
+def real_splits(config: Mapping[str, Any], spec: Mapping[str, Any], size: int) -> dict[str, Pictures]:
+    """All real pictures of a protocol, by split."""
+    if config["reference"] is not None:
+        return {REFERENCE: PictureFolder(config["reference"], size=size)}
+    return {name: _split(config, name, size) for name in spec["splits"]}
+
+
+def held_out(config: Mapping[str, Any], protocol: Protocol) -> Split | None:
+    """The pictures that an autoencoder is measured on."""
+    return None if protocol.held_out is None else _split(config, protocol.held_out, protocol.size)
+
+
+def wanted_features(sets: tuple[CaptionSet, ...], metrics: Mapping[str, PictureMetric]) -> set[str]:
+    """Names of the features that the sets' metrics read."""
+    used = {name for each in sets for name in each.metrics if name in metrics}
+    return {feature for name in used for feature in metrics[name].needs}
+
+
+def _split(config: Mapping[str, Any], name: str, size: int) -> Split:
+    return Split(PictureDataset(config["data"]["root"], split=name, size=size))

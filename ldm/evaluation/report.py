@@ -6,8 +6,8 @@ from typing import Any
 
 from ldm.evaluation.curves import read_curves, save_curves
 from ldm.evaluation.figures import beside, comparison, save_png
-from ldm.evaluation.measure import Shown
 from ldm.evaluation.results import FILE_NAME, write_results
+from ldm.evaluation.rows import Shown
 from ldm.evaluation.tables import report
 
 

@@ -7,7 +7,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,12 @@ import torch
 
 from ldm.checkpoints.provenance import command, environment, git_state
 from ldm.checkpoints.store import fsync
-from ldm.evaluation.measure import Row, SetResult
 from ldm.evaluation.protocol import Protocol
+from ldm.evaluation.rows import Row, SetResult
+from ldm.evaluation.subject import Subject
 
 FORMAT = 1
 FILE_NAME = "results.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What was measured: a bundle's place, identity and origin."""
-
-    path: str
-    sha256: str
-    origin: dict[str, Any]
 
 
 def results(
@@ -45,9 +37,13 @@ def results(
     rows = [row for each in sets for row in each.rows] + list(autoencoder)
     return {
         "format": FORMAT,
-        "protocol": {**json.loads(json.dumps(asdict(protocol))), "hash": protocol.hash},
-        "bundle": asdict(subject),
-        "rows": [asdict(row) for row in rows],
+        "protocol": {
+            **json.loads(json.dumps(asdict(protocol))),
+            "hash": protocol.hash,
+            "ruler": protocol.ruler,
+        },
+        "bundle": {name: getattr(subject, name) for name in ("kind", "path", "sha256", "params", "origin")},
+        "rows": [asdict(replace(row, protocol=protocol.hash)) for row in rows],
         "sets": {each.name: _set(each) for each in sets},
         "provenance": {
             **git_state(),
@@ -144,7 +140,8 @@ def _set(result: SetResult) -> dict[str, Any]:
     return {
         "images": result.images,
         "seeds": list(result.seeds),
+        "repeats": result.repeats,
         "seconds": round(result.seconds, 2),
-        "images_per_second": round(result.images / result.seconds, 2),
+        "images_per_second": round(result.images * result.repeats / result.seconds, 2),
         "skipped": result.skipped,
     }

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 READING = {
+    "fid": "Frechet inception distance, lower is better; few pictures add a bias: see the floor",
     "fd_": "Frechet distance in these features, lower is better; few pictures add a bias: see the floor",
     "r1_": "share whose nearest real picture, of all, is the right one",
     "r5_": "share with the right real picture among the five nearest",
@@ -12,7 +13,21 @@ READING = {
     "psnr": "dB, autoencoder's round trip of held-out pictures",
     "ssim": "structural similarity of the same, 1 is equal",
 }
-COLUMNS = ("set", "metric", "value", "floor", "ceiling", "real", "images")
+COLUMNS = ("set", "metric", "value", "floor", "ceiling", "real", "images", "NFE", "s", "params")
+SWEPT = (
+    "bundle",
+    "sampler",
+    "steps",
+    "scale",
+    "nfe",
+    "set",
+    "metric",
+    "value",
+    "floor",
+    "ceiling",
+    "images",
+    "seconds",
+)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -31,11 +46,12 @@ def report(document: Mapping[str, Any], *, figures: Mapping[str, str]) -> str:
     protocol, bundle, origin = document["protocol"], document["bundle"], document["provenance"]
     parts = [
         f"# Evaluation of {bundle['origin'].get('experiment', bundle['path'])}",
-        f"Protocol `{protocol['name']}` ({protocol['hash'][:12]}), bundle {bundle['sha256'][:12]}, "
+        f"Protocol `{protocol['name']}` ({protocol['hash'][:12]}), {bundle['kind']} {bundle['sha256'][:12]}, "
         f"commit {_commit(origin)}. Compare with other rows only where the protocol's hash is the same.",
-        markdown_table(COLUMNS, [[_cell(row[column]) for column in COLUMNS] for row in document["rows"]]),
-        "Floor: real pictures against the other real pictures, at the same count. Ceiling: the right "
-        "pictures after the autoencoder's round trip. Real: the right pictures themselves.",
+        markdown_table(COLUMNS, [measured_cells(row) for row in document["rows"]]),
+        "Value: mean ± standard deviation over the seeds. Floor: real pictures against the other real "
+        "pictures, at the same count. Ceiling: the right pictures after the autoencoder's round trip. Real: "
+        "the right pictures themselves. s: of drawing and looking, all seeds together.",
         _reading(row["metric"] for row in document["rows"]),
         _skipped(document["sets"]),
         *(f"## {title}\n\n![{title}]({name})" for title, name in figures.items()),
@@ -61,6 +77,28 @@ def report(document: Mapping[str, Any], *, figures: Mapping[str, str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def measured_cells(row: Mapping[str, Any]) -> list[str]:
+    """A number as `COLUMNS` show it: with its spread, with a word where it is of few pictures or one seed."""
+    metric = f"{row['metric']} (few pictures)" if row["few"] else row["metric"]
+    value = _cell(row["value"]) if row["sd"] is None else f"{_cell(row['value'])} ± {row['sd']:.2g}"
+    images = f"{row['images']}, {row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
+    params = None if row["params"] is None else f"{row['params'] / 1e6:.1f} M"
+    references = _cells(row, "floor", "ceiling", "real")
+    return [row["set"], metric, value, *references, images, *_cells(row, "nfe", "seconds"), _cell(params)]
+
+
+def sweep_report(lines: Sequence[Mapping[str, Any]], *, figures: Mapping[str, str]) -> str:
+    """The report of a sweep in Markdown: its points are measured alike and drawn in different ways."""
+    parts = [
+        "# Sweep",
+        f"Measured by the ruler {lines[0]['ruler'][:12]}; each way to draw is a protocol of its own. Hashes "
+        f"are in `sweep.csv`, everything else in `point_<number>.json`.",
+        markdown_table(SWEPT, [_cells(line, *SWEPT) for line in lines]),
+        *(f"## {title}\n\n![{title}]({name})" for title, name in figures.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def _reading(metrics: Iterable[str]) -> str:
     names = list(metrics)
     lines = [
@@ -71,25 +109,31 @@ def _reading(metrics: Iterable[str]) -> str:
 
 def _skipped(sets: Mapping[str, Any]) -> str:
     names = sorted({metric for one in sets.values() for metric in one["skipped"]})
-    return (
-        f"Not measured, since the bundle lacks the part that they need: {', '.join(names)}." if names else ""
-    )
+    return f"Not measured, since there is no network that they need: {', '.join(names)}." if names else ""
 
 
 def _protocol_table(protocol: Mapping[str, Any]) -> str:
-    features = protocol["features"]
     lines = {
-        "features": f"{features['name']} ({features['sha256'][:12]})",
-        "their input": f"{features['size']} px, {features['resize']}, antialiased",
+        "features": "; ".join(
+            f"{one['name']} ({one['sha256'][:12]}) at {one['size']} px, {one['resize']}, "
+            f"{'' if one['rounded'] else 'not '}rounded"
+            for one in protocol["features"]
+        ),
         "sampler": protocol["sampler"],
         "guidance": protocol["guidance"],
-        "data": f"{protocol['data'][:12]}, splits {', '.join(protocol['splits'])}, {protocol['size']} px",
+        "NFE": _cell(protocol["nfe"]),
+        "precision": protocol["precision"],
+        "data": f"{protocol['data'][:12]}, splits {', '.join(protocol['splits'])}",
+        "reference": protocol["reference"][:12],
+        "pictures": f"{protocol['size']} px; others are brought to it {protocol['resize']}",
         "captions": "; ".join(
-            f"{one['name']}: {one['captions'] or 'all'} from {one['split']}, {one['samples']} each"
+            f"{one['name']}: {one['captions'] or 'all'} from {one['split'] or 'the pictures'}, each another "
+            f"{one['unit']}, pictures of each: {one['samples']} ({one['sha256'][:12]})"
             for one in protocol["sets"]
         ),
-        "seeds": f"captions {protocol['caption_seed']}, pictures from {protocol['seed_base']}",
-        "precision": protocol["precision"],
+        "seeds": f"captions {protocol['caption_seed']}, pictures from {protocol['seed_base']}, "
+        f"{protocol['seeds']} times",
+        "ruler": f"{protocol['ruler'][:12]}: the protocol without how pictures are drawn",
     }
     return markdown_table(("what", "setting"), lines.items())
 

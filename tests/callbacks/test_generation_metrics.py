@@ -1,7 +1,11 @@
 """Measures of drawings, taken while a network trains."""
 
+import math
+
 import pytest
 import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EarlyStopping
 
 from ldm.callbacks.generation_metrics import GenerationMetrics
 from ldm.metrics.features import FeatureIdentity
@@ -9,26 +13,124 @@ from ldm.metrics.nearest import PictureRecall
 
 
 class Pixels(torch.nn.Module):
-    """Features that are the pixels themselves."""
+    """Features that are the pixels themselves; from the `fails_at`th batch on it fails."""
 
     identity = FeatureIdentity(name="pixels", sha256="0" * 64, size=16, resize="none")
+    dims = {"pixels": 3 * 16 * 16}  # noqa: RUF012
+
+    def __init__(self, *, fails_at=math.inf, error=RuntimeError):
+        super().__init__()
+        self.calls, self.fails_at, self.error = 0, fails_at, error
 
     def forward(self, images):
-        return images.flatten(1).float()
+        self.calls += 1
+        if self.calls >= self.fails_at:
+            raise self.error("broken")
+        return {"pixels": images.flatten(1).float()}
+
+
+class Logged(Callback):
+    """What can be monitored after each validation."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def measures(extractor=None, **options):
+    settings = {"captions": 6, "batch_size": 4} | options
+    return GenerationMetrics(
+        extractors={"pixels": extractor or Pixels()},
+        metrics={"nearest": PictureRecall(features="pixels", ks=(1, 5))},
+        **settings,
+    )
 
 
 @pytest.fixture
-def callback() -> GenerationMetrics:
-    metrics = {"nearest": PictureRecall(features="pixels", ks=(1, 5))}
-    return GenerationMetrics(extractor=Pixels(), metrics=metrics, captions=6, batch_size=4)
+def fit(make_trainer, diffusion_stage, latents):
+    def run(steps, *callbacks):
+        trainer = make_trainer(steps, *callbacks, limit_val_batches=1.0, val_check_interval=1)
+        trainer.fit(diffusion_stage(), datamodule=latents)
+        return trainer
+
+    return run
 
 
 def test_recall_is_logged_at_each_validation_and_is_the_same_for_the_same_weights(
-    callback, diffusion_stage, latents, make_trainer
+    diffusion_stage, latents, make_trainer
 ):
-    trainer = make_trainer(1, callback, limit_val_batches=1.0)
+    trainer = make_trainer(1, measures(), limit_val_batches=1.0)
     first = trainer.validate(diffusion_stage(), datamodule=latents, verbose=False)[0]
     again = trainer.validate(diffusion_stage(), datamodule=latents, verbose=False)[0]
     assert {"val/r1_pixels", "val/r5_pixels"} <= first.keys()
     assert 0 <= first["val/r1_pixels"] <= first["val/r5_pixels"] <= 1
     assert first == again
+
+
+def test_numbers_do_not_depend_on_how_many_are_drawn_at_once(diffusion_stage, latents, make_trainer):
+    found = [
+        make_trainer(1, measures(batch_size=size), limit_val_batches=1.0).validate(
+            diffusion_stage(), datamodule=latents, verbose=False
+        )[0]
+        for size in (1, 6)
+    ]
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_early_stopping_can_monitor_it(fit):
+    stopping = EarlyStopping(monitor="val/r1_pixels", mode="max", stopping_threshold=-1.0, strict=False)
+    assert fit(4, measures(), stopping).global_step == 1
+
+
+def test_measurements_are_taken_every_so_many_steps(fit):
+    extractor = Pixels()
+    fit(4, measures(extractor, every=3))
+    assert extractor.calls == 2 + 2 * 2  # both real splits once, then at steps 1 and 4 two batches each
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, torch.OutOfMemoryError])
+def test_a_failure_warns_and_the_training_goes_on(fit, error):
+    callback, logged = measures(Pixels(fails_at=3, error=error)), Logged()
+    with pytest.warns(UserWarning, match=rf"not measured at step 1 \({error.__name__}: broken\)"):
+        trainer = fit(2, callback, logged)
+    assert trainer.global_step == 2
+    assert not any("val/r1_pixels" in found for found in logged.found)
+    assert callback.batch_size == (1 if error is torch.OutOfMemoryError else 4)  # halved twice
+
+
+def test_numbers_of_the_literature_are_logged_beside_ours(fit, tmp_path):
+    path = tmp_path / "published.yaml"
+    row = {
+        "system": "theirs",
+        "values": {"fid": 12.5},
+        "dataset": "MS-COCO 2014",
+        "split": "val",
+        "images": 30000,
+        "zero_shot": True,
+        "reranking": None,
+        "guidance": None,
+        "resolution": 256,
+        "resize": None,
+        "paper": "a paper",
+        "printed_in": "the paper",
+        "table": "1",
+        "page": 1,
+    }
+    path.write_text(f"[{row}]".replace("None", "null").replace("True", "true"))
+    callback, logged = measures(published=str(path)), Logged()
+    callback.metrics = {"named": Named()}
+    fit(1, callback, logged)
+    assert logged.found[0]["literature/fid/theirs"] == 12.5
+    assert "val/fid" in logged.found[0]
+
+
+class Named(PictureRecall):
+    """A measure whose result has the literature's name."""
+
+    def __init__(self):
+        super().__init__(features="pixels", ks=(1,))
+
+    def compute(self):
+        return {"fid": super().compute()["r1_pixels"]}

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 from dataclasses import dataclass
 
@@ -8,9 +9,12 @@ from PIL import Image
 from ldm.data.index import ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import Sample, write_shards
-from ldm.evaluation.gallery import Gallery, Observers
+from ldm.evaluation.captions import CaptionSet, digest
+from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.measure import Evaluator
-from ldm.evaluation.protocol import CaptionSet, Protocol
+from ldm.evaluation.observing import Observers
+from ldm.evaluation.pictures import Split
+from ldm.evaluation.protocol import Protocol
 from ldm.metrics.clip_score import ClipScore
 from ldm.metrics.diversity import CaptionDiversity
 from ldm.metrics.features import FeatureIdentity
@@ -37,10 +41,19 @@ def sample(number):
     )
 
 
-def colours(images):
+class Colours:
     """12 features of the mean colour, by angle far apart where the colours are."""
-    mean = images.float().mean(dim=(2, 3))
-    return torch.cat([wave(mean / period) for period in (20, 50) for wave in (torch.cos, torch.sin)], dim=1)
+
+    dims = {"colours": 12}  # noqa: RUF012
+    identity = FeatureIdentity(name="colours", sha256="f" * 64, size=SIDE, resize="bicubic")
+
+    def __call__(self, images):
+        mean = images.float().mean(dim=(2, 3))
+        waves = [wave(mean / period) for period in (20, 50) for wave in (torch.cos, torch.sin)]
+        return {"colours": torch.cat(waves, dim=1)}
+
+
+OBSERVERS = Observers(pictures={"colours": Colours()})
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,8 @@ class PaintsFrom:
 
     errs: bool = False
 
-    def __call__(self, prompts, seeds):
+    def __call__(self, requests):
+        prompts, seeds = [one.prompt for one in requests], [one.seed for one in requests]
         numbers = [int(prompt.split()[1] if " " in prompt else prompt) for prompt in prompts]
         painted = [(n + (40 if self.errs and s % 2 else 0)) % 64 for n, s in zip(numbers, seeds, strict=True)]
         rows = [torch.tensor([n * 9 % 256, n * 31 % 256, n * 57 % 256]) for n in painted]
@@ -69,16 +83,22 @@ def data_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gallery(data_root):
-    splits = {name: PictureDataset(str(data_root), split=name, size=SIDE) for name in ("train", "val")}
-    return Gallery(splits, observers=Observers(pictures={"colours": colours}, texts={}), progress=False)
+    splits = {name: Split(PictureDataset(str(data_root), split=name, size=SIDE)) for name in ("train", "val")}
+    return Gallery(splits, observers=OBSERVERS, progress=False)
 
 
 @pytest.fixture
-def protocol():
-    return Protocol(
+def protocol(gallery):
+    drawn = Protocol(
         name="tiny",
         sets=(
-            CaptionSet(name="train", split="train", captions=8, metrics=("frechet", "nearest", "clip_score")),
+            CaptionSet(
+                name="train",
+                split="train",
+                captions=8,
+                metrics=("frechet", "nearest", "clip_score"),
+                few=("frechet",),
+            ),
             CaptionSet(name="heldout", split="val", captions=None, metrics=("nearest",)),
             CaptionSet(name="diversity", split="train", captions=3, samples=2, metrics=("diversity",)),
         ),
@@ -90,8 +110,13 @@ def protocol():
         held_out="val",
         sampler="heun(steps=4)",
         guidance="cfg(scale=3.0)",
-        features=FeatureIdentity(name="colours", sha256="f" * 64, size=SIDE, resize="bicubic"),
+        resize="bicubic",
+        reference="e" * 64,
+        nfe=16,
+        features=(Colours.identity,),
     )
+    sets = [dataclasses.replace(each, sha256=digest(gallery.captions(each, seed=0))) for each in drawn.sets]
+    return dataclasses.replace(drawn, sets=tuple(sets))
 
 
 @pytest.fixture
@@ -105,12 +130,33 @@ def evaluator(protocol, gallery):
             "clip_score": ClipScore(clip="own_clip"),
         },
         gallery=gallery,
-        observers=Observers(pictures={"colours": colours}, texts={}),
+        observers=OBSERVERS,
+        captions={each.name: gallery.captions(each, seed=0) for each in protocol.sets},
+        params=12_000_000,
         round_trip=lambda images: images // 2,
         batch_size=3,
         show=2,
         progress=False,
     )
+
+
+@pytest.fixture
+def observers():
+    return OBSERVERS
+
+
+@pytest.fixture
+def save_pictures():
+    """`save_pictures(folder, {name: colour}, side=...)`: PNG files of one colour each."""
+
+    def save(folder, colours, *, side=SIDE):
+        for name, colour in colours.items():
+            path = folder / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (side, side), colour).save(path)
+        return folder
+
+    return save
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """`python -m ldm.evaluate`, run in this process with a bundle of tiny networks that know nothing."""
 
+import csv
 import sys
 
 import pytest
 
 from ldm.checkpoints.bundle import Bundle, Part, write_bundle
+from ldm.checkpoints.pictures import to_picture
+from ldm.checkpoints.pipeline import open_pipeline
 from ldm.evaluate import main
 from ldm.evaluation.results import read_results, values
 
@@ -18,7 +21,7 @@ VISION = {
     "embed_dim": 8,
 }
 SETS = (
-    "[{name:train,split:train,captions:6,metrics:[frechet,nearest,clip_score]},"
+    "[{name:train,split:train,captions:6,metrics:[frechet,nearest,clip_score],few:[frechet]},"
     "{name:several,split:val,captions:2,samples:2,metrics:[diversity]}]"
 )
 
@@ -82,6 +85,61 @@ def test_a_bundle_becomes_results_report_and_figures_twice_the_same(command, tmp
     assert "steps=1" in found[0]["protocol"]["sampler"]
 
 
+def test_a_folder_with_a_bundles_pictures_gets_the_bundles_numbers(command, bundle, tmp_path):
+    one_set = "protocol.sets=[{name:train,split:train,captions:6,metrics:[nearest,diversity],samples:2}]"
+    command(one_set, "steps=1", f"out={tmp_path / 'drawn'}")
+    command(one_set, f"list_prompts={tmp_path / 'prompts.csv'}")
+    with (tmp_path / "prompts.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    pictures = open_pipeline(Bundle.open(bundle), steps=1)(
+        [line["caption"] for line in lines], [int(line["seed"]) for line in lines]
+    )
+    for line, picture in zip(lines, pictures, strict=True):
+        path = tmp_path / "theirs" / line["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_picture(picture).save(path)
+    command(one_set, f"pictures={tmp_path / 'theirs'}", f"out={tmp_path / 'found'}")
+    drawn, found = (read_results(tmp_path / name / "results.json") for name in ("drawn", "found"))
+    assert values(found) == pytest.approx(
+        {name: value for name, value in values(drawn).items() if name.startswith("train/")}, rel=1e-4
+    )
+    assert found["protocol"]["hash"] != drawn["protocol"]["hash"]
+    assert found["protocol"]["ruler"] == drawn["protocol"]["ruler"]
+    assert found["rows"][0]["nfe"] is None
+    assert found["bundle"]["kind"] == "pictures"
+
+
+def test_two_folders_need_no_captions_and_equal_ones_are_no_distance_apart(command, save_pictures, tmp_path):
+    colours = {f"p{number}": (number * 20, 255 - number * 20, number) for number in range(6)}
+    folders = [save_pictures(tmp_path / name, colours) for name in ("ours", "theirs")]
+    command(
+        "protocol=pictures",
+        "protocol.sets=[{name:pictures,split:null,captions:null,metrics:[frechet],few:[frechet]}]",
+        "protocol.extractors.efficientnet_lite0.size=32",
+        f"pictures={folders[0]}",
+        f"reference={folders[1]}",
+        f"out={tmp_path / 'out'}",
+    )
+    found = read_results(tmp_path / "out" / "results.json")
+    assert values(found)["pictures/fd_efficientnet_lite0"] == pytest.approx(0, abs=1e-6)
+    assert found["rows"][0]["few"]
+
+
+def test_a_sweep_measures_each_point_and_draws_curves(command, tmp_path):
+    one_set = "protocol.sets=[{name:train,split:train,captions:4,metrics:[frechet,clip_score],few:[frechet]}]"
+    out = tmp_path / "sweep"
+    command(one_set, "sweep.num_steps=[1,2]", "sweep.scales=[1,2]", "sweep.samplers=[ddim]", f"out={out}")
+    with (out / "sweep.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == 8
+    assert [line["nfe"] for line in lines[::2]] == ["1", "2", "2", "4"]  # at scale 1 there is no second half
+    assert len({line["protocol"] for line in lines}) == 4
+    assert len({line["ruler"] for line in lines}) == 1
+    name = "train_fd_efficientnet_lite0"
+    for file in (f"{name}_own_clip_score.png", f"{name}_nfe.svg", "report.md", "point_003.json"):
+        assert (out / file).is_file(), file
+
+
 def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, capsys, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -97,5 +155,15 @@ def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, caps
     )
     assert "whole number" in refusal(command, capsys, "steps=many", f"out={tmp_path / 'new'}")
     assert "precision='float8'" in refusal(command, capsys, "precision=float8", f"out={tmp_path / 'new'}")
+    new = f"out={tmp_path / 'new'}"
+    assert "there is no folder" in refusal(command, capsys, f"pictures={tmp_path / 'none'}", new)
+    assert "no sampler 'hein', did you mean 'heun'?" in refusal(command, capsys, "sweep.samplers=[hein]", new)
+    assert "must be a list" in refusal(command, capsys, "sweep.scales=2", new)
+    assert "take more, or name it" in refusal(
+        command, capsys, "protocol.sets=[{name:x,split:train,captions:4,metrics:[frechet]}]", new
+    )
+    assert "pictures=<folder>" in refusal(
+        command, capsys, "protocol.sets=[{name:x,split:null,captions:4,metrics:[nearest]}]", new
+    )
     assert list(tmp_path.iterdir()) == [out]
     assert list(out.iterdir()) == []

@@ -2,7 +2,7 @@ import torch
 from PIL import Image, ImageFont
 
 from ldm.evaluation.figures import comparison, fit_text, picture_grid, save_png
-from ldm.evaluation.measure import Shown
+from ldm.evaluation.rows import Shown
 
 
 def noise(count, side):

@@ -1,9 +1,10 @@
 import dataclasses
+from statistics import mean, stdev
 
 import pytest
 import torch
 
-from ldm.evaluation.measure import score
+from ldm.evaluation.scoring import score
 
 
 def rows_of(result):
@@ -42,7 +43,8 @@ def test_numbers_do_not_depend_on_the_batch_size(evaluator, paints_with_errors):
         for size in (1, 5)
     ]
     for one, other in zip(*found, strict=True):
-        assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(other), abs=1e-9)
+        timeless = (dataclasses.astuple(dataclasses.replace(row, seconds=0.0)) for row in (one, other))
+        assert next(timeless) == pytest.approx(next(timeless), abs=1e-9)
 
 
 def test_a_metric_without_its_network_is_skipped_and_named(evaluator, paints):
@@ -64,7 +66,7 @@ def test_unknown_metric_and_split_are_refused(evaluator, paints):
     with pytest.raises(ValueError, match="asks for metric 'fid'"):
         evaluator.measure(paints, dataclasses.replace(first, metrics=("fid",)))
     with pytest.raises(ValueError, match="split 'test' is not in splits"):
-        evaluator.measure(paints, dataclasses.replace(first, split="test"))
+        evaluator.gallery.captions(dataclasses.replace(first, split="test"), seed=0)
 
 
 def test_two_metrics_with_one_result_name_are_refused(evaluator, gallery):
@@ -80,3 +82,37 @@ def test_gallery_numbers_pictures_through_its_splits(gallery):
     assert gallery.features["colours"].shape == (26, 12)
     (batch,) = gallery.observed([21, 3])
     assert torch.equal(batch.features["colours"][0], gallery.features["colours"][21])
+
+
+def test_seeds_give_a_mean_and_a_deviation_over_pictures_that_share_no_seed(evaluator, paints_with_errors):
+    protocol = dataclasses.replace(evaluator.protocol, seeds=3)
+    thrice = dataclasses.replace(evaluator, protocol=protocol)
+    caption_set = protocol.sets[0]
+    requests = [thrice.requests(caption_set, repeat=repeat) for repeat in range(3)]
+    assert [one.seed for each in requests for one in each] == list(range(100, 124))
+    alone = [
+        dataclasses.replace(evaluator, protocol=dataclasses.replace(evaluator.protocol, seed_base=base))
+        .measure(paints_with_errors, caption_set)
+        .rows[0]
+        .value
+        for base in (100, 108, 116)
+    ]
+    row = thrice.measure(paints_with_errors, caption_set).rows[0]
+    assert row.value == pytest.approx(mean(alone))
+    assert row.sd == pytest.approx(stdev(alone))
+    assert row.seeds == 3
+
+
+def test_few_pictures_are_refused_for_a_frechet_distance_or_labelled(evaluator, paints):
+    first = evaluator.protocol.sets[0]
+    with pytest.raises(ValueError, match=r"has 8 pictures for 'frechet', which wants 2048.*few: \[frechet\]"):
+        evaluator.measure(paints, dataclasses.replace(first, few=()))
+    labels = {row.metric: row.few for row in evaluator.measure(paints, first).rows}
+    assert labels == {"fd_colours": True, "r1_colours": False, "r5_colours": False}
+
+
+def test_every_row_carries_its_protocol_cost_and_size(evaluator, paints):
+    for row in evaluator.measure(paints, evaluator.protocol.sets[0]).rows:
+        assert row.protocol == evaluator.protocol.hash
+        assert (row.nfe, row.params, row.seeds) == (16, 12_000_000, 1)
+        assert row.seconds > 0

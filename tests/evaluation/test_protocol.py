@@ -1,9 +1,11 @@
 import dataclasses
 
 import pytest
+from omegaconf import OmegaConf
 
-from ldm.evaluation.protocol import CaptionSet, Protocol, describe
-from ldm.metrics.features import FeatureIdentity
+from ldm.config import CONF
+from ldm.evaluation.captions import CaptionSet, digest, read_captions
+from ldm.evaluation.protocol import DRAWING, Protocol, caption_sets, describe
 
 KEYS = [f"p{number}" for number in range(30)]
 TEXTS = [[f"caption {number}", f"other {number}"] for number in range(30)]
@@ -20,13 +22,20 @@ def other(value):
     match value:
         case str():
             return f"{value} "
+        case bool():
+            return not value
         case int():
             return value + 1
-        case FeatureIdentity():
-            return dataclasses.replace(value, size=value.size + 32)
         case tuple():
-            return value[:-1]
+            return value[:-1] or ("other",)
+        case None:
+            return "other"
     raise TypeError(value)
+
+
+def other_of(one, name):
+    """Another value of a field, a valid one."""
+    return "caption" if name == "unit" else other(getattr(one, name))
 
 
 def test_every_field_is_in_the_hash(protocol):
@@ -39,15 +48,16 @@ def test_every_field_is_in_the_hash(protocol):
 def test_every_field_of_sets_and_features_is_in_the_hash(protocol):
     first = protocol.sets[0]
     sets = [
-        dataclasses.replace(first, **{field.name: other(getattr(first, field.name))})
+        dataclasses.replace(first, **{field.name: other_of(first, field.name)})
         for field in dataclasses.fields(first)
     ]
+    (network,) = protocol.features
     features = [
-        dataclasses.replace(protocol.features, **{field.name: other(getattr(protocol.features, field.name))})
-        for field in dataclasses.fields(protocol.features)
+        dataclasses.replace(network, **{field.name: other_of(network, field.name)})
+        for field in dataclasses.fields(network)
     ]
     changed = [dataclasses.replace(protocol, sets=(one, *protocol.sets[1:])) for one in sets]
-    changed += [dataclasses.replace(protocol, features=one) for one in features]
+    changed += [dataclasses.replace(protocol, features=(one,)) for one in features]
     assert len({protocol.hash, *(each.hash for each in changed)}) == len(changed) + 1
 
 
@@ -99,11 +109,65 @@ def test_a_config_node_is_described_by_what_it_does_not_by_how_it_is_written():
 
 def test_a_protocol_is_read_from_its_yaml_and_unknown_keys_are_refused(protocol):
     spec = dataclasses.asdict(protocol)
-    identities = {name: spec.pop(name) for name in ("size", "data", "sampler", "guidance", "precision")}
-    identities["features"] = protocol.features
+    names = ("size", "resize", "data", "reference", "sampler", "guidance", "nfe", "precision")
+    identities = {name: spec.pop(name) for name in names} | {"features": protocol.features}
     del spec["features"]
     assert Protocol.of(spec, **identities).hash == protocol.hash
     with pytest.raises(ValueError, match=r"unknown or missing.*pictures"):
         Protocol.of({**spec, "pictures": 3}, **identities)
     with pytest.raises(ValueError, match=r"unknown or missing.*'sets'"):
         Protocol.of({"name": "x"}, **identities)
+
+
+def test_the_ruler_knows_how_pictures_are_measured_and_not_how_they_are_drawn(protocol):
+    for field in dataclasses.fields(protocol):
+        changed = dataclasses.replace(protocol, **{field.name: other(getattr(protocol, field.name))})
+        assert (changed.ruler == protocol.ruler) == (field.name in DRAWING), field.name
+
+
+def test_a_draw_of_captions_takes_each_once_and_a_picture_more_than_once():
+    by_caption = CaptionSet(name="all", split="train", captions=None, unit="caption", metrics=())
+    drawn = by_caption.draw(KEYS, TEXTS, seed=0, offset=0)
+    assert sorted(one.text for one in drawn) == sorted(text for own in TEXTS for text in own)
+    with pytest.raises(ValueError, match="wants 61 captions, split 'train' has 60 captions"):
+        dataclasses.replace(by_caption, captions=61).draw(KEYS, TEXTS, seed=0, offset=0)
+
+
+def test_another_list_of_captions_than_the_protocols_is_refused():
+    drawn = draw(10)
+    stated = CaptionSet(name="train", split="train", captions=10, metrics=(), sha256=digest(drawn))
+    stated.check(drawn)
+    with pytest.raises(ValueError, match="its 10 captions have sha256"):
+        stated.check(draw(10, seed=1))
+
+
+def test_a_list_of_captions_is_read_as_it_is(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text('key,caption\np3,"a dog, running"\np1,a cat\n')
+    captions = read_captions(path, rows={"p1": 7, "p3": 9})
+    assert [tuple(one) for one in captions] == [("a dog, running", "p3", 9), ("a cat", "p1", 7)]
+    with pytest.raises(ValueError, match="2 of its 2 keys, 'p3' first, name no picture"):
+        read_captions(path, rows={})
+    path.write_text("name,text\n")
+    with pytest.raises(ValueError, match="columns key and caption"):
+        read_captions(path, rows={})
+
+
+def every_metric():
+    files = (OmegaConf.load(path) for path in (CONF / "metric").glob("*.yaml"))
+    return {name: node for file in files for name, node in file.items()}
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "protocol").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_protocol_has_the_metrics_and_the_networks_that_it_names(path):
+    node = OmegaConf.load(path)
+    spec = OmegaConf.to_container(OmegaConf.merge({"seed": 0}, node), resolve=True)
+    chosen = OmegaConf.load(CONF / "evaluate.yaml").defaults[3].metric
+    metrics = every_metric()
+    assert spec["name"] == path.stem
+    for each in caption_sets(spec):
+        assert {*each.metrics} <= {*chosen}
+        for metric in (metrics[name] for name in each.metrics):
+            read = metric.get("features") or metric.clip
+            assert read.startswith((*spec["extractors"], "own_clip")), metric
+        assert each.split is None or each.split in spec["splits"]

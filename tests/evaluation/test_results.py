@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 
-from ldm.evaluation.measure import Row
 from ldm.evaluation.report import write_report
-from ldm.evaluation.results import Subject, new_folder, read_results, results, values, write_results
+from ldm.evaluation.results import new_folder, read_results, results, values, write_results
+from ldm.evaluation.rows import Row
+from ldm.evaluation.subject import Subject
 
 
 @pytest.fixture
@@ -14,7 +15,15 @@ def document(evaluator, paints):
     sets = [evaluator.measure(paints, each) for each in evaluator.protocol.sets]
     found = results(
         protocol=evaluator.protocol,
-        subject=Subject(path="runs/x/bundle", sha256="b" * 64, origin={"experiment": "tiny"}),
+        subject=Subject(
+            kind="bundle",
+            draw=paints,
+            path="runs/x/bundle",
+            sha256="b" * 64,
+            size=16,
+            drawing={},
+            origin={"experiment": "tiny"},
+        ),
         sets=sets,
         autoencoder=[Row(set="autoencoder", metric="psnr", value=27.5, images=6)],
         config_hash="c" * 64,

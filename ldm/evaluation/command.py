@@ -1,0 +1,131 @@
+"""What `python -m ldm.evaluate` does once its config has been checked: it measures a subject, or a sweep."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoints.provenance import config_hash
+from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.measure import Evaluator, reconstruct
+from ldm.evaluation.observing import Observers
+from ldm.evaluation.opening import held_out, open_evaluator, open_subject, real_splits, spec_of
+from ldm.evaluation.prompts import write_prompts
+from ldm.evaluation.protocol import caption_sets
+from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.report import write_report
+from ldm.evaluation.results import new_folder, results, write_results
+from ldm.evaluation.rows import SetResult
+from ldm.evaluation.subject import Subject
+from ldm.evaluation.sweep import Point, lines_of, points, write_table
+from ldm.evaluation.sweep_curves import draw_sweep
+from ldm.evaluation.tables import sweep_report
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A resolved config with what it is carried out by.
+
+    Attributes:
+        options: the config as plain data.
+        build: makes objects of a `_target_` tree; extractors and metrics are built anew for each subject.
+        sampler_node: the config of a sampler by its name, for sweeps.
+        device: where networks run.
+        ranks: the processes that measure together; the first one writes.
+    """
+
+    options: Options
+    build: Callable[[Any], Any]
+    sampler_node: Callable[[str], Any]
+    device: torch.device
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def list_prompts(self, path: Path) -> int:
+        """Writes the csv of what the protocol draws; returns how many pictures that is."""
+        spec = spec_of(self.options)
+        size = spec["size"] or self.options["data"]["size"]
+        gallery = Gallery(real_splits(self.options, spec, size), observers=Observers(pictures={}))
+        return write_prompts(
+            path,
+            gallery,
+            caption_sets(spec),
+            caption_seed=spec["caption_seed"],
+            seed_base=spec["seed_base"],
+        )
+
+    def measure(self) -> dict[str, Any]:
+        """Measures the subject into the folder `out`; returns the results document."""
+        with self._new_folder() as folder:
+            document, sets, subject = self._document(self.options, autoencoder=True)
+            if folder is not None:
+                shown = {each.name: each.shown for each in sets}
+                write_report(folder, document, shown=shown, curves=metrics_log(subject))
+        return document
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """Measures every point of the sweep: results, one table, curves; returns the table's lines."""
+        lines: list[dict[str, Any]] = []
+        with self._new_folder() as folder:
+            for number, point in enumerate(points(self.options["sweep"])):
+                document, sets, _ = self._document(self._at(point))
+                rows = [row for each in sets for row in each.rows]
+                lines += lines_of(point, rows, ruler=document["protocol"]["ruler"])
+                if folder is not None:
+                    write_results(folder / f"point_{number:03d}.json", document)
+            if folder is not None:
+                write_table(folder / "sweep.csv", lines)
+                text = sweep_report(lines, figures=draw_sweep(lines, folder))
+                (folder / "report.md").write_text(text, encoding="utf-8")
+        return lines
+
+    def _at(self, point: Point) -> dict[str, Any]:
+        """The options at a point of the sweep."""
+        set_there = {name: value for name, value in point.items() if value is not None}
+        if "sampler" in set_there:
+            set_there["sampler"] = self.sampler_node(set_there["sampler"])
+        return {**self.options, **set_there}
+
+    def _document(
+        self, options: Options, *, autoencoder: bool = False
+    ) -> tuple[dict[str, Any], list[SetResult], Subject]:
+        started = time.perf_counter()
+        subject = open_subject(options, device=self.device)
+        evaluator = self._evaluator(options, subject)
+        sets = [evaluator.measure(subject.draw, each) for each in evaluator.protocol.sets]
+        pictures = held_out(options, evaluator.protocol) if autoencoder else None
+        rows = reconstruct(subject.round_trip, pictures) if subject.round_trip and pictures else []
+        document = results(
+            protocol=evaluator.protocol,
+            subject=subject,
+            sets=sets,
+            autoencoder=rows,
+            config_hash=config_hash(dict(options)),
+            seconds=time.perf_counter() - started,
+            device=self.device,
+        )
+        return document, sets, subject
+
+    def _evaluator(self, options: Options, subject: Subject) -> Evaluator:
+        extractors = self.build(options["protocol"]["extractors"])
+        for each in extractors.values():
+            each.to(self.device)
+        named = {name for each in options["protocol"]["sets"] for name in each["metrics"]}
+        metrics = self.build({name: node for name, node in options["metric"].items() if name in named})
+        return open_evaluator(options, subject, extractors=extractors, metrics=metrics, ranks=self.ranks)
+
+    @contextmanager
+    def _new_folder(self) -> Iterator[Path | None]:
+        """The folder to fill, in the first process; the others have none."""
+        with new_folder(Path(self.options["out"])) if self.ranks.number == 0 else nullcontext() as folder:
+            yield folder
+
+
+def metrics_log(subject: Subject) -> Path | None:
+    """The log of the run that a bundle lies in, if it does."""
+    return Path(subject.path).parent / "metrics.jsonl" if subject.kind == "bundle" else None

@@ -1,0 +1,181 @@
+"""Pictures that are there already: a split of a data set, or a folder of anybody's files."""
+
+import csv
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.data.crops import centre
+from ldm.data.cut import cut
+from ldm.data.decode import EncodedPicture
+from ldm.data.pictures import PictureDataset
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+CAPTIONS = "captions.csv"
+RESIZE = "bicubic, antialiased, rounded to 8 bit"  # what `fit` and the data's own resize do
+
+
+class Pictures(Protocol):
+    """Captioned pictures by number, all of one size.
+
+    Attributes:
+        sha256: identity of the pixels and their order.
+    """
+
+    @property
+    def sha256(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, number: int) -> UInt8[Tensor, "3 h w"]: ...
+
+    def keys(self) -> list[str]: ...
+
+    def texts(self) -> list[list[str]]: ...
+
+
+class Split:
+    """A split of a data set as `Pictures`."""
+
+    def __init__(self, pictures: PictureDataset) -> None:
+        self.pictures = pictures
+
+    @cached_property
+    def sha256(self) -> str:
+        parts = (self.pictures.index.sha256, self.pictures.split, self.pictures.transform)
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def image(self, number: int) -> UInt8[Tensor, "3 h w"]:
+        return self.pictures.image(number)
+
+    def keys(self) -> list[str]:
+        return self.pictures.reader.keys()
+
+    def texts(self) -> list[list[str]]:
+        return self.pictures.texts()
+
+
+class PictureFolder:
+    """JPEG, PNG and WebP files in and under a folder as `Pictures`, in the order of their paths.
+
+    Keys are paths in the folder without ends. Captions are those of its `captions.csv` (columns file, a path
+    in the folder, and caption), or else the files' names, with each _ read as a space.
+
+    Args:
+        path: of the folder.
+        size: side in pixels that the largest centred square of each is brought to; null leaves pictures as
+            they are, which then must be squares of one size.
+
+    Attributes:
+        size: side of the pictures.
+
+    Raises:
+        ValueError: no folder, no pictures in it, a broken one, two with one key, or sizes that differ.
+    """
+
+    def __init__(self, path: str | Path, *, size: int | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"there is no folder {self.path}: name one that holds pictures")
+        found = (file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        self.files = sorted(file for file in found if not file.name.startswith("."))
+        if not self.files:
+            raise ValueError(f"folder {self.path} holds no picture that ends with {', '.join(SUFFIXES)}")
+        self._check_keys()
+        self.size = self._common_size() if size is None else size
+
+    @cached_property
+    def sha256(self) -> str:
+        digest = hashlib.sha256(f"{self.size} px".encode())
+        for file in self.files:
+            digest.update(f"/{self._name(file)}/{hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, number: int) -> UInt8[Tensor, "3 h w"]:
+        """A picture.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
+        picture = self._opened(self.files[number])
+        box = centre(picture.height, picture.width, aspect=1.0)
+        try:
+            return cut(picture, box, height=self.size, width=self.size)
+        except ValueError as error:
+            raise self._damaged(self.files[number], error) from error
+
+    def keys(self) -> list[str]:
+        return [self._name(file.with_suffix("")) for file in self.files]
+
+    def texts(self) -> list[list[str]]:
+        """The caption of each picture.
+
+        Raises:
+            ValueError: a `captions.csv` with other columns, or without a line for one of the files.
+        """
+        table = self.path / CAPTIONS
+        if not table.is_file():
+            return [[file.stem.replace("_", " ")] for file in self.files]
+        with table.open(encoding="utf-8", newline="") as stream:
+            lines = list(csv.DictReader(stream))
+        if not lines or not {"file", "caption"} <= lines[0].keys():
+            raise ValueError(f"{table} must have the columns file and caption and at least one line")
+        captions = {line["file"]: line["caption"] for line in lines}
+        names = [self._name(file) for file in self.files]
+        missing = [name for name in names if name not in captions]
+        if missing:
+            raise ValueError(
+                f"{table} lacks {len(missing)} of the {len(self)} files, {missing[0]} first: add them"
+            )
+        return [[captions[name]] for name in names]
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.path).as_posix()
+
+    def _check_keys(self) -> None:
+        files: dict[Path, Path] = {}
+        for file in self.files:
+            twin = files.setdefault(file.with_suffix(""), file)
+            if twin != file:
+                raise ValueError(f"{twin} and {file.name} differ in their ends alone: rename one of them")
+
+    def _common_size(self) -> int:
+        first = self._opened(self.files[0])
+        for file in self.files:
+            picture = self._opened(file)
+            if not first.height == first.width == picture.height == picture.width:
+                raise ValueError(
+                    f"{file} has {picture.width} x {picture.height} pixels and {self.files[0].name} has "
+                    f"{first.width} x {first.height}: make them squares of one size, or have them cut with "
+                    f"protocol.size=<pixels>"
+                )
+        return first.height
+
+    def _opened(self, file: Path) -> EncodedPicture:
+        try:
+            return EncodedPicture(file.read_bytes())
+        except ValueError as error:
+            raise self._damaged(file, error) from error
+
+    def _damaged(self, file: Path, error: ValueError) -> ValueError:
+        return ValueError(f"{file} can't be decoded ({' '.join(str(error).split())}): replace or remove it")
+
+
+def fit(images: UInt8[Tensor, "b 3 h w"], *, size: int) -> UInt8[Tensor, "b 3 s s"]:
+    """Square pictures at another size: bicubic, antialiased, rounded to 8 bit."""
+    if images.shape[-2:] == (size, size):
+        return images
+    resized = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return resized.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,34 @@
+"""The list by which any other system can draw what a protocol measures."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+from ldm.evaluation.captions import CaptionSet
+from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.generation import requests_for
+
+COLUMNS = ("file", "caption", "seed")
+
+
+def write_prompts(
+    path: Path, gallery: Gallery, sets: Iterable[CaptionSet], *, caption_seed: int, seed_base: int
+) -> int:
+    """Writes file name, caption and seed of every picture; returns how many there are.
+
+    The names are those that a folder of pictures is searched for; the seeds are only a proposal.
+
+    Raises:
+        ValueError: the file exists, or a set that the gallery can't give captions for.
+    """
+    if path.exists():
+        raise ValueError(f"list_prompts={path} exists already: name a new file, or remove it")
+    rows = []
+    for each in sets:
+        captions = gallery.captions(each, seed=caption_seed)
+        requests = requests_for(captions, samples=each.samples, seed_base=seed_base, folder=each.name)
+        rows += [(f"{one.name}.png", one.prompt, one.seed) for one in requests]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([COLUMNS, *rows])
+    return len(rows)

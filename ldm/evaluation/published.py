@@ -1,0 +1,176 @@
+"""Numbers that others printed: what was measured, how, where it stands, and what nobody here has checked."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import yaml
+
+METRICS = ("fid", "is_mean")
+COCO = "MS-COCO 2014"
+TYPES = {
+    str: "a text that isn't empty",
+    int: "a whole number",
+    bool: "true or false",
+    NoneType: "null",
+}  # in words
+
+
+class Printed(NamedTuple):
+    """A number as it was printed, with what stands behind its ±."""
+
+    value: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """One system on one data set, as somebody printed it.
+
+    Null says that the source doesn't tell; where the field is in `unverified` too, that nobody looked.
+
+    Attributes:
+        system: its name; two printings of one measurement are two systems.
+        values: number by metric, empty where the source prints none.
+        dataset, split: whose captions were drawn, and whose pictures are the reference.
+        images: how many were drawn.
+        zero_shot: whether the model was trained without the data set.
+        reranking: how many were drawn for each one kept, and who chose.
+        guidance: kind and scale.
+        resolution: side of the measured pictures, in pixels.
+        resize: how pictures came to the size of the feature network.
+        paper: that describes the system.
+        printed_in: where the numbers were read.
+        table, page: in `printed_in`.
+        unverified: names of fields and of metrics that weren't checked against `printed_in`.
+        note: what else a reader must know.
+    """
+
+    system: str
+    values: Mapping[str, Printed]
+    dataset: str
+    split: str | None
+    images: int | None
+    zero_shot: bool | None
+    reranking: str | None
+    guidance: str | None
+    resolution: int | None
+    resize: str | None
+    paper: str
+    printed_in: str
+    table: str | None
+    page: int | None
+    unverified: tuple[str, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "resolution", "page"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name}={number} must be at least 1, or null where the source doesn't tell")
+        known = {field.name for field in fields(self)} | set(METRICS)
+        if strangers := sorted(set(self.unverified) - known):
+            raise ValueError(
+                f"unverified names {strangers[0]!r}, which is neither a field nor one of {METRICS}"
+            )
+        if not self.values and not self.note:
+            raise ValueError("a row without values needs a note that says why it is here")
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "PublishedRow":
+        """The row of a yaml entry.
+
+        Raises:
+            ValueError: a field that is missing, unknown, of another type or out of range.
+        """
+        names = {field.name for field in fields(cls)}
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        if strangers := sorted(map(str, set(entry) - names)):
+            raise ValueError(f"there is no field {strangers[0]!r}: a row has {', '.join(sorted(names))}")
+        if missing := [name for name in needed if name not in entry]:
+            raise ValueError(f"{missing[0]} is missing: write null where the source doesn't tell")
+        plain = {name: value for name, value in entry.items() if name not in {"values", "unverified"}}
+        for name, value in plain.items():
+            _check_type(name, value, get_type_hints(cls)[name])
+        unverified = entry.get("unverified", [])
+        if not isinstance(unverified, list):
+            raise ValueError(f"unverified={unverified!r} must be a list of names")
+        return cls(values=_printed(entry["values"]), unverified=tuple(map(str, unverified)), **plain)
+
+    def verified(self, name: str) -> bool:
+        """Whether a field, or the number of a metric, was checked against where it is printed."""
+        return name not in self.unverified and not (name in METRICS and "values" in self.unverified)
+
+
+def read_published(path: Path) -> list[PublishedRow]:
+    """The rows of a yaml file, in its order.
+
+    Raises:
+        ValueError: no such file, no list of rows, a row that is wrong, or two with one system and data set.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path}: it holds the rows that others published") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read as yaml ({error}): mend it") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path} must be a list of rows, each with fields as system: and values:")
+    rows = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            rows.append(PublishedRow.of(entry))
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number} ({entry.get('system')}): {error}") from error
+    for (system, dataset), count in Counter((row.system, row.dataset) for row in rows).items():
+        if count > 1:
+            raise ValueError(
+                f"{path} has {count} rows of {system} on {dataset}: name the printing in the system"
+            )
+    return rows
+
+
+def reference_lines(rows: list[PublishedRow], metric: str, *, dataset: str = COCO) -> dict[str, float]:
+    """Numbers of the literature by system, for a curve's name: `val/fid`, `val/is_mean`.
+
+    Empty for every other name: a Frechet distance in other features than Inception's has no line. Numbers
+    that weren't verified, or whose data set wasn't, are left out.
+
+    Args:
+        dataset: one of the rows', since lines of two data sets don't belong in one picture.
+    """
+    name = metric.rpartition("/")[2]
+    return {
+        row.system: row.values[name].value
+        for row in rows
+        if row.dataset == dataset and name in row.values and row.verified(name) and row.verified("dataset")
+    }
+
+
+def _printed(values: Any) -> dict[str, Printed]:
+    if not isinstance(values, dict):
+        raise ValueError(f"values={values!r} must be a map as fid: 23.35, or {{}} where none is printed")
+    if strangers := [name for name in values if name not in METRICS]:
+        raise ValueError(f"values names {strangers[0]!r}, which is not one of {METRICS}")
+    found = {}
+    for name, value in values.items():
+        numbers = value if isinstance(value, list) else [value]
+        if len(numbers) not in (1, 2) or not all(_is_positive(number) for number in numbers):
+            raise ValueError(f"{name}={value!r} must be a positive number, or a list of it and its ±")
+        found[name] = Printed(*map(float, numbers))
+    return found
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    is_stray_bool = isinstance(value, bool) and bool not in get_args(kind)  # Python counts true as the int 1
+    if not isinstance(value, kind) or is_stray_bool or (value == "" and name != "note"):
+        names = " or ".join(TYPES[one] for one in get_args(kind) or (kind,))
+        raise ValueError(f"{name}={value!r} must be {names}")

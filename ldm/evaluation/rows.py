@@ -1,0 +1,72 @@
+"""What an evaluation finds: numbers with what they must be read beside, and pictures to look at."""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number with what it must be read beside.
+
+    Attributes:
+        set: caption set that it was measured on, or "autoencoder".
+        value: mean over the seeds.
+        images: how many pictures it was measured on, for each seed.
+        sd: standard deviation over the seeds; null for one.
+        seeds: how many times the set was drawn.
+        few: whether these are fewer pictures than the measure wants.
+        floor, ceiling, real: the same measure of real pictures against the others, of the autoencoder's
+            round trip, and of the right real pictures; null where it says nothing.
+        nfe, seconds, params: network evaluations a picture, of drawing and looking at all pictures, and
+            parameters of the denoiser; null where they aren't known.
+        protocol: hash of the protocol; rows with different ones are not ranked.
+    """
+
+    set: str
+    metric: str
+    value: float
+    images: int
+    sd: float | None = None
+    seeds: int = 1
+    few: bool = False
+    floor: float | None = None
+    ceiling: float | None = None
+    real: float | None = None
+    nfe: int | None = None
+    seconds: float | None = None
+    params: int | None = None
+    protocol: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A caption with its pictures, for people to look at; no right one where it is not among the real."""
+
+    prompt: str
+    generated: UInt8[Tensor, "s 3 h w"]
+    nearest: UInt8[Tensor, "3 h w"]
+    right: UInt8[Tensor, "3 h w"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """What was measured on one caption set.
+
+    Attributes:
+        images: pictures for each seed.
+        seeds: first and last of all pictures.
+        repeats: how many times the set was drawn.
+        seconds: of drawing and looking, all of them together.
+        skipped: metrics whose networks the model lacks.
+    """
+
+    name: str
+    rows: list[Row]
+    shown: list[Shown]
+    images: int
+    seeds: tuple[int, int]
+    repeats: int
+    seconds: float
+    skipped: list[str] = field(default_factory=list)

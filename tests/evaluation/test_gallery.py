@@ -1,0 +1,83 @@
+"""Real pictures and the features that are kept of them."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.evaluation.feature_cache import FeatureCache, identity_of
+from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.observing import Observers
+
+
+class Counting:
+    """An extractor that counts the pictures it has looked at."""
+
+    def __init__(self, inner):
+        self.inner, self.dims, self.identity, self.seen = inner, inner.dims, inner.identity, 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return self.inner(images)
+
+
+@pytest.fixture
+def counting(observers):
+    return Counting(observers.pictures["colours"])
+
+
+@pytest.fixture
+def look(gallery, counting, tmp_path):
+    def make(**options):
+        return Gallery(
+            gallery.splits,
+            observers=Observers(pictures={"colours": counting}),
+            cache=FeatureCache(folder=tmp_path / "features"),
+            progress=False,
+            **options,
+        )
+
+    return make
+
+
+def test_features_are_kept_and_read_back_to_the_bit(look, counting, gallery):
+    assert torch.equal(look().features["colours"], gallery.features["colours"])
+    assert counting.seen == 26
+    assert torch.equal(look().features["colours"], gallery.features["colours"])
+    assert counting.seen == 26
+
+
+def test_another_network_has_other_features_and_another_reference(look, counting):
+    first = look()
+    before = first.identity(Observers(pictures={"colours": counting}))
+    counting.identity = dataclasses.replace(counting.identity, size=32)
+    second = look()
+    assert counting.seen == 52
+    assert second.identity(Observers(pictures={"colours": counting})) != before
+
+
+def test_features_that_nothing_reads_are_not_taken(look, counting):
+    assert look(wanted=()).features == {}
+    assert counting.seen == 0
+
+
+def test_a_damaged_file_is_made_anew_and_one_of_another_protocol_refused(look, counting, tmp_path):
+    whole = look().features["colours"]
+    for file in (tmp_path / "features").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(look().features["colours"], whole)
+    assert counting.seen == 52
+    told = identity_of("0" * 64, counting.identity, "colours")
+    for file in (tmp_path / "features").iterdir():
+        save_file({"features": whole}, file, metadata=told)
+    with pytest.raises(ValueError, match="features of another protocol, their pictures differ"):
+        look()
+
+
+def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(gallery, observers, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    cache = FeatureCache(folder=tmp_path / "file" / "features")
+    again = Gallery(gallery.splits, observers=observers, cache=cache, progress=False)
+    assert torch.equal(again.features["colours"], gallery.features["colours"])
+    assert "not kept" in capsys.readouterr().out

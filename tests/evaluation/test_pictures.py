@@ -1,0 +1,77 @@
+"""Folders of anybody's pictures."""
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm.evaluation.captions import Caption
+from ldm.evaluation.generation import requests_for
+from ldm.evaluation.pictures import PictureFolder, fit
+from ldm.evaluation.subject import found_in
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths_with_its_names_as_captions(tmp_path, save_pictures):
+    folder = PictureFolder(save_pictures(tmp_path, {"b/red_dog": RED, "a": BLUE}))
+    assert folder.keys() == ["a", "b/red_dog"]
+    assert folder.texts() == [["a"], ["red dog"]]
+    assert folder.image(1).flatten(1).unique(dim=1).flatten().tolist() == list(RED)
+
+
+def test_captions_of_a_csv_come_before_names(tmp_path, save_pictures):
+    folder = PictureFolder(save_pictures(tmp_path, {"a": RED, "b": BLUE}))
+    (tmp_path / "captions.csv").write_text('file,caption\na.png,"all, red"\nb.png,blue\n')
+    assert folder.texts() == [["all, red"], ["blue"]]
+    (tmp_path / "captions.csv").write_text("file,caption\na.png,red\n")
+    with pytest.raises(ValueError, match=r"lacks 1 of the 2 files, b\.png first"):
+        folder.texts()
+
+
+def test_the_identity_of_a_folder_is_its_pixels(tmp_path, save_pictures):
+    one, same, other = (
+        PictureFolder(save_pictures(tmp_path / name, {"a": colour})).sha256
+        for name, colour in (("one", RED), ("same", RED), ("other", BLUE))
+    )
+    assert one == same
+    assert one != other
+
+
+def test_broken_differing_and_missing_pictures_are_each_refused_in_a_sentence(tmp_path, save_pictures):
+    with pytest.raises(ValueError, match="there is no folder"):
+        PictureFolder(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no picture"):
+        PictureFolder(tmp_path / "empty")
+    save_pictures(tmp_path / "mixed", {"a": RED})
+    save_pictures(tmp_path / "mixed", {"b": RED}, side=20)
+    with pytest.raises(ValueError, match=r"b\.png has 20 x 20 pixels and a\.png has 16 x 16.*protocol\.size"):
+        PictureFolder(tmp_path / "mixed")
+    assert PictureFolder(tmp_path / "mixed", size=8).image(1).shape == (3, 8, 8)
+    broken = save_pictures(tmp_path / "broken", {"a": RED}) / "a.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"a\.png can't be decoded"):
+        PictureFolder(broken.parent, size=16).image(0)
+    Image.new("RGB", (16, 16)).save(save_pictures(tmp_path / "twins", {"a": RED}) / "a.jpg")
+    with pytest.raises(ValueError, match="differ in their ends alone"):
+        PictureFolder(tmp_path / "twins")
+
+
+def test_pictures_are_found_by_the_key_of_their_caption_with_or_without_the_set(tmp_path, save_pictures):
+    captions = [Caption(text="x", key=key, row=0) for key in ("p1", "p2")]
+    requests = requests_for(captions, samples=2, seed_base=0, folder="train")
+    names = {"train/p1": RED, "train/p1_1": BLUE, "p2": BLUE, "p2_1": RED}
+    folder = PictureFolder(save_pictures(tmp_path, names))
+    found = found_in(folder, path="theirs")(requests)
+    assert found[:, 0, 0, 0].tolist() == [255, 0, 0, 255]
+    with pytest.raises(ValueError, match="theirs has no picture 'val/p1' among its 4"):
+        found_in(folder, path="theirs")(requests_for(captions, samples=1, seed_base=0, folder="val"))
+
+
+def test_pictures_are_brought_to_a_size_and_rounded_not_cut_off():
+    images = torch.tensor([[0, 255], [255, 255]], dtype=torch.uint8).expand(1, 3, 2, 2)
+    assert torch.equal(fit(images, size=2), images)
+    assert fit(images, size=1).flatten().tolist() == [191, 191, 191]  # 191.25
+    assert (
+        fit(torch.tensor([[[[0, 1], [1, 1]]] * 3], dtype=torch.uint8), size=1).flatten().tolist() == [1] * 3
+    )

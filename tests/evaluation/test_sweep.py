@@ -1,0 +1,56 @@
+"""Sweeps: their points, their table and their curves."""
+
+import csv
+
+import pytest
+from PIL import Image
+
+from ldm.evaluation.rows import Row
+from ldm.evaluation.sweep import lines_of, points, write_table
+from ldm.evaluation.sweep_curves import curves_of, draw_sweep
+
+
+@pytest.fixture
+def lines():
+    """A sweep over 3 scales and 2 counts of steps whose numbers are known."""
+    found = []
+    for point in points({"bundles": None, "samplers": ["ddim"], "num_steps": [5, 10], "scales": [1, 2, 4]}):
+        numbers = {"fd_x": point["scale"] * 10 / point["steps"], "own_clip_score": point["scale"] / 10}
+        rows = [
+            Row(set="train", metric=name, value=value, images=8, nfe=2 * point["steps"])
+            for name, value in numbers.items()
+        ]
+        found += lines_of(point, rows, ruler="r" * 64)
+    return found
+
+
+def test_points_are_all_combinations_of_the_axes_that_are_given():
+    assert len(points({"num_steps": [1, 2, 3], "scales": [1, 2], "samplers": None})) == 6
+    assert points({}) == [{"bundle": None, "sampler": None, "steps": None, "scale": None}]
+    with pytest.raises(ValueError, match=r"sweep\.scales=2 must be a list"):
+        points({"scales": 2})
+    with pytest.raises(ValueError, match=r"sweep\.num_steps=\[\] must be a list with a value"):
+        points({"num_steps": []})
+    with pytest.raises(ValueError, match=r"sweep\.eta is unknown"):
+        points({"eta": [1]})
+
+
+def test_a_curve_follows_one_axis_and_is_named_by_the_others(lines):
+    along_scale = curves_of(lines, x="own_clip_score", y="fd_x", along="scale")
+    assert list(along_scale) == ["ddim, steps 5", "ddim, steps 10"]
+    assert along_scale["ddim, steps 5"] == [(0.1, 2, "1"), (0.2, 4, "2"), (0.4, 8, "4")]
+    along_steps = curves_of(lines, x="nfe", y="fd_x", along="steps")
+    assert along_steps["ddim, scale 4"] == [(10, 8, "5"), (20, 4, "10")]
+
+
+def test_the_table_holds_every_number_and_the_figures_are_drawn_as_png_and_svg(lines, tmp_path):
+    write_table(tmp_path / "sweep.csv", lines)
+    with (tmp_path / "sweep.csv").open(newline="") as stream:
+        read = list(csv.DictReader(stream))
+    assert len(read) == 12
+    assert (read[0]["scale"], read[0]["metric"], float(read[0]["value"])) == ("1", "fd_x", 2)
+    files = draw_sweep(lines, tmp_path)
+    assert sorted(files.values()) == ["train_fd_x_nfe.png", "train_fd_x_own_clip_score.png"]
+    for name in files.values():
+        Image.open(tmp_path / name).load()
+        assert "<svg" in (tmp_path / name).with_suffix(".svg").read_text()
