@@ -1,56 +1,137 @@
-"""The index of what was learned: `python -m experiments.report` writes experiments/README.md.
+"""The index of what was learned: `python -m experiments.report` writes experiments/README.md and its figures.
 
-One table a protocol: rows measured under different protocols are never put side by side.
+  folder=experiments   holds <name>/results.json and published.yaml; README.md and figures/ go there
+  wandb=               a project: the same tables go to W&B, offline where it doesn't answer
+  records=runs/report  what W&B records
+
+Measured rows and the literature's stand apart, and a table holds rows of one protocol only.
 """
 
+import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.config import answer_errors
-from ldm.evaluation.results import read_results, values
+from experiments.figures import draw_literature, draw_measured
+from experiments.tables import UNVERIFIED, Table, literature_table, measured_table
+from ldm.config import command_line
+from ldm.evaluation.published import PublishedRow, read_published
+from ldm.evaluation.results import FILE_NAME, read_results
 
 FOLDER = Path(__file__).parent
 TITLE = """# Experiments
 
 Each folder is a run with its record: `README.md` in words, `results.json` as `python -m ldm.evaluate` wrote
 it. This page is made by `make report`. A table holds rows of one protocol only, since numbers of two
-protocols (other captions, features, sampler or counts) can't be compared.
-"""
+protocols (other captions, features, sampler or counts) can't be compared."""
+READING = """Floor: real pictures against the other real pictures, at the same count. Ceiling: the right
+pictures after the autoencoder's round trip. Real: the right pictures themselves."""
+APART = """None of these is a number on Flickr30k: most are distances to MS-COCO's validation pictures, often
+by models that never trained on COCO, with other counts, captions, code, resize, re-ranking and guidance, and
+a Frechet distance is a distance to the very pictures that it was taken against. They stand here in the order
+of the systems' papers, each with where it is printed, and are ranked neither among themselves nor with the
+rows above."""
+DAGGER = f"""{UNVERIFIED}: not checked against the source. {UNVERIFIED} alone: not looked up.
+Empty: the source doesn't tell."""
 
 
-def main() -> None:
-    """Writes the index."""
-    tables = defaultdict(list)
-    for path in sorted(FOLDER.glob("*/results.json")):
-        document = read_results(path)
-        tables[document["protocol"]["name"], document["protocol"]["hash"]].append(
-            (path.parent.name, document)
-        )
-    sections = [section(name, digest, rows) for (name, digest), rows in tables.items()]
-    (FOLDER / "README.md").write_text("\n".join([TITLE, *sections]), encoding="utf-8")
+@dataclass(kw_only=True)
+class Options:
+    """What the help above lists."""
+
+    folder: str = str(FOLDER)
+    wandb: str = ""
+    records: str = "runs/report"
+
+
+def main(options: Options) -> None:
+    """Writes the index.
+
+    Raises:
+        ValueError: a file of results or of published rows that is wrong.
+    """
+    folder = Path(options.folder)
+    published, protocols = read_published(folder / "published.yaml"), read_protocols(folder)
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    tables, sections = [literature_table(published)], [TITLE, "## Measured here", READING]
+    pictures: set[Path | None] = {draw_literature(published, figures / "literature.png")}
+    for (name, digest), runs in protocols.items():
+        title = f"{name}-{digest[:12]}"
+        table = measured_table(f"measured/{title}", runs)
+        picture = draw_measured(f"protocol {title}", runs, figures / f"{title}.png")
+        tables.append(table)
+        pictures.add(picture)
+        sections.append(measured_section(name, digest, runs, table, picture))
+    sections.append(literature_section(published, tables[0], figures / "literature.png"))
+    (folder / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    for path in set(figures.glob("*.png")) - pictures:  # of protocols that are gone
+        path.unlink()
+    count = sum(map(len, protocols.values()))
     print(
-        f"{FOLDER / 'README.md'}: {sum(map(len, tables.values()))} experiments under {len(tables)} protocols"
+        f"{folder / 'README.md'}: {count} experiments under {len(protocols)} protocols, "
+        f"{len(published)} published rows"
     )
+    if options.wandb:
+        send(tables, project=options.wandb, folder=Path(options.records))
 
 
-def section(name: str, digest: str, rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """The table of one protocol."""
-    metrics = sorted({metric for _, document in rows for metric in values(document)})
-    head = ["metric", *(f"[{experiment}]({experiment}/README.md)" for experiment, _ in rows)]
-    lines = [f"## {name}", "", f"Protocol `{digest[:12]}`.", "", line(head), line(["---"] * len(head))]
-    for metric in metrics:
-        cells = [values(document).get(metric) for _, document in rows]
-        lines.append(line([metric, *("" if cell is None else f"{cell:.4g}" for cell in cells)]))
-    commits = ", ".join(
-        f"{experiment} at {document['provenance']['commit'][:10]}" for experiment, document in rows
-    )
-    return "\n".join([*lines, "", f"Code: {commits}.", ""])
+def read_protocols(folder: Path) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """Results documents by experiment, by name and hash of their protocol."""
+    protocols: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for path in sorted(folder.glob(f"*/{FILE_NAME}")):
+        document = read_results(path)
+        protocols[document["protocol"]["name"], document["protocol"]["hash"]][path.parent.name] = document
+    return dict(protocols)
 
 
-def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def measured_section(
+    name: str, digest: str, runs: Mapping[str, Mapping[str, Any]], table: Table, figure: Path | None
+) -> str:
+    """What one protocol measured, in Markdown."""
+    records = "; ".join(f"[{run}]({run}/README.md) {_record(document)}" for run, document in runs.items())
+    parts = [f"### {name}", f"Protocol `{digest[:12]}`. {records}.", table.markdown()]
+    return "\n\n".join([*parts, *_picture(f"{name} beside its references", figure)])
+
+
+def literature_section(rows: Sequence[PublishedRow], table: Table, figure: Path) -> str:
+    """What others printed, in Markdown, with their notes below."""
+    notes = "\n".join(f"- {row.system}, {row.dataset}: {row.note}" for row in rows if row.note)
+    picture = _picture("The literature's FID on MS-COCO", figure)
+    return "\n\n".join(["## Literature", APART, table.markdown(), DAGGER, notes, *picture])
+
+
+def send(tables: Sequence[Table], *, project: str, folder: Path) -> None:
+    """Logs the tables to one W&B run, the same again each time that `folder` is the same."""
+    from ldm.callbacks.wandb_log import wandb_logger  # Lightning takes seconds that only this needs
+    from ldm.callbacks.wandb_table import log_table
+
+    folder.mkdir(parents=True, exist_ok=True)
+    logger = wandb_logger(project=project, name="experiments", folder=str(folder))
+    for table in tables:
+        log_table([logger], name=table.name, header=table.header, rows=table.rows)
+    logger.experiment.finish()
+
+
+def _record(document: Mapping[str, Any]) -> str:
+    origin = document["provenance"]
+    commit = "an unknown commit" if origin["commit"] is None else origin["commit"][:10]
+    facts = [f"at {commit}", f"config `{origin['config_hash'][:12]}`", origin["device"], *_costs(document)]
+    return ", ".join(facts)
+
+
+def _costs(document: Mapping[str, Any]) -> list[str]:
+    """Parameters of the denoiser and its evaluations a picture, where the results know them."""
+    found = {name: row[name] for row in document["rows"] for name in ("params", "nfe") if row.get(name)}
+    words = {"params": "{:,} parameters", "nfe": "{} evaluations a picture"}
+    return [text.format(found[name]) for name, text in words.items() if name in found]
+
+
+def _picture(title: str, path: Path | None) -> list[str]:
+    return [] if path is None else [f"![{title}]({path.parent.name}/{path.name})"]
 
 
 if __name__ == "__main__":
-    answer_errors(main)
+    command_line(main, Options, sys.argv[1:])

@@ -1,0 +1,180 @@
+"""A sweep as one table and one figure: `python -m experiments.sweeps folder=runs/sweep/<name>`.
+
+  folder=     of the sweep; points that haven't ended are shown as such
+  out=        where README.md, table.csv and figure.png go; experiments/sweep/<name> where it isn't given
+  metrics=    names to show, as val/loss,val/psnr; all where it isn't given
+
+A training's numbers are the last that it logged at a validation, an evaluation's are its results.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.sweep_figure import draw_sweep, is_number
+from experiments.tables import Table
+from hydra_plugins.ldm_sweeps.points import Point, read_points
+from ldm.config import command_line
+from ldm.evaluation.curves import read_curves
+from ldm.evaluation.results import read_results, values
+
+HOME = Path(__file__).parent / "sweep"
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What the help above lists."""
+
+    folder: str = ""
+    out: str = ""
+    metrics: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a point came to.
+
+    Attributes:
+        swept: value by key, as typed.
+        state: "finished", or how far it is.
+        numbers: by name.
+        commit: of the code that ran.
+        ruler: what makes numbers of an evaluation comparable; empty for a training.
+    """
+
+    swept: Mapping[str, str]
+    state: str
+    numbers: Mapping[str, float]
+    commit: str
+    ruler: str
+
+
+def main(options: Options) -> None:
+    """Writes the table and the figure.
+
+    Raises:
+        ValueError: no folder, no sweep there, no numbers yet, or numbers that can't be compared.
+    """
+    if not options.folder:
+        raise ValueError("folder= is empty: name the sweep, as folder=runs/sweep/learning_rate")
+    folder = Path(options.folder)
+    outcomes = sorted(map(outcome, read_points(folder)), key=place)
+    names = chosen(outcomes, options.metrics.split(",") if options.metrics else [])
+    out = Path(options.out) if options.out else HOME / folder.name
+    out.mkdir(parents=True, exist_ok=True)
+    write(out, folder, outcomes, names)
+    finished = sum(each.state == "finished" for each in outcomes)
+    print(f"{out / 'README.md'}: {len(outcomes)} points, {finished} of them finished")
+
+
+def outcome(point: Point) -> Outcome:
+    """What a point's files tell."""
+    ruler, commit, state = "", None, "finished" if point.finished else "not finished"
+    if point.results.is_file():
+        document = read_results(point.results)
+        ruler, commit = document["protocol"]["ruler"], document["provenance"]["commit"]
+    else:
+        for record in newest(point, "run.json"):
+            commit = json.loads(record.read_text(encoding="utf-8"))["commit"]
+    return Outcome(
+        swept=point.swept,
+        state=state,
+        numbers=numbers(point),
+        commit="unknown" if commit is None else commit[:10],
+        ruler=ruler,
+    )
+
+
+def numbers(point: Point) -> dict[str, float]:
+    """Numbers that a point has come to so far, by name."""
+    if point.results.is_file():
+        return values(read_results(point.results))
+    return {
+        name: curve[-1][1]
+        for log in newest(point, "metrics.jsonl")
+        for name, curve in read_curves(log).items()
+        if name.startswith("val/")
+    }
+
+
+def newest(point: Point, name: str) -> list[Path]:
+    """The file of that name in the newest run of a point, if there is one."""
+    return sorted(point.folder.glob(f"*/*/{name}"))[-1:]
+
+
+def chosen(outcomes: Sequence[Outcome], asked: Sequence[str]) -> list[str]:
+    """Names of the numbers to show: those asked for, or all.
+
+    Raises:
+        ValueError: a number that no point has, none at all, or numbers taken under several protocols.
+    """
+    known = sorted({name for each in outcomes for name in each.numbers})
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"metrics: no point has a {name}; there are: {', '.join(known) or 'none yet'}")
+    if not known:
+        raise ValueError("no point of the sweep has a number yet: a training logs them at its validations")
+    rulers = {each.ruler for each in outcomes if each.numbers}
+    if len(rulers) > 1:
+        raise ValueError(
+            f"the points were measured under {len(rulers)} protocols and can't be compared: sweep under one"
+        )
+    return list(asked) or known
+
+
+def place(outcome: Outcome) -> list[tuple[bool, float, str]]:
+    """Where a point stands in the table: by what it sets, numbers by size before words by letter."""
+    values = outcome.swept.values()
+    return [(False, float(text), "") if is_number(text) else (True, 0.0, text) for text in values]
+
+
+def write(out: Path, folder: Path, outcomes: Sequence[Outcome], names: Sequence[str]) -> None:
+    """README.md, table.csv and figure.png."""
+    table = sweep_table(folder.name, outcomes, names)
+    with (out / "table.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([table.header, *table.rows])
+    picture = draw_sweep(
+        folder.name, [(each.swept, each.numbers) for each in outcomes], names, out / "figure.png"
+    )
+    commits = ", ".join(unique(each.commit for each in outcomes))
+    parts = [
+        f"# Sweep: {folder.name}",
+        f"{len(outcomes)} points, at commit {commits}. "
+        f"Made by `python -m experiments.sweeps folder={folder}`.",
+        table.markdown(),
+        f"![{folder.name}]({picture.name})",
+    ]
+    (out / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def sweep_table(name: str, outcomes: Sequence[Outcome], names: Sequence[str]) -> Table:
+    """One row a point: what was set, what it came to, how far it is."""
+    keys = unique(key for each in outcomes for key in each.swept)
+    rows = [
+        [
+            *(each.swept.get(key, "") for key in keys),
+            *(_cell(each.numbers.get(metric)) for metric in names),
+            each.state,
+        ]
+        for each in outcomes
+    ]
+    return Table(
+        name=f"sweep/{name}", header=[*(key.lstrip("+") for key in keys), *names, "state"], rows=rows
+    )
+
+
+def unique(items: Iterable[Any]) -> list[Any]:
+    """Each item once, in the order in which they come."""
+    return list(dict.fromkeys(items))
+
+
+def _cell(number: float | None) -> str:
+    return "" if number is None else f"{number:.4g}"
+
+
+if __name__ == "__main__":
+    command_line(main, Options, sys.argv[1:])

@@ -1,0 +1,111 @@
+"""Tables of the index: plain cells, drawn in Markdown here and sent to W&B as they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ldm.evaluation.published import METRICS, PublishedRow
+from ldm.evaluation.tables import markdown_table
+
+UNVERIFIED = "†"
+MEASURED = ("metric", "run", "value", "floor", "ceiling", "real", "pictures", "seeds")
+LITERATURE = {
+    "data set": "dataset",
+    "split": "split",
+    "N": "images",
+    "zero-shot": "zero_shot",
+    "re-ranking": "reranking",
+    "guidance": "guidance",
+    "px": "resolution",
+    "resize": "resize",
+    "system's paper": "paper",
+    "printed in": "printed_in",
+    "table": "table",
+    "page": "page",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with its name; cells are text."""
+
+    name: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        return markdown_table(self.header, self.rows)
+
+
+def measured_table(name: str, runs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Numbers measured here under one protocol, metric by metric, runs in the order of their names.
+
+    Args:
+        runs: results document by experiment.
+    """
+    rows = [
+        (f"{row['set']}/{row['metric']}", run, row, document["sets"].get(row["set"], {}).get("seeds"))
+        for run, document in runs.items()
+        for row in document["rows"]
+    ]
+    return Table(
+        name=name,
+        header=MEASURED,
+        rows=[
+            [
+                metric,
+                run,
+                _measured(row),
+                *(_number(row.get(key)) for key in ("floor", "ceiling", "real")),
+                f"{row['images']}, too few" if row.get("few") else str(row["images"]),
+                "" if seeds is None else "-".join(map(str, seeds)),
+            ]
+            for metric, run, row, seeds in sorted(rows, key=lambda each: each[:2])
+        ],
+    )
+
+
+def literature_table(rows: Sequence[PublishedRow]) -> Table:
+    """Numbers that others printed, with all that is known of how; a dagger follows what was not verified."""
+    return Table(
+        name="literature",
+        header=("system", "FID", "IS", *LITERATURE),
+        rows=[
+            [
+                row.system,
+                *(_mark(_printed(row, metric), row, metric) for metric in METRICS),
+                *(_mark(_fact(getattr(row, field)), row, field) for field in LITERATURE.values()),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    """The number, with its deviation over the draws where there was more than one."""
+    if row.get("sd") is None:
+        return _number(row["value"])
+    return f"{_number(row['value'])} ± {row['sd']:.2g} ({row['seeds']} draws)"
+
+
+def _printed(row: PublishedRow, metric: str) -> str:
+    if metric not in row.values:
+        return ""
+    value, spread = row.values[metric]
+    return f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
+
+
+def _mark(cell: str, row: PublishedRow, name: str) -> str:
+    if row.verified(name) or (name in METRICS and not cell):
+        return cell
+    return f"{cell} {UNVERIFIED}".strip()
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
