@@ -5,6 +5,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,18 @@ from ldm.diffusion import samplers, schedules
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-METHODS = {"ddpm": samplers.ddpm, "ddim": samplers.ddim, "heun": samplers.heun, "dpmpp_2m": samplers.dpmpp_2m}
+METHODS = {
+    "ddpm": samplers.ddpm,
+    "ddim": samplers.ddim,
+    "heun": samplers.heun,
+    "edm": partial(samplers.edm, churn=samplers.Churn(amount=2.0)),
+    "dpmpp_2m": samplers.dpmpp_2m,
+    "dpmpp_2m_sde": samplers.dpmpp_2m_sde,
+    "dpmpp_3m": samplers.dpmpp_3m,
+    "unipc": samplers.unipc,
+    "pndm": samplers.pndm,
+    "lcm": samplers.lcm,
+}
 
 
 def spec(group: str, name: str) -> dict:

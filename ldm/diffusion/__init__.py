@@ -17,11 +17,15 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Guidance = Callable[[Denoiser, Denoiser], Denoiser]
 """(conditional, unconditional) -> the denoiser that the sampler follows."""
 
-Grid = Callable[[int], Tensor]
-"""number of steps -> steps + 1 decreasing float64 times on the CPU, the last one 0."""
-
 Noise = Callable[[Tensor], Tensor]
 """x -> fresh standard normal noise shaped like x; the caller draws it picture by picture from its seeds."""
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """(number of steps, schedule) -> steps + 1 decreasing float64 times on the CPU, the last one 0."""
+
+    def __call__(self, steps: int, /, *, schedule: Schedule) -> Tensor: ...
 
 
 @runtime_checkable

@@ -1,14 +1,18 @@
 """Grids: the times that a sampler visits, steps + 1 of them in float64 on the CPU, decreasing to 0.
 
 On the CPU even when x is on a GPU: a 0-d CPU time mixes with any device and costs no synchronisation.
+
+Every grid takes the schedule by name, as `Sampling` passes it; those that place times alone don't look at it.
 """
+
+import math
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ldm.diffusion import Schedule
-from ldm.diffusion.schedules import noise_ratio
+from ldm.diffusion.schedules import noise_ratio, time_of_ratio
 
 Times = Float64[Tensor, " steps_and_end"]
 
@@ -18,13 +22,13 @@ def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]
     return shift * t / (1 + (shift - 1) * t)
 
 
-def uniform(steps: int, *, shift: float = 1.0) -> Times:
+def uniform(steps: int, *, schedule: Schedule | None = None, shift: float = 1.0) -> Times:
     """Even steps from 1 to 0, moved towards noise by `shift`."""
     _check(steps)
     return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
 
 
-def trailing(steps: int, *, num_steps: int = 1000) -> Times:
+def trailing(steps: int, *, schedule: Schedule | None = None, num_steps: int = 1000) -> Times:
     """Even steps from t = 1 rounded to a table of `num_steps`: every entry is one the network was trained at.
 
     The spacing to use with zero terminal SNR (Lin et al. 2023, Table 2).
@@ -34,7 +38,7 @@ def trailing(steps: int, *, num_steps: int = 1000) -> Times:
     return counts.round() / num_steps
 
 
-def leading(steps: int, *, num_steps: int = 1000, offset: int = 0) -> Times:
+def leading(steps: int, *, schedule: Schedule | None = None, num_steps: int = 1000, offset: int = 0) -> Times:
     """Every (num_steps // steps)-th table entry counted from the clean end, then 0; starts below t = 1.
 
     What DDIM and Stable Diffusion 1 (offset 1) were published with; for comparisons, not for new models.
@@ -56,15 +60,49 @@ def karras(
     schedule ends in pure noise, where sigma / alpha has no limit.
     """
     _check(steps)
-    high = min(sigma_max, noise_ratio(schedule, torch.ones((), dtype=torch.float64)).item())
+    high = _reached(schedule, sigma_max)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     levels = (high ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - high ** (1 / rho))) ** rho
-    below, above = torch.zeros_like(levels), torch.ones_like(levels)
-    for _ in range(60):  # bisection down to the spacing of float64: sigma / alpha grows with t
-        middle = (below + above) / 2
-        noisier = noise_ratio(schedule, middle) > levels
-        below, above = torch.where(noisier, below, middle), torch.where(noisier, middle, above)
-    return torch.cat([above, above.new_zeros(1)])
+    return _ending_clean(levels, schedule)
+
+
+def exponential(
+    steps: int, *, schedule: Schedule, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Times:
+    """Times between which sigma / alpha falls by one factor, then 0 (k-diffusion's `exponential`).
+
+    Levels that the schedule does not reach are cut to its end.
+    """
+    _check(steps)
+    start, end = math.log(_reached(schedule, sigma_max)), math.log(sigma_min)
+    return _ending_clean(torch.linspace(start, end, steps, dtype=torch.float64).exp(), schedule)
+
+
+def log_snr(steps: int, *, schedule: Schedule, first: float = 0.999, last: float = 0.001) -> Times:
+    """Times even in log SNR = 2 log(alpha / sigma) from time `first` to `last`, then 0 (Lu et al. 2022).
+
+    Between the same two levels it is `exponential`; said in times, it fits any schedule.
+
+    Raises ValueError unless 1 >= first > last > 0, and for first = 1 of a schedule that ends in pure noise.
+    """
+    _check(steps)
+    if not 1 >= first > last > 0:
+        raise ValueError(f"log-SNR steps from {first=} to {last=}: 1 >= first > last > 0 must hold")
+    high, low = noise_ratio(schedule, torch.tensor([first, last], dtype=torch.float64)).tolist()
+    if not math.isfinite(high):
+        raise ValueError(f"the log SNR at {first=} is not finite on this schedule: take a first below 1")
+    return exponential(steps, schedule=schedule, sigma_min=low, sigma_max=high)
+
+
+def _reached(schedule: Schedule, ratio: float) -> float:
+    """The ratio sigma / alpha, or the schedule's largest."""
+    return min(ratio, noise_ratio(schedule, torch.ones((), dtype=torch.float64)).item())
+
+
+def _ending_clean(levels: Float64[Tensor, " steps"], schedule: Schedule) -> Times:
+    """The times of these sigma / alpha, then 0."""
+    times = time_of_ratio(schedule, levels)
+    return torch.cat([times, times.new_zeros(1)])
 
 
 def _check(steps: int, limit: int | None = None) -> None:

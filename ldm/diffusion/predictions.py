@@ -91,6 +91,39 @@ class Flow:
         return sigma / (alpha + sigma)
 
 
+@dataclass(frozen=True)
+class Edm:
+    """EDM's preconditioned output F, x0 = c_skip * x + c_out * F (Karras et al. 2022, Eq. 7 and Table 1).
+
+    sigma_data is the data's standard deviation; at 1, which scaled latents have, F is -v on a
+    variance-preserving path. F has unit variance at every time, so the loss needs no weight. c_in is the
+    path's matter: see `schedules.edm`.
+
+    Raises ValueError for a sigma_data that is not above 0.
+    """
+
+    sigma_data: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data={self.sigma_data} is a standard deviation: it must be above 0")
+
+    def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        spread = self._spread(alpha, sigma)
+        return sigma / (self.sigma_data * spread) * x0 - alpha * self.sigma_data / spread * eps
+
+    def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        skip = alpha * (self.sigma_data / self._spread(alpha, sigma)) ** 2
+        return skip * x + self.gain(alpha, sigma) * output
+
+    def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        return sigma * self.sigma_data / self._spread(alpha, sigma)
+
+    def _spread(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        """Standard deviation of x_t."""
+        return ((alpha * self.sigma_data) ** 2 + sigma**2).sqrt()
+
+
 def unweighted(prediction: Prediction, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
     """The squared error of the output counts the same at every time."""
     return torch.ones_like(alpha)

@@ -75,7 +75,28 @@ def rectified_flow(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"],
     return 1 - t, t
 
 
+def edm(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
+    """EDM's path for data of unit variance (Karras et al. 2022): sigma / alpha = t / (1 - t), any level.
+
+    Theirs is x0 + sigma * eps with sigma = t / (1 - t), times c_in, so that x_t has unit variance; a normal
+    log sigma is then a logit-normal t.
+    """
+    alpha, sigma = 1 - t, t
+    length = (alpha**2 + sigma**2).sqrt()
+    return alpha / length, sigma / length
+
+
 def noise_ratio(schedule: Schedule, t: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
     """sigma / alpha, the noise level in units of the clean signal; infinite at a zero-SNR end."""
     alpha, sigma = schedule(t)
     return sigma / alpha
+
+
+def time_of_ratio(schedule: Schedule, ratio: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
+    """The times at which sigma / alpha has these values; 1 for those beyond the schedule's end."""
+    below, above = torch.zeros_like(ratio), torch.ones_like(ratio)
+    for _ in range(60):  # bisection down to the spacing of float64: sigma / alpha grows with t
+        middle = (below + above) / 2
+        noisier = noise_ratio(schedule, middle) > ratio
+        below, above = torch.where(noisier, below, middle), torch.where(noisier, middle, above)
+    return above

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.testing import assert_close
 
 from ldm.diffusion import grids
@@ -16,6 +16,10 @@ GRIDS = {
     "leading": grids.leading,
     "karras": lambda steps: grids.karras(steps, schedule=rectified_flow),
     "karras_table": lambda steps: grids.karras(steps, schedule=scaled_linear()),
+    "exponential": lambda steps: grids.exponential(steps, schedule=rectified_flow),
+    "exponential_table": lambda steps: grids.exponential(steps, schedule=scaled_linear()),
+    "log_snr": lambda steps: grids.log_snr(steps, schedule=rectified_flow),
+    "log_snr_table": lambda steps: grids.log_snr(steps, schedule=scaled_linear(), first=1.0),
 }
 
 
@@ -30,7 +34,9 @@ def test_a_grid_falls_to_zero_in_the_asked_number_of_steps(name, steps):
     assert (times.diff() < 0).all()
 
 
-@pytest.mark.parametrize("name", ["uniform", "shifted", "trailing", "karras_table"])
+@pytest.mark.parametrize(
+    "name", ["uniform", "shifted", "trailing", "karras_table", "exponential_table", "log_snr_table"]
+)
 def test_a_grid_starts_in_pure_noise(name):
     assert GRIDS[name](30)[0] == pytest.approx(1, abs=1e-12)
 
@@ -50,6 +56,37 @@ def test_karras_levels_follow_the_power_law():
     assert_close(roots.diff(), roots.diff()[:1].expand(17), atol=1e-6, rtol=0)
     assert ratio[0].item() == pytest.approx(80)
     assert ratio[-1].item() == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("kind", ["karras", "exponential", "lu"])
+def test_noise_levels_are_those_of_diffusers(kind):
+    option = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "lu": "use_lu_lambdas"}
+    table = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler = DPMSolverMultistepScheduler(**table, **{option[kind]: True})
+    scheduler.set_timesteps(17)
+    schedule = scaled_linear()
+    lowest, highest = scheduler.sigmas[-2].item(), scheduler.sigmas[0].item()
+    if kind == "lu":
+        times = grids.log_snr(17, schedule=schedule, first=1.0, last=0.001)
+    else:
+        grid = {"karras": grids.karras, "exponential": grids.exponential}[kind]
+        times = grid(17, schedule=schedule, sigma_min=lowest, sigma_max=highest)
+    # their table is a float32 product of 1000 factors
+    np.testing.assert_allclose(noise_ratio(schedule, times), scheduler.sigmas, rtol=2e-5)
+
+
+def test_log_snr_falls_in_even_steps_on_any_schedule():
+    for schedule in (rectified_flow, scaled_linear()):
+        ratios = noise_ratio(schedule, grids.log_snr(9, schedule=schedule, first=0.9, last=0.1)[:-1])
+        assert_close(ratios.log().diff(), ratios.log().diff()[:1].expand(8), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "sentence"), [(0.1, 0.9, "must hold"), (0.9, 0.0, "must hold"), (1.0, 0.1, "below 1")]
+)
+def test_log_snr_between_impossible_times_is_refused(first, last, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        grids.log_snr(5, schedule=rectified_flow, first=first, last=last)
 
 
 @pytest.mark.parametrize("grid", [grids.uniform, grids.trailing, grids.leading])

@@ -4,10 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch.testing import assert_close
 
-from ldm.diffusion.guidance import cfg, cfg_rescale, conditional, interval
+from ldm.diffusion.guidance import apg, cfg, cfg_rescale, conditional, interval
 from ldm.diffusion.predictions import X0, Eps, Flow, V
 from ldm.diffusion.schedules import cosine
 
@@ -37,7 +38,8 @@ def test_scale_zero_is_unconditional():
 
 
 @pytest.mark.parametrize(
-    "guidance", [conditional, partial(cfg, scale=1.0), partial(cfg_rescale, scale=1.0, phi=0.7)]
+    "guidance",
+    [conditional, partial(cfg, scale=1.0), partial(cfg_rescale, scale=1.0, phi=0.7), partial(apg, scale=1.0)],
 )
 def test_no_guidance_is_conditional_and_calls_nothing_else(guidance):
     assert torch.equal(guidance(cond, never)(X, T), cond(X, T))
@@ -81,3 +83,43 @@ def test_an_interval_guides_inside_and_calls_only_the_conditional_outside():
 def test_an_empty_interval_is_refused():
     with pytest.raises(ValueError, match=r"from 0\.8 to 0\.2 is empty"):
         interval(cond, uncond, within=conditional, low=0.8, high=0.2)
+
+
+@pytest.mark.parametrize(("parallel", "threshold"), [(0.0, None), (0.3, 2.5), (1.0, 0.5)])
+def test_apg_is_the_one_of_diffusers_over_several_calls(parallel, threshold):
+    mine = apg(cond, uncond, scale=4.0, parallel=parallel, momentum=-0.5, threshold=threshold)
+    buffer = MomentumBuffer(-0.5)
+    for x in (X, X / 2, X / 4):
+        theirs = normalized_guidance(
+            cond(x, T), uncond(x, T), 3.0, buffer, parallel, threshold or 0.0, use_original_formulation=True
+        )
+        assert_close(mine(x, T), theirs)
+
+
+def test_apg_without_its_three_changes_is_cfg():
+    guided = apg(cond, uncond, scale=4.0, parallel=1.0, momentum=0.0)
+    for x in (X, X / 2):
+        assert_close(guided(x, T), cfg(cond, uncond, scale=4.0)(x, T))
+
+
+def test_apg_leaves_the_part_along_the_conditional_picture_as_it_is():
+    change = apg(cond, uncond, scale=9.0)(X, T) - cond(X, T)
+    assert_close((change * cond(X, T)).sum(dim=(1, 2, 3)), torch.zeros(3, dtype=X.dtype), atol=1e-9, rtol=0)
+
+
+def test_the_change_of_apg_has_at_most_the_asked_norm():
+    change = apg(cond, uncond, scale=2.0, parallel=1.0, threshold=0.7)(X, T) - cond(X, T)
+    assert_close(change.flatten(1).norm(dim=1), torch.full((3,), 0.7, dtype=X.dtype))
+
+
+def test_a_new_apg_has_no_memory_of_another_ones_calls():
+    guidance = partial(apg, scale=3.0)
+    first = guidance(cond, uncond)
+    once = first(X, T)
+    assert not torch.equal(first(X, T), once)
+    assert torch.equal(guidance(cond, uncond)(X, T), once)
+
+
+def test_an_apg_threshold_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"threshold=0\.0 of guidance must be above 0"):
+        apg(cond, uncond, scale=3.0, threshold=0.0)

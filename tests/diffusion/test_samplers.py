@@ -9,8 +9,23 @@ import torch
 from torch.testing import assert_close
 
 from ldm.diffusion import grids
-from ldm.diffusion.samplers import Sampling, ddim, ddpm, dpmpp_2m, heun
-from ldm.diffusion.schedules import cosine, rectified_flow, scaled_linear, zero_terminal_snr
+from ldm.diffusion.samplers import (
+    Churn,
+    Sampling,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    edm,
+    euler,
+    euler_ancestral,
+    heun,
+    lcm,
+    pndm,
+    unipc,
+)
+from ldm.diffusion.schedules import cosine, noise_ratio, rectified_flow, scaled_linear, zero_terminal_snr
 
 MEAN, STD = 0.7, 0.4  # of the data
 ONE = torch.ones((), dtype=torch.float64)
@@ -29,8 +44,25 @@ SCHEDULES = {
     "table": scaled_linear(),
 }
 SMOOTH = ["quarter_circle", "rectified_flow"]
-SAMPLERS = {"ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m}
-FRESH = {"ddpm": ddpm, "ddim_half": partial(ddim, eta=0.5)}
+SAMPLERS = {
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "edm": edm,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde_0": partial(dpmpp_2m_sde, eta=0.0),
+    "dpmpp_3m": dpmpp_3m,
+    "unipc": unipc,
+    "unipc_3": partial(unipc, order=3),
+    "pndm": pndm,
+}
+CHURN = Churn(amount=40.0, low=0.05, high=50.0)
+FRESH = {
+    "ddpm": ddpm,
+    "ddim_half": partial(ddim, eta=0.5),
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2m_sde_half": partial(dpmpp_2m_sde, eta=0.5),
+}
 
 
 def spread(schedule, t):
@@ -60,18 +92,57 @@ def start(schedule, z):
 
 def error(sampler, schedule, steps, *, end=0.0):
     """Largest distance from the flow at time `end`, after even steps from t = 1."""
+    return distance(sampler, schedule, torch.linspace(1, end, steps + 1, dtype=torch.float64))
+
+
+def distance(sampler, schedule, times):
+    """Largest distance from the flow at the last time, when x is right at the first."""
     z = normal(8, 3, 2, 2)
-    times = torch.linspace(1, end, steps + 1, dtype=torch.float64)
-    x = sampler(best_denoiser(schedule), schedule, start(schedule, z), times)
-    alpha, _ = schedule(times[-1])
-    return (x - (alpha * MEAN + spread(schedule, times[-1]) * z)).abs().max().item()
+    first, last = (schedule(t)[0] * MEAN + spread(schedule, t) * z for t in (times[0], times[-1]))
+    return (sampler(best_denoiser(schedule), schedule, first, times) - last).abs().max().item()
+
+
+def error_between(sampler, schedule, steps):
+    """Distance from t = 0.9 to 0.1, whose first and last step, of lower order, are the square of the rest.
+
+    So short, they leave the order of the steps between to be seen.
+    """
+    short = 1 / steps**2
+    even = torch.linspace(0.9 - short, 0.1 + short, steps - 1, dtype=torch.float64)
+    return distance(sampler, schedule, torch.cat([even[:1] + short, even, even[-1:] - short]))
+
+
+ORDERS = [
+    (dpmpp_2m, 2),
+    (dpmpp_3m, 3),
+    (partial(dpmpp_3m, curvature=0.5), 2),
+    (partial(unipc, order=1), 2),
+    (unipc, 3),
+    (partial(unipc, order=3), 4),
+]
 
 
 @pytest.mark.parametrize("path", SMOOTH)
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (heun, 2), (dpmpp_2m, 2)])
+@pytest.mark.parametrize(("sampler", "order"), ORDERS)
+def test_the_order_of_a_multistep_method_shows_between_short_first_and_last_steps(sampler, order, path):
+    coarse, fine = (error_between(sampler, SCHEDULES[path], steps) for steps in (300, 600))
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("path", SMOOTH)
+@pytest.mark.parametrize(
+    ("sampler", "order"), [(ddim, 1), (euler, 1), (heun, 2), (edm, 2), (dpmpp_2m, 2), (unipc, 2)]
+)
 def test_the_error_falls_with_the_order_of_the_sampler(sampler, order, path):
     coarse, fine = (error(sampler, SCHEDULES[path], steps, end=0.1) for steps in (100, 200))
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize("path", SMOOTH)
+def test_pndm_is_of_second_order_though_its_formula_is_of_fourth(path):
+    times = [torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64) for steps in (100, 200)]
+    coarse, fine = (distance(pndm, SCHEDULES[path], grid) for grid in times)
+    assert math.log2(coarse / fine) == pytest.approx(2, abs=0.1)
 
 
 @pytest.mark.parametrize("path", SMOOTH)
@@ -104,6 +175,23 @@ def test_fresh_noise_ends_at_the_right_distribution(name, path):
     assert x.std().item() == pytest.approx(STD, rel=0.03)
 
 
+@pytest.mark.parametrize("path", SCHEDULES)
+def test_churn_ends_at_the_right_distribution(path):
+    schedule, generator = SCHEDULES[path], torch.Generator().manual_seed(1)
+    times = grids.karras(60, schedule=schedule)
+    x = schedule(times[0])[0] * MEAN + spread(schedule, times[0]) * normal(20_000, 1)
+    x = edm(
+        best_denoiser(schedule),
+        schedule,
+        x,
+        times,
+        noise=lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator),
+        churn=Churn(amount=20.0, low=0.05, high=50.0),
+    )
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.015)
+    assert x.std().item() == pytest.approx(STD, rel=0.03)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 @pytest.mark.parametrize("path", SCHEDULES)
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -128,7 +216,19 @@ def test_ddim_is_euler_on_the_velocity_of_a_rectified_flow():
     assert_close(ddim(denoise, rectified_flow, x, times), euler, atol=1e-14, rtol=0)
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [(ddim, 10), (heun, 19), (dpmpp_2m, 10)])
+CALLS = [
+    (ddim, 10),
+    (euler, 10),
+    (heun, 19),
+    (edm, 18),  # from pure noise its first step is Euler's
+    (dpmpp_2m, 10),
+    (dpmpp_3m, 10),
+    (unipc, 10),
+    (pndm, 10),
+]
+
+
+@pytest.mark.parametrize(("sampler", "calls"), CALLS)
 def test_calls_of_the_network_per_picture(sampler, calls):
     seen = []
 
@@ -163,9 +263,67 @@ def test_eta_outside_its_range_is_refused(eta):
         ddim(best_denoiser(rectified_flow), rectified_flow, normal(1, 1), grids.uniform(2), eta=eta)
 
 
-def test_fresh_noise_has_to_be_given():
+@pytest.mark.parametrize("sampler", [ddpm, euler_ancestral, dpmpp_2m_sde, lcm, partial(edm, churn=CHURN)])
+def test_fresh_noise_has_to_be_given(sampler):
     with pytest.raises(ValueError, match="pass noise="):
-        ddpm(best_denoiser(rectified_flow), rectified_flow, normal(1, 1), grids.uniform(2))
+        sampler(best_denoiser(rectified_flow), rectified_flow, normal(1, 1), grids.uniform(3))
+
+
+def test_what_a_sampler_cannot_do_is_refused():
+    run = (best_denoiser(rectified_flow), rectified_flow, normal(1, 1), grids.uniform(2))
+    with pytest.raises(ValueError, match=r"eta=1\.5 is outside \[0, 1\]"):
+        dpmpp_2m_sde(*run, eta=1.5)
+    with pytest.raises(ValueError, match="order=4 of UniPC is not 1, 2 or 3"):
+        unipc(*run, order=4)
+    with pytest.raises(ValueError, match=r"amount=-1\.0 is negative"):
+        Churn(amount=-1.0)
+    with pytest.raises(ValueError, match=r"from 2\.0 to 1\.0 is empty"):
+        Churn(amount=1.0, low=2.0, high=1.0)
+
+
+def test_samplers_of_two_names_are_one():
+    run = {"denoise": best_denoiser(rectified_flow), "schedule": rectified_flow, "times": grids.uniform(9)}
+    x = normal(4, 3)
+    assert torch.equal(euler(x=x, **run), ddim(x=x, **run))
+    assert torch.equal(edm(x=x, churn=Churn(amount=0.0), noise=torch.zeros_like, **run), edm(x=x, **run))
+    assert_close(dpmpp_2m_sde(x=x, eta=0.0, **run), dpmpp_2m(x=x, **run), atol=1e-14, rtol=0)
+    draws = [normal(4, 3, seed=seed) for seed in range(9)]
+    ancestral, reverse = iter(draws), iter(draws)
+    constant = {"denoise": lambda x, t: torch.full_like(x, MEAN), "schedule": rectified_flow}
+    assert_close(
+        ddpm(x=x, times=grids.uniform(9), noise=lambda x: next(ancestral), **constant),
+        dpmpp_2m_sde(x=x, times=grids.uniform(9), noise=lambda x: next(reverse), **constant),
+        atol=1e-14,
+        rtol=0,
+    )
+
+
+def test_churn_leaves_x_at_the_noise_of_its_new_time():
+    schedule, t = cosine(), torch.tensor(0.4, dtype=torch.float64)
+    alpha, sigma = schedule(t)
+    x = alpha * MEAN + sigma * normal(200_000, 1)
+    churned, raised = CHURN(x, t, schedule, noise=lambda x: normal(*x.shape, seed=5), steps=200)
+    assert noise_ratio(schedule, raised) == pytest.approx(1.2 * noise_ratio(schedule, t).item())
+    assert churned.mean().item() == pytest.approx((schedule(raised)[0] * MEAN).item(), abs=0.01)
+    assert churned.std().item() == pytest.approx(schedule(raised)[1].item(), rel=0.01)
+
+
+@pytest.mark.parametrize("t", [1.0, 0.01])
+def test_churn_leaves_pure_noise_and_what_is_outside_its_interval_alone(t):
+    x, t = normal(3, 2), torch.tensor(t, dtype=torch.float64)
+    churned, raised = CHURN(x, t, rectified_flow, noise=torch.zeros_like, steps=10)
+    assert churned is x
+    assert raised is t
+
+
+def test_lcm_puts_new_noise_on_each_x0():
+    draws = [normal(2, 3, seed=seed) for seed in (1, 2)]
+    fresh, times = iter(draws), grids.uniform(3)
+    x = normal(2, 3)
+    mine = lcm(lambda x, t: x * t, rectified_flow, x, times, noise=lambda x: next(fresh))
+    for t, s, noise in zip(times, times[1:], [*draws, torch.zeros(2, 3)], strict=False):
+        x = (1 - s) * t * x + s * noise
+    assert_close(mine, x, atol=1e-14, rtol=0)
 
 
 def test_sampling_is_its_method_on_its_grid():

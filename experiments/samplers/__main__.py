@@ -1,0 +1,126 @@
+"""Pictures and numbers of every sampler against its calls of the network: `python -m experiments.samplers`.
+
+Each yaml of conf/sampler draws the same prompts and seeds with the shipped model, with as many steps as 4, 8,
+16 and 32 calls of the guided denoiser allow. Writes README.md's table, sheet.png and curve.png beside itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.samplers.figures import draw_curves, draw_sheet
+from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.pipeline import open_pipeline
+from ldm.config import CONF, answer_errors, build
+from ldm.diffusion import Schedule
+from ldm.diffusion.samplers import Sampling
+from ldm.evaluation.observing import OWN_CLIP
+from ldm.evaluation.subject import own_judges
+from ldm.metrics.clip_score import pair_cosines
+from ldm.metrics.features import EfficientNetLite0
+from ldm.pipeline import TextToImage
+
+FOLDER = Path(__file__).parent
+PROMPTS = ["red apple", "grinning face", "blue circle", "dog face"]
+SEEDS = [0, 1, 2, 3]
+CALLS = [4, 8, 16, 32]
+REFERENCE_STEPS = 250
+MARK = "<!-- table: python -m experiments.samplers -->"
+
+
+class Row(NamedTuple):
+    """What a sampler drew with a number of calls.
+
+    Attributes:
+        distance: mean distance to the reference's picture of the same seed, in EfficientNet-lite0 features.
+        clip: mean cosine of picture and prompt in the bundle's own CLIP.
+    """
+
+    sampler: str
+    calls: int
+    steps: int
+    images: Tensor
+    distance: float
+    clip: float
+
+
+def main() -> None:
+    """Draws, measures and writes."""
+    bundle = Bundle.open("shipped")
+    pipeline = open_pipeline(bundle)
+    rows = list(measured(bundle, pipeline))
+    draw_sheet([(row.sampler, row.calls, row.images) for row in rows], FOLDER / "sheet.png")
+    draw_curves([(row.sampler, row.calls, row.distance, row.clip) for row in rows[1:]], FOLDER / "curve.png")
+    page = FOLDER / "README.md"
+    words, _, _ = page.read_text(encoding="utf-8").partition(MARK)
+    page.write_text(f"{words}{MARK}\n\n{table(rows)}\n", encoding="utf-8")
+    print(f"{page}: {len(rows) - 1} rows")
+
+
+def measured(bundle: Bundle, pipeline: TextToImage) -> Iterator[Row]:
+    """The reference's row, then one for each sampler and number of calls."""
+    features, judge = EfficientNetLite0(), own_judges(bundle, pipeline)
+    texts = judge.texts[f"{OWN_CLIP}_text"](PROMPTS)
+    jobs = [("reference", replace(sampler("ddim"), steps=REFERENCE_STEPS), REFERENCE_STEPS)]
+    for name in sorted(path.stem for path in (CONF / "sampler").glob("*.yaml")):
+        for calls in CALLS:
+            sampling = sampler(name)
+            steps = steps_within(sampling, pipeline.process.schedule, calls)
+            jobs.append((name, replace(sampling, steps=steps), calls))
+    reference: Tensor | None = None
+    for name, sampling, calls in tqdm(jobs, unit="run", disable=None):
+        images = pipeline.with_options(sampling=sampling)(PROMPTS, SEEDS)
+        (seen,) = features(images).values()
+        reference = seen if reference is None else reference
+        (pictures,) = judge.pictures[OWN_CLIP](images).values()
+        yield Row(
+            sampler=name,
+            calls=calls,
+            steps=sampling.steps,
+            images=images,
+            distance=(seen - reference).norm(dim=1).mean().item(),
+            clip=pair_cosines(pictures, texts).mean().item(),
+        )
+
+
+def sampler(name: str) -> Sampling:
+    """The sampler of conf/sampler/<name>.yaml."""
+    return build(OmegaConf.to_container(OmegaConf.load(CONF / "sampler" / f"{name}.yaml")))
+
+
+def steps_within(sampling: Sampling, schedule: Schedule, calls: int) -> int:
+    """The most steps that take at most so many calls of the denoiser, counted on a picture of one number."""
+    for steps in range(calls, 0, -1):
+        count = 0
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal count
+            count += 1
+            return torch.zeros_like(x)
+
+        start = torch.zeros(1, 1, dtype=torch.float64)
+        replace(sampling, steps=steps)(denoise, schedule, start, noise=torch.zeros_like)
+        if count <= calls:
+            return steps
+    raise ValueError(f"no step of this sampler takes at most {calls} calls: allow more")
+
+
+def table(rows: list[Row]) -> str:
+    """One line a sampler: distance and score for each number of calls."""
+    reference, *rows = rows
+    head = ["sampler", *(f"{calls} calls" for calls in CALLS)]
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    for name in dict.fromkeys(row.sampler for row in rows):
+        cells = [f"{row.distance:.2f} / {row.clip:.3f}" for row in rows if row.sampler == name]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"The reference itself: 0 / {reference.clip:.3f}."])
+
+
+if __name__ == "__main__":
+    answer_errors(main)
