@@ -41,15 +41,21 @@ def rename(theirs: str, ours: str) -> Rule:
     return Rule(theirs=(theirs,), ours=(ours,))
 
 
-def merge(theirs: Sequence[str], ours: str) -> Rule:
-    """Equal tensors stacked along their rows into one of ours: separate q, k, v into a fused projection."""
+def merge(theirs: Sequence[str], ours: str, *, convolutions: bool = False) -> Rule:
+    """Equal tensors stacked along their rows into one of ours: separate q, k, v into a fused projection.
+
+    With ``convolutions`` theirs are the weights of 1x1 convolutions.
+    """
     parts = len(theirs)
-    return Rule(
-        theirs=tuple(theirs),
-        ours=(ours,),
-        read=lambda tensors: [torch.cat(tensors)],
-        write=lambda tensors: list(tensors[0].chunk(parts)),
-    )
+
+    def read(tensors: Tensors) -> Tensors:
+        stacked = torch.stack(tensors).flatten(0, 1)  # refuses unequal shapes, which cat does not
+        return [stacked.squeeze(3).squeeze(2) if convolutions else stacked]
+
+    def write(tensors: Tensors) -> Tensors:
+        return [part[:, :, None, None] if convolutions else part for part in tensors[0].chunk(parts)]
+
+    return Rule(theirs=tuple(theirs), ours=(ours,), read=read, write=write)
 
 
 def linear(theirs: str, ours: str) -> Rule:
@@ -57,7 +63,7 @@ def linear(theirs: str, ours: str) -> Rule:
     return Rule(
         theirs=(theirs,),
         ours=(ours,),
-        read=lambda tensors: [tensors[0].flatten(1)],
+        read=lambda tensors: [tensors[0].squeeze(3).squeeze(2)],  # leaves a larger kernel as it is
         write=lambda tensors: [tensors[0][:, :, None, None]],
     )
 
@@ -81,10 +87,10 @@ def translate(
     state: Mapping[str, Tensor],
     rules: Sequence[Rule],
     *,
-    expected: Mapping[str, torch.Size],
+    expected: Mapping[str, torch.Size] | None = None,
     drop: Iterable[str] = (),
 ) -> dict[str, Tensor]:
-    """``state`` under the names, and in the shapes, of ``expected``.
+    """``state`` under the names, and in the shapes, of ``expected``; None where only the way back can tell.
 
     ``drop`` names tensors to leave out (``*`` matches anything). Raises one ValueError that lists every
     tensor that is missing, unexpected, claimed by two rules or of the wrong shape.
@@ -98,12 +104,19 @@ def translate(
         if absent:
             problems += [f"missing {name}" for name in absent]
             continue
-        outputs = rule.read([parts[i] for i in range(len(rule.theirs))])
+        inputs = [parts[i] for i in range(len(rule.theirs))]
+        try:
+            outputs = rule.read(inputs)
+        except (RuntimeError, IndexError):
+            sizes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+            problems.append(f"shapes {sizes} do not make {_fill(rule.ours[0], wildcards)}")
+            continue
         for name, tensor in zip((_fill(name, wildcards) for name in rule.ours), outputs, strict=True):
             if name in result:
                 problems.append(f"made twice {name}")
             result[name] = tensor
-    problems += _compare(result, expected)
+    if expected is not None:
+        problems += _compare(result, expected)
     if problems:
         raise ValueError(
             f"The weights do not fit, {len(problems)} problems: " + "; ".join(sorted(problems)) + "."

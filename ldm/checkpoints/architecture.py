@@ -1,0 +1,105 @@
+"""A text-to-image pipeline without its weights: our `_target_` trees, or the four configs of diffusers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ldm.checkpoints import schedulers
+from ldm.checkpoints.clip_configs import hf_text_config, hf_text_spec
+from ldm.checkpoints.diffusers_configs import unet_config, unet_spec, vae_config, vae_latents, vae_spec
+from ldm.checkpoints.fields import Fields
+
+Config = dict[str, Any]
+CONFIGS = ("unet", "vae", "text_encoder", "scheduler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What builds a pipeline but for its weights and tokenizer.
+
+    Attributes:
+        backbone, autoencoder, text_encoder, process, sampler: `_target_` trees.
+        latents: `shift` and `scale` of each latent channel.
+        size: side of the pictures in pixels.
+        linear_projection: whether diffusers' U-Net keeps its projections as linear layers.
+    """
+
+    backbone: Config
+    autoencoder: Config
+    text_encoder: Config
+    process: Config
+    sampler: Config
+    latents: Mapping[str, list[float]]
+    size: int
+    linear_projection: bool = False
+
+    def settings(self) -> Config:
+        """The entries of a bundle's config, but for those of its parts."""
+        names = ("size", "latents", "process", "sampler", "linear_projection")
+        return {name: value for name, value in asdict(self).items() if name in names} | {
+            "guidance": dict(schedulers.GUIDANCE)
+        }
+
+
+def from_configs(configs: Mapping[str, Fields]) -> Architecture:
+    """The pipeline of diffusers' configs under the names in CONFIGS.
+
+    Raises:
+        ValueError: a field that ours lacks, or two configs that disagree.
+    """
+    unet, vae, text, scheduler = (configs[name] for name in CONFIGS)
+    backbone, autoencoder, text_encoder = unet_spec(unet), vae_spec(vae), hf_text_spec(text)
+    width, context = text_encoder["width"], backbone["transformer"]["context_dim"]
+    if width != context:
+        raise ValueError(
+            f"{unet.name}: cross_attention_dim={context}, but the text encoder's states have {width}"
+        )
+    channels = autoencoder["latent_channels"]
+    if backbone["latent_channels"] != channels:
+        raise ValueError(
+            f"{unet.name}: in_channels={backbone['latent_channels']}, but the autoencoder has {channels}"
+        )
+    return Architecture(
+        backbone=backbone,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        process=schedulers.process_spec(scheduler),
+        sampler=schedulers.sampling_spec(scheduler),
+        latents=vae_latents(vae, channels=channels),
+        size=unet.whole("sample_size", high=4096) * _factor(autoencoder),
+        linear_projection=unet.choice("use_linear_projection", {True: True, False: False}, False),
+    )
+
+
+def to_configs(pipeline: Architecture, *, pad_id: int) -> dict[str, Config]:
+    """diffusers' configs of a pipeline whose latents have one scale and no shift.
+
+    Args:
+        pad_id: the id that the tokenizer pads with.
+
+    Raises:
+        ValueError: one sentence with every option that diffusers lacks.
+    """
+    latent_size = pipeline.size // _factor(pipeline.autoencoder)
+    linear, scale = pipeline.linear_projection, pipeline.latents["scale"][0]
+    writers: dict[str, Callable[[], Config]] = {
+        "unet": lambda: unet_config(pipeline.backbone, latent_size=latent_size, linear_projection=linear),
+        "vae": lambda: vae_config(pipeline.autoencoder, scale=scale, size=pipeline.size),
+        "text_encoder": lambda: hf_text_config(pipeline.text_encoder, pad_id=pad_id),
+        "scheduler": lambda: schedulers.scheduler_config(pipeline.process, pipeline.sampler),
+    }
+    configs: dict[str, Config] = {}
+    problems: list[str] = []
+    for name, write in writers.items():
+        try:
+            configs[name] = write()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return configs
+
+
+def _factor(autoencoder: Config) -> int:
+    """Pixels along a side of one latent; an autoencoder without levels has no place in diffusers anyway."""
+    return 2 ** (len(autoencoder.get("multipliers", [1])) - 1)

@@ -1,0 +1,234 @@
+"""Configs of diffusers' UNet2DConditionModel and AutoencoderKL as `_target_` trees of ours, and back.
+
+What our networks don't have is refused by the field's name; what diffusers doesn't have, by the option's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.checkpoints.arguments import arguments, refuse_options
+from ldm.checkpoints.fields import MAX_DEPTH, MAX_WIDTH, Fields
+
+UNET = "ldm.models.unet.UNet"
+AUTOENCODER = "ldm.models.vae.AutoencoderKL"
+TRANSFORMER = "ldm.models.attention.TransformerSpec"
+
+DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+# the one value that our U-Net has for each field of theirs that it can't change
+UNET_FIXED: dict[str, Any] = {
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "norm_eps": 1e-05,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "resnet_time_scale_shift": "default",
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+}
+UNET_READ = {
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "norm_num_groups",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "attention_head_dim",
+    "use_linear_projection",
+    "upcast_attention",  # softmax in float32, which ours has always
+    "addition_embed_type_num_heads",  # of no meaning without an addition_embed_type
+}
+VAE_FIXED: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "act_fn": "silu",
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+}
+VAE_READ = {
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "latent_channels",
+    "norm_num_groups",
+    "sample_size",
+    "scaling_factor",
+    "shift_factor",
+    "force_upcast",  # float32 for the decoder, which ours has always
+    "mid_block_add_attention",
+}
+
+
+def unet_spec(fields: Fields) -> dict[str, Any]:
+    """The tree of :class:`ldm.models.unet.UNet` for a UNet2DConditionModel's config.
+
+    Raises:
+        ValueError: a field that our network has no option for, or a number out of range.
+    """
+    fields.only(UNET_FIXED)
+    fields.known({*UNET_FIXED, *UNET_READ})
+    levels = _levels(fields, down=DOWN, up=UP)
+    count = len(levels)
+    widths = fields.wholes("block_out_channels", count=count, high=MAX_WIDTH)
+    channels = fields.whole("in_channels", 4, high=MAX_WIDTH)
+    if fields.whole("out_channels", 4, high=MAX_WIDTH) != channels:
+        raise ValueError(f"{fields.name}: in_channels and out_channels differ, ours are equal")
+    heads = fields.wholes("attention_head_dim", 8, count=count, high=MAX_WIDTH)  # theirs is misnamed
+    return {
+        "_target_": UNET,
+        "latent_channels": channels,
+        "channels": widths[0],
+        "multipliers": [_ratio(width, widths[0]) for width in widths],
+        "blocks_per_level": _equal(fields, "layers_per_block", count, default=2),
+        "norm_groups": fields.whole("norm_num_groups", 32, high=MAX_WIDTH),
+        "transformer": {
+            "_target_": TRANSFORMER,
+            "context_dim": _equal(fields, "cross_attention_dim", count, default=1280, high=MAX_WIDTH),
+            "levels": levels,
+            **_heads(fields, widths, heads),
+            "depth": _equal(fields, "transformer_layers_per_block", count, default=1),
+        },
+    }
+
+
+def unet_config(
+    spec: Mapping[str, Any], *, latent_size: int, linear_projection: bool = False
+) -> dict[str, Any]:
+    """UNet2DConditionModel's config for a U-Net of ours.
+
+    Args:
+        latent_size: side of the latents of a picture of the usual size.
+        linear_projection: whether the weights are to be written as Stable Diffusion 2.x has them.
+
+    Raises:
+        ValueError: an option that diffusers has no field for.
+    """
+    net = arguments(spec, target=UNET, what="the backbone")
+    attention = arguments(net["transformer"], target=TRANSFORMER, what="the backbone's transformer")
+    options = net | {f"transformer.{key}": value for key, value in attention.items()}
+    options["multipliers[0]"] = net["multipliers"][0]
+    only = {"patch": 1, "multipliers[0]": 1, "transformer.pool_context": False, "transformer.ff_mult": 4}
+    refuse_options("the backbone", options, only)
+    widths = [int(net["channels"] * multiplier) for multiplier in net["multipliers"]]
+    heads = [attention["num_heads"] or width // attention["head_dim"] for width in widths]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        **UNET_FIXED,
+        "sample_size": latent_size,
+        "in_channels": net["latent_channels"],
+        "out_channels": net["latent_channels"],
+        "down_block_types": [_name(DOWN, level) for level in attention["levels"]],
+        "up_block_types": [_name(UP, level) for level in reversed(attention["levels"])],
+        "block_out_channels": widths,
+        "layers_per_block": net["blocks_per_level"],
+        "norm_num_groups": net["norm_groups"],
+        "cross_attention_dim": attention["context_dim"],
+        "transformer_layers_per_block": attention["depth"],
+        "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,
+        "use_linear_projection": linear_projection,
+    }
+
+
+def vae_spec(fields: Fields) -> dict[str, Any]:
+    """The tree of :class:`ldm.models.vae.AutoencoderKL` for a config of diffusers' class of that name.
+
+    Raises:
+        ValueError: a field that our network has no option for, or a number out of range.
+    """
+    fields.only(VAE_FIXED)
+    fields.known({*VAE_FIXED, *VAE_READ})
+    levels = _levels(fields, down={"DownEncoderBlock2D": False}, up={"UpDecoderBlock2D": False})
+    widths = fields.wholes("block_out_channels", 64, count=len(levels), high=MAX_WIDTH)
+    return {
+        "_target_": AUTOENCODER,
+        "channels": widths[0],
+        "multipliers": [_ratio(width, widths[0]) for width in widths],
+        "blocks_per_level": fields.whole("layers_per_block", 1, high=MAX_DEPTH),
+        "latent_channels": fields.whole("latent_channels", 4, high=MAX_WIDTH),
+        "norm_groups": fields.whole("norm_num_groups", 32, high=MAX_WIDTH),
+        "mid_attention": fields.choice("mid_block_add_attention", {True: True, False: False}, True),
+    }
+
+
+def vae_latents(fields: Fields, *, channels: int) -> dict[str, list[float]]:
+    """Latent shift and scale of each channel, as a bundle keeps them."""
+    scale = fields.number("scaling_factor", 0.18215, low=1e-6, high=1e6)
+    shift = fields.number("shift_factor", 0.0, low=-1e6, high=1e6)
+    return {"shift": [float(shift)] * channels, "scale": [float(scale)] * channels}
+
+
+def vae_config(spec: Mapping[str, Any], *, scale: float, size: int) -> dict[str, Any]:
+    """AutoencoderKL's config for an autoencoder of ours whose latents have one scale and no shift.
+
+    Raises:
+        ValueError: an option that diffusers has no field for.
+    """
+    net = arguments(spec, target=AUTOENCODER, what="the autoencoder")
+    refuse_options("the autoencoder", net, {"patch": 1})
+    count = len(net["multipliers"])
+    return {
+        "_class_name": "AutoencoderKL",
+        **VAE_FIXED,
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+        "block_out_channels": [int(net["channels"] * multiplier) for multiplier in net["multipliers"]],
+        "layers_per_block": net["blocks_per_level"],
+        "latent_channels": net["latent_channels"],
+        "norm_num_groups": net["norm_groups"],
+        "sample_size": size,
+        "scaling_factor": scale,
+        "force_upcast": True,
+        "mid_block_add_attention": net["mid_attention"],
+    }
+
+
+def _levels(fields: Fields, *, down: Mapping[str, bool], up: Mapping[str, bool]) -> list[bool]:
+    """Which levels have transformers; the way up must mirror the way down."""
+    falling = [_block(fields, name, down) for name in fields.names("down_block_types")]
+    rising = [_block(fields, name, up) for name in fields.names("up_block_types")]
+    if rising != falling[::-1]:
+        raise ValueError(f"{fields.name}: up_block_types do not mirror down_block_types, as ours do")
+    return falling
+
+
+def _block(fields: Fields, name: str, kinds: Mapping[str, bool]) -> bool:
+    if name not in kinds:
+        raise ValueError(f"{fields.name}: blocks of type {name} are not covered, only {', '.join(kinds)}")
+    return kinds[name]
+
+
+def _equal(fields: Fields, key: str, count: int, *, default: int, high: int = MAX_DEPTH) -> int:
+    """A number that theirs may give per level and ours has once."""
+    values = fields.wholes(key, default, count=count, high=high)
+    if len(set(values)) > 1:
+        raise ValueError(f"{fields.name}: {key}={values} differs between levels, ours is the same at all")
+    return values[0]
+
+
+def _heads(fields: Fields, widths: list[int], heads: list[int]) -> dict[str, int]:
+    sizes = {width // number for width, number in zip(widths, heads, strict=True)}
+    if len(set(heads)) == 1:
+        return {"num_heads": heads[0]}
+    if len(sizes) == 1:
+        return {"head_dim": sizes.pop()}
+    raise ValueError(f"{fields.name}: attention_head_dim={heads} gives heads of unequal width and number")
+
+
+def _ratio(width: int, channels: int) -> int | float:
+    return width // channels if width % channels == 0 else width / channels
+
+
+def _name(kinds: Mapping[str, bool], level: bool) -> str:
+    return next(name for name, kind in kinds.items() if kind == level)

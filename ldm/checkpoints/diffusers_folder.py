@@ -1,0 +1,141 @@
+"""Folders of diffusers and transformers: a pipeline with its parts, or one network with its config."""
+
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoints.architecture import CONFIGS, from_configs
+from ldm.checkpoints.clip_configs import hf_text_spec
+from ldm.checkpoints.clip_import import import_transformers, own_tokenizer
+from ldm.checkpoints.diffusers import has_early_names, unet_rules, vae_rules
+from ldm.checkpoints.diffusers_configs import unet_spec, vae_latents, vae_spec
+from ldm.checkpoints.fields import Fields, read_json
+from ldm.checkpoints.imported import Imported, files_of, read_parts
+from ldm.checkpoints.text_states import text_fit
+from ldm.checkpoints.vocabulary import read_vocabulary
+from ldm.checkpoints.weights import Fit, Weights
+
+INDEX = "model_index.json"
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+READ = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder is a whole pipeline's."""
+    return (folder / INDEX).is_file()
+
+
+def import_pipeline(folder: Path, *, text_state: str) -> Imported:
+    """All that draws pictures: three networks, tokenizer, process and sampler.
+
+    Raises:
+        ValueError: a pipeline of another kind, or a part that is missing, damaged or not covered.
+    """
+    index = read_json(folder / INDEX)
+    kind = index.values.get("_class_name")
+    if kind not in PIPELINES:
+        raise ValueError(f"{folder} is a {kind}: only {' and '.join(PIPELINES)} have our three networks")
+    configs = {name: read_json(_config(folder, name)) for name in CONFIGS}
+    told = from_configs(configs)
+    text = text_fit(told.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
+    fits = {
+        "backbone": _unet(folder / "unet", told.backbone, linear_projection=told.linear_projection),
+        "autoencoder": _vae(folder / "vae", told.autoencoder),
+        "text_encoder": text,
+    }
+    tokenizer = read_vocabulary(
+        folder / "tokenizer",
+        context_length=text.spec["context_length"],
+        vocab_size=text.spec["vocab_size"],
+    )
+    held = {key for key, value in index.values.items() if isinstance(value, list) and value[:1] != [None]}
+    return Imported(
+        parts=read_parts(fits),
+        tokenizer=tokenizer,
+        files=files_of(fits),
+        settings=told.settings(),
+        left_out=sorted(held - READ),
+    )
+
+
+def import_network(folder: Path, *, text_state: str) -> Imported:
+    """The one network of a folder with a config.json.
+
+    Raises:
+        ValueError: a network of another kind, or weights that are missing, damaged or don't fit.
+    """
+    config = read_json(folder / "config.json")
+    kind = config.values.get("_class_name") or config.values.get("model_type")
+    readers = {
+        "UNet2DConditionModel": _import_unet,
+        "AutoencoderKL": _import_vae,
+        "clip_text_model": _import_text,
+        "clip": _import_clip,
+    }
+    if kind not in readers:
+        raise ValueError(
+            f"{folder} holds a {kind}: only {', '.join(readers)} are covered, or a whole pipeline"
+        )
+    return readers[kind](folder, config, text_state)
+
+
+def find_weights(folder: Path) -> Weights:
+    """The file of weights in a folder: safetensors before torch's own, float32 before halves.
+
+    Raises:
+        ValueError: there is none, or they are cut into several files.
+    """
+    for path in (folder / f"{stem}{ending}" for ending in ENDINGS for stem in STEMS):
+        if path.is_file():
+            return Weights(path)
+    if any(folder.glob("*.index.json")):
+        raise ValueError(f"the weights in {folder} are cut into several files: save them as one")
+    raise ValueError(
+        f"{folder} lacks its weights: hf download <owner>/<name> --include '{folder.name}/*' "
+        f"--local-dir {folder.parent}"
+    )
+
+
+def _config(folder: Path, name: str) -> Path:
+    path = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} lacks {path.relative_to(folder)}: hf download <owner>/<name> --include '{name}/*' "
+            f"--local-dir {folder}"
+        )
+    return path
+
+
+def _unet(folder: Path, spec: dict[str, Any], *, linear_projection: bool) -> Fit:
+    rules = unet_rules(linear_projection=linear_projection)
+    return Fit(spec=spec, weights=find_weights(folder), rules=rules)
+
+
+def _vae(folder: Path, spec: dict[str, Any]) -> Fit:
+    weights = find_weights(folder)
+    return Fit(spec=spec, weights=weights, rules=vae_rules(early=has_early_names(weights.outline)))
+
+
+def _import_unet(folder: Path, config: Fields, text_state: str) -> Imported:
+    linear = config.choice("use_linear_projection", {True: True, False: False}, False)
+    fits = {"backbone": _unet(folder, unet_spec(config), linear_projection=linear)}
+    settings = {"linear_projection": linear}
+    return Imported(parts=read_parts(fits), settings=settings, files=files_of(fits))
+
+
+def _import_vae(folder: Path, config: Fields, text_state: str) -> Imported:
+    fits = {"autoencoder": _vae(folder, vae_spec(config))}
+    latents = vae_latents(config, channels=fits["autoencoder"].spec["latent_channels"])
+    return Imported(parts=read_parts(fits), settings={"latents": latents}, files=files_of(fits))
+
+
+def _import_text(folder: Path, config: Fields, text_state: str) -> Imported:
+    fits = {"text_encoder": text_fit(hf_text_spec(config), find_weights(folder), state=text_state)}
+    spec = fits["text_encoder"].spec
+    tokenizer = own_tokenizer(spec, pad_id=spec["vocab_size"] - 1)  # Stable Diffusion's padding
+    return Imported(parts=read_parts(fits), tokenizer=tokenizer, files=files_of(fits))
+
+
+def _import_clip(folder: Path, config: Fields, text_state: str) -> Imported:
+    return import_transformers(find_weights(folder), config)

@@ -1,0 +1,210 @@
+"""A bundle as a diffusers folder, or as one file with CompVis' names; what has no place is refused first."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.checkpoints import compvis
+from ldm.checkpoints.architecture import Architecture, to_configs
+from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.checkpoints.card import model_card
+from ldm.checkpoints.diffusers import unet_rules, vae_rules
+from ldm.checkpoints.keymap import Rule, reverse, translate
+from ldm.checkpoints.latent_scale import folded, has_one_scale
+from ldm.checkpoints.pipeline import sampling_nodes
+from ldm.checkpoints.placing import placed
+from ldm.checkpoints.single_file import header
+from ldm.checkpoints.transformers import text_rules
+from ldm.checkpoints.vocabulary import END, padding, write_vocabulary
+from ldm.tokenizers import Tokenizer
+
+Config = dict[str, Any]
+State = Mapping[str, Tensor]
+
+LIBRARIES = {
+    "scheduler": "diffusers",
+    "text_encoder": "transformers",
+    "tokenizer": "transformers",
+    "unet": "diffusers",
+    "vae": "diffusers",
+}
+PARTS = ("backbone", "autoencoder", "text_encoder")
+ABSENT = ("feature_extractor", "image_encoder", "safety_checker")
+DIFFUSERS = "0.42.1"  # the version whose files these are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A pipeline ready to be written in either form.
+
+    Attributes:
+        architecture: its `_target_` trees, with latents of one scale.
+        configs: the same as diffusers' configs, under the names of its folders.
+        states: weights of backbone, autoencoder and text encoder, under our names.
+        guidance: the bundle's own scale, 1 where it has none.
+        notes: what the form has no place for and what was changed to fit it, in sentences.
+    """
+
+    architecture: Architecture
+    configs: dict[str, Config]
+    states: Mapping[str, State]
+    tokenizer: Tokenizer
+    guidance: float
+    notes: list[str] = field(default_factory=list)
+
+
+def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
+    """What of a bundle can be written.
+
+    Args:
+        options: `sampler` and `steps` to write instead of the bundle's own.
+
+    Raises:
+        BundleError: a bundle that can't draw, or is damaged.
+        ValueError: an option of the bundle that diffusers has no place for, by its name.
+    """
+    nodes = sampling_nodes(bundle, options)
+    specs = {name: _spec(bundle, name) for name in PARTS}
+    told = Architecture(
+        **specs,
+        process=bundle.entry("process"),
+        sampler=nodes["sampler"],
+        latents=bundle.entry("latents"),
+        size=bundle.entry("size"),
+        linear_projection=bundle.config.get("linear_projection", False),
+    )
+    tokenizer = bundle.tokenizer()
+    one_scale = has_one_scale(told.latents)
+    count = len(told.latents["scale"])
+    written = told if one_scale else replace(told, latents={"shift": [0.0] * count, "scale": [1.0] * count})
+    configs = to_configs(written, pad_id=tokenizer.pad_id)  # refuses before a weight is read
+    states = {name: dict(bundle.part(name).state) for name in specs}
+    notes = []
+    if padding(tokenizer) != END:
+        notes.append(f"the token {padding(tokenizer)!r} pads: diffusers reads it otherwise in a prompt, too")
+    if not one_scale:
+        states["autoencoder"] = folded(states["autoencoder"], told.latents)
+        notes.append("the latents' shifts and scales went into the autoencoder's weights: its scale is now 1")
+    if states["text_encoder"].pop("projection.weight", None) is not None:
+        notes.append("the text encoder's projection was left out: a denoiser doesn't read it")
+    return Export(
+        architecture=written,
+        configs=configs,
+        states=states,
+        tokenizer=tokenizer,
+        guidance=_scale(nodes["guidance"]),
+        notes=notes,
+    )
+
+
+def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
+    """The folder that StableDiffusionPipeline.from_pretrained reads.
+
+    Raises:
+        FileExistsError: `out` is there already.
+    """
+    rules = {
+        "unet": unet_rules(linear_projection=export.architecture.linear_projection),
+        "vae": vae_rules(),
+        "text_encoder": text_rules(),
+    }
+    ours = {"unet": "backbone", "vae": "autoencoder", "text_encoder": "text_encoder"}
+    with placed(out) as folder:
+        for name, config in export.configs.items():
+            (folder / name).mkdir(parents=True)
+            file = "scheduler_config" if name == "scheduler" else "config"
+            _write_json(folder / name / f"{file}.json", config)
+        for name, table in rules.items():
+            stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+            _save(folder / name / f"{stem}.safetensors", _theirs(export.states[ours[name]], table), dtype)
+        write_vocabulary(export.tokenizer, folder / "tokenizer")
+        _write_json(folder / "model_index.json", _index(export.configs))
+        card = model_card(
+            size=export.architecture.size,
+            steps=export.architecture.sampler["steps"],
+            guidance=export.guidance,
+            notes=export.notes,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
+    """One safetensors file with CompVis' names; its header carries the configs and the tokenizer.
+
+    Raises:
+        FileExistsError: `out` is there already.
+    """
+    spec = export.architecture
+    tables: dict[str, tuple[str, Sequence[Rule]]] = {
+        "backbone": (
+            compvis.BACKBONE,
+            compvis.unet_rules(
+                levels=spec.backbone["transformer"]["levels"],
+                blocks=spec.backbone["blocks_per_level"],
+                linear_projection=spec.linear_projection,
+            ),
+        ),
+        "autoencoder": (
+            compvis.AUTOENCODER,
+            compvis.vae_rules(num_levels=len(spec.autoencoder["multipliers"])),
+        ),
+        "text_encoder": (compvis.TEXT_ENCODER, text_rules()),
+    }
+    state = {
+        f"{prefix}{name}": tensor
+        for part, (prefix, rules) in tables.items()
+        for name, tensor in _theirs(export.states[part], rules).items()
+    }
+    with placed(out) as file:
+        _save(file, state, dtype, metadata=header(export.configs, export.tokenizer))
+    return out
+
+
+def _spec(bundle: Bundle, name: str) -> Config:
+    try:
+        return dict(bundle.config["parts"][name]["spec"])
+    except (KeyError, TypeError):
+        held = ", ".join(bundle.names)
+        raise BundleError(f"bundle {bundle.path} can't be exported: no {name} among {held}") from None
+
+
+def _theirs(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Our weights under their names; what they are read back as must be the same."""
+    written = translate(state, reverse(rules))
+    back = translate(written, rules, expected={name: tensor.shape for name, tensor in state.items()})
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+    return written
+
+
+def _save(path: Path, state: State, dtype: torch.dtype, *, metadata: dict[str, str] | None = None) -> None:
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt"} | (metadata or {}))
+
+
+def _index(configs: Mapping[str, Config]) -> Config:
+    classes = {name: config["_class_name"] for name, config in configs.items() if "_class_name" in config}
+    classes |= {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": DIFFUSERS,
+        **{name: [library, classes[name]] for name, library in LIBRARIES.items()},
+        **{name: [None, None] for name in ABSENT},
+        "requires_safety_checker": False,
+    }
+
+
+def _scale(guidance: Mapping[str, Any]) -> float:
+    """The scale of a guidance, also where it lies inside another one."""
+    within = guidance.get("within")
+    return float(guidance.get("scale", _scale(within) if isinstance(within, Mapping) else 1.0))
+
+
+def _write_json(path: Path, content: Config) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

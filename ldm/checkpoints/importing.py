@@ -1,0 +1,53 @@
+"""Foreign weights of any kind as the contents of a bundle.
+
+| what is found                                      | becomes                              |
+|----------------------------------------------------|--------------------------------------|
+| a diffusers folder with model_index.json           | a text-to-image bundle               |
+| a file with CompVis' names, .ckpt or .safetensors  | a text-to-image bundle               |
+| a folder of one diffusers or transformers network  | a bundle of that part                |
+| a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
+"""
+
+from collections.abc import Callable
+
+from ldm.checkpoints.architecture import Architecture
+from ldm.checkpoints.clip_import import import_openclip, is_openclip
+from ldm.checkpoints.diffusers_folder import import_network, import_pipeline, is_pipeline
+from ldm.checkpoints.hub import Source
+from ldm.checkpoints.imported import Imported
+from ldm.checkpoints.single_file import import_single_file, is_single_file
+from ldm.checkpoints.weights import Weights
+from ldm.tokenizers import Tokenizer
+
+
+def import_weights(
+    source: Source,
+    *,
+    architecture: Architecture,
+    tokenizer: Callable[[], Tokenizer],
+    clip: str | None = None,
+    text_state: str = "last",
+) -> Imported:
+    """Reads whatever a source holds; it is compared with our networks in full before a weight is read.
+
+    Args:
+        architecture, tokenizer: of a file with CompVis' names that does not carry its own.
+        clip: open_clip's model that a file of CLIP's weights is of.
+        text_state: which state of a pipeline's text encoder the denoiser reads, last or penultimate.
+
+    Raises:
+        ValueError: contents that are unknown, damaged, unsafe, or don't fit our networks.
+    """
+    path = source.path
+    if path.is_dir():
+        read = import_pipeline if is_pipeline(path) else import_network
+        return read(path, text_state=text_state)
+    weights = Weights(path)
+    if is_single_file(weights):
+        return import_single_file(
+            weights, architecture=architecture, tokenizer=tokenizer, text_state=text_state
+        )
+    if is_openclip(weights):
+        return import_openclip(source, weights, model=clip)
+    some = ", ".join(sorted(weights.outline)[:3])
+    raise ValueError(f"{path} holds neither Stable Diffusion nor CLIP, but tensors such as {some}")

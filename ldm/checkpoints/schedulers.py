@@ -1,0 +1,156 @@
+"""A diffusers scheduler's config as a process and a sampler of ours, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.checkpoints.arguments import arguments
+from ldm.checkpoints.fields import Fields
+
+DIFFUSION = "ldm.diffusion"
+PROCESS = f"{DIFFUSION}.process.Process"
+ZERO_SNR = f"{DIFFUSION}.schedules.zero_terminal_snr"
+TABLE_INDEX = f"{DIFFUSION}.process.table_index"
+COSINE = {"offset": 0.008, "max_beta": 0.999}  # theirs has no field for them
+
+SCHEDULES = {
+    "linear": f"{DIFFUSION}.schedules.linear",
+    "scaled_linear": f"{DIFFUSION}.schedules.scaled_linear",
+    "squaredcos_cap_v2": f"{DIFFUSION}.schedules.cosine",
+}
+PREDICTIONS = {
+    "epsilon": f"{DIFFUSION}.predictions.Eps",
+    "v_prediction": f"{DIFFUSION}.predictions.V",
+    "sample": f"{DIFFUSION}.predictions.X0",
+}
+METHODS = {  # those whose steps are the same here and there
+    "DDIMScheduler": f"{DIFFUSION}.samplers.ddim",
+    "DDPMScheduler": f"{DIFFUSION}.samplers.ddpm",
+    "DPMSolverMultistepScheduler": f"{DIFFUSION}.samplers.dpmpp_2m",
+}
+READ_AS = METHODS | {"PNDMScheduler": f"{DIFFUSION}.samplers.pndm"}
+STEPS = {"DDPMScheduler": 1000, "DPMSolverMultistepScheduler": 25}  # every other: 50
+GUIDANCE = {
+    "_target_": f"{DIFFUSION}.guidance.cfg",
+    "_partial_": True,
+    "scale": 7.5,
+}  # StableDiffusionPipeline's
+
+
+def process_spec(fields: Fields) -> dict[str, Any]:
+    """The process that a scheduler's config tells of; which scheduler it is does not matter.
+
+    Raises:
+        ValueError: a table, a prediction or an option that ours lacks.
+    """
+    fields.only({"trained_betas": None, "thresholding": False, "use_flow_sigmas": False})
+    schedule = fields.choice("beta_schedule", SCHEDULES, "linear")
+    num_steps = fields.whole("num_train_timesteps", 1000, high=10_000)
+    table: dict[str, Any] = {"_target_": schedule, "num_steps": num_steps}
+    if schedule != SCHEDULES["squaredcos_cap_v2"]:
+        table["beta_start"] = fields.number("beta_start", 0.0001, low=0, high=1)
+        table["beta_end"] = fields.number("beta_end", 0.02, low=0, high=1)
+    if fields.choice("rescale_betas_zero_snr", {True: True, False: False}, False):
+        table = {"_target_": ZERO_SNR, "table": table}
+    shared = {"_partial_": True, "num_steps": num_steps}
+    return {
+        "_target_": PROCESS,
+        "schedule": table,
+        "prediction": {"_target_": fields.choice("prediction_type", PREDICTIONS, "epsilon")},
+        "network_time": {"_target_": TABLE_INDEX, **shared},
+        "times": {"_target_": f"{DIFFUSION}.densities.table_entries", **shared},
+        "weight": {"_target_": f"{DIFFUSION}.predictions.unweighted", "_partial_": True},
+    }
+
+
+def sampling_spec(fields: Fields) -> dict[str, Any]:
+    """The sampler nearest to a scheduler: its method where ours has it, else DDIM; its spacing of times."""
+    kind = str(fields.values.get("_class_name"))
+    num_steps = fields.whole("num_train_timesteps", 1000, high=10_000)
+    grid: dict[str, Any] = {"_target_": f"{DIFFUSION}.grids.trailing", "num_steps": num_steps}
+    if (
+        kind != "DPMSolverMultistepScheduler"
+        and fields.values.get("timestep_spacing", "leading") == "leading"
+    ):
+        grid = grid | {"_target_": f"{DIFFUSION}.grids.leading"}
+        grid["offset"] = fields.whole("steps_offset", 0, low=0, high=1)
+    return {
+        "_target_": f"{DIFFUSION}.samplers.Sampling",
+        "method": {"_target_": READ_AS.get(kind, METHODS["DDIMScheduler"]), "_partial_": True},
+        "grid": grid | {"_partial_": True},
+        "steps": min(STEPS.get(kind, 50), num_steps),
+    }
+
+
+STABLE_DIFFUSION_SAMPLING = sampling_spec(Fields("", {"_class_name": "PNDMScheduler", "steps_offset": 1}))
+
+
+def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler that draws as a process and a sampler of ours do.
+
+    Raises:
+        ValueError: a schedule, clock, prediction, method or grid that diffusers' pipeline has no field for.
+    """
+    node = arguments(process, target=PROCESS, what="the process")
+    schedule = node["schedule"]
+    zero_snr = schedule.get("_target_") == ZERO_SNR
+    table = schedule["table"] if zero_snr else schedule
+    fields = _table(table)
+    clock = node["network_time"]
+    clock = clock if isinstance(clock, Mapping) else {}  # a default: `scaled`
+    if clock.get("_target_") != TABLE_INDEX or clock.get("num_steps", 1000) != fields["num_train_timesteps"]:
+        raise ValueError(
+            f"process.network_time can't be written for diffusers, which has only {TABLE_INDEX} "
+            "with the table's num_steps"
+        )
+    return {
+        **_sampler(sampler),
+        **fields,
+        "trained_betas": None,
+        "prediction_type": _key(PREDICTIONS, node["prediction"], "process.prediction"),
+        "rescale_betas_zero_snr": zero_snr,
+    }
+
+
+def _table(node: Mapping[str, Any]) -> dict[str, Any]:
+    kind = _key(SCHEDULES, node, "process.schedule")
+    table = arguments(node, target=SCHEDULES[kind], what="the schedule")
+    if any(table.get(key, value) != value for key, value in COSINE.items()):
+        raise ValueError(f"process.schedule can't be written for diffusers: its cosine is that of {COSINE}")
+    betas = {key: table[key] for key in ("beta_start", "beta_end") if key in table}
+    return {"beta_schedule": kind, "num_train_timesteps": table["num_steps"], **betas}
+
+
+def _sampler(node: Mapping[str, Any]) -> dict[str, Any]:
+    method, grid = node["method"], node["grid"]
+    kind = _key(METHODS, method, "sampler.method")
+    if kind == "DDIMScheduler" and method.get("eta", 0.0) != 0:
+        raise ValueError(f"sampler.method.eta={method['eta']} is no field of a scheduler: +sampler=ddim")
+    name = str(grid.get("_target_")).rpartition(".")[2]
+    leading = name == "leading" and kind != "DPMSolverMultistepScheduler"
+    if not leading and name != "trailing" and not (name == "uniform" and grid.get("shift", 1.0) == 1.0):
+        raise ValueError(
+            f"sampler.grid {name} can't be written for diffusers: choose one that can, as in +sampler=ddim"
+        )
+    if leading and grid.get("offset", 0) != 1:
+        raise ValueError("sampler.grid.offset must be 1: StableDiffusionPipeline sets every other to it")
+    spacing = {"timestep_spacing": "leading" if leading else "trailing", "steps_offset": 1}
+    if kind == "DPMSolverMultistepScheduler":
+        own: dict[str, Any] = {
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "final_sigmas_type": "zero",
+        }
+    else:
+        own = {"clip_sample": False}
+    if kind == "DDIMScheduler":
+        own["set_alpha_to_one"] = True
+    return {"_class_name": kind, **spacing, **own}
+
+
+def _key(table: Mapping[str, str], node: Mapping[str, Any], what: str) -> str:
+    """Their name for a target of ours."""
+    for name, target in table.items():
+        if node.get("_target_") == target:
+            return name
+    known = ", ".join(target.rpartition(".")[2] for target in table.values())
+    raise ValueError(f"{what} {node.get('_target_')} can't be written for diffusers, only {known}")

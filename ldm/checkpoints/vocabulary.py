@@ -1,0 +1,120 @@
+"""The files of transformers' CLIPTokenizer as a tokenizer of ours, and back."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers.pre_tokenizers import ByteLevel
+
+from ldm.checkpoints.fields import MAX_BYTES, MAX_WIDTH, Fields, read_json
+from ldm.tokenizers import Merge, Tokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+VERSION = "#version: 0.2"  # first line of a merges.txt
+
+
+def ids(merges: Sequence[Merge], *, vocab_size: int) -> dict[str, int]:
+    """Every token with its id: bytes, bytes that end a word, merges, and at the very end start and end."""
+    symbols = sorted(ByteLevel.alphabet())  # by code point, which is GPT-2's order
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in merges)]
+    return {token: number for number, token in enumerate(tokens)} | {
+        START: vocab_size - 2,
+        END: vocab_size - 1,
+    }
+
+
+def padding(tokenizer: Tokenizer) -> str:
+    """The token that a tokenizer pads with.
+
+    Raises:
+        ValueError: an id that has no spelling.
+    """
+    for token, number in ids(tokenizer.merges, vocab_size=tokenizer.vocab_size).items():
+        if number == tokenizer.pad_id:
+            return token
+    raise ValueError(f"the tokenizer's pad_id={tokenizer.pad_id} has no spelling, which diffusers wants")
+
+
+def read_vocabulary(folder: Path, *, context_length: int, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a folder, whose ids must be laid out as ours are.
+
+    Args:
+        context_length, vocab_size: of the text encoder, which the files must agree with.
+
+    Raises:
+        ValueError: a file that is missing or damaged, another layout of ids, or other sizes.
+    """
+    vocabulary, merges = _tables(folder)
+    wanted = ids(merges, vocab_size=vocab_size)
+    if vocabulary != wanted:
+        strange = min(vocabulary.items() ^ wanted.items(), key=lambda item: str(item))
+        raise ValueError(
+            f"{folder}: token {strange[0]!r} is not where CLIP's layout of {vocab_size} ids has it"
+        )
+    config = _config(folder)
+    length = config.whole("model_max_length", context_length, high=10**31)  # a huge one means: not told
+    if length != context_length and length <= MAX_WIDTH:
+        raise ValueError(f"{folder}: model_max_length={length}, but the text encoder reads {context_length}")
+    return Tokenizer(
+        merges, vocab_size=vocab_size, context_length=context_length, pad_id=_pad_id(config, vocabulary)
+    )
+
+
+def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
+    """The four files that CLIPTokenizer.from_pretrained reads.
+
+    It takes the padding token for padding in a prompt, too; ours has no such reading.
+
+    Raises:
+        ValueError: pads with an id that has no spelling.
+    """
+    vocabulary = ids(tokenizer.merges, vocab_size=tokenizer.vocab_size)
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": padding(tokenizer)}
+    lines = [VERSION, *(f"{left} {right}" for left, right in tokenizer.merges)]
+    folder.mkdir(parents=True)
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write(folder / "vocab.json", vocabulary)
+    _write(folder / "special_tokens_map.json", special)
+    config = {"model_max_length": tokenizer.context_length, "do_lower_case": True, "add_prefix_space": False}
+    _write(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", **config, **special})
+
+
+def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
+    """Ids and merges, from the two files of old or from the one that transformers 5 writes."""
+    if (folder / "vocab.json").is_file():
+        vocabulary = dict(read_json(folder / "vocab.json").values)
+        path = folder / "merges.txt"
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"there is no {path}: fetch the folder again")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        pairs: list[Any] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    else:
+        fields = read_json(folder / "tokenizer.json")
+        model = fields.values.get("model")
+        model = model if isinstance(model, dict) else {}
+        vocabulary, pairs = dict(model.get("vocab") or {}), model.get("merges") or []
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
+        added = fields.values.get("added_tokens") or []
+        vocabulary |= {str(entry["content"]): entry["id"] for entry in added if isinstance(entry, dict)}
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{folder}: the merges are damaged: fetch the folder again")
+    return vocabulary, [(str(left), str(right)) for left, right in pairs]
+
+
+def _config(folder: Path) -> Fields:
+    paths = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
+    read = [read_json(path) for path in paths if path.is_file()]
+    return Fields(str(folder), {key: value for fields in read for key, value in fields.values.items()})
+
+
+def _pad_id(config: Fields, vocabulary: Mapping[str, int]) -> int:
+    pad = config.values.get("pad_token", END)
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    if pad not in vocabulary:
+        raise ValueError(f"{config.name}: pad_token={pad!r} is no token of the vocabulary")
+    return vocabulary[pad]
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,141 @@
+"""Foreign weight files: outlined first, compared with the network they are for, and only then read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ldm.checkpoints.bundle import Part
+from ldm.checkpoints.keymap import Rule, shapes, translate
+from ldm.checkpoints.pickles import is_torch_file, read_pickle
+from ldm.construct import construct
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of named tensors, safetensors or torch's; its contents decide, not its name."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.is_file():
+            raise ValueError(f"there are no weights at {self.path}: fetch the file or folder again")
+
+    @cached_property
+    def outline(self) -> dict[str, Tensor]:
+        """Every tensor's name, shape and dtype, on the meta device.
+
+        Raises:
+            ValueError: a file that is damaged, forged, or no weights at all.
+        """
+        if is_torch_file(self.path):
+            return read_pickle(self.path, outline=True)
+        try:
+            with self._header() as file:
+                return {name: self._meta(name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{self.path} is neither a whole safetensors file nor a zip of torch.save ({error}): "
+                "fetch it again"
+            ) from None
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The texts in a safetensors header; none in other files."""
+        assert self.outline is not None  # a file that is damaged is refused first
+        if is_torch_file(self.path):
+            return {}
+        with self._header() as file:
+            return dict(file.metadata() or {})
+
+    def load(self) -> dict[str, Tensor]:
+        """The tensors, mapped from the file where they can be."""
+        if is_torch_file(self.path):
+            return read_pickle(self.path, outline=False)
+        with safe_open(self.path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def _header(self) -> Any:
+        return safe_open(self.path, framework="np")  # torch's would claim memory for the whole file
+
+    def _meta(self, name: str, view: Any) -> Tensor:
+        if view.get_dtype() not in DTYPES:
+            raise ValueError(f"{self.path}: tensor {name!r} is of type {view.get_dtype()}, expected floats")
+        try:
+            return torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
+        except (RuntimeError, TypeError, OverflowError):
+            raise ValueError(f"{self.path}: tensor {name!r} has the shape {view.get_shape()}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A network of ours and the part of a file that is to become its weights.
+
+    Attributes:
+        spec: the `_target_` tree of the network.
+        rules: their names against ours.
+        prefix: of the tensors that belong to the network; the others are somebody else's.
+        drop: tensors of those that are left out on purpose.
+    """
+
+    spec: Mapping[str, Any]
+    weights: Weights
+    rules: Sequence[Rule]
+    prefix: str = ""
+    drop: Sequence[str] = field(default=())
+
+    def check(self) -> None:
+        """Compares names, shapes and dtypes; no weight is read.
+
+        Raises:
+            ValueError: one sentence with every tensor that is missing, unexpected or of another shape.
+        """
+        try:
+            made = self._translate(self.weights.outline)
+        except ValueError as error:
+            raise ValueError(f"{self.weights.path}: {error}") from None
+        for name, tensor in made.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"{self.weights.path}: {name} is {tensor.dtype}, expected floats")
+
+    def part(self) -> Part:
+        """The network's constructor and weights, after `check`.
+
+        Raises:
+            ValueError: a weight is NaN or Inf.
+        """
+        state = self._translate(self.weights.load())
+        for name, tensor in state.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{self.weights.path}: {name} holds NaN or Inf: fetch or train it again")
+        return Part(spec=self.spec, state=state)
+
+    def _translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = {
+            name.removeprefix(self.prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(self.prefix)
+        }
+        return translate(own, self.rules, expected=expected_shapes(self.spec), drop=self.drop)
+
+
+def expected_shapes(spec: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """Shape of each weight of a network that is built on the meta device, which takes no memory."""
+    with torch.device("meta"):
+        return shapes(construct(spec).state_dict())

@@ -1,0 +1,124 @@
+"""Foreign weights at tiny size: a Stable Diffusion of diffusers' own classes, saved by diffusers itself."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldm.checkpoints.architecture import CONFIGS, from_configs
+from ldm.checkpoints.fields import Fields
+from ldm.checkpoints.hub import locate
+from ldm.checkpoints.importing import import_weights
+from ldm.checkpoints.vocabulary import write_vocabulary
+from ldm.tokenizers import Tokenizer
+
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "norm_num_groups": 8,
+}
+VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 8,
+    "sample_size": 16,
+}
+TEXT = {
+    "vocab_size": 640,
+    "hidden_size": 16,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "bos_token_id": 638,
+    "eos_token_id": 639,
+    "pad_token_id": 639,
+}
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet() -> None:
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def save_pipeline(tokenizer: Tokenizer) -> Callable[..., Path]:
+    """`save_pipeline(folder, unet={...}, scheduler=...)`: a random pipeline, saved as diffusers saves it."""
+
+    def save(folder: Path, *, unet: dict[str, Any] | None = None, scheduler: Any = None) -> Path:
+        torch.manual_seed(3)
+        write_vocabulary(tokenizer, folder / "own")
+        ddim = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing")
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=diffusers.AutoencoderKL(**VAE),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)),
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "own"),
+            unet=diffusers.UNet2DConditionModel(**(UNET | (unet or {}))),
+            scheduler=scheduler or ddim,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder / "saved")
+        return folder / "saved"
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def saved(save_pipeline, tmp_path_factory) -> Path:
+    """A pipeline's folder. Read it, never write to it."""
+    return save_pipeline(tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture
+def copied(saved, tmp_path) -> Path:
+    """A pipeline's folder, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer) -> Callable[..., Any]:
+    """`tiny(path, ...)`: what a path is imported as; a file that tells nothing counts as one of `saved`."""
+    configs = dict(zip(CONFIGS, (UNET, VAE, TEXT, SCHEDULE), strict=True))
+    architecture = from_configs({name: Fields(name, values) for name, values in configs.items()})
+
+    def read(path: Path | str, **options: Any) -> Any:
+        return import_weights(
+            locate(str(path)), architecture=architecture, tokenizer=lambda: tokenizer, **options
+        )
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def bundle_of(tiny, tmp_path_factory) -> Callable[..., Path]:
+    """`bundle_of(path, ...)`: the bundle that a path is imported as."""
+
+    def write(path: Path, **options: Any) -> Path:
+        out = tmp_path_factory.mktemp("imported") / "bundle"
+        return tiny(path, **options).write(out, locate(str(path)), dtype=torch.float32)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def imported(bundle_of, saved) -> Path:
+    """The bundle of `saved`. Read it, never write to it."""
+    return bundle_of(saved)

@@ -1,0 +1,43 @@
+"""Facts about where weights come from: a commit is named, and what can't be fetched is told how to."""
+
+import pytest
+
+from ldm.checkpoints.hub import locate
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.fixture(autouse=True)
+def _without_a_network(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    "name", ["hf://a/b", "hf://a/b@main", "hf://a/b@v1.0", f"hf://a/b@{COMMIT[:7]}", f"hf://b@{COMMIT}"]
+)
+def test_a_name_that_can_be_moved_is_refused(name):
+    with pytest.raises(ValueError, match="is not pinned: write hf://owner/name@commit"):
+        locate(name)
+
+
+@pytest.mark.parametrize(("file", "asked"), [("", ""), ("/v1-5.safetensors", "v1-5.safetensors ")])
+def test_what_is_out_of_reach_is_told_how_to_be_fetched(file, asked):
+    command = f"hf download owner/name {asked}--revision {COMMIT} --local-dir models/name"
+    with pytest.raises(ValueError, match="was not fetched") as refused:
+        locate(f"hf://owner/name@{COMMIT}{file}")
+    assert f"{command}; then from=models/name" in str(refused.value)
+
+
+def test_a_path_that_is_not_there_is_told_the_same(tmp_path):
+    with pytest.raises(ValueError, match="is not there: hf download"):
+        locate(str(tmp_path / "nothing"))
+
+
+def test_a_tag_that_was_never_published_is_answered_with_those_that_were():
+    with pytest.raises(
+        ValueError, match=r"open_clip has no weights 'laion' of 'ViT-B-32'; there are: .*openai"
+    ):
+        locate("open_clip://ViT-B-32/laion")
+    with pytest.raises(ValueError, match="is no tag of open_clip"):
+        locate("open_clip://ViT-B-32")

@@ -1,0 +1,133 @@
+"""Facts about single files with CompVis' names; diffusers' own converter is the reference for them."""
+
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+import yaml
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm.checkpoints import compvis
+from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.diffusers_configs import unet_config, vae_config
+from ldm.checkpoints.exporting import open_export, write_single_file
+from ldm.checkpoints.keymap import reverse, shapes, translate
+from ldm.checkpoints.transformers import text_rules
+from ldm.checkpoints.weights import expected_shapes
+
+CONF = Path(__file__).parents[2] / "conf"
+PARTS = ("backbone", "autoencoder", "text_encoder")
+
+
+@pytest.fixture(scope="session")
+def file(imported, tmp_path_factory) -> Path:
+    """A single file of ours. Read it, never write to it."""
+    out = tmp_path_factory.mktemp("files") / "one.safetensors"
+    return write_single_file(open_export(Bundle.open(imported), {}), out, dtype=torch.float32)
+
+
+@pytest.fixture
+def state(file) -> dict[str, torch.Tensor]:
+    return load_file(file)
+
+
+def assert_same(imported, expected) -> None:
+    for name in PARTS:
+        found, wanted = imported.parts[name].state, Bundle.open(expected).part(name).state
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def preset(group: str, name: str):
+    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+
+
+def test_our_names_are_what_diffusers_converts(file, saved, state):
+    unet = diffusers.UNet2DConditionModel.load_config(saved / "unet")
+    vae = diffusers.AutoencoderKL.load_config(saved / "vae")
+    for found, folder in (
+        (convert_ldm_unet_checkpoint(dict(state), config=unet), "unet"),
+        (convert_ldm_vae_checkpoint(dict(state), config=vae), "vae"),
+    ):
+        wanted = load_file(saved / folder / "diffusion_pytorch_model.safetensors")
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name].reshape(found[name].shape)) for name in wanted)
+
+
+def test_every_tensor_of_stable_diffusion_at_its_size_has_its_place():
+    backbone, autoencoder = preset("backbone", "unet_sd15"), preset("autoencoder", "kl_f8")
+    ours = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(backbone).items()}
+    rules = compvis.unet_rules(levels=backbone["transformer"]["levels"], blocks=2)
+    written = {f"{compvis.BACKBONE}{key}": value for key, value in translate(ours, reverse(rules)).items()}
+    assert len(written) == 686  # as in sd-v1-4.ckpt
+    with torch.device("meta"):
+        theirs = diffusers.UNet2DConditionModel(cross_attention_dim=768)
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+    converted = convert_ldm_unet_checkpoint(written, config=unet_config(backbone, latent_size=64))
+    assert shapes(converted) == shapes(theirs.state_dict())
+
+    ours = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(autoencoder).items()}
+    written = translate(ours, reverse(compvis.vae_rules(num_levels=4)))
+    assert len(written) == 248  # as in sd-v1-4.ckpt
+    assert vae_config(autoencoder, scale=0.18215, size=512)["block_out_channels"] == [128, 256, 512, 512]
+
+    encoder = preset("text_encoder", "sd15")
+    translate(text.state_dict(), text_rules(prefix=""), expected=expected_shapes(encoder))
+
+
+def test_a_file_of_ours_tells_all_that_a_folder_does(file, tiny, imported, saved):
+    found, wanted = tiny(file), tiny(saved)
+    assert_same(found, imported)
+    assert found.settings == wanted.settings
+    assert found.tokenizer.fingerprint() == wanted.tokenizer.fingerprint()
+
+
+def test_a_file_without_a_header_is_of_the_architecture_that_is_named(state, tiny, imported, tmp_path):
+    save_file(state, tmp_path / "plain.safetensors")
+    assert_same(tiny(tmp_path / "plain.safetensors"), imported)
+
+
+def test_a_training_checkpoint_of_compvis_is_read(state, tiny, imported, tmp_path):
+    """It holds tables, averages and a class of Lightning's beside the weights."""
+    extra = {
+        "betas": torch.ones(3),
+        "alphas_cumprod_prev": torch.ones(3),
+        "sqrt_recip_alphas_cumprod": torch.ones(3),
+        "posterior_variance": torch.ones(3),
+        "model_ema.decay": torch.ones(()),
+        "model_ema.diffusion_modelout2weight": torch.ones(2),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(16)[None],
+    }
+    content = {"state_dict": state | extra, "global_step": 470000, "callbacks": {ModelCheckpoint: {"a": 1}}}
+    torch.save(content, tmp_path / "model.ckpt")
+    found = tiny(tmp_path / "model.ckpt")
+    assert_same(found, imported)
+    assert found.left_out == ["model_ema.*", "betas", "alphas_cumprod*", "sqrt_*", "posterior_*"]
+
+
+@pytest.mark.parametrize("key", ["control_model.x", "first_stage_model.x", "model.diffusion_model.x.0"])
+def test_a_tensor_that_is_nobodys_is_refused(state, tiny, tmp_path, key):
+    save_file(state | {key: torch.ones(2)}, tmp_path / "one.safetensors")
+    with pytest.raises(ValueError, match="unexpected"):
+        tiny(tmp_path / "one.safetensors")
+
+
+def test_another_architecture_is_refused_by_every_name(state, tiny, tmp_path):
+    wrong = state | {"model.diffusion_model.out.2.weight": torch.zeros(4, 32, 1, 1)}
+    del wrong["model.diffusion_model.time_embed.2.bias"]
+    save_file(wrong, tmp_path / "one.safetensors")
+    with pytest.raises(
+        ValueError, match=r"missing time\.out\.bias; shape of conv_out\.weight is \(4, 32, 1, 1\)"
+    ):
+        tiny(tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize("header", ["", "{}", "[]", '{"unet": 3}', "[" * 10_000, '{"unet": {"patch": 1}}'])
+def test_a_damaged_header_is_refused(state, tiny, tmp_path, header):
+    save_file(state, tmp_path / "one.safetensors", metadata={"ldm": header})
+    with pytest.raises(ValueError, match="header's entry 'ldm' is damaged"):
+        tiny(tmp_path / "one.safetensors")

@@ -1,0 +1,142 @@
+"""The export command as a user meets it: both directions, and what it refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ldm.checkpoints.bundle import Bundle, Part, write_bundle
+from ldm.export import main as export
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """`run(*arguments)`: the command in this process."""
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["ldm.export", *arguments])
+        export()
+
+    return call
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """`refused(*arguments)`: the one sentence with which the command ends with status 1."""
+
+    def call(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run(*arguments)
+        assert ended.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line.removeprefix("ldm: ")
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def bundle(tokenizer, build_network, specs, tmp_path_factory) -> Path:
+    """A text-to-image bundle of the kind that diffusers knows."""
+    backbone = {**specs["backbone"], "transformer": {**specs["backbone"]["transformer"]}}
+    backbone["transformer"] |= {"pool_context": False, "ff_mult": 4}
+    named = {
+        "backbone": backbone,
+        "autoencoder": specs["autoencoder"] | {"patch": 1},
+        "text_encoder": specs["text_encoder"] | {"embed_dim": None},
+    }
+    parts = {name: Part(spec=spec, state=build_network(spec, 7).state_dict()) for name, spec in named.items()}
+    table = {"_partial_": True, "num_steps": 1000}
+    settings = {
+        "size": 16,
+        "latents": {"shift": [0.0] * 4, "scale": [0.5] * 4},
+        "process": {
+            "_target_": "ldm.diffusion.process.Process",
+            "schedule": {"_target_": "ldm.diffusion.schedules.scaled_linear"},
+            "prediction": {"_target_": "ldm.diffusion.predictions.V"},
+            "network_time": {"_target_": "ldm.diffusion.process.table_index", **table},
+        },
+        "sampler": {
+            "_target_": "ldm.diffusion.samplers.Sampling",
+            "method": {"_target_": "ldm.diffusion.samplers.dpmpp_2m", "_partial_": True},
+            "grid": {"_target_": "ldm.diffusion.grids.uniform", "_partial_": True},
+            "steps": 4,
+        },
+        "guidance": {"_target_": "ldm.diffusion.guidance.cfg", "_partial_": True, "scale": 2.0},
+    }
+    path = tmp_path_factory.mktemp("own") / "bundle"
+    return write_bundle(path, parts=parts, tokenizer=tokenizer, settings=settings)
+
+
+@pytest.mark.parametrize(("form", "name"), [("diffusers", "folder"), ("safetensors", "one.safetensors")])
+def test_out_and_in_again_is_the_same_bundle(run, bundle, tmp_path, form, name):
+    run(f"bundle={bundle}", f"to={form}", f"out={tmp_path / name}")
+    run(f"from={tmp_path / name}", f"out={tmp_path / 'bundle'}")
+    ours, back = Bundle.open(bundle), Bundle.open(tmp_path / "bundle")
+    for part in ours.names:
+        expected, found = ours.part(part).state, back.part(part).state
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    for entry in ("size", "latents", "tokenizer"):
+        assert back.entry(entry) == ours.entry(entry)
+    assert back.entry("origin")["imported_from"] == str(tmp_path / name)
+
+
+def test_precision_is_that_of_the_files(run, bundle, tmp_path):
+    run(f"bundle={bundle}", "to=diffusers", f"out={tmp_path / 'half'}", "precision=float16")
+    weights = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+
+def test_steps_and_sampler_may_be_others_than_the_bundles(run, bundle, tmp_path):
+    run(f"bundle={bundle}", "to=diffusers", f"out={tmp_path / 'ddim'}", "+sampler=ddim", "steps=7")
+    assert "DDIMScheduler" in (tmp_path / "ddim" / "model_index.json").read_text()
+    assert "num_inference_steps=7, guidance_scale=2" in (tmp_path / "ddim" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "write from=<weights> to make a bundle, or to=diffusers to export one"),
+        (["from=x", "to=diffusers", "out=y"], "write from=<weights> to make a bundle"),
+        (["to=onnx", "out=y"], "to=onnx is unknown: write to=diffusers or to=safetensors"),
+        (["to=diffusers"], "out is missing"),
+        (["from=x", "out=ldm"], "out=ldm exists already"),
+        (["to=safetensors", "out=y"], "out=y is to be one file: name it out=y.safetensors"),
+        (["from=x", "out=y", "precision=int8"], "precision=int8 is unknown"),
+        (["from=nothing/here", "out=y"], "from=nothing/here is not there: hf download"),
+        (["from=hf://a/b@main", "out=y"], "from=hf://a/b@main is not pinned"),
+        (["from=README.md", "out=y"], "README.md is neither a whole safetensors file nor a zip"),
+        (["from=conf", "out=y"], "there is no conf/config.json"),
+        (["to=diffusers", "out=y"], "the backbone can't be written for diffusers, which lacks patch=2"),
+        (["text_stat=last"], "there is no key 'text_stat', did you mean 'text_state'?"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence_and_makes_nothing(refused, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(ROOT)
+    assert refused(*arguments).startswith(sentence)
+    assert not (ROOT / "y").exists()
+
+
+def test_an_unknown_state_of_the_text_encoder_is_refused(run, refused, bundle, tmp_path):
+    run(f"bundle={bundle}", "to=diffusers", f"out={tmp_path / 'folder'}")
+    sentence = refused(f"from={tmp_path / 'folder'}", f"out={tmp_path / 'b'}", "text_state=first")
+    assert sentence == "text_state=first is unknown: write last or penultimate"
+
+
+def test_options_are_refused_before_torch_is_there():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['command', 'to=onnx', 'out=y']\n"
+        "try:\n"
+        "    runpy.run_module('ldm.export', run_name='__main__')\n"
+        "finally:\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ldm: to=onnx is unknown")
