@@ -54,5 +54,5 @@ faults: setup  ## the table of injected faults: 136 kinds, some minutes
 golden: setup  ## rewrite tests/golden/*.json: only with a reason in the commit message
 	LDM_GOLDEN=write $(LDM) pytest tests/test_golden.py
 
-report: setup  ## redraw experiments/README.md from the results beside it
+report: setup  ## redraw experiments/README.md and its figures from results and published rows
 	$(LDM) experiments.report
