@@ -5,9 +5,11 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 COLUMNS = 3  # panels side by side
-DECADES = 20  # ratio of the largest to the smallest value from which an axis is logarithmic
+TICKS = 8  # values that are written below an axis; of more the axis chooses some
+LOGARITHMIC = 20  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 Swept = tuple[Mapping[str, str], Mapping[str, float]]  # value by key, and number by name
 
@@ -22,9 +24,10 @@ def draw_sweep(title: str, points: Sequence[Swept], names: Sequence[str], path: 
         names: of the numbers, one panel each.
     """
     along = axis_of(points)
-    lines = -(-len(names) // COLUMNS)
-    figure = Figure(figsize=(3.6 * COLUMNS, 2.7 * lines + 0.5), layout="constrained")
-    axes = figure.subplots(lines, COLUMNS, squeeze=False)
+    columns = min(COLUMNS, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for panel, name in zip(axes.flat, names, strict=False):
         _draw_panel(panel, name, points, along)
     for panel in axes.flat[len(names) :]:
@@ -64,10 +67,13 @@ def _draw_panel(panel: Axes, name: str, points: Sequence[Swept], along: str) -> 
     for label, line in lines.items():
         panel.plot(*zip(*sorted(line), strict=True), "o-" if numeric else "o", label=label, markersize=4)
     xs = [x for line in lines.values() for x, _ in line]
-    if numeric and min(xs) > 0 and max(xs) / min(xs) >= DECADES:
+    if numeric and min(xs) > 0 and max(xs) / min(xs) >= LOGARITHMIC:
         panel.set_xscale("log")
-    if not numeric:
-        panel.set_xticks(range(len(words)), words, fontsize=7, rotation=30)
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    ticks = sorted(set(xs))
+    if len(ticks) <= TICKS:
+        labels = [f"{tick:g}" for tick in ticks] if numeric else [words[round(tick)] for tick in ticks]
+        panel.set_xticks(ticks, labels, rotation=30)
     panel.set_title(name, fontsize=9)
     panel.set_xlabel(along.lstrip("+"), fontsize=8)
     panel.tick_params(labelsize=7)

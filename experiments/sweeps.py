@@ -126,10 +126,10 @@ def chosen(outcomes: Sequence[Outcome], asked: Sequence[str]) -> list[str]:
     return list(asked) or known
 
 
-def place(outcome: Outcome) -> list[tuple[bool, float, str]]:
+def place(point: Outcome) -> list[tuple[bool, float, str]]:
     """Where a point stands in the table: by what it sets, numbers by size before words by letter."""
-    values = outcome.swept.values()
-    return [(False, float(text), "") if is_number(text) else (True, 0.0, text) for text in values]
+    settings = point.swept.values()
+    return [(False, float(text), "") if is_number(text) else (True, 0.0, text) for text in settings]
 
 
 def write(out: Path, folder: Path, outcomes: Sequence[Outcome], names: Sequence[str]) -> None:

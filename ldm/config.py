@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -48,6 +49,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "must lie between 1 and 10000000 and be a whole number",
     ),
     "scale": (lambda x: abs(x) < float("inf"), "must be a finite number"),
+    "patience": (lambda x: 1 <= x < float("inf"), "must be a finite number of seconds, at least 1"),
     "num_workers": (lambda x: x >= 0, "must be at least 0"),
     "seed": (lambda x: 0 <= x < 2**63, "must lie between 0 and 2**63 - 1"),
     "decay": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
@@ -126,6 +128,11 @@ def build(node: Any) -> Any:
     return construct(data, allowed=TARGETS)
 
 
+def overrides() -> list[str]:
+    """What was typed after the command's name, or what this point of a sweep makes of it."""
+    return list(HydraConfig.get().overrides.task)
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved config as plain data, ready to be written as yaml."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
@@ -153,7 +160,9 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
     for override in groups:
         check_group(override)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = compose(name, overrides=[override.input_line or "" for override in groups])
+        config = compose(
+            name, overrides=[each.input_line or "" for each in groups if not each.is_sweep_override()]
+        )
     for key in key_paths(config):
         check_range(key, OmegaConf.select(config, key, throw_on_resolution_failure=False))
     for override in overrides:

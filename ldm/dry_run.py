@@ -73,7 +73,8 @@ def dry_run(config: DictConfig) -> None:
 def short_trainer(config: DictConfig, **changes: Any) -> Trainer:
     """The trainer of a config, without all that it writes, on one device and without accumulation."""
     silent = {"logger": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    return build(plain(config.trainer) | silent | {"devices": 1, "accumulate_grad_batches": 1} | changes)
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accumulate_grad_batches": 1}
+    return build(plain(config.trainer) | silent | alone | changes)
 
 
 def made_up_stage(config: DictConfig) -> tuple[LightningModule, dict[str, str]]:

@@ -1,9 +1,11 @@
 """Trains a stage: `python -m ldm.train +experiment=<name>`; the same command goes on where a run stopped.
 
-With `dry_run=true` it prints what the training would take, and writes nothing.
+With `dry_run=true` it prints what the training would take, and writes nothing. A trainer of several ranks is
+started here once a rank, unless torchrun or srun has done so.
 """
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,45 +13,90 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.config import build, entry, plain
+from ldm.config import build, entry, overrides, plain, refuse
+from ldm.launch import LOST, follow_watcher, launch, ranks_to_start
 
 
 @entry("train")
 def main(config: DictConfig) -> None:
-    """Opens the run, fits the stage, writes the bundle; or tells what that would take."""
-    quiet()
+    """Starts the ranks of the training, or is one of them; or tells what the training would take."""
     if config.dry_run:
+        quiet()
         from ldm.dry_run import dry_run
 
         return dry_run(config)
+    count = ranks_to_start(plain(config.trainer))
+    if count == 1:
+        follow_watcher()
+        return train(config)
+    command = [sys.executable, "-m", "ldm.train", *overrides()]
+    status, cause = launch(command, count, patience=config.patience)
+    if cause:
+        refuse(cause)
+    if status:
+        sys.exit(status)
+
+
+def train(config: DictConfig) -> None:
+    """Opens the run, fits the stage, writes the bundle."""
+    quiet()
+    import torch
+
+    from ldm.callbacks.saving import StoppedBySignal
+    from ldm.data.index import DataError
+    from ldm.distributed import is_lost, join, leave, rank
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        join()
+        fit(config)
+        leave()
+    except StoppedBySignal as stopped:
+        sys.exit(f"{stopped}; the same command goes on from there")
+    except RuntimeError as error:
+        if is_lost(error):
+            print(f"ldm: rank {rank()} has lost another one ({error})", file=sys.stderr, flush=True)
+            os._exit(LOST)  # what is left of the group can't be taken apart
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a loader process has died ({error}); the same command goes on from there"
+        ) from error
+
+
+def fit(config: DictConfig) -> None:
+    """One training on this rank; the first rank opens the run and prints."""
     import torch
 
     from ldm.callbacks.metrics_log import MetricsLog
     from ldm.callbacks.progress import ProgressBar
-    from ldm.callbacks.saving import StoppedBySignal
     from ldm.checkpoints.run import find_run, new_run
-    from ldm.data.index import DataError
+    from ldm.distributed import is_first, share
+    from ldm.start import batch_line, check_start
 
     identity = plain(config)
-    del identity["run_dir"], identity["dry_run"]
+    del identity["run_dir"], identity["dry_run"], identity["patience"]
     runs, resume = identity.pop("runs"), identity.pop("resume")
-    run = find_run(runs, config.name, identity, resume=resume)
+    run = share(find_run(runs, config.name, identity, resume=resume) if is_first() else None)
     if run is not None and run.finished:
-        print(f"{run.path} is finished; its bundle is {run.path / 'bundle'}. For another run: resume=never")
-        return
-    torch.set_float32_matmul_precision("high")
+        return tell(
+            f"{run.path} is finished; its bundle is {run.path / 'bundle'}. For another run: resume=never"
+        )
     torch.manual_seed(config.seed)  # initial weights; every later draw is keyed by sample position
     stage, data = build(config.model.stage), build(config.model.datamodule)
+    check_start(stage, plain(config))
     if config.compile:
         stage.net.compile()
-    run = run or new_run(runs, config.name, identity)  # only now: what can't be built leaves no folder
+    if run is None:  # only now: what can't be built leaves no folder
+        run = share(new_run(runs, config.name, identity) if is_first() else None)
     config.run_dir = str(run.path)
     log = MetricsLog(run.path / "metrics.jsonl")
-    state = run.state()
+    state = share(run.state() if is_first() else None)
     if state is not None:
         log.rewind(step_of(state))
     verb = "continuing" if state else "starting"
-    print(f"{verb} {run.path}: {millions(stage.net)} M parameters, {config.summary}")
+    tell(f"{verb} {run.path}: {millions(stage.net)} M parameters, {config.summary}")
+    tell(batch_line(plain(config)))
     trainer = build(
         plain(config.trainer)
         | {
@@ -58,18 +105,16 @@ def main(config: DictConfig) -> None:
             "default_root_dir": str(run.path),
         }
     )
-    try:
-        trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
-    except StoppedBySignal as stopped:
-        sys.exit(f"{stopped}; the same command goes on from there")
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            f"a loader process has died ({error}); the same command goes on from there"
-        ) from error
-    if trainer.is_global_zero:
-        print(f"bundle: {stage.write_bundle(Path(run.path) / 'bundle', config=identity, data=data)}")
+    trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
+    tell(f"bundle: {stage.write_bundle(Path(run.path) / 'bundle', config=identity, data=data)}")
+
+
+def tell(line: str) -> None:
+    """Prints a line once, whatever the number of ranks."""
+    from ldm.distributed import is_first
+
+    if is_first():
+        print(line, flush=True)
 
 
 def step_of(state: Path) -> int:

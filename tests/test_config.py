@@ -14,7 +14,8 @@ from ldm.construct import construct
 
 COMMANDS = ("train", "sample", "evaluate")
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+NOT_ALONE = {"experiment", "hydra", "sweep"}  # added to others, or Hydra's own
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_ALONE)
 NETWORKS = ("backbone", "autoencoder", "text_encoder", "image_encoder")
 
 

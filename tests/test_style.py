@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("ldm", "data_prep", "experiments", "benchmarks")
+PACKAGES = ("ldm", "data_prep", "experiments", "benchmarks", "hydra_plugins")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 UNSAFE = re.compile(
     r"weights_only *= *False|trust_remote_code|yaml\.load\(|pickle\.load|extractall\(|shell *= *True"

@@ -1,42 +1,99 @@
 """Gradients before each update: measured, refused if they aren't finite, and clipped."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
+
+from ldm.distributed import gather, is_first, whole
+
+RECORD = "refused.json"
 
 
 class Gradients(Callback):
     """Logs the norm of all gradients, raises if it is NaN or Inf, and scales it down to `clip`.
 
-    A loss that isn't finite has gradients that aren't. The update is refused before it touches a weight, and
-    no state is saved after it. (Lightning's own clipping refuses fused optimizers, hence not its option.)
+    A loss that isn't finite has gradients that aren't, and those of one rank are in the mean of all, so every
+    rank refuses the same step: before it touches a weight, and with no state saved after it. The same holds
+    for an optimizer whose moments are not finite. (Lightning refuses to clip for fused optimizers, hence not
+    its option.) With float16 a norm that isn't finite first means that the loss was scaled up too far: the
+    scaler leaves such steps out and halves its scale, until that is below 1.
 
     Args:
         clip: largest norm that is let through.
+        folder: where the batches of a refused step are written, rank by rank, as `refused.json`.
     """
 
-    def __init__(self, *, clip: float) -> None:
-        self.clip = clip
-        self._positions: list[int] = []
+    def __init__(self, *, clip: float, folder: str | None = None) -> None:
+        self.clip, self.folder = clip, folder
+        self._batches: list[Any] = []  # since the last step, and the loss of each
+        self._losses: list[Tensor] = []
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._positions = batch["position"].tolist()
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._batches, self._losses = [], []
+        self._batches.append(batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # which Lightning leaves to fused optimizers
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         pl_module.log("train/grad_norm", norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"step {trainer.global_step}: the gradients are not finite, so the step was refused and"
-                f" nothing was changed or saved; its batch has positions {self._positions[0]} to"
-                f" {self._positions[-1]}:"
-                " lower optimizer.lr, or look at these samples"
-            )
+        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
+            raise self._refusal(trainer, "gradients")
+        if not torch.isfinite(norm_of_moments(optimizer)):
+            raise self._refusal(trainer, "optimizer's moments")
         torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+
+    def _refusal(self, trainer: Trainer, what: str) -> FloatingPointError:
+        """The error, once the batches of all ranks are written."""
+        own = {
+            "losses": [str(loss.item()) for loss in self._losses],  # as text: json has no NaN
+            "positions": [position for batch in self._batches for position in batch["position"].tolist()],
+            "keys": [key for batch in self._batches for key in keys(trainer, batch)],
+        }
+        ranks = gather(own)
+        written = ""
+        if self.folder is not None:
+            path = Path(self.folder) / RECORD
+            written = f"its batches are in {path}: "
+            if is_first():
+                path.write_text(json.dumps({"step": trainer.global_step, "ranks": ranks}, indent=1) + "\n")
+        guilty = [n for n, rank in enumerate(ranks) if {"nan", "inf", "-inf"} & set(rank["losses"])]
+        of_ranks = f" (the loss is not finite on ranks {guilty})" if guilty and len(ranks) > 1 else ""
+        positions = [position for rank in ranks for position in rank["positions"]]
+        return FloatingPointError(
+            f"step {trainer.global_step}: the {what} are not finite{of_ranks}, so the step was refused and"
+            f" nothing was changed or saved; its batch has positions {min(positions)} to {max(positions)}:"
+            f" {written}lower optimizer.lr, or look at these samples"
+        )
+
+
+def norm_of_moments(optimizer: Optimizer) -> Tensor:
+    """Norm of all that an optimizer keeps of the gradients, NaN or Inf if any value is; a scalar."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    moments = [value for value in values if isinstance(value, Tensor) and value.ndim > 0]
+    return whole(torch.nn.utils.get_total_norm(moments))
+
+
+def keys(trainer: Trainer, batch: Any) -> list[str]:
+    """What the pictures of a batch are called in their shards, as far as the data know."""
+    pictures = getattr(trainer.datamodule, "pictures", trainer.datamodule)
+    reader = getattr(getattr(pictures, "train", None), "reader", None)
+    if reader is None:
+        return []
+    names = reader.keys()
+    return [names[number] for number in batch["index"].tolist()]

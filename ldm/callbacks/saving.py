@@ -5,9 +5,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import distributed
 
-from ldm.checkpoints.store import save_state
+from ldm.checkpoints.store import discard_damaged, save_state
 
 
 class StoppedBySignal(Exception):
@@ -17,14 +20,29 @@ class StoppedBySignal(Exception):
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+class InPlace(TorchCheckpointIO):
+    """Writes a state to its path at once: Lightning's own goes by way of memory and the system's /tmp."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        try:
+            with Path(path).open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk; torch then fails to clean up
+                raise error.__context__ from None
+            raise
+
+
 class SaveStates(Callback):
     """Saves the training state every `every` steps and at a signal, always between two steps.
 
-    A signal sets a flag; the step in progress ends, the state is saved and StoppedBySignal is raised. A
-    second SIGINT ends the process at once.
+    A signal to any rank sets a flag; the step in progress ends, the state is saved and StoppedBySignal is
+    raised in every rank. One that comes during a validation waits for the step after it. A second SIGINT ends
+    the process at once. Loader processes don't see these signals, so that one sent to the whole job leaves
+    the batches of the last step alone.
 
     Args:
-        folder: where the states go.
+        folder: where the states go; the same for all ranks, of which the first one writes.
         every: steps between two states.
         keep: how many of the newest to keep.
     """
@@ -35,28 +53,44 @@ class SaveStates(Callback):
         self._saved_step = -1
         self._handlers: dict[int, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = InPlace()
+
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Lets a training that had reached its last step go on when it is given more steps."""
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # until the first batch is there: the loader's processes start meanwhile, and keep it so
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            discard_damaged(self.folder, after=trainer.global_step)
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)
+        if trainer.received_sigterm:  # while Lightning's own handler was there
+            self.signalled = signal.SIGTERM
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        step = trainer.global_step
-        due = self.signalled is not None or step % self.every == 0 or step == trainer.max_steps
-        if between_steps and due and step != self._saved_step:
-            # False: the whole state, not the weights alone
-            save_state(self.folder, step, lambda path: trainer.save_checkpoint(path, False), keep=self.keep)
-            self._saved_step = step
-        if between_steps and self.signalled is not None:
-            name = signal.Signals(self.signalled).name
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # inside a step
+        step, number = trainer.global_step, self._signal_to_any(trainer)
+        due = number or step % self.every == 0 or step == trainer.max_steps
+        if due and step != self._saved_step:
+            self._save(trainer, step)
+        if number:
+            name = signal.Signals(number).name
             raise StoppedBySignal(f"{name}: stopped at step {step} of {trainer.max_steps}, which is saved")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,10 +99,32 @@ class SaveStates(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
+    def _save(self, trainer: Trainer, step: int) -> None:
+        """All ranks gather the state, the first one writes it."""
+
+        def write(path: Path) -> None:
+            trainer.save_checkpoint(path, False)  # the whole state, not the weights alone
+
+        if trainer.is_global_zero:
+            save_state(self.folder, step, write, keep=self.keep)
+        else:
+            write(self.folder)
+        self._saved_step = step
+
+    def _signal_to_any(self, trainer: Trainer) -> int:
+        """The largest number of a signal that any rank has met, or 0; every rank gets the same answer."""
+        number = self.signalled or 0
+        if trainer.world_size == 1:
+            return number
+        met = torch.tensor(number, device=trainer.strategy.root_device)
+        distributed.all_reduce(met, op=distributed.ReduceOp.MAX)
+        return int(met)
+
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signalled is not None and number == signal.SIGINT:

@@ -1,4 +1,7 @@
-"""The run directory: one folder a run, made once, found again by the command that made it."""
+"""The run directory: one folder a run, made once, found again by the command that made it.
+
+The process that trains (of several ranks the first) holds its run until it ends, so no two write to one.
+"""
 
 import json
 import os
@@ -11,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from ldm.checkpoints.durable import fsync, make_folder, replace_text
+from ldm.checkpoints.lock import hold
 from ldm.checkpoints.provenance import command, config_hash, environment, git_state
 from ldm.checkpoints.store import newest_state
 
@@ -37,45 +42,60 @@ class Run:
         return newest_state(self.checkpoints)
 
     @property
-    def config_hash(self) -> str:
-        return json.loads((self.path / RECORD).read_text())["config_hash"]
+    def config_hash(self) -> str | None:
+        """Hash of its config; none if its record is damaged, so that no command means it."""
+        try:
+            return json.loads((self.path / RECORD).read_text())["config_hash"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 def find_run(root: str, experiment: str, config: dict[str, Any], *, resume: str) -> Run | None:
-    """The run that a command goes on with, or none where it means a new one.
+    """The run that a command goes on with, held for this process, or none where it means a new one.
 
     Args:
         root: folder of all runs.
         experiment: the experiment's name.
         config: the resolved config; what it leaves out (paths of this run) may differ between starts.
-        resume: "auto" goes on with the newest run of this experiment if its config is the same, "never" with
+        resume: "auto" goes on with the newest run of this experiment that has the same config, "never" with
             none, anything else is the folder of a run.
 
     Raises:
-        ValueError: `resume` names a folder that is no run.
+        ValueError: `resume` names a folder that is no run, or another process trains the run.
     """
     if resume not in ("auto", "never"):
         if not (Path(resume) / RECORD).is_file():
             raise ValueError(
                 f"resume={resume} is no run directory (it has no {RECORD}); write auto, never or a run"
             )
-        return Run(path=Path(resume))
-    folder = Path(root) / experiment
-    runs = [Run(path=record.parent) for record in sorted(folder.glob(f"*/{RECORD}"))]
-    if resume == "auto" and runs and runs[-1].config_hash == config_hash(config):
-        return runs[-1]
-    return None
+        return _held(Run(path=Path(resume)))
+    if resume == "never":
+        return None
+    wanted = config_hash(config)
+    records = sorted((Path(root) / experiment).glob(f"*/{RECORD}"), reverse=True)
+    same = (run for record in records if (run := Run(path=record.parent)).config_hash == wanted)
+    return _held(next(same, None))
 
 
 def new_run(root: str, experiment: str, config: dict[str, Any]) -> Run:
-    """A run directory of its own, with its config and record."""
+    """A run directory of its own, with its config and record, held for this process."""
     started = datetime.now(UTC)
-    path = Path(root) / experiment / f"{started:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-    path.mkdir(parents=True, exist_ok=False)
+    path = Path(root) / experiment / f"{started:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
+    make_folder(path.parent)
+    path.mkdir(exist_ok=False)
+    fsync(path.parent)
+    hold(path)
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    fsync(path / "config.yaml")
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started.isoformat()}
     record = owner | {"command": command(), "config_hash": config_hash(config)} | git_state() | environment()
-    temporary = path / f".{RECORD}.tmp"
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(path / RECORD)  # last and whole: a folder without its record is no run
+    # last and whole: a folder without its record is no run
+    replace_text(path / RECORD, json.dumps(record, indent=2) + "\n")
     return Run(path=path)
+
+
+def _held(run: Run | None) -> Run | None:
+    """The same run, which no other process can take now; a finished one isn't written to any more."""
+    if run is not None and not run.finished:
+        hold(run.path)
+    return run

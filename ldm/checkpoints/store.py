@@ -1,86 +1,161 @@
 """Where training states lie: a state exists only once its manifest does, whatever happens while saving.
 
-Order of a save: a temporary folder beside the others, the state, fsync, the manifest with its sha256, fsync,
-rename, fsync of the parent, and only then the older states are pruned.
+Order of a save: a temporary folder beside the others, the state, its manifest with sha256 and size, all of it
+on disk; then the folder's name, the pointer to it, and only then the oldest go. Nothing but the process that
+holds the run (`lock.py`) writes here.
 """
 
 import json
-import os
+import re
 import shutil
-import uuid
 from collections.abc import Callable
+from errno import ENOSPC
 from pathlib import Path
+from typing import Any
 
+from ldm.checkpoints.durable import discard, fsync, make_folder, publish, replace_text, sweep, temporary
 from ldm.data.index import hash_file
 
-STATE, MANIFEST = "state.ckpt", "manifest.json"
+__all__ = ["discard_damaged", "fsync", "is_whole", "newest_state", "save_state"]
+
+STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
+NAME = re.compile(r"step=(\d{8})")
 
 
 def save_state(root: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Saves with `write(path)` under `root/step=<step>` and keeps the newest `keep` states.
+    """Saves with `write(path)` under `root/step=<step>` and keeps the newest `keep` states up to it.
 
     Returns the folder. A failure (a full disk, say) leaves the earlier states as they were and nothing else.
+    A whole state of the same step stays: a run comes to a step with the same bits every time.
+
+    Args:
+        root: folder of all states of one run.
+        step: optimizer steps done.
+        write: makes a file, or a folder of files, at the path that it is given.
+        keep: how many states stay.
 
     Raises:
-        OSError: what stopped the save, with the path.
+        OSError: what stopped the save, with the folder and the room left on its disk.
     """
-    root.mkdir(parents=True, exist_ok=True)
     final = root / f"step={step:08d}"
-    temporary = root / f".tmp-{uuid.uuid4().hex}"
-    temporary.mkdir()
     try:
-        write(temporary / STATE)
-        fsync(temporary / STATE)
-        manifest = {
-            "step": step,
-            "bytes": (temporary / STATE).stat().st_size,
-            "sha256": hash_file(temporary / STATE),
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest))
-        fsync(temporary / MANIFEST)
-        fsync(temporary)
-        if final.exists():  # a torn or older state of the same step
-            shutil.rmtree(final)
-        temporary.rename(final)
-        fsync(root)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    prune(root, keep=keep)
+        make_folder(root)
+        sweep(root)
+        check_room(root)
+        draft = temporary(root)
+        try:
+            draft.mkdir()
+            write(draft / STATE)
+            (draft / MANIFEST).write_text(json.dumps({"step": step, "files": contents(draft)}))
+            take_name(draft, final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        replace_text(root / POINTER, f"{final.name}\n")
+        prune(root, step, keep=keep)
+    except OSError as error:
+        raise _failure(error, root, step) from error
     return final
 
 
-def prune(root: Path, *, keep: int) -> None:
-    """Removes all but the newest `keep` states, and what interrupted saves left behind."""
-    for folder in sorted(root.glob("step=*"))[:-keep]:
-        shutil.rmtree(folder)
-    for folder in root.glob(".tmp-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def check_room(root: Path) -> None:
+    """Refuses a save for which the disk has less room than the state before it took.
+
+    Raises:
+        OSError: ENOSPC.
+    """
+    sizes = [sum(each.stat().st_size for each in path.rglob("*")) for path in states(root)[-1:]]
+    if sizes and shutil.disk_usage(root).free < sizes[0]:
+        raise OSError(ENOSPC, f"No space left for the {sizes[0] / 1e6:.1f} MB of a state")
+
+
+def contents(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size in bytes and sha256 of every file in a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in files
+    }
+
+
+def take_name(draft: Path, final: Path) -> None:
+    """Makes a finished draft the state of its step, unless that has a whole one."""
+    if final.exists():
+        if is_whole(final):
+            return
+        discard(final)
+    publish(draft, final)
+
+
+def prune(root: Path, step: int, *, keep: int) -> None:
+    """Removes all but the newest `keep` of the states up to a step, the oldest first."""
+    for folder in [folder for folder in states(root) if step_of(folder) <= step][:-keep]:
+        discard(folder)
 
 
 def newest_state(root: Path) -> Path | None:
-    """File of the newest whole state; a damaged one is passed over, with a word about it."""
-    for folder in sorted(root.glob("step=*"), reverse=True):
+    """State of the newest step that is whole; what had to be passed over is said in one line."""
+    whole, passed = None, []
+    for folder in reversed(states(root)):
         if is_whole(folder):
-            return folder / STATE
-        print(f"checkpoint {folder} is damaged (its manifest does not match): going back to the one before")
-    return None
+            whole = folder
+            break
+        passed.append(f"{folder.name} is damaged (its manifest does not match)")
+    named = pointed_at(root)
+    if named is not None and not named.exists() and (whole is None or whole.name < named.name):
+        passed.insert(0, f"{named.name}, the last one that was saved, is gone")
+    if passed:
+        instead = "the training starts again" if whole is None else f"going back to {whole.name}"
+        print(f"checkpoints in {root}: {', '.join(passed)}; {instead}", flush=True)
+    return None if whole is None else whole / STATE
+
+
+def discard_damaged(root: Path, *, after: int) -> None:
+    """Removes what a training that goes on from step `after` has passed over, so that it isn't counted."""
+    for folder in states(root):
+        if step_of(folder) > after and not is_whole(folder):
+            discard(folder)
 
 
 def is_whole(folder: Path) -> bool:
     """Whether a state is what its manifest says."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        state = folder / STATE
-        return state.stat().st_size == manifest["bytes"] and hash_file(state) == manifest["sha256"]
-    except (OSError, ValueError, KeyError):
+        files = manifest.get("files", {STATE: manifest})  # version 0.1.0 wrote of one file
+        return manifest["step"] == step_of(folder) and all(
+            (folder / name).stat().st_size == entry["bytes"] and hash_file(folder / name) == entry["sha256"]
+            for name, entry in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def fsync(path: Path) -> None:
-    """Forces a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
+def states(root: Path) -> list[Path]:
+    """Folders that have the name of a state, by step, whole or not."""
+    return sorted(path for path in root.glob("step=*") if NAME.fullmatch(path.name))
+
+
+def step_of(folder: Path) -> int:
+    """The step that a state's folder is named by."""
+    return int(folder.name.removeprefix("step="))
+
+
+def pointed_at(root: Path) -> Path | None:
+    """The state that was saved last, which may be gone since."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        name = (root / POINTER).read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return root / name if NAME.fullmatch(name) else None
+
+
+def _failure(error: OSError, root: Path, step: int) -> OSError:
+    """The same error in a sentence that a user can act on."""
+    try:
+        room = f"{shutil.disk_usage(root).free / 1e6:.0f} MB are free there"
+    except OSError:
+        room = "its disk does not answer"
+    cause = f"{error.strerror or error}; {room}"
+    return OSError(
+        f"{root}: saving the state of step {step} stopped ({cause}) and the earlier ones are as they were: "
+        "make room, or the folder writable, and run the same command again"
+    )

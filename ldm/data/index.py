@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,7 +138,9 @@ class ShardIndex:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write: under its name whole and on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}.tmp"
+    )  # two processes may write the same file
     try:
         with temporary.open("wb") as stream:
             yield stream

@@ -69,15 +69,10 @@ def open_evaluator(
     Raises:
         ValueError: a protocol that doesn't fit the data or the subject.
     """
-    spec = spec_of(config)
-    size = subject.size
+    spec, size = spec_of(config), subject.size
     del spec["size"]
     splits = real_splits(config, spec, size)
-    networks = Observers(pictures=extractors)
-    observers = Observers(
-        pictures={**extractors, **subject.judges.pictures},
-        texts={**readers(extractors.values()), **subject.judges.texts},
-    )
+    networks, observers = Observers(pictures=extractors), _observers(extractors, subject)
     gallery = Gallery(
         splits,
         observers=observers,
@@ -85,13 +80,12 @@ def open_evaluator(
         cache=FeatureCache(folder=Path(config["cache"]) if config["cache"] else None),
         ranks=ranks,
     )
-    first = next(iter(splits.values()))
     protocol = Protocol.of(
         spec,
         **subject.drawing,
         size=size,
         resize=RESIZE,
-        data=first.pictures.index.sha256 if isinstance(first, Split) else first.sha256,
+        data=_identity(next(iter(splits.values()))),
         reference=gallery.identity(networks),
         features=tuple(each.identity for each in extractors.values()),
     )
@@ -114,6 +108,18 @@ def open_evaluator(
     )
     evaluator.check()
     return evaluator
+
+
+def _observers(extractors: Mapping[str, FeatureExtractor], subject: Subject) -> Observers:
+    """The protocol's networks and the subject's own."""
+    return Observers(
+        pictures={**extractors, **subject.judges.pictures},
+        texts={**readers(extractors.values()), **subject.judges.texts},
+    )
+
+
+def _identity(pictures: Pictures) -> str:
+    return pictures.pictures.index.sha256 if isinstance(pictures, Split) else pictures.sha256
 
 
 def spec_of(config: Mapping[str, Any]) -> dict[str, Any]:

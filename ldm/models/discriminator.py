@@ -1,5 +1,7 @@
 """Patch discriminator: real or made, for each overlapping patch of a picture."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -44,10 +46,18 @@ def hinge_loss(real: Float[Tensor, "b 1 p q"], fake: Float[Tensor, "b 1 p q"]) -
 
 
 def adaptive_weight(
-    reconstruction: Float[Tensor, ""], adversarial: Float[Tensor, ""], last_layer: nn.Parameter
+    reconstruction: Float[Tensor, ""],
+    adversarial: Float[Tensor, ""],
+    last_layer: nn.Parameter,
+    *,
+    average: Callable[[Sequence[Tensor]], None] = lambda gradients: None,
 ) -> Float[Tensor, ""]:
-    """Weight that equals the losses' gradients at the decoder's last layer (Esser et al. 2021, eq. 7)."""
+    """Weight that equals the losses' gradients at the decoder's last layer (Esser et al. 2021, eq. 7).
+
+    ``average`` replaces the gradients of a part of a batch by those of the whole, in place.
+    """
     (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    average((of_reconstruction, of_adversarial))
     ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
     return ratio.clamp(0, 1e4).detach()

@@ -1,12 +1,14 @@
 """First stage: a KL autoencoder whose latents the denoiser will learn (Rombach et al. 2022, app. G)."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ldm.checkpoints.bundle import Part, write_bundle
@@ -15,6 +17,7 @@ from ldm.codec import to_float, to_uint8
 from ldm.data import keyed
 from ldm.data.batch import PictureBatch
 from ldm.data.datamodule import PictureData
+from ldm.distributed import average, is_first
 from ldm.metrics.reconstruction import psnr, ssim
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from ldm.models.perceptual import PerceptualDistance
@@ -120,7 +123,8 @@ class AutoencoderStage(LightningModule):
         adversarial_phase = self.global_step >= self.discriminator_start
         if adversarial_phase:
             adversarial = -self.discriminator(decoded).mean()
-            weight = adaptive_weight(terms.pixel, adversarial, self.net.decoder.conv_out.weight)
+            last_layer = self.net.decoder.conv_out.weight
+            weight = adaptive_weight(terms.pixel, adversarial, last_layer, average=average)
             loss = loss + self.discriminator_weight * weight * adversarial
             self.log_dict({"train/adversarial": adversarial, "train/adaptive_weight": weight})
         self._step(ours, loss, self.net)
@@ -132,7 +136,11 @@ class AutoencoderStage(LightningModule):
 
     def _step(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
         optimizer.zero_grad()
-        self.manual_backward(loss, inputs=list(module.parameters()))
+        # the wrapper of several ranks waits for the gradients of both networks, and here are those of one
+        wrapper = self.trainer.model
+        with wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext():
+            self.manual_backward(loss, inputs=list(module.parameters()))
+        average(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
         optimizer.step()
 
     def validation_step(self, batch: PictureBatch, batch_idx: int) -> None:
@@ -169,7 +177,9 @@ class AutoencoderStage(LightningModule):
         return shift.float().cpu(), (square - shift.square() + noise).rsqrt().float().cpu()
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: PictureData) -> Path:
-        """The averaged autoencoder with the statistics of its latents over the training pictures."""
+        """The averaged autoencoder with the statistics of its latents; the first rank measures and writes."""
+        if not is_first():
+            return path
         batches = data.train.batches(STATISTICS_BATCH)
         shift, scale = self.latent_statistics(tqdm(batches, desc="latent statistics", total=len(batches)))
         net = self.averaged or self.net

@@ -12,6 +12,7 @@ from ldm.checkpoints.bundle import Part, write_bundle
 from ldm.checkpoints.provenance import origin
 from ldm.codec import to_float
 from ldm.data.batch import PictureBatch
+from ldm.distributed import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss
 from ldm.stages.optim import Decay, OptimizerFactory, configure
@@ -58,6 +59,7 @@ class ContrastiveStage(LightningModule):
         self.optimizer, self.decay = optimizer, decay
         self.augment, self.seed = augment, seed
         self.retrieval = Retrieval()
+        self.retrieval.sync_on_compute = False  # every rank validates on all pictures
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = configure(self.net, self.optimizer, self.decay)
@@ -92,7 +94,9 @@ class ContrastiveStage(LightningModule):
         self.retrieval.reset()
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
-        """Both encoders, averaged if an average was kept, and the tokenizer."""
+        """Both encoders, averaged if an average was kept, and the tokenizer; the first rank writes."""
+        if not is_first():
+            return path
         net = self.averaged or self.net
         return write_bundle(
             path,

@@ -16,7 +16,9 @@ from ldm.data.batch import LatentBatch
 from ldm.diffusion import Guidance
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
+from ldm.distributed import is_first, whole_state
 from ldm.pipeline import TextToImage
+from ldm.sharding import Sharded
 from ldm.stages.optim import Decay, OptimizerFactory, configure
 
 
@@ -60,6 +62,11 @@ class LatentDiffusion(LightningModule):
         self.optimizer, self.decay = optimizer, decay
         self.caption_drop, self.time_bins, self.seed = caption_drop, time_bins, seed
         self._null: Tensor | None = None
+
+    def configure_model(self) -> None:
+        """Deals the network out over the ranks if the trainer says so."""
+        if isinstance(self.trainer.strategy, Sharded):
+            self.trainer.strategy.deal_out(self.net)
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = configure(self.net, self.optimizer, self.decay)
@@ -119,10 +126,15 @@ class LatentDiffusion(LightningModule):
         )
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
-        """The averaged network, the codec's parts as they came, and how to sample."""
+        """The averaged network, the codec's parts as they came, and how to sample.
+
+        Every rank must ask for it, for each may hold a share of the network; the first one writes.
+        """
+        state = whole_state(self.averaged or self.net)
+        if not is_first():
+            return path
         pictures, texts = (Bundle.open(config["codec"][name]) for name in ("autoencoder", "text_encoder"))
-        net = self.averaged or self.net
-        parts = {"backbone": Part(spec=config["backbone"], state=net.state_dict())}
+        parts = {"backbone": Part(spec=config["backbone"], state=state)}
         parts["autoencoder"] = pictures.part("autoencoder")
         parts |= {name: texts.part(name) for name in ("text_encoder", "image_encoder") if name in texts.names}
         settings = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, keeps singular values near 1
@@ -26,6 +27,9 @@ class Muon(Optimizer):
         betas, eps: of AdamW.
         weight_decay: decoupled, of both.
         iterations: of the orthogonalisation.
+
+    Raises:
+        ValueError: parameters that are dealt out over ranks.
     """
 
     def __init__(
@@ -41,6 +45,11 @@ class Muon(Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps}
         super().__init__(params, defaults | {"weight_decay": weight_decay, "iterations": iterations})
+        if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
+            raise ValueError(
+                "optimizer=muon makes whole matrices orthogonal, and trainer=fsdp leaves each rank a shard "
+                "of them: take optimizer=adamw or trainer=ddp"
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

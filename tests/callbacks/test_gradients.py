@@ -75,3 +75,23 @@ def test_an_adversary_is_guarded_too(build_network, specs, adamw, pictures, make
     with pytest.raises(FloatingPointError, match="step 0: the gradients are not finite"):
         make_trainer(2, Gradients(clip=1.0)).fit(stage, datamodule=pictures)
     assert torch.equal(net.decoder.conv_out.weight, before)
+
+
+def test_an_optimizer_whose_moments_are_not_finite_is_refused(
+    diffusion_stage, latents, make_trainer, tmp_path
+):
+    class Spoils(Callback):
+        """Spoils one moment before the third step, and keeps the weights of then."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if batch_idx == 2:
+                moments = next(iter(trainer.optimizers[0].state.values()))
+                moments["exp_avg"].view(-1)[0] = float("inf")
+                self.weights = [parameter.detach().clone() for parameter in pl_module.parameters()]
+
+    stage, spoils = diffusion_stage(), Spoils()
+    trainer = make_trainer(6, Gradients(clip=1.0, folder=str(tmp_path)), spoils)
+    with pytest.raises(FloatingPointError, match="step 2: the optimizer's moments are not finite"):
+        trainer.fit(stage, datamodule=latents)
+    assert all(torch.equal(a, b) for a, b in zip(spoils.weights, stage.parameters(), strict=True))
+    assert (tmp_path / "refused.json").is_file()

@@ -1,8 +1,12 @@
 """Facts about when training states are saved."""
 
+import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import tempfile
 
 import pytest
 import torch
@@ -26,17 +30,18 @@ class Signals(Callback):
 
 @pytest.fixture
 def fit(diffusion_stage, latents, make_trainer, tmp_path):
-    def run(*callbacks, every=100, keep=9, steps=6, **options):
+    def run(*callbacks, every=100, keep=9, steps=6, ckpt_path=None, **options):
         saving = SaveStates(folder=tmp_path / "states", every=every, keep=keep)
         stage = diffusion_stage()
-        make_trainer(steps, saving, *callbacks, **options).fit(stage, datamodule=latents)
+        trainer = make_trainer(steps, saving, *callbacks, **options)
+        trainer.fit(stage, datamodule=latents, ckpt_path=ckpt_path, weights_only=True)
         return stage
 
     return run
 
 
 def saved(tmp_path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step=")) for path in (tmp_path / "states").iterdir())
+    return sorted(int(path.name.removeprefix("step=")) for path in (tmp_path / "states").glob("step=*"))
 
 
 @pytest.mark.parametrize(("every", "expected"), [(2, [2, 4, 6]), (4, [4, 6]), (100, [6])])
@@ -102,3 +107,61 @@ def test_a_full_disk_stops_training_and_leaves_the_earlier_state(fit, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert saved(tmp_path) == [1, 2]
     assert newest_state(tmp_path / "states").parent.name == "step=00000002"
+
+
+class SignalsToLoaders(Callback):
+    """Has another process send a signal to the loader's processes, as a cluster does, when a batch begins."""
+
+    def __init__(self, number: int, *, batch: int) -> None:
+        self.number, self.batch = number, batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == self.batch:
+            loaders = [str(process.pid) for process in multiprocessing.active_children()]
+            assert len(loaders) == 2
+            subprocess.run(["kill", f"-{self.number}", *loaders], check=True)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_all_processes_leaves_the_batches_alone(fit, latents, tmp_path, number):
+    latents.num_workers = 2
+    fit(SignalsToLoaders(number, batch=1), steps=12)  # more than the loader has made ahead
+    assert saved(tmp_path) == [12]
+
+
+def test_a_termination_while_the_loader_starts_ends_the_first_step(fit, latents, tmp_path):
+    start = latents.train_dataloader
+
+    def terminated():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start()
+
+    latents.train_dataloader = terminated
+    with pytest.raises(StoppedBySignal, match="SIGTERM: stopped at step 1 of 6"):
+        fit()
+    assert saved(tmp_path) == [1]
+
+
+def test_signals_reach_the_process_again_after_a_failure(fit):
+    class Fails(Callback):
+        def on_train_start(self, trainer, pl_module) -> None:
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fit(Fails())
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
+
+
+def test_a_state_is_written_where_it_belongs_and_nowhere_else(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    fit(every=3)
+    assert saved(tmp_path) == [3, 6]
+
+
+def test_a_training_discards_the_damaged_states_that_it_has_passed_over(fit, tmp_path):
+    states = tmp_path / "states"
+    fit(every=2, keep=9, steps=4)
+    (states / "step=00000004" / "state.ckpt").write_bytes(b"other")
+    shutil.copytree(states / "step=00000004", states / "step=00000005")
+    fit(every=100, keep=2, ckpt_path=newest_state(states))
+    assert saved(tmp_path) == [2, 6]

@@ -1,6 +1,15 @@
-"""Facts about run directories: which run a command means."""
+"""Facts about run directories: which run a command means, and that nobody else has it."""
 
+import errno
+import fcntl
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,7 +17,20 @@ import yaml
 from ldm.checkpoints.run import find_run, new_run
 from ldm.checkpoints.store import save_state
 
+ROOT = Path(__file__).parents[2]
 CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}}
+
+# opens a run as a training does, says which, and stays until it is ended; the child stands for a loader's
+OPENING = f"""
+import os, sys, time
+from ldm.checkpoints.run import find_run, new_run
+where = (sys.argv[1], "tiny", {CONFIG})
+run = find_run(*where, resume=sys.argv[2]) or new_run(*where)
+print(run.path, flush=True)
+if sys.argv[3] == "train":
+    os.fork()
+    time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -44,11 +66,18 @@ def test_never_makes_another_run(opened):
     assert len({opened(resume="never").path for _ in range(3)}) == 3
 
 
-def test_only_the_newest_run_is_gone_on_with(opened, tmp_path):
+def test_runs_of_other_configs_in_between_change_nothing(opened):
     first = opened()
-    older = first.path.rename(first.path.with_name("20200101-000000-aaaa"))
     second = opened(CONFIG | {"steps": 4})
-    assert opened().path not in (older, second.path)
+    assert opened().path == first.path
+    assert opened(CONFIG | {"steps": 4}).path == second.path
+
+
+def test_of_several_runs_of_one_config_the_newest_is_gone_on_with(opened):
+    first = opened()
+    first.path.rename(first.path.with_name("20200101-000000-aaaa"))
+    second = opened(resume="never")
+    assert opened().path == second.path
 
 
 def test_a_run_can_be_named(opened):
@@ -71,6 +100,25 @@ def test_a_run_that_died_while_it_was_made_is_left_alone(opened, tmp_path):
     assert opened().path == run.path
 
 
+@pytest.mark.parametrize("record", ["", "[]", "{}", "\x00", '{"config_hash": null}'])
+def test_a_run_whose_record_is_damaged_is_left_alone(opened, record):
+    damaged = opened()
+    (damaged.path / "run.json").write_text(record)
+    run = opened()
+    assert run.path != damaged.path
+    assert opened().path == run.path
+
+
+def test_a_file_system_without_locks_is_said(opened, monkeypatch, capsys):
+    def lockf(file, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    run = opened()
+    assert f"{run.path}: its file system has no locks" in capsys.readouterr().out
+    assert opened().path == run.path
+
+
 def test_a_run_knows_its_newest_state_and_its_end(opened):
     run = opened()
     save_state(run.checkpoints, 7, lambda path: path.write_bytes(b"x"), keep=2)
@@ -79,3 +127,65 @@ def test_a_run_knows_its_newest_state_and_its_end(opened):
     assert not run.finished
     (run.path / "bundle" / "config.yaml").touch()
     assert run.finished
+
+
+def launch(root, resume="auto", *, then="train") -> subprocess.Popen:
+    """Another process that opens a run; it and its child end with `end`."""
+    command = [sys.executable, "-c", OPENING, str(root / "runs"), resume, then]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def end(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_run_that_another_process_trains_is_refused(opened, tmp_path):
+    process = launch(tmp_path)
+    try:
+        path = process.stdout.readline().strip()
+        sentence = (
+            rf"{re.escape(path)} is in use by process {process.pid} on \S+: wait for it, end it, or make"
+        )
+        for resume in ("auto", path):
+            with pytest.raises(ValueError, match=sentence):
+                opened(resume=resume)
+        assert str(opened(resume="never").path) != path
+    finally:
+        end(process)
+
+
+def test_a_killed_process_leaves_its_run_free_even_if_its_children_live(opened, tmp_path):
+    process = launch(tmp_path)
+    try:
+        path = process.stdout.readline().strip()
+        time.sleep(0.2)  # it forks
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert str(opened().path) == path
+    finally:
+        end(process)
+
+
+def test_a_finished_run_is_not_held(opened, tmp_path):
+    process = launch(tmp_path)
+    try:
+        path = Path(process.stdout.readline().strip())
+        (path / "bundle").mkdir()
+        (path / "bundle" / "config.yaml").touch()
+        assert opened().path == path
+    finally:
+        end(process)
+
+
+def test_processes_that_start_at_once_have_a_run_each_or_are_refused(tmp_path):
+    processes = [launch(tmp_path, "never", then="end") for _ in range(6)]
+    paths = [process.communicate()[0].strip() for process in processes]
+    assert len(set(paths)) == 6
+    assert all(Path(path, "run.json").is_file() for path in paths)
+
+
+def test_16_runs_of_one_second_are_16_folders(opened):
+    assert len({opened(resume="never").path for _ in range(16)}) == 16

@@ -2,47 +2,22 @@
 
 import errno
 import json
-import resource
-import subprocess
-import sys
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from ldm.checkpoints.store import newest_state, save_state
-
-ROOT = Path(__file__).parents[2]
-
-# saves a state in a process that dies, as by SIGKILL, when it is about to make its n-th call to the disk
-DYING = """
-import os, shutil, sys
-from pathlib import Path
-from ldm.checkpoints.store import save_state
-
-left = int(sys.argv[2])
-
-def counted(function):
-    def call(*args, **options):
-        global left
-        if left == 0:
-            os._exit(9)
-        left -= 1
-        return function(*args, **options)
-    return call
-
-Path.mkdir, Path.write_bytes, Path.write_text = map(counted, (Path.mkdir, Path.write_bytes, Path.write_text))
-os.fsync, Path.rename, shutil.rmtree = map(counted, (os.fsync, Path.rename, shutil.rmtree))
-save_state(Path(sys.argv[1]), 2, lambda path: path.write_bytes(b"second"), keep=1)
-print(left)
-"""
-CALLS = 10  # two folders, state, fsync, manifest, fsync, fsync, rename, fsync, the removal of the first state
+from ldm.checkpoints import store
+from ldm.checkpoints.durable import make_folder, replace_text
+from ldm.checkpoints.store import discard_damaged, newest_state, save_state
 
 
 def save(root: Path, step: int, content: bytes = b"state", *, keep: int = 2) -> Path:
     return save_state(root, step, lambda path: path.write_bytes(content), keep=keep)
 
 
-def steps(root: Path) -> list[str]:
+def names(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
 
 
@@ -54,62 +29,114 @@ def test_the_newest_state_is_found(tmp_path):
     assert newest_state(tmp_path).read_bytes() == b"100"
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_are_kept_beside_a_pointer(tmp_path):
     for step in range(1, 6):
         save(tmp_path, step, keep=2)
-    assert steps(tmp_path) == ["step=00000004", "step=00000005"]
+    assert names(tmp_path) == ["newest", "step=00000004", "step=00000005"]
+    assert (tmp_path / "newest").read_text() == "step=00000005\n"
 
 
 def test_the_manifest_says_what_the_state_is(tmp_path):
     manifest = json.loads((save(tmp_path, 3, b"12345") / "manifest.json").read_text())
-    assert (manifest["step"], manifest["bytes"], len(manifest["sha256"])) == (3, 5, 64)
+    assert manifest["step"] == 3
+    assert manifest["files"]["state.ckpt"]["bytes"] == 5
+    assert len(manifest["files"]["state.ckpt"]["sha256"]) == 64
 
 
-def die(root: Path, calls: int) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", DYING, str(root), str(calls)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_a_state_may_be_a_folder_of_shards(tmp_path):
+    def write(path: Path) -> None:
+        path.mkdir()
+        for rank in range(2):
+            (path / f"rank{rank}").write_bytes(bytes([rank]))
+
+    folder = save_state(tmp_path, 1, write, keep=2)
+    assert newest_state(tmp_path) == folder / "state.ckpt"
+    (folder / "state.ckpt" / "rank1").write_bytes(b"x")
+    assert newest_state(tmp_path) is None
 
 
-@pytest.mark.parametrize("calls", range(CALLS))
-def test_a_process_that_dies_at_any_moment_leaves_a_whole_state(tmp_path, calls):
-    save(tmp_path, 1, b"first")
-    assert die(tmp_path, calls).returncode == 9
-    expected = b"first" if calls <= 7 else b"second"  # the eighth call is the rename
-    assert newest_state(tmp_path).read_bytes() == expected
-    save(tmp_path, 3, b"third", keep=1)
-    assert newest_state(tmp_path).read_bytes() == b"third"
-    assert steps(tmp_path) == ["step=00000003"]  # what the dead process left is gone
+def test_a_manifest_of_version_0_1_0_is_read(tmp_path):
+    path = save(tmp_path, 1) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({"step": 1} | manifest["files"]["state.ckpt"]))
+    assert newest_state(tmp_path) == path.with_name("state.ckpt")
 
 
-def test_that_was_every_moment(tmp_path):
-    save(tmp_path, 1, b"first")
-    assert die(tmp_path, CALLS).stdout == "0\n"
+def test_everything_is_on_disk_before_the_next_thing_happens(tmp_path, monkeypatch):
+    """State and manifest, their folder, its name, that folder's own, the pointer; then the oldest goes."""
+    events = []
+    save(tmp_path, 1)
+
+    def recorded(module, name):
+        function = getattr(module, name)
+
+        def call(first, *rest, **options):
+            path = Path(os.readlink(f"/proc/self/fd/{first}")) if isinstance(first, int) else Path(first)
+            events.append((name, "draft" if path.name.startswith(".tmp-") else path.name, *map(_name, rest)))
+            return function(first, *rest, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree")):
+        recorded(module, name)
+    save(tmp_path, 2, keep=1)
+    root = tmp_path.name
+    assert events == [
+        ("fsync", "state.ckpt"),
+        ("fsync", "manifest.json"),
+        ("fsync", "draft"),
+        ("rename", "draft", "step=00000002"),
+        ("fsync", root),
+        ("rmtree", "draft"),  # there is none any more
+        ("fsync", "draft"),
+        ("replace", "draft", "newest"),
+        ("fsync", root),
+        ("rename", "step=00000001", "draft"),
+        ("rmtree", "draft"),
+    ]
+
+
+def _name(path: object) -> str:
+    name = Path(str(path)).name
+    return "draft" if name.startswith(".tmp-") else name
+
+
+def test_a_whole_state_of_the_same_step_stays(tmp_path):
+    folder = save(tmp_path, 2, b"first")
+    assert save(tmp_path, 2, b"second") == folder
+    assert newest_state(tmp_path).read_bytes() == b"first"
+    assert names(tmp_path) == ["newest", "step=00000002"]
+
+
+def test_a_torn_state_of_the_same_step_is_replaced(tmp_path):
+    folder = save(tmp_path, 2, b"torn")
+    (folder / "manifest.json").unlink()
+    save(tmp_path, 2, b"whole")
+    assert newest_state(tmp_path).read_bytes() == b"whole"
 
 
 def full(path: Path) -> None:
     path.write_bytes(b"half of it")
-    raise OSError(errno.ENOSPC, "No space left on device")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_leaves_the_earlier_states(tmp_path):
+def test_a_full_disk_leaves_the_earlier_states_and_is_told_in_a_sentence(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
-    with pytest.raises(OSError, match="No space left"):
+    sentence = r"saving the state of step 3 stopped \(No space left on device; \d+ MB are free there\)"
+    with pytest.raises(OSError, match=sentence):
         save_state(tmp_path, 3, full, keep=1)
-    assert steps(tmp_path) == ["step=00000001", "step=00000002"]
+    assert names(tmp_path) == ["newest", "step=00000001", "step=00000002"]
     assert newest_state(tmp_path).parent.name == "step=00000002"
 
 
-def test_a_limit_on_file_sizes_leaves_the_earlier_states(tmp_path):
-    save(tmp_path, 1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save(tmp_path, 2, bytes(200_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert steps(tmp_path) == ["step=00000001"]
+def test_a_disk_without_room_for_another_state_is_not_written_to(tmp_path, monkeypatch):
+    save(tmp_path, 1, bytes(2_000_000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(3_000_000, 2e6, 1_000_000)
+    )
+    with pytest.raises(OSError, match=r"No space left for the 2\.0 MB of a state; 1 MB are free there"):
+        save_state(tmp_path, 2, lambda path: pytest.fail("it was written"), keep=2)
 
 
 @pytest.mark.parametrize("file", ["state.ckpt", "manifest.json"])
@@ -124,11 +151,82 @@ def test_a_damaged_newest_state_is_passed_over_with_a_word(tmp_path, capsys, fil
     else:
         path.write_bytes({"flip": content, "cut": content[:-2], "empty": b""}[damage])
     assert newest_state(tmp_path).read_bytes() == b"first"
-    assert "step=00000002 is damaged" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step=00000002 is damaged (its manifest does not match); going back to step=00000001" in said
 
 
-def test_a_torn_state_of_the_same_step_is_replaced(tmp_path):
-    folder = save(tmp_path, 2, b"torn")
-    (folder / "manifest.json").unlink()
-    save(tmp_path, 2, b"whole")
-    assert newest_state(tmp_path).read_bytes() == b"whole"
+@pytest.mark.parametrize("manifest", ["[]", "3", "null", '{"files": []}', '{"step": 2, "files": {"x": 1}}'])
+def test_a_manifest_that_is_something_else_is_no_manifest(tmp_path, manifest):
+    (save(tmp_path, 2) / "manifest.json").write_text(manifest)
+    assert newest_state(tmp_path) is None
+
+
+def test_a_state_under_the_name_of_another_step_is_none(tmp_path):
+    save(tmp_path, 1).rename(tmp_path / "step=00000009")
+    assert newest_state(tmp_path) is None
+
+
+def test_it_is_said_when_the_last_state_is_gone_and_when_there_is_none(tmp_path, capsys):
+    for step in (1, 2):
+        save(tmp_path, step)
+    shutil.rmtree(tmp_path / "step=00000002")
+    assert newest_state(tmp_path).parent.name == "step=00000001"
+    said = capsys.readouterr().out
+    assert "step=00000002, the last one that was saved, is gone; going back to step=00000001" in said
+    (tmp_path / "step=00000001" / "manifest.json").unlink()
+    assert newest_state(tmp_path) is None
+    assert "the training starts again" in capsys.readouterr().out
+
+
+def test_nothing_is_said_of_whole_states(tmp_path, capsys):
+    for step in (1, 2):
+        save(tmp_path, step)
+    newest_state(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("pointer", ["", "step=1", "../step=00000009", "\x00"])
+def test_a_pointer_to_nowhere_harms_nothing(tmp_path, pointer):
+    save(tmp_path, 1)
+    (tmp_path / "newest").write_text(pointer)
+    assert newest_state(tmp_path).parent.name == "step=00000001"
+
+
+def test_a_damaged_state_takes_the_place_of_no_whole_one(tmp_path):
+    """Resumed from step 1 beside a damaged step 3, a save of step 2 keeps both whole ones."""
+    save(tmp_path, 1)
+    (save(tmp_path, 3) / "state.ckpt").write_bytes(b"other")
+    save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["newest", "step=00000002", "step=00000003"]
+    discard_damaged(tmp_path, after=2)
+    assert names(tmp_path) == ["newest", "step=00000002"]
+
+
+def test_only_damaged_states_are_discarded(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    (tmp_path / "step=00000001" / "state.ckpt").unlink()
+    (tmp_path / "step=00000002" / "state.ckpt").unlink()
+    discard_damaged(tmp_path, after=1)
+    assert names(tmp_path) == ["newest", "step=00000001", "step=00000003"]
+
+
+def test_other_files_are_left_alone(tmp_path):
+    for name in ("step=1", "step=abc", "notes.txt", "step=00000001.bak"):
+        (tmp_path / name).mkdir()
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=1)
+    assert names(tmp_path) == [
+        "newest", "notes.txt", "step=00000001.bak", "step=00000003", "step=1", "step=abc"
+    ]  # fmt: skip
+    assert [path.name for path in store.states(tmp_path)] == ["step=00000003"]
+
+
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = make_folder(tmp_path / "a" / "b") / "file"
+    replace_text(path, "first")
+    monkeypatch.setattr(os, "fsync", lambda _: full(tmp_path / "other"))
+    with pytest.raises(OSError, match="No space"):
+        replace_text(path, "second")
+    assert path.read_text() == "first"
+    assert names(path.parent) == ["file"]

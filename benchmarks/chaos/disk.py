@@ -1,0 +1,110 @@
+"""Disks that are full, that may not be written to, and that give back other bytes than they were given."""
+
+import os
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from benchmarks.chaos import saver
+from benchmarks.chaos.verdict import Kind, Verdict
+from ldm.checkpoints.store import MANIFEST, STATE, save_state, states
+
+NOBODY = 65534
+SENTENCE = "make room, or the folder writable"
+
+
+def refused(root: Path, step: int, hinder: Callable[[], None]) -> list[str]:
+    """What is wrong with the answer to a save that can't be, in a process where `hinder` was called."""
+    reading, writing = os.pipe()
+
+    def act() -> None:
+        hinder()
+        try:
+            save_state(root, step, saver.write(step), keep=2)
+        except OSError as error:
+            os.write(writing, str(error).encode())
+
+    pid = saver.child(act)
+    os.close(writing)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    says = os.read(reading, 4096).decode()
+    os.close(reading)
+    wrongs = saver.wrong(root, step - 1)[1] + saver.untidy(root)
+    return wrongs + [f"status {status}, {says!r}"] * (status != 0 or SENTENCE not in says)
+
+
+def limited(folder: Path, tries: int) -> Verdict:
+    """Files that can't grow beyond a number of bytes, as with a quota."""
+    draw, root, failures = random.Random(0), folder / "states", []
+    for step in range(1, 2 * tries, 2):
+        save_state(root, step, saver.write(step), keep=2)
+        limits = (draw.randrange(saver.SIZE),) * 2
+        failures += refused(root, step + 1, partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits))
+    return Verdict(tries=tries, failures=failures, lost=1, interval=1)
+
+
+def read_only(folder: Path, tries: int) -> Verdict:
+    """A folder that may be read and not written to; root is made nobody first, whom that would not stop."""
+    root, failures = folder / "states", []
+    folder.chmod(0o755)
+
+    def hinder() -> None:
+        if os.geteuid() == 0:
+            os.seteuid(NOBODY)
+
+    for step in range(1, 2 * tries, 2):
+        save_state(root, step, saver.write(step), keep=2)
+        root.chmod(0o555)
+        failures += refused(root, step + 1, hinder)
+        root.chmod(0o755)
+    return Verdict(tries=tries, failures=failures, lost=1, interval=1)
+
+
+def full(folder: Path, tries: int) -> Verdict:
+    """Disks of their own, in memory, that have room for between one and three states."""
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    command = [*apart, sys.executable, "-m", "benchmarks.chaos.full", str(folder), str(tries)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    failures = done.stdout.splitlines()
+    if done.returncode:
+        failures.append(f"unshare: {' '.join(done.stderr.split())[-200:]}")
+    return Verdict(tries=tries, failures=failures, lost=1, interval=1)
+
+
+def damage(change: Callable[[Path, random.Random], None], folder: Path, tries: int) -> Verdict:
+    """The newest of two states is changed: the one before it must be taken, with its own bytes."""
+    draw, failures = random.Random(0), []
+    root = folder / "states"
+    for number in range(tries):
+        for step in (2 * number + 1, 2 * number + 2):
+            save_state(root, step, saver.write(step), keep=2)
+        newest = states(root)[-1]
+        change(newest / (STATE if draw.random() < 0.5 else MANIFEST), draw)
+        step, wrongs = saver.wrong(root, 2 * number + 1)
+        failures += wrongs + [f"damaged step {step} was taken"] * (step != 2 * number + 1)
+    return Verdict(tries=tries, failures=failures, lost=1, interval=1)
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    """One bit, anywhere."""
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+def cut(path: Path, draw: random.Random) -> None:
+    """The end of it, from anywhere."""
+    os.truncate(path, draw.randrange(path.stat().st_size))
+
+
+KINDS = [
+    Kind(area="disk", name="no more bytes for a file", tries=(50, 3), run=limited),
+    Kind(area="disk", name="disk full", tries=(20, 2), run=full),
+    Kind(area="disk", name="folder read-only", tries=(20, 2), run=read_only),
+    Kind(area="disk", name="one bit flipped", tries=(200, 8), run=partial(damage, flip)),
+    Kind(area="disk", name="file cut", tries=(50, 4), run=partial(damage, cut)),
+]

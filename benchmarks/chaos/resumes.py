@@ -1,0 +1,193 @@
+"""A training that is ended at a moment and resumed, against the one that was never ended: to the bit."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from benchmarks.chaos.equality import compared, differences
+from benchmarks.chaos.verdict import Kind, Verdict
+from benchmarks.chaos.world import EVERY, STEPS, config, train, write_pictures
+from ldm.checkpoints.store import newest_state, step_of
+
+VALIDATIONS = range(8, STEPS + 1, 8)
+NO_VALIDATION = "trainer.val_check_interval=1000000"
+
+
+class EndedError(Exception):
+    """What stands for a lost process."""
+
+
+class AtBatch(Callback):
+    """Ends the training when a batch begins; an accumulated step has several."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.batch:
+            raise EndedError
+
+
+class InValidation(Callback):
+    """Ends the training inside the validation after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise EndedError
+
+
+class InSampling(Callback):
+    """Ends the training while pictures are drawn after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self.step:
+            pl_module.averaged.register_forward_hook(self._end)
+
+    def _end(self, *_: Any) -> None:
+        raise EndedError
+
+
+class Seen(Callback):
+    """The positions of all samples that were trained on."""
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.positions += batch["position"].tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One way of being interrupted.
+
+    Attributes:
+        name: what it is called in the table.
+        ends: the moments of each try, one after the other.
+        overrides: of the config, also of the training that is never ended.
+        before, after: further overrides, until the first end and from then on.
+        equal: whether the two must be equal; the negative controls must not.
+    """
+
+    name: str
+    ends: Sequence[Sequence[Callback]]
+    overrides: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    equal: bool = True
+
+
+@cache
+def uninterrupted(root: Path, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[int]]:
+    """Last state and positions of the training that is never ended."""
+    seen = Seen()
+    run = root / "whole"
+    state = train(config(pictures_of(root), run, *overrides), seen)
+    shutil.rmtree(run)
+    return compared(state), seen.positions
+
+
+@cache
+def pictures_of(root: Path) -> Path:
+    return write_pictures(root / "pictures")
+
+
+def interrupted(cell: Cell, root: Path, ends: Sequence[Callback]) -> tuple[list[str], int]:
+    """What is wrong with a training that was ended and resumed, and the most steps it took again."""
+    whole, positions = uninterrupted(root, cell.overrides)
+    run, lost, wrongs = root / "ended", 0, []
+    for number, end in enumerate((*ends, None)):
+        seen, start = Seen(), steps_saved(run)
+        own = config(pictures_of(root), run, *cell.overrides, *(cell.after if number else cell.before))
+        try:
+            state = train(own, seen, *([end] if end else []))
+        except EndedError:
+            taken = len(seen.positions) // (own.batch_size * own.trainer.accumulate_grad_batches)
+            lost = max(lost, start + taken - steps_saved(run))
+            continue
+        wrongs += ["it was not ended"] * (end is not None)
+    different = differences(whole, compared(state))
+    if cell.equal:
+        wrongs += [f"differs: {', '.join(different[:3])}"] * bool(different)
+        wrongs += ["other samples"] * (seen.positions != positions[len(positions) - len(seen.positions) :])
+    else:
+        wrongs += ["the control is equal"] * (not different)
+    shutil.rmtree(run)
+    return wrongs, lost
+
+
+def steps_saved(run: Path) -> int:
+    """The step that a run will go on from."""
+    found = newest_state(run / "checkpoints")
+    return step_of(found.parent) if found else 0
+
+
+def matrix(cell: Cell, folder: Path, tries: int) -> Verdict:
+    """All tries of a cell, or `tries` of them spread over all."""
+    count = len(cell.ends)
+    chosen = range(count) if tries > count else [count * (2 * n + 1) // (2 * tries) for n in range(tries)]
+    failures, lost = [], 0
+    for number in chosen:
+        wrongs, again = interrupted(cell, folder, cell.ends[number])
+        lost = max(lost, again)
+        failures += [f"try {number}: {sentence}" for sentence in wrongs]
+    return Verdict(tries=len(chosen), failures=failures, lost=lost, interval=EVERY)
+
+
+def each(make: Callable[[int], Callback], moments: Sequence[int]) -> list[list[Callback]]:
+    """A try for each moment."""
+    return [[make(moment)] for moment in moments]
+
+
+CELLS = [
+    Cell(name="at every step", ends=each(AtBatch, range(STEPS))),
+    Cell(
+        name="in every accumulation",
+        ends=each(AtBatch, range(1, 2 * STEPS, 2)),
+        overrides=("trainer.accumulate_grad_batches=2", NO_VALIDATION),
+    ),
+    Cell(name="in a validation", ends=each(InValidation, VALIDATIONS)),
+    Cell(name="while drawing", ends=each(InSampling, VALIDATIONS)),
+    Cell(
+        name="thrice in an epoch, and at its end",
+        ends=[[AtBatch(first + n) for n in (1, 2, 4, 5)] for first in range(0, STEPS - 5, 5)],
+    ),
+    Cell(
+        name="no loader process, then two",
+        ends=each(AtBatch, range(2, STEPS, 7)),
+        after=("data.num_workers=2",),
+    ),
+    Cell(
+        name="two loader processes, then none",
+        ends=each(AtBatch, range(2, STEPS, 7)),
+        before=("data.num_workers=2",),
+    ),
+    Cell(
+        name="control: another seed after it",
+        ends=each(AtBatch, range(5, STEPS, 9)),
+        after=("seed=1",),
+        equal=False,
+    ),
+    Cell(
+        name="control: another order after it",
+        ends=each(AtBatch, range(5, STEPS, 9)),
+        after=("data.seed=1",),
+        equal=False,
+    ),
+]
+KINDS = [Kind(area="resumes", name=cell.name, tries=(10**6, 1), run=partial(matrix, cell)) for cell in CELLS]

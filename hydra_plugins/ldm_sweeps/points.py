@@ -1,0 +1,141 @@
+"""Points of a sweep: each is a command with a folder of its own, and goes on where it stopped."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+RECORD = "point.json"
+OUTPUT = "output.txt"
+PLACES = {"runs": "{}", "out": "{}/evaluation"}  # where a command writes: its key, and the value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One setting of a sweep.
+
+    Attributes:
+        folder: all that the point writes goes below it; its name tells the setting.
+        swept: value by key, of the keys that the sweep varies, as they are typed.
+        command: the module, then its arguments.
+    """
+
+    folder: Path
+    swept: dict[str, str]
+    command: list[str]
+
+    @property
+    def label(self) -> str:
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: a training has its bundle, an evaluation its results."""
+        return any(self.folder.glob("*/*/bundle/config.yaml")) or self.results.is_file()
+
+    @property
+    def results(self) -> Path:
+        """Where an evaluation's results are, if the point is one."""
+        return self.folder / "evaluation" / "results.json"
+
+    def save(self) -> None:
+        """Writes the record that `read_point` reads.
+
+        Raises:
+            ValueError: the folder holds what another command has finished.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / RECORD
+        if self.finished and record.is_file() and (other := read_point(record).command) != self.command:
+            differing = sorted(set(other) ^ set(self.command))
+            raise ValueError(
+                f"{self.folder} is of a finished point with another command ({', '.join(differing)}): choose "
+                "another folder with hydra.sweep.dir=, or remove this one"
+            )
+        text = json.dumps({"swept": self.swept, "command": self.command}, indent=2)
+        record.write_text(text + "\n", encoding="utf-8")
+
+
+def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> list[Point]:
+    """Points of a batch of jobs, their records written.
+
+    Args:
+        config: of the multirun; it tells the command, and with `hydra.sweep.dir` the folder of the sweep.
+        job_overrides: arguments of each job. What was typed for all of them alike is not part of its label.
+
+    Raises:
+        ValueError: two jobs with one label, a command that writes to no folder that can be chosen, a folder
+            that holds what another command has finished.
+    """
+    name = config.hydra.job.config_name
+    key = next((key for key in PLACES if key in config), None)
+    if key is None:
+        raise ValueError(f"{name} can't be swept: it has neither of the keys {', '.join(PLACES)}")
+    typed, points = set(map(written, parsed(config.hydra.overrides.task))), []
+    for overrides in job_overrides:
+        swept = dict(override.split("=", 1) for override in overrides if override not in typed)
+        folder = Path(config.hydra.sweep.dir) / label_of(swept)
+        place = f"{key}={quoted(PLACES[key].format(folder))}"
+        command = [f"ldm.{name}", *overrides, place, "hydra.mode=RUN"]
+        points.append(Point(folder=folder, swept=swept, command=command))
+    labels = Counter(point.label for point in points)
+    label, count = labels.most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} points of the sweep are called {label}: give each value once")
+    for point in points:
+        point.save()
+    return points
+
+
+def parsed(arguments: Iterable[str]) -> list[Override]:
+    """Overrides of a command line."""
+    return OverridesParser.create().parse_overrides(list(arguments))
+
+
+def written(override: Override) -> str:
+    """An override in the form in which sweepers hand it on."""
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar takes it, whatever is in it."""
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def label_of(swept: Mapping[str, Any]) -> str:
+    """Name of a point's folder: its settings, in letters that need no quotes anywhere."""
+    text = "__".join(f"{key.lstrip('+')}_{value}" for key, value in swept.items())
+    return re.sub(r"[^\w.-]+", "_", text)[:200] or "point"
+
+
+def read_points(folder: Path) -> list[Point]:
+    """Points that were started below a folder, in the order of their labels.
+
+    Raises:
+        ValueError: there is none, or a record that can't be read.
+    """
+    points = [read_point(path) for path in sorted(folder.glob(f"*/{RECORD}"))]
+    if not points:
+        raise ValueError(f"there is no sweep at {folder}: start one with python -m ldm.train +sweep=<name>")
+    return points
+
+
+def read_point(path: Path) -> Point:
+    """The point of a record.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Point(folder=path.parent, swept=record["swept"], command=record["command"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a point's record ({error!r}): start the sweep again") from error

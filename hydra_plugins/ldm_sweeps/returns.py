@@ -1,0 +1,31 @@
+"""What launchers tell sweepers: whether a point has done what it was started for."""
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from hydra_plugins.ldm_sweeps.points import Point
+
+
+def returned(points: Sequence[Point], *, words: str) -> list[JobReturn]:
+    """One return a point; of those that aren't finished it is an error that names them all.
+
+    Args:
+        words: where a reader finds what went wrong.
+    """
+    unfinished = [point.label for point in points if not point.finished]
+    error = ValueError(
+        f"{len(unfinished)} of {len(points)} points did not finish: {'; '.join(unfinished)}; {words}; "
+        "the same command goes on with them"
+    )
+    return [_return(point, None if point.finished else error) for point in points]
+
+
+def submitted(points: Sequence[Point]) -> list[JobReturn]:
+    """Returns of points that run later and elsewhere."""
+    return [_return(point, None) for point in points]
+
+
+def _return(point: Point, error: ValueError | None) -> JobReturn:
+    status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
+    return JobReturn(overrides=point.command[1:], status=status, _return_value=error)

@@ -1,0 +1,98 @@
+"""A launcher that submits the points of a sweep as one array of SLURM jobs."""
+
+import hashlib
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from hydra_plugins.ldm_sweeps.points import Point, points_of
+from hydra_plugins.ldm_sweeps.returns import returned, submitted
+
+SCRIPT = Path("slurm") / "sweep.sbatch"
+
+
+class SlurmLauncher(Launcher):
+    """Points as tasks of a job array; each is requeued before its limit and goes on, as any training here.
+
+    Args:
+        options: of sbatch, as they are typed: `['--partition=gpu','--time=4:00:00']`.
+        parallel: how many tasks run at once; null leaves that to SLURM.
+        wait: whether to return only when the array has left the queue, as a sweeper that learns needs it.
+        poll: seconds between two looks at the queue.
+
+    Raises:
+        ValueError: `parallel` or `poll` that isn't above 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        options: Sequence[str] = (),
+        parallel: int | None = None,
+        wait: bool = False,
+        poll: float = 10.0,
+    ) -> None:
+        if parallel is not None and parallel < 1:
+            raise ValueError(f"hydra.launcher.parallel={parallel} must be at least 1, or null")
+        if not poll > 0:
+            raise ValueError(f"hydra.launcher.poll={poll} must be above 0 seconds")
+        self.options, self.parallel, self.wait, self.poll = list(options), parallel, wait, poll
+        self.config: DictConfig | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        points = points_of(self.config, job_overrides)
+        waiting = [point for point in points if not point.finished]
+        if waiting:
+            job = self.submit(waiting, folder)
+            print(f"{folder}: job {job}, an array of {len(waiting)} of {len(points)} points", flush=True)
+            if not self.wait:
+                print(f"when it is done: python -m experiments.sweeps folder={folder}")
+                return submitted(points)
+            while in_queue(job):
+                time.sleep(self.poll)
+        return returned(points, words=f"what they said is in {folder}/slurm-*.out")
+
+    def submit(self, points: Sequence[Point], folder: Path) -> str:
+        """Submits the array; returns its job id.
+
+        Raises:
+            ValueError: sbatch is not there or refuses; the sentence has its words.
+        """
+        text = "".join(f"{point.folder}\n" for point in points)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        listed = folder / f"points-{digest[:8]}.txt"  # by content: the list of a job that waits never changes
+        listed.write_text(text)
+        tasks = f"0-{len(points) - 1}" + (f"%{self.parallel}" if self.parallel else "")
+        command = ["sbatch", "--parsable", f"--array={tasks}", f"--output={folder}/slurm-%A_%a.out"]
+        try:
+            done = subprocess.run(
+                [*command, *self.options, str(SCRIPT), str(listed)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        except FileNotFoundError:
+            raise ValueError("there is no sbatch here: take hydra/launcher=local, which needs none") from None
+        except subprocess.CalledProcessError as error:
+            raise ValueError(f"sbatch refuses the sweep ({' '.join(error.stderr.split())})") from None
+        return done.stdout.strip().partition(";")[0]
+
+
+def in_queue(job: str) -> bool:
+    """Whether any task of a job is pending or running."""
+    command = ["squeue", "--noheader", f"--jobs={job}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:  # a controller that doesn't answer knows nothing of the job's end
+        return "Invalid job id" not in done.stderr
+    return bool(done.stdout.strip())

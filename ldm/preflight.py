@@ -1,0 +1,132 @@
+"""What a job is checked for before its processes start: `python -m ldm.preflight +experiment=<name>`.
+
+It takes the arguments of ldm.train. One process builds what the training would build, and compares it with
+the machine: data, codec, tasks, disk. What would fail on every node, perhaps after hours in a queue, is
+refused here in a sentence.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ldm.config import build, entry, plain
+
+GB = 2**30
+STATES = 3  # that lie beside each other at most: two that are kept, and the one that is being written
+COPIES = 4  # a parameter's share of a state: its value, its average and the optimizer's two moments
+PROBE = 2**20  # bytes
+
+
+@entry("train")
+def main(config: DictConfig) -> None:
+    """Refuses a training that can't succeed, or says what it takes."""
+    check_tasks(
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.get("num_nodes", 1),
+        accelerator=config.trainer.accelerator,
+        environment=os.environ,
+    )
+    check_writable(Path(config.runs))
+    from ldm.start import check_start  # Lightning, which what is refused above needn't wait for
+
+    stage = build(config.model.stage)
+    build(config.model.datamodule)
+    check_start(stage, plain(config))
+    num_bytes = sum(p.numel() * p.element_size() for p in stage.parameters())
+    need = (STATES * COPIES + 1) * num_bytes  # the one is the bundle
+    free = free_bytes(Path(config.runs))
+    check_disk(Path(config.runs), need=need, free=free)
+    print(f"{config.name} can start: it writes {need / GB:.2f} GB, {config.runs} has {free / GB:.1f} GB free")
+
+
+def check_tasks(*, devices: object, num_nodes: int, accelerator: str, environment: Mapping[str, str]) -> None:
+    """Compares a trainer with what SLURM gives the job, one task a device; elsewhere there is nothing to say.
+
+    Raises:
+        ValueError: tasks without their number a node, or another number than devices, nodes or GPUs.
+    """
+    if "SLURM_JOB_ID" not in environment:
+        return
+    nodes, tasks = int(environment.get("SLURM_NNODES", 1)), tasks_a_node(environment)
+    gpus = None if accelerator == "cpu" else gpus_a_node(environment)
+    if gpus is not None and gpus != tasks:
+        raise ValueError(
+            f"--ntasks-per-node={tasks} but {gpus} GPUs a node: one task has one GPU, submit with "
+            f"--ntasks-per-node={gpus} or --gpus-per-node={tasks}"
+        )
+    if isinstance(devices, int) and devices > 0 and devices != tasks:
+        raise ValueError(
+            f"trainer.devices={devices} but --ntasks-per-node={tasks}: one task has one device, submit with "
+            f"--ntasks-per-node={devices} or leave trainer.devices out"
+        )
+    if num_nodes != nodes:
+        raise ValueError(
+            f"trainer.num_nodes={num_nodes} but --nodes={nodes}: submit with --nodes={num_nodes} or leave "
+            "trainer.num_nodes out"
+        )
+
+
+def tasks_a_node(environment: Mapping[str, str]) -> int:
+    """Tasks on each node of the job.
+
+    Raises:
+        ValueError: several tasks of which SLURM wasn't told how many go to a node.
+    """
+    if "SLURM_NTASKS_PER_NODE" in environment:
+        return int(environment["SLURM_NTASKS_PER_NODE"])
+    tasks = int(environment.get("SLURM_NTASKS", 1))
+    if tasks > 1:
+        raise ValueError(
+            f"--ntasks={tasks} doesn't say how many tasks a node has: submit with --ntasks-per-node"
+        )
+    return tasks
+
+
+def gpus_a_node(environment: Mapping[str, str]) -> int | None:
+    """GPUs of the job on this node; None where it asked for none, or SLURM doesn't know."""
+    number = environment.get("SLURM_GPUS_ON_NODE", "")
+    return int(number) if number.isdecimal() and number != "0" else None
+
+
+def check_writable(folder: Path) -> None:
+    """Writes a mebibyte into a folder and takes it away: a quota can be full where a disk is not.
+
+    Raises:
+        ValueError: that can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"\0" * PROBE)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise ValueError(
+            f"runs={folder} can't be written ({error.strerror}): make room there, or name another folder "
+            "with runs="
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def check_disk(folder: Path, *, need: int, free: int) -> None:
+    """Compares what a training writes with what is free.
+
+    Raises:
+        ValueError: there is less.
+    """
+    if need > free:
+        raise ValueError(
+            f"runs={folder} has {free / GB:.2f} GB free and this training writes {need / GB:.2f} GB of "
+            "states and bundle: make room there, or name another folder with runs="
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""A few of the ends that `python -m benchmarks.chaos` brings about by the hundred."""
+
+import json
+import shutil
+
+import pytest
+
+from benchmarks.chaos import saver
+from benchmarks.chaos.__main__ import KINDS, main, run
+from benchmarks.chaos.disk import damage, flip
+from benchmarks.chaos.kills import kill
+from ldm.checkpoints import store
+
+FAST = {"saves", "disk"}  # of the resumes, those of one process are in tests/stages/test_resume.py
+CHOSEN = {"SIGKILL to a training", "SIGTERM to a training", "two ranks, SIGTERM to one"}
+SHARE = [kind for kind in KINDS if kind.area in FAST or kind.name in CHOSEN]
+
+
+def test_the_long_form_is_long_enough():
+    tries = {kind.name: kind.tries[0] for kind in KINDS}
+    assert tries["SIGKILL at any moment"] + tries["SIGKILL inside a save"] >= 300
+    assert tries["SIGKILL inside a save"] >= 100
+    assert tries["SIGKILL to a training"] >= 30
+
+
+@pytest.mark.parametrize("kind", SHARE, ids=lambda kind: kind.name)
+def test_nothing_is_lost(kind):
+    verdict = run(kind, kind.tries[1])
+    assert verdict.failures == []
+    assert verdict.lost <= verdict.interval
+    assert verdict.tries >= kind.tries[1] or "lines" in verdict.says
+
+
+def test_the_command_prints_a_table_and_writes_results(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "chaos.json"
+    monkeypatch.setattr("sys.argv", ["chaos", "--short", "--area", "disk", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "| disk | one bit flipped | 8 | 0 | 1 of 1 |" in capsys.readouterr().out
+    document = json.loads(out.read_text())
+    assert {row["name"] for row in document["results"]} >= {"disk full", "folder read-only", "file cut"}
+    assert document["provenance"]["commit"]
+
+
+def test_a_saver_that_removes_the_old_state_first_is_noticed(monkeypatch, tmp_path):
+    def careless(root, step, write, *, keep):
+        shutil.rmtree(root, ignore_errors=True)
+        return store.save_state(root, step, write, keep=keep)
+
+    monkeypatch.setattr(saver, "save_state", careless)
+    assert any("there is no state" in sentence for sentence in kill(tmp_path, 6, inside=True).failures)
+
+
+def test_a_manifest_that_is_not_looked_at_is_noticed(monkeypatch, tmp_path):
+    monkeypatch.setattr(store, "is_whole", lambda folder: (folder / "state.ckpt").is_file())
+    failures = damage(flip, tmp_path, 6).failures
+    assert any("was taken" in sentence for sentence in failures)

@@ -1,0 +1,191 @@
+"""Two ranks with a batch each train as one rank does with the batch of both."""
+
+from functools import partial
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.strategies import DDPStrategy
+from torch.testing import assert_close
+
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.gradients import Gradients
+from ldm.callbacks.sample_grid import SampleGrid
+from ldm.construct import construct
+from ldm.data.datamodule import PictureData
+from ldm.data.latents import LatentData
+from ldm.distributed import world_size
+from ldm.models.clip import CLIP
+from ldm.models.discriminator import PatchDiscriminator
+from ldm.stages.autoencoder import AutoencoderStage
+from ldm.stages.clip import ContrastiveStage
+from ldm.stages.optim import warmup_constant
+
+BATCH = 8  # of all ranks together
+IMAGE_ENCODER = {
+    "_target_": "ldm.models.clip.VisionTransformer",
+    "image_size": 16,
+    "patch_size": 8,
+    "width": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "embed_dim": 8,
+}
+
+
+class FirstGradients(Callback):
+    """The first gradients of each parameter, as its optimizer gets them."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        used = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in pl_module.named_parameters():
+            if id(parameter) in used and name not in self.found:
+                self.found[name] = parameter.grad.clone()
+
+
+@pytest.fixture
+def train(make_trainer, emoji, codec):
+    """`train(stage, steps=...)`: its first gradients and last weights, trained on the batch of all ranks."""
+
+    def run(stage, *callbacks, steps=1, **options):
+        count = world_size()
+        several = {"devices": count, "strategy": DDPStrategy()} if count > 1 else {}
+        data = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
+        first = FirstGradients()
+        settings = {"precision": "32-true"} | several | options
+        make_trainer(steps, first, *callbacks, **settings).fit(
+            stage, datamodule=LatentData(pictures=data) if hasattr(stage, "codec") else data
+        )
+        return [first.found, {name: p.detach().clone() for name, p in stage.named_parameters()}]
+
+    return run
+
+
+@pytest.fixture
+def clip_stage(specs, tokenizer):
+    def make() -> ContrastiveStage:
+        torch.manual_seed(4)
+        net = CLIP(text=construct(specs["text_encoder"]), image=construct(IMAGE_ENCODER))
+        return ContrastiveStage(
+            net=net, tokenizer=tokenizer, optimizer=partial(torch.optim.SGD, lr=0.1), decay=lambda step: 1.0
+        )
+
+    return make
+
+
+@pytest.fixture
+def adversarial_stage(build_network, specs):
+    def make() -> AutoencoderStage:
+        net = build_network(specs["autoencoder"], 11)
+        torch.manual_seed(1)
+        return AutoencoderStage(
+            net=net,
+            optimizer=partial(torch.optim.SGD, lr=0.1),
+            decay=partial(warmup_constant, warmup=1),
+            kl_weight=1e-4,
+            discriminator=PatchDiscriminator(channels=4, layers=1),
+            seed=2,
+        )
+
+    return make
+
+
+def assert_same(ours, theirs) -> None:
+    """Equal to 1e-6, values being of the order of 0.1."""
+    assert max(value.abs().max().item() for value in theirs.values()) > 0.01
+    assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_denoiser_gets_the_same_gradients_and_draws_the_same(train, diffusion_stage, ranks, accumulated):
+    def act(rank):
+        stage = diffusion_stage(decay=lambda step: 1.0)
+        stage.optimizer = partial(torch.optim.SGD, lr=0.1)
+        trained = train(stage, steps=3, accumulate_grad_batches=accumulated)
+        return [*trained, stage.pipeline().latents(["a cat", "red apple"], [1, 2])]
+
+    alone, together = act(0), ranks(act)
+    for gradients, weights, latents in together:
+        assert_same(gradients, alone[0])
+        assert_same(weights, alone[1])
+        assert_close(latents, alone[2], rtol=0, atol=1e-5)
+    assert all(torch.equal(together[0][1][name], value) for name, value in together[1][1].items())
+
+
+def test_clip_gets_the_gradients_of_one_big_batch(train, clip_stage, ranks):
+    alone, together = train(clip_stage()), ranks(lambda rank: train(clip_stage()))
+    assert "net.logit_scale" in alone[0]
+    for gradients, _ in together:
+        assert_same(gradients, alone[0])
+
+
+def test_an_autoencoder_and_its_adversary_get_the_same_gradients(train, adversarial_stage, ranks):
+    alone, together = train(adversarial_stage()), ranks(lambda rank: train(adversarial_stage()))
+    assert {name.partition(".")[0] for name in alone[0]} == {"net", "discriminator"}
+    for gradients, weights in together:
+        assert_same(gradients, alone[0])
+        assert_same(weights, alone[1])
+
+
+@pytest.mark.parametrize("where", ["data", "gradient"])
+def test_all_ranks_refuse_the_step_at_which_one_is_not_finite(train, diffusion_stage, ranks, tmp_path, where):
+    class Poison(Callback):
+        """One value of the second rank that is no number, at the third batch."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            self.due = batch_idx == 2 and trainer.global_rank == 1
+            if self.due and where == "data":
+                batch["mean"].view(-1)[7] = float("nan")
+
+        def on_train_start(self, trainer, pl_module) -> None:
+            if where == "gradient":
+                pl_module.net.conv_out.weight.register_hook(lambda g: g * (float("inf") if self.due else 1))
+
+    class Kept(Callback):
+        """The weights after the last step that was taken."""
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            self.step = trainer.global_step
+            self.weights = [p.detach().clone() for p in pl_module.parameters()]
+
+    def act(rank):
+        stage, kept = diffusion_stage(), Kept()
+        refusing = Gradients(clip=1.0, folder=str(tmp_path))
+        try:
+            train(stage, EMA(decay=0.5), refusing, Poison(), kept, steps=6)
+        except FloatingPointError as error:
+            same = all(torch.equal(a, b) for a, b in zip(kept.weights, stage.parameters(), strict=True))
+            return [str(error), kept.step, same, stage.trainer.global_step]
+
+    found = ranks(act)
+    record = (tmp_path / "refused.json").read_text()
+    for message, kept, same, step in found:
+        assert message.startswith("step 2: the gradients are not finite")
+        assert "positions 16 to 23" in message
+        assert ("the loss is not finite on ranks [1]" in message) == (where == "data")
+        assert (kept, same, step) == (2, True, 2)
+    assert '"step": 2' in record
+    assert record.count('"keys"') == 2
+    assert ('"nan"' in record) == (where == "data")
+
+
+def test_a_sheet_is_drawn_by_all_ranks(diffusion_stage, ranks, tmp_path, make_trainer, emoji, codec):
+    def act(rank):
+        count = world_size()
+        grid = SampleGrid(prompts=["a cat", "red apple"], seeds=[3], folder=str(tmp_path / str(count)))
+        several = {"devices": count, "strategy": DDPStrategy()} if count > 1 else {}
+        data = LatentData(pictures=PictureData(root=str(emoji), size=16, batch_size=2, seed=3))
+        trainer = make_trainer(
+            1, grid, limit_val_batches=1, val_check_interval=1, precision="32-true", **several
+        )
+        stage = diffusion_stage(decay=lambda step: 0.0)
+        trainer.fit(stage, datamodule=data)
+
+    act(0)
+    for count in (2, 3):  # one rank each, and one without a share
+        ranks(act, count)
+        drawn, alone = ((tmp_path / name / "step=000001.png").read_bytes() for name in (str(count), "1"))
+        assert drawn == alone
