@@ -31,7 +31,7 @@ demo: setup  ## train CLIP, VAE and U-Net on emoji, draw, evaluate: 25 minutes o
 	@echo "bundle:   $$(ls -d $(DEMO)/*/bundle | tail -n 1)"
 
 test: setup  ## the whole suite, under 10 minutes on 2 cores
-	$(LDM) pytest
+	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile
 
 check: setup  ## ruff, mypy --strict on the core, import contracts
 	$(LDM) ruff check .

@@ -73,8 +73,11 @@ def check_options(config: DictConfig) -> None:
 
 def fetch_weights(names: Iterable[str]) -> None:
     """Downloads what feature networks with these names need, on a machine that has a network."""
-    from ldm.metrics.weights import KNOWN, fetch
+    from ldm.metrics.weights import KNOWN, describe, fetch
 
+    names = list(names)
+    if wanted := [name for name in names if name in KNOWN]:
+        print(describe(wanted), flush=True)  # with size and licence, before the first byte comes
     for name in names:
         print(f"{name}: {fetch(name) if name in KNOWN else 'nothing to fetch, its weights are installed'}")
 

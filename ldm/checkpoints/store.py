@@ -13,10 +13,8 @@ from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.durable import discard, fsync, make_folder, publish, replace_text, sweep, temporary
+from ldm.checkpoints.durable import discard, make_folder, publish, replace_text, sweep, temporary
 from ldm.data.index import hash_file
-
-__all__ = ["discard_damaged", "fsync", "is_whole", "newest_state", "save_state"]
 
 STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
 NAME = re.compile(r"step=(\d{8})")

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from ldm.checkpoints.durable import fsync
 from ldm.checkpoints.provenance import command, environment, git_state
-from ldm.checkpoints.store import fsync
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.rows import Row, SetResult
 from ldm.evaluation.subject import Subject
