@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.checkpoints.diffusers import unet_rules
-from ldm.checkpoints.keymap import shapes, translate
 from ldm.construct import construct
+from ldm.exchange.diffusers import unet_rules
+from ldm.exchange.keymap import shapes, translate
 from ldm.models.attention import TransformerSpec
 from ldm.models.unet import UNet
 

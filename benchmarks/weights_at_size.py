@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.checkpoints.bundle import Part
-from ldm.checkpoints.clip_import import import_openclip
-from ldm.checkpoints.diffusers_folder import import_network
-from ldm.checkpoints.hub import Source
-from ldm.checkpoints.weights import Weights
 from ldm.construct import construct
+from ldm.exchange.clip_import import import_openclip
+from ldm.exchange.diffusers_folder import import_network
+from ldm.exchange.hub import Source
+from ldm.exchange.weights import Weights
 
 LATENTS = 16  # side; the weights do not know it
 VAE_LEVELS = {

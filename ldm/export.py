@@ -25,10 +25,10 @@ def import_foreign(config: DictConfig) -> None:
     """Writes the bundle of whatever `from` names."""
     import torch
 
-    from ldm.checkpoints.architecture import Architecture
-    from ldm.checkpoints.hub import locate
-    from ldm.checkpoints.importing import import_weights
-    from ldm.checkpoints.schedulers import STABLE_DIFFUSION_SAMPLING
+    from ldm.exchange.architecture import Architecture
+    from ldm.exchange.hub import locate
+    from ldm.exchange.importing import import_weights
+    from ldm.exchange.schedulers import STABLE_DIFFUSION_SAMPLING
 
     options = plain(config)
     channels = options["autoencoder"]["latent_channels"]
@@ -57,7 +57,7 @@ def export_bundle(config: DictConfig) -> None:
     import torch
 
     from ldm.checkpoints.bundle import Bundle
-    from ldm.checkpoints.exporting import open_export, write_diffusers, write_single_file
+    from ldm.exchange.exporting import open_export, write_diffusers, write_single_file
 
     options = {name: plain(config).get(name) for name in ("sampler", "steps")}
     export = open_export(Bundle.open(config.bundle), options)

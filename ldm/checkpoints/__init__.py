@@ -1,1 +1,1 @@
-"""Weights in and out: bundles, training states, foreign dialects."""
+"""What is kept: bundles, runs and training states."""

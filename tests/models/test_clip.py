@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import yaml
 from torch.testing import assert_close
 
-from ldm.checkpoints.clip import clip_rules
-from ldm.checkpoints.keymap import shapes, translate
 from ldm.construct import construct
+from ldm.exchange.clip import clip_rules
+from ldm.exchange.keymap import shapes, translate
 from ldm.models.attention import attend
 from ldm.models.clip import (
     CLIP,

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL as Reference
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
-from ldm.checkpoints.diffusers import vae_rules
-from ldm.checkpoints.keymap import shapes, translate
+from ldm.exchange.diffusers import vae_rules
+from ldm.exchange.keymap import shapes, translate
 from ldm.models.vae import AutoencoderKL, Posterior
 
 CONF = Path(__file__).parents[2] / "conf" / "autoencoder"

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.architecture import CONFIGS, from_configs
-from ldm.checkpoints.clip_configs import hf_text_spec
-from ldm.checkpoints.clip_import import import_transformers, own_tokenizer
-from ldm.checkpoints.diffusers import has_early_names, unet_rules, vae_rules
-from ldm.checkpoints.diffusers_configs import unet_spec, vae_latents, vae_spec
-from ldm.checkpoints.fields import Fields, read_json
-from ldm.checkpoints.imported import Imported, files_of, read_parts
-from ldm.checkpoints.text_states import text_fit
-from ldm.checkpoints.vocabulary import read_vocabulary
-from ldm.checkpoints.weights import Fit, Weights
+from ldm.exchange.architecture import CONFIGS, from_configs
+from ldm.exchange.clip_configs import hf_text_spec
+from ldm.exchange.clip_import import import_transformers, own_tokenizer
+from ldm.exchange.diffusers import has_early_names, unet_rules, vae_rules
+from ldm.exchange.diffusers_configs import unet_spec, vae_latents, vae_spec
+from ldm.exchange.fields import Fields, read_json
+from ldm.exchange.imported import Imported, files_of, read_parts
+from ldm.exchange.text_states import text_fit
+from ldm.exchange.vocabulary import read_vocabulary
+from ldm.exchange.weights import Fit, Weights
 
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")

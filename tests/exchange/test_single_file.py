@@ -11,13 +11,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.checkpoints import compvis
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.diffusers_configs import unet_config, vae_config
-from ldm.checkpoints.exporting import open_export, write_single_file
-from ldm.checkpoints.keymap import reverse, shapes, translate
-from ldm.checkpoints.transformers import text_rules
-from ldm.checkpoints.weights import expected_shapes
+from ldm.exchange import compvis
+from ldm.exchange.diffusers_configs import unet_config, vae_config
+from ldm.exchange.exporting import open_export, write_single_file
+from ldm.exchange.keymap import reverse, shapes, translate
+from ldm.exchange.transformers import text_rules
+from ldm.exchange.weights import expected_shapes
 
 CONF = Path(__file__).parents[2] / "conf"
 PARTS = ("backbone", "autoencoder", "text_encoder")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm.checkpoints.keymap import rename
-from ldm.checkpoints.pickles import Inert, scripted_tensors
-from ldm.checkpoints.weights import Fit, Weights
+from ldm.exchange.keymap import rename
+from ldm.exchange.pickles import Inert, scripted_tensors
+from ldm.exchange.weights import Fit, Weights
 
 SPEC = {"_target_": "ldm.models.blocks.Downsample", "channels": 3, "pad_all_around": True}
 RULES = [rename("down.*", "conv.*")]

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import CLIPTextModel
 
-from ldm.checkpoints.architecture import from_configs
 from ldm.checkpoints.bundle import SHIPPED, Bundle, Part, write_bundle
-from ldm.checkpoints.exporting import open_export, write_diffusers
-from ldm.checkpoints.fields import Fields
-from ldm.checkpoints.hub import locate
 from ldm.checkpoints.pipeline import open_pipeline
-from ldm.checkpoints.weights import expected_shapes
 from ldm.config import CONF
+from ldm.exchange.architecture import from_configs
+from ldm.exchange.exporting import open_export, write_diffusers
+from ldm.exchange.fields import Fields
+from ldm.exchange.hub import locate
+from ldm.exchange.weights import expected_shapes
 from ldm.pipeline import SeededNoise
 
 FILES = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")

@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm.checkpoints.bundle import Part
-from ldm.checkpoints.clip import clip_rules
-from ldm.checkpoints.clip_configs import (
+from ldm.exchange.clip import clip_rules
+from ldm.exchange.clip_configs import (
     hf_text_spec,
     hf_vision_spec,
     openclip_config,
     openclip_specs,
 )
-from ldm.checkpoints.fields import MAX_WIDTH, Fields
-from ldm.checkpoints.hub import Source
-from ldm.checkpoints.imported import Imported, read_parts
-from ldm.checkpoints.keymap import Rule, rename
-from ldm.checkpoints.transformers import COUNTERS, text_rules, vision_rules
-from ldm.checkpoints.weights import Fit, Weights
+from ldm.exchange.fields import MAX_WIDTH, Fields
+from ldm.exchange.hub import Source
+from ldm.exchange.imported import Imported, read_parts
+from ldm.exchange.keymap import Rule, rename
+from ldm.exchange.transformers import COUNTERS, text_rules, vision_rules
+from ldm.exchange.weights import Fit, Weights
 from ldm.tokenizers import CLIP_VOCAB_SIZE, Tokenizer, clip_bpe
 
 # what TorchScript files keep beside the weights: three numbers in OpenAI's, the causal mask in open_clip's

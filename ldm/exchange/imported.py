@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ldm.checkpoints.bundle import Part, write_bundle
-from ldm.checkpoints.hub import Source
 from ldm.checkpoints.provenance import git_state
-from ldm.checkpoints.weights import Fit
 from ldm.data.index import hash_file
+from ldm.exchange.hub import Source
+from ldm.exchange.weights import Fit
 from ldm.tokenizers import Tokenizer
 
 

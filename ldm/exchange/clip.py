@@ -1,6 +1,6 @@
 """Names of open_clip's CLIP (and OpenAI's own) against ours."""
 
-from ldm.checkpoints.keymap import Rule, rename, transpose
+from ldm.exchange.keymap import Rule, rename, transpose
 
 BLOCK = {
     "ln_1.*": "norm1.*",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.checkpoints.transformers import COUNTERS, text_prefix, text_rules
-from ldm.checkpoints.weights import Fit, Weights
+from ldm.exchange.transformers import COUNTERS, text_prefix, text_rules
+from ldm.exchange.weights import Fit, Weights
 
 STATES = ("last", "penultimate")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from ldm.checkpoints.clip import clip_rules
-from ldm.checkpoints.keymap import reverse, shapes, translate
 from ldm.construct import construct
+from ldm.exchange.clip import clip_rules
+from ldm.exchange.keymap import reverse, shapes, translate
 from ldm.models.clip import CLIP
 
 CONF = Path(__file__).parents[2] / "conf"

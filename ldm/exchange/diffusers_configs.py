@@ -6,8 +6,8 @@ What our networks don't have is refused by the field's name; what diffusers does
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.checkpoints.arguments import arguments, refuse_options
-from ldm.checkpoints.fields import MAX_DEPTH, MAX_WIDTH, Fields
+from ldm.exchange.arguments import arguments, refuse_options
+from ldm.exchange.fields import MAX_DEPTH, MAX_WIDTH, Fields
 
 UNET = "ldm.models.unet.UNet"
 AUTOENCODER = "ldm.models.vae.AutoencoderKL"

@@ -10,13 +10,13 @@
 
 from collections.abc import Callable
 
-from ldm.checkpoints.architecture import Architecture
-from ldm.checkpoints.clip_import import import_openclip, is_openclip
-from ldm.checkpoints.diffusers_folder import import_network, import_pipeline, is_pipeline
-from ldm.checkpoints.hub import Source
-from ldm.checkpoints.imported import Imported
-from ldm.checkpoints.single_file import import_single_file, is_single_file
-from ldm.checkpoints.weights import Weights
+from ldm.exchange.architecture import Architecture
+from ldm.exchange.clip_import import import_openclip, is_openclip
+from ldm.exchange.diffusers_folder import import_network, import_pipeline, is_pipeline
+from ldm.exchange.hub import Source
+from ldm.exchange.imported import Imported
+from ldm.exchange.single_file import import_single_file, is_single_file
+from ldm.exchange.weights import Weights
 from ldm.tokenizers import Tokenizer
 
 

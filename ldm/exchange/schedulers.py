@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.checkpoints.arguments import arguments
-from ldm.checkpoints.fields import Fields
+from ldm.exchange.arguments import arguments
+from ldm.exchange.fields import Fields
 
 DIFFUSION = "ldm.diffusion"
 PROCESS = f"{DIFFUSION}.process.Process"

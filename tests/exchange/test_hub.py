@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.checkpoints.hub import locate
+from ldm.exchange.hub import locate
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ldm.checkpoints import compvis
-from ldm.checkpoints.architecture import CONFIGS, Architecture, from_configs
-from ldm.checkpoints.fields import MAX_BYTES, Fields
-from ldm.checkpoints.imported import Imported, read_parts
-from ldm.checkpoints.text_states import text_fit
-from ldm.checkpoints.weights import Fit, Weights
+from ldm.exchange import compvis
+from ldm.exchange.architecture import CONFIGS, Architecture, from_configs
+from ldm.exchange.fields import MAX_BYTES, Fields
+from ldm.exchange.imported import Imported, read_parts
+from ldm.exchange.text_states import text_fit
+from ldm.exchange.weights import Fit, Weights
 from ldm.tokenizers import Tokenizer
 
 HEADER = "ldm"  # the key in a safetensors header

@@ -6,8 +6,8 @@ levels from fine to coarse; so these tables are made for a number of levels and 
 
 from collections.abc import Callable, Sequence
 
-from ldm.checkpoints.diffusers import transformer_rules
-from ldm.checkpoints.keymap import Rule, linear, merge, rename
+from ldm.exchange.diffusers import transformer_rules
+from ldm.exchange.keymap import Rule, linear, merge, rename
 
 BACKBONE, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 TEXT_ENCODER = "cond_stage_model.transformer."

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from ldm.checkpoints.keymap import Rule, linear, merge, rename
+from ldm.exchange.keymap import Rule, linear, merge, rename
 
 RESNET = {
     "norm1": "norm_in",

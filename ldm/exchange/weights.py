@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm.checkpoints.bundle import Part
-from ldm.checkpoints.keymap import Rule, shapes, translate
-from ldm.checkpoints.pickles import is_torch_file, read_pickle
 from ldm.construct import construct
+from ldm.exchange.keymap import Rule, shapes, translate
+from ldm.exchange.pickles import is_torch_file, read_pickle
 
 DTYPES = {
     "F64": torch.float64,

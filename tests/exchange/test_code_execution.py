@@ -24,7 +24,7 @@ import numpy
 import pytest
 import torch
 
-from ldm.checkpoints.pickles import SCRIPTED
+from ldm.exchange.pickles import SCRIPTED
 
 # name -> (callable, its arguments, where the canary's path stands): each leaves something at the path
 CANARIES = {

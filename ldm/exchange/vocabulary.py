@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from ldm.checkpoints.fields import MAX_BYTES, MAX_WIDTH, Fields, read_json
+from ldm.exchange.fields import MAX_BYTES, MAX_WIDTH, Fields, read_json
 from ldm.tokenizers import Merge, Tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ldm.checkpoints import schedulers
-from ldm.checkpoints.clip_configs import hf_text_config, hf_text_spec
-from ldm.checkpoints.diffusers_configs import unet_config, unet_spec, vae_config, vae_latents, vae_spec
-from ldm.checkpoints.fields import Fields
+from ldm.exchange import schedulers
+from ldm.exchange.clip_configs import hf_text_config, hf_text_spec
+from ldm.exchange.diffusers_configs import unet_config, unet_spec, vae_config, vae_latents, vae_spec
+from ldm.exchange.fields import Fields
 
 Config = dict[str, Any]
 CONFIGS = ("unet", "vae", "text_encoder", "scheduler")

@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoints import compvis
-from ldm.checkpoints.architecture import Architecture, to_configs
 from ldm.checkpoints.bundle import Bundle, BundleError
-from ldm.checkpoints.card import model_card
-from ldm.checkpoints.diffusers import unet_rules, vae_rules
-from ldm.checkpoints.keymap import Rule, reverse, translate
-from ldm.checkpoints.latent_scale import folded, has_one_scale
 from ldm.checkpoints.pipeline import sampling_nodes
-from ldm.checkpoints.placing import placed
-from ldm.checkpoints.single_file import header
-from ldm.checkpoints.transformers import text_rules
-from ldm.checkpoints.vocabulary import END, padding, write_vocabulary
+from ldm.exchange import compvis
+from ldm.exchange.architecture import Architecture, to_configs
+from ldm.exchange.card import model_card
+from ldm.exchange.diffusers import unet_rules, vae_rules
+from ldm.exchange.keymap import Rule, reverse, translate
+from ldm.exchange.latent_scale import folded, has_one_scale
+from ldm.exchange.placing import placed
+from ldm.exchange.single_file import header
+from ldm.exchange.transformers import text_rules
+from ldm.exchange.vocabulary import END, padding, write_vocabulary
 from ldm.tokenizers import Tokenizer
 
 Config = dict[str, Any]

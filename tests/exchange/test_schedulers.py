@@ -6,10 +6,10 @@ import torch
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
-from ldm.checkpoints.fields import Fields
-from ldm.checkpoints.schedulers import process_spec, sampling_spec, scheduler_config
 from ldm.config import CONF
 from ldm.construct import construct
+from ldm.exchange.fields import Fields
+from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
 
 
 def option(group: str, name: str):

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.arguments import arguments
-from ldm.checkpoints.fields import MAX_DEPTH, MAX_WIDTH, Fields, read_json
+from ldm.exchange.arguments import arguments
+from ldm.exchange.fields import MAX_DEPTH, MAX_WIDTH, Fields, read_json
 from ldm.models import clip
 
 TEXT = "ldm.models.clip.TextTransformer"

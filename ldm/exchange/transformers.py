@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ldm.checkpoints.keymap import Rule, merge, rename
+from ldm.exchange.keymap import Rule, merge, rename
 
 LAYER = {
     "layer_norm1.*": "norm1.*",

@@ -10,8 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from ldm.checkpoints.clip_configs import openclip_config, openclip_specs
 from ldm.construct import construct
+from ldm.exchange.clip_configs import openclip_config, openclip_specs
 
 TOWERS = {
     "embed_dim": 8,

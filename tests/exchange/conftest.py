@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.checkpoints.architecture import CONFIGS, from_configs
-from ldm.checkpoints.fields import Fields
-from ldm.checkpoints.hub import locate
-from ldm.checkpoints.importing import import_weights
-from ldm.checkpoints.vocabulary import write_vocabulary
+from ldm.exchange.architecture import CONFIGS, from_configs
+from ldm.exchange.fields import Fields
+from ldm.exchange.hub import locate
+from ldm.exchange.importing import import_weights
+from ldm.exchange.vocabulary import write_vocabulary
 from ldm.tokenizers import Tokenizer
 
 UNET = {

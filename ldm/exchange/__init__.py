@@ -1,0 +1,1 @@
+"""Weights of others: their files and configs as bundles, and bundles as theirs."""
