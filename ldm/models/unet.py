@@ -17,7 +17,7 @@ from ldm.models.attention import (
     SpatialTransformer,
     TransformerSpec,
 )
-from ldm.models.blocks import Downsample, ResnetBlock, Upsample, level_widths, zero
+from ldm.models.blocks import Downsample, ResnetBlock, Upsample, check_divides, level_widths, zero
 from ldm.models.embeddings import TimeEmbedding
 from ldm.models.recompute import apply
 
@@ -154,11 +154,7 @@ class UNet(nn.Module):
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
     ) -> Float[Tensor, "b c h w"]:
-        height, width = x.shape[-2:]
-        if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"{height}x{width} latents do not divide by {self.factor}; choose another picture size."
-            )
+        check_divides(x, self.factor)
         if isinstance(context, Tensor):
             context = self.project_context(context)
         time = self.time(t)

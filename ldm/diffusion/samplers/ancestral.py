@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from ldm.diffusion import Denoiser, Noise, Schedule
-from ldm.diffusion.samplers.update import State, Times
+from ldm.diffusion.samplers.update import State, Times, check_eta, given
 
 
 def ddim(
@@ -20,10 +20,9 @@ def ddim(
     eta is the share of DDPM's noise put back at each step. Raises ValueError outside [0, 1], and when
     eta > 0 comes without `noise`.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"{eta=} is outside [0, 1]: 0 adds no noise, 1 is DDPM")
-    if eta > 0 and noise is None:
-        raise ValueError(f"{eta=} puts fresh noise in at each step: pass noise=, or set eta to 0")
+    check_eta(eta)
+    if eta > 0:
+        noise = given(noise, f"{eta=}")
     for t, s in pairwise(times):
         x0 = denoise(x, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)

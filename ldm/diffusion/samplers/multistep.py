@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 
 from ldm.diffusion import Denoiser, Noise, Schedule
-from ldm.diffusion.samplers.update import State, Time, Times, given, log_signal_ratio, step
+from ldm.diffusion.samplers.update import State, Time, Times, check_eta, given, log_signal_ratio, step
 
 
 def dpmpp_2m(
@@ -41,8 +41,7 @@ def dpmpp_2m_sde(
 
     Raises ValueError for eta outside [0, 1], and when eta > 0 comes without `noise`.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"{eta=} is outside [0, 1]: 0 adds no noise, 1 follows the reverse diffusion")
+    check_eta(eta)
     previous, width_before = x, torch.full((), torch.inf, dtype=times.dtype)
     for t, s in pairwise(times):
         x0 = denoise(x, t)

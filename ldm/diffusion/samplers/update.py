@@ -48,6 +48,12 @@ def combined(weights: Iterable[Time | float], outputs: Sequence[State]) -> State
     return total
 
 
+def check_eta(eta: float) -> None:
+    """Raises ValueError for a share of fresh noise outside [0, 1]."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"{eta=} is outside [0, 1]: 0 adds no noise, 1 all that the reverse diffusion has")
+
+
 def given(noise: Noise | None, sampler: str) -> Noise:
     """The noise, where a sampler can't do without.
 
