@@ -10,6 +10,7 @@
 | shorter side below `min_side`          | left out: "too small"                                             |
 | longer / shorter side > `max_aspect`   | left out: "too elongated"                                         |
 | EXIF orientation 2 to 8                | turned upright; EXIF that can't be read is ignored                |
+| texts in a PNG, too long or damaged    | ignored, with all other metadata                                  |
 | CMYK, YCCK                             | by the embedded profile; else R = (255 - C)(255 - K) / 255        |
 | RGB with a profile other than sRGB     | to sRGB; a profile that can't be read is ignored                  |
 | 16 bits                                | scaled to 8, not clipped                                          |
@@ -34,25 +35,16 @@ import numpy as np
 from PIL import Image, ImageCms
 from simplejpeg import decode_jpeg
 
+from data_prep.png import without_metadata
 from data_prep.tally import LeftOut
+from ldm.data.decode import FORMATS, ORIENTATION, UPRIGHT, eight_bits, on_white
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000  # 150 MB of RGB
-ORIENTATION = 0x0112  # EXIF's tag
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 JPEG_END = b"\xff\xd9"
 CLEAN = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "comment", "adobe", "adobe_transform"}
 EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",)}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +73,17 @@ def prepare_picture(data: bytes, *, name: str, rules: PictureRules) -> Prepared:
     """
     if not data:
         raise LeftOut("zero bytes")
+    try:
+        return _prepared(data, name, rules)
+    except LeftOut:
+        bare = without_metadata(data)
+        if bare == data:
+            raise
+    prepared = _prepared(bare, name, rules)
+    return prepared._replace(changes=[*prepared.changes, "unreadable metadata"])
+
+
+def _prepared(data: bytes, name: str, rules: PictureRules) -> Prepared:
     with opened(data) as picture:
         check_size(picture.size, rules)
         changes = [] if name.lower().endswith(EXTENSIONS[picture.format]) else ["named by another format"]
@@ -96,9 +99,9 @@ def prepare_picture(data: bytes, *, name: str, rules: PictureRules) -> Prepared:
         if smaller != picture.size:
             changes.append("resized")
             upright = upright.resize(smaller, Image.Resampling.LANCZOS)
-        if orientation in UPRIGHT:
+        if orientation > 1:
             changes.append("turned upright")
-            upright = upright.transpose(UPRIGHT[orientation])
+            upright = Image.fromarray(np.ascontiguousarray(UPRIGHT[orientation](np.asarray(upright))))
         image, extension = encode(upright, lossless=picture.format == "PNG")
     return Prepared(image=image, extension=extension, size=size, changes=changes or ["written anew"])
 
@@ -180,12 +183,10 @@ def to_rgb(picture: Image.Image, changes: list[str]) -> Image.Image:
     profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I"):
         changes.append("16 bits to 8")
-        values = np.asarray(picture).astype(np.float64).clip(0, 65535)
-        picture = Image.fromarray((values / 257).round().astype(np.uint8))
+        picture = eight_bits(picture)
     elif picture.has_transparency_data:
         changes.append("laid on white")
-        colours = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+        picture = on_white(picture)
     if profile and picture.mode in ("RGB", "CMYK"):
         picture = to_srgb(picture, profile, changes)
     if picture.mode != "RGB":

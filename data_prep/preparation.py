@@ -26,7 +26,7 @@ from data_prep.reports import Speed, check_left_out, describe, read_report, writ
 from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
 from ldm.data.index import FILE_NAME, DataError, ShardIndex
 
-RULES = 1  # counts changes of the rules for pictures and captions
+RULES = 2  # counts changes of the rules for pictures and captions
 
 
 def prepare(collection: Collection, options: PreparationOptions, *, name: str) -> None:
@@ -226,5 +226,6 @@ def print_summary(root: Path, report: dict) -> None:
     print(f"  split sha256 {report['split_sha256']}")
     print(
         f"  {speed['seconds']:.1f} s, {speed['pictures_per_second']:.0f} pictures/s,"
-        f" {speed['pictures_per_core_second']:.0f} a core; all of it in {root / 'report.json'}"
+        f" {speed['pictures_per_core_second']:.0f} a core; {speed['peak_memory_mb']:.0f} MB a process at most"
     )
+    print(f"  all of it in {root / 'report.json'}")

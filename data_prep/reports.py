@@ -1,6 +1,8 @@
 """`report.json`: all that happened in a preparation, with the name of everything that was left out."""
 
 import json
+import resource
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -51,12 +53,20 @@ def describe(collection: Collection, splits: dict[str, str], notes: list[ShardNo
         | {
             "pictures_per_second": speed.pictures / max(speed.seconds, 1e-9),
             "pictures_per_core_second": speed.pictures / max(speed.cpu_seconds, 1e-9),
+            "peak_memory_mb": peak_memory_mb(),
         },
         "command": command(),
         "code": git_state(),
         "versions": environment()
         | {name: features.version(name) for name in ("pil", "libjpeg_turbo", "zlib", "webp", "littlecms2")},
     }
+
+
+def peak_memory_mb() -> float:
+    """The most that this process, or any worker that has ended, has held at a time."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB here
+    held = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(max(held) * unit / 1e6, 1)
 
 
 def ledgers(collection: Collection) -> dict:

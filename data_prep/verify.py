@@ -26,6 +26,7 @@ from data_prep.reports import read_report
 from data_prep.sheets import Specimen, draw_histograms, draw_sheet
 from ldm.config import command_line
 from ldm.data.decode import EncodedPicture
+from ldm.data.flips import names_a_side
 from ldm.data.index import DataError, Shard, ShardIndex, whole_file
 from ldm.data.shards import ShardReader, scan_shard
 
@@ -50,6 +51,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
     words: list[int] = field(default_factory=list)  # of each caption
+    sided: int = 0  # captions that name a side
     hashes: dict[str, str] = field(default_factory=dict)  # key -> sha256 of its picture
 
 
@@ -85,6 +87,8 @@ def check_shard(task: tuple[Path, Shard]) -> Findings:
     findings = Findings(shard=shard.file)
     try:
         scanned = scan_shard(root / shard.file, split=shard.split)
+        if not shard.checksums:  # of an earlier version
+            scanned = replace(scanned, checksums=[])
         differing = [name for name, value in asdict(scanned).items() if value != asdict(shard)[name]]
         if differing:
             findings.problems.append(f"shard {shard.file}: the index differs in {', '.join(differing)}")
@@ -110,6 +114,7 @@ def check_sample(reader: ShardReader, number: int, findings: Findings) -> None:
     else:
         findings.sizes.append((width, height))
         findings.words += (len(text.split()) for text in record["texts"])
+        findings.sided += sum(map(names_a_side, record["texts"]))
         findings.hashes[record["key"]] = hashlib.sha256(data).hexdigest()
 
 
@@ -147,6 +152,7 @@ def summarise(index: ShardIndex, found: list[Findings]) -> dict:
         "bytes": sum(shard.bytes for shard in index.shards),
         "pictures": dict(numbers),
         "captions": sum(len(findings.words) for findings in found),
+        "captions_that_name_a_side": sum(findings.sided for findings in found),
         "same_bytes": sorted(sorted(own) for own in keys.values() if len(own) > 1),
     }
 
@@ -175,6 +181,7 @@ def print_summary(summary: dict, out: Path) -> None:
     splits_text = ", ".join(f"{number} {name}" for name, number in summary["pictures"].items())
     print(f"{summary['root']}: {splits_text}; {summary['captions']} captions, {summary['bytes']:,} bytes")
     print(f"  sha256 {summary['sha256']} over {summary['shards']} shards")
+    print(f"  captions that name a side: {summary['captions_that_name_a_side']} (never mirrored)")
     print(f"  pictures that are the same byte for byte: {len(summary['same_bytes'])} groups")
     for problem in summary["problems"][:SHOWN]:
         print(f"  wrong: {problem}")

@@ -75,7 +75,10 @@ def collect(tars: list[Path]) -> Collection:
     named = [SPLIT_NAME.match(path.name) for path in tars]
     for path, found in zip(tars, named, strict=True):
         split = found[1] if found and all(named) else ""
-        for key, parts in tar_samples(path, tally).items():
+        samples = tar_samples(path, tally)
+        if not samples:
+            tally.leave_picture("tar without samples", path.name)
+        for key, parts in samples.items():
             try:
                 name = picture_name(key, parts, pictures)
             except LeftOut as left:

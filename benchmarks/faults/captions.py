@@ -10,34 +10,30 @@ from benchmarks.faults.world import (
     LEFT_OUT,
     NUM_PICTURES,
     REFUSED,
+    TOKENS,
     Fault,
     Verdict,
     caption,
     name_of,
     plain_json,
+    run_flickr,
     run_preparation,
     token_file,
     write_pictures,
 )
-from data_prep import flickr30k, folder
+from data_prep import folder
 
 VICTIM = 3
 NAME = name_of(VICTIM)
 ROW = f"{NAME}#1\t{caption(VICTIM, 1)}"
-TOKEN, BARS = "results_20130124.token", "results.csv"
+BARS = "results.csv"
 
 Edit = Callable[[str], str | bytes]
 
 
-def run_flickr(file: str, edit: Edit, culprit: str, root: Path, _trials: int) -> Verdict:
+def run_edited(file: str, edit: Edit, culprit: str, root: Path, _trials: int) -> Verdict:
     """A Flickr30k folder whose caption file has been edited."""
-    whole = token_file() if file == TOKEN else bar_file()
-    content = edit(whole)
-    source = root / "source"
-    write_pictures(source)
-    (source / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    options = flickr30k.Options(source=str(source), out=str(root / "out"), max_skip_share=1.0, num_workers=0)
-    return run_preparation(lambda: flickr30k.collect(source), options, culprit=culprit)
+    return run_flickr(root, {file: edit(token_file() if file == TOKENS else bar_file())}, culprit=culprit)
 
 
 def run_folder(file: str, content: str, culprit: str, root: Path, _trials: int) -> Verdict:
@@ -87,41 +83,41 @@ def bars(row: str) -> Edit:
 
 CAPTION = f"{NAME}#1"
 FLICKR: dict[str, tuple[str, Edit, str, str]] = {
-    "empty caption": (TOKEN, put(""), CAPTION, LEFT_OUT),
-    "caption of blanks": (TOKEN, put(" \t  "), CAPTION, LEFT_OUT),
-    "byte that is not UTF-8 (0x92)": (TOKEN, put_bytes(b"a dog\x92s bone"), CAPTION, LEFT_OUT),
-    "NUL in a caption": (TOKEN, put("a\0dog"), CAPTION, LEFT_OUT),
-    "control characters in a caption": (TOKEN, put("picture 3\x1b[31m seen \x07"), CAPTION, HEALED),
-    "caption of 10,000 words": (TOKEN, put("picture 3 " + "dog " * 10_000), CAPTION, HEALED),
-    "${...} in a caption": (TOKEN, put("picture 3 ${oc.env:HOME} %s {0}"), CAPTION, KEPT),
-    "<|endoftext|> in a caption": (TOKEN, put("picture 3 <|endoftext|>"), CAPTION, KEPT),
-    "emoji, Chinese, Arabic": (TOKEN, put("picture 3 😀 狗 كلب é"), CAPTION, KEPT),
-    "row twice": (TOKEN, lambda whole: whole + ROW + "\n", CAPTION, LEFT_OUT),
-    "row without a tab": (TOKEN, lambda whole: whole + "p03.jpg#2 no tab\n", f"{TOKEN}:", LEFT_OUT),
+    "empty caption": (TOKENS, put(""), CAPTION, LEFT_OUT),
+    "caption of blanks": (TOKENS, put(" \t  "), CAPTION, LEFT_OUT),
+    "byte that is not UTF-8 (0x92)": (TOKENS, put_bytes(b"a dog\x92s bone"), CAPTION, LEFT_OUT),
+    "NUL in a caption": (TOKENS, put("a\0dog"), CAPTION, LEFT_OUT),
+    "control characters in a caption": (TOKENS, put("picture 3\x1b[31m seen \x07"), CAPTION, HEALED),
+    "caption of 10,000 words": (TOKENS, put("picture 3 " + "dog " * 10_000), CAPTION, HEALED),
+    "${...} in a caption": (TOKENS, put("picture 3 ${oc.env:HOME} %s {0}"), CAPTION, KEPT),
+    "<|endoftext|> in a caption": (TOKENS, put("picture 3 <|endoftext|>"), CAPTION, KEPT),
+    "emoji, Chinese, Arabic": (TOKENS, put("picture 3 😀 狗 كلب é"), CAPTION, KEPT),
+    "row twice": (TOKENS, lambda whole: whole + ROW + "\n", CAPTION, LEFT_OUT),
+    "row without a tab": (TOKENS, lambda whole: whole + "p03.jpg#2 no tab\n", f"{TOKENS}:", LEFT_OUT),
     "caption of a picture that isn't there": (
-        TOKEN,
+        TOKENS,
         lambda whole: whole + "p99.jpg#0\tno picture\n",
         "p99.jpg",
         LEFT_OUT,
     ),
-    "name with another case": (TOKEN, lambda whole: whole.replace(NAME, "P03.JPG"), "P03.JPG", LEFT_OUT),
+    "name with another case": (TOKENS, lambda whole: whole.replace(NAME, "P03.JPG"), "P03.JPG", LEFT_OUT),
     "name that leads outside": (
-        TOKEN,
+        TOKENS,
         lambda whole: whole + "../../etc/passwd#0\tpicture 3\n",
         "passwd",
         LEFT_OUT,
     ),
     "picture without captions": (
-        TOKEN,
+        TOKENS,
         lambda whole: "".join(row for row in whole.splitlines(True) if not row.startswith(NAME)),
         NAME,
         LEFT_OUT,
     ),
-    "file with a byte order mark": (TOKEN, lambda whole: b"\xef\xbb\xbf" + whole.encode(), CAPTION, KEPT),
-    "file with Windows line ends": (TOKEN, lambda whole: whole.replace("\n", "\r\n"), CAPTION, KEPT),
-    "file in UTF-16": (TOKEN, lambda whole: whole.encode("utf-16"), CAPTION, REFUSED),
-    "file that is empty": (TOKEN, lambda whole: "", CAPTION, REFUSED),
-    "file that is a picture": (TOKEN, lambda whole: b"\x89PNG\r\n\x1a\n" + bytes(99), CAPTION, REFUSED),
+    "file with a byte order mark": (TOKENS, lambda whole: b"\xef\xbb\xbf" + whole.encode(), CAPTION, KEPT),
+    "file with Windows line ends": (TOKENS, lambda whole: whole.replace("\n", "\r\n"), CAPTION, KEPT),
+    "file in UTF-16": (TOKENS, lambda whole: whole.encode("utf-16"), CAPTION, REFUSED),
+    "file that is empty": (TOKENS, lambda whole: "", CAPTION, REFUSED),
+    "file that is a picture": (TOKENS, lambda whole: b"\x89PNG\r\n\x1a\n" + bytes(99), CAPTION, REFUSED),
     "second bar missing": (BARS, bars(f"{NAME}| 1   {caption(VICTIM, 1)}"), f"{BARS}:", HEALED),
     "both bars missing": (BARS, bars(f"{NAME} 1 {caption(VICTIM, 1)}"), f"{BARS}:", LEFT_OUT),
     "bars, commas and quotes in a caption": (
@@ -159,7 +155,7 @@ FOLDER: dict[str, tuple[str, str, str, str]] = {
 
 FAULTS = [
     *(
-        Fault(area="captions", name=name, answer=answer, run=partial(run_flickr, file, edit, culprit))
+        Fault(area="captions", name=name, answer=answer, run=partial(run_edited, file, edit, culprit))
         for name, (file, edit, culprit, answer) in FLICKR.items()
     ),
     *(

@@ -14,17 +14,16 @@ from PIL import Image, ImageCms
 from benchmarks.faults.world import (
     HEALED,
     LEFT_OUT,
+    TOKENS,
     Fault,
     Verdict,
     encoded,
     flat,
     grey,
     name_of,
-    run_preparation,
+    run_flickr,
     token_file,
-    write_pictures,
 )
-from data_prep import flickr30k
 from data_prep.pictures import PictureRules, prepare_picture
 from data_prep.tally import LeftOut
 from ldm.data.decode import EncodedPicture
@@ -33,19 +32,10 @@ VICTIM = 3
 FUZZ_SECONDS = 2.0  # for one picture; more is a hang
 
 
-def run_one(make: Callable[[int], bytes], number: int, folder: Path, _trials: int) -> Verdict:
+def run_one(make: Callable[[int], bytes], number: int, root: Path, _trials: int) -> Verdict:
     """A set in which one picture is what `make` gives."""
-    write_pictures(folder / "source")
-    (folder / "source" / name_of(number)).write_bytes(make(number))
-    (folder / "source" / "results_20130124.token").write_text(token_file())
-    options = flickr30k.Options(
-        source=str(folder / "source"),
-        out=str(folder / "out"),
-        max_skip_share=1.0,
-        num_workers=0,
-        samples_per_shard=5,
-    )
-    return run_preparation(lambda: flickr30k.collect(folder / "source"), options, culprit=name_of(number))
+    files = {TOKENS: token_file(), name_of(number): make(number)}
+    return run_flickr(root, files, culprit=name_of(number), samples_per_shard=5)
 
 
 def noise(kind: str, size: int = 96) -> bytes:
@@ -66,11 +56,15 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + rows + png_chunk(b"IEND", b"")
 
 
+def with_chunk(number: int, kind: bytes, data: bytes) -> bytes:
+    """A PNG with one more chunk after its header."""
+    whole = encoded(flat(number), "PNG")
+    return whole[:33] + png_chunk(kind, data) + whole[33:]
+
+
 def text_bomb(number: int) -> bytes:
     """A PNG with 100 MB of text that takes 100 kB."""
-    whole = encoded(flat(number), "PNG")
-    text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000)))
-    return whole[:33] + text + whole[33:]
+    return with_chunk(number, b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000)))
 
 
 def with_exif(number: int, exif: bytes) -> bytes:
@@ -119,7 +113,8 @@ def flipped(data: bytes, place: float = 0.5) -> bytes:
     return data[:index] + bytes([data[index] ^ 0xFF]) + data[index + 1 :]
 
 
-def profile(number: int) -> bytes:
+def xyz_profile() -> bytes:
+    """A profile that is none of RGB."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
 
 
@@ -162,7 +157,6 @@ ONE = {
     "WebP cut in half": (lambda n: noise("WEBP")[:400], LEFT_OUT),
     "PNG whose header says 100,000 x 100,000": (lambda n: png_header(100_000, 100_000), LEFT_OUT),
     "PNG whose header says 8,000 x 8,000": (lambda n: png_header(8_000, 8_000), LEFT_OUT),
-    "PNG with 100 MB of text in 100 kB": (text_bomb, LEFT_OUT),
     "1 x 1": (lambda n: encoded(flat(n, size=(1, 1)), "PNG"), LEFT_OUT),
     "1 x 20,000": (lambda n: encoded(flat(n, size=(1, 20_000)), "PNG"), LEFT_OUT),
     "40 x 400": (lambda n: encoded(flat(n, size=(40, 400)), "PNG"), LEFT_OUT),
@@ -173,6 +167,10 @@ ONE = {
         lambda n: encoded(flat(n), "JPEG", quality=95, icc_profile=b"x" * 200),
         HEALED,
     ),
+    "JPEG with a profile that isn't for RGB": (
+        lambda n: encoded(flat(n), "JPEG", quality=95, icc_profile=xyz_profile()),
+        HEALED,
+    ),
     "JPEG turned by EXIF": (turned, HEALED),
     "JPEG with broken EXIF": (lambda n: with_exif(n, b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\1" * 40), HEALED),
     "progressive JPEG": (lambda n: encoded(flat(n), "JPEG", quality=95, progressive=True), HEALED),
@@ -181,6 +179,11 @@ ONE = {
         HEALED,
     ),
     "grey JPEG": (lambda n: encoded(flat(n, "L"), "JPEG", quality=95), HEALED),
+    "PNG with 100 MB of text in 100 kB": (text_bomb, HEALED),
+    "PNG with a profile that isn't compressed": (
+        lambda n: with_chunk(n, b"iCCP", b"icc\0\0" + bytes(99)),
+        HEALED,
+    ),
     "16 bits": (sixteen_bits, HEALED),
     "palette": (palette, HEALED),
     "transparent (RGBA)": (lambda n: translucent(n, "RGBA"), HEALED),

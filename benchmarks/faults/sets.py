@@ -123,20 +123,35 @@ def cut_while_open(root: Path, trials: int) -> Verdict:
 
 
 def flip_bits(root: Path, trials: int) -> Verdict:
-    """One bit of a shard flipped: reading answers in our words or right, and verify finds it always."""
+    """One bit of a shard flipped, wherever: verify finds it, and reading refuses it or has no use for it."""
     write_set(root)
-    path, draw = root / "train-000000.tar", random.Random(0)
-    whole, verdicts = path.read_bytes(), []
+    path = root / "train-000000.tar"
+    whole, verdicts, draw = path.read_bytes(), [], random.Random(0)
     for _ in range(trials):
-        place = draw.randrange(len(whole))
-        flipped = bytes([whole[place] ^ 1 << draw.randrange(8)])
-        path.write_bytes(whole[:place] + flipped + whole[place + 1 :])
-        read_whole(root)
+        path.write_bytes(flipped(whole, draw.randrange(len(whole)), draw.randrange(8)))
+        wrong = read_whole(root).wrong_pairs
         try:
             ShardIndex.load(root).verify()
         except DataError as error:
-            verdicts.append(Verdict(REFUSED, 1, 0, str(error)))
+            verdicts.append(Verdict(REFUSED, 1, wrong, str(error)))
     return several(verdicts)
+
+
+def flip_bits_of_samples(root: Path, trials: int) -> Verdict:
+    """One bit of a picture or its captions flipped: refused when a training comes to it."""
+    write_set(root)
+    path, shard = root / "train-000000.tar", ShardIndex.load(root).shards[0]
+    whole, verdicts, draw = path.read_bytes(), [], random.Random(0)
+    for _ in range(trials):
+        offset, size = draw.choice(shard.images + shard.records)
+        path.write_bytes(flipped(whole, offset + draw.randrange(size), draw.randrange(8)))
+        verdicts.append(read_whole(root))
+    return several(verdicts)
+
+
+def flipped(data: bytes, place: int, bit: int) -> bytes:
+    """The same with one bit of one byte turned round."""
+    return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
 
 
 def fuzz_index(root: Path, trials: int) -> Verdict:
@@ -185,5 +200,6 @@ FAULTS = [
     Fault(area="sets", name="shard cut", answer=REFUSED, run=cut),
     Fault(area="sets", name="shard cut after the index was read", answer=REFUSED, run=cut_while_open),
     Fault(area="sets", name="bit flipped in a shard (verify)", answer=REFUSED, run=flip_bits),
+    Fault(area="sets", name="bit flipped in a sample", answer=REFUSED, run=flip_bits_of_samples),
     Fault(area="sets", name="byte changed in the index", answer=REFUSED, run=fuzz_index),
 ]

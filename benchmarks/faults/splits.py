@@ -7,15 +7,14 @@ from benchmarks.faults.world import (
     KEPT,
     NUM_PICTURES,
     REFUSED,
+    TOKENS,
     Fault,
     Verdict,
     name_of,
     plain_json,
-    run_preparation,
+    run_flickr,
     token_file,
-    write_pictures,
 )
-from data_prep import flickr30k
 
 NAMES = [name_of(n) for n in range(NUM_PICTURES)]
 TRAIN, VAL = "\n".join(NAMES[:-2]), "\n".join(NAMES[-2:])
@@ -23,20 +22,9 @@ TRAIN, VAL = "\n".join(NAMES[:-2]), "\n".join(NAMES[-2:])
 
 def run_lists(files: dict[str, str | bytes], split_from: str, root: Path, _trials: int) -> Verdict:
     """A Flickr30k folder with some split lists."""
-    source = root / "source"
-    write_pictures(source)
-    (source / "results_20130124.token").write_text(token_file())
-    for name, content in files.items():
-        (source / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    options = flickr30k.Options(
-        source=str(source),
-        out=str(root / "out"),
-        split="karpathy",
-        split_from=str(source / split_from) if split_from else "",
-        num_workers=0,
-        max_skip_share=1.0,
-    )
-    return run_preparation(lambda: flickr30k.collect(source), options, culprit="nobody")
+    named = str(root / "source" / split_from) if split_from else ""
+    files = {TOKENS: token_file()} | files
+    return run_flickr(root, files, culprit="nobody", split="karpathy", split_from=named)
 
 
 LISTS: dict[str, tuple[dict[str, str | bytes], str, str]] = {

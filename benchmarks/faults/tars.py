@@ -69,6 +69,12 @@ def run_tar(data: bytes, culprit: str, root: Path, _trials: int = 1) -> Verdict:
     )
 
 
+def run_beside(data: bytes, root: Path, _trials: int = 1) -> Verdict:
+    """The whole tar and another one beside it."""
+    (root / "00001.tar").write_bytes(data)
+    return run_tar(pack(members()), "00001.tar", root)
+
+
 def edited(edit: Callable[[list[Member]], list[Member]]) -> bytes:
     return pack(edit(members()))
 
@@ -90,6 +96,16 @@ TARS: dict[str, tuple[bytes, str, str]] = {
     "tar of no members": (pack([]), "", REFUSED),
     "html page named .tar": (b"<!DOCTYPE html>" + b" " * 600, "", REFUSED),
     "gzip named .tar": (gzip.compress(pack(members())), "", REFUSED),
+    "picture with a dotted name": (
+        edited(lambda found: [*found, ("9.b.jpg", b"x"), ("9.b.txt", b"x")]),
+        "00000.tar/9",
+        LEFT_OUT,
+    ),
+    "extension in capitals": (
+        edited(lambda found: [(f"{3:09d}.JPG", found[9][1]) if m is found[9] else m for m in found]),
+        "",
+        KEPT,
+    ),
     "picture missing": (edited(without("jpg")), f"{3:09d}", LEFT_OUT),
     "captions missing": (
         edited(lambda found: [m for m in found if not (m[0].startswith(f"{3:09d}") and "jpg" not in m[0])]),
@@ -113,7 +129,13 @@ TARS: dict[str, tuple[bytes, str, str]] = {
     "pickle in a sample": (edited(lambda found: [*found, (f"{3:09d}.pkl", b"cos\nsystem\n.")]), "", KEPT),
 }
 
+FOLDERS = pack([special(tarfile.DIRTYPE, "a"), special(tarfile.DIRTYPE, "b")])
+
 FAULTS = [
+    Fault(area="tars", name="no members, beside others", answer=LEFT_OUT, run=partial(run_beside, pack([]))),
+    Fault(
+        area="tars", name="folders alone, beside others", answer=LEFT_OUT, run=partial(run_beside, FOLDERS)
+    ),
     *(
         Fault(area="tars", name=name, answer=answer, run=partial(run_tar, data, culprit))
         for name, (data, culprit, answer) in TARS.items()

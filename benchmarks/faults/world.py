@@ -7,17 +7,19 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from data_prep import flickr30k
 from data_prep.preparation import prepare
 from data_prep.reports import read_report
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.pictures import PictureDataset
 
 NUM_PICTURES, SIDE = 16, 40
+TOKENS = "results_20130124.token"
 REFUSED, LEFT_OUT, HEALED, KEPT = "refused", "left out, counted", "healed, counted", "kept as it is"
 
 
@@ -105,6 +107,17 @@ def wrong_pairs(root: Path) -> int:
             ]
             wrong += any(abs(grey(n) - shown) > 6 for n in named)
     return wrong
+
+
+def run_flickr(root: Path, files: dict[str, str | bytes], *, culprit: str, **options: Any) -> Verdict:
+    """Prepares a Flickr30k folder of all pictures, with these files among or in place of them."""
+    source = root / "source"
+    write_pictures(source)
+    for name, content in files.items():
+        (source / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    settings = {"max_skip_share": 1.0, "num_workers": 0} | options
+    chosen = flickr30k.Options(source=str(source), out=str(root / "out"), **settings)
+    return run_preparation(lambda: flickr30k.collect(source), chosen, culprit=culprit)
 
 
 def run_preparation(collect: Callable[[], object], options: object, *, culprit: str) -> Verdict:

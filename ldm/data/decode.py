@@ -85,8 +85,17 @@ def _orientation(picture: Image.Image) -> int:
 
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    ground = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+        return eight_bits(picture).convert("RGB")
+    return on_white(picture) if picture.has_transparency_data else picture.convert("RGB")
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, scaled to 8."""
+    values = np.asarray(picture).astype(np.float64).clip(0, 65535)
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """A transparent picture laid on white: RGB."""
+    colours = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")

@@ -11,7 +11,8 @@ def names_a_side(text: str) -> bool:
     """Whether a caption says left or right, which its picture mirrored would contradict.
 
     Any left or right counts, "left behind" and "right now" too: few captions use the words otherwise, and one
-    that is never mirrored loses little. Lettering that comes out mirrored is accepted.
+    that is never mirrored loses little: of 155,070 captions of Flickr30k 1,064 name a side, 0.7 %
+    (`data_prep.verify` counts them). Lettering that comes out mirrored is accepted.
     """
     return SIDES.search(text) is not None
 

@@ -7,7 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar: its identity, and for each sample its key and the (offset, size) of its two members."""
+    """One tar: its identity, and for each sample its key and what is known of its two members.
+
+    Attributes:
+        images, records: (offset, size) of each sample's picture and json, in bytes.
+        checksums: crc32 of both; none in sets that an earlier version prepared.
+    """
 
     file: str
     split: str
@@ -32,6 +37,7 @@ class Shard:
     keys: list[str]
     images: list[tuple[int, int]]
     records: list[tuple[int, int]]
+    checksums: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -147,13 +153,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        _fsync_folder(path.parent)
+        fsync(path.parent)  # the rename must reach the disk before anything that relies on it
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _fsync_folder(path: Path) -> None:
-    # the rename itself must reach the disk before anything that relies on it
+def fsync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,9 +174,12 @@ def hash_file(path: Path) -> str:
 
 
 def _shard(entry: dict) -> Shard:
-    shard = Shard(**(entry | {name: _spans(entry[name], entry["bytes"]) for name in ("images", "records")}))
-    if not len(shard.keys) == len(shard.images) == len(shard.records):
-        raise ValueError(f"{shard.file}: keys, images and records differ in number")
+    spans = {name: _spans(entry[name], entry["bytes"]) for name in ("images", "records")}
+    checksums = [(int(image), int(record)) for image, record in entry.get("checksums", [])]
+    shard = Shard(**(entry | spans | {"checksums": checksums}))
+    numbers = {len(own) for own in (shard.keys, shard.images, shard.records, shard.checksums or shard.keys)}
+    if len(numbers) > 1:
+        raise ValueError(f"{shard.file}: keys, images, records and checksums differ in number")
     if not all(isinstance(text, str) for text in (shard.file, shard.split, shard.sha256, *shard.keys)):
         raise ValueError(f"{shard.file}: names and keys must be texts")
     if Path(shard.file).name != shard.file:

@@ -21,6 +21,7 @@ from ldm.data.flips import flip
 from ldm.data.moments import Moments, stored_moments
 from ldm.data.pictures import PictureDataset
 from ldm.data.stream import StreamLoader
+from ldm.data.streaming import StreamingPictureData
 from ldm.data.texts import Texts, stored_states
 
 TextsOf = Callable[[PictureDataset, Codec], Texts]
@@ -68,11 +69,16 @@ class LatentData(LightningDataModule):
         texts: how captions are kept: `stored_states` or `stored_tokens`.
 
     Raises:
-        ValueError: pictures that are cut otherwise than to centred squares.
+        ValueError: pictures that are streamed, or cut otherwise than to centred squares.
     """
 
     def __init__(self, *, pictures: PictureData, texts: TextsOf = stored_states) -> None:
         super().__init__()
+        if not isinstance(pictures, PictureData):
+            raise ValueError(
+                f"data={type(pictures).__name__}: latents are stored of prepared sets only; prepare it, "
+                "or train on ldm.data.latents.EncodedPictures, which encodes every batch"
+            )
         if pictures.crop is not centre or pictures.buckets is not None:
             raise ValueError(
                 "data.crop and data.buckets: latents are stored of centred squares only; leave both as they "
@@ -125,10 +131,10 @@ class EncodedPictures(LightningDataModule):
     """The same batches, with the codec at work in every step: for sets too large to store, and to compare.
 
     Args:
-        pictures: the data set.
+        pictures: the data set, prepared or streamed.
     """
 
-    def __init__(self, *, pictures: PictureData) -> None:
+    def __init__(self, *, pictures: PictureData | StreamingPictureData) -> None:
         super().__init__()
         self.pictures = pictures
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,6 +14,10 @@ from typing import BinaryIO
 import webdataset
 
 from ldm.data.index import TAR_BLOCK, DataError, Shard, ShardIndex, hash_file, whole_file
+
+IMAGE, RECORD = 0, 1  # the halves of a sample
+Span = tuple[int, int]  # offset and size of a member's bytes
+MAX_OPEN = 256  # shards that a reader holds open: systems allow a process 1,024 files, or fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,7 @@ def scan_shard(path: Path, *, split: str) -> Shard:
     Raises:
         DataError: a cut or compressed tar, or a member that is not half of a (picture, json) pair.
     """
-    spans: dict[str, dict[str, tuple[int, int]]] = {}
+    spans: dict[str, dict[str, Span]] = {}
     for member in tar_members(path):
         key, _, extension = member.name.partition(".")
         kind = "record" if extension == "json" else "image"
@@ -92,7 +97,19 @@ def scan_shard(path: Path, *, split: str) -> Shard:
         keys=list(spans),
         images=[span["image"] for span in spans.values()],
         records=[span["record"] for span in spans.values()],
+        checksums=_checksums(path, [(span["image"], span["record"]) for span in spans.values()]),
     )
+
+
+def _checksums(path: Path, spans: list[tuple[Span, Span]]) -> list[tuple[int, int]]:
+    with path.open("rb") as stream:
+        return [(_checksum(stream, image), _checksum(stream, record)) for image, record in spans]
+
+
+def _checksum(stream: BinaryIO, span: Span) -> int:
+    offset, size = span
+    stream.seek(offset)
+    return zlib.crc32(stream.read(size))
 
 
 def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
@@ -121,6 +138,7 @@ def is_plain(member: tarfile.TarInfo) -> bool:
 class ShardReader:
     """Samples of one split by number: (encoded picture, record) in any order, read where the index says.
 
+    Where the index has checksums, a bit that has changed since is refused, with the sample's name.
     Open files belong to the process that opened them, so a reader may be pickled or forked into workers.
     """
 
@@ -140,8 +158,12 @@ class ShardReader:
         return [shard.keys[row] for shard, row in self.places]
 
     def image(self, number: int) -> bytes:
-        shard, row = self.places[number]
-        return self._read(shard, row, shard.images[row])
+        """The encoded picture.
+
+        Raises:
+            DataError: the bytes are not the ones that were prepared.
+        """
+        return self._read(*self.places[number], IMAGE)
 
     def record(self, number: int) -> dict:
         """The sample's json.
@@ -150,8 +172,9 @@ class ShardReader:
             DataError: the bytes are not this sample's record.
         """
         shard, row = self.places[number]
+        data = self._read(shard, row, RECORD)
         try:
-            record = json.loads(self._read(shard, row, shard.records[row]))
+            record = json.loads(data)
         except (ValueError, RecursionError):
             record = None
         if not is_record(record, key=shard.keys[row]):
@@ -161,14 +184,12 @@ class ShardReader:
             )
         return record
 
-    def _read(self, shard: Shard, row: int, span: tuple[int, int]) -> bytes:
-        """The bytes of a span, if the tar's own header before them names the sample."""
-        offset, size = span
+    def _read(self, shard: Shard, row: int, half: int) -> bytes:
+        """The bytes of a member, if the tar's own header names the sample and no bit of them has changed."""
+        offset, size = (shard.images, shard.records)[half][row]
         try:
-            if shard.file not in self._files:
-                self._files[shard.file] = (self.root / shard.file).open("rb")
             # not seek and read: forked loader processes share the place in a file that was open before
-            block = os.pread(self._files[shard.file].fileno(), TAR_BLOCK + size, offset - TAR_BLOCK)
+            block = os.pread(self._open(shard).fileno(), TAR_BLOCK + size, offset - TAR_BLOCK)
         except OSError as error:
             raise DataError(f"shard {self.root / shard.file} can't be read ({error.strerror})") from error
         if len(block) != TAR_BLOCK + size or not block.startswith(_header_start(shard.keys[row])):
@@ -176,7 +197,20 @@ class ShardReader:
                 f"shard {self.root / shard.file}: sample {shard.keys[row]!r} is not where the index says;"
                 " prepare the set anew"
             )
-        return block[TAR_BLOCK:]
+        data = block[TAR_BLOCK:]
+        if shard.checksums and zlib.crc32(data) != shard.checksums[row][half]:
+            raise DataError(
+                f"shard {self.root / shard.file}: sample {shard.keys[row]!r} differs from what was prepared"
+                " (crc32): prepare the set anew"
+            )
+        return data
+
+    def _open(self, shard: Shard) -> io.BufferedReader:
+        if shard.file not in self._files:
+            if len(self._files) >= MAX_OPEN:
+                self._files.pop(next(iter(self._files))).close()  # the one that was opened first
+            self._files[shard.file] = (self.root / shard.file).open("rb")
+        return self._files[shard.file]
 
 
 def is_record(record: object, *, key: str) -> bool:

@@ -5,10 +5,10 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 
 import fsspec
 from braceexpand import UnbalancedBracesError, braceexpand
+from fsspec.utils import get_protocol
 
 from ldm.data.index import DataError
 
@@ -24,16 +24,18 @@ def shard_urls(shards: str) -> list[str]:
 
     Args:
         shards: a path or a URL that fsspec opens, with ranges in braces: `s3://set/{00000..00999}.tar`; or
-            a file that ends in .txt and lists one of those on each line.
+            a file, by path or URL, that ends in .txt and lists one of those on each line.
 
     Raises:
-        DataError: no tars, or `pipe:`, which elsewhere runs a command.
+        DataError: no tars, a kind of URL that fsspec can't open here, or `pipe:`, which elsewhere runs a
+            command.
     """
     lines = [shards]
     if shards.endswith(LIST_SUFFIX):
         try:
-            lines = Path(shards).read_text(encoding="utf-8").split("\n")
-        except (OSError, ValueError) as error:
+            with fsspec.open(shards, "rt", encoding="utf-8") as stream:
+                lines = stream.read().split("\n")
+        except (OSError, ValueError, ImportError) as error:
             raise DataError(f"the list of shards {shards} can't be read ({error})") from error
     try:
         urls = [url for line in lines if line.strip() for url in braceexpand(line.strip())]
@@ -46,6 +48,11 @@ def shard_urls(shards: str) -> list[str]:
         raise DataError(
             f"shard {refused[0]!r}: pipe: would run a command; write a path or a URL such as s3://..."
         )
+    for protocol, url in {get_protocol(url): url for url in urls}.items():
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except (ImportError, ValueError) as error:
+            raise DataError(f"shard {url!r} can't be opened: {error}") from error
     return urls
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.codec import Codec
+from ldm.data.index import DataError, fsync
 from ldm.data.pictures import PictureDataset
 
 CHUNK = 256  # captions
@@ -37,7 +38,11 @@ class Texts:
 
 
 def stored_states(pictures: PictureDataset, codec: Codec) -> Texts:
-    """States of every caption, from the disk or computed now."""
+    """States of every caption, from the disk or computed now.
+
+    Raises:
+        DataError: what lies there is damaged.
+    """
     tokens = stored_tokens(pictures, codec).rows
     name = f"states-{_key(pictures, codec.text_fingerprint())}"
 
@@ -52,7 +57,11 @@ def stored_states(pictures: PictureDataset, codec: Codec) -> Texts:
 
 
 def stored_tokens(pictures: PictureDataset, codec: Codec) -> Texts:
-    """Tokens of every caption, from the disk or computed now; a batch's are encoded when it is used."""
+    """Tokens of every caption, from the disk or computed now; a batch's are encoded when it is used.
+
+    Raises:
+        DataError: what lies there is damaged.
+    """
     name = f"tokens-{_key(pictures, *codec.tokenizer.fingerprint())}"
 
     def write(path: Path) -> None:
@@ -84,7 +93,12 @@ def _stored(pictures: PictureDataset, name: str, write: Callable[[Path], None]) 
         temporary = path.with_name(f".tmp-{uuid.uuid4().hex}.npy")
         try:
             write(temporary)
+            fsync(temporary)
             temporary.rename(path)
+            fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}): remove it, and it is made again") from error

@@ -11,10 +11,12 @@ from torch.testing import assert_close
 from ldm.codec import PICTURE_CHUNK
 from ldm.data.crops import random_resized
 from ldm.data.datamodule import PictureData
-from ldm.data.index import DataError
+from ldm.data.index import DataError, ShardIndex
 from ldm.data.latents import EncodedPictures, LatentData, StoredSplit
-from ldm.data.moments import ORIGIN, Moments, check_origin, origin_of, stored_moments
+from ldm.data.moments import ORIGIN, Moments, check_origin, is_finite, origin_of, stored_moments
 from ldm.data.pictures import PictureDataset
+from ldm.data.shards import scan_shard
+from ldm.data.streaming import StreamingPictureData
 from ldm.data.texts import stored_states, stored_tokens
 
 SIZE = 16
@@ -118,6 +120,17 @@ def test_crops_that_can_not_be_stored_are_refused(emoji):
         LatentData(pictures=PictureData(root=str(emoji), size=SIZE, batch_size=4, crop=random_resized))
 
 
+def test_streamed_pictures_are_encoded_at_each_step_and_never_stored(emoji, diffusion_stage, make_trainer):
+    shard = ShardIndex.load(emoji).split("train")[0].file
+    streamed = StreamingPictureData(root=str(emoji / shard), size=SIZE, batch_size=2, shuffle=5)
+    trainer, before = make_trainer(2), set(emoji.rglob("*"))
+    trainer.fit(diffusion_stage(), EncodedPictures(pictures=streamed))
+    assert trainer.global_step == 2
+    assert set(emoji.rglob("*")) == before
+    with pytest.raises(ValueError, match=r"data=StreamingPictureData: latents are stored of prepared sets"):
+        LatentData(pictures=streamed)
+
+
 def test_what_is_stored_is_made_once(own_pictures, codec):
     stored_moments(own_pictures, codec, mirrored=False)
     (folder,) = folders(own_pictures)
@@ -166,6 +179,16 @@ def test_latents_made_from_something_else_are_refused(own_pictures, codec):
         Moments(folder, origin=origin)
 
 
+@pytest.mark.parametrize("texts", [stored_states, stored_tokens])
+def test_captions_that_were_cut_are_refused_by_their_file(own_pictures, codec, texts):
+    texts(own_pictures, codec)
+    folder = own_pictures.index.root / "texts"
+    path = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"{path.name} is damaged \(.*\): remove it, and it is made again"):
+        texts(own_pictures, codec)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_moments_that_are_no_numbers_are_refused_by_name(own_pictures, codec, value):
     moments = stored_moments(own_pictures, codec, mirrored=False)
@@ -175,8 +198,18 @@ def test_moments_that_are_no_numbers_are_refused_by_name(own_pictures, codec, va
         stream.seek(start + size - 2)
         stream.write(np.float16(value).tobytes())
     assert moments.read(1).shape == moments.shape[1:]
-    with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' holds NaN or Inf"):
+    with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' differs from what was prepared"):
         moments.read(2)
+    shard = scan_shard(moments.folder / shard.file, split=shard.split)  # as if they had been computed so
+    ShardIndex(root=moments.folder, name="moments", shards=(shard,)).save()
+    with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' holds NaN or Inf"):
+        Moments(moments.folder, origin=origin_of(own_pictures, codec, mirrored=False)).read(2)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 65504, -65504, 6e-8, -0.0])
+def test_a_number_of_16_bits_is_finite_if_numpy_says_so(value):
+    values = np.array([[1.0, value]], dtype=np.float16)
+    assert is_finite(values) == np.isfinite(values).all()
 
 
 def test_an_origin_is_written_in_words(own_pictures, codec):
@@ -191,7 +224,7 @@ def test_a_damaged_picture_ends_the_computation_without_an_index(own_pictures, c
     content = bytearray(path.read_bytes())
     content[shard.images[3][0]] ^= 255  # the last picture is none any more
     path.write_bytes(content)
-    with pytest.raises(DataError, match="can't be decoded"):
+    with pytest.raises(DataError, match="differs from what was prepared"):
         stored_moments(own_pictures, codec, mirrored=False)
     (folder,) = folders(own_pictures)
     assert [path.name for path in folder.iterdir()] == [ORIGIN]

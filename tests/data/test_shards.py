@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,17 +150,54 @@ def test_a_missing_shard_is_refused(broken):
         ShardIndex.load(broken.root)
 
 
-def test_a_flipped_bit_is_found_by_verify_alone(broken):
+def test_a_flipped_bit_anywhere_is_found_by_verify(broken):
     flip(broken.root / broken.shards[0].file, 700)
     index = ShardIndex.load(broken.root)
     with pytest.raises(DataError, match="differs from what was prepared"):
         index.verify()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("half", ["image", "record"])
+def test_a_flipped_bit_in_a_sample_is_found_when_it_is_read(broken, half, share):
+    shard = broken.shards[0]
+    offset, size = getattr(shard, f"{half}s")[2]
+    flip(broken.root / shard.file, offset + int(share * size))
+    reader = ShardReader(ShardIndex.load(broken.root), split="train")
+    assert reader.record(1)["key"] == shard.keys[1]
+    with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' differs from what was prepared"):
+        getattr(reader, half)(2)
+
+
+def test_a_reader_of_many_shards_holds_few_open(write_emoji, tmp_path, monkeypatch):
+    reader = ShardReader(write_emoji(tmp_path, samples_per_shard=4), split="train")
+    usual = [reader.image(number) for number in range(len(reader))]
+    monkeypatch.setattr("ldm.data.shards.MAX_OPEN", 2)
+    limit = len(os.listdir("/dev/fd")) + 2
+    again = ShardReader(ShardIndex.load(tmp_path), split="train")
+    for number in (*range(len(again)), *range(0, len(again), 3)):
+        assert again.image(number) == usual[number]
+        assert len(os.listdir("/dev/fd")) <= limit
+
+
+def without_checksums(index: ShardIndex) -> ShardIndex:
+    """The set as an earlier version has it."""
+    shards = tuple(replace(shard, checksums=[]) for shard in index.shards)
+    replace(index, shards=shards).save()
+    return ShardIndex.load(index.root)
+
+
+def test_sets_without_checksums_are_read_as_before(broken):
+    old = without_checksums(broken)
+    assert old.sha256 == broken.sha256
+    ours, theirs = (ShardReader(index, split="train") for index in (broken, old))
+    assert [ours.image(n) for n in range(len(ours))] == [theirs.image(n) for n in range(len(theirs))]
+
+
 def test_a_damaged_record_names_its_sample(broken):
     shard = broken.shards[0]
     flip(broken.root / shard.file, shard.records[2][0])
-    reader = ShardReader(ShardIndex.load(broken.root), split="train")
+    reader = ShardReader(without_checksums(broken), split="train")
     assert reader.record(1)["key"] == shard.keys[1]
     with pytest.raises(DataError, match=f"record of sample '{shard.keys[2]}' is damaged"):
         reader.record(2)
@@ -167,6 +206,7 @@ def test_a_damaged_record_names_its_sample(broken):
 def test_a_damaged_picture_names_its_sample(broken):
     shard = broken.shards[0]
     flip(broken.root / shard.file, shard.images[2][0] + 1)
+    without_checksums(broken)
     pictures = PictureDataset(str(broken.root), split="train", size=16)
     with pytest.raises(DataError, match=f"picture '{shard.keys[2]}' can't be decoded"):
         pictures.image(2)

@@ -112,10 +112,12 @@ def test_any_url_of_fsspec_will_do(tars):
     assert texts(streaming("memory://set/{0..3}.tar")) == texts(streaming("memory://set/{0..3}.tar"))
 
 
-def test_shards_are_named_by_braces_or_by_a_list(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("a{0..1}.tar\n\ns3://set/b.tar\n")
-    assert shard_urls(str(path)) == ["a0.tar", "a1.tar", "s3://set/b.tar"]
+@pytest.mark.parametrize("root", ["{}", "file://{}", "memory://lists"])
+def test_shards_are_named_by_braces_or_by_a_list(tmp_path, root):
+    path = f"{root.format(tmp_path)}/list.txt"
+    with fsspec.open(path, "wt") as stream:
+        stream.write("a{0..1}.tar\n\nmemory://set/b.tar\n")
+    assert shard_urls(path) == ["a0.tar", "a1.tar", "memory://set/b.tar"]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,8 @@ def test_shards_are_named_by_braces_or_by_a_list(tmp_path):
         ("{a.tar,pipe:touch canary}", "pipe: would run a command"),
         ("", "names no shards"),
         ("nowhere.txt", "list of shards nowhere.txt can't be read"),
+        ("memory://nowhere.txt", "list of shards memory://nowhere.txt can't be read"),
+        ("a.tar,b://c.tar", "shard 'a.tar,b://c.tar' can't be opened: Protocol not known: a.tar,b"),
     ],
 )
 def test_what_names_no_shards_is_refused(shards, sentence, tmp_path, monkeypatch):

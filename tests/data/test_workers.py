@@ -59,7 +59,9 @@ def test_a_damaged_picture_is_named_in_one_line(copy_emoji, make_trainer, worker
     data.trainer = make_trainer(6)
     with pytest.raises(DataError) as raised:
         list(data.train_dataloader())
-    assert str(raised.value).startswith(f"data set {root}: picture '{shard.keys[1]}' can't be decoded")
+    assert str(raised.value).startswith(
+        f"shard {root / shard.file}: sample '{shard.keys[1]}' differs from what"
+    )
     assert "\n" not in str(raised.value)
 
 

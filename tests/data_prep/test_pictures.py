@@ -2,15 +2,17 @@
 
 import io
 import resource
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from benchmarks.faults.pictures import png_header
-from benchmarks.faults.world import encoded
-from data_prep.pictures import UPRIGHT, PictureRules, prepare_picture
+from benchmarks.faults.pictures import png_header, with_chunk
+from benchmarks.faults.world import encoded, grey
+from data_prep.pictures import PictureRules, prepare_picture
 from data_prep.tally import LeftOut
+from tests.data.test_decode import LAYING
 
 KEEP = PictureRules(resolution=0, min_side=4, max_aspect=5)
 
@@ -73,8 +75,7 @@ def test_resizing_averages_what_it_leaves_out():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_all_eight_orientations_come_upright_and_equal(smooth, orientation):
-    inverse = {6: UPRIGHT[8], 8: UPRIGHT[6]} | {n: UPRIGHT[n] for n in (2, 3, 4, 5, 7)}
-    lying = smooth.transpose(inverse[orientation]) if orientation > 1 else smooth
+    lying = smooth.transpose(LAYING[orientation]) if orientation > 1 else smooth
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(lying, "JPEG", quality=100, subsampling=0, exif=exif.tobytes())
@@ -118,6 +119,22 @@ def test_a_picture_with_a_profile_of_its_own_comes_in_srgb(smooth):
     assert (prepared(encoded(smooth, "PNG", icc_profile=profile)) == np.asarray(smooth)).all()
     with Image.open(io.BytesIO(stored.image)) as picture:
         assert "icc_profile" not in picture.info
+
+
+def test_metadata_that_can_not_be_read_harm_no_picture():
+    too_long = zlib.compress(bytes(2_000_000))
+    chunks = {b"iCCP": b"x\0\0" + too_long, b"zTXt": b"x\0\0" + too_long, b"iTXt": b"x\0\1\0\0\0" + too_long}
+    for kind, content in chunks.items():
+        data = with_chunk(3, kind, content)
+        stored = prepare_picture(data, name="x.png", rules=KEEP)
+        assert stored.changes == ["written anew", "unreadable metadata"]
+        assert (prepared(data) == grey(3)).all()
+
+
+def test_no_metadata_make_up_for_a_cut_picture():
+    data = with_chunk(3, b"tEXt", b"Comment\0picture 3")
+    with pytest.raises(LeftOut, match="damaged"):
+        prepare_picture(data[:-30], name="x.png", rules=KEEP)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])

@@ -82,6 +82,8 @@ def test_the_report_says_what_was_found_and_made(source, prepare):
     assert report["same_bytes"] == [["p01", "p02"]]
     assert report["converted"] == {"L to RGB": 1, "named by another format": 1, "resized": 16}
     assert report["options"]["resolution"] == 20
+    assert report["speed"]["pictures"] == 16
+    assert 10 < report["speed"]["peak_memory_mb"] < 20_000
     assert report["split_sha256"] == hashlib.sha256((index.root / "splits.json").read_bytes()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Facts about the proof that a set is whole."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -32,6 +33,18 @@ def test_a_whole_set_is_counted_and_drawn(prepare):
     for name in ("sheet.png", "histograms.png"):
         with Image.open(index.root / "verify" / name) as drawn:
             assert min(drawn.size) > 200
+
+
+def test_captions_that_name_a_side_are_counted(source, prepare):
+    path = source / "results_20130124.token"
+    path.write_text(path.read_text().replace("picture 3 seen 1", "picture 3 on the left"))
+    assert verified(prepare().root)["captions_that_name_a_side"] == 1
+
+
+def test_a_set_of_an_earlier_version_is_whole_without_checksums(prepare):
+    index = prepare()
+    replace(index, shards=tuple(replace(shard, checksums=[]) for shard in index.shards)).save()
+    assert verified(index.root)["problems"] == []
 
 
 def test_pictures_that_are_the_same_are_listed(source, prepare):
