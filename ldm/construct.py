@@ -8,6 +8,7 @@ foreign as the module that it leads to.
 from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
@@ -27,9 +28,11 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
             return built
         name = built.pop("_target_")
         target = locate(name, allowed=allowed)
-        if built.pop("_partial_", False):
-            return partial(target, **built) if built else target
+        is_partial = built.pop("_partial_", False)
         try:
+            if is_partial:
+                signature(target).bind_partial(**built)
+                return partial(target, **built) if built else target
             return target(**built)
         except TypeError as error:
             raise ValueError(f"_target_ {name!r} can't be called with what it is given: {error}") from error

@@ -42,9 +42,11 @@ def dry_run(config: DictConfig) -> None:
     if least > memory:
         print(
             f"not tried: weights, gradients, optimizer and average alone take {least / GB:.1f} GB, and there "
-            f"are {memory / GB:.1f} GB here; the parameters are counted on the meta device"
+            f"are {memory / GB:.1f} GB here; all is counted on the meta device"
         )
-        return print_parts({"net": net}, {})
+        frozen = parts_on_meta(config)
+        print_parts({"net": net}, frozen)
+        return print_held(counted(net, frozen, averaged="ema" in config.callbacks))
     torch.manual_seed(config.seed)
     stage, absent = made_up_stage(config)
     chosen = any(module.checkpointing for module in checkpointed(stage))
@@ -70,6 +72,25 @@ def dry_run(config: DictConfig) -> None:
     print_need(config, next(trial for trial in trials if trial.checkpointing == chosen), held)
 
 
+def parts_on_meta(config: DictConfig) -> dict[str, nn.Module]:
+    """The networks of the config's codec, which take no memory."""
+    names = ("autoencoder", "text_encoder") if "codec" in config.model.stage else ()
+    with torch.device("meta"):
+        return {name.replace("_", " "): build(config[name]) for name in names}
+
+
+def counted(net: nn.Module, frozen: dict[str, nn.Module], *, averaged: bool) -> Held:
+    """What a training of `net` holds by its sizes; an optimizer keeps two moments of each parameter."""
+    weights = num_bytes(net.parameters())
+    return Held(
+        weights=weights,
+        gradients=weights,
+        optimizer=2 * weights,
+        average=weights if averaged else 0,
+        frozen=num_bytes(p for part in frozen.values() for p in part.parameters()),
+    )
+
+
 def short_trainer(config: DictConfig, **changes: Any) -> Trainer:
     """The trainer of a config, without all that it writes, on one device and without accumulation."""
     silent = {"logger": False, "enable_progress_bar": False, "limit_val_batches": 0}
@@ -87,6 +108,8 @@ def made_up_stage(config: DictConfig) -> tuple[LightningModule, dict[str, str]]:
         settings["codec"], absent = made_up_codec(config)
     if "tokenizer" in settings:
         settings["tokenizer"] = made_up_tokenizer(config.text_encoder)
+    if "initial" in settings:
+        settings["initial"] = None  # weights of the same sizes: none need to be read
     if "discriminator_start" in settings:
         settings["discriminator_start"] = 0  # with its adversary the training is at its costliest
     return build(settings), absent

@@ -1,24 +1,42 @@
-"""Weights in and out: `python -m ldm.export from=<weights> out=<bundle>`, or the other way with `to=`."""
+"""Weights in and out: `python -m ldm.export from=<weights> out=<bundle>`, or the other way with `to=`.
+
+`state=<run>/checkpoints/step=...` makes a bundle of a training that goes on.
+"""
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from ldm.config import build, entry, plain
 
-FORMS = ("diffusers", "safetensors")
+FORMS = ("diffusers", "safetensors", "onnx")
+ONNX = ("onnx", "onnxscript")  # packages
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 @entry("export")
 def main(config: DictConfig) -> None:
-    """Makes a bundle of foreign weights, or a foreign folder or file of a bundle: whole or not at all."""
+    """Makes a bundle of foreign weights or of a state, or of a bundle what others read: whole or not at all."""
     check_options(config)
-    if config["from"] is None:
-        export_bundle(config)
-    else:
+    if config.state is not None:
+        bundle_state(config)
+    elif config["from"] is not None:
         import_foreign(config)
+    else:
+        export_bundle(config)
+
+
+def bundle_state(config: DictConfig) -> None:
+    """Writes the bundle of a training state."""
+    import torch
+
+    from ldm.checkpoints.snapshot import bundle_of_state
+
+    out = bundle_of_state(Path(config.state), Path(config.out), dtype=getattr(torch, config.precision))
+    print(f"bundle: {out}")
 
 
 def import_foreign(config: DictConfig) -> None:
@@ -60,6 +78,8 @@ def export_bundle(config: DictConfig) -> None:
     from ldm.exchange.exporting import open_export, write_diffusers, write_single_file
 
     options = {name: plain(config).get(name) for name in ("sampler", "steps")}
+    if config.to == "onnx":
+        return export_graphs(config, options)
     export = open_export(Bundle.open(config.bundle), options)
     write = write_diffusers if config.to == "diffusers" else write_single_file
     out = write(export, Path(config.out), dtype=getattr(torch, config.precision))
@@ -68,25 +88,59 @@ def export_bundle(config: DictConfig) -> None:
     print(f"{config.to}: {out}")
 
 
+def export_graphs(config: DictConfig, options: dict[str, Any]) -> None:
+    """Writes a bundle as ONNX graphs and prints what comparing them gave."""
+    from ldm.checkpoints.bundle import Bundle
+    from ldm.exchange.onnx import write_onnx
+
+    differences = write_onnx(Bundle.open(config.bundle), Path(config.out), options=options)
+    for name, share in differences.items():
+        compared = (
+            "not compared: pip install onnxruntime" if share is None else f"{share:.0e} from its network"
+        )
+        print(f"{name}.onnx: {compared}")
+    print(f"onnx: {config.out}")
+
+
 def check_options(config: DictConfig) -> None:
     """What can be refused before anything heavy loads.
 
     Raises:
-        ValueError: both directions or none, an unknown form, or an `out` that is missing or there already.
+        ValueError: several directions or none, an unknown form, packages that a form needs, or an `out` that
+            is missing or there already.
     """
-    source, form = config["from"], config.to
-    if (source is None) == (form is None):
-        raise ValueError("write from=<weights> to make a bundle, or to=diffusers to export one: one of them")
+    form = config.to
+    if sum(config[name] is not None for name in ("from", "state", "to")) != 1:
+        raise ValueError(
+            "write from=<weights> to make a bundle, or to=diffusers to export one, or state=<state>: one of them"
+        )
     if form is not None and form not in FORMS:
         raise ValueError(f"to={form} is unknown: write {' or '.join(f'to={name}' for name in FORMS)}")
     if config.precision not in PRECISIONS:
         raise ValueError(f"precision={config.precision} is unknown: write one of {', '.join(PRECISIONS)}")
+    if form == "onnx":
+        check_onnx(config.precision)
     if config.out is None:
         raise ValueError("out is missing: name what is to be made with out=<folder>")
     if Path(config.out).exists():
         raise ValueError(f"out={config.out} exists already: name another with out=<folder>, or remove it")
     if form == "safetensors" and not str(config.out).endswith(".safetensors"):
         raise ValueError(f"out={config.out} is to be one file: name it out={config.out}.safetensors")
+
+
+def check_onnx(precision: str) -> None:
+    """Refuses what ONNX graphs can't be written with.
+
+    Raises:
+        ValueError: a package is missing, or another precision than float32.
+    """
+    missing = [name for name in ONNX if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"to=onnx needs {' and '.join(missing)}: pip install {' '.join(missing)} onnxruntime"
+        )
+    if precision != "float32":
+        raise ValueError(f"precision={precision} is not for to=onnx, which writes float32: leave it out")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import ftfy
+import regex
 import torch
 from jaxtyping import Int
-from tokenizers import Regex
 from tokenizers import Tokenizer as BytePairTokenizer
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
-from tokenizers.pre_tokenizers import Sequence as InOrder
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
@@ -28,6 +27,11 @@ NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
 CLIP_VOCAB_SIZE = 49_408  # Radford et al. 2021, section 2.4
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 FORMAT = "ldm-tokenizer-1"
+
+# contractions, runs of letters, single digits, runs of anything else that is not a space; by the package that
+# CLIP's own code uses, for what counts as a letter differs between regular expressions of different ages
+WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+BYTES = ByteLevel(add_prefix_space=False, use_regex=False)  # a word to the symbols of its bytes
 
 
 class Tokenizer:
@@ -104,7 +108,7 @@ class Tokenizer:
             ) from None
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._bpe.encode(_clean(text), add_special_tokens=False).ids
+        ids: list[int] = self._bpe.encode(words(text), is_pretokenized=True, add_special_tokens=False).ids
         return ids
 
 
@@ -139,7 +143,7 @@ def train(texts: Iterable[str], *, vocab_size: int = 2048, context_length: int =
             f"{vocab_size=} leaves no room for merges: use more than {NUM_BYTE_TOKENS + NUM_CONTROL}"
         )
     learner = BytePairTokenizer(BPE(end_of_word_suffix=WORD_END))
-    learner.pre_tokenizer = _words()
+    learner.pre_tokenizer = BYTES
     trainer = BpeTrainer(
         vocab_size=NUM_BYTE_TOKENS + num_merges,
         # listed, they get fixed ids: ties between pairs are broken by id, which else follows a hash's order
@@ -147,22 +151,19 @@ def train(texts: Iterable[str], *, vocab_size: int = 2048, context_length: int =
         end_of_word_suffix=WORD_END,
         show_progress=False,
     )
-    learner.train_from_iterator((_clean(text) for text in texts), trainer)
+    learner.train_from_iterator((words(text) for text in texts), trainer)
     merges = [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
     return Tokenizer(merges, vocab_size=vocab_size, context_length=context_length, pad_id=vocab_size - 1)
 
 
-def _clean(text: str) -> str:
-    # CLIP's cleaning: mend mojibake, undo doubly escaped html, single spaces, lower case
+def words(text: str) -> list[str]:
+    """The words of a text, once it is cleaned; no token reaches over their ends."""
+    return WORDS.findall(clean(text))
+
+
+def clean(text: str) -> str:
+    """CLIP's cleaning: mojibake mended, doubly escaped html undone, single spaces, lower case."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
-
-
-def _words() -> PreTokenizer:
-    # contractions, runs of letters, single digits, runs of anything else that is not a space
-    pattern = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
-    return InOrder(
-        [Split(pattern, behavior="removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
 
 
 def _byte_tokens() -> list[str]:
@@ -179,7 +180,7 @@ def _byte_pairs(merges: Sequence[Merge]) -> BytePairTokenizer:
     if missing is not None:
         raise ValueError(f"the merges use {missing!r}, which no other merge makes: the vocabulary is damaged")
     tokenizer = BytePairTokenizer(BPE(vocabulary, list(merges), end_of_word_suffix=WORD_END))
-    tokenizer.pre_tokenizer = _words()
+    tokenizer.pre_tokenizer = BYTES
     return tokenizer
 
 

@@ -64,7 +64,7 @@ def test_what_is_too_large_for_the_machine_is_counted_and_not_tried(capsys):
     dry_run(composed("backbone=unet_sd15", "backbone.channels=6400"))
     printed = capsys.readouterr().out
     assert "not tried" in printed
-    assert "held all the time" not in printed
+    assert "at the peak of a step" not in printed
 
 
 def test_held_bytes_are_those_of_the_closed_form(trier):

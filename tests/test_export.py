@@ -103,7 +103,8 @@ def test_steps_and_sampler_may_be_others_than_the_bundles(run, bundle, tmp_path)
     [
         ([], "write from=<weights> to make a bundle, or to=diffusers to export one"),
         (["from=x", "to=diffusers", "out=y"], "write from=<weights> to make a bundle"),
-        (["to=onnx", "out=y"], "to=onnx is unknown: write to=diffusers or to=safetensors"),
+        (["to=gguf", "out=y"], "to=gguf is unknown: write to=diffusers or to=safetensors or to=onnx"),
+        (["to=onnx", "out=y", "precision=float16"], "precision=float16 is not for to=onnx"),
         (["to=diffusers"], "out is missing"),
         (["from=x", "out=ldm"], "out=ldm exists already"),
         (["to=safetensors", "out=y"], "out=y is to be one file: name it out=y.safetensors"),
@@ -122,6 +123,12 @@ def test_a_mistake_is_answered_in_a_sentence_and_makes_nothing(refused, monkeypa
     assert not (ROOT / "y").exists()
 
 
+def test_a_package_that_is_missing_is_named_with_the_command_that_brings_it(refused, monkeypatch):
+    monkeypatch.setattr("ldm.export.find_spec", lambda name: None if name == "onnxscript" else name)
+    sentence = refused("to=onnx", "out=y")
+    assert sentence == "to=onnx needs onnxscript: pip install onnxscript onnxruntime"
+
+
 def test_an_unknown_state_of_the_text_encoder_is_refused(run, refused, bundle, tmp_path):
     run(f"bundle={bundle}", "to=diffusers", f"out={tmp_path / 'folder'}")
     sentence = refused(f"from={tmp_path / 'folder'}", f"out={tmp_path / 'b'}", "text_state=first")
@@ -131,7 +138,7 @@ def test_an_unknown_state_of_the_text_encoder_is_refused(run, refused, bundle, t
 def test_options_are_refused_before_torch_is_there():
     code = (
         "import runpy, sys\n"
-        "sys.argv = ['command', 'to=onnx', 'out=y']\n"
+        "sys.argv = ['command', 'to=gguf', 'out=y']\n"
         "try:\n"
         "    runpy.run_module('ldm.export', run_name='__main__')\n"
         "finally:\n"
@@ -139,4 +146,4 @@ def test_options_are_refused_before_torch_is_there():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("ldm: to=onnx is unknown")
+    assert done.stderr.startswith("ldm: to=gguf is unknown")

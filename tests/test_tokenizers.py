@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.tokenizer_identity import fuzzed
 from ldm.tokenizers import Tokenizer, clip_bpe, train
 
 CAPTIONS = Path(__file__).parent.parent / "ldm/assets/emoji/captions.json"
@@ -52,6 +53,19 @@ def test_clip_bpe_gives_the_ids_of_open_clip(clip):
     texts = TEXTS + ODD
     assert torch.equal(clip.encode(texts), open_clip.SimpleTokenizer()(texts))
     assert (clip.start_id, clip.eot_id, clip.vocab_size) == (49406, 49407, 49408)
+
+
+def test_fuzzed_strings_get_the_ids_of_open_clip(clip):
+    open_clip = pytest.importorskip("open_clip.tokenizer")
+    texts = fuzzed(400, seed=3)
+    assert torch.equal(clip.encode(texts), open_clip.SimpleTokenizer()(texts))
+
+
+def test_letters_are_those_of_clips_own_code(clip):
+    """A letter of Unicode 17, an iota below another letter, a long s: words end where open_clip's do."""
+    open_clip = pytest.importorskip("open_clip.tokenizer")
+    texts = ["a\u088fb1 \u208f\u208f", "\u09e0\u0345", "it'\u017f it's", "\U00010940\U00010941 x"]
+    assert torch.equal(clip.encode(texts), open_clip.SimpleTokenizer()(texts))
 
 
 def test_the_vocabulary_is_found_without_importing_open_clip():

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.checkpoints.bundle import Part
+from ldm.checkpoints.bundle import Part, is_finite
 from ldm.construct import construct
 from ldm.exchange.keymap import Rule, shapes, translate
 from ldm.exchange.pickles import is_torch_file, read_pickle
@@ -122,7 +122,7 @@ class Fit:
         """
         state = self._translate(self.weights.load())
         for name, tensor in state.items():
-            if not torch.isfinite(tensor).all():
+            if not is_finite(tensor):
                 raise ValueError(f"{self.weights.path}: {name} holds NaN or Inf: fetch or train it again")
         return Part(spec=self.spec, state=state)
 

@@ -115,7 +115,7 @@ class TextTransformer(nn.Module):
             x = apply(block, x, recompute=self.checkpointing)
         states = self.norm(x)
         ends = (tokens == self.eot_id).int().argmax(dim=1)  # the first one: pads may be end tokens too
-        return TextOutput(states=states, pooled=self.projection(states[torch.arange(len(ends)), ends]))
+        return TextOutput(states=states, pooled=self.projection(states[torch.arange(ends.shape[0]), ends]))
 
     def _initialise(self) -> None:
         nn.init.normal_(self.tokens.weight, std=0.02)  # this and the next as in OpenAI's CLIP

@@ -37,6 +37,10 @@ class LatentDiffusion(LightningModule):
         caption_drop: share of samples trained without their caption, which guidance needs.
         time_bins: parts of [0, 1) for which the validation loss is reported.
         seed: key of all draws.
+        initial: a bundle whose denoiser `net` starts as; None: as it is given.
+
+    Raises:
+        BundleError: an `initial` that is missing, damaged or of another network.
     """
 
     def __init__(
@@ -53,8 +57,11 @@ class LatentDiffusion(LightningModule):
         caption_drop: float = 0.1,
         time_bins: int = 4,
         seed: int = 0,
+        initial: str | None = None,
     ) -> None:
         super().__init__()
+        if initial is not None:
+            Bundle.open(initial).copy_into(net, "backbone")
         self.net = net
         self.averaged: nn.Module | None = None
         self.process, self.codec = process, codec

@@ -1,0 +1,88 @@
+"""Facts about a bundle's ONNX graphs: what another program draws with them."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.pipeline import open_pipeline
+from ldm.exchange.onnx import write_onnx
+from ldm.pipeline import SeededNoise
+from ldm.tokenizers import Tokenizer
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+PROMPTS, SEEDS, SCALE = ["red apple", "a cat with a hat", "sun"], [5, 6, 7], 2.0
+DDIM = {
+    "_target_": "ldm.diffusion.samplers.Sampling",
+    "method": {"_target_": "ldm.diffusion.samplers.ddim", "_partial_": True},
+    "grid": {"_target_": "ldm.diffusion.grids.trailing", "_partial_": True},
+    "steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def written(imported, tmp_path_factory):
+    """The folder, and how far each graph is from its network."""
+    out = tmp_path_factory.mktemp("graphs") / "out"
+    return out, write_onnx(Bundle.open(imported), out, options={"sampler": DDIM})
+
+
+@pytest.fixture(scope="module")
+def graph(written):
+    """`graph(name, **inputs)`: what a graph makes of its inputs."""
+    folder, _ = written
+
+    def run(name: str, **inputs: np.ndarray) -> np.ndarray:
+        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        (output,) = session.run(None, inputs)
+        return output
+
+    return run
+
+
+def test_each_graph_is_its_network(written):
+    _, differences = written
+    assert list(differences) == ["text_encoder", "unet", "decoder"]
+    assert max(differences.values()) < 1e-5  # float32, summed in another order
+
+
+def test_numpy_and_the_folder_draw_the_pictures_of_the_pipeline(written, graph, imported):
+    """DDIM (Song et al. 2021, Eq. 12) with guidance, of nothing but the files."""
+    folder, _ = written
+    fields = json.loads((folder / "pipeline.json").read_text())
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    prompts, nothing = (
+        graph("text_encoder", tokens=tokenizer.encode(texts).numpy()) for texts in (PROMPTS, [""] * 3)
+    )
+    x = SeededNoise(SEEDS, fields["latents"], device=torch.device("cpu")).draw().numpy()
+    assert fields["process"]["prediction"]["_target_"] == "ldm.diffusion.predictions.Eps"
+    steps = list(zip(fields["network_times"], fields["alpha"], fields["sigma"], strict=True))
+    for (time, alpha, sigma), (_, alpha_next, sigma_next) in pairwise(steps):
+        t = np.full(len(x), time, dtype=np.float32)
+        cond, uncond = (graph("unet", x=x, t=t, context=context) for context in (prompts, nothing))
+        eps = uncond + SCALE * (cond - uncond)
+        x = (alpha_next * (x - sigma * eps) / alpha + sigma_next * eps).astype(np.float32)
+    drawn = np.clip(np.round((graph("decoder", latents=x) + 1) * 127.5), 0, 255)
+    expected = open_pipeline(Bundle.open(imported), sampler=DDIM, scale=SCALE)(PROMPTS, SEEDS)
+    assert np.abs(drawn - expected.numpy()).max() <= 1  # a value halfway between two levels may round apart
+
+
+def test_the_batch_is_free(graph, imported):
+    tokens = np.ones((1, 16), dtype=np.int64)
+    one, five = graph("text_encoder", tokens=tokens), graph("text_encoder", tokens=tokens.repeat(5, axis=0))
+    assert np.abs(five - one).max() < 1e-5
+    assert len(five) == 5
+
+
+def test_a_second_network_has_no_place(imported, tmp_path):
+    weak = {"_target_": "ldm.diffusion.guidance.autoguidance", "_partial_": True, "scale": 2.0, "weak": "x"}
+    bundle = Bundle.open(imported)
+    config = bundle.config | {"guidance": weak}
+    with pytest.raises(ValueError, match=r"guidance\.weak can't be written for ONNX"):
+        write_onnx(Bundle(path=bundle.path, config=config), tmp_path / "out", options={})
+    assert list(tmp_path.iterdir()) == []
