@@ -1,43 +1,84 @@
 """Pictures from prompts: `python -m ldm.sample 'prompts=["red apple","a cat with a hat"]'`."""
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.config import entry
+from ldm.config import entry, overrides
+from ldm.drawing.job import Job
+from ldm.drawing.jobs import asked_jobs
 
-PROMPT_LIMIT = 10_000  # characters; a CLIP text encoder reads about 300
+SHEET_LIMIT = 512  # pictures on one sheet: the first ones
+WITH_AGAIN = ("again", "bundle", "out", "overwrite")
 
 
 @entry("sample")
 def main(config: DictConfig) -> None:
-    """Draws `num_pictures` pictures, spread evenly over the prompts, and saves each and a sheet of all."""
-    written = OmegaConf.to_container(config, resolve=False)  # a ${...} in a prompt is text, not a reference
-    prompts, negative = checked_prompts(written["prompts"]), written["negative"]
-    per_prompt = max(1, round(config.num_pictures / len(prompts)))
+    """Draws what is asked for, or a picture that is there once more."""
+    if config.again is None:
+        draw(config)
+    else:
+        draw_again(config)
 
-    import torch
-    from tqdm import trange
+
+def draw(config: DictConfig) -> None:
+    """Draws all pictures of a command, saves each when it is there, and at last a sheet of them."""
+    written = OmegaConf.to_container(config, resolve=False)  # a ${...} in a prompt is text, not a reference
+    jobs = asked_jobs(written, seed=config.seed)
+    shown = {job.name for job in jobs[:SHEET_LIMIT]}
+
+    from tqdm import tqdm
 
     from ldm.checkpoints.bundle import Bundle
-    from ldm.checkpoints.pictures import save_picture, save_sheet
-    from ldm.checkpoints.pipeline import open_pipeline
+    from ldm.checkpoints.pictures import save_sheet
+    from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
+    from ldm.drawing.drawer import Drawer, batches
+    from ldm.drawing.inputs import check_inputs
+    from ldm.drawing.saving import Saver
 
     bundle = Bundle.open(config.bundle)
     options = {name: written.get(name) for name in ("sampler", "guidance", "steps", "scale")}
-    pipeline = open_pipeline(bundle, precision=config.precision, **options).with_options(negative=negative)
-    jobs = [(prompt, config.seed + i) for prompt in prompts for i in range(per_prompt)]
+    nodes = sampling_nodes(bundle, options)
+    drawer = Drawer(pipeline=open_pipeline(bundle, precision=config.precision, **nodes), nodes=nodes)
+    drawer.check(jobs)
+    for line in check_inputs(jobs, size=drawer.pipeline.size):
+        print(line)
     out = open_output(config.out, overwrite=config.overwrite)
-    images: list[torch.Tensor] = []
-    for start in trange(0, len(jobs), config.batch_size, desc="drawing", unit="batch", disable=None):
-        chunk = jobs[start : start + config.batch_size]
-        images += pipeline([prompt for prompt, _ in chunk], [seed for _, seed in chunk])
-    for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
-        facts = {"prompt": prompt, "seed": seed, "bundle": bundle.sha256}
-        save_picture(image, out / f"{number:04d}.png", facts=facts)
-    save_sheet(images, out / "sheet.png", columns=min(8, per_prompt if per_prompt > 1 else len(images)))
-    print(f"{len(images)} pictures in {out}; all on one sheet: {out / 'sheet.png'}")
+    sheet = sheet_at(config.sheet, out)
+    saver = Saver(out, drawer=drawer, bundle=bundle, precision=config.precision)
+    images = {}
+    with tqdm(total=len(jobs), desc="drawing", unit="picture", disable=None) as bar:
+        for batch in batches(jobs, size=config.batch_size):
+            drawn = drawer(batch)
+            saver.save(batch, drawn)
+            images |= {job.name: image for job, image in zip(batch, drawn, strict=True) if job.name in shown}
+            bar.update(len(batch))
+    save_sheet([images[job.name] for job in jobs[:SHEET_LIMIT]], sheet, columns=columns(jobs))
+    seen = "all" if len(jobs) == len(shown) else f"the first {len(shown)}"
+    print(f"{len(jobs)} pictures in {out}; {seen} on one sheet: {sheet}")
+
+
+def draw_again(config: DictConfig) -> None:
+    """Draws one picture from what it carries, and tells whether it is the same."""
+    typed = {each.lstrip("+~").partition("=")[0] for each in overrides()} - set(WITH_AGAIN)
+    if typed:
+        raise ValueError(f"again= takes all from the picture: leave out {', '.join(sorted(typed))}")
+
+    from ldm.checkpoints.pictures import save_picture
+    from ldm.drawing.again import Redrawing, compared
+    from ldm.drawing.record import chunks
+
+    moved = any(each.startswith("bundle=") for each in overrides())
+    redrawing = Redrawing.open(Path(config.again), bundle=config.bundle if moved else None)
+    file = open_output(config.out, overwrite=True) / f"{redrawing.path.stem}_again.png"
+    if file.exists() and not config.overwrite:
+        raise ValueError(f"{file} is there already: name another folder or set overwrite=true")
+    image, facts = redrawing()
+    save_picture(image, file, texts=chunks(facts))
+    print(f"{file}: {compared(image, redrawing)}")
 
 
 def open_output(folder: str, *, overwrite: bool) -> Path:
@@ -57,22 +98,22 @@ def open_output(folder: str, *, overwrite: bool) -> Path:
     return out
 
 
-def checked_prompts(prompts: object) -> list[str]:
-    """The prompts as text.
+def sheet_at(sheet: str | None, out: Path) -> Path:
+    """Where the sheet goes.
 
     Raises:
-        ValueError: no prompt, one that is not text, is blank or is longer than PROMPT_LIMIT.
+        ValueError: its folder is not there.
     """
-    if not isinstance(prompts, list):
-        prompts = [prompts]
-    if not prompts:
-        raise ValueError("prompts is empty: write prompts='[\"a red apple\"]'")
-    for prompt in prompts:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"prompt {prompt!r} holds no text: write one or more words")
-        if len(prompt) > PROMPT_LIMIT:
-            raise ValueError(f"a prompt of {len(prompt)} characters is too long: the limit is {PROMPT_LIMIT}")
-    return [prompt.replace(r"\${", "${") for prompt in prompts]  # Hydra wants an unpaired ${ escaped
+    path = out / "sheet.png" if sheet is None else Path(sheet)
+    if not path.parent.is_dir():
+        raise ValueError(f"sheet={path} lies in no folder that is there: make {path.parent} first")
+    return path
+
+
+def columns(jobs: Sequence[Job]) -> int:
+    """Columns of the sheet: a row a prompt where prompts have several pictures, 8 at most."""
+    most = max(Counter((job.prompt, job.image) for job in jobs).values())
+    return min(8, most if most > 1 else len(jobs))
 
 
 if __name__ == "__main__":

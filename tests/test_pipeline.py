@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline, with_scale
 from ldm.config import CONF, build
-from ldm.pipeline import SEED_LIMIT, SeededNoise
+from ldm.pipeline import SEED_LIMIT, SeededNoise, Source
 
 PROMPTS, SEEDS = ["red apple", "a cat with a hat", "", "🍎"], [0, 1, 7, SEED_LIMIT - 1]
 
@@ -119,3 +119,111 @@ def test_a_scale_reaches_a_guidance_inside_another():
     assert with_scale(outer, 5.0) == outer | {"within": inner | {"scale": 5.0}}
     with pytest.raises(ValueError, match="has no scale to set to 5"):
         with_scale({"_target_": "ldm.diffusion.guidance.conditional"}, 5.0)
+
+
+def pictures(count, side=16):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+def left_half(count):
+    redrawn = torch.zeros(count, 1, 16, 16, dtype=torch.bool)
+    redrawn[..., :7] = True  # 4 pixels are one latent: the edge is inside one
+    return redrawn
+
+
+STEPPED = ["ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "pndm", "lcm"]
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_at_strength_0_a_picture_takes_the_autoencoders_round_trip_alone(pipeline, name):
+    drawn = pipeline.with_options(sampling=sampler(name, steps=4))
+    images = pictures(4)
+    codec = pipeline.codec
+    expected = codec.decode(codec.encode_images(images).mean)
+    assert torch.equal(drawn(PROMPTS, SEEDS, source=Source(images=images, strength=0.0)), expected)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "dpmpp_2m"])
+def test_at_strength_1_of_a_flow_nothing_of_a_picture_is_left(pipeline, name):
+    drawn = pipeline.with_options(sampling=sampler(name, steps=2))  # on a grid that begins at t = 1
+    source = Source(images=pictures(2), strength=1.0)
+    assert torch.equal(drawn(PROMPTS[:2], SEEDS[:2], source=source), drawn(PROMPTS[:2], SEEDS[:2]))
+
+
+def test_the_stronger_the_farther_from_the_picture(pipeline):
+    images = pictures(2)
+    start = pipeline.codec.encode_images(images).mean
+    drawn = pipeline.with_options(sampling=sampler("ddim", steps=5))
+    distances = [
+        (
+            drawn.latents(PROMPTS[:2], SEEDS[:2], source=Source(images=images, strength=strength)) - start
+        ).norm()
+        for strength in (0.0, 0.2, 0.6, 1.0)
+    ]
+    assert distances == sorted(distances)
+    assert distances[0] == 0
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_pixels_that_are_not_redrawn_stay_to_the_byte_and_the_others_change(pipeline, name):
+    drawn, images, redrawn = pipeline.with_options(sampling=sampler(name, steps=3)), pictures(2), left_half(2)
+    result = drawn(PROMPTS[:2], SEEDS[:2], source=Source(images=images, redrawn=redrawn))
+    kept = ~redrawn.expand_as(images)
+    assert torch.equal(result[kept], images[kept])
+    assert (result != images)[~kept].double().mean() > 0.5
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_mask_that_leaves_nothing_is_no_mask(pipeline, strength):
+    images, everything = pictures(2), torch.ones(2, 1, 16, 16, dtype=torch.bool)
+    masked = Source(images=images, strength=strength, redrawn=everything)
+    free = Source(images=images, strength=strength)
+    drawn = [pipeline(PROMPTS[:2], SEEDS[:2], source=source) for source in (masked, free)]
+    assert torch.equal(*drawn)
+
+
+def test_a_latent_of_which_one_pixel_is_redrawn_is_redrawn(pipeline):
+    redrawn = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    redrawn[0, 0, 5, 9] = True
+    images = pictures(1)
+    known = pipeline.codec.encode_images(images).mean
+    latents = pipeline.latents(["a"], [0], source=Source(images=images, redrawn=redrawn))
+    changed = (latents - known).abs().amax(dim=1)[0] > 1e-4
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+def test_a_picture_to_start_from_must_have_the_pipelines_size(pipeline):
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 20, 20\), not \(1, 3, 16, 16\)"):
+        pipeline(["a"], [0], source=Source(images=pictures(1, side=20)))
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 16, 16\), not \(1, 3, 16, 16\)"):
+        pipeline(["a"], [0], source=Source(images=pictures(2)))
+    with pytest.raises(ValueError, match=r"strength=1\.5 is outside"):
+        pipeline(["a"], [0], source=Source(images=pictures(1), strength=1.5))
+
+
+def test_a_weak_network_that_is_the_network_itself_changes_nothing_at_any_scale(pipeline):
+    alone = pipeline.with_options(guidance=lambda cond, uncond: cond).latents(PROMPTS, SEEDS)
+    guided = pipeline.with_options(weak=pipeline.net).latents(PROMPTS, SEEDS)
+    assert_close(guided, alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(pipeline.latents(PROMPTS, SEEDS), alone, atol=1e-3)
+
+
+def test_a_weak_network_is_given_the_prompt_in_the_unconditional_ones_place(pipeline, build_network, specs):
+    weak = build_network(specs["backbone"], 9).eval()
+    guided = pipeline.with_options(weak=weak).latents(PROMPTS, SEEDS)
+    context = pipeline.codec.encode_prompts(PROMPTS)
+    strong, other = (pipeline.process.denoiser(net, context) for net in (pipeline.net, weak))
+
+    def by_hand(x, t):
+        return other(x, t) + 3 * (strong(x, t) - other(x, t))
+
+    noise = SeededNoise(SEEDS, (4, 4, 4), device=torch.device("cpu"))
+    with torch.no_grad():
+        expected = pipeline.sampling(by_hand, pipeline.process.schedule, noise.draw(), noise=noise)
+    assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_negative_prompt_has_no_place_beside_a_weak_network(pipeline):
+    with pytest.raises(ValueError, match="negative='a hat' has no place beside a weak network"):
+        pipeline.with_options(weak=pipeline.net, negative="a hat")

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ldm.checkpoints.mapped import give_back
 from ldm.codec import Codec
 from ldm.construct import construct
 from ldm.data.index import hash_file
@@ -109,8 +110,9 @@ class Bundle:
             key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()
         }
         for key, tensor in state.items():
-            if not torch.isfinite(tensor).all():
+            if not is_finite(tensor):
                 raise BundleError(f"bundle file {path}: tensor {key!r} holds NaN or Inf")
+        give_back(path)  # looked at from end to end, and not needed before the network runs
         return Part(spec=spec, state=state)
 
     def network(self, name: str) -> nn.Module:
@@ -131,6 +133,26 @@ class Bundle:
         assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
         return module.eval()
 
+    def copy_into(self, net: nn.Module, name: str) -> None:
+        """Copies the weights of one part into a network that is to be trained on.
+
+        Raises:
+            BundleError: no such part, a damaged one, or one of another network.
+        """
+        state, own = self.part(name).state, net.state_dict()
+        sizes, wanted = ({key: tensor.shape for key, tensor in each.items()} for each in (state, own))
+        different = sorted(key for key in sizes.keys() | wanted if sizes.get(key) != wanted.get(key))
+        if different:
+            raise BundleError(
+                f"bundle {self.path}: its {name} and the network that is to start as it differ in "
+                f"{len(different)} weights, such as {different[0]}: give both the same sizes"
+            )
+        net.load_state_dict(state)
+
+    def give_back(self, name: str) -> None:
+        """Gives back the memory that a large part's weights take, until they are used again."""
+        give_back(self.path / Path(self.config["parts"][name]["file"]).name)
+
     def tokenizer(self) -> Tokenizer:
         path = self._checked(TOKENIZER, self.entry("tokenizer")["sha256"])
         return Tokenizer.load(path)
@@ -145,6 +167,11 @@ class Bundle:
         if hash_file(path) != sha256:
             raise BundleError(f"bundle file {path} is damaged (sha256 differs): copy the whole folder again")
         return path
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or Inf: the extremes tell it of all, thirty times as fast as each would."""
+    return tensor.numel() == 0 or all(extreme.isfinite() for extreme in tensor.aminmax())
 
 
 def find(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """Pictures as files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +13,11 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
-def save_picture(image: Tensor, path: Path, *, facts: Mapping[str, object]) -> None:
-    """A PNG that carries how it was made, as the text chunk `ldm`."""
+def save_picture(image: Tensor, path: Path, *, texts: Mapping[str, str]) -> None:
+    """A PNG that carries texts, such as how it was made, by name."""
     note = PngInfo()
-    note.add_itxt("ldm", json.dumps(facts, ensure_ascii=False))
+    for name, text in texts.items():
+        note.add_itxt(name, text)
     write_whole(to_picture(image), path, pnginfo=note)
 
 

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.checkpoints.thrift import held_in, thrifty
 from ldm.construct import construct
+from ldm.diffusion import Guidance
 from ldm.pipeline import TextToImage
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+READ_BY_DENOISER = ("schedule", "prediction", "network_time")  # of a process; the rest is for training
 
 
 def sampling_nodes(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,21 +45,73 @@ def open_pipeline(bundle: Bundle, *, precision: str = "float32", **options: Any)
         options: `sampler`, `guidance`, `steps`, `scale`: what `sampling_nodes` reads.
 
     Raises:
-        BundleError: a bundle without a denoiser.
+        BundleError: a bundle without a denoiser, or a weak one that doesn't go with it.
         ValueError: an unknown precision, or a scale for a guidance that has none.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"{precision=} is unknown: write {' or '.join(PRECISIONS)}")
     nodes = sampling_nodes(bundle, options)
-    return TextToImage(
-        net=bundle.network("backbone").requires_grad_(False),
+    net = bundle.network("backbone").requires_grad_(False)
+    pipeline = TextToImage(
+        net=held_in(PRECISIONS[precision], net, bundle),
         process=construct(bundle.entry("process")),
         codec=bundle.codec(),
         sampling=construct(nodes["sampler"]),
-        guidance=construct(nodes["guidance"]),
+        guidance=guidance_of(nodes["guidance"]),
         size=bundle.entry("size"),
+        weak=weak_network(bundle, nodes["guidance"]),
         precision=PRECISIONS[precision],
     )
+    return thrifty(pipeline, bundle)
+
+
+def guidance_of(node: Mapping[str, Any]) -> Guidance:
+    """The guidance of a node, of which `weak` names the second network and is nothing of its own."""
+    return construct({key: value for key, value in node.items() if key != "weak"})
+
+
+def weak_network(bundle: Bundle, guidance: Mapping[str, Any]) -> nn.Module | None:
+    """The network of the bundle that a guidance node names as `weak`; none where it names none.
+
+    Raises:
+        BundleError: it can't draw, or noises, encodes or reads prompts in another way than `bundle`.
+    """
+    if "weak" not in guidance:
+        return None
+    weak = Bundle.open(weak_path(guidance))
+    own, other = fingerprint(bundle), fingerprint(weak)
+    different = [name for name in own if own[name] != other[name]]
+    if "backbone" not in weak.names or different:
+        reason = f"it has another {', '.join(different)}" if different else "it has no denoiser"
+        raise BundleError(
+            f"guidance.weak={weak.path} doesn't go with bundle {bundle.path}: {reason}; take an early state"
+            " of the same run, or a bundle trained on the same autoencoder and text encoder"
+        )
+    return weak.network("backbone").requires_grad_(False)
+
+
+def weak_path(guidance: Mapping[str, Any]) -> str:
+    """The weak bundle that a guidance node names.
+
+    Raises:
+        ValueError: none is named.
+    """
+    if guidance["weak"] in (None, "???"):
+        raise ValueError("guidance.weak is missing: name the weak bundle with guidance.weak=<bundle>")
+    return str(guidance["weak"])
+
+
+def fingerprint(bundle: Bundle) -> dict[str, Any]:
+    """All but its weights that decides what a denoiser is to say: process, codec, size of the pictures."""
+    process, parts = bundle.entry("process"), bundle.config["parts"]
+    return {
+        "process": {name: process.get(name) for name in READ_BY_DENOISER},
+        "autoencoder": parts.get("autoencoder"),
+        "text encoder": parts.get("text_encoder"),
+        "tokenizer": bundle.config.get("tokenizer"),
+        "scale of latents": bundle.config.get("latents"),
+        "size of pictures": bundle.config.get("size"),
+    }
 
 
 def with_scale(guidance: Mapping[str, Any], scale: float) -> dict[str, Any]:

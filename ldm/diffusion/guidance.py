@@ -1,4 +1,6 @@
-"""Guidance: a denoiser made of a conditional and an unconditional one; options are bound by the config.
+"""Guidance: a denoiser made of two, the second of which is the worse; options are bound by the config.
+
+The second is asked first: a pipeline answers both at once then (halves.py).
 
 Mixing x0 is the same as mixing eps, v or velocities: at a given (x, t) each is a linear function of x0.
 """
@@ -38,13 +40,22 @@ def cfg_rescale(cond: Denoiser, uncond: Denoiser, *, scale: float, phi: float = 
         return cond
 
     def denoise(x: State, t: Time) -> State:
-        unguided = cond(x, t)
-        guided = torch.lerp(uncond(x, t), unguided, scale)
+        unconditional, unguided = uncond(x, t), cond(x, t)
+        guided = torch.lerp(unconditional, unguided, scale)
         axes = tuple(range(1, x.ndim))
         restored = unguided.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
         return guided * (1 - phi + phi * restored)
 
     return denoise
+
+
+def autoguidance(strong: Denoiser, weak: Denoiser, *, scale: float) -> Denoiser:
+    """Away from a bad version of the network (Karras et al. 2024, Eq. 3); at scale 1 only strong is called.
+
+    It is cfg with a weak network, told the prompt too, in the place of the unconditional one: what both get
+    wrong, the weak one more, is left behind, and the variety that cfg loses stays.
+    """
+    return cfg(strong, weak, scale=scale)
 
 
 def interval(cond: Denoiser, uncond: Denoiser, *, within: Guidance, low: float, high: float) -> Denoiser:
@@ -94,8 +105,8 @@ def apg(
 
     def denoise(x: State, t: Time) -> State:
         nonlocal average
-        unguided = cond(x, t)
-        change = unguided - uncond(x, t)
+        unconditional, unguided = uncond(x, t), cond(x, t)
+        change = unguided - unconditional
         average = change if average is None else change + momentum * average
         axes = tuple(range(1, x.ndim))
         update = average

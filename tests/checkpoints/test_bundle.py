@@ -7,7 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ldm.checkpoints.bundle import Bundle, BundleError, Part, load_codec, write_bundle
+from ldm.checkpoints.bundle import Bundle, BundleError, Part, is_finite, load_codec, write_bundle
 from ldm.checkpoints.pipeline import open_pipeline
 from ldm.data.index import hash_file
 
@@ -62,6 +62,16 @@ def test_half_precision_halves_the_files_and_rounds_once(write_tiny_bundle, bund
         assert all(torch.equal(loaded[key], whole[key].half().float()) for key in whole)
     size = (half / "backbone.safetensors").stat().st_size
     assert size < 0.6 * (bundle_path / "backbone.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_seen_among_a_million(value, dtype):
+    tensor = torch.randn(1000, 1000).to(dtype)
+    assert is_finite(tensor)
+    tensor[617, 3] = value
+    assert not is_finite(tensor)
+    assert is_finite(tensor[:0])
 
 
 def test_the_same_contents_have_the_same_identity(write_tiny_bundle, bundle_path, tmp_path):

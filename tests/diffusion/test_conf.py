@@ -16,7 +16,9 @@ def names(group):
 
 
 def build(group, name):
-    return construct(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True))
+    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True)
+    node.pop("weak", None)  # a guidance's second bundle, which whoever opens the first one opens
+    return construct(node)
 
 
 def net(x, t, context):

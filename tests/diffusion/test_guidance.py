@@ -8,9 +8,11 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch.testing import assert_close
 
-from ldm.diffusion.guidance import apg, cfg, cfg_rescale, conditional, interval
+from ldm.diffusion.grids import uniform
+from ldm.diffusion.guidance import apg, autoguidance, cfg, cfg_rescale, conditional, interval
 from ldm.diffusion.predictions import X0, Eps, Flow, V
-from ldm.diffusion.schedules import cosine
+from ldm.diffusion.samplers import dpmpp_2m, heun
+from ldm.diffusion.schedules import cosine, rectified_flow
 
 T = torch.tensor(0.5, dtype=torch.float64)
 X = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -39,7 +41,13 @@ def test_scale_zero_is_unconditional():
 
 @pytest.mark.parametrize(
     "guidance",
-    [conditional, partial(cfg, scale=1.0), partial(cfg_rescale, scale=1.0, phi=0.7), partial(apg, scale=1.0)],
+    [
+        conditional,
+        partial(cfg, scale=1.0),
+        partial(cfg_rescale, scale=1.0, phi=0.7),
+        partial(apg, scale=1.0),
+        partial(autoguidance, scale=1.0),
+    ],
 )
 def test_no_guidance_is_conditional_and_calls_nothing_else(guidance):
     assert torch.equal(guidance(cond, never)(X, T), cond(X, T))
@@ -123,3 +131,35 @@ def test_a_new_apg_has_no_memory_of_another_ones_calls():
 def test_an_apg_threshold_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"threshold=0\.0 of guidance must be above 0"):
         apg(cond, uncond, scale=3.0, threshold=0.0)
+
+
+def test_autoguidance_is_the_formula_of_cfg_with_the_weak_denoiser():
+    strong, weak = cond, uncond
+    assert torch.equal(autoguidance(strong, weak, scale=2.5)(X, T), cfg(strong, weak, scale=2.5)(X, T))
+    # D = w * D1 + (1 - w) * D0
+    assert_close(autoguidance(strong, weak, scale=2.5)(X, T), 2.5 * strong(X, T) - 1.5 * weak(X, T))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0, 7.5])
+def test_autoguidance_by_an_equal_network_changes_no_sample(scale):
+    # data N(0.7, 0.4^2), whose best denoiser guides itself
+    def denoise(x, t):
+        alpha, sigma = rectified_flow(t)
+        return 0.7 + alpha * 0.16 / (alpha**2 * 0.16 + sigma**2) * (x - alpha * 0.7)
+
+    times = uniform(10)
+    alone = dpmpp_2m(denoise, rectified_flow, X, times)
+    assert_close(dpmpp_2m(autoguidance(denoise, denoise, scale=scale), rectified_flow, X, times), alone)
+
+
+def test_autoguidance_away_from_a_wider_gaussian_has_a_closed_form():
+    # of linear denoisers the logarithm of x moves by the mean of both: std_strong^w * std_weak^(1 - w)
+    def best(std):
+        def denoise(x, t):
+            alpha, sigma = rectified_flow(t)
+            return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * x
+
+        return denoise
+
+    guided = heun(autoguidance(best(0.4), best(0.8), scale=2.0), rectified_flow, X, uniform(200))
+    assert_close(guided, 0.4**2 / 0.8 * X, rtol=5e-3, atol=0)

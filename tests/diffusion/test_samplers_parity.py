@@ -34,6 +34,7 @@ from ldm.diffusion.samplers import (
     edm,
     euler,
     euler_ancestral,
+    heun,
     lcm,
     pndm,
     unipc,
@@ -176,6 +177,22 @@ def test_edm_without_churn_is_heun(kind):
     scheduler = HeunDiscreteScheduler(**TABLE, prediction_type=kind, timestep_spacing="trailing")
     reference = theirs_unscaled(scheduler, 20)
     assert_same(ours(edm, scaled_linear(), PREDICTIONS[kind], grids.trailing(20)), reference)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_heun_is_the_trapezoid_rule_where_the_slope_is_x0(kind):
+    """Of y = x / sigma over u = alpha / sigma the flow is dy/du = x0; diffusers has no such one."""
+    schedule = scaled_linear()
+    process = Process(schedule=schedule, prediction=PREDICTIONS[kind], network_time=table_index)
+    denoise, times = process.denoiser(NET, None), grids.trailing(20)[:-1]
+    alpha, sigma = schedule(times)
+    u, y = alpha / sigma, START.double() / sigma[0]
+    for i in range(len(times) - 1):
+        slope = denoise(y * sigma[i], times[i])
+        ahead = denoise((y + (u[i + 1] - u[i]) * slope) * sigma[i + 1], times[i + 1])
+        y = y + (u[i + 1] - u[i]) * (slope + ahead) / 2
+    mine = heun(denoise, schedule, START.double(), times)
+    assert_same(mine, y * sigma[-1], atol=1e-6)  # the network is float32
 
 
 def test_euler_with_edm_preconditioning_on_karras_levels():

@@ -1,0 +1,1 @@
+"""What `ldm.sample` does between its config and its files: prompts, pictures to start from, records."""

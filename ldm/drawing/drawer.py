@@ -1,0 +1,66 @@
+"""Jobs to pictures, in batches that one call of a pipeline can draw."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ldm.checkpoints.pipeline import guidance_of, with_scale
+from ldm.drawing.inputs import source_of
+from ldm.drawing.job import Job
+from ldm.pipeline import TextToImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawer:
+    """A pipeline, and the nodes that it was built from.
+
+    Attributes:
+        nodes: `sampler` and `guidance`.
+    """
+
+    pipeline: TextToImage
+    nodes: Mapping[str, Any]
+
+    def guidance(self, job: Job) -> Mapping[str, Any]:
+        """The guidance node of a job.
+
+        Raises:
+            ValueError: the job has a scale, the guidance none.
+        """
+        return self.nodes["guidance"] if job.scale is None else with_scale(self.nodes["guidance"], job.scale)
+
+    def configured(self, job: Job) -> TextToImage:
+        """The pipeline as a job asks for it.
+
+        Raises:
+            ValueError: the job has a scale and the guidance none, or a negative prompt that has no place.
+        """
+        return self.pipeline.with_options(negative=job.negative, guidance=guidance_of(self.guidance(job)))
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Refuses at once what a later batch would refuse.
+
+        Raises:
+            ValueError: as `configured`.
+        """
+        for job in {(job.negative, job.scale): job for job in jobs}.values():
+            self.configured(job)
+
+    def __call__(self, jobs: Sequence[Job]) -> Tensor:
+        """The pictures of a batch: uint8, b 3 h w, on the CPU."""
+        prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
+        source = source_of(jobs, size=self.pipeline.size)
+        return self.configured(jobs[0])(prompts, seeds, source=source).cpu()
+
+
+def batches(jobs: Sequence[Job], *, size: int) -> Iterator[list[Job]]:
+    """Jobs that one call can draw together, at most `size` of them; as few batches as that allows."""
+    alike: dict[tuple[Any, ...], list[Job]] = {}
+    for job in jobs:
+        key = (job.negative, job.scale, None if job.image is None else job.drawn_strength)
+        alike.setdefault(key, []).append(job)
+    for same in alike.values():
+        for start in range(0, len(same), size):
+            yield same[start : start + size]

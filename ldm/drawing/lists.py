@@ -1,0 +1,194 @@
+"""Prompts from a file: one a line of text, or a csv or jsonl whose columns say more of each picture.
+
+What is wrong is told with its file and line, before anything is drawn.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+KINDS = (".txt", ".csv", ".jsonl")
+BYTES_LIMIT = 2**26  # of a file
+COLUMNS: dict[str, type] = {
+    "prompt": str,
+    "negative": str,
+    "seed": int,
+    "count": int,
+    "image": str,
+    "mask": str,
+    "strength": float,
+    "scale": float,
+    "name": str,
+}
+
+
+class Line(NamedTuple):
+    """What a line says.
+
+    Attributes:
+        where: file and number, as a sentence names them.
+        fields: by column; what is empty is left out.
+    """
+
+    where: str
+    fields: dict[str, Any]
+
+
+def is_list(value: object) -> bool:
+    """Whether a value of `prompts` means a file: it is text that ends like one.
+
+    Raises:
+        ValueError: it ends so, and there is no such file.
+    """
+    if not isinstance(value, str) or not value.lower().endswith(KINDS):
+        return False
+    if not Path(value).is_file():
+        raise ValueError(f"there is no file prompts={value}; if it is a prompt, write prompts=['{value}']")
+    return True
+
+
+def read_list(path: Path) -> list[Line]:
+    """The lines of a list; relative paths of pictures are taken from its folder.
+
+    Raises:
+        ValueError: no prompts, or a line that can't be, by file and number.
+    """
+    lines = READERS[path.suffix.lower()](path, decoded(path))
+    if not lines:
+        raise ValueError(f"{path} holds no prompt: write one a line")
+    return [_from_folder(line, path.parent) for line in lines]
+
+
+def decoded(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: it is too large, or no UTF-8.
+    """
+    size = path.stat().st_size
+    if size > BYTES_LIMIT:
+        raise ValueError(f"{path} has {size / 2**20:.0f} MiB: a list has at most {BYTES_LIMIT // 2**20}")
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {number}: it is no UTF-8 text: save it as UTF-8") from error
+
+
+def read_text(path: Path, text: str) -> list[Line]:
+    """One prompt a line; empty lines and those that begin with # are passed over."""
+    numbered = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
+    return [
+        Line(f"{path}, line {number}", {"prompt": line})
+        for number, line in numbered
+        if line and not line.startswith("#")
+    ]
+
+
+def read_csv(path: Path, text: str) -> list[Line]:
+    """A header with names of `COLUMNS`, then a prompt a row; an empty cell is as if it were not there."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines: list[Line] = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        check_columns(f"{path}, line 1", header)
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if len(row) > len(header):
+                raise ValueError(
+                    f"{where}: {len(row)} cells under {len(header)} columns: put text with commas in quotes"
+                )
+            cells = {name: cell for name, cell in zip(header, row, strict=False) if cell.strip()}
+            if cells:
+                lines.append(Line(where, {name: _of_cell(where, name, cell) for name, cell in cells.items()}))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    return lines
+
+
+def read_jsonl(path: Path, text: str) -> list[Line]:
+    """An object a line, with keys of `COLUMNS`; null is as if the key were not there."""
+    lines: list[Line] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{path}, line {number}"
+        if line.strip():
+            fields = _object(where, line)
+            check_columns(where, fields)
+            lines.append(Line(where, {name: _of_json(where, name, value) for name, value in fields.items()}))
+    return lines
+
+
+READERS: dict[str, Callable[[Path, str], list[Line]]] = dict(
+    zip(KINDS, (read_text, read_csv, read_jsonl), strict=True)
+)
+
+
+def check_columns(where: str, names: Iterable[str]) -> None:
+    """Refuses a column that there is not, one that comes twice, and a list without prompts.
+
+    Raises:
+        ValueError: the column.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name not in COLUMNS:
+            raise ValueError(f"{where}: there is no column {name!r}; there are: {', '.join(COLUMNS)}")
+        if name in seen:
+            raise ValueError(f"{where}: the column {name} comes twice: keep one of them")
+        seen.add(name)
+    if "prompt" not in seen:
+        raise ValueError(f"{where}: the column prompt is missing: the others only say more of a prompt")
+
+
+def _of_cell(where: str, name: str, cell: str) -> Any:
+    try:
+        return COLUMNS[name](cell)
+    except ValueError as error:
+        raise ValueError(f"{where}: {name}={cell!r} is no {_told(name)}") from error
+
+
+def _of_json(where: str, name: str, value: Any) -> Any:
+    accepted = (int, float) if COLUMNS[name] is float else COLUMNS[name]
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise ValueError(f"{where}: {name}={value!r} is no {_told(name)}")
+    return value
+
+
+def _told(name: str) -> str:
+    return {str: "text", int: "whole number", float: "number"}[COLUMNS[name]]
+
+
+def _object(where: str, line: str) -> dict[str, Any]:
+    """The object of a line, without what is null."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        check_once(where, [key for key, _ in pairs])
+        return dict(pairs)
+
+    try:
+        value = json.loads(line, object_pairs_hook=once)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: it is no JSON object ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{where}: it is no JSON object: write {{"prompt": "red apple"}}')
+    return {key: each for key, each in value.items() if each is not None}
+
+
+def check_once(where: str, keys: list[str]) -> None:
+    """Refuses an object with a key twice, of which readers of JSON take any one.
+
+    Raises:
+        ValueError: the key.
+    """
+    twice = [key for number, key in enumerate(keys) if key in keys[:number]]
+    if twice:
+        raise ValueError(f"{where}: the key {twice[0]!r} comes twice: keep one of them")
+
+
+def _from_folder(line: Line, folder: Path) -> Line:
+    files = {name: str(folder / line.fields[name]) for name in ("image", "mask") if name in line.fields}
+    return Line(line.where, line.fields | files)

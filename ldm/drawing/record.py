@@ -1,0 +1,138 @@
+"""How a picture was made: told in its PNG to programs and to people, and in one file of all pictures.
+
+All pictures of a command share `pictures.jsonl`, a line each: ten thousand of them are read as one table, and
+don't come with ten thousand more files. Each PNG carries the same by itself, wherever it is moved.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ldm.checkpoints.bundle import SHIPPED, Bundle
+from ldm.checkpoints.pipeline import weak_path
+from ldm.checkpoints.provenance import git_state
+from ldm.data.index import hash_file
+from ldm.drawing.drawer import Drawer
+from ldm.drawing.job import Job
+
+FIELD, READABLE = "ldm", "parameters"  # text chunks; other programs show the second
+LIST = "pictures.jsonl"
+
+
+def facts_of(
+    job: Job, drawer: Drawer, bundle: Bundle, *, precision: str, batch: tuple[int, int]
+) -> dict[str, Any]:
+    """All that the bytes of a picture follow from.
+
+    Args:
+        batch: the place of the picture in its batch, and the size of that, by which float sums are rounded.
+    """
+    guidance = drawer.guidance(job)
+    facts: dict[str, Any] = {
+        "prompt": job.prompt,
+        "negative": job.negative,
+        "seed": job.seed,
+        "steps": drawer.nodes["sampler"]["steps"],
+        "scale": scale_of(guidance),
+        "size": [drawer.pipeline.size, drawer.pipeline.size],
+        "bundle": bundle.sha256,
+        "bundle_path": "shipped" if bundle.path == SHIPPED else str(bundle.path),
+        "sampler": drawer.nodes["sampler"],
+        "guidance": guidance,
+        "precision": precision,
+        "batch": {"place": batch[0], "size": batch[1]},
+        **environment(),
+    }
+    if job.image is not None:
+        facts |= {"image": identity(job.image), "strength": job.drawn_strength}
+    if job.mask is not None:
+        facts["mask"] = identity(job.mask)
+    if "weak" in guidance:
+        facts["weak"] = sha256_of(weak_path(guidance))
+    return facts
+
+
+@lru_cache
+def sha256_of(bundle: str) -> str:
+    """Identity of the bundle at a path."""
+    return Bundle.open(bundle).sha256
+
+
+@lru_cache
+def environment() -> dict[str, Any]:
+    """Version and commit of the code, and what else can change a picture's last bits."""
+    return {
+        "version": version("ldm"),
+        "commit": git_state()["commit"],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+
+
+def identity(path: Path) -> dict[str, str]:
+    """A file's place and sha256."""
+    return {"file": str(path), "sha256": hash_file(path)}
+
+
+def scale_of(guidance: Mapping[str, Any]) -> float | None:
+    """The scale of a guidance node, also where it lies inside another; none of a guidance without."""
+    return guidance.get("scale", scale_of(guidance["within"]) if "within" in guidance else None)
+
+
+def readable(facts: Mapping[str, Any]) -> str:
+    """The same for people, in the form that other programs of this kind read and write."""
+    told = {
+        "Steps": facts["steps"],
+        "Sampler": _method(facts["sampler"]),
+        "Guidance": str(facts["guidance"]["_target_"]).rpartition(".")[2],
+        "CFG scale": facts["scale"],
+        "Seed": facts["seed"],
+        "Size": "x".join(map(str, facts["size"])),
+        "Denoising strength": facts.get("strength"),
+        "Model": Path(facts["bundle_path"]).name,
+        "Model hash": facts["bundle"][:10],
+        "Version": f"ldm {facts['version']}",
+    }
+    lines = [facts["prompt"]]
+    if facts["negative"]:
+        lines.append(f"Negative prompt: {facts['negative']}")
+    lines.append(", ".join(f"{name}: {value}" for name, value in told.items() if value is not None))
+    return "\n".join(lines)
+
+
+def _method(sampler: Mapping[str, Any]) -> str:
+    return str(sampler["method"]["_target_"]).rpartition(".")[2]
+
+
+def chunks(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The text chunks of a PNG."""
+    return {FIELD: json.dumps(facts, ensure_ascii=False), READABLE: readable(facts)}
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a picture tells of how it was made.
+
+    Raises:
+        ValueError: the file is no PNG of ours, or its record is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no picture {path}")
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            picture.load()  # text may come after the pixels
+            facts = json.loads(picture.text[FIELD])
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no whole PNG with a record ({error})") from error
+    except KeyError as error:
+        raise ValueError(f"{path} tells nothing of how it was made: ldm.sample has not drawn it") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path}: its record is no object")
+    return facts

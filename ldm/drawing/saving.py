@@ -1,0 +1,37 @@
+"""Pictures and their records as files, each whole or not at all, in the order in which they are drawn."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.pictures import save_picture
+from ldm.drawing.drawer import Drawer
+from ldm.drawing.job import Job
+from ldm.drawing.record import LIST, chunks, facts_of
+
+
+class Saver:
+    """Writes `<name>.png` and a line of `pictures.jsonl` for each picture of one command.
+
+    Args:
+        folder: where they go; a list that is there is begun anew.
+        drawer, bundle, precision: what draws them, for the records.
+    """
+
+    def __init__(self, folder: Path, *, drawer: Drawer, bundle: Bundle, precision: str) -> None:
+        self.folder, self.drawer, self.bundle, self.precision = folder, drawer, bundle, precision
+        (folder / LIST).write_text("", encoding="utf-8")
+
+    def save(self, jobs: Sequence[Job], images: Tensor) -> None:
+        """Writes one batch as it was drawn."""
+        for place, (job, image) in enumerate(zip(jobs, images, strict=True)):
+            facts = facts_of(
+                job, self.drawer, self.bundle, precision=self.precision, batch=(place, len(jobs))
+            )
+            file = self.folder / f"{job.name}.png"
+            save_picture(image, file, texts=chunks(facts))
+            with (self.folder / LIST).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"file": file.name} | facts, ensure_ascii=False) + "\n")

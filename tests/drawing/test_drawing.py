@@ -1,0 +1,249 @@
+"""Facts about `ldm.sample` from pictures, with masks and from lists, and about drawing a picture again."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldm.drawing.drawer import batches
+from ldm.drawing.job import Job
+from ldm.drawing.record import read_facts
+from ldm.sample import main
+
+
+@pytest.fixture
+def sample(monkeypatch, bundle_path, tmp_path):
+    """`sample(*arguments)`: the command with the tiny bundle and two steps; returns its folder."""
+
+    def call(*arguments):
+        out = tmp_path / "out"
+        chosen = (
+            []
+            if any(each.startswith(("again", "bundle")) for each in arguments)
+            else [
+                f"bundle={bundle_path}",
+                "steps=2",
+            ]
+        )
+        monkeypatch.setattr(sys, "argv", ["ldm.sample", f"out={out}", *chosen, *arguments])
+        main()
+        return out
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def drawn(bundle_path, tmp_path_factory):
+    """A picture of the command. Read it, never write to it."""
+    out = tmp_path_factory.mktemp("drawn")
+    arguments = [f"bundle={bundle_path}", f"out={out}", "prompts=[a hat]", "per_prompt=1", "steps=1"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["ldm.sample", *arguments])
+        main()
+    return out / "0000.png"
+
+
+@pytest.fixture
+def refused(sample, capsys):
+    """`refused(*arguments)`: the sentence with which the command ends."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            sample(*arguments)
+        assert ended.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return call
+
+
+@pytest.fixture
+def draw_picture(tmp_path):
+    """`draw_picture(name, size)`: a PNG of noise; of a mask, `left` is black."""
+
+    def call(name, *, size=(16, 16), left=None):
+        pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        if left is not None:
+            pixels[:] = 255
+            pixels[:, :left] = 0
+        path = tmp_path / name
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return call
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
+
+
+def test_a_mask_keeps_the_bytes_of_a_picture_and_redraws_the_rest(sample, draw_picture):
+    image, mask = draw_picture("a.png"), draw_picture("mask.png", left=7)
+    out = sample("prompts=[a hat]", f"image={image}", f"mask={mask}", "per_prompt=2")
+    for name in ("0000.png", "0001.png"):
+        assert np.array_equal(pixels(out / name)[:, :7], pixels(image)[:, :7])
+        assert (pixels(out / name)[:, 7:] != pixels(image)[:, 7:]).mean() > 0.5
+    assert [(line["strength"], line["mask"]["file"]) for line in lines(out)] == [(1.0, str(mask))] * 2
+
+
+def test_a_picture_of_another_size_is_prepared_like_training_pictures_and_that_is_said(
+    sample, draw_picture, capsys
+):
+    image, black = draw_picture("a.png", size=(40, 24)), draw_picture("mask.png", size=(40, 24), left=40)
+    out = sample("prompts=[a hat]", f"image={image}", f"mask={black}", "per_prompt=1")
+    assert "a.png: the largest square in the middle, resized to 16 x 16 px" in capsys.readouterr().out
+    with Image.open(image) as picture:
+        expected = picture.crop((8, 0, 32, 24)).resize((16, 16), Image.Resampling.BICUBIC)
+    # PIL rounds its weights to 8 bits of fraction
+    assert np.abs(pixels(out / "0000.png").astype(int) - np.array(expected)).max() <= 1
+
+
+def test_a_mask_must_be_drawn_over_its_picture(refused, draw_picture, tmp_path):
+    image, mask = draw_picture("a.png"), draw_picture("mask.png", size=(16, 20), left=4)
+    sentence = refused("prompts=[a hat]", f"image={image}", f"mask={mask}")
+    assert f"mask={mask} has 16 x 20 pixels and image={image} 16 x 16" in sentence
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(b"", "is no picture"), (b"<html>", "is no picture"), (None, "is not there")]
+)
+def test_a_picture_that_is_none_is_refused_and_nothing_is_made(refused, tmp_path, content, sentence):
+    image = tmp_path / "a.png"
+    if content is not None:
+        image.write_bytes(content)
+    assert sentence in refused("prompts=[a hat]", f"image={image}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_draws_each_line_as_a_command_of_its_own_would(sample, draw_picture, tmp_path):
+    draw_picture("a.png")
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text(
+        "prompt,negative,seed,image,strength,scale,name\n"
+        "red apple,,3,,,,apple\n"
+        "a cat,a hat,4,,,5,cat\n"
+        "green apple,,5,a.png,0.5,,green\n"
+    )
+    out = sample(f"prompts={prompts}", "per_prompt=1", f"sheet={tmp_path / 'all.png'}")
+    together = {name: pixels(out / f"{name}.png") for name in ("apple", "cat", "green")}
+    assert (tmp_path / "all.png").is_file()
+    assert not (out / "sheet.png").exists()
+    shutil.rmtree(out)
+    alone = (
+        ("apple", "prompts=[red apple]", "seed=3"),
+        ("cat", "prompts=[a cat]", "negative=a hat", "seed=4", "scale=5"),
+        ("green", "prompts=[green apple]", "seed=5", f"image={tmp_path / 'a.png'}", "strength=0.5"),
+    )
+    for name, *arguments in alone:
+        sample(*arguments, "per_prompt=1")
+        assert np.array_equal(pixels(out / "0000.png"), together[name])
+
+
+def test_a_line_is_refused_with_its_number_before_anything_is_made(refused, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("fine\n" + "x" * 10_001)
+    assert f"{prompts}, line 2: a prompt of 10001 characters is too long" in refused(f"prompts={prompts}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_hold_what_one_call_can_draw_and_no_more(tmp_path):
+    (tmp_path / "a.png").touch()
+    kinds = [{}, {"negative": "x"}, {"image": tmp_path / "a.png"}, {"scale": 2.0}]
+    jobs = [Job(prompt="a", seed=n, name=f"{n}", **kinds[n % 4]) for n in range(20)]
+    found = list(batches(jobs, size=3))
+    assert sorted(int(job.name) for batch in found for job in batch) == list(range(20))
+    assert [len(batch) for batch in found] == [3, 2] * 4
+    assert all(len({int(job.name) % 4 for job in batch}) == 1 for batch in found)
+
+
+def test_a_picture_tells_programs_and_people_how_it_was_made(sample, draw_picture, bundle_path):
+    image = draw_picture("a.png")
+    prompt = "grüner Apfel 🍏"
+    out = sample(
+        f'prompts=["{prompt}"]', "negative=a hat", f"image={image}", "per_prompt=1", "seed=9", "scale=4"
+    )
+    facts = read_facts(out / "0000.png")
+    assert lines(out) == [{"file": "0000.png"} | facts]
+    assert facts["prompt"] == prompt
+    assert (facts["negative"], facts["seed"], facts["steps"], facts["scale"]) == ("a hat", 9, 2, 4.0)
+    assert (facts["size"], facts["strength"]) == ([16, 16], 0.6)
+    assert facts["bundle_path"] == str(bundle_path)
+    with Image.open(out / "0000.png") as picture:
+        told = picture.text["parameters"]
+    assert told.splitlines()[:2] == [prompt, "Negative prompt: a hat"]
+    for part in ("Steps: 2", "Sampler: dpmpp_2m", "CFG scale: 4.0", "Seed: 9", "Size: 16x16", "ldm 0.1.0"):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    "kind", [(), ("+sampler=ddpm",), ("+guidance=cfg_interval", "scale=2"), ("image", "mask")]
+)
+def test_a_picture_is_drawn_again_to_the_byte_from_what_it_carries(sample, draw_picture, capsys, kind):
+    arguments = ["prompts=[red apple,a cat]", "negative=fog", "seed=5", "per_prompt=1"]
+    if kind[:1] == ("image",):
+        kind = (f"image={draw_picture('a.png')}", f"mask={draw_picture('mask.png', left=5)}", "strength=0.8")
+    out = sample(*arguments, *kind)
+    sample(f"again={out / '0001.png'}")
+    assert f"every pixel is that of {out / '0001.png'}" in capsys.readouterr().out
+    assert (out / "0001_again.png").read_bytes() == (out / "0001.png").read_bytes()
+
+
+def test_drawing_again_is_refused_with_another_bundle_or_a_changed_picture(
+    sample, refused, draw_picture, write_tiny_bundle, tmp_path
+):
+    image = draw_picture("a.png")
+    other = write_tiny_bundle(tmp_path / "other")
+    config = yaml.safe_load((other / "config.yaml").read_text()) | {"origin": {"experiment": "another"}}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    picture = sample("prompts=[a hat]", f"image={image}", "per_prompt=1") / "0000.png"
+    sentence = refused(f"again={picture}", f"bundle={other}")
+    assert "was drawn by a bundle with sha256" in sentence
+    assert f"and {other} has" in sentence
+    draw_picture("a.png", left=3)
+    assert f"was drawn from image={image}, which is gone or changed" in refused(f"again={picture}")
+    assert "leave out seed, steps" in refused(f"again={picture}", "steps=3", "seed=1")
+
+
+def told(source, target, change):
+    """A copy of a picture with another record."""
+    note = PngInfo()
+    note.add_itxt("ldm", change if isinstance(change, str) else json.dumps(read_facts(source) | change))
+    with Image.open(source) as picture:
+        picture.save(target, pnginfo=note)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"version": "0.0.9"}, "was drawn by ldm 0.0.9 and this is ldm"),
+        ({"bundle_path": "/nowhere"}, "there is no bundle at /nowhere"),
+        ({"seed": "x"}, "seed=x must lie between"),
+        ({"batch": {}}, "its record is damaged (TypeError"),
+        ({"batch": {"place": 2, "size": 2}}, "has place 2 in a batch of 2"),
+        ({"batch": {"place": 0, "size": 10**9}}, "in a batch of 1000000000"),
+        ({"batch": None}, "its record is damaged (TypeError"),
+        ({"guidance": {"_target_": "os.system"}}, "_target_ 'os.system' is refused"),
+        ("{", "is no whole PNG with a record"),
+        ("[" * 100_000, "is no whole PNG with a record"),
+        ("[]", "its record is no object"),
+    ],
+)
+def test_a_record_that_can_not_be_followed_is_refused(drawn, refused, tmp_path, change, sentence):
+    assert sentence in refused(f"again={told(drawn, tmp_path / 'b.png', change)}")
+
+
+def test_a_picture_without_a_record_is_refused(refused, draw_picture, tmp_path):
+    assert "tells nothing of how it was made" in refused(f"again={draw_picture('a.png')}")
+    assert "there is no picture" in refused(f"again={tmp_path / 'none.png'}")
