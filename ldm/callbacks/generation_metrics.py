@@ -20,6 +20,7 @@ from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
 
 TIMEOUT = 60.0  # seconds that a process waits for the others
+PUBLISHED = Path(__file__).resolve().parents[2] / "experiments" / "published.yaml"  # in a wheel, too
 
 
 class GenerationMetrics(Callback):
@@ -43,7 +44,8 @@ class GenerationMetrics(Callback):
             them at each.
         cache: folder in which features of real pictures are kept; null keeps none.
         published: yaml with the literature's rows; their numbers are logged beside ours each time, as
-            `literature/<result>/<system>`, which makes straight lines. Null logs none.
+            `literature/<result>/<system>`, which makes straight lines. Null takes the rows that come with
+            the code.
     """
 
     def __init__(
@@ -68,7 +70,8 @@ class GenerationMetrics(Callback):
         )
         self.batch_size, self.every = batch_size, every
         self.cache = FeatureCache(folder=None if cache is None else Path(cache))
-        self.published = [] if published is None else read_published(Path(published))
+        rows = PUBLISHED if published is None else Path(published)
+        self.published = read_published(rows) if published or rows.is_file() else []
         self.ranks = Ranks()
         self.gallery: Gallery | None = None
         self._last = -every  # step of the latest measurement

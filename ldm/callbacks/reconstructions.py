@@ -5,12 +5,15 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from ldm.callbacks.aside import asides
 from ldm.checkpoints.pictures import save_sheet
 from ldm.codec import to_float, to_uint8
 
 
 class Reconstructions(Callback):
     """At each validation, held-out pictures above their reconstructions: `<folder>/step=<k>.png`.
+
+    Loggers that work aside get the sheet too.
 
     Args:
         count: pictures on the sheet.
@@ -32,3 +35,5 @@ class Reconstructions(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step={trainer.global_step:06d}.png"
         save_sheet([*originals, *decoded], path, columns=len(originals))
+        for logger in asides(trainer.loggers):
+            logger.log_image("reconstructions", path, step=trainer.global_step)

@@ -1,15 +1,20 @@
 """What the network draws while it trains: fixed prompts and seeds, one sheet a time."""
 
+from itertools import islice
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ldm.checkpoints.pictures import save_sheet
+from ldm.callbacks.aside import asides
+from ldm.callbacks.wandb_table import log_table
+from ldm.checkpoints.pictures import save_sheet, to_picture
 from ldm.distributed import gather
 
 
 class SampleGrid(Callback):
-    """At each validation a sheet, one row a prompt: `<folder>/step=<k>.png`, and in loggers that take images.
+    """At each validation a sheet, one row a prompt: `<folder>/step=<k>.png`.
+
+    Loggers that work aside get it too, and a table of the same pictures, one row a prompt.
 
     All ranks draw, each its share; the first one writes.
 
@@ -37,6 +42,13 @@ class SampleGrid(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step={trainer.global_step:06d}.png"
         save_sheet(images, path, columns=len(self.seeds))
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # W&B; it gets the file, whose pixels are already uint8
-                logger.log_image("samples", [str(path)], step=trainer.global_step)
+        for logger in asides(trainer.loggers):
+            logger.log_image("samples", path, step=trainer.global_step)
+        pictures = iter(map(to_picture, images))
+        log_table(
+            trainer.loggers,
+            name="drawings",
+            header=["prompt", *(f"seed {seed}" for seed in self.seeds)],
+            rows=[[prompt, *islice(pictures, len(self.seeds))] for prompt in self.prompts],
+            step=trainer.global_step,
+        )

@@ -60,8 +60,14 @@ class SaveStates(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Lets a training that had reached its last step go on when it is given more steps."""
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        """Lets a training that had reached its last step go on when it is given more steps.
+
+        A validation that was due at the state's step, which is saved before it, comes first.
+        """
+        loops = checkpoint["loops"]["fit_loop"]
+        loops["epoch_loop.batch_progress"]["is_last_batch"] = False
+        if validates_after(trainer, loops["epoch_loop.batch_progress"]["total"]["ready"]):
+            begin_validation(loops)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # until the first batch is there: the loader's processes start meanwhile, and keep it so
@@ -90,6 +96,8 @@ class SaveStates(Callback):
         if due and step != self._saved_step:
             self._save(trainer, step)
         if number:
+            trainer._logger_connector.on_batch_end()  # what else would be done after this hook
+            trainer._logger_connector.update_train_step_metrics()
             name = signal.Signals(number).name
             raise StoppedBySignal(f"{name}: stopped at step {step} of {trainer.max_steps}, which is saved")
 
@@ -130,3 +138,20 @@ class SaveStates(Callback):
         if self.signalled is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signalled = number
+
+
+def validates_after(trainer: Trainer, batch: int) -> bool:
+    """Whether a validation follows this batch, counted from 1 over the whole training."""
+    counted = trainer.check_val_every_n_epoch is None and isinstance(trainer.val_check_interval, int)
+    return counted and trainer.enable_validation and batch % trainer.val_check_interval == 0
+
+
+def begin_validation(loops: dict[str, Any]) -> None:
+    """Makes a state of Lightning's loops one that was saved inside a validation, before its first batch.
+
+    Lightning counts the step once when it restores such a state, and again when the validation has ended.
+    """
+    validation = loops["epoch_loop.val_loop.batch_progress"]
+    none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+    validation |= {"total": none | {"ready": 1, "started": 1}, "current": none, "is_last_batch": False}
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1

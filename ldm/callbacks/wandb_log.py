@@ -1,50 +1,120 @@
-"""Weights & Biases through Lightning's logger, which must never stop a run."""
+"""Weights & Biases: always recorded in the run directory, and sent from there where a service answers."""
 
-import netrc
 import os
 import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pytorch_lightning.loggers import WandbLogger
+from ldm.callbacks.aside import Aside, Cell, say
+from ldm.callbacks.facts import facts_of
+from ldm.callbacks.wandb_sending import Sending, unsendable
+
+CLOSING = 30.0  # seconds that the end of a record may take beside its sending; it takes some hundredths
 
 
-def wandb_logger(*, project: str, name: str, folder: str) -> WandbLogger:
-    """A logger that records offline when there is no key or no answer within 5 s.
+def wandb_logger(
+    *, project: str, name: str, folder: str, artifact: bool = False, patience: float = 15.0
+) -> Aside:
+    """A logger that records in `<folder>/wandb` and sends from there.
 
-    Offline records lie in `<folder>/wandb`; `wandb sync` sends them. The id is kept in
+    Without a key, or an answer within 4 s, nothing is sent: `wandb sync` does it later. The id is kept in
     `<folder>/wandb_id`, so a resumed run is the same run there.
+
+    Args:
+        project, name: of the run.
+        folder: the run directory; its `config.yaml` and `run.json` become the run's config.
+        artifact: whether the bundle that the training leaves is sent, too.
+        patience: seconds that the end waits for what is still to be sent.
     """
-    import wandb
-
-    identity = Path(folder) / "wandb_id"
-    if not identity.exists():
-        identity.write_text(uuid.uuid4().hex[:8])
-    os.environ.setdefault(
-        "WANDB_DATA_DIR", folder
-    )  # tables keep their pictures beside the run, not in the home folder
-    options = {
-        "project": project,
-        "name": name,
-        "save_dir": folder,
-        "id": identity.read_text(),
-        "resume": "allow",
-    }
-    if not has_key():
-        return WandbLogger(**options, offline=True)
-    try:
-        logger = WandbLogger(**options, settings=wandb.Settings(init_timeout=5))
-        logger.experiment  # noqa: B018 - connects now, so that a dead service is found before training
-        return logger
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        print(f"W&B does not answer ({error}); recording offline in {folder}/wandb")
-        return WandbLogger(**options, offline=True)
+    opener = partial(
+        WandbRecorder, project=project, name=name, folder=Path(folder), artifact=artifact, patience=patience
+    )
+    return Aside(opener, title="W&B", patience=patience + CLOSING, give_up=kill_core)
 
 
-def has_key() -> bool:
-    """Whether W&B has been logged in to on this machine."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
+class WandbRecorder:
+    """A record of W&B's, the process that sends it, and nothing that waits for a service.
+
+    The arguments are those of `wandb_logger`.
+    """
+
+    def __init__(self, *, project: str, name: str, folder: Path, artifact: bool, patience: float) -> None:
+        import wandb
+
+        folder = folder.resolve()  # `wandb sync` may be called from anywhere
+        # what tables consist of is kept beside the record, not in the home folder
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder))
+        earlier = sorted((folder / "wandb").glob("offline-run-*"))
+        self.folder, self.artifact, self.patience = folder, artifact, patience
+        self.run = wandb.init(
+            project=project,
+            name=name,
+            dir=str(folder),
+            id=identity(folder),
+            resume="allow",
+            mode="offline",
+            config=facts_of(folder),
+            settings=wandb.Settings(console="off", silent=True),  # a print must not wait for W&B
+        )
+        self.run.define_metric("step", hidden=True)
+        self.run.define_metric("*", step_metric="step", step_sync=True)
+        self.record = Path(self.run.settings.sync_dir)
+        self.unsent = unsendable()
+        self.sending = None
+        if self.unsent is None:
+            self.sending = Sending([*earlier, self.record], folder=folder)
+        else:
+            say(f"W&B: recording in {self.record} and sending nothing: {self.unsent}")
+
+    def metrics(self, values: Mapping[str, Any], step: int) -> None:
+        self.run.log({**values, "step": step})
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        import wandb
+
+        self.metrics({name: wandb.Image(str(path))}, step)  # a file: floats would be saved black
+
+    def table(
+        self, name: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], step: int | None
+    ) -> None:
+        import wandb
+
+        cells = [[cell if isinstance(cell, str) else wandb.Image(cell) for cell in row] for row in rows]
+        self.metrics({name: wandb.Table(columns=list(header), data=cells)}, step or 0)
+
+    def bundle(self, path: Path) -> None:
+        import wandb
+
+        if not self.artifact:
+            return
+        made = wandb.Artifact(f"bundle-{self.run.id}", type="model", metadata=facts_of(self.folder))
+        made.add_dir(str(path.resolve()), policy="immutable")  # no copy of what stays where it is
+        self.run.log_artifact(made)
+
+    def close(self, *, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+        if self.sending is not None:
+            self.unsent = self.sending.finish(patience=self.patience)
+            if self.unsent:
+                say(f"W&B: not all was sent: {self.unsent}; `wandb sync {self.record}` does it")
+
+
+def kill_core() -> None:
+    """Kills the process in which W&B writes records, for which Python would wait at its exit for ever."""
+    with suppress(Exception, SystemExit):  # it is W&B's own, and may be gone
+        import wandb
+        from wandb.sdk import wandb_setup
+
+        wandb_setup.singleton()._connection._proc._process.kill()
+        wandb.teardown(exit_code=1)
+
+
+def identity(folder: Path) -> str:
+    """The id of a run directory's run: eight hexadecimal digits, the same at each start."""
+    path = folder / "wandb_id"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # name -> (step, value), ...
+LITERATURE = "literature/"  # what others printed, as `literature/<result>/<system>`
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -26,6 +27,8 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
     """One panel a name, smoothed by a running mean where there are many points.
 
+    Numbers of the literature are straight lines in the panel of `val/<result>`.
+
     Raises:
         ValueError: there is no curve.
     """
@@ -34,7 +37,7 @@ def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = sorted(curves)
+    names = sorted(name for name in curves if not name.startswith(LITERATURE))
     if not names:
         raise ValueError("there are no curves to draw: metrics.jsonl is empty")
     columns = min(3, len(names))
@@ -50,6 +53,9 @@ def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
         )
         if many:
             panel.plot(steps, running_mean(values, window=len(values) // 25), color="tab:blue")
+        for system, number in beside(curves, name).items():
+            panel.axhline(number, linestyle=":", linewidth=0.8, color="tab:gray")
+            panel.annotate(system, (steps[0], number), fontsize=6, color="tab:gray", va="bottom")
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
@@ -59,6 +65,13 @@ def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
     return path
+
+
+def beside(curves: Curves, name: str) -> dict[str, float]:
+    """The numbers of the literature for a curve named `val/<result>`, by system."""
+    head = f"{LITERATURE}{name.removeprefix('val/')}/"
+    found = {each.removeprefix(head): curves[each] for each in curves if each.startswith(head)}
+    return {system: points[-1][1] for system, points in found.items()}
 
 
 def running_mean(values: Sequence[float], *, window: int) -> list[float]:

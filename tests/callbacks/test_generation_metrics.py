@@ -5,11 +5,15 @@ import math
 import pytest
 import torch
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from ldm.callbacks.generation_metrics import GenerationMetrics
+from ldm.evaluation.published import reference_lines
 from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.nearest import PictureRecall
+
+DISTANCE = "val/fd_colours"
 
 
 class Pixels(torch.nn.Module):
@@ -50,8 +54,8 @@ def measures(extractor=None, **options):
 
 @pytest.fixture
 def fit(make_trainer, diffusion_stage, latents):
-    def run(steps, *callbacks):
-        trainer = make_trainer(steps, *callbacks, limit_val_batches=1.0, val_check_interval=1)
+    def run(steps, *callbacks, **options):
+        trainer = make_trainer(steps, *callbacks, limit_val_batches=1.0, val_check_interval=1, **options)
         trainer.fit(diffusion_stage(), datamodule=latents)
         return trainer
 
@@ -82,6 +86,23 @@ def test_numbers_do_not_depend_on_how_many_are_drawn_at_once(diffusion_stage, la
 def test_early_stopping_can_monitor_it(fit):
     stopping = EarlyStopping(monitor="val/r1_pixels", mode="max", stopping_threshold=-1.0, strict=False)
     assert fit(4, measures(), stopping).global_step == 1
+
+
+def test_early_stopping_and_checkpoints_monitor_a_distance(fit, tmp_path):
+    measured = GenerationMetrics(
+        extractors={"colours": Colours()},
+        metrics={"distance": FrechetDistance(features="colours", dims=3)},
+        captions=6,
+    )
+    stopping = EarlyStopping(monitor=DISTANCE, mode="min", min_delta=1e9, patience=2, strict=False)
+    best = ModelCheckpoint(dirpath=tmp_path / "best", monitor=DISTANCE, mode="min")
+    logged = Logged()
+    trainer = fit(6, measured, stopping, best, logged, enable_checkpointing=True)
+    assert trainer.global_step == 3  # the first is the best, two are no better
+    values = [found[DISTANCE] for found in logged.found]
+    assert best.best_model_score == pytest.approx(min(values))
+    saved = torch.load(best.best_model_path, weights_only=True)
+    assert saved["global_step"] == 1 + values.index(min(values))
 
 
 def test_measurements_are_taken_every_so_many_steps(fit):
@@ -124,6 +145,21 @@ def test_numbers_of_the_literature_are_logged_beside_ours(fit, tmp_path):
     fit(1, callback, logged)
     assert logged.found[0]["literature/fid/theirs"] == 12.5
     assert "val/fid" in logged.found[0]
+
+
+def test_the_numbers_that_come_with_the_code_are_the_lines_unless_others_are_named():
+    lines = reference_lines(measures().published, "val/fid")
+    assert lines["DALL-E"] == 27.5
+
+
+class Colours(Pixels):
+    """Features that are a picture's mean colour."""
+
+    identity = FeatureIdentity(name="colours", sha256="0" * 64, size=16, resize="none")
+    dims = {"colours": 3}  # noqa: RUF012
+
+    def forward(self, images):
+        return {"colours": images.float().mean((2, 3))}
 
 
 class Named(PictureRecall):

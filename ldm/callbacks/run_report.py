@@ -1,0 +1,108 @@
+"""`report.md`: what a training came to, on a page that needs no service."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+
+from ldm.callbacks.facts import facts_of
+from ldm.evaluation.curves import LITERATURE, Curves, beside, read_curves, save_curves
+from ldm.evaluation.tables import markdown_table
+
+FILE_NAME, LOG = "report.md", "metrics.jsonl"
+
+
+class RunReport(Callback):
+    """At the end of a training its page: numbers, curves, the last pictures, config, commit.
+
+    A failure warns: the run is whole without its page. Where nothing is logged there is none.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, *, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or not (self.folder / LOG).is_file():
+            return
+        try:
+            write_run_report(self.folder)
+        except Exception as error:
+            rank_zero_warn(f"{self.folder / FILE_NAME} was not written ({type(error).__name__}: {error})")
+
+
+def write_run_report(folder: Path) -> Path:
+    """Writes `report.md` and `curves.png` of a run directory; returns the page.
+
+    Raises:
+        ValueError: nothing was logged.
+        OSError: there is no `metrics.jsonl`, or no room.
+    """
+    curves, facts = read_curves(folder / LOG), facts_of(folder)
+    figure = save_curves(curves, folder / "curves.png", title=str(folder))
+    run = facts.pop("run", {})
+    parts = [
+        f"# {facts.get('name', folder.name)}",
+        str(facts.get("summary", "")),
+        _origin(run),
+        markdown_table(("number", "first", "last", "least", "most", "last step"), _numbers(curves)),
+        f"## Curves\n\n![curves]({figure.name})",
+        *_literature(curves),
+        *_pictures(folder),
+        f"## Config\n\n```yaml\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}```",
+    ]
+    page = folder / FILE_NAME
+    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return page
+
+
+def _origin(run: Mapping[str, Any]) -> str:
+    """Who ran what on which code."""
+    if not run:
+        return ""
+    commit = "an unknown commit" if run["commit"] is None else f"commit {run['commit'][:12]}"
+    changed = " with changes" if run["dirty"] else ""
+    return (
+        f"Started {run['started'][:16].replace('T', ' ')} UTC on {run['host']}, at {commit}{changed}, torch "
+        f"{run['torch']}, config {run['config_hash'][:12]}:\n\n```\n{run['command']}\n```"
+    )
+
+
+def _numbers(curves: Curves) -> list[list[str]]:
+    """A row a curve; what a run logs once a step is counted from 0."""
+    rows = []
+    for name in sorted(curves):
+        if not name.startswith(LITERATURE):
+            values = [value for _, value in curves[name]]
+            shown = (values[0], values[-1], min(values), max(values))
+            rows.append([name, *(f"{value:.4g}" for value in shown), str(curves[name][-1][0])])
+    return rows
+
+
+def _literature(curves: Curves) -> list[str]:
+    """Tables of the numbers that others printed for what was measured here."""
+    sections = []
+    for name in sorted(curves):
+        if lines := beside(curves, name):
+            ours = [["**this run, last**", f"{curves[name][-1][1]:.4g}"]]
+            rows = ours + [[system, f"{number:.4g}"] for system, number in lines.items()]
+            sections.append(
+                f"## {name} beside the literature\n\nOther captions, counts and pictures: read "
+                f"experiments/README.md before you compare.\n\n{markdown_table(('system', name), rows)}"
+            )
+    return sections
+
+
+def _pictures(folder: Path) -> Sequence[str]:
+    """The sheet of the last validation."""
+    sheets = {int(re.sub(r"\D", "", path.stem)): path for path in (folder / "samples").glob("step=*.png")}
+    if not sheets:
+        return []
+    step = max(sheets)
+    return [f"## Pictures at step {step}\n\n![step {step}](samples/{sheets[step].name})"]
