@@ -43,13 +43,17 @@ format: setup  ## let ruff mend what it can
 	$(LDM) ruff check --fix .
 	$(LDM) ruff format .
 
-bench: setup  ## U-Net against diffusers', loader against the usual ways, latents: each pair in one process
+bench: setup  ## U-Net and pipeline against diffusers', loader against the usual ways, latents, cost of logging
 	$(LDM) benchmarks.unet_vs_diffusers
 	$(LDM) benchmarks.loader
 	$(LDM) benchmarks.latent_shards
+	$(LDM) benchmarks.logging_cost
+	$(LDM) benchmarks.pipeline_vs_diffusers
 
-faults: setup  ## the table of injected faults: 136 kinds, some minutes
+faults: setup  ## tables of injected faults: 143 kinds in data, then those of W&B and of ranks: many minutes
 	$(LDM) benchmarks.injected_faults
+	$(LDM) benchmarks.wandb_faults
+	$(LDM) benchmarks.rank_faults
 
 chaos: setup  ## 320 kills of the save path, 60 of whole trainings, full disks, the resume matrix: many minutes
 	$(LDM) benchmarks.chaos --out chaos.json
