@@ -2,88 +2,100 @@
 
     python -m benchmarks.metrics_vs_peers [--pictures 2000] [--side 64] [--weights inception.pth]
         [--peers torch_fidelity torch_fidelity_prc pytorch_fid clean_fid clean_kid torchmetrics]
+        [--folder runs/benchmarks/metrics]
 
-Draws two folders of pictures, measures them in one pass with five metrics, and prints the peak memory as they
-grow. Then runs each peer on the same folders, one after the other, and prints its numbers beside ours in its
-own preparation of pictures, and the ratio of the times. Without --weights the InceptionV3 is random, in the
-format of the published one: numbers agree or differ all the same. Peers that aren't installed are left out.
-Take times on an idle machine.
+First a trial on 50 pictures: every peer's numbers beside ours in its own preparation of pictures, and how
+long all will take. Then two folders of pictures are measured in one pass with five metrics, a quarter of them
+and all; then each peer measures all, one after the other; last the ratio of the times. These run in a process
+each, whose start isn't counted and whose peak memory is its own. Every step is kept in the folder, so that
+the same command goes on where it was stopped. Without --weights the InceptionV3 is random, in the format of
+the published one: numbers agree or differ all the same. Peers that aren't installed are left out. Take times
+on an idle machine.
 """
 
 import argparse
+import json
 import os
-import resource
+import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
+from benchmarks.drawn_pictures import BATCH, draw, read, write_inception
+from benchmarks.metric_peers import PEERS, Numbers, Task, bare_network
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.inception import SIZE, Inception2015, inception_2015
+from ldm.metrics.inception import SIZE, Inception2015
 from ldm.metrics.inception_score import InceptionScore
-from ldm.metrics.kernel_distance import SEED, KernelDistance
+from ldm.metrics.kernel_distance import KernelDistance
 from ldm.metrics.picture_metric import Observed, PictureMetric
 from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
-from ldm.metrics.weights import digest, load_strictly, read_state
+from ldm.metrics.weights import digest
 
-BATCH = 32
 LIMIT = 1e-3  # relative difference at which two calculators still count as equal
-NETWORK = "inception-v3-compat"  # torch-fidelity's name of the network of 2015
-
-Numbers = dict[str, float]
-
-
-class Task(NamedTuple):
-    """Two folders, the weights, and how many pictures a subset of KID takes."""
-
-    made: Path
-    real: Path
-    weights: Path
-    subset: int
+TRIAL = 50  # pictures
+OURS = "torch_fidelity"  # the preparation that our one pass is timed with
 
 
-def write_inception(path: Path) -> None:
-    """A state in the format of the published one: random, with batch norms that keep its features alive."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = inception_2015()
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # the running statistics become the batch's
-        blobs = interpolate(torch.rand(8, 3, 6, 6), (SIZE, SIZE), mode="bicubic")
-        with torch.no_grad():
-            net.train()[:-1](2 * blobs - 1)
-        torch.save(net.state_dict(), path)
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one calculator came to.
+
+    Attributes:
+        seconds: with the loading of the network and all arithmetic.
+        peak: largest memory of the process so far, in MiB.
+    """
+
+    numbers: Numbers
+    seconds: float
+    peak: float
 
 
-def draw(folder: Path, *, count: int, side: int, grain: int, seed: int) -> Path:
-    """A folder of smooth random pictures; a finer grain makes another kind of them."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(seed)
-    for number in range(count):
-        coarse = torch.rand(1, 3, grain, grain, generator=generator)
-        image = (255 * interpolate(coarse, (side, side), mode="bicubic")[0]).clamp(0, 255).byte()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:06d}.png")
-    return folder
+def timed(action: Callable[[], Any]) -> Step:
+    """The step that an action is."""
+    started = time.perf_counter()
+    numbers = action()
+    return Step(numbers=numbers, seconds=time.perf_counter() - started, peak=peak_memory())
 
 
-def read(folder: Path, *, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The folder's pictures in batches, uint8 b 3 h w, and their numbers."""
-    files = sorted(folder.iterdir())[:count]
-    for start in range(0, len(files), BATCH):
-        arrays = [np.array(Image.open(file)) for file in files[start : start + BATCH]]
-        yield torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2), torch.arange(start, start + len(arrays))
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in MiB; ru_maxrss would begin with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
+
+
+def apart(action: Callable[[], Numbers]) -> Step:
+    """The step, in a new process."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(timed, action).result()
+
+
+@dataclass(frozen=True)
+class Record:
+    """A folder with one json a step, so that what was measured once isn't measured again."""
+
+    folder: Path
+
+    def take(self, name: str, step: Callable[[], Step]) -> Step:
+        """The step from its file, or taken now and kept."""
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(asdict(step())))
+            part.replace(path)
+        return Step(**json.loads(path.read_text()))
+
+    def holds(self, name: str) -> bool:
+        """Whether a step was taken already."""
+        return (self.folder / f"{name}.json").is_file()
 
 
 def metrics(subset: int) -> list[PictureMetric]:
@@ -109,169 +121,145 @@ def ours(task: Task, *, like: str, count: int | None = None) -> Numbers:
     return {name: float(value) for each in measures for name, value in each.compute().items()}
 
 
-def torch_fidelity(task: Task) -> Numbers:
-    """fidelity --isc --fid --kid."""
-    from torch_fidelity import calculate_metrics
-
-    found = calculate_metrics(**_fidelity(task), isc=True, fid=True, kid=True, kid_subset_size=task.subset)
-    names = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
-    names |= {"is_mean": "inception_score_mean", "is_sd": "inception_score_std"}
-    return {ours: found[theirs] for ours, theirs in names.items()}
-
-
-def torch_fidelity_prc(task: Task) -> Numbers:
-    """fidelity --prc, with Inception's features."""
-    from torch_fidelity import calculate_metrics
-
-    found = calculate_metrics(**_fidelity(task), prc=True)
-    return {f"{name}_inception": found[name] for name in ("precision", "recall")}
-
-
-def pytorch_fid(task: Task) -> Numbers:
-    """python -m pytorch_fid."""
-    from pytorch_fid.fid_score import calculate_fid_given_paths
-
-    paths = [str(task.made), str(task.real)]
-    return {"fid": float(calculate_fid_given_paths(paths, BATCH, "cpu", 2048, num_workers=0))}
-
-
-def clean_fid(task: Task) -> Numbers:
-    """fid.compute_fid(mode="clean")."""
-    from cleanfid import fid
-
-    options = {"mode": "clean", "num_workers": 0, "batch_size": BATCH, "device": "cpu", "verbose": False}
-    value = fid.compute_fid(str(task.made), str(task.real), custom_feat_extractor=_bare(task), **options)
-    return {"fid": float(value)}
-
-
-def clean_kid(task: Task) -> Numbers:
-    """What fid.compute_kid(mode="clean") does; numpy's generator is seeded, so that its subsets are ours."""
-    from cleanfid import fid
-
-    options = {"num_workers": 0, "batch_size": BATCH, "device": "cpu", "verbose": False}
-    net = _bare(task)
-    real, made = (fid.get_folder_features(str(each), net, **options) for each in (task.real, task.made))
-    np.random.seed(SEED)  # noqa: NPY002
-    return {"kid": fid.kernel_distance(real, made, max_subset_size=task.subset)}
-
-
-def torchmetrics(task: Task) -> Numbers:
-    """FrechetInceptionDistance as it is by default: with antialiasing."""
-    from torchmetrics.image import FrechetInceptionDistance
-
-    metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(task.weights))
-    for folder, real in ((task.real, True), (task.made, False)):
-        for images, _ in read(folder):
-            metric.update(images, real=real)
-    return {"fid": float(metric.compute())}
-
-
-class Peer(NamedTuple):
-    """A command of another calculator, and which of our preparations of pictures is its own."""
-
-    package: str
-    like: str
-    run: Callable[[Task], Numbers]
-
-
-PEERS = {
-    "torch_fidelity": Peer("torch_fidelity", "torch_fidelity", torch_fidelity),
-    "torch_fidelity_prc": Peer("torch_fidelity", "torch_fidelity", torch_fidelity_prc),
-    "pytorch_fid": Peer("pytorch_fid", "pytorch_fid", pytorch_fid),
-    "clean_fid": Peer("cleanfid", "clean_fid", clean_fid),
-    "clean_kid": Peer("cleanfid", "clean_fid", clean_kid),
-    "torchmetrics": Peer("torchmetrics", "torchmetrics", torchmetrics),
-}
-
-
-def _fidelity(task: Task) -> dict[str, object]:
-    return {
-        "input1": str(task.made),
-        "input2": str(task.real),
-        "feature_extractor": NETWORK,
-        "feature_extractor_weights_path": str(task.weights),
-        "batch_size": BATCH,
-        "cuda": False,
-        "cache": False,
-        "verbose": False,
-    }
-
-
-def _bare(task: Task) -> Callable[[Tensor], Tensor]:
-    """The network for pictures that clean-fid has resized; it has its own file of the same weights."""
-    net = inception_2015()
-    load_strictly(net, read_state(task.weights), source=task.weights)
-    trunk = net.eval()[:-1]
-    return lambda images: trunk((images - 128) / 128).flatten(1)
-
-
-def grow(task: Task, count: int) -> tuple[Numbers, float]:
-    """Our numbers and seconds for all pictures; prints the peak memory, for fewer of them first."""
-    for part in (count // 4, count // 2, count):
-        started = perf_counter()
-        numbers = ours(task, like="torch_fidelity", count=part)
-        seconds = perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"ours, 2 x {part} pictures: {seconds:.1f} s, peak memory {peak:,.0f} MiB", flush=True)
-    return numbers, seconds
-
-
-def compare(task: Task, names: list[str], *, count: int) -> None:
-    """Prints the table: each peer's numbers beside ours, and the times."""
-    numbers, seconds = grow(task, count)
-    found, total = {"torch_fidelity": numbers}, 0.0
-    print(f"{'peer':20} {'number':20} {'peer':>12} {'ours':>12} {'difference':>11}")
-    for name in names:
-        peer = PEERS[name]
-        if find_spec(peer.package) is None:
-            print(f"{name:20} is not installed: pip install -e '.[bench]'")
-            continue
-        started = perf_counter()
-        theirs = peer.run(task)
-        spent = perf_counter() - started
-        total += spent
-        if peer.like not in found:
-            found[peer.like] = ours(task, like=peer.like)
-        for key, value in theirs.items():
-            own = found[peer.like][key]
-            difference = abs(own - value) / max(abs(value), 1e-12)
-            verdict = "equal" if difference < LIMIT else "DIFFERENT"
-            print(f"{name:20} {key:20} {value:12.6g} {own:12.6g} {difference:11.1e} {verdict}", flush=True)
-        print(f"{name:20} {spent:.1f} s, {spent / seconds:.2f} of ours")
-    for like, each in found.items():
-        print(f"our FID and KID, pictures as in {like}: {each['fid']:.6g}, {each['kid']:.6g}")
-    print(
-        f"peers one after the other {total:.1f} s, our one pass {seconds:.1f} s: ratio {total / seconds:.2f}"
+def prepared(folder: Path, *, count: int, side: int, weights: Path) -> Task:
+    """Two folders of so many pictures, drawn unless they are there whole."""
+    for name, grain, seed in (("real", 5, 0), ("made", 7, 1)):
+        if not (folder / name).is_dir():
+            part = folder / f"{name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            draw(part, count=count, side=side, grain=grain, seed=seed).rename(folder / name)
+    return Task(
+        made=folder / "made", real=folder / "real", weights=weights, subset=max(2, min(1000, count // 2))
     )
+
+
+def trial(task: Task, names: list[str], record: Record) -> dict[str, float]:
+    """Prints each peer's numbers beside ours; returns the seconds of ours and of each peer."""
+    found = {OURS: record.take("trial_ours", lambda: timed(partial(ours, task, like=OURS)))}
+    seconds = {"ours": found[OURS].seconds}
+    print(f"\ntrial, 2 x {TRIAL} pictures")
+    print(f"{'peer':20} {'number':20} {'peer':>12} {'ours':>12} {'difference':>11}", flush=True)
+    for name in names:
+        run, like = partial(PEERS[name].run, task), PEERS[name].like
+        theirs = record.take(f"trial_{name}", partial(timed, run))
+        seconds[name] = theirs.seconds
+        if like not in found:
+            mine = partial(ours, task, like=like)
+            found[like] = record.take(f"trial_ours_as_{like}", partial(timed, mine))
+        compare(name, theirs.numbers, found[like].numbers)
+    for like, each in found.items():
+        print(f"our FID and KID as {like}: {each.numbers['fid']:.6g}, {each.numbers['kid']:.6g}")
+    return seconds
+
+
+def compare(name: str, theirs: Numbers, own: Numbers) -> None:
+    """Prints a peer's numbers beside ours, a line each."""
+    for key, value in theirs.items():
+        difference = abs(own[key] - value) / max(abs(value), 1e-12)
+        verdict = "equal" if difference < LIMIT else "DIFFERENT"
+        print(f"{name:20} {key:20} {value:12.6g} {own[key]:12.6g} {difference:11.1e} {verdict}", flush=True)
+
+
+def paces(task: Task) -> Numbers:
+    """Seconds a picture of our network and of the bare one, as peers run it."""
+    images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
+    mine = Inception2015(like=OURS, weights=str(task.weights), sha256=digest(task.weights))
+    theirs = bare_network(task)
+    looks = {"ours": partial(mine, images), "peers": partial(theirs, images.float())}
+    with torch.no_grad():
+        return {name: timed(look).seconds / BATCH for name, look in looks.items()}
+
+
+def estimate(pictures: dict[str, int], trial_seconds: dict[str, float], pace: Numbers) -> dict[str, float]:
+    """Seconds of each step: what the trial took, and the network's time for the pictures that it has more."""
+    about = {}
+    for name, count in pictures.items():
+        whose = "ours" if name.startswith("ours") else name
+        each = pace.get(whose, pace["peers"])
+        about[name] = trial_seconds[whose] + 2 * (count - TRIAL) * each
+    return about
+
+
+def race(task: Task, names: list[str], record: Record, *, count: int, about: dict[str, float]) -> None:
+    """Our pass over a quarter of the pictures and over all, then each peer; prints times, memory, ratio."""
+    part = quarter(count)
+    actions = {
+        "ours_quarter": partial(ours, task, like=OURS, count=part),
+        "ours": partial(ours, task, like=OURS),
+        **{name: partial(PEERS[name].run, task) for name in names},
+    }
+    taken: dict[str, Step] = {}
+    for number, (name, action) in enumerate(actions.items(), start=1):
+        left = sum(about[each] for each in list(actions)[number - 1 :] if not record.holds(each)) / 60
+        print(f"[{number}/{len(actions)}] {name}: some {left:.1f} min left", flush=True)
+        taken[name] = record.take(name, partial(apart, action))
+        print(f"    {taken[name].seconds:.1f} s, peak memory {taken[name].peak:,.0f} MiB", flush=True)
+    mine, more = taken["ours"], taken["ours"].peak - taken["ours_quarter"].peak
+    print(f"\nour memory: {more:,.1f} MiB more for {count - part} more pictures on each side")
+    for name in names:
+        print(f"{name:20} {taken[name].seconds:.1f} s, {taken[name].seconds / mine.seconds:.2f} of ours")
+        if PEERS[name].like == OURS:
+            compare(name, taken[name].numbers, mine.numbers)
+    total = sum(taken[name].seconds for name in names)
+    print(
+        f"peers one after the other {total:.1f} s, our one pass {mine.seconds:.1f} s: "
+        f"ratio {total / mine.seconds:.2f}"
+    )
+
+
+def quarter(count: int) -> int:
+    """Pictures of the pass that memory is compared with."""
+    return max(TRIAL, count // 4)
 
 
 def main() -> None:
     """Reads the options, draws the folders, compares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=2000, help="in each of the two folders")
+    parser.add_argument("--pictures", type=int, default=2000, help="in each of the two folders, at least 50")
     parser.add_argument("--side", type=int, default=64, help="pixels")
     parser.add_argument("--weights", type=Path, help="InceptionV3 of 2015 in torch-fidelity's format")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/metrics"), help="of the record")
     options = parser.parse_args()
+    if options.pictures < TRIAL:
+        parser.error(f"--pictures {options.pictures} must be at least {TRIAL}")
+    folder = options.folder / f"{options.pictures}_{options.side}px_{torch.get_num_threads()}_threads"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {BATCH}")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        cache = folder / "torch" / "hub" / "checkpoints"  # where pytorch-fid looks before it downloads
-        cache.mkdir(parents=True)
-        os.environ["TORCH_HOME"] = str(folder / "torch")
-        weights = cache / "pt_inception-2015-12-05-6726825d.pth"
-        if options.weights:
-            shutil.copy(options.weights, weights)
-        else:
-            write_inception(weights)
-        count, side = options.pictures, options.side
-        task = Task(
-            made=draw(folder / "made", count=count, side=side, grain=7, seed=1),
-            real=draw(folder / "real", count=count, side=side, grain=5, seed=0),
-            weights=weights,
-            subset=max(2, min(1000, count // 2)),
-        )
-        compare(task, options.peers, count=count)
+    print(f"record in {folder}")
+    weights = place_weights(folder, options.weights)
+    absent = [name for name in options.peers if find_spec(PEERS[name].package) is None]
+    for name in absent:
+        print(f"{name} is not installed: pip install -e '.[bench]'")
+    names = [name for name in options.peers if name not in absent]
+    record = Record(folder)
+    few = prepared(folder / "trial", count=TRIAL, side=options.side, weights=weights)
+    seconds = trial(few, names, record)
+    pace = record.take("trial_paces", lambda: timed(partial(paces, few))).numbers
+    pictures = {"ours_quarter": quarter(options.pictures), "ours": options.pictures}
+    about = estimate(pictures | dict.fromkeys(names, options.pictures), seconds, pace)
+    print(f"\nall, 2 x {options.pictures} pictures: some {sum(about.values()) / 60:.1f} min", flush=True)
+    task = prepared(folder, count=options.pictures, side=options.side, weights=weights)
+    race(task, names, record, count=options.pictures, about=about)
+
+
+def place_weights(folder: Path, given: Path | None) -> Path:
+    """The weights, where pytorch-fid looks before it downloads; a record holds to those that it began with.
+
+    Raises:
+        SystemExit: the record began with others.
+    """
+    path = folder / "torch" / "hub" / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
+    os.environ["TORCH_HOME"] = str(folder / "torch")
+    if path.is_file():
+        if given is not None and digest(given) != digest(path):
+            raise SystemExit(f"{folder} was measured with other weights than {given}: name another --folder")
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if given is None:
+        write_inception(path)
+    else:
+        shutil.copy(given, path)
+    return path
 
 
 if __name__ == "__main__":

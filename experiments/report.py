@@ -1,6 +1,7 @@
 """The index of what was learned: `python -m experiments.report` writes experiments/README.md and its figures.
 
-  folder=experiments   holds <name>/results.json and published.yaml; README.md and figures/ go there
+  folder=experiments   holds <name>/results.json, perhaps with <name>/curves, sweep/<name>/README.md, and
+                       published.yaml; README.md and figures/ go there
   wandb=               a project: the same tables go to W&B, offline where it doesn't answer
   records=runs/report  what W&B records
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.figures import draw_literature, draw_measured
+from experiments.linked import curves_of, sweeps_section
 from experiments.tables import UNVERIFIED, Table, literature_table, measured_table
 from ldm.config import command_line
 from ldm.evaluation.published import PublishedRow, read_published
@@ -64,7 +66,9 @@ def main(options: Options) -> None:
         picture = draw_measured(f"protocol {title}", runs, figures / f"{title}.png")
         tables.append(table)
         pictures.add(picture)
-        sections.append(measured_section(name, digest, runs, table, picture))
+        curves = [part for run in runs for part in curves_of(folder, run)]
+        sections.append("\n\n".join([measured_section(name, digest, runs, table, picture), *curves]))
+    sections += [section for section in [sweeps_section(folder)] if section]
     sections.append(literature_section(published, tables[0], figures / "literature.png"))
     (folder / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     for path in set(figures.glob("*.png")) - pictures:  # of protocols that are gone
@@ -112,7 +116,7 @@ def send(tables: Sequence[Table], *, project: str, folder: Path) -> None:
     logger = wandb_logger(project=project, name="experiments", folder=str(folder))
     for table in tables:
         log_table([logger], name=table.name, header=table.header, rows=table.rows)
-    logger.experiment.finish()
+    logger.end()
 
 
 def _record(document: Mapping[str, Any]) -> str:

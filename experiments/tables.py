@@ -44,7 +44,7 @@ def measured_table(name: str, runs: Mapping[str, Mapping[str, Any]]) -> Table:
         runs: results document by experiment.
     """
     rows = [
-        (f"{row['set']}/{row['metric']}", run, row, document["sets"].get(row["set"], {}).get("seeds"))
+        (_metric(row), run, row, document["sets"].get(row["set"], {}).get("seeds"))
         for run, document in runs.items()
         for row in document["rows"]
     ]
@@ -79,6 +79,12 @@ def literature_table(rows: Sequence[PublishedRow]) -> Table:
             for row in rows
         ],
     )
+
+
+def _metric(row: Mapping[str, Any]) -> str:
+    """Set and name, with a word where the reference is a file that doesn't tell how it was made."""
+    told = " (reference of unknown preparation)" if row.get("foreign") else ""
+    return f"{row['set']}/{row['metric']}{told}"
 
 
 def _measured(row: Mapping[str, Any]) -> str:

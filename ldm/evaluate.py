@@ -18,7 +18,7 @@ def main(config: DictConfig) -> None:
     """Measures a subject, or each point of a sweep; numbers, report and figures are written whole or not."""
     check_options(config)
     if config.fetch:
-        return fetch_weights(config.protocol.extractors)
+        return fetch_weights([*config.protocol.extractors, *(config.protocol.get("distances") or ())])
     from ldm.evaluation.command import Command
     from ldm.evaluation.ranks import Ranks
     from ldm.evaluation.results import values
@@ -34,6 +34,9 @@ def main(config: DictConfig) -> None:
     if config.list_prompts is not None:
         count = command.list_prompts(Path(config.list_prompts))
         return print(f"{config.list_prompts}: {count} pictures to draw")
+    if config.write_statistics is not None:
+        found = command.write_statistics(Path(config.write_statistics))
+        return print(f"{config.write_statistics}: {found.features} of {found.count} pictures")
     if any(config.sweep.values()):
         numbers = {title_of(line): line["value"] for line in command.sweep()}
     else:
@@ -62,6 +65,10 @@ def check_options(config: DictConfig) -> None:
         raise ValueError(
             "a sweep draws, and what pictures or real name is there already: leave one of them out"
         )
+    if config.reference is not None and config.statistics is not None:
+        raise ValueError("reference and statistics both say what pictures are held against: give one of them")
+    if config.write_statistics is not None:
+        return check_new_statistics(config)
     points(plain(config.sweep))
     for name in config.sweep.samplers or ():
         sampler_node(name)
@@ -69,6 +76,21 @@ def check_options(config: DictConfig) -> None:
         raise ValueError(
             f"out={config.out} exists already: name a new folder with out=<folder>, or remove it"
         )
+
+
+def check_new_statistics(config: DictConfig) -> None:
+    """What can be refused of a file of statistics to write.
+
+    Raises:
+        ValueError: a name that doesn't end with .npz or is taken, or statistics to make statistics of.
+    """
+    path = Path(config.write_statistics)
+    if path.suffix != ".npz":
+        raise ValueError(f"write_statistics={path} must end with .npz")
+    if path.exists():
+        raise ValueError(f"write_statistics={path} exists already: name a new file, or remove it")
+    if config.statistics is not None:
+        raise ValueError("write_statistics takes real pictures, not statistics: leave statistics out")
 
 
 def fetch_weights(names: Iterable[str]) -> None:
@@ -79,7 +101,7 @@ def fetch_weights(names: Iterable[str]) -> None:
     if wanted := [name for name in names if name in KNOWN]:
         print(describe(wanted), flush=True)  # with size and licence, before the first byte comes
     for name in names:
-        print(f"{name}: {fetch(name) if name in KNOWN else 'nothing to fetch, its weights are installed'}")
+        print(f"{name}: {fetch(name) if name in KNOWN else 'nothing to fetch'}")
 
 
 def sampler_node(name: str) -> dict[str, Any]:

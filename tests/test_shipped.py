@@ -15,7 +15,7 @@ from ldm.checkpoints.pipeline import open_pipeline
 from ldm.data.index import ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import write_shards
-from ldm.evaluation.measure import round_trip
+from ldm.evaluation.round_trip import round_trip
 from ldm.metrics.reconstruction import psnr
 
 ROOT = Path(__file__).parents[1]

@@ -117,11 +117,11 @@ def digest(captions: Iterable[Caption]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def read_captions(path: Path, *, rows: dict[str, int]) -> list[Caption]:
+def read_captions(path: Path, *, rows: dict[str, int] | None) -> list[Caption]:
     """The captions of a csv with the columns key and caption.
 
     Args:
-        rows: number of each real picture by its key.
+        rows: number of each real picture by its key; null where there are none, and any key will do.
 
     Raises:
         ValueError: no such file, other columns, or a key that no real picture has.
@@ -132,6 +132,8 @@ def read_captions(path: Path, *, rows: dict[str, int]) -> list[Caption]:
         lines = list(csv.DictReader(stream))
     if not lines or not {"key", "caption"} <= lines[0].keys():
         raise ValueError(f"caption list {path} must have the columns key and caption and at least one line")
+    if rows is None:
+        return [Caption(text=line["caption"], key=line["key"], row=ELSEWHERE) for line in lines]
     unknown = [line["key"] for line in lines if line["key"] not in rows]
     if unknown:
         raise ValueError(

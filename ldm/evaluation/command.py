@@ -11,19 +11,29 @@ import torch
 
 from ldm.checkpoints.provenance import config_hash
 from ldm.evaluation.gallery import Gallery
-from ldm.evaluation.measure import Evaluator, reconstruct
 from ldm.evaluation.observing import Observers
-from ldm.evaluation.opening import held_out, open_evaluator, open_subject, real_splits, spec_of
+from ldm.evaluation.opening import (
+    held_out,
+    open_evaluator,
+    open_statistics,
+    open_subject,
+    real_splits,
+    spec_of,
+)
 from ldm.evaluation.prompts import write_prompts
 from ldm.evaluation.protocol import caption_sets
 from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.reference_statistics import Statistics
 from ldm.evaluation.report import write_report
 from ldm.evaluation.results import new_folder, results, write_results
-from ldm.evaluation.rows import SetResult
+from ldm.evaluation.round_trip import reconstruct
+from ldm.evaluation.rows import Row, SetResult
 from ldm.evaluation.subject import Subject
 from ldm.evaluation.sweep import Point, lines_of, points, write_table
 from ldm.evaluation.sweep_curves import draw_sweep
 from ldm.evaluation.tables import sweep_report
+from ldm.metrics.features import FeatureExtractor
+from ldm.metrics.picture_metric import PictureMetric
 
 Options = Mapping[str, Any]
 
@@ -59,13 +69,20 @@ class Command:
             seed_base=spec["seed_base"],
         )
 
+    def write_statistics(self, path: Path) -> Statistics:
+        """Writes mean and covariance of the real pictures' features into a file."""
+        extractors, metrics = self._instruments(self.options)
+        found = open_statistics(self.options, extractors=extractors, metrics=metrics, ranks=self.ranks)
+        if self.ranks.number == 0:
+            found.write(path)
+        return found
+
     def measure(self) -> dict[str, Any]:
         """Measures the subject into the folder `out`; returns the results document."""
         with self._new_folder() as folder:
             document, sets, subject = self._document(self.options, autoencoder=True)
             if folder is not None:
-                shown = {each.name: each.shown for each in sets}
-                write_report(folder, document, shown=shown, curves=metrics_log(subject))
+                write_report(folder, document, sets, curves=metrics_log(subject))
         return document
 
     def sweep(self) -> list[dict[str, Any]]:
@@ -96,10 +113,20 @@ class Command:
     ) -> tuple[dict[str, Any], list[SetResult], Subject]:
         started = time.perf_counter()
         subject = open_subject(options, device=self.device)
-        evaluator = self._evaluator(options, subject)
+        extractors, metrics = self._instruments(options)
+        distances = self._distances(options) if autoencoder and subject.round_trip else []
+        evaluator = open_evaluator(options, subject, extractors=extractors, metrics=metrics, ranks=self.ranks)
         sets = [evaluator.measure(subject.draw, each) for each in evaluator.protocol.sets]
         pictures = held_out(options, evaluator.protocol) if autoencoder else None
-        rows = reconstruct(subject.round_trip, pictures) if subject.round_trip and pictures else []
+        rows: list[Row] = []
+        if subject.round_trip and pictures:
+            rows = reconstruct(
+                subject.round_trip,
+                pictures,
+                extractor=next(iter(extractors.values())),
+                distances=distances,
+                device=self.device,
+            )
         document = results(
             protocol=evaluator.protocol,
             subject=subject,
@@ -111,13 +138,20 @@ class Command:
         )
         return document, sets, subject
 
-    def _evaluator(self, options: Options, subject: Subject) -> Evaluator:
+    def _instruments(self, options: Options) -> tuple[dict[str, FeatureExtractor], dict[str, PictureMetric]]:
+        """The protocol's networks, and the metrics that its sets name."""
         extractors = self.build(options["protocol"]["extractors"])
         for each in extractors.values():
             each.to(self.device)
         named = {name for each in options["protocol"]["sets"] for name in each["metrics"]}
-        metrics = self.build({name: node for name, node in options["metric"].items() if name in named})
-        return open_evaluator(options, subject, extractors=extractors, metrics=metrics, ranks=self.ranks)
+        return extractors, self.build(
+            {name: node for name, node in options["metric"].items() if name in named}
+        )
+
+    def _distances(self, options: Options) -> list[Any]:
+        """What the round trip is measured by; built early, so that a missing file is told early."""
+        built = self.build(options["protocol"].get("distances") or {})
+        return [each.to(self.device) for each in built.values()]
 
     @contextmanager
     def _new_folder(self) -> Iterator[Path | None]:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.checkpoints.pictures import to_picture
-from ldm.evaluation.rows import Shown
+from ldm.evaluation.rows import Pair, Shown
 
 MAX_BYTES = 400_000  # of one figure: reports are committed
 MARGIN, TEXT_HEIGHT, TEXT_SIZE = 6, 16, 11
@@ -54,6 +54,23 @@ def comparison(shown: Sequence[Shown]) -> Image.Image:
         for picture, x in zip([*one.generated, one.nearest, one.right], lefts, strict=True):
             if picture is not None:
                 canvas.paste(to_picture(picture), (x, y + TEXT_HEIGHT))
+    return canvas
+
+
+def pair_sheet(pairs: Sequence[Pair], *, columns: int = 2) -> Image.Image:
+    """Pairs row by row: the generated picture, the real one nearest to it; above them prompt and distance."""
+    size = pairs[0].generated.shape[-1]
+    width, height = 2 * size + 3 * MARGIN, size + 2 * TEXT_HEIGHT + MARGIN
+    columns = min(columns, len(pairs))
+    canvas = Image.new("RGB", (columns * width, -(-len(pairs) // columns) * height + MARGIN), PAPER)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT_SIZE)
+    for number, pair in enumerate(pairs):
+        x, y = MARGIN + number % columns * width, MARGIN + number // columns * height
+        for line, words in enumerate((pair.prompt, f"generated | {pair.split}, at {pair.distance:.3f}")):
+            text = fit_text(words, width - 2 * MARGIN, font)
+            draw.text((x, y + line * TEXT_HEIGHT), text, fill=INK, font=font)
+        for place, picture in enumerate((pair.generated, pair.real)):
+            canvas.paste(to_picture(picture), (x + place * (size + MARGIN), y + 2 * TEXT_HEIGHT))
     return canvas
 
 

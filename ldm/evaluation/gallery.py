@@ -25,7 +25,8 @@ class Gallery:
     """Real pictures of one or more splits, numbered through, with their features.
 
     Args:
-        splits: the pictures by split, in the order of their numbers.
+        splits: the pictures by split, in the order of their numbers; none where the reference is a file of
+            statistics.
         observers: what takes the features; each picture is looked at once.
         wanted: names of the features that are held; null holds all.
         cache: where features are kept between runs.
@@ -84,7 +85,8 @@ class Gallery:
                 the set's sha256 tells.
         """
         if caption_set.file is not None:
-            captions = read_captions(Path(caption_set.file), rows=self.rows)[: caption_set.captions]
+            rows = self.rows if self.splits else None
+            captions = read_captions(Path(caption_set.file), rows=rows)[: caption_set.captions]
         elif caption_set.split is None:
             captions = self._captions_of(measured, caption_set)
         else:
@@ -118,10 +120,12 @@ class Gallery:
 
     def picture(self, row: int) -> UInt8[Tensor, "3 h w"]:
         """The picture with a number."""
-        for split, start in reversed(self.offsets.items()):
-            if row >= start:
-                return self.splits[split].image(row - start)
-        raise IndexError(row)
+        split = self.split_of(row)
+        return self.splits[split].image(row - self.offsets[split])
+
+    def split_of(self, row: int) -> str:
+        """The split that the picture with a number is of."""
+        return next(split for split, start in reversed(self.offsets.items()) if row >= start)
 
     def pictures(self, rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
         return torch.stack([self.picture(row) for row in rows])
@@ -129,7 +133,9 @@ class Gallery:
     def observed(self, rows: Sequence[int] | None = None) -> Iterator[Observed]:
         """Features of the pictures with these numbers, or of all, in parts."""
         numbers = torch.arange(self.count) if rows is None else torch.tensor(rows)
-        features = {name: values[numbers] for name, values in self.features.items()}
+        features = {
+            name: values if rows is None else values[numbers] for name, values in self.features.items()
+        }
         return parts_of(Observed(features=features, rows=numbers, captions=torch.full_like(numbers, -1)))
 
     def _features(self, pictures: Pictures, observers: Observers, names: set[str]) -> Features:

@@ -8,25 +8,20 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from tqdm import tqdm
 
-from ldm.codec import Codec
 from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet
-from ldm.evaluation.gallery import BATCH, Gallery
+from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.generation import Draw, Request, requests_for
 from ldm.evaluation.observing import Observers, Seen, joined, observe, parts_of
-from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.ranks import Ranks
-from ldm.evaluation.rows import Row, SetResult, Shown
+from ldm.evaluation.reference_statistics import Statistics
+from ldm.evaluation.rows import Row, SetResult
 from ldm.evaluation.scoring import score, spread
-from ldm.metrics.frechet import FrechetDistance
+from ldm.evaluation.showing import closest_pairs, first_captions
+from ldm.metrics.frechet import ENOUGH, FrechetDistance
 from ldm.metrics.names import result_name
-from ldm.metrics.nearest import nearest
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference
-from ldm.metrics.reconstruction import Reconstruction
-
-ENOUGH = 2048  # pictures, for a Frechet distance in as many dimensions: fewer give a singular covariance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +31,8 @@ class Evaluator:
     Attributes:
         captions: of each set, by its name.
         metrics: by the names that the caption sets use.
+        statistics: the reference where it is a file: the gallery is then empty, and a Frechet distance is all
+            that can be taken against it.
         round_trip: pictures through the autoencoder and back, uint8 to uint8; null where there is none.
         params: of the denoiser that is measured; null where it isn't known.
         ranks: the processes that measure together; all of them must call `measure`.
@@ -47,6 +44,7 @@ class Evaluator:
     metrics: Mapping[str, PictureMetric]
     gallery: Gallery
     observers: Observers
+    statistics: Statistics | None = None
     round_trip: Callable[[Tensor], Tensor] | None = None
     params: int | None = None
     ranks: Ranks = field(default_factory=Ranks)
@@ -63,6 +61,7 @@ class Evaluator:
         metrics, skipped = self._available(caption_set)
         count = len(self.captions[caption_set.name]) * caption_set.samples
         few = self._few(caption_set, metrics, count)
+        floor = self._floor(metrics, count)
         started = time.perf_counter()
         runs = [self._seen(draw, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
         seconds = time.perf_counter() - started
@@ -70,7 +69,11 @@ class Evaluator:
             score(metrics, real=self.gallery.observed(), generated=parts_of(seen.observed))
             for _, seen in runs
         ]
+        closest = closest_pairs(
+            metrics.values(), draw, *runs[0], self.gallery, count=self.show, batch_size=self.batch_size
+        )
         references = self._references(metrics, runs[0][0][:: caption_set.samples])
+        foreign = self._foreign(metrics)
         row = Row(
             set=caption_set.name,
             metric="",
@@ -86,11 +89,19 @@ class Evaluator:
             name=caption_set.name,
             rows=[
                 replace(
-                    row, metric=name, few=name in few, **spread(numbers, name), **references.get(name, {})
+                    row,
+                    metric=name,
+                    few=name in few,
+                    foreign=name in foreign,
+                    floor=floor.get(name),
+                    **spread(numbers, name),
+                    **references.get(name, {}),
                 )
                 for name in numbers[0]
             ],
-            shown=self._shown(*runs[0], samples=caption_set.samples),
+            shown=first_captions(*runs[0], self.gallery, samples=caption_set.samples),
+            closest=closest,
+            floor_images=len(self._halves(count)[0]) if floor else 0,
             images=count,
             seeds=(runs[0][0][0].seed, runs[-1][0][-1].seed),
             repeats=len(runs),
@@ -122,12 +133,27 @@ class Evaluator:
                 f"in the config's metric: choose it there, one of conf/metric"
             )
         wanted = {name: self.metrics[name] for name in caption_set.metrics}
-        able = {name: metric for name, metric in wanted.items() if {*metric.needs} <= self.observers.names}
+        able = {name: metric for name, metric in wanted.items() if self._able(metric)}
         return able, sorted(set(wanted) - set(able))
+
+    def _able(self, metric: PictureMetric) -> bool:
+        """Whether its networks are there, and what it holds pictures against."""
+        networks = {*metric.needs} <= self.observers.names
+        if self.statistics is None or not metric.against_real:
+            return networks
+        return networks and isinstance(metric, FrechetDistance) and metric.reference is not None
+
+    def _foreign(self, metrics: Mapping[str, PictureMetric]) -> set[str]:
+        """Results against statistics of unknown preparation."""
+        if self.statistics is None or self.statistics.preparation is not None:
+            return set()
+        distances = (each for each in metrics.values() if isinstance(each, FrechetDistance))
+        return {result_name("fd", each.features) for each in distances}
 
     def _few(self, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric], count: int) -> set[str]:
         """Results that are of fewer pictures, on either side, than a Frechet distance wants."""
-        fewer = min(count, self.gallery.count)
+        real = self.gallery.count if self.statistics is None else self.statistics.count
+        fewer = count if real is None else min(count, real)
         distances = {name: each for name, each in metrics.items() if isinstance(each, FrechetDistance)}
         if fewer >= ENOUGH:
             return set()
@@ -169,27 +195,30 @@ class Evaluator:
             progress=self.progress and bool(title),
         )
 
+    def _floor(self, metrics: Mapping[str, PictureMetric], count: int) -> dict[str, float]:
+        """The measures of real pictures against others; first of all, so that too few are told now."""
+        asked = {name: metric for name, metric in metrics.items() if "floor" in metric.references}
+        if not asked or self.gallery.count < 2:
+            return {}
+        drawn, others = self._halves(count)
+        return score(asked, real=self.gallery.observed(others), generated=self.gallery.observed(drawn))
+
     def _references(
         self, metrics: Mapping[str, PictureMetric], requests: Sequence[Request]
     ) -> dict[str, dict[str, float]]:
-        """The measures of the right pictures, of their round trip, and of real pictures against others."""
-        drawn, left = self._halves(len(requests))
-        known = all(request.row != ELSEWHERE for request in requests)
-        sources: dict[Reference, Callable[[Mapping[str, PictureMetric]], dict[str, float]]] = {
-            "floor": lambda asked: score(
-                asked, real=self.gallery.observed(left), generated=self.gallery.observed(drawn)
-            )
+        """The measures of the right pictures, and of their round trip, where it is known which they are."""
+        if any(request.row == ELSEWHERE for request in requests):
+            return {}
+        sources: dict[Reference, Callable[[Mapping[str, PictureMetric]], Observed]] = {
+            "real": lambda asked: self._right(asked, requests)
         }
-        if known:
-            sources["real"] = lambda asked: self._against_real(asked, self._right(asked, requests))
-        if known and self.round_trip is not None:
-            sources["ceiling"] = lambda asked: self._against_real(
-                asked, self._observe(self._round_trips, requests, asked).observed
-            )
+        if self.round_trip is not None:
+            sources["ceiling"] = lambda asked: self._observe(self._round_trips, requests, asked).observed
         found: dict[str, dict[str, float]] = {}
         for reference, source in sources.items():
             asked = {name: metric for name, metric in metrics.items() if reference in metric.references}
-            for name, value in source(asked).items() if asked else ():
+            numbers = self._against_real(asked, source(asked)) if asked else {}
+            for name, value in numbers.items():
                 found.setdefault(name, {})[reference] = value
         return found
 
@@ -197,11 +226,11 @@ class Evaluator:
         return score(metrics, real=self.gallery.observed(), generated=parts_of(seen))
 
     def _halves(self, count: int) -> tuple[list[int], list[int]]:
-        """As many real pictures as were drawn, at most half, and the rest."""
+        """As many real pictures as were drawn and as many others, or two halves of all."""
         seed, total = self.protocol.caption_seed, self.gallery.count
         order = sorted(range(total), key=lambda row: hashlib.blake2b(f"{seed}/floor/{row}".encode()).digest())
         size = min(count, total // 2)
-        return sorted(order[:size]), sorted(order[size:])
+        return sorted(order[:size]), sorted(order[size : 2 * size])
 
     def _round_trips(self, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w"]:
         assert self.round_trip is not None
@@ -218,49 +247,3 @@ class Evaluator:
             rows=rows,
             captions=torch.tensor([request.caption for request in requests]),
         )
-
-    def _shown(self, requests: Sequence[Request], seen: Seen, *, samples: int) -> list[Shown]:
-        network = next((name for name in seen.observed.features if name in self.gallery.features), None)
-        if not seen.first or network is None:
-            return []
-        first = seen.observed.features[network][: len(seen.first) : samples]
-        closest = nearest(first, self.gallery.features[network])[:, 0].tolist()
-        return [
-            Shown(
-                prompt=requests[number * samples].prompt,
-                generated=torch.stack(seen.first[number * samples : (number + 1) * samples]),
-                nearest=self.gallery.picture(row),
-                right=self._right_picture(requests[number * samples]),
-            )
-            for number, row in enumerate(closest)
-        ]
-
-    def _right_picture(self, request: Request) -> Tensor | None:
-        return None if request.row == ELSEWHERE else self.gallery.picture(request.row)
-
-
-def reconstruct(
-    through: Callable[[Tensor], Tensor], pictures: Pictures, *, progress: bool = True
-) -> list[Row]:
-    """PSNR and SSIM of an autoencoder's round trip over pictures.
-
-    Args:
-        through: pictures through the autoencoder and back, uint8 to uint8.
-    """
-    metric = Reconstruction()
-    metric.distributed_available_fn = lambda: False
-    with tqdm(total=len(pictures), desc="autoencoder", unit="picture", disable=not progress) as bar:
-        for start in range(0, len(pictures), BATCH):
-            numbers = range(start, min(start + BATCH, len(pictures)))
-            originals = torch.stack([pictures.image(number) for number in numbers])
-            metric.update(through(originals).cpu(), originals)
-            bar.update(len(numbers))
-    return [
-        Row(set="autoencoder", metric=name, value=float(value), images=len(pictures))
-        for name, value in metric.compute().items()
-    ]
-
-
-def round_trip(codec: Codec, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-    """Pictures through the autoencoder and back, by the posterior's mean."""
-    return codec.decode(codec.encode_images(images).mean).cpu()

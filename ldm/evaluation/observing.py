@@ -169,8 +169,9 @@ def joined(parts: Sequence[Features]) -> Features:
 
 
 def parts_of(observed: Observed) -> Iterator[Observed]:
-    """A table in parts of a fixed size."""
-    for part in torch.arange(len(observed.rows)).split(ROWS_AT_ONCE):
+    """A table in parts of a fixed size, each a view of it; of an empty one there are none."""
+    for start in range(0, len(observed.rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
         yield Observed(
             features={name: values[part] for name, values in observed.features.items()},
             rows=observed.rows[part],

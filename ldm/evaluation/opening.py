@@ -16,13 +16,16 @@ from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.measure import Evaluator
 from ldm.evaluation.observing import Observers, readers
 from ldm.evaluation.pictures import RESIZE, PictureFolder, Pictures, Split
-from ldm.evaluation.protocol import Protocol, caption_sets
+from ldm.evaluation.protocol import Protocol, caption_sets, describe
 from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
 from ldm.metrics.features import FeatureExtractor
+from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.picture_metric import PictureMetric
 
-REFERENCE = "reference"  # the one split of a folder that stands for the real pictures
+NAMED = ("reference", "statistics")  # options that stand for the real pictures
+NETWORKS = ("extractors", "distances")  # keys of a protocol's node that hold what is built
 
 
 def open_subject(config: Mapping[str, Any], *, device: torch.device) -> Subject:
@@ -63,7 +66,7 @@ def open_evaluator(
     """The evaluator of a resolved config for a subject.
 
     Args:
-        config: with `data.root`, `reference`, `protocol`, `cache`, `batch_size` and `show`.
+        config: with `data.root`, `reference`, `statistics`, `protocol`, `cache`, `batch_size` and `show`.
         extractors: of the protocol, by name.
 
     Raises:
@@ -72,6 +75,7 @@ def open_evaluator(
     spec, size = spec_of(config), subject.size
     del spec["size"]
     splits = real_splits(config, spec, size)
+    statistics = _statistics(config, extractors, metrics, size)
     networks, observers = Observers(pictures=extractors), _observers(extractors, subject)
     gallery = Gallery(
         splits,
@@ -85,9 +89,10 @@ def open_evaluator(
         **subject.drawing,
         size=size,
         resize=RESIZE,
-        data=_identity(next(iter(splits.values()))),
-        reference=gallery.identity(networks),
+        data=_identity(next(iter(splits.values()))) if splits else statistics.of,
+        reference=gallery.identity(networks) if statistics is None else statistics.of,
         features=tuple(each.identity for each in extractors.values()),
+        distances=tuple(describe(node) for node in (config["protocol"].get("distances") or {}).values()),
     )
     captions = {
         each.name: gallery.captions(each, seed=protocol.caption_seed, measured=subject.pictures)
@@ -100,6 +105,7 @@ def open_evaluator(
         metrics=metrics,
         gallery=gallery,
         observers=observers,
+        statistics=statistics,
         round_trip=subject.round_trip,
         params=subject.params,
         ranks=ranks,
@@ -123,18 +129,84 @@ def _identity(pictures: Pictures) -> str:
 
 
 def spec_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocol's node without its networks; where `reference` names a folder, that is its only split."""
-    spec = {key: value for key, value in config["protocol"].items() if key != "extractors"}
-    if config["reference"] is not None:
-        spec |= {"splits": [REFERENCE], "held_out": None}
-    return spec
+    """The protocol's node without its networks; where the reference is named, that is its only split."""
+    spec = {key: value for key, value in config["protocol"].items() if key not in NETWORKS}
+    named = next((name for name in NAMED if config[name] is not None), None)
+    return spec if named is None else spec | {"splits": [named], "held_out": None}
 
 
 def real_splits(config: Mapping[str, Any], spec: Mapping[str, Any], size: int) -> dict[str, Pictures]:
-    """All real pictures of a protocol, by split."""
+    """All real pictures of a protocol, by split; none where the reference is a file of statistics."""
+    if config["statistics"] is not None:
+        return {}
     if config["reference"] is not None:
-        return {REFERENCE: PictureFolder(config["reference"], size=size)}
+        return {"reference": PictureFolder(config["reference"], size=size)}
     return {name: _split(config, name, size) for name in spec["splits"]}
+
+
+def preparations(extractors: Mapping[str, FeatureExtractor], *, size: int) -> dict[str, Preparation]:
+    """How pictures come to be features, by the features' names.
+
+    Args:
+        size: side of the pictures in pixels.
+    """
+    return {
+        name: Preparation(network=each.identity, size=size, resize=RESIZE)
+        for each in extractors.values()
+        for name in each.dims
+    }
+
+
+def open_statistics(
+    config: Mapping[str, Any],
+    *,
+    extractors: Mapping[str, FeatureExtractor],
+    metrics: Mapping[str, PictureMetric],
+    ranks: Ranks,
+) -> Statistics:
+    """Those of the real pictures, in the features that the protocol's Frechet distance is taken in.
+
+    Raises:
+        ValueError: a protocol with no Frechet distance or with several.
+    """
+    spec = spec_of(config)
+    size = spec["size"] or config["data"]["size"]
+    used = {name for each in caption_sets(spec) for name in each.metrics}
+    distances = (each for name, each in metrics.items() if name in used)
+    found = {each.features for each in distances if isinstance(each, FrechetDistance)}
+    if len(found) != 1:
+        raise ValueError(
+            f"protocol {spec['name']!r} has Frechet distances in {', '.join(sorted(found)) or 'nothing'}, "
+            f"and a file of statistics is of one kind: leave one such metric in its sets"
+        )
+    (features,) = found
+    networks = Observers(pictures=extractors).only(found)
+    gallery = Gallery(
+        real_splits(config, spec, size),
+        observers=networks,
+        wanted=found,
+        cache=FeatureCache(folder=Path(config["cache"]) if config["cache"] else None),
+        ranks=ranks,
+    )
+    preparation = preparations(networks.pictures, size=size)[features]
+    return Statistics.of_gallery(gallery, features, preparation=preparation, of=gallery.identity(networks))
+
+
+def _statistics(
+    config: Mapping[str, Any],
+    extractors: Mapping[str, FeatureExtractor],
+    metrics: Mapping[str, PictureMetric],
+    size: int,
+) -> Statistics | None:
+    """The reference where it is a file, given to the distances in its features."""
+    if config["statistics"] is None:
+        return None
+    statistics = Statistics.read(Path(config["statistics"]))
+    statistics.check(preparations(extractors, size=size), source=config["statistics"])
+    for metric in metrics.values():
+        if isinstance(metric, FrechetDistance) and metric.features == statistics.features:
+            metric.reference = statistics.gaussian
+    return statistics
 
 
 def held_out(config: Mapping[str, Any], protocol: Protocol) -> Split | None:
@@ -143,9 +215,9 @@ def held_out(config: Mapping[str, Any], protocol: Protocol) -> Split | None:
 
 
 def wanted_features(sets: tuple[CaptionSet, ...], metrics: Mapping[str, PictureMetric]) -> set[str]:
-    """Names of the features that the sets' metrics read."""
-    used = {name for each in sets for name in each.metrics if name in metrics}
-    return {feature for name in used for feature in metrics[name].needs}
+    """Names of the features of real pictures that the sets' metrics read."""
+    used = (metrics[name] for each in sets for name in each.metrics if name in metrics)
+    return {name for each in used if each.against_real or each.references for name in each.needs}
 
 
 def _split(config: Mapping[str, Any], name: str, size: int) -> Split:

@@ -16,6 +16,10 @@ DRAWING = ("sampler", "guidance", "nfe", "precision", "seed_base", "seeds")
 class Protocol:
     """Everything that a number depends on besides the model.
 
+    Beside a number stands its floor: N real pictures, drawn by `caption_seed`, against N others, N as many as
+    were generated. Where N is more than half of the real pictures, both sides are halves of them, and the
+    floor is that of fewer pictures: higher for a measure that few pictures bias. `floor_images` tells N.
+
     Attributes:
         name: of the config that it came from.
         sets: the caption sets, each measured by itself, with the sha256 of their captions.
@@ -27,6 +31,7 @@ class Protocol:
         splits: splits whose pictures are "all real pictures".
         held_out: split whose pictures the autoencoder is measured on; null where there is none.
         features: feature networks, their weights, input sizes, resize modes and rounding.
+        distances: of pairs of pictures, that the autoencoder's round trip is measured by.
         sampler, guidance: name and settings.
         nfe: network evaluations a picture; null where nobody knows, as of a folder's pictures.
         precision: number format of the networks.
@@ -47,6 +52,7 @@ class Protocol:
     sampler: str
     guidance: str
     nfe: int | None
+    distances: tuple[str, ...] = ()
     precision: str = "float32"
     seed_base: int = 0
     seeds: int = 1

@@ -16,7 +16,7 @@ import torch
 from ldm.checkpoints.durable import fsync
 from ldm.checkpoints.provenance import command, environment, git_state
 from ldm.evaluation.protocol import Protocol
-from ldm.evaluation.rows import Row, SetResult
+from ldm.evaluation.rows import Closest, Row, SetResult
 from ldm.evaluation.subject import Subject
 
 FORMAT = 1
@@ -143,5 +143,17 @@ def _set(result: SetResult) -> dict[str, Any]:
         "repeats": result.repeats,
         "seconds": round(result.seconds, 2),
         "images_per_second": round(result.images * result.repeats / result.seconds, 2),
+        "floor_images": result.floor_images,
+        "closest": _closest(result.closest),
         "skipped": result.skipped,
+    }
+
+
+def _closest(closest: Closest | None) -> dict[str, Any] | None:
+    """How near generated pictures came to real ones, without the pictures."""
+    if closest is None:
+        return None
+    names = ("features", "quantile", "limit", "copied", "images")
+    return {name: getattr(closest, name) for name in names} | {
+        "distances": [pair.distance for pair in closest.pairs]
     }

@@ -17,7 +17,8 @@ class Row:
         sd: standard deviation over the seeds; null for one.
         seeds: how many times the set was drawn.
         few: whether these are fewer pictures than the measure wants.
-        floor, ceiling, real: the same measure of real pictures against the others, of the autoencoder's
+        foreign: whether its reference is a file that doesn't tell how its pictures were prepared.
+        floor, ceiling, real: the same measure of real pictures against as many others, of the autoencoder's
             round trip, and of the right real pictures; null where it says nothing.
         nfe, seconds, params: network evaluations a picture, of drawing and looking at all pictures, and
             parameters of the denoiser; null where they aren't known.
@@ -31,6 +32,7 @@ class Row:
     sd: float | None = None
     seeds: int = 1
     few: bool = False
+    foreign: bool = False
     floor: float | None = None
     ceiling: float | None = None
     real: float | None = None
@@ -51,6 +53,42 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A generated picture beside the real one that is nearest to it.
+
+    Attributes:
+        split: of the real one.
+        distance: between them, Euclidean distance of unit features.
+    """
+
+    prompt: str
+    generated: UInt8[Tensor, "3 h w"]
+    real: UInt8[Tensor, "3 h w"]
+    split: str
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closest:
+    """The pictures of a set, of its first seed, that are nearest to real ones.
+
+    Attributes:
+        features: that distances are taken in.
+        quantile, limit: of the real pictures' distances to their nearest others; below the limit is a copy.
+        copied: how many pictures are.
+        images: of how many.
+        pairs: the nearest few, the nearest first.
+    """
+
+    features: str
+    quantile: float
+    limit: float
+    copied: int
+    images: int
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetResult:
     """What was measured on one caption set.
 
@@ -59,7 +97,9 @@ class SetResult:
         seeds: first and last of all pictures.
         repeats: how many times the set was drawn.
         seconds: of drawing and looking, all of them together.
-        skipped: metrics whose networks the model lacks.
+        floor_images: real pictures on each side of the floor; 0 where there is none.
+        closest: where memorisation was measured, the pictures to look at.
+        skipped: metrics that lack a network, or real pictures.
     """
 
     name: str
@@ -69,4 +109,6 @@ class SetResult:
     seeds: tuple[int, int]
     repeats: int
     seconds: float
+    floor_images: int = 0
+    closest: Closest | None = None
     skipped: list[str] = field(default_factory=list)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.evaluation.generation import Draw, Request, drawn_by
-from ldm.evaluation.measure import round_trip
 from ldm.evaluation.observing import OWN_CLIP, Observers, OwnClip, text_reader
 from ldm.evaluation.pictures import Pictures, fit
 from ldm.evaluation.protocol import describe
+from ldm.evaluation.round_trip import round_trip
 from ldm.pipeline import TextToImage
 
 ELSEWHERE_DRAWN = "not known: the pictures were there"

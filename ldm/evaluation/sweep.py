@@ -11,7 +11,20 @@ if TYPE_CHECKING:  # the command checks a sweep before it loads torch
 
 LISTS = {"bundles": "bundle", "samplers": "sampler", "num_steps": "steps", "scales": "scale"}  # list -> axis
 AXES = tuple(LISTS.values())
-NUMBER = ("nfe", "set", "metric", "value", "sd", "seeds", "images", "few", "floor", "ceiling", "real")
+NUMBER = (
+    "nfe",
+    "set",
+    "metric",
+    "value",
+    "sd",
+    "seeds",
+    "images",
+    "few",
+    "foreign",
+    "floor",
+    "ceiling",
+    "real",
+)
 REST = ("seconds", "params", "protocol")
 
 Point = Mapping[str, Any]  # axis -> value, null for what the command or the bundle has

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ldm.evaluation.rows import Closest
+
 READING = {
     "fid": "Frechet inception distance, lower is better; few pictures add a bias: see the floor",
     "fd_": "Frechet distance in these features, lower is better; few pictures add a bias: see the floor",
@@ -17,7 +19,12 @@ READING = {
     "r1_": "share whose nearest real picture, of all, is the right one",
     "r5_": "share with the right real picture among the five nearest",
     "own_clip_score": "cosine of picture and prompt, judged by the very CLIP that conditions the model",
-    "diversity_": "mean cosine distance of pictures of one caption (`between_real`: of any two real ones)",
+    "diversity_": "mean distance of pictures of one caption, cosine or the perceptual one that is named "
+    "(`between_real`: of any two real ones)",
+    "rfid": "Frechet inception distance of the autoencoder's round trip to the same pictures",
+    "rfd_": "Frechet distance of the round trip to the same pictures, in these features",
+    "lpips": "learned perceptual distance (AlexNet) of the round trip, lower is better",
+    "perceptual_": "perceptual distance of the round trip in this network's maps, which is not LPIPS",
     "psnr": "dB, autoencoder's round trip of held-out pictures",
     "ssim": "structural similarity of the same, 1 is equal",
 }
@@ -44,12 +51,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def report(document: Mapping[str, Any], *, figures: Mapping[str, str]) -> str:
+def report(
+    document: Mapping[str, Any], *, figures: Mapping[str, str], notes: Mapping[str, str] | None = None
+) -> str:
     """The report in Markdown.
 
     Args:
         document: what went into `results.json`.
         figures: file name by title, beside the report.
+        notes: what is said below some of them, by title.
     """
     protocol, bundle, origin = document["protocol"], document["bundle"], document["provenance"]
     parts = [
@@ -57,20 +67,21 @@ def report(document: Mapping[str, Any], *, figures: Mapping[str, str]) -> str:
         f"Protocol `{protocol['name']}` ({protocol['hash'][:12]}), {bundle['kind']} {bundle['sha256'][:12]}, "
         f"commit {_commit(origin)}. Compare with other rows only where the protocol's hash is the same.",
         markdown_table(COLUMNS, [measured_cells(row) for row in document["rows"]]),
-        "Value: mean ± standard deviation over the seeds. Floor: real pictures against the other real "
-        "pictures, at the same count. Ceiling: the right pictures after the autoencoder's round trip. Real: "
-        "the right pictures themselves. s: of drawing and looking, all seeds together.",
+        "Value: mean ± standard deviation over the seeds. Floor: real pictures against as many others, each "
+        "side as many as were drawn, or half of all. Ceiling: the right pictures after the autoencoder's "
+        "round trip. Real: the right pictures themselves. s: of drawing and looking, all seeds together.",
         _reading(row["metric"] for row in document["rows"]),
         _skipped(document["sets"]),
-        *(f"## {title}\n\n![{title}]({name})" for title, name in figures.items()),
+        *(_figure(title, name, (notes or {}).get(title, "")) for title, name in figures.items()),
         "## How it was measured",
         _protocol_table(protocol),
         markdown_table(
-            ("captions", "pictures", "seeds", "s", "pictures/s"),
+            ("captions", "pictures", "of the floor", "seeds", "s", "pictures/s"),
             [
                 [
                     name,
                     str(one["images"]),
+                    f"{one['floor_images']} against as many" if one["floor_images"] else "",
                     "-".join(map(str, one["seeds"])),
                     *_cells(one, "seconds", "images_per_second"),
                 ]
@@ -86,13 +97,20 @@ def report(document: Mapping[str, Any], *, figures: Mapping[str, str]) -> str:
 
 
 def measured_cells(row: Mapping[str, Any]) -> list[str]:
-    """A number as `COLUMNS` show it: with its spread, with a word where it is of few pictures or one seed."""
-    metric = f"{row['metric']} (few pictures)" if row["few"] else row["metric"]
+    """A number as `COLUMNS` show it: with its spread, with a word where it can't be read like others."""
     value = _cell(row["value"]) if row["sd"] is None else f"{_cell(row['value'])} ± {row['sd']:.2g}"
     images = f"{row['images']}, {row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
     params = None if row["params"] is None else f"{row['params'] / 1e6:.1f} M"
     references = _cells(row, "floor", "ceiling", "real")
-    return [row["set"], metric, value, *references, images, *_cells(row, "nfe", "seconds"), _cell(params)]
+    return [
+        row["set"],
+        _labelled(row),
+        value,
+        *references,
+        images,
+        *_cells(row, "nfe", "seconds"),
+        _cell(params),
+    ]
 
 
 def sweep_report(lines: Sequence[Mapping[str, Any]], *, figures: Mapping[str, str]) -> str:
@@ -101,10 +119,17 @@ def sweep_report(lines: Sequence[Mapping[str, Any]], *, figures: Mapping[str, st
         "# Sweep",
         f"Measured by the ruler {lines[0]['ruler'][:12]}; each way to draw is a protocol of its own. Hashes "
         f"are in `sweep.csv`, everything else in `point_<number>.json`.",
-        markdown_table(SWEPT, [_cells(line, *SWEPT) for line in lines]),
+        markdown_table(SWEPT, [_cells({**line, "metric": _labelled(line)}, *SWEPT) for line in lines]),
         *(f"## {title}\n\n![{title}]({name})" for title, name in figures.items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _labelled(row: Mapping[str, Any]) -> str:
+    """The metric's name, with a word where the number can't be read like others."""
+    labels = {"few": "few pictures", "foreign": "reference of unknown preparation"}
+    told = ", ".join(label for name, label in labels.items() if row[name])
+    return f"{row['metric']} ({told})" if told else row["metric"]
 
 
 def _reading(metrics: Iterable[str]) -> str:
@@ -117,7 +142,28 @@ def _reading(metrics: Iterable[str]) -> str:
 
 def _skipped(sets: Mapping[str, Any]) -> str:
     names = sorted({metric for one in sets.values() for metric in one["skipped"]})
-    return f"Not measured, since there is no network that they need: {', '.join(names)}." if names else ""
+    return f"Not measured, for want of a network or of real pictures: {', '.join(names)}." if names else ""
+
+
+def memorisation_sentence(closest: Closest) -> str:
+    """How many pictures count as copies, by which limit, and what the figure shows."""
+    limit = (
+        f"a distance of {closest.limit:.3f} in {closest.features}, which {1 - closest.quantile:.0%} of the "
+        f"real pictures keep from each other"
+    )
+    if closest.copied == 0:
+        return (
+            f"None of the first {closest.images} pictures is nearer to a real one than {limit}; these are "
+            f"the nearest all the same."
+        )
+    return (
+        f"{closest.copied} of the first {closest.images} pictures are nearer to a real one than {limit}; "
+        f"the nearest come first."
+    )
+
+
+def _figure(title: str, name: str, note: str) -> str:
+    return "\n\n".join(part for part in (f"## {title}", f"![{title}]({name})", note) if part)
 
 
 def _protocol_table(protocol: Mapping[str, Any]) -> str:
@@ -127,6 +173,7 @@ def _protocol_table(protocol: Mapping[str, Any]) -> str:
             f"{'' if one['rounded'] else 'not '}rounded"
             for one in protocol["features"]
         ),
+        "distances": "; ".join(protocol["distances"]),
         "sampler": protocol["sampler"],
         "guidance": protocol["guidance"],
         "NFE": _cell(protocol["nfe"]),

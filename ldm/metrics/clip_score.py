@@ -26,6 +26,7 @@ class ClipScore(PictureMetric):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    against_real: ClassVar[bool] = False
 
     def __init__(self, *, clip: str) -> None:
         super().__init__()

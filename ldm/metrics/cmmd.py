@@ -5,24 +5,23 @@ from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldm.metrics.gathered import GatheredFeatures
 from ldm.metrics.mmd import biased_mmd, gaussian
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Reference
+from ldm.metrics.table import Rows, unit_rows
 
 SIGMA = 10.0  # Jayasumana et al. 2024, section 4
 SCALE = 1000.0  # ditto, so that numbers read well
 
 
-def cmmd(generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+def cmmd(generated: Rows, real: Rows) -> Float[Tensor, ""]:
     """1000 times the squared discrepancy of unit features under a Gaussian kernel of width 10, float64.
 
     Pairs of a picture with itself count, as in the authors' program: never below 0.
     """
-    sides = (F.normalize(rows.double(), dim=1) for rows in (generated, real))
-    return SCALE * biased_mmd(*sides, kernel=partial(gaussian, sigma=SIGMA))
+    return SCALE * biased_mmd(unit_rows(generated), unit_rows(real), kernel=partial(gaussian, sigma=SIGMA))
 
 
 class Cmmd(GatheredFeatures):

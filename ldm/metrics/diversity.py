@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.utilities import dim_zero_cat
 
-from ldm.metrics.perceptual import PictureDistance
+from ldm.metrics.perceptual import NamedDistance, PictureDistance
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
+from ldm.metrics.pixels import as_pictures
 
 
 def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -96,6 +97,41 @@ class CaptionDiversity(PictureMetric):
         if self.real_count > 1:
             numbers[f"{name}_between_real"] = 1 - _mean_cosine(self.real_total, self.real_count)
         return numbers
+
+
+class PerceptualDiversity(PictureMetric):
+    """Perceptual distance between pictures of one caption, `diversity_<distance>`, as `diversity_lpips`.
+
+    Keeps the generated pictures, 12 KB each of 64 px: for the few captions that have several.
+
+    Args:
+        distance: of pairs of pictures in [-1, 1].
+        pixels: name of the features that are the pictures themselves, those of `ldm.metrics.pixels.Pixels`.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ()
+    against_real: ClassVar[bool] = False
+
+    def __init__(self, *, distance: NamedDistance, pixels: str = "pixels") -> None:
+        super().__init__()
+        self.distance, self.pixels = distance, pixels
+        self.add_state("images", [], dist_reduce_fx="cat")
+        self.add_state("captions", [], dist_reduce_fx="cat")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.pixels,)
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        if not real:
+            self.images.append(as_pictures(features_of(batch, self.pixels)))
+            self.captions.append(batch.captions)
+
+    @torch.no_grad()
+    def compute(self) -> dict[str, Tensor]:
+        images, captions = dim_zero_cat(self.images), dim_zero_cat(self.captions)
+        value = perceptual_diversity(images, captions, distance=self.distance)
+        return {f"diversity_{self.distance.name}": value}
 
 
 def _enough(mine: Shaped[Tensor, "n ..."], caption: Int[Tensor, ""]) -> Int[Tensor, "n"]:

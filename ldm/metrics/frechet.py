@@ -9,6 +9,8 @@ from torch import Tensor
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 
+ENOUGH = 2048  # pictures, for a distance in as many dimensions: fewer give a singular covariance
+
 
 class Gaussian(NamedTuple):
     """Mean and covariance of features, float64."""
@@ -86,6 +88,9 @@ class FrechetDistance(PictureMetric):
     Args:
         features: name of the extractor.
         dims: how many features it gives.
+
+    Attributes:
+        reference: the real side, where it comes as statistics; no real picture is then looked at.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
@@ -93,6 +98,7 @@ class FrechetDistance(PictureMetric):
     def __init__(self, *, features: str, dims: int) -> None:
         super().__init__()
         self.features, self.dims = features, dims
+        self.reference: Gaussian | None = None
         for side in ("real", "generated"):
             self.add_state(f"{side}_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state(f"{side}_total", torch.zeros(dims, dtype=torch.float64), dist_reduce_fx="sum")
@@ -117,5 +123,5 @@ class FrechetDistance(PictureMetric):
     def compute(self) -> dict[str, Tensor]:
         real = Moments(self.real_count, self.real_total, self.real_outer)
         generated = Moments(self.generated_count, self.generated_total, self.generated_outer)
-        value = frechet_distance(generated.gaussian(), real.gaussian())
+        value = frechet_distance(generated.gaussian(), self.reference or real.gaussian())
         return {result_name("fd", self.features): value}

@@ -1,5 +1,6 @@
 """Features of all pictures, kept for the measures that look at every pair of them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm.metrics.picture_metric import Observed, PictureMetric, features_of
+from ldm.metrics.table import Table
 
 
 class Side(NamedTuple):
@@ -18,13 +20,16 @@ class Side(NamedTuple):
         rows, captions: as in `Observed`.
     """
 
-    features: Float[Tensor, "n d"]
+    features: Table
     rows: Int[Tensor, "n"]
     captions: Int[Tensor, "n"]
 
 
 class GatheredFeatures(PictureMetric):
     """A measure of two sets of features, at 4 bytes a number in memory for each picture.
+
+    That is 8 KB a picture with Inception's 2,048, once for all such measures together: they keep the tensors
+    of the batches that they are given, and read them in blocks.
 
     Args:
         features: name of the features.
@@ -42,9 +47,10 @@ class GatheredFeatures(PictureMetric):
         return (self.features,)
 
     def update(self, batch: Observed, *, real: bool) -> None:
-        kept = Side(features_of(batch, self.features), batch.rows, batch.captions)
-        for part, values in kept._asdict().items():
-            getattr(self, f"{'real' if real else 'generated'}_{part}").append(values)
+        side = "real" if real else "generated"
+        kept = (features_of(batch, self.features), batch.rows, batch.captions)
+        for part, values in zip(Side._fields, kept, strict=True):
+            getattr(self, f"{side}_{part}").append(values)
 
     def side(self, name: str, *, at_least: int = 1) -> Side:
         """The pictures of one side, in an order that neither batches nor ranks decide.
@@ -63,11 +69,16 @@ class GatheredFeatures(PictureMetric):
                 f"{type(self).__name__} of {self.features!r} needs at least {at_least} {name} pictures, "
                 f"got {count}: measure more"
             )
-        return _sorted(Side(*(dim_zero_cat(getattr(self, f"{name}_{part}")) for part in Side._fields)))
+        features = getattr(self, f"{name}_features")
+        parts = [features] if isinstance(features, Tensor) else features
+        return _sorted(parts, dim_zero_cat(rows), dim_zero_cat(getattr(self, f"{name}_captions")))
 
 
-def _sorted(side: Side) -> Side:
+def _sorted(
+    parts: Sequence[Float[Tensor, "_ d"]], rows: Int[Tensor, "n"], captions: Int[Tensor, "n"]
+) -> Side:
     """By row, then caption; pictures of one caption by their first feature."""
-    keys = (side.features[:, 0], side.captions, side.rows)  # numpy's last key counts most
-    order = torch.from_numpy(np.lexsort([key.cpu().numpy() for key in keys])).to(side.rows.device)
-    return Side(*(values[order] for values in side))
+    first = torch.cat([part[:, 0] for part in parts])
+    keys = (first, captions, rows)  # numpy's last key counts most
+    order = torch.from_numpy(np.lexsort([key.cpu().numpy() for key in keys])).to(rows.device)
+    return Side(Table(parts=parts, order=order), rows[order], captions[order])

@@ -5,12 +5,13 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ldm.metrics.gathered import GatheredFeatures
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Observed, Reference
+from ldm.metrics.table import ROWS_AT_ONCE, Rows, blocks
 
 
 class Score(NamedTuple):
@@ -20,7 +21,7 @@ class Score(NamedTuple):
     sd: Float[Tensor, ""]
 
 
-def inception_score(logits: Float[Tensor, "n c"], *, splits: int = 10, seed: int = 2020) -> Score:
+def inception_score(logits: Rows, *, splits: int = 10, seed: int = 2020) -> Score:
     """exp(E_x KL(p(y|x) || p(y))) of each part of a shuffled set (Salimans et al. 2016, section 4), float64.
 
     In [1, c]. It falls with the number of pictures in a part, so scores of different counts don't compare.
@@ -35,16 +36,27 @@ def inception_score(logits: Float[Tensor, "n c"], *, splits: int = 10, seed: int
     count = len(logits)
     if count < splits:
         raise ValueError(f"an Inception Score in {splits} parts needs as many pictures, got {count}")
-    order = torch.from_numpy(np.random.RandomState(seed).permutation(count)).to(logits.device)
-    log_p = logits[order].double().log_softmax(1)
+    order = np.random.RandomState(seed).permutation(count)
     edges = [part * count // splits for part in range(splits + 1)]
-    scores = torch.stack([_score(log_p[a:b]) for a, b in pairwise(edges)])
+    parts = torch.empty(count, dtype=torch.long)  # which one each picture is in
+    for part, (start, stop) in enumerate(pairwise(edges)):
+        parts[torch.from_numpy(order[start:stop])] = part
+    scores = _scores(logits, parts, splits)
     return Score(scores.mean(), scores.std(correction=0))
 
 
-def _score(log_p: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
-    marginal = log_p.exp().mean(0, keepdim=True)
-    return (log_p.exp() * (log_p - marginal.log())).sum(1).mean().exp()
+def _scores(logits: Rows, parts: Int[Tensor, "n"], splits: int) -> Float[Tensor, " s"]:
+    """exp(mean over x of sum_y p log p - sum_y m log m), m the mean of p: sums over blocks are enough."""
+    sizes = parts.bincount(minlength=splits).double()
+    certainty, total = torch.zeros(splits, dtype=torch.float64), None
+    for rows, owners in zip(blocks(logits), parts.split(ROWS_AT_ONCE), strict=True):
+        log_p = rows.log_softmax(1).cpu()
+        p = log_p.exp()
+        certainty.index_add_(0, owners, (p * log_p).sum(1))
+        total = torch.zeros(splits, p.shape[1], dtype=torch.float64) if total is None else total
+        total.index_add_(0, owners, p)
+    marginal = total / sizes[:, None]
+    return (certainty / sizes + torch.special.entr(marginal).sum(1)).exp()
 
 
 class InceptionScore(GatheredFeatures):
@@ -58,6 +70,7 @@ class InceptionScore(GatheredFeatures):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("real",)
+    against_real: ClassVar[bool] = False
 
     def __init__(self, *, features: str = "inception_logits", splits: int = 10) -> None:
         super().__init__(features=features)

@@ -11,16 +11,13 @@ from ldm.metrics.gathered import GatheredFeatures
 from ldm.metrics.mmd import polynomial, unbiased_mmd
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Reference
+from ldm.metrics.table import Rows
 
 SEED = 2020  # of the draw of subsets; torch-fidelity's
 
 
 def kernel_distances(
-    generated: Float[Tensor, "n d"],
-    real: Float[Tensor, "m d"],
-    *,
-    subsets: int = 100,
-    subset_size: int | None = 1000,
+    generated: Rows, real: Rows, *, subsets: int = 100, subset_size: int | None = 1000
 ) -> Float[Tensor, " k"]:
     """Unbiased squared discrepancy under the cubic kernel of random subsets (Binkowski et al. 2018), float64.
 
@@ -39,16 +36,17 @@ def kernel_distances(
             f"a kernel distance of subsets of {subset_size or 'all'} pictures needs at least "
             f"{subset_size or 2} on each side, got {smallest}: set subset_size=null to take all"
         )
-    drawn = _subsets((len(generated), len(real)), subsets, subset_size)
-    pair = tuple(members.to(generated.device) for members in drawn)
+    pair = _subsets((len(generated), len(real)), subsets, subset_size)
     return unbiased_mmd(generated, real, kernel=polynomial, subsets=pair)
 
 
-def _subsets(counts: tuple[int, int], subsets: int, size: int | None) -> list[Float[Tensor, "k _"]]:
+def _subsets(
+    counts: tuple[int, int], subsets: int, size: int | None
+) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k m"]]:
     """Who is in each subset of either side: 1 for a member."""
     if size is None:
-        return [torch.ones(1, count, dtype=torch.float64) for count in counts]
-    members = [torch.zeros(subsets, count, dtype=torch.float64) for count in counts]
+        return tuple(torch.ones(1, count, dtype=torch.float64) for count in counts)
+    members = tuple(torch.zeros(subsets, count, dtype=torch.float64) for count in counts)
     draw = np.random.RandomState(SEED)
     for number in range(subsets):
         for side, count in zip(members, counts, strict=True):

@@ -1,5 +1,7 @@
 """LPIPS over AlexNet, for comparisons with the literature."""
 
+from typing import ClassVar
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
@@ -20,6 +22,8 @@ class Lpips(nn.Module):
     Raises:
         ValueError: no weights, other weights, weights of another network.
     """
+
+    name: ClassVar[str] = "lpips"
 
     def __init__(self, *, weights: str | None = None, sha256: str | None = None) -> None:
         super().__init__()

@@ -4,12 +4,12 @@ from typing import ClassVar, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldm.metrics.gathered import GatheredFeatures
 from ldm.metrics.names import result_name
 from ldm.metrics.neighbours import distances_to
 from ldm.metrics.picture_metric import Reference
+from ldm.metrics.table import Rows, unit_rows
 
 ROUNDING = 1e-6  # equal pictures come out up to this far apart
 
@@ -22,33 +22,35 @@ class Copies(NamedTuple):
         real: number of the real one.
         distance: between them, Euclidean distance of unit features, in [0, 2].
         copied: whether it is nearer than almost all real pictures are to their nearest others.
+        limit: the distance below which it is, a quantile of theirs.
     """
 
     generated: Int[Tensor, "n"]
     real: Int[Tensor, "n"]
     distance: Float[Tensor, "n"]
     copied: Bool[Tensor, "n"]
+    limit: float
 
 
-def find_copies(
-    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], *, quantile: float = 0.01
-) -> Copies:
+def find_copies(generated: Rows, real: Rows, *, quantile: float = 0.01, limit: float | None = None) -> Copies:
     """Pairs each generated picture with its nearest real one and judges them by what real pictures are like.
 
     Args:
         quantile: of the distances of real pictures to their nearest others; what is strictly nearer counts as
             a copy. Where so many real pictures have a twin that the quantile is 0, nothing does.
+        limit: that quantile, where it is known already: finding it is most of the work.
 
     Raises:
         ValueError: fewer than two real pictures.
     """
     if len(real) < 2:
         raise ValueError(f"memorisation needs at least 2 real pictures to judge by, got {len(real)}")
-    made, seen = (F.normalize(rows.double(), dim=1) for rows in (generated, real))
-    limit = distances_to(seen, seen, count=2)[0][:, 1].quantile(quantile)
+    made, seen = unit_rows(generated), unit_rows(real)
+    if limit is None:
+        limit = distances_to(seen, seen, count=2)[0][:, 1].quantile(quantile).item()
     distance, nearest = (found[:, 0] for found in distances_to(made, seen, count=1))
     order = distance.argsort(stable=True)
-    return Copies(order, nearest[order], distance[order], distance[order] < limit - ROUNDING)
+    return Copies(order, nearest[order], distance[order], distance[order] < limit - ROUNDING, limit)
 
 
 class Memorisation(GatheredFeatures):
@@ -59,6 +61,9 @@ class Memorisation(GatheredFeatures):
     Args:
         features: name of the features.
         quantile: of the real pictures' own distances.
+
+    Attributes:
+        limit: the latest result's, see `Copies`; null before there is one.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor",)
@@ -68,6 +73,7 @@ class Memorisation(GatheredFeatures):
         if not 0 < quantile < 1:
             raise ValueError(f"{quantile=} of the real pictures' distances must lie between 0 and 1")
         self.quantile = quantile
+        self.limit: float | None = None
 
     def copies(self) -> Copies:
         """The pairs by the pictures' own numbers: those to show side by side.
@@ -79,4 +85,6 @@ class Memorisation(GatheredFeatures):
         return found._replace(real=seen.rows[found.real])
 
     def compute(self) -> dict[str, Tensor]:
-        return {result_name("memorised", self.features): self.copies().copied.double().mean()}
+        found = self.copies()
+        self.limit = found.limit
+        return {result_name("memorised", self.features): found.copied.double().mean()}

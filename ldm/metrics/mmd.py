@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ROWS_AT_ONCE = 1024  # of a kernel matrix: bounds its memory
+from ldm.metrics.table import ROWS_AT_ONCE, Rows, blocks
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # n d, m d -> n m
 
@@ -23,47 +23,45 @@ def gaussian(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, sigma: float) 
 
 
 def unbiased_mmd(
-    x: Float[Tensor, "n d"],
-    y: Float[Tensor, "m d"],
-    *,
-    kernel: Kernel,
-    subsets: tuple[Float[Tensor, "k n"], Float[Tensor, "k m"]],
+    x: Rows, y: Rows, *, kernel: Kernel, subsets: tuple[Float[Tensor, "k n"], Float[Tensor, "k m"]]
 ) -> Float[Tensor, " k"]:
     """Squared discrepancy of each pair of subsets without the pairs of a row with itself (eq. 3), float64.
 
     Args:
         subsets: of x and of y, a row each, 1 for a member and 0 for the others.
     """
-    x, y, (in_x, in_y) = x.double(), y.double(), subsets
+    in_x, in_y = subsets
     return _within(x, in_x, kernel) + _within(y, in_y, kernel) - 2 * _between(x, y, in_x, in_y, kernel)
 
 
-def biased_mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, kernel: Kernel) -> Float[Tensor, ""]:
+def biased_mmd(x: Rows, y: Rows, *, kernel: Kernel) -> Float[Tensor, ""]:
     """Squared discrepancy of all of x and y, rows with themselves among the pairs (eq. 5), float64, >= 0."""
-    x, y = x.double(), y.double()
-    all_x, all_y = (torch.ones(1, len(rows), dtype=torch.float64, device=rows.device) for rows in (x, y))
+    all_x, all_y = (torch.ones(1, len(rows), dtype=torch.float64) for rows in (x, y))
     within = _between(x, x, all_x, all_x, kernel) + _between(y, y, all_y, all_y, kernel)
     return (within - 2 * _between(x, y, all_x, all_y, kernel)).squeeze(0)
 
 
-def _within(x: Float[Tensor, "n d"], members: Float[Tensor, "k n"], kernel: Kernel) -> Float[Tensor, " k"]:
+def _within(x: Rows, members: Float[Tensor, "k n"], kernel: Kernel) -> Float[Tensor, " k"]:
     """Mean kernel of different rows of each subset."""
     size = members.sum(1)
-    own = torch.cat([kernel(row[None], row[None])[0] for row in x])  # of a row with itself
-    pairs = _between(x, x, members, members, kernel) * size**2 - members @ own
+    own = torch.cat([_with_itself(block, kernel) for block in blocks(x)])
+    pairs = _between(x, x, members, members, kernel) * size**2 - members @ own.to(members.device)
     return pairs / (size * (size - 1))
 
 
+def _with_itself(rows: Float[Tensor, "b d"], kernel: Kernel) -> Float[Tensor, "b"]:
+    """Kernel of each row with itself."""
+    return torch.cat([kernel(row[None], row[None])[0] for row in rows])
+
+
 def _between(
-    x: Float[Tensor, "n d"],
-    y: Float[Tensor, "m d"],
-    in_x: Float[Tensor, "k n"],
-    in_y: Float[Tensor, "k m"],
-    kernel: Kernel,
+    x: Rows, y: Rows, in_x: Float[Tensor, "k n"], in_y: Float[Tensor, "k m"], kernel: Kernel
 ) -> Float[Tensor, " k"]:
     """Mean kernel over all pairs of each subset of x with that of y: the matrix is never held whole."""
-    total = torch.zeros(len(in_x), dtype=torch.float64, device=x.device)
-    parts = zip(x.split(ROWS_AT_ONCE), in_x.split(ROWS_AT_ONCE, dim=1), strict=True)
-    for rows, members in parts:
-        total += ((members @ kernel(rows, y)) * in_y).sum(1)
+    total = torch.zeros(len(in_x), dtype=torch.float64, device=in_x.device)
+    of_x, of_y = (members.split(ROWS_AT_ONCE, dim=1) for members in (in_x, in_y))
+    for rows, in_rows in zip(blocks(x), of_x, strict=True):
+        for columns, in_columns in zip(blocks(y), of_y, strict=True):
+            values = kernel(rows, columns).to(total.device)
+            total += ((in_rows @ values) * in_columns).sum(1)
     return total / (in_x.sum(1) * in_y.sum(1))

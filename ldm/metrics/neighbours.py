@@ -1,24 +1,23 @@
-"""Distances to nearest pictures in feature space, a block of rows at a time."""
+"""Distances to nearest pictures in feature space, a block of rows against a block of others at a time."""
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ROWS_AT_ONCE = 1024  # bounds the memory of one block of distances
+from ldm.metrics.table import Rows, blocks
 
 
 def distances_to(
-    points: Float[Tensor, "n d"], others: Float[Tensor, "m d"], *, count: int
+    points: Rows, others: Rows, *, count: int
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Euclidean distances to the nearest others, nearest first, and their rows; float64."""
-    blocks = [
-        torch.cdist(rows, others.double()).topk(count, dim=1, largest=False)
-        for rows in points.double().split(ROWS_AT_ONCE)
-    ]
-    return torch.cat([block.values for block in blocks]), torch.cat([block.indices for block in blocks])
+    found = [_nearest(rows, others, count) for rows in blocks(points)]
+    return torch.cat([distances for distances, _ in found]), torch.cat([rows for _, rows in found])
 
 
-def radii(points: Float[Tensor, "n d"], *, neighbours: int) -> Float[Tensor, "n"]:
+def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
     """Distance of each point to its k-th nearest other one, float64.
 
     Raises:
@@ -32,9 +31,32 @@ def radii(points: Float[Tensor, "n d"], *, neighbours: int) -> Float[Tensor, "n"
     return distances_to(points, points, count=neighbours + 1)[0][:, -1]  # the first is the point itself
 
 
-def balls_around(
-    points: Float[Tensor, "n d"], centres: Float[Tensor, "m d"], radius: Float[Tensor, "m"]
-) -> Int[Tensor, "n"]:
+def balls_around(points: Rows, centres: Rows, radius: Float[Tensor, "m"]) -> Int[Tensor, "n"]:
     """How many of the balls each point lies in, their surface included."""
-    blocks = points.double().split(ROWS_AT_ONCE)
-    return torch.cat([(torch.cdist(rows, centres.double()) <= radius).sum(1) for rows in blocks])
+    counts = [
+        sum((gaps <= radius[start : start + gaps.shape[1]]).sum(1) for start, gaps in _gaps(rows, centres))
+        for rows in blocks(points)
+    ]
+    return torch.cat(counts)
+
+
+def _nearest(
+    points: Float[Tensor, "b d"], others: Rows, count: int
+) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """The nearest others of one block of points."""
+    distances, rows = points.new_empty(len(points), 0), torch.empty(len(points), 0, dtype=torch.long)
+    rows = rows.to(points.device)
+    for start, gaps in _gaps(points, others):
+        numbers = torch.arange(start, start + gaps.shape[1], device=rows.device).expand_as(gaps)
+        gaps, numbers = torch.cat([distances, gaps], dim=1), torch.cat([rows, numbers], dim=1)
+        distances, places = gaps.topk(min(count, gaps.shape[1]), dim=1, largest=False)
+        rows = numbers.gather(1, places)
+    return distances, rows
+
+
+def _gaps(points: Float[Tensor, "b d"], others: Rows) -> Iterator[tuple[int, Float[Tensor, "b c"]]]:
+    """Distances of points to each block of others, and the number of the block's first row."""
+    start = 0
+    for block in blocks(others):
+        yield start, torch.cdist(points, block)
+        start += len(block)

@@ -31,14 +31,17 @@ class PictureMetric(Metric):
     come out of `compute`, and a yaml in `conf/metric`. States are summed or gathered over ranks.
 
     Attributes:
-        references: what else the measure is worth taking of. "floor": real pictures against the real pictures
-            left over; "ceiling": the right pictures after the autoencoder's round trip; "real": the right
+        references: what else the measure is worth taking of. "floor": real pictures against as many
+            others; "ceiling": the right pictures after the autoencoder's round trip; "real": the right
             pictures themselves.
+        against_real: whether it holds generated pictures against real ones; one that doesn't can be taken
+            where no real picture is there.
     """
 
     full_state_update: ClassVar[bool] = False
     is_differentiable: ClassVar[bool] = False
     references: ClassVar[tuple[Reference, ...]] = ()
+    against_real: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -9,11 +9,10 @@ from ldm.metrics.gathered import GatheredFeatures
 from ldm.metrics.names import result_name
 from ldm.metrics.neighbours import balls_around, distances_to, radii
 from ldm.metrics.picture_metric import Reference
+from ldm.metrics.table import Rows
 
 
-def precision_recall(
-    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], *, neighbours: int = 3
-) -> dict[str, Float[Tensor, ""]]:
+def precision_recall(generated: Rows, real: Rows, *, neighbours: int = 3) -> dict[str, Float[Tensor, ""]]:
     """Share of each side that lies in a ball of the other (Kynkaanniemi et al. 2019, eq. 1 and 2).
 
     The balls reach to each picture's k-th nearest neighbour of its own side.
@@ -26,9 +25,7 @@ def precision_recall(
     return {"precision": inside_real.double().mean(), "recall": inside_generated.double().mean()}
 
 
-def density_coverage(
-    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], *, neighbours: int = 5
-) -> dict[str, Float[Tensor, ""]]:
+def density_coverage(generated: Rows, real: Rows, *, neighbours: int = 5) -> dict[str, Float[Tensor, ""]]:
     """How many real balls hold a generated picture, which share holds any (Naeem et al. 2020, section 3).
 
     Real balls alone, so that outliers among generated pictures change nothing. Density is not cut at 1.

@@ -63,6 +63,7 @@ class RPrecision(PictureMetric):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    against_real: ClassVar[bool] = False
 
     def __init__(self, *, clip: str, candidates: int = 100) -> None:
         super().__init__()

@@ -85,7 +85,8 @@ class Reconstruction(Metric):
         if self.extractor is not None:
             rows = torch.arange(len(images))
             for pictures, real in ((originals, True), (images, False)):
-                self.frechet.update(Observed(self.extractor(pictures), rows=rows, captions=rows), real=real)
+                features = {name: values.cpu() for name, values in self.extractor(pictures).items()}
+                self.frechet.update(Observed(features, rows=rows, captions=rows), real=real)
 
     def compute(self) -> dict[str, Tensor]:
         if self.count == 0:

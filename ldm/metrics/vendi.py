@@ -33,6 +33,7 @@ class VendiScore(PictureMetric):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("real",)
+    against_real: ClassVar[bool] = False
 
     def __init__(self, *, features: str, dims: int) -> None:
         super().__init__()

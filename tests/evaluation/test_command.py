@@ -22,7 +22,7 @@ VISION = {
 }
 SETS = (
     "[{name:train,split:train,captions:6,metrics:[frechet,nearest,clip_score],few:[frechet]},"
-    "{name:several,split:val,captions:2,samples:2,metrics:[diversity]}]"
+    "{name:several,split:val,captions:2,samples:2,metrics:[diversity,perceptual_diversity]}]"
 )
 
 
@@ -77,6 +77,9 @@ def test_a_bundle_becomes_results_report_and_figures_twice_the_same(command, tmp
         "train/r1_efficientnet_lite0",
         "train/own_clip_score",
         "autoencoder/psnr",
+        "autoencoder/perceptual_efficientnet_lite0",
+        "autoencoder/rfd_efficientnet_lite0",
+        "several/diversity_perceptual_efficientnet_lite0",
     }
     assert names <= set(values(found[0]))
     assert values(found[0]) == pytest.approx(values(found[1]), rel=1e-4)  # batches differ in their last bits
@@ -125,6 +128,36 @@ def test_two_folders_need_no_captions_and_equal_ones_are_no_distance_apart(comma
     assert found["rows"][0]["few"]
 
 
+def test_statistics_stand_for_the_pictures_that_they_were_taken_of(command, capsys, save_pictures, tmp_path):
+    colours = [{f"p{n}": (n * 20, 255 - n * step, n) for n in range(6)} for step in (20, 30)]
+    ours, theirs = (save_pictures(tmp_path / str(number), each) for number, each in enumerate(colours))
+    common = [
+        "protocol=pictures",
+        "protocol.sets=[{name:pictures,split:null,captions:null,metrics:[frechet,nearest],few:[frechet]}]",
+        "protocol.extractors.efficientnet_lite0.size=32",
+        "data.size=16",
+    ]
+    path = tmp_path / "real.npz"
+    command(*common, f"reference={theirs}", f"write_statistics={path}")
+    assert "efficientnet_lite0 of 6 pictures" in capsys.readouterr().out
+    for name, reference in (("pictures", f"reference={theirs}"), ("numbers", f"statistics={path}")):
+        command(*common, f"pictures={ours}", reference, f"out={tmp_path / name}")
+    whole, alone = (read_results(tmp_path / name / "results.json") for name in ("pictures", "numbers"))
+    name = "pictures/fd_efficientnet_lite0"
+    assert list(values(alone)) == [name]
+    assert values(alone)[name] == pytest.approx(values(whole)[name], rel=1e-9)
+    assert alone["protocol"]["reference"] == whole["protocol"]["reference"]
+    other = [*common[:2], "protocol.extractors.efficientnet_lite0.size=64", f"pictures={ours}"]
+    assert "network size '32', the protocol has '64'" in refusal(
+        command, capsys, *other, f"statistics={path}", f"out={tmp_path / 'new'}"
+    )
+    assert "give one of them" in refusal(
+        command, capsys, *common, f"statistics={path}", f"reference={theirs}"
+    )
+    assert "exists already" in refusal(command, capsys, *common, f"write_statistics={path}")
+    assert "must end with .npz" in refusal(command, capsys, *common, "write_statistics=real.csv")
+
+
 def test_a_sweep_measures_each_point_and_draws_curves(command, tmp_path):
     one_set = "protocol.sets=[{name:train,split:train,captions:4,metrics:[frechet,clip_score],few:[frechet]}]"
     out = tmp_path / "sweep"
@@ -138,6 +171,7 @@ def test_a_sweep_measures_each_point_and_draws_curves(command, tmp_path):
     name = "train_fd_efficientnet_lite0"
     for file in (f"{name}_own_clip_score.png", f"{name}_nfe.svg", "report.md", "point_003.json"):
         assert (out / file).is_file(), file
+    assert "| fd_efficientnet_lite0 (few pictures) |" in (out / "report.md").read_text()
 
 
 def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, capsys, tmp_path):

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from ldm.evaluation.scoring import score
+from ldm.metrics.frechet import Moments, frechet_distance
+from ldm.metrics.precision_recall import DensityCoverage
 
 
 def rows_of(result):
@@ -116,3 +118,28 @@ def test_every_row_carries_its_protocol_cost_and_size(evaluator, paints):
         assert row.protocol == evaluator.protocol.hash
         assert (row.nfe, row.params, row.seeds) == (16, 12_000_000, 1)
         assert row.seconds > 0
+
+
+@pytest.mark.parametrize(("captions", "expected"), [(8, 8), (13, 13), (20, 13)])
+def test_the_floor_is_of_two_sets_of_real_pictures_that_share_none(evaluator, paints, captions, expected):
+    """26 real pictures: sets of more than 13 leave two halves."""
+    caption_set = dataclasses.replace(evaluator.protocol.sets[0], captions=captions, metrics=("frechet",))
+    drawn = evaluator.gallery.captions(dataclasses.replace(caption_set, sha256=None), seed=0)
+    measured = dataclasses.replace(evaluator, captions={"train": drawn})
+    result = measured.measure(paints, caption_set)
+    one, other = measured._halves(captions)
+    assert len(one) == len(other) == len({*one} | {*other}) / 2 == result.floor_images == expected
+    sides = (Moments.of(evaluator.gallery.features["colours"][rows]).gaussian() for rows in (one, other))
+    assert result.rows[0].floor == pytest.approx(frechet_distance(*sides).item(), rel=1e-9)
+
+
+def test_what_is_too_few_for_a_measure_is_told_before_anything_is_drawn(evaluator):
+    def refuses(requests):
+        raise AssertionError("a picture was drawn")
+
+    density = DensityCoverage(features="colours")
+    measured = dataclasses.replace(evaluator, metrics={"density": density})
+    caption_set = dataclasses.replace(evaluator.protocol.sets[1], split="val", metrics=("density",))
+    few = {"heldout": measured.captions["heldout"][:4]}
+    with pytest.raises(ValueError, match="need more than 5 pictures, got 4"):
+        dataclasses.replace(measured, captions=few).measure(refuses, caption_set)

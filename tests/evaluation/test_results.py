@@ -30,7 +30,7 @@ def document(evaluator, paints):
         seconds=1.5,
         device=torch.device("cpu"),
     )
-    return found, {each.name: each.shown for each in sets}
+    return found, sets
 
 
 def test_results_carry_numbers_and_provenance(document, tmp_path):
@@ -103,11 +103,11 @@ def test_a_folder_that_exists_or_cannot_be_made_is_refused(tmp_path):
 
 
 def test_report_shows_numbers_references_figures_and_provenance(document, tmp_path):
-    found, shown = document
+    found, sets = document
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 1.0}\n{"st'
     )
-    write_report(tmp_path, found, shown=shown, curves=tmp_path / "metrics.jsonl")
+    write_report(tmp_path, found, sets, curves=tmp_path / "metrics.jsonl")
     text = (tmp_path / "report.md").read_text()
     for piece in (
         "| train | r1_colours | 1 |",

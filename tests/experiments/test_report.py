@@ -86,6 +86,36 @@ def test_the_picture_of_a_protocol_that_is_gone_goes_too(folder):
     }
 
 
+def test_sweeps_are_linked_and_an_experiments_curves_are_shown_in_its_section(folder):
+    for name, text in (("steps", "# Sweep: steps\n\nmore"), ("untitled", "words")):
+        (folder / "sweep" / name).mkdir(parents=True)
+        (folder / "sweep" / name / "README.md").write_text(text)
+    (folder / "sweep" / "steps" / "table.csv").write_text("a\n1\n")
+    (folder / "other" / "curves").mkdir()
+    for name in ("fd.svg", "fd.png", "old.png", "sweep.csv"):
+        (folder / "other" / "curves" / name).write_text("")
+    main(Options(folder=str(folder)))
+    text = (folder / "README.md").read_text()
+    sweeps = text[text.index("## Sweeps") : text.index("## Literature")]
+    assert "| [Sweep: steps](sweep/steps/README.md) | [table.csv](sweep/steps/table.csv) |" in sweeps
+    assert "| [untitled](sweep/untitled/README.md) |  |" in sweeps
+    section = text[text.index(f"Protocol `{'b' * 12}`") : text.index("## Sweeps")]
+    for link in (
+        "![other: fd](other/curves/fd.svg)",
+        "![other: old](other/curves/old.png)",
+        "(other/curves/sweep.csv)",
+    ):
+        assert link in section
+    assert "fd.png" not in text
+
+
+def test_without_sweeps_and_curves_there_is_no_word_of_them(folder):
+    main(Options(folder=str(folder)))
+    text = (folder / "README.md").read_text()
+    assert "## Sweeps" not in text
+    assert "curves" not in text[: text.index("## Literature")]
+
+
 def test_the_index_is_the_same_each_time(folder):
     contents = []
     for _ in range(2):
@@ -127,6 +157,8 @@ def test_draws_and_counts_that_are_too_few_show_in_the_row(document):
     run["rows"] = [run["rows"][0] | {"value": 12.0, "sd": 0.5, "seeds": 3, "images": 300, "few": True}]
     (row,) = measured_table("m", {"r": run}).rows
     assert (row[2], row[6]) == ("12 ± 0.5 (3 draws)", "300, too few")
+    (row,) = measured_table("m", {"r": run | {"rows": [run["rows"][0] | {"foreign": True}]}}).rows
+    assert row[0].endswith(" (reference of unknown preparation)")
 
 
 def test_a_run_tells_what_its_numbers_cost(document):
@@ -164,7 +196,7 @@ def test_wandb_gets_the_cells_of_the_index(tmp_path, monkeypatch):
     table = literature_table(read_published(FOLDER / "published.yaml"))
     logger = wandb_logger(project="ldm", name="experiments", folder=str(tmp_path))
     assert log_table([logger], name=table.name, header=table.header, rows=table.rows) == 1
-    logger.experiment.finish()
+    logger.end()
     (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.table.json")
     sent = json.loads(path.read_text())
     assert (sent["columns"], sent["data"]) == (list(table.header), [list(row) for row in table.rows])

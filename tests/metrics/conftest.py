@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.metrics_vs_peers import write_inception
+from benchmarks.drawn_pictures import write_inception
 from ldm.metrics.picture_metric import Observed
 
 

@@ -3,11 +3,13 @@ import torch
 
 from ldm.metrics.diversity import (
     CaptionDiversity,
+    PerceptualDiversity,
     diversity_by_caption,
     mean_pairwise_distance,
     perceptual_diversity,
 )
 from ldm.metrics.picture_metric import Observed
+from ldm.metrics.pixels import Pixels
 
 
 def test_equal_pictures_have_no_diversity():
@@ -65,3 +67,24 @@ def test_perceptual_diversity_takes_every_pair_of_a_caption_once():
     assert found == pytest.approx(((0.4 + 2 + 1.6) / 3 + 2) / 2, rel=1e-6)
     with pytest.raises(ValueError, match="caption 9 has one"):
         perceptual_diversity(greys[:4], captions[:4], distance=gap)
+
+
+class Gap:
+    """Largest difference of two pictures."""
+
+    name = "gap"
+
+    def __call__(self, ours, theirs):
+        return (ours - theirs).abs().amax(dim=(1, 2, 3))
+
+
+def test_perceptual_metric_is_the_function_over_all_batches_and_looks_at_no_real_picture():
+    greys = torch.tensor([0, 255, 51, 255, 0], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 8, 8)
+    captions, numbers = torch.tensor([5, 9, 5, 5, 9]), torch.arange(5)
+    metric = PerceptualDiversity(distance=Gap())
+    metric.update(Observed({}, rows=numbers, captions=captions), real=True)
+    for part in (slice(3, 5), slice(0, 3)):
+        pixels = Pixels(size=8)(greys[part])
+        metric.update(Observed(pixels, rows=numbers[part], captions=captions[part]), real=False)
+    expected = perceptual_diversity(greys, captions, distance=Gap())
+    assert metric.compute() == {"diversity_gap": pytest.approx(expected.item())}

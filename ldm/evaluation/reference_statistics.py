@@ -1,0 +1,188 @@
+"""A Frechet distance's reference as a file: mean and covariance of real pictures that need not be there."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from ldm.evaluation.gallery import Gallery
+from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.frechet import Gaussian, Moments
+
+FORMAT = 1
+FOREIGN_FEATURES = (
+    "inception"  # what other calculators' files are of; they don't tell how pictures were resized
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What two sets of features must share to be compared: the network, and the pictures that it was given.
+
+    Attributes:
+        size: side of the pictures in pixels, before the network's own resize.
+        resize: how they were brought to it.
+    """
+
+    network: FeatureIdentity
+    size: int
+    resize: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Mean and covariance of the features of a set of real pictures.
+
+    Attributes:
+        features: their name.
+        count: how many pictures; null where the file doesn't tell.
+        preparation: null where the file doesn't tell.
+        of: sha256 of pictures and network; without a preparation, of the numbers themselves.
+    """
+
+    gaussian: Gaussian
+    features: str
+    count: int | None
+    preparation: Preparation | None
+    of: str
+
+    @classmethod
+    def of_gallery(
+        cls, gallery: Gallery, features: str, *, preparation: Preparation, of: str
+    ) -> "Statistics":
+        """Those of all pictures of a gallery, summed in float64.
+
+        Raises:
+            ValueError: fewer than two pictures.
+        """
+        parts = (Moments.of(batch.features[features]) for batch in gallery.observed())
+        moments = reduce(lambda first, second: Moments(*map(torch.add, first, second)), parts)
+        return cls(
+            gaussian=moments.gaussian(),
+            features=features,
+            count=gallery.count,
+            preparation=preparation,
+            of=of,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "Statistics":
+        """A file that `write` wrote, or one of pytorch-fid or clean-fid, which hold `mu` and `sigma` alone.
+
+        Nothing in the file is executed.
+
+        Raises:
+            ValueError: no such file, or one that holds no mean and covariance.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            raise ValueError(f"there is no file {path}: write_statistics=<file.npz> makes one") from None
+        except (OSError, ValueError, EOFError, BadZipFile, TypeError) as error:
+            raise ValueError(
+                f"{path} is no npz file of numbers ({type(error).__name__}): write it anew"
+            ) from error
+        gaussian = _gaussian(arrays, path)
+        return cls(gaussian=gaussian, **_origin(arrays, gaussian, path))
+
+    def write(self, path: Path) -> None:
+        """Writes the file, whole or not at all.
+
+        Raises:
+            ValueError: statistics without a preparation, or a folder that can't be written.
+        """
+        if self.preparation is None:
+            raise ValueError(f"statistics of unknown preparation are not written again: {path} would lie")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    format=FORMAT,
+                    mu=self.gaussian.mean.numpy(),
+                    sigma=self.gaussian.covariance.numpy(),
+                    count=self.count,
+                    features=self.features,
+                    preparation=json.dumps(asdict(self.preparation), sort_keys=True),
+                    of=self.of,
+                )
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise ValueError(f"{path} can't be written ({error.strerror}): name a file elsewhere") from error
+
+    def check(self, preparations: Mapping[str, Preparation], *, source: str) -> None:
+        """Refuses statistics that don't fit what is measured.
+
+        Args:
+            preparations: of what is measured, by the features' names.
+            source: what the statistics are called in the message.
+
+        Raises:
+            ValueError: features that nobody measures, or another network, input size, resize or picture size.
+        """
+        if self.features not in preparations:
+            raise ValueError(
+                f"statistics={source} are of the features {self.features!r}, the protocol measures "
+                f"{', '.join(preparations)}: choose a protocol with that network, or other statistics"
+            )
+        if self.preparation is None:
+            return
+        theirs, ours = _flat(self.preparation), _flat(preparations[self.features])
+        other = next((name for name in ours if theirs[name] != ours[name]), None)
+        if other is not None:
+            raise ValueError(
+                f"statistics={source} were taken with {other} {str(theirs[other])[:40]!r}, the protocol has "
+                f"{str(ours[other])[:40]!r}: write them anew under this protocol, or measure under theirs"
+            )
+
+
+def _gaussian(arrays: Mapping[str, np.ndarray], path: Path) -> Gaussian:
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}: statistics have mu and sigma")
+    mean, covariance = arrays["mu"], arrays["sigma"]
+    width = mean.size
+    if mean.shape != (width,) or covariance.shape != (width, width):
+        raise ValueError(
+            f"{path} has mu of shape {mean.shape} and sigma of {covariance.shape}, not (d,) and (d, d): "
+            f"write it anew"
+        )
+    numbers = all(np.issubdtype(each.dtype, np.floating) for each in (mean, covariance))
+    if not numbers or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"{path} holds mu and sigma that are not all finite numbers: write it anew")
+    return Gaussian(*(torch.from_numpy(each.astype(np.float64)) for each in (mean, covariance)))
+
+
+def _origin(arrays: Mapping[str, np.ndarray], gaussian: Gaussian, path: Path) -> dict[str, Any]:
+    """What the file tells besides its numbers."""
+    if "preparation" not in arrays:
+        digest = hashlib.sha256(b"".join(each.numpy().tobytes() for each in gaussian)).hexdigest()
+        return {"features": FOREIGN_FEATURES, "count": None, "preparation": None, "of": digest}
+    try:
+        if int(arrays["format"]) != FORMAT:
+            raise ValueError(f"{arrays['format']}, this version reads {FORMAT}")
+        told = json.loads(str(arrays["preparation"]))
+        return {
+            "features": str(arrays["features"]),
+            "count": int(arrays["count"]),
+            "preparation": Preparation(**{**told, "network": FeatureIdentity(**told["network"])}),
+            "of": str(arrays["of"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} tells its origin in another format ({error}): write it anew") from error
+
+
+def _flat(preparation: Preparation) -> dict[str, Any]:
+    """Every field with a name that a sentence can hold."""
+    network = {f"network {name}": value for name, value in asdict(preparation.network).items()}
+    return network | {"picture size": preparation.size, "picture resize": preparation.resize}

@@ -1,0 +1,56 @@
+"""Rows of features in the parts in which they came, read a block at a time in any order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+ROWS_AT_ONCE = 1024  # bounds the memory of a block, and of one pair of blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows that are never copied whole: measures that share the parts cost one copy of the features together.
+
+    Attributes:
+        parts: tables one below the other.
+        order: in which their rows are read.
+        unit: whether rows are scaled to length 1 as they are read.
+    """
+
+    parts: Sequence[Float[Tensor, "_ d"]]
+    order: Int[Tensor, "n"]
+    unit: bool = False
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def block(self, numbers: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+        """The rows with these numbers in the table's order, float64."""
+        starts = torch.tensor([0, *accumulate(map(len, self.parts))])
+        wanted = self.order[numbers].cpu()
+        owners = torch.bucketize(wanted, starts, right=True) - 1
+        first = self.parts[0]
+        found = torch.empty(len(wanted), first.shape[1], dtype=torch.float64, device=first.device)
+        for owner in owners.unique().tolist():
+            mine = owners == owner
+            found[mine] = self.parts[owner][wanted[mine] - starts[owner]].double()
+        return F.normalize(found, dim=1) if self.unit else found
+
+
+Rows = Float[Tensor, "_ _"] | Table
+
+
+def blocks(rows: Rows) -> Iterator[Float[Tensor, "b d"]]:
+    """All rows in their order, `ROWS_AT_ONCE` of them at a time, float64."""
+    for numbers in torch.arange(len(rows)).split(ROWS_AT_ONCE):
+        yield rows.block(numbers) if isinstance(rows, Table) else rows[numbers.to(rows.device)].double()
+
+
+def unit_rows(rows: Rows) -> Rows:
+    """The same with every row scaled to length 1."""
+    return replace(rows, unit=True) if isinstance(rows, Table) else F.normalize(rows.double(), dim=1)

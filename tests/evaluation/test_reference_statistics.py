@@ -1,0 +1,142 @@
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.evaluation.captions import ELSEWHERE
+from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.reference_statistics import Preparation, Statistics
+from ldm.evaluation.tables import measured_cells
+from ldm.metrics.frechet import FrechetDistance, Moments
+
+MU, SIGMA = np.arange(3.0), np.eye(3)
+
+
+@pytest.fixture
+def statistics(gallery, evaluator):
+    preparation = Preparation(network=evaluator.protocol.features[0], size=16, resize="bicubic")
+    return Statistics.of_gallery(gallery, "colours", preparation=preparation, of="a" * 64)
+
+
+@pytest.fixture
+def alone(evaluator, observers):
+    """`alone(statistics)`: the evaluator without a real picture."""
+
+    def make(statistics):
+        distance = FrechetDistance(features="colours", dims=12)
+        distance.reference = statistics.gaussian
+        nowhere = {
+            name: [caption._replace(row=ELSEWHERE) for caption in captions]
+            for name, captions in evaluator.captions.items()
+        }
+        return dataclasses.replace(
+            evaluator,
+            gallery=Gallery({}, observers=observers, progress=False),
+            statistics=statistics,
+            captions=nowhere,
+            metrics=dict(evaluator.metrics) | {"frechet": distance},
+        )
+
+    return make
+
+
+def test_a_file_comes_back_to_the_bit(statistics, tmp_path):
+    path = tmp_path / "new" / "real.npz"
+    statistics.write(path)
+    found = Statistics.read(path)
+    assert torch.equal(found.gaussian.mean, statistics.gaussian.mean)
+    assert torch.equal(found.gaussian.covariance, statistics.gaussian.covariance)
+    assert dataclasses.replace(found, gaussian=statistics.gaussian) == statistics
+    assert found.count == 26
+    assert [file.name for file in path.parent.iterdir()] == ["real.npz"]
+
+
+def test_they_are_the_mean_and_covariance_of_all_real_pictures(statistics, gallery):
+    expected = Moments.of(gallery.features["colours"]).gaussian()
+    torch.testing.assert_close(statistics.gaussian.mean, expected.mean, atol=1e-12, rtol=0)
+    torch.testing.assert_close(statistics.gaussian.covariance, expected.covariance, atol=1e-12, rtol=0)
+
+
+def test_the_distance_is_that_to_the_pictures_and_nothing_else_is_measured(
+    alone, statistics, evaluator, paints_with_errors
+):
+    caption_set = evaluator.protocol.sets[0]
+    with_pictures = evaluator.measure(paints_with_errors, caption_set)
+    without = alone(statistics).measure(paints_with_errors, caption_set)
+    (row,) = without.rows
+    assert row.value == pytest.approx(with_pictures.rows[0].value, rel=1e-9)
+    assert (row.metric, row.few, row.foreign) == ("fd_colours", True, False)
+    assert (row.floor, row.ceiling, row.real) == (None, None, None)
+    assert without.skipped == ["clip_score", "nearest"]
+
+
+def test_files_of_other_calculators_are_read_and_labelled(alone, evaluator, gallery, paints, tmp_path):
+    """pytorch-fid and clean-fid write mu and sigma, and nothing that tells how pictures were resized."""
+    rows = gallery.features["colours"].double().numpy()
+    np.savez(tmp_path / "theirs.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    found = Statistics.read(tmp_path / "theirs.npz")
+    assert (found.features, found.count, found.preparation) == ("inception", None, None)
+    measured = alone(found).measure(paints, evaluator.protocol.sets[0]).rows[0]
+    expected = evaluator.measure(paints, evaluator.protocol.sets[0]).rows[0]
+    assert measured.value == pytest.approx(expected.value, rel=1e-9)
+    assert measured.foreign
+    assert "reference of unknown preparation" in measured_cells(dataclasses.asdict(measured))[1]
+    with pytest.raises(ValueError, match="are not written again"):
+        found.write(tmp_path / "again.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"size": 32}, "picture size '16', the protocol has '32'"),
+        ({"resize": "bilinear"}, "picture resize 'bicubic', the protocol has 'bilinear'"),
+        ({"sha256": "e" * 64}, f"network sha256 '{'f' * 40}', the protocol has '{'e' * 40}'"),
+        ({"rounded": True}, "network rounded 'False', the protocol has 'True'"),
+    ],
+)
+def test_another_network_or_preparation_is_refused(statistics, change, sentence):
+    ours = statistics.preparation
+    if change.keys() <= {"size", "resize"}:
+        ours = dataclasses.replace(ours, **change)
+    else:
+        ours = dataclasses.replace(ours, network=dataclasses.replace(ours.network, **change))
+    with pytest.raises(ValueError, match=sentence):
+        statistics.check({"colours": ours}, source="real.npz")
+    statistics.check({"colours": statistics.preparation}, source="real.npz")
+
+
+def test_features_that_nobody_measures_are_refused(statistics):
+    with pytest.raises(ValueError, match="are of the features 'colours', the protocol measures shapes:"):
+        statistics.check({"shapes": statistics.preparation}, source="real.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"mu": MU}, "holds mu: statistics have mu and sigma"),
+        ({"mu": MU, "sigma": np.eye(4)}, r"mu of shape \(3,\) and sigma of \(4, 4\)"),
+        ({"mu": MU * np.nan, "sigma": SIGMA}, "not all finite numbers"),
+        ({"mu": np.array(["a", "b", "c"]), "sigma": SIGMA}, "not all finite numbers"),
+        ({"mu": MU, "sigma": SIGMA, "preparation": "{}"}, "tells its origin in another format"),
+        ({"mu": MU, "sigma": SIGMA, "preparation": "{}", "format": 9}, "9, this version reads 1"),
+        ({"mu": np.array([print, len], dtype=object), "sigma": SIGMA}, "is no npz file of numbers"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused_in_a_sentence(arrays, sentence, tmp_path):
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(ValueError, match=sentence):
+        Statistics.read(tmp_path / "wrong.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"mu", pickle.dumps({"mu": 1})])
+def test_a_file_that_is_no_npz_is_refused(content, tmp_path):
+    (tmp_path / "wrong.npz").write_bytes(content)
+    np.save(tmp_path / "single.npy", MU)
+    with pytest.raises(ValueError, match="is no npz file of numbers"):
+        Statistics.read(tmp_path / "single.npy")
+    with pytest.raises(ValueError, match="is no npz file of numbers"):
+        Statistics.read(tmp_path / "wrong.npz")
+    with pytest.raises(ValueError, match=r"there is no file .*: write_statistics="):
+        Statistics.read(tmp_path / "missing.npz")

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from ldm.checkpoints.pictures import to_picture
+from ldm.evaluation.pictures import PictureFolder
+from ldm.evaluation.round_trip import reconstruct
+from ldm.metrics.features import EfficientNetLite0
+from ldm.metrics.perceptual import efficientnet_lite0
+
+SIDE = 32
+NAMES = ["psnr", "ssim", "perceptual_efficientnet_lite0", "rfd_efficientnet_lite0"]
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """`measured(through)`: the autoencoder's rows by name."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(5):
+        noise = torch.randint(0, 256, (3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+        to_picture(noise).save(tmp_path / f"p{number}.png")
+    folder = PictureFolder(tmp_path)
+
+    def measure(through):
+        networks = {"extractor": EfficientNetLite0(size=SIDE), "distances": [efficientnet_lite0(size=SIDE)]}
+        rows = reconstruct(through, folder, **networks, progress=False)
+        return {row.metric: row for row in rows}
+
+    return measure
+
+
+def test_a_round_trip_that_changes_nothing_is_no_distance_away(measured):
+    rows = measured(lambda images: images)
+    assert list(rows) == NAMES
+    assert rows["ssim"].value == pytest.approx(1)
+    assert rows["perceptual_efficientnet_lite0"].value == 0
+    assert rows["rfd_efficientnet_lite0"].value == pytest.approx(0, abs=1e-6)
+    assert {(row.set, row.images) for row in rows.values()} == {("autoencoder", 5)}
+
+
+def test_a_coarser_round_trip_is_further_away_by_every_number(measured):
+    fine, coarse = (measured(lambda images, step=step: images // step * step) for step in (16, 128))
+    for name in NAMES:
+        better = max if name in ("psnr", "ssim") else min
+        assert better(fine[name].value, coarse[name].value) == fine[name].value != coarse[name].value, name
+
+
+def test_only_the_distance_of_sets_is_labelled_as_of_few_pictures(measured):
+    labels = {name: row.few for name, row in measured(torch.clone).items()}
+    assert labels == {name: name == "rfd_efficientnet_lite0" for name in NAMES}

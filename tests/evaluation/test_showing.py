@@ -1,0 +1,49 @@
+import dataclasses
+
+import pytest
+import torch
+
+from ldm.evaluation.tables import memorisation_sentence
+from ldm.metrics.memorisation import Memorisation, find_copies
+
+
+@pytest.fixture
+def judged(evaluator):
+    """`judged(draw)`: the first set's result, with its pictures judged for memorisation."""
+    first = dataclasses.replace(evaluator.protocol.sets[0], metrics=("memorisation",))
+    metrics = {"memorisation": Memorisation(features="colours", quantile=0.1)}
+    return lambda draw: dataclasses.replace(evaluator, metrics=metrics, show=3).measure(draw, first)
+
+
+def test_repeated_pictures_are_shown_beside_those_that_they_repeat(judged, paints):
+    result = judged(paints)
+    assert result.closest.copied == result.closest.images == 8
+    assert len(result.closest.pairs) == 3
+    for pair in result.closest.pairs:
+        assert torch.equal(pair.generated, pair.real)
+        assert pair.distance == pytest.approx(0, abs=1e-6)
+        assert pair.split == "train"
+    sentence = memorisation_sentence(result.closest)
+    assert sentence.startswith("8 of the first 8 pictures are nearer to a real one than a distance of ")
+    assert "90% of the real pictures" in sentence
+
+
+def test_pictures_unlike_all_real_ones_are_shown_all_the_same_and_said_to_be_none(judged, gallery):
+    unlike = torch.tensor([224, 64, 192], dtype=torch.uint8).view(1, 3, 1, 1)
+    result = judged(lambda requests: unlike.expand(len(requests), 3, 16, 16))
+    assert result.closest.copied == 0
+    assert len(result.closest.pairs) == 3
+    assert memorisation_sentence(result.closest).startswith("None of the first 8 pictures is nearer")
+    assert result.closest.limit == find_copies(*[gallery.features["colours"]] * 2, quantile=0.1).limit
+
+
+def test_the_nearest_pair_comes_first_and_the_count_agrees_with_the_row(judged, paints_with_errors):
+    result = judged(paints_with_errors)
+    distances = [pair.distance for pair in result.closest.pairs]
+    assert distances == sorted(distances)
+    (row,) = result.rows
+    assert row.value == result.closest.copied / result.closest.images
+
+
+def test_without_a_measure_of_memorisation_there_is_nothing_to_show(evaluator, paints):
+    assert evaluator.measure(paints, evaluator.protocol.sets[0]).closest is None
