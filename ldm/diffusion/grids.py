@@ -22,10 +22,19 @@ def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]
     return shift * t / (1 + (shift - 1) * t)
 
 
-def uniform(steps: int, *, schedule: Schedule | None = None, shift: float = 1.0) -> Times:
-    """Even steps from 1 to 0, moved towards noise by `shift`."""
+def uniform(
+    steps: int, *, schedule: Schedule | None = None, shift: float = 1.0, first: float = 1.0
+) -> Times:
+    """Even steps from `first` to 0, moved towards noise by `shift`.
+
+    A `first` of 0.999 is where diffusers' flow schedulers begin, and keeps log(alpha / sigma) finite.
+
+    Raises ValueError unless 0 < first <= 1.
+    """
     _check(steps)
-    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+    if not 0 < first <= 1:
+        raise ValueError(f"even steps from {first=}: 0 < first <= 1 must hold")
+    return shifted(torch.linspace(first, 0, steps + 1, dtype=torch.float64), shift)
 
 
 def trailing(steps: int, *, schedule: Schedule | None = None, num_steps: int = 1000) -> Times:

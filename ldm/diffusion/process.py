@@ -24,6 +24,11 @@ def scaled(t: Float[Tensor, "*times"], *, scale: float = 1000.0) -> Float[Tensor
     return scale * t
 
 
+def whole(t: Float[Tensor, "*times"], *, num_steps: int = 1000) -> Float[Tensor, "*times"]:
+    """Network time of a flow in whole numbers from 0 to num_steps, rounded down as diffusers' schedulers do."""
+    return (num_steps * t).floor()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Process:
     """How pictures are noised and what the network must say about it; no randomness of its own.

@@ -30,6 +30,17 @@ def _resnet(theirs: str, ours: str) -> list[Rule]:
     return [rename(f"{theirs}.{a}.*", f"{ours}.{b}.*") for a, b in RESNET.items()]
 
 
+POOL = {"norm1": "norm_in", "pool.q_proj": "q", "proj": "out", "norm2": "norm_out"}
+
+
+def _pool(theirs: str, ours: str) -> list[Rule]:
+    return [
+        *(rename(f"{theirs}.{a}.*", f"{ours}.{b}.*") for a, b in POOL.items()),
+        rename(f"{theirs}.pool.positional_embedding", f"{ours}.place"),
+        merge([f"{theirs}.pool.{x}_proj.*" for x in "kv"], f"{ours}.kv.*"),
+    ]
+
+
 def transformer_rules(theirs: str, ours: str, projection: Callable[[str, str], Rule]) -> list[Rule]:
     """A transformer over pixels; the names inside it are the same in CompVis' code and in diffusers.
 
@@ -57,6 +68,7 @@ def unet_rules(*, linear_projection: bool = False) -> list[Rule]:
         rename("conv_in.*", "conv_in.*"),
         rename("time_embedding.linear_1.*", "time.hidden.*"),
         rename("time_embedding.linear_2.*", "time.out.*"),
+        *_pool("add_embedding", "pool"),
         *_resnet("down_blocks.{}.resnets.{}", "down.{}.units.{}.resnet"),
         *transformer_rules("down_blocks.{}.attentions.{}", "down.{}.units.{}.transformer", projection),
         rename("down_blocks.{}.downsamplers.0.conv.*", "down.{}.resample.conv.*"),

@@ -15,6 +15,7 @@ TRANSFORMER = "ldm.models.attention.TransformerSpec"
 
 DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+POOLS = {"text": True, "none": False}  # kinds of what joins the time embedding
 
 # the one value that our U-Net has for each field of theirs that it can't change
 UNET_FIXED: dict[str, Any] = {
@@ -47,6 +48,7 @@ UNET_READ = {
     "attention_head_dim",
     "use_linear_projection",
     "upcast_attention",  # softmax in float32, which ours has always
+    "addition_embed_type",
     "addition_embed_type_num_heads",  # of no meaning without an addition_embed_type
 }
 VAE_FIXED: dict[str, Any] = {
@@ -86,6 +88,13 @@ def unet_spec(fields: Fields) -> dict[str, Any]:
     if fields.whole("out_channels", 4, high=MAX_WIDTH) != channels:
         raise ValueError(f"{fields.name}: in_channels and out_channels differ, ours are equal")
     heads = fields.wholes("attention_head_dim", 8, count=count, high=MAX_WIDTH)  # theirs is misnamed
+    transformer = {
+        "_target_": TRANSFORMER,
+        "context_dim": _equal(fields, "cross_attention_dim", count, default=1280, high=MAX_WIDTH),
+        "levels": levels,
+        **_heads(fields, widths, heads),
+        "depth": _equal(fields, "transformer_layers_per_block", count, default=1),
+    }
     return {
         "_target_": UNET,
         "latent_channels": channels,
@@ -93,13 +102,7 @@ def unet_spec(fields: Fields) -> dict[str, Any]:
         "multipliers": [_ratio(width, widths[0]) for width in widths],
         "blocks_per_level": _equal(fields, "layers_per_block", count, default=2),
         "norm_groups": fields.whole("norm_num_groups", 32, high=MAX_WIDTH),
-        "transformer": {
-            "_target_": TRANSFORMER,
-            "context_dim": _equal(fields, "cross_attention_dim", count, default=1280, high=MAX_WIDTH),
-            "levels": levels,
-            **_heads(fields, widths, heads),
-            "depth": _equal(fields, "transformer_layers_per_block", count, default=1),
-        },
+        "transformer": transformer | {"pool_context": _pools(fields, transformer)},
     }
 
 
@@ -119,13 +122,18 @@ def unet_config(
     attention = arguments(net["transformer"], target=TRANSFORMER, what="the backbone's transformer")
     options = net | {f"transformer.{key}": value for key, value in attention.items()}
     options["multipliers[0]"] = net["multipliers"][0]
-    only = {"patch": 1, "multipliers[0]": 1, "transformer.pool_context": False, "transformer.ff_mult": 4}
+    only = {"patch": 1, "multipliers[0]": 1, "transformer.ff_mult": 4}
     refuse_options("the backbone", options, only)
     widths = [int(net["channels"] * multiplier) for multiplier in net["multipliers"]]
-    heads = [attention["num_heads"] or width // attention["head_dim"] for width in widths]
+    heads = [_number_of_heads(attention, width) for width in widths]
+    pool = {
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": _number_of_heads(attention, attention["context_dim"]),
+    }
     return {
         "_class_name": "UNet2DConditionModel",
         **UNET_FIXED,
+        **(pool if attention["pool_context"] else {}),
         "sample_size": latent_size,
         "in_channels": net["latent_channels"],
         "out_channels": net["latent_channels"],
@@ -224,6 +232,20 @@ def _heads(fields: Fields, widths: list[int], heads: list[int]) -> dict[str, int
     if len(sizes) == 1:
         return {"head_dim": sizes.pop()}
     raise ValueError(f"{fields.name}: attention_head_dim={heads} gives heads of unequal width and number")
+
+
+def _number_of_heads(transformer: Mapping[str, Any], width: int) -> int:
+    return transformer.get("num_heads") or width // transformer["head_dim"]
+
+
+def _pools(fields: Fields, transformer: Mapping[str, Any]) -> bool:
+    """Whether a pool of the context joins the time embedding; its heads must be as ours would be."""
+    pools = fields.choice("addition_embed_type", POOLS, "none")
+    theirs = fields.whole("addition_embed_type_num_heads", 64, high=MAX_WIDTH)
+    ours = _number_of_heads(transformer, transformer["context_dim"])
+    if pools and theirs != ours:
+        raise ValueError(f"{fields.name}: addition_embed_type_num_heads={theirs}, ours has {ours} of that width")
+    return pools
 
 
 def _ratio(width: int, channels: int) -> int | float:

@@ -142,6 +142,8 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
         FileExistsError: `out` is there already.
     """
     spec = export.architecture
+    if spec.backbone["transformer"].get("pool_context"):
+        raise ValueError("transformer.pool_context=True has no names in CompVis' files: write to=diffusers")
     tables: dict[str, tuple[str, Sequence[Rule]]] = {
         "backbone": (
             compvis.BACKBONE,

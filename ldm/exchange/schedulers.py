@@ -1,8 +1,12 @@
-"""A diffusers scheduler's config as a process and a sampler of ours, and back."""
+"""A diffusers scheduler's config as a process and a sampler of ours, and back.
+
+A config with a noise table is read and written here, one of a rectified flow in flow_schedulers.py.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.exchange import flow_schedulers
 from ldm.exchange.arguments import arguments
 from ldm.exchange.fields import Fields
 
@@ -42,7 +46,9 @@ def process_spec(fields: Fields) -> dict[str, Any]:
     Raises:
         ValueError: a table, a prediction or an option that ours lacks.
     """
-    fields.only({"trained_betas": None, "thresholding": False, "use_flow_sigmas": False})
+    if flow_schedulers.is_flow(fields):
+        return flow_schedulers.process_spec(fields)
+    fields.only({"trained_betas": None, "thresholding": False})
     schedule = fields.choice("beta_schedule", SCHEDULES, "linear")
     num_steps = fields.whole("num_train_timesteps", 1000, high=10_000)
     table: dict[str, Any] = {"_target_": schedule, "num_steps": num_steps}
@@ -64,6 +70,8 @@ def process_spec(fields: Fields) -> dict[str, Any]:
 
 def sampling_spec(fields: Fields) -> dict[str, Any]:
     """The sampler nearest to a scheduler: its method where ours has it, else DDIM; its spacing of times."""
+    if flow_schedulers.is_flow(fields):
+        return flow_schedulers.sampling_spec(fields)
     kind = str(fields.values.get("_class_name"))
     num_steps = fields.whole("num_train_timesteps", 1000, high=10_000)
     grid: dict[str, Any] = {"_target_": f"{DIFFUSION}.grids.trailing", "num_steps": num_steps}
@@ -92,6 +100,8 @@ def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> 
     """
     node = arguments(process, target=PROCESS, what="the process")
     schedule = node["schedule"]
+    if schedule.get("_target_") == flow_schedulers.SCHEDULE:
+        return flow_schedulers.scheduler_config(node, sampler)
     zero_snr = schedule.get("_target_") == ZERO_SNR
     table = schedule["table"] if zero_snr else schedule
     fields = _table(table)

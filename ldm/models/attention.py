@@ -30,7 +30,7 @@ class ProjectedContext(NamedTuple):
 class TransformerSpec:
     """How a U-Net reads its context; give ``num_heads`` or ``head_dim``, not both.
 
-    With ``pool_context`` a learned pool of the context joins the time embedding.
+    With ``pool_context`` a learned pool of the context, with its heads, joins the time embedding.
     """
 
     context_dim: int
@@ -216,21 +216,27 @@ class SpatialAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One vector from a context: a learned query attends to its tokens, two layers widen the result.
+    """One vector from a context: the mean of its tokens attends to them and to itself.
 
-    The last layer starts at zero, so that a network that adds the vector starts as one without it.
+    diffusers' ``TextTimeEmbedding``, the pooled text of DeepFloyd IF. The last norm starts at zero, so that a
+    network that adds the vector starts as one without it.
     """
 
-    def __init__(self, context_dim: int, width: int) -> None:
+    def __init__(self, context_dim: int, width: int, *, num_heads: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(context_dim)
-        self.query = nn.Parameter(torch.randn(context_dim))
-        self.hidden = nn.Linear(context_dim, width)
-        self.out = nn.Linear(width, width)
+        self.num_heads = num_heads
+        self.norm_in = nn.LayerNorm(context_dim)
+        self.place = nn.Parameter(torch.randn(1, context_dim) / context_dim**0.5)
+        self.q = nn.Linear(context_dim, context_dim)
+        self.kv = nn.Linear(context_dim, 2 * context_dim)
+        self.out = nn.Linear(context_dim, width)
+        self.norm_out = nn.LayerNorm(width)
 
     def forward(self, context: Float[Tensor, "b m e"]) -> Float[Tensor, "b c"]:
-        tokens = self.norm(context)
-        heads = tokens.unsqueeze(1)  # b 1 m e
-        query = self.query.to(tokens.dtype).expand(len(tokens), 1, 1, -1)
-        pooled = attend(query, heads, heads)
-        return self.out(F.silu(self.hidden(pooled[:, 0, 0])))
+        tokens = self.norm_in(context)
+        mean = tokens.mean(dim=1, keepdim=True) + self.place.to(tokens.dtype)
+        q = rearrange(self.q(mean), "b n (h d) -> b h n d", h=self.num_heads)
+        all_tokens = self.kv(torch.cat([mean, tokens], dim=1))
+        k, v = rearrange(all_tokens, "b m (two h d) -> two b h m d", two=2, h=self.num_heads)
+        pooled = rearrange(attend(q, k, v), "b h 1 d -> b (h d)")
+        return self.norm_out(self.out(pooled))

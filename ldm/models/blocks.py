@@ -84,7 +84,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def zero(layer: nn.Conv2d | nn.Linear) -> None:
+def zero(layer: nn.Conv2d | nn.Linear | nn.LayerNorm) -> None:
     """Set weights and bias to zero."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

@@ -100,7 +100,7 @@ class DiT(nn.Module):
         self.checkpointing = checkpointing
 
         self.time = TimeEmbedding(TIME_CHANNELS, width)
-        self.pool = AttentionPool(context_dim, width)
+        self.pool = AttentionPool(context_dim, width, num_heads=1)
         self.modulation = nn.Linear(width, 6 * width)
         self.patches_in = nn.Linear(latent_channels * patch**2, width)
         self.skips = depth // 2 if long_skips else 0
@@ -121,11 +121,10 @@ class DiT(nn.Module):
 
     def initialise(self) -> None:
         """Zero every layer that ends a branch; the rest keeps torch's own initialisation."""
-        zero(
-            self.modulation
-        )  # with the tables at zero all gates are: a block starts as the identity (adaLN-Zero)
+        # with the tables at zero all gates are: a block starts as the identity (adaLN-Zero)
+        zero(self.modulation)
         zero(self.modulation_out)
-        zero(self.pool.out)  # the pooled context joins a time embedding that first works without it
+        zero(self.pool.norm_out)  # the pooled context joins a time embedding that first works without it
         zero(self.patches_out)  # the first prediction is 0, the mean of every target
         for block in self._blocks():
             zero(block.cross_attention.out)

@@ -56,6 +56,11 @@ class Level(nn.Module):
         self.resample = resample or nn.Identity()
 
 
+def context_pool(spec: TransformerSpec, width: int) -> AttentionPool:
+    """The pool of a context, with as many heads as attention to it would have at its own width."""
+    return AttentionPool(spec.context_dim, width, num_heads=spec.heads(spec.context_dim))
+
+
 UnitFactory = Callable[..., Unit]
 Specs = Sequence[TransformerSpec | None]
 
@@ -119,7 +124,7 @@ class UNet(nn.Module):
 
         time_width = 4 * channels
         self.time = TimeEmbedding(channels, time_width)
-        self.pool = AttentionPool(transformer.context_dim, time_width) if transformer.pool_context else None
+        self.pool = context_pool(transformer, time_width) if transformer.pool_context else None
         self.conv_in = nn.Conv2d(latent_channels * patch**2, channels, 3, padding=1)
         unit = partial(Unit, time_width=time_width, norm_groups=norm_groups)
         specs = [transformer if attention else None for attention in transformer.levels]
@@ -139,7 +144,7 @@ class UNet(nn.Module):
             elif isinstance(module, SpatialTransformer):
                 zero(module.proj_out)  # a transformer starts as the identity
             elif isinstance(module, AttentionPool):
-                zero(module.out)  # the pooled context joins a time embedding that first works without it
+                zero(module.norm_out)  # the pooled context joins a time embedding that first works without it
         zero(self.conv_out)  # the first prediction is 0, the mean of every target
 
     def project_context(self, context: Float[Tensor, "b m e"]) -> ProjectedContext:

@@ -19,6 +19,7 @@ from ldm.exchange.architecture import from_configs
 from ldm.exchange.exporting import open_export, write_diffusers
 from ldm.exchange.fields import Fields
 from ldm.exchange.hub import locate
+from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
 from ldm.exchange.weights import expected_shapes
 from ldm.pipeline import SeededNoise
 
@@ -42,9 +43,10 @@ def export(bundle, out, **options):
 
 def largest_difference(bundle, folder, *, guidance: float = 3.0) -> int:
     """Of any pixel, in levels of 255, between a bundle's pictures and those of a diffusers folder."""
-    size = Bundle.open(bundle).entry("size")
-    ours = open_pipeline(Bundle.open(bundle), steps=10, scale=3.0)(PROMPTS, SEEDS)
-    noise = SeededNoise(SEEDS, (4, size // 2, size // 2), device=torch.device("cpu")).draw()
+    ours_there = open_pipeline(Bundle.open(bundle), steps=10, scale=3.0)
+    ours = ours_there(PROMPTS, SEEDS)
+    shape = ours_there.codec.latent_shape(ours_there.size)
+    noise = SeededNoise(SEEDS, shape, device=torch.device("cpu")).draw()
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
@@ -213,6 +215,42 @@ def test_so_they_do_with_v_and_a_second_order_solver_and_linear_projections(
     assert all(torch.equal(back[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize(
+    ("order", "method"), [(1, "ldm.diffusion.samplers.ddim"), (2, "ldm.diffusion.samplers.dpmpp_2m")]
+)
+def test_so_they_do_with_a_flow_and_a_pooled_context(save_pipeline, bundle_of, tmp_path, order, method):
+    flow = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=order
+    )
+    unet = {"addition_embed_type": "text", "addition_embed_type_num_heads": 2}
+    folder = save_pipeline(tmp_path, unet=unet, scheduler=flow)
+    bundle = bundle_of(folder)
+    assert Bundle.open(bundle).entry("sampler")["method"]["_target_"] == method
+    assert Bundle.open(bundle).entry("sampler")["grid"]["shift"] == 3.0
+    assert largest_difference(bundle, folder) <= 1
+    out = export(bundle, tmp_path / "out")
+    assert largest_difference(bundle, out) <= 1
+    theirs, back = (load_file(each / f"{FILES[0]}.safetensors") for each in (folder, out))
+    assert theirs.keys() == back.keys()
+    assert all(torch.equal(back[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("entry", "change", "sentence"),
+    [
+        ("process", {"network_time": {"_target_": "ldm.diffusion.process.scaled"}}, "network_time of a flow"),
+        ("process", {"prediction": {"_target_": "ldm.diffusion.predictions.V"}}, "must be Flow"),
+        ("sampler", {"method": {"_target_": "ldm.diffusion.samplers.heun"}}, "only ddim, dpmpp_2m"),
+        ("sampler", {"grid": {"_target_": "ldm.diffusion.grids.uniform"}}, "uniform with first=0.999"),
+    ],
+)
+def test_a_flow_that_diffusers_would_draw_otherwise_is_refused(entry, change, sentence):
+    fields = Fields("flow", {"use_flow_sigmas": True})
+    nodes = {"process": process_spec(fields), "sampler": sampling_spec(fields)}
+    with pytest.raises(ValueError, match=sentence):
+        scheduler_config(**(nodes | {entry: nodes[entry] | change}))
+
+
 def test_half_precision_survives_the_round_trip(copied, tiny, tmp_path):
     file = copied / f"{FILES[0]}.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
@@ -253,10 +291,19 @@ def test_a_projection_is_left_out_with_a_word(imported, tmp_path):
     assert largest_difference(bundle, out) <= 1
 
 
-def test_the_shipped_bundle_is_refused_by_the_names_of_its_options():
+def test_the_shipped_bundle_draws_the_same_pictures_in_diffusers(tmp_path):
+    assert largest_difference(SHIPPED, export(SHIPPED, tmp_path / "out")) <= 1
+
+
+def test_options_without_a_place_are_refused_by_their_names(imported, tmp_path):
+    bundle = shutil.copytree(imported, tmp_path / "bundle")
+    config = OmegaConf.load(bundle / "config.yaml")
+    config.parts.backbone.spec.patch = 2
+    config.parts.backbone.spec.transformer.ff_mult = 2
+    OmegaConf.save(config, bundle / "config.yaml")
     with pytest.raises(ValueError, match="backbone can't be written") as refused:
-        open_export(Bundle.open(SHIPPED), {})
-    for option in ("patch=2", "transformer.pool_context=True", "transformer.ff_mult=2", "rectified_flow"):
+        open_export(Bundle.open(bundle), {})
+    for option in ("patch=2", "transformer.ff_mult=2"):
         assert option in str(refused.value)
 
 
@@ -275,7 +322,8 @@ def test_the_names_of_before_2023_are_read(copied, tiny, imported):
     ("folder", "file", "change", "sentence"),
     [
         ("unet", "config", {"time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),
-        ("unet", "config", {"addition_embed_type": "text"}, "addition_embed_type='text'"),
+        ("unet", "config", {"addition_embed_type": "image"}, "addition_embed_type='image'"),
+        ("unet", "config", {"addition_embed_type": "text"}, "addition_embed_type_num_heads=64, ours has 2"),
         ("unet", "config", {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
         ("unet", "config", {"transformer_layers_per_block": [1, 2]}, "differs between levels"),
         ("unet", "config", {"transformer_layers_per_block": 10**9}, "whole number from 1 to 128"),

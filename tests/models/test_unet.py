@@ -39,7 +39,7 @@ def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, torch.tensor([3.0, 950.0])[:batch], torch.randn(batch, 5, 24, generator=generator)
 
 
-def reference(*, linear: bool, depth: int, num_heads: int) -> UNet2DConditionModel:
+def reference(*, linear: bool, depth: int, num_heads: int, **options) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         in_channels=4,
         out_channels=4,
@@ -51,14 +51,18 @@ def reference(*, linear: bool, depth: int, num_heads: int) -> UNet2DConditionMod
         attention_head_dim=num_heads,  # their name for the number of heads
         transformer_layers_per_block=depth,
         use_linear_projection=linear,
+        **options,
     ).eval()
 
 
-@pytest.mark.parametrize(("linear", "depth", "num_heads"), [(False, 1, 4), (True, 2, 8)])
-def test_equals_diffusers_with_the_same_weights(linear, depth, num_heads):
+@pytest.mark.parametrize(
+    ("linear", "depth", "num_heads", "pool"), [(False, 1, 4, False), (True, 2, 8, False), (False, 1, 4, True)]
+)
+def test_equals_diffusers_with_the_same_weights(linear, depth, num_heads, pool):
     torch.manual_seed(0)
-    theirs = reference(linear=linear, depth=depth, num_heads=num_heads)
-    ours = tiny(depth=depth, num_heads=num_heads)
+    options = {"addition_embed_type": "text", "addition_embed_type_num_heads": num_heads} if pool else {}
+    theirs = reference(linear=linear, depth=depth, num_heads=num_heads, **options)
+    ours = tiny(depth=depth, num_heads=num_heads, pool_context=pool)
     rules = unet_rules(linear_projection=linear)
     ours.load_state_dict(translate(theirs.state_dict(), rules, expected=shapes(ours.state_dict())))
     x, t, context = inputs()
@@ -68,7 +72,7 @@ def test_equals_diffusers_with_the_same_weights(linear, depth, num_heads):
 
 @pytest.mark.parametrize(
     ("preset", "parameters"),
-    [("unet_sd15", 859_520_964), ("unet_base", 68_807_556), ("unet_tiny", 6_490_528)],
+    [("unet_sd15", 859_520_964), ("unet_base", 69_333_892), ("unet_tiny", 6_970_144)],
 )
 def test_presets_have_their_sizes(preset, parameters):
     options = OmegaConf.to_container(OmegaConf.load(CONF / f"{preset}.yaml"))
@@ -97,11 +101,11 @@ def test_the_pool_starts_as_no_change_and_learns():
     plain.load_state_dict({k: v for k, v in shaken(pooled).state_dict().items() if not k.startswith("pool.")})
     x, t, context = inputs()
     assert not torch.equal(pooled(x, t, context), plain(x, t, context))
-    torch.nn.init.zeros_(pooled.pool.out.weight)
-    torch.nn.init.zeros_(pooled.pool.out.bias)
+    torch.nn.init.zeros_(pooled.pool.norm_out.weight)
+    torch.nn.init.zeros_(pooled.pool.norm_out.bias)
     assert torch.equal(pooled(x, t, context), plain(x, t, context))
     pooled(x, t, context).square().mean().backward()
-    assert pooled.pool.out.weight.grad.abs().max() > 0
+    assert pooled.pool.norm_out.weight.grad.abs().max() > 0
 
 
 def test_checkpointing_changes_no_gradient():
