@@ -50,12 +50,12 @@ def noise(*shape: int) -> torch.Tensor:
 
 def unet() -> torch.Tensor:
     net = randomised(construct(spec("backbone", "unet_tiny")))
-    return net(noise(2, 8, 16, 16), torch.tensor([10.0, 900.0]), noise(2, 32, 128))
+    return net(noise(2, 32, 8, 8), torch.tensor([10.0, 900.0]), noise(2, 32, 128))
 
 
 def dit() -> torch.Tensor:
     net = randomised(construct(spec("backbone", "dit_tiny")))
-    return net(noise(2, 8, 16, 16), torch.tensor([10.0, 900.0]), noise(2, 32, 128))
+    return net(noise(2, 32, 8, 8), torch.tensor([10.0, 900.0]), noise(2, 32, 128))
 
 
 def vae() -> torch.Tensor:
