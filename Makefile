@@ -6,7 +6,7 @@ LDM := $(RUN) -m
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench faults chaos slurm golden report
+.PHONY: help setup demo test check format bench faults ranks chaos slurm golden report
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -50,10 +50,14 @@ bench: setup  ## U-Net and pipeline against diffusers', loader against the usual
 	$(LDM) benchmarks.logging_cost
 	$(LDM) benchmarks.pipeline_vs_diffusers
 
-faults: setup  ## tables of injected faults: 143 kinds in data, then those of W&B and of ranks: many minutes
+faults: setup  ## tables of injected faults: 143 kinds in data, then those of W&B: some minutes
 	$(LDM) benchmarks.injected_faults
 	$(LDM) benchmarks.wandb_faults
+
+ranks: setup  ## two ranks that die, hang or are cancelled: 20 minutes
 	$(LDM) benchmarks.rank_faults
+	$(LDM) benchmarks.metric_faults
+	$(LDM) benchmarks.cancels
 
 chaos: setup  ## 320 kills of the save path, 60 of whole trainings, full disks, the resume matrix: many minutes
 	$(LDM) benchmarks.chaos --out chaos.json
@@ -61,7 +65,7 @@ chaos: setup  ## 320 kills of the save path, 60 of whole trainings, full disks, 
 slurm: setup  ## trainings and a sweep on a SLURM cluster of this machine alone: half an hour
 	@CLUSTER_GPUS=2 slurm/cluster.sh up
 	@eval "$$(slurm/cluster.sh env)"; LDM_SLURM=1 $(LDM) pytest tests/slurm/test_cluster.py; status=$$?; \
-		slurm/cluster.sh down; exit $$status
+		slurm/cluster.sh jobs; slurm/cluster.sh down; exit $$status
 
 golden: setup  ## rewrite tests/golden/*.json: only with a reason in the commit message
 	LDM_GOLDEN=write $(LDM) pytest tests/test_golden.py

@@ -2,9 +2,15 @@
 
     python -m benchmarks.weak_scaling [--ranks 2] [--rounds 3] [--steps 10] [+experiment=emoji key=value ...]
 
-One rank and several take their turns, each round in new processes that train a stage on made-up samples as
-`ldm.train` would. Prints the median seconds of a step of both, and the efficiency: their ratio, 1 if ranks
-do not slow each other down. Take the numbers on an idle machine with a core for each rank.
+Three trainings take their turns, each round in new processes that train a stage on made-up samples as
+`ldm.train` would: one rank alone, several that know nothing of each other, and several that train as one.
+Prints the median seconds of a step of each, and two ratios of them:
+
+    efficiency              alone / joined, 1 if ranks do not slow each other down
+    of what the machine has apart / joined: the share of it that is left once each core has its work;
+                            what alone / apart is below 1 is caches, memory and clock that cores share
+
+Take the numbers on an idle machine with a core for each rank.
 """
 
 import argparse
@@ -24,6 +30,8 @@ from ldm.launch import follow_watcher, launch
 
 WARM = 2  # steps that are not counted
 SAMPLES = ("batch_size=16",)  # of a rank, unless another is given
+STEADY = ("ema", "gradients")  # callbacks that are part of every step
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
 
 
 def configured(overrides: Sequence[str], *, ranks: int) -> DictConfig:
@@ -33,63 +41,77 @@ def configured(overrides: Sequence[str], *, ranks: int) -> DictConfig:
         return compose("train", overrides=[*trainer, *SAMPLES, *overrides])
 
 
-def be_rank(overrides: Sequence[str], *, ranks: int, steps: int, out: Path) -> None:
-    """Trains as one of the ranks; the first one writes the seconds of each step."""
+def be_rank(overrides: Sequence[str], *, ranks: int, apart: bool, steps: int, out: Path) -> None:
+    """Trains as one of the ranks, or by itself while the others do; writes the seconds of each step."""
     follow_watcher()
     from torch.utils.data import DataLoader
 
-    from ldm.distributed import is_first, join, leave
+    from ldm.distributed import join, leave, rank
     from ldm.dry_run import made_up_stage
     from ldm.train import quiet
     from ldm.trial import Observer, made_up_batch
 
     quiet()
-    join()
-    config = configured(overrides, ranks=ranks)
+    config = configured(overrides, ranks=1 if apart else ranks)
     stage, _ = made_up_stage(config)
     observer = Observer(metering=False)
-    silent = {"logger": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    settings = plain(config.trainer) | silent | {"callbacks": [observer], "max_steps": WARM + steps}
     batches = [made_up_batch(stage, config.batch_size, size=config.data.size)] * (WARM + steps)
+    join()  # so that all begin at once
+    number = rank()
+    if apart:
+        leave()
+        for name in PLACE:
+            os.environ.pop(name, None)
+    settings = plain(config.trainer) | {
+        "logger": False,
+        "enable_progress_bar": False,
+        "limit_val_batches": 0,
+        "max_steps": WARM + steps,
+        "callbacks": [*(build(config.callbacks[name]) for name in STEADY), observer],
+    }
     build(settings).fit(stage, DataLoader(batches, batch_size=None))
-    if is_first():
-        size = sum(parameter.numel() for parameter in stage.net.parameters())
-        out.write_text(json.dumps({"seconds": observer.seconds[WARM:], "parameters": size}))
+    size = sum(parameter.numel() for parameter in stage.net.parameters())
+    found = {"seconds": observer.seconds[WARM:], "parameters": size}
+    (out / f"{number}.json").write_text(json.dumps(found))
     leave()
 
 
-def measure(overrides: Sequence[str], *, ranks: int, steps: int) -> dict:
-    """What the first of some ranks wrote.
+def measure(overrides: Sequence[str], *, ranks: int, apart: bool, steps: int) -> tuple[list[float], int]:
+    """Seconds of all steps of all ranks, and the network's parameters.
 
     Raises:
         ValueError: a rank failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "seconds.json"
-        own = ["--rank-of", str(ranks), "--steps", str(steps), "--out", str(out)]
+        own = ["--rank-of", str(ranks), "--steps", str(steps), "--out", folder, *["--apart"] * apart]
         command = [sys.executable, "-m", "benchmarks.weak_scaling", *own, *overrides]
         os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         status, cause = launch(command, ranks, patience=60)
         if status:
             raise ValueError(cause or "the first rank has said why it ended")
-        return json.loads(out.read_text())
+        found = [json.loads(path.read_text()) for path in Path(folder).iterdir()]
+    return [seconds for each in found for seconds in each["seconds"]], found[0]["parameters"]
 
 
 def compare(overrides: Sequence[str], *, ranks: int, rounds: int, steps: int) -> None:
-    """Prints the seconds of a step and the efficiency."""
+    """Prints the seconds of a step of each training, and the ratios."""
     config = configured(overrides, ranks=ranks)
-    seconds: dict[int, list[float]] = {1: [], ranks: []}
+    ways = {"alone": (1, False), "apart": (ranks, True), "joined": (ranks, False)}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
-        for count, own in seconds.items():
-            found = measure(overrides, ranks=count, steps=steps)
-            own += found["seconds"]
-    alone, together = median(seconds[1]), median(seconds[ranks])
+        for way, (count, apart) in ways.items():
+            own, parameters = measure(overrides, ranks=count, apart=apart, steps=steps)
+            seconds[way] += own
+    alone, apart, joined = (median(own) for own in seconds.values())
     print(
-        f"{config.name}, {found['parameters'] / 1e6:.2f} M parameters, {config.batch_size} samples a rank, "
+        f"{config.name}, {parameters / 1e6:.2f} M parameters, {config.batch_size} samples a rank, "
         f"{rounds} rounds of {steps} steps, one thread a rank, {os.cpu_count()} cores"
     )
-    print(f"a step of 1 rank: {alone:.3f} s; of {ranks} ranks: {together:.3f} s")
-    print(f"weak scaling efficiency: {alone / together:.2f}")
+    print(f"a step of one rank alone: {alone:.3f} s; of {ranks} apart: {apart:.3f} s; joined: {joined:.3f} s")
+    print(f"weak scaling efficiency, alone / joined: {alone / joined:.2f}")
+    print(
+        f"of what the machine has, apart / joined: {apart / joined:.2f}; alone / apart: {alone / apart:.2f}"
+    )
 
 
 def main() -> None:
@@ -99,10 +121,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options, overrides = parser.parse_known_args()
     if options.rank_of:
-        return be_rank(overrides, ranks=options.rank_of, steps=options.steps, out=options.out)
+        own = {"ranks": options.rank_of, "apart": options.apart, "steps": options.steps}
+        return be_rank(overrides, **own, out=options.out)
     answer_errors(lambda: compare(overrides, ranks=options.ranks, rounds=options.rounds, steps=options.steps))
 
 

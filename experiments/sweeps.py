@@ -23,6 +23,7 @@ from ldm.evaluation.curves import read_curves
 from ldm.evaluation.results import read_results, values
 
 HOME = Path(__file__).parent / "sweep"
+PLACES = ("data.root=", "runs=", "out=", "hydra.")  # arguments that only one machine needs
 
 
 @dataclass(kw_only=True)
@@ -62,11 +63,12 @@ def main(options: Options) -> None:
     if not options.folder:
         raise ValueError("folder= is empty: name the sweep, as folder=runs/sweep/learning_rate")
     folder = Path(options.folder)
-    outcomes = sorted(map(outcome, read_points(folder)), key=place)
+    points = read_points(folder)
+    outcomes = sorted(map(outcome, points), key=place)
     names = chosen(outcomes, options.metrics.split(",") if options.metrics else [])
     out = Path(options.out) if options.out else HOME / folder.name
     out.mkdir(parents=True, exist_ok=True)
-    write(out, folder, outcomes, names)
+    write(out, folder, outcomes, names, command=shared_command(points))
     finished = sum(each.state == "finished" for each in outcomes)
     print(f"{out / 'README.md'}: {len(outcomes)} points, {finished} of them finished")
 
@@ -132,7 +134,16 @@ def place(point: Outcome) -> list[tuple[bool, float, str]]:
     return [(False, float(text), "") if is_number(text) else (True, 0.0, text) for text in settings]
 
 
-def write(out: Path, folder: Path, outcomes: Sequence[Outcome], names: Sequence[str]) -> None:
+def shared_command(points: Sequence[Point]) -> str:
+    """What the commands of all points have in common."""
+    first, *others = (point.command for point in points)
+    shared = [word for word in first[1:] if all(word in other for other in others)]
+    return " ".join(["python -m", first[0], *(word for word in shared if not word.startswith(PLACES))])
+
+
+def write(
+    out: Path, folder: Path, outcomes: Sequence[Outcome], names: Sequence[str], *, command: str
+) -> None:
     """README.md, table.csv and figure.png."""
     table = sweep_table(folder.name, outcomes, names)
     with (out / "table.csv").open("w", encoding="utf-8", newline="") as stream:
@@ -143,7 +154,7 @@ def write(out: Path, folder: Path, outcomes: Sequence[Outcome], names: Sequence[
     commits = ", ".join(unique(each.commit for each in outcomes))
     parts = [
         f"# Sweep: {folder.name}",
-        f"{len(outcomes)} points, at commit {commits}. "
+        f"{len(outcomes)} points of `{command}`, at commit {commits}. "
         f"Made by `python -m experiments.sweeps folder={folder}`.",
         table.markdown(),
         f"![{folder.name}]({picture.name})",

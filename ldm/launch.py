@@ -68,6 +68,8 @@ class Rank:
     def fate(self) -> str:
         """How it ended, as a part of a sentence."""
         name = f"rank {self.number} (process {self.pid})"
+        if self.status == 0:
+            return f"{name} ended its training before the others did"
         if self.status < 0:
             hint = ", perhaps for want of memory" if self.status == -signal.SIGKILL else ""
             return f"{name} was killed by {signal.Signals(-self.status).name}{hint}"
@@ -130,7 +132,7 @@ def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int,
         failed = _watch(ranks, signalled, patience=patience)
         if failed is None:
             return 1, _standstill(ranks, patience=patience)
-        return _verdict(failed)
+        return _verdict(failed, ranks)
 
 
 def follow_watcher() -> None:
@@ -221,11 +223,15 @@ def _watch(ranks: Sequence[Rank], signalled: Sequence[int], *, patience: float) 
     return failed
 
 
-def _verdict(failed: Sequence[Rank]) -> tuple[int, str]:
+def _verdict(failed: Sequence[Rank], ranks: Sequence[Rank]) -> tuple[int, str]:
     """The exit status, and the first cause if no rank has told it on our standard error."""
     if not failed:
         return 0, ""
-    first = next((rank for rank in failed if rank.status != LOST), failed[0])
+    causes = [
+        *(rank for rank in failed if rank.status != LOST),
+        *(rank for rank in ranks if rank.status == 0),
+    ]
+    first = next(iter(causes), max(failed, key=lambda rank: rank.number))  # whose words are not yet told
     if any(rank.number == 0 and rank.status == 1 for rank in failed) and first.status == 1:
         return 1, ""  # all met it, and the first rank said so
     return 1, f"{first.fate()}; the other ranks were ended; {AGAIN}"

@@ -1,8 +1,9 @@
-"""What a training tells before its first step, and what it refuses: trainers that don't suit its stage."""
+"""What a training tells and gets before its first step, and what it refuses: trainers that don't suit it."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -23,12 +24,30 @@ def batch_line(config: Mapping[str, Any]) -> str:
     )
 
 
+def plugins(trainer: Mapping[str, Any]) -> list[Any]:
+    """A trainer's own plugins; of a task of srun also its place, without Lightning's own queueing again.
+
+    The job queues again by itself (slurm/env.sh) and its state is saved between two steps
+    (callbacks/saving.py); Lightning would do both a second time, inside a step.
+    """
+    own = list(trainer.get("plugins", []))
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return own
+    return [*own, SLURMEnvironment(auto_requeue=False)]
+
+
 def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:
     """Refuses what would fail, or would not be what it seems, once the training runs.
 
     Raises:
-        ValueError: shards for a stage, a compiler or a callback that wants whole weights.
+        ValueError: a guidance that a training can't draw with; shards for a stage, a compiler or a callback
+            that wants whole weights.
     """
+    if "weak" in config.get("guidance", {}):
+        raise ValueError(
+            "guidance: a training has no weak bundle to be guided by: choose autoguidance for ldm.sample, and "
+            "guidance=cfg here"
+        )
     if config["trainer"].get("strategy", {}).get("_target_") != SHARDED:
         return
     if not is_overridden("configure_model", stage):

@@ -68,11 +68,12 @@ def fit(config: DictConfig) -> None:
     """One training on this rank; the first rank opens the run and prints."""
     import torch
 
+    from ldm.callbacks.aside import end_all
     from ldm.callbacks.metrics_log import MetricsLog
     from ldm.callbacks.progress import ProgressBar
     from ldm.checkpoints.run import find_run, new_run
     from ldm.distributed import is_first, share
-    from ldm.start import batch_line, check_start
+    from ldm.start import batch_line, check_start, plugins
 
     identity = plain(config)
     del identity["run_dir"], identity["dry_run"], identity["patience"]
@@ -102,11 +103,14 @@ def fit(config: DictConfig) -> None:
         | {
             "callbacks": [ProgressBar(config.name), *build(config.callbacks).values()],
             "logger": [log, *([build(config.logger)] if config.logger else [])],
+            "plugins": plugins(plain(config.trainer)),
             "default_root_dir": str(run.path),
         }
     )
     trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
-    tell(f"bundle: {stage.write_bundle(Path(run.path) / 'bundle', config=identity, data=data)}")
+    bundle = stage.write_bundle(Path(run.path) / "bundle", config=identity, data=data)
+    tell(f"bundle: {bundle}")
+    end_all(trainer.loggers, bundle)
 
 
 def tell(line: str) -> None:
@@ -133,6 +137,8 @@ def quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available.*")
+    warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides.*")
 
 
 if __name__ == "__main__":

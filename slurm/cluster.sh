@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A SLURM cluster on this machine alone, to try the batch scripts on: slurm/cluster.sh up | down | status | env
+# A SLURM cluster on this machine alone, to try the batch scripts on: slurm/cluster.sh up | down | status | jobs | env
 #
 #   eval "$(slurm/cluster.sh env)"     the shell's sbatch, squeue, ... then mean this cluster
 #
@@ -123,10 +123,30 @@ down() {
 no_jobs() { [ -z "$(squeue --noheader)" ]; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
+# A line for each job of the last two hours.
+list_jobs() {
+  SLURM_CONF=$conf scontrol show jobs --oneliner | awk '
+    function remember(word, at) {
+      at = index(word, "=")
+      if (at && !(substr(word, 1, at - 1) in f)) f[substr(word, 1, at - 1)] = substr(word, at + 1)
+    }
+    BEGIN {
+      row = "%-10s %-14s %-11s %-5s %8s %6s %10s\n"
+      printf row, "job", "name", "state", "exit", "restarts", "nodes", "time"
+    }
+    /^JobId=/ {
+      delete f
+      for (i = 1; i <= NF; i++) remember($i)
+      id = ("ArrayJobId" in f) ? f["ArrayJobId"] "_" f["ArrayTaskId"] : f["JobId"]
+      printf row, id, f["JobName"], f["JobState"], f["ExitCode"], f["Restarts"], f["NumNodes"], f["RunTime"]
+    }'
+}
+
 case ${1:-} in
   up) up ;;
   down) down ;;
   status) SLURM_CONF=$conf sinfo && SLURM_CONF=$conf squeue ;;
+  jobs) list_jobs ;;
   env) echo "export SLURM_CONF=$conf" ;;
-  *) fail "usage: slurm/cluster.sh up | down | status | env" ;;
+  *) fail "usage: slurm/cluster.sh up | down | status | jobs | env" ;;
 esac

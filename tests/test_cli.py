@@ -109,7 +109,11 @@ def test_a_prompt_is_plain_text_whatever_it_holds(draw, prompt, text):
     out = draw(f'prompts=["{prompt}"]')
     with Image.open(out / "0003.png") as picture:
         assert json.loads(picture.text["ldm"])["prompt"] == (text or prompt)
-    assert sorted(path.name for path in out.iterdir()) == [*(f"000{n}.png" for n in range(4)), "sheet.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(f"000{n}.png" for n in range(4)),
+        "pictures.jsonl",
+        "sheet.png",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,6 @@ def command(pictures: Path, runs: Path, *, num_workers: int) -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     options = [f"data.root={pictures}", f"runs={runs}", f"data.num_workers={num_workers}"]
-    run = only_run(runs)
-    if run is not None:  # named, since another number of loader processes makes it another config
-        options.append(f"resume={run}")
     sys.argv = ["ldm.train", *SMALL, *options]
     from ldm.train import main
 

@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+ASIDE = frozenset(  # keys, at any depth, that change what a training costs or tells and not what it comes to
+    {
+        *("num_workers", "worker_timeout"),
+        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
+        *("saving", "pace", "report"),
+    }
+)
 
 
 def git_state() -> dict[str, Any]:
@@ -36,6 +43,22 @@ def command() -> str:
 def config_hash(config: dict[str, Any]) -> str:
     """sha256 of a resolved config, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def result_hash(config: Mapping[str, Any]) -> str:
+    """Hash of what a training's config says about its result.
+
+    How many processes load, what is logged where and how often states are saved is not part of it, and may
+    change from one start of a run to the next. A key of null at the root is as one that isn't there.
+    """
+    return config_hash(_without({key: value for key, value in config.items() if value is not None}, ASIDE))
+
+
+def _without(node: Any, keys: frozenset[str]) -> Any:
+    """Nested data without some keys."""
+    if isinstance(node, Mapping):
+        return {key: _without(value, keys) for key, value in node.items() if key not in keys}
+    return [_without(each, keys) for each in node] if isinstance(node, list | tuple) else node
 
 
 def origin(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import yaml
 
 from ldm.checkpoints.durable import fsync, make_folder, replace_text
 from ldm.checkpoints.lock import hold
-from ldm.checkpoints.provenance import command, config_hash, environment, git_state
+from ldm.checkpoints.provenance import command, config_hash, environment, git_state, result_hash
 from ldm.checkpoints.store import newest_state
 
 RECORD = "run.json"
@@ -42,11 +42,14 @@ class Run:
         return newest_state(self.checkpoints)
 
     @property
-    def config_hash(self) -> str | None:
-        """Hash of its config; none if its record is damaged, so that no command means it."""
+    def hash(self) -> str | None:
+        """Hash of what decides its result; none if its record is damaged, so that no command means it."""
         try:
-            return json.loads((self.path / RECORD).read_text())["config_hash"]
-        except (OSError, ValueError, KeyError, TypeError):
+            record = json.loads((self.path / RECORD).read_text())
+            if "result_hash" not in record and record["config_hash"]:  # version 0.1.0
+                return result_hash(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
+            return record["result_hash"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
             return None
 
 
@@ -57,8 +60,8 @@ def find_run(root: str, experiment: str, config: dict[str, Any], *, resume: str)
         root: folder of all runs.
         experiment: the experiment's name.
         config: the resolved config; what it leaves out (paths of this run) may differ between starts.
-        resume: "auto" goes on with the newest run of this experiment that has the same config, "never" with
-            none, anything else is the folder of a run.
+        resume: "auto" goes on with the newest run of this experiment that comes to the same result
+            (`result_hash`), "never" with none, anything else is the folder of a run.
 
     Raises:
         ValueError: `resume` names a folder that is no run, or another process trains the run.
@@ -71,9 +74,9 @@ def find_run(root: str, experiment: str, config: dict[str, Any], *, resume: str)
         return _held(Run(path=Path(resume)))
     if resume == "never":
         return None
-    wanted = config_hash(config)
+    wanted = result_hash(config)
     records = sorted((Path(root) / experiment).glob(f"*/{RECORD}"), reverse=True)
-    same = (run for record in records if (run := Run(path=record.parent)).config_hash == wanted)
+    same = (run for record in records if (run := Run(path=record.parent)).hash == wanted)
     return _held(next(same, None))
 
 
@@ -88,7 +91,8 @@ def new_run(root: str, experiment: str, config: dict[str, Any]) -> Run:
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     fsync(path / "config.yaml")
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started.isoformat()}
-    record = owner | {"command": command(), "config_hash": config_hash(config)} | git_state() | environment()
+    hashes = {"config_hash": config_hash(config), "result_hash": result_hash(config)}
+    record = owner | {"command": command()} | hashes | git_state() | environment()
     # last and whole: a folder without its record is no run
     replace_text(path / RECORD, json.dumps(record, indent=2) + "\n")
     return Run(path=path)

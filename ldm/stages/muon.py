@@ -2,7 +2,8 @@
 
 Gradients of matrices are of low effective rank, so a few directions take all of an Adam step; here every
 direction gets the same length. Vectors take AdamW steps. Steps of matrices are scaled to the size that Adam's
-have (Liu et al. 2025, eq. 4), so both live under one learning rate and one weight decay.
+have (Liu et al. 2025, eq. 4), so both live under one learning rate and one weight decay. Of several ranks,
+which have the same gradients, each makes its share of the matrices orthogonal; the others give it the rest.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from ldm.distributed import rank, total, world_size
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, keeps singular values near 1
 ADAM_SIZE = 0.2  # root mean square of an Adam step per learning rate (Liu et al. 2025)
@@ -64,20 +67,43 @@ class Muon(Optimizer):
         return loss
 
     def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        for shape in sorted({tuple(p.flatten(1).shape) for p in parameters}):
-            alike = [p for p in parameters if tuple(p.flatten(1).shape) == shape]
-            for p in alike:
-                if "momentum" not in self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            moments, gradients = [self.state[p]["momentum"] for p in alike], [p.grad for p in alike]
-            torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, moments, group["momentum"])  # Nesterov's look ahead
-            directions = orthogonal(
-                torch.stack([d.flatten(1) for d in ahead]), iterations=group["iterations"]
-            )
+        if not parameters:
+            return
+        for p in parameters:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        moments, gradients = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
+        torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
+        shapes = sorted({tuple(p.flatten(1).shape) for p in parameters})
+        stacks = [[p for p in parameters if tuple(p.flatten(1).shape) == shape] for shape in shapes]
+        for shape, stack, directions in zip(shapes, stacks, self._directions(stacks, group), strict=True):
             length = group["lr"] * ADAM_SIZE * max(shape) ** 0.5
-            for p, direction in zip(alike, directions, strict=True):
+            for p, direction in zip(stack, directions, strict=True):
                 p.sub_(direction.view_as(p), alpha=length)
+
+    def _directions(self, stacks: list[list[Tensor]], group: dict[str, Any]) -> Iterable[Tensor]:
+        """Of each stack of parameters alike, b m n; a rank computes its share, and one message tells all."""
+        count = world_size()
+        if count == 1:
+            return (self._share(stack, group) for stack in stacks)
+        sizes = [sum(p.numel() for p in stack) for stack in stacks]
+        flat = torch.zeros(sum(sizes), dtype=torch.bfloat16, device=stacks[0][0].device)
+        found = [
+            part.view(len(stack), *stack[0].flatten(1).shape)
+            for part, stack in zip(flat.split(sizes), stacks, strict=True)
+        ]
+        for number, stack in enumerate(stacks):
+            own = slice((rank() + number) % count, None, count)  # what is over goes to another rank each time
+            if stack[own]:
+                found[number][own] = self._share(stack[own], group)
+        total(flat)  # it is 0 where other ranks have written
+        return found
+
+    def _share(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """Directions of parameters alike."""
+        moments, gradients = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
+        ahead = torch._foreach_lerp(gradients, moments, group["momentum"])  # Nesterov's look ahead
+        return orthogonal(torch.stack([d.flatten(1) for d in ahead]), iterations=group["iterations"])
 
     def _step_vectors(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         fast, slow = group["betas"]

@@ -18,7 +18,7 @@ from ldm.checkpoints.run import find_run, new_run
 from ldm.checkpoints.store import save_state
 
 ROOT = Path(__file__).parents[2]
-CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}}
+CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}, "logger": {}}
 
 # opens a run as a training does, says which, and stays until it is ended; the child stands for a loader's
 OPENING = f"""
@@ -47,19 +47,67 @@ def test_a_new_run_records_its_config_command_and_code(opened):
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == CONFIG
     record = json.loads((run.path / "run.json").read_text())
     assert {"command", "commit", "dirty", "config_hash", "host", "pid", "started", "torch"} <= record.keys()
+    assert record["config_hash"] != record["result_hash"]
     assert run.state() is None
     assert not run.finished
 
 
 def test_the_same_command_means_the_same_run(opened):
     run = opened()
-    reordered = {"steps": 3, "net": {"width": 8}, "name": "tiny"}
+    reordered = {"steps": 3, "net": {"width": 8}, "logger": {}, "name": "tiny"}
     assert opened().path == opened(reordered).path == run.path
 
 
 def test_another_config_makes_another_run(opened):
     run = opened()
     assert opened(CONFIG | {"steps": 4}).path != run.path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"root": "data", "num_workers": 4, "worker_timeout": 9}},
+        {"logger": {"_target_": "ldm.callbacks.wandb_log.wandb_logger", "project": "mine"}},
+        {"trainer": {"precision": 32, "log_every_n_steps": 50, "enable_progress_bar": False}},
+        {"callbacks": {"saving": {"every": 7}}},
+        {"summary": "said better"},
+        {"init": None},
+    ],
+)
+def test_what_does_not_change_the_result_does_not_change_the_run(opened, changes):
+    plain = {
+        "data": {"root": "data", "num_workers": 0},
+        "logger": {},
+        "trainer": {"precision": 32, "log_every_n_steps": 1},
+        "callbacks": {"saving": {"every": 200}},
+        "summary": "a run",
+    }
+    run = opened(CONFIG | plain)
+    assert opened(CONFIG | plain | changes).path == run.path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"data": {"root": "others"}}, {"trainer": {"precision": "16-mixed"}}, {"seed": 1}, {"callbacks": {}}],
+)
+def test_what_changes_the_result_makes_another_run(opened, changes):
+    plain = {
+        "data": {"root": "data"},
+        "trainer": {"precision": 32},
+        "seed": 0,
+        "callbacks": {"ema": {"decay": 0.9}},
+    }
+    run = opened(CONFIG | plain)
+    assert opened(CONFIG | plain | changes).path != run.path
+
+
+def test_a_run_of_version_0_1_0_is_found(opened):
+    run = opened(CONFIG | {"data": {"num_workers": 2}})
+    record = json.loads((run.path / "run.json").read_text())
+    del record["result_hash"]
+    (run.path / "run.json").write_text(json.dumps(record))
+    assert opened(CONFIG | {"data": {"num_workers": 4}}).path == run.path
+    assert opened(CONFIG | {"steps": 9}).path != run.path
 
 
 def test_never_makes_another_run(opened):
@@ -100,7 +148,7 @@ def test_a_run_that_died_while_it_was_made_is_left_alone(opened, tmp_path):
     assert opened().path == run.path
 
 
-@pytest.mark.parametrize("record", ["", "[]", "{}", "\x00", '{"config_hash": null}'])
+@pytest.mark.parametrize("record", ["", "[]", "{}", "\x00", '{"config_hash": null}', '{"result_hash": null}'])
 def test_a_run_whose_record_is_damaged_is_left_alone(opened, record):
     damaged = opened()
     (damaged.path / "run.json").write_text(record)

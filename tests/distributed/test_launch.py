@@ -110,6 +110,13 @@ def test_what_a_rank_says_at_its_end_is_told(run):
     )
 
 
+def test_a_rank_that_ends_well_and_too_early_is_named(run):
+    code = f"if rank: sys.exit(0)\ntime.sleep(0.5)\nsys.exit({LOST})"
+    (status, cause), _, found = run(code)
+    assert status == 1
+    assert cause.startswith(f"rank 1 (process {found[1]}) ended its training before the others did; ")
+
+
 def test_what_the_first_rank_has_said_is_not_said_again(run, capfd):
     answer, _, _ = run("sys.exit('ldm: the data are missing')")
     assert answer == (1, "")

@@ -41,7 +41,7 @@ def ask(*command: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 600.0) -> None:
+def wait_for(condition: Callable[[], object], *, seconds: float = 1800.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing came of it in time"
@@ -132,7 +132,7 @@ def test_a_job_that_is_stopped_again_and_again_ends_with_the_weights_of_one_that
         else:
             ask("scancel", "--signal=USR1", "--batch", job.number)
         wait_for(lambda: int(job.facts["Restarts"]) > cycle)  # noqa: B023
-    wait_for(lambda: job.ended, seconds=1200)
+    wait_for(lambda: job.ended)
     assert job.facts["JobState"] == "COMPLETED", job.words
     assert int(job.facts["Restarts"]) == CYCLES
 

@@ -19,7 +19,9 @@ def trained(tmp_path):
 
     def make(value: str, loss: float | None, *, finished: bool = True) -> Point:
         swept = {"optimizer.lr": value}
-        point = Point(folder=tmp_path / "rates" / label_of(swept), swept=swept, command=["ldm.train"])
+        folder = tmp_path / "rates" / label_of(swept)
+        command = ["ldm.train", f"optimizer.lr={value}", "steps=3", "data.root=/here", f"runs={folder}"]
+        point = Point(folder=folder, swept=swept, command=command)
         point.save()
         run = point.folder / "rates" / "20260101-000000-00000000"
         (run / "bundle").mkdir(parents=True)
@@ -75,7 +77,7 @@ def test_a_table_has_its_points_by_size_and_a_figure(trained, tmp_path):
     ]
     words = (tmp_path / "out" / "README.md").read_text()
     assert "| 1e-3 | 0.25 | finished |" in words
-    assert "4 points, at commit 0123456789" in words
+    assert "4 points of `python -m ldm.train steps=3`, at commit 0123456789" in words
     with Image.open(tmp_path / "out" / "figure.png") as figure:
         assert len(figure.convert("RGB").getcolors(100_000)) > 2
 

@@ -1,0 +1,57 @@
+"""A training under srun: the job queues again by itself, and Lightning leaves that alone."""
+
+import signal
+
+import pytest
+from pytorch_lightning import Callback
+
+from ldm.start import plugins
+
+TASK = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOB_NAME": "ldm-train",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+
+
+class Handler(Callback):
+    """What SIGUSR1 meets while Lightning's handlers are there and those that save our states are not."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.found = signal.getsignal(signal.SIGUSR1)
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """This process as a task of srun."""
+    for name, value in TASK.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def handler_in_a_fit(make_trainer, diffusion_stage, latents):
+    def call(**options):
+        handler = Handler()
+        make_trainer(1, handler, **options).fit(diffusion_stage(), datamodule=latents)
+        return handler.found
+
+    return call
+
+
+def test_lightning_does_not_queue_the_job_again(task, handler_in_a_fit):
+    assert handler_in_a_fit(plugins=plugins({})) == signal.SIG_DFL
+    assert handler_in_a_fit() != signal.SIG_DFL  # what it would do otherwise
+
+
+def test_other_processes_get_no_place(monkeypatch):
+    assert plugins({}) == []
+    for name, value in TASK.items():
+        monkeypatch.setenv(name, value)
+    assert len(plugins({"plugins": ["own"]})) == 2
+    for name, value in {"RANK": "0", "GROUP_RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a rank that the watcher started inside a job")
+    assert plugins({"plugins": ["own"]}) == ["own"]
