@@ -113,7 +113,10 @@ def test_steps_and_sampler_may_be_others_than_the_bundles(run, bundle, tmp_path)
         (["from=hf://a/b@main", "out=y"], "from=hf://a/b@main is not pinned"),
         (["from=README.md", "out=y"], "README.md is neither a whole safetensors file nor a zip"),
         (["from=conf", "out=y"], "there is no conf/config.json"),
-        (["to=diffusers", "out=y"], "the backbone can't be written for diffusers, which lacks patch=2"),
+        (
+            ["to=diffusers", "out=y", "+sampler=heun"],
+            "sampler.method ldm.diffusion.samplers.heun can't be written for diffusers' flows, only ddim",
+        ),
         (["text_stat=last"], "there is no key 'text_stat', did you mean 'text_state'?"),
     ],
 )

@@ -57,7 +57,7 @@ def test_stable_diffusions_leading_steps_are_read(kind):
 @pytest.mark.parametrize(
     ("process", "sampler", "sentence"),
     [
-        ("flow", "ddim", "process.schedule ldm.diffusion.schedules.rectified_flow"),
+        ("edm", "ddim", "process.schedule ldm.diffusion.schedules.edm"),
         ("sd15", "heun", "sampler.method ldm.diffusion.samplers.heun"),
     ],
 )
