@@ -41,6 +41,7 @@ class LatentDiffusion(LightningModule):
 
     Raises:
         BundleError: an `initial` that is missing, damaged or of another network.
+        ValueError: a `net` for other latents or text states than the codec makes.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class LatentDiffusion(LightningModule):
         initial: str | None = None,
     ) -> None:
         super().__init__()
+        check_codec(net, codec)
         if initial is not None:
             Bundle.open(initial).copy_into(net, "backbone")
         self.net = net
@@ -159,3 +161,22 @@ class LatentDiffusion(LightningModule):
         return write_bundle(
             path, parts=parts, tokenizer=texts.tokenizer(), settings=settings, dtype=torch.float16
         )
+
+
+def check_codec(net: nn.Module, codec: Codec) -> None:
+    """Refuses a network that could not read what the codec makes of pictures and captions.
+
+    Raises:
+        ValueError: other channels of latents, or text states of another width.
+    """
+    made = {
+        "latent_channels": (codec.autoencoder.latent_channels, "latents of", "codec.autoencoder"),
+        "context_dim": (codec.text_encoder.width, "text states of", "codec.text_encoder"),
+    }
+    for option, (count, what, part) in made.items():
+        wanted = getattr(net, option, count)
+        if wanted != count:
+            raise ValueError(
+                f"backbone: {option}={wanted}, but {part} makes {what} {count}: choose a backbone for {count}, "
+                f"or another {part}"
+            )

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from ldm.callbacks.ema import EMA
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
+from ldm.stages.diffusion import check_codec
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -124,3 +125,20 @@ def test_the_bundle_draws_what_the_stage_draws(diffusion_stage, bundle_path, spe
     assert_close(drawn, stage.pipeline().latents(["a red apple"], [3]), rtol=0.02, atol=0.02)
     assert written.config["origin"]["experiment"] == "tiny"
     assert written.config["codec_origin"]["autoencoder"] == source.config["origin"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"latent_channels": 6}, "backbone: latent_channels=6, but codec.autoencoder makes latents of 4"),
+        ({"context_dim": 8}, "backbone: context_dim=8, but codec.text_encoder makes text states of 16"),
+    ],
+)
+def test_a_network_for_another_codec_is_refused(codec, change, sentence):
+    net = torch.nn.Identity()
+    net.latent_channels, net.context_dim = 4, 16
+    check_codec(net, codec)
+    for name, value in change.items():
+        setattr(net, name, value)
+    with pytest.raises(ValueError, match=sentence):
+        check_codec(net, codec)
