@@ -71,9 +71,8 @@ def children(pid: int) -> list[int]:
 
 
 def recording(pid: int) -> int:
-    """The process in which W&B writes the record of one."""
-    (core,) = (each for each in children(pid) if Path(f"/proc/{each}/comm").read_text().strip() == CORE)
-    return core
+    """The process in which W&B writes the record of one, the newest if it has had several."""
+    return max(each for each in children(pid) if Path(f"/proc/{each}/comm").read_text().strip() == CORE)
 
 
 def become(behaviour: Behaviour) -> During:

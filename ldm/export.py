@@ -19,7 +19,7 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 
 @entry("export")
 def main(config: DictConfig) -> None:
-    """Makes a bundle of foreign weights or of a state, or of a bundle what others read: whole or not at all."""
+    """Makes a bundle of foreign weights or of a state, or of a bundle what others read; whole or nothing."""
     check_options(config)
     if config.state is not None:
         bundle_state(config)
@@ -112,7 +112,8 @@ def check_options(config: DictConfig) -> None:
     form = config.to
     if sum(config[name] is not None for name in ("from", "state", "to")) != 1:
         raise ValueError(
-            "write from=<weights> to make a bundle, or to=diffusers to export one, or state=<state>: one of them"
+            "write from=<weights> to make a bundle, or to=diffusers to export one, "
+            "or state=<state>: one of them"
         )
     if form is not None and form not in FORMS:
         raise ValueError(f"to={form} is unknown: write {' or '.join(f'to={name}' for name in FORMS)}")

@@ -45,8 +45,8 @@ def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:
     """
     if "weak" in config.get("guidance", {}):
         raise ValueError(
-            "guidance: a training has no weak bundle to be guided by: choose autoguidance for ldm.sample, and "
-            "guidance=cfg here"
+            "guidance: a training has no weak bundle to be guided by: choose autoguidance for ldm.sample, "
+            "and guidance=cfg here"
         )
     if config["trainer"].get("strategy", {}).get("_target_") != SHARDED:
         return

@@ -22,9 +22,7 @@ def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]
     return shift * t / (1 + (shift - 1) * t)
 
 
-def uniform(
-    steps: int, *, schedule: Schedule | None = None, shift: float = 1.0, first: float = 1.0
-) -> Times:
+def uniform(steps: int, *, schedule: Schedule | None = None, shift: float = 1.0, first: float = 1.0) -> Times:
     """Even steps from `first` to 0, moved towards noise by `shift`.
 
     A `first` of 0.999 is where diffusers' flow schedulers begin, and keeps log(alpha / sigma) finite.

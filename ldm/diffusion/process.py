@@ -25,7 +25,7 @@ def scaled(t: Float[Tensor, "*times"], *, scale: float = 1000.0) -> Float[Tensor
 
 
 def whole(t: Float[Tensor, "*times"], *, num_steps: int = 1000) -> Float[Tensor, "*times"]:
-    """Network time of a flow in whole numbers from 0 to num_steps, rounded down as diffusers' schedulers do."""
+    """Network time of a flow in whole numbers from 0 to num_steps, rounded down as diffusers does."""
     return (num_steps * t).floor()
 
 

@@ -244,7 +244,7 @@ def _pools(fields: Fields, transformer: Mapping[str, Any]) -> bool:
     theirs = fields.whole("addition_embed_type_num_heads", 64, high=MAX_WIDTH)
     ours = _number_of_heads(transformer, transformer["context_dim"])
     if pools and theirs != ours:
-        raise ValueError(f"{fields.name}: addition_embed_type_num_heads={theirs}, ours has {ours} of that width")
+        raise ValueError(f"{fields.name}: addition_embed_type_num_heads={theirs}, ours has {ours} there")
     return pools
 
 

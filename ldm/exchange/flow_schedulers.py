@@ -91,7 +91,7 @@ def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> 
         )
     first = 1 - 1 / num_steps
     if grid.get("_target_") != GRID or abs(grid.get("first", 1.0) - first) > 1e-9:
-        raise ValueError(f"sampler.grid of a flow must be uniform with first={first:g}, as diffusers places it")
+        raise ValueError(f"sampler.grid of a flow must be uniform with first={first:g}, as in diffusers")
     return {
         **FIXED,
         "solver_order": order,

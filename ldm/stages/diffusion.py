@@ -177,6 +177,6 @@ def check_codec(net: nn.Module, codec: Codec) -> None:
         wanted = getattr(net, option, count)
         if wanted != count:
             raise ValueError(
-                f"backbone: {option}={wanted}, but {part} makes {what} {count}: choose a backbone for {count}, "
-                f"or another {part}"
+                f"backbone: {option}={wanted}, but {part} makes {what} {count}: choose a backbone for "
+                f"{count}, or another {part}"
             )

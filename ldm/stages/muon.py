@@ -92,10 +92,10 @@ class Muon(Optimizer):
             part.view(len(stack), *stack[0].flatten(1).shape)
             for part, stack in zip(flat.split(sizes), stacks, strict=True)
         ]
-        for number, stack in enumerate(stacks):
-            own = slice((rank() + number) % count, None, count)  # what is over goes to another rank each time
-            if stack[own]:
-                found[number][own] = self._share(stack[own], group)
+        for stack, owners, directions in zip(stacks, dealt_out(stacks, count), found, strict=True):
+            own = [place for place, owner in enumerate(owners) if owner == rank()]
+            if own:
+                directions[own] = self._share([stack[place] for place in own], group).to(directions.dtype)
         total(flat)  # it is 0 where other ranks have written
         return found
 
@@ -117,6 +117,19 @@ class Muon(Optimizer):
             mean = state["mean"] / (1 - fast ** state["step"])
             square = state["square"] / (1 - slow ** state["step"])
             p.addcdiv_(mean, square.sqrt() + group["eps"], value=-group["lr"])
+
+
+def dealt_out(stacks: list[list[Tensor]], count: int) -> list[list[int]]:
+    """The rank of each matrix of each stack: the dearest first, to whoever has least to do (Graham 1969)."""
+    costs = [max(shape) * min(shape) ** 2 for shape in (stack[0].flatten(1).shape for stack in stacks)]
+    owners = [[0] * len(stack) for stack in stacks]
+    loads = [0] * count
+    for number in sorted(range(len(stacks)), key=lambda number: -costs[number]):
+        for place in range(len(stacks[number])):
+            owner = loads.index(min(loads))
+            owners[number][place] = owner
+            loads[owner] += costs[number]
+    return owners
 
 
 def orthogonal(matrices: Tensor, *, iterations: int) -> Tensor:

@@ -147,7 +147,7 @@ def test_a_resumed_run_has_the_same_id(run):
         logger.log_metrics({"loss": 1.0}, step=0)
         logger.end(failed=True)
     names = [path.name for path in (run / "wandb").glob("offline-run-*")]
-    assert {name.rpartition("-")[2] for name in names} == {(run / "wandb_id").read_text()}
+    assert {name.split("-")[3] for name in names} == {(run / "wandb_id").read_text()}
 
 
 def test_a_service_that_answers_gets_the_curves_of_all_starts(run, service):
