@@ -100,7 +100,11 @@ def _refusal(url: str, key: str) -> str | None:
 
     try:
         answer = requests.post(
-            f"{url}/graphql", json={"query": QUERY}, auth=("api", key), timeout=ANSWER, allow_redirects=False
+            f"{url}/graphql",
+            json={"query": QUERY},
+            auth=("api", key),
+            timeout=2 * ANSWER,  # by then nobody waits any more
+            allow_redirects=False,
         )
         answer.raise_for_status()
         known = answer.json()["data"]["viewer"]
