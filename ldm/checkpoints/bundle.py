@@ -10,6 +10,7 @@ bundle/tokenizer.json
 import shutil
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,17 +102,15 @@ class Bundle:
             file, sha256, spec = (self.config["parts"][name][key] for key in ("file", "sha256", "spec"))
         except (KeyError, TypeError) as error:
             raise BundleError(f"bundle {self.path}: {CONFIG} is damaged (part {name!r})") from error
-        path = self._checked(file, sha256)
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise BundleError(f"bundle file {path} is not a whole safetensors file ({error})") from error
-        state = {
-            key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()
-        }
-        for key, tensor in state.items():
-            if not is_finite(tensor):
-                raise BundleError(f"bundle file {path}: tensor {key!r} holds NaN or Inf")
+        path = self._present(file)
+        with ThreadPoolExecutor(max_workers=1) as aside:  # hashing takes as long as looking at every weight
+            digest = aside.submit(hash_file, path)
+            try:
+                state = read_state(path)
+            except BundleError:
+                check_hash(path, digest.result(), sha256)  # a file that was changed is told of as that
+                raise
+            check_hash(path, digest.result(), sha256)
         give_back(path)  # looked at from end to end, and not needed before the network runs
         return Part(spec=spec, state=state)
 
@@ -154,19 +153,45 @@ class Bundle:
         give_back(self.path / Path(self.config["parts"][name]["file"]).name)
 
     def tokenizer(self) -> Tokenizer:
-        path = self._checked(TOKENIZER, self.entry("tokenizer")["sha256"])
+        path = self._present(TOKENIZER)
+        check_hash(path, hash_file(path), self.entry("tokenizer")["sha256"])
         return Tokenizer.load(path)
 
     def codec(self) -> Codec:
         return load_codec(autoencoder=str(self.path), text_encoder=str(self.path))
 
-    def _checked(self, file: str, sha256: str) -> Path:
+    def _present(self, file: str) -> Path:
         path = self.path / Path(file).name
         if not path.is_file():
             raise BundleError(f"bundle {self.path} lacks its file {path.name}: copy the whole folder again")
-        if hash_file(path) != sha256:
-            raise BundleError(f"bundle file {path} is damaged (sha256 differs): copy the whole folder again")
         return path
+
+
+def check_hash(path: Path, found: str, expected: str) -> None:
+    """Refuses a file that is not the one that was written.
+
+    Raises:
+        BundleError: its sha256 is another.
+    """
+    if found != expected:
+        raise BundleError(f"bundle file {path} is damaged (sha256 differs): copy the whole folder again")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, those with fractions in float32.
+
+    Raises:
+        BundleError: it is cut or forged, or holds NaN or Inf.
+    """
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise BundleError(f"bundle file {path} is not a whole safetensors file ({error})") from error
+    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    for key, tensor in state.items():
+        if not is_finite(tensor):
+            raise BundleError(f"bundle file {path}: tensor {key!r} holds NaN or Inf")
+    return state
 
 
 def is_finite(tensor: Tensor) -> bool:
