@@ -17,6 +17,7 @@ from torch import nn
 from ldm.checkpoints.bundle import Bundle, BundleError, find
 from ldm.codec import Codec
 from ldm.config import build, plain
+from ldm.outline import outline
 from ldm.tokenizers import Tokenizer
 from ldm.trial import (
     MARGIN,
@@ -36,7 +37,7 @@ CARDS = (8, 24, 80)  # GB of the GPUs that micro-batches are told for
 def dry_run(config: DictConfig) -> None:
     """Prints what the training of a config takes: parameters, memory, speed, micro-batches that fit."""
     print(f"{config.name}: {config.summary}")
-    with torch.device("meta"):
+    with outline():
         net = build(config.model.stage.net)
     least, memory = 5 * num_bytes(net.parameters()), memory_here()  # weights, gradients, moments, average
     if least > memory:
@@ -75,7 +76,7 @@ def dry_run(config: DictConfig) -> None:
 def parts_on_meta(config: DictConfig) -> dict[str, nn.Module]:
     """The networks of the config's codec, which take no memory."""
     names = ("autoencoder", "text_encoder") if "codec" in config.model.stage else ()
-    with torch.device("meta"):
+    with outline():
         return {name.replace("_", " "): build(config[name]) for name in names}
 
 

@@ -26,11 +26,11 @@ def unwritten(path: Path) -> Iterator[tuple[int, int]]:
     """First and last address of each mapping of a file of which no page was written to."""
     if not SMAPS.is_file():
         return
-    addresses = None
+    addresses, resolved = None, str(path.resolve())
     for line in SMAPS.read_text(encoding="utf-8", errors="replace").splitlines():
         name, *fields = line.split(maxsplit=5)
         if not name.endswith(":"):  # a mapping's first line: addresses, rights, offset, device, inode, path
-            own = fields[4:] == [str(path.resolve())]
+            own = fields[4:] == [resolved]
             addresses = [int(each, 16) for each in name.split("-")] if own else None
         elif addresses and name == "Anonymous:" and fields[0] == "0":  # pages that are no longer the file's
             yield addresses[0], addresses[1]

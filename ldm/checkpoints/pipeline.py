@@ -1,6 +1,7 @@
 """From a bundle to a pipeline."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -51,11 +52,13 @@ def open_pipeline(bundle: Bundle, *, precision: str = "float32", **options: Any)
     if precision not in PRECISIONS:
         raise ValueError(f"{precision=} is unknown: write {' or '.join(PRECISIONS)}")
     nodes = sampling_nodes(bundle, options)
-    net = bundle.network("backbone").requires_grad_(False)
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        codec = aside.submit(bundle.codec)
+        net = bundle.network("backbone").requires_grad_(False)
     pipeline = TextToImage(
         net=held_in(PRECISIONS[precision], net, bundle),
         process=construct(bundle.entry("process")),
-        codec=bundle.codec(),
+        codec=codec.result(),
         sampling=construct(nodes["sampler"]),
         guidance=guidance_of(nodes["guidance"]),
         size=bundle.entry("size"),
@@ -96,7 +99,7 @@ def weak_path(guidance: Mapping[str, Any]) -> str:
     Raises:
         ValueError: none is named.
     """
-    if guidance["weak"] in (None, "???"):
+    if guidance["weak"] is None:
         raise ValueError("guidance.weak is missing: name the weak bundle with guidance.weak=<bundle>")
     return str(guidance["weak"])
 

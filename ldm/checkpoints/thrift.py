@@ -30,7 +30,7 @@ def held_in(dtype: torch.dtype, net: nn.Module, bundle: Bundle) -> nn.Module:
     """
     read = 0
     for module in net.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.dtype != dtype:
             read += module.weight.nbytes
             module.to(dtype)
         if read > PORTION:

@@ -14,6 +14,7 @@ from ldm.checkpoints.bundle import Part, is_finite
 from ldm.construct import construct
 from ldm.exchange.keymap import Rule, shapes, translate
 from ldm.exchange.pickles import is_torch_file, read_pickle
+from ldm.outline import outline
 
 DTYPES = {
     "F64": torch.float64,
@@ -136,6 +137,6 @@ class Fit:
 
 
 def expected_shapes(spec: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Shape of each weight of a network that is built on the meta device, which takes no memory."""
-    with torch.device("meta"):
+    """Shape of each weight of a network that is built as an outline, which takes no memory."""
+    with outline():
         return shapes(construct(spec).state_dict())

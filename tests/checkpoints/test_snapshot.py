@@ -137,6 +137,6 @@ def test_a_weak_bundle_that_does_not_go_with_the_other_is_refused_by_name(bundle
 
 def test_a_weak_bundle_must_be_named(bundle_path):
     bundle = Bundle.open(bundle_path)
-    nodes = sampling_nodes(bundle, {"guidance": GUIDED | {"weak": "???"}})
+    nodes = sampling_nodes(bundle, {"guidance": GUIDED | {"weak": None}})
     with pytest.raises(ValueError, match=r"guidance\.weak is missing"):
         open_pipeline(bundle, **nodes)

@@ -1,0 +1,48 @@
+import subprocess
+import sys
+
+import torch
+from torch import nn
+
+from ldm.models.clip import TextTransformer
+from ldm.outline import outline
+
+BUILD = """
+import sys
+from ldm.models.clip import TextTransformer
+from ldm.outline import outline
+with outline():
+    TextTransformer(vocab_size=100, width=16, num_layers=1, num_heads=2, context_length=8)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def make() -> TextTransformer:
+    return TextTransformer(vocab_size=100, width=16, num_layers=1, num_heads=2, context_length=8)
+
+
+def test_an_outline_has_the_shapes_and_no_memory():
+    with outline():
+        drawn = make()
+    assert all(tensor.is_meta for tensor in (*drawn.parameters(), *drawn.buffers()))
+    shapes = {name: tensor.shape for name, tensor in make().state_dict().items()}
+    assert {name: tensor.shape for name, tensor in drawn.state_dict().items()} == shapes
+
+
+def test_weights_are_drawn_again_after_it():
+    with outline():
+        nn.Linear(4, 4)
+    layer = nn.Linear(4, 4)
+    assert not layer.weight.is_meta and layer.weight.std() > 0
+
+
+def test_it_draws_no_random_numbers():
+    state = torch.get_rng_state()
+    with outline():
+        make()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_compiler_stays_out():
+    done = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
