@@ -47,7 +47,7 @@ def dry_run(config: DictConfig) -> None:
         )
         frozen = parts_on_meta(config)
         print_parts({"net": net}, frozen)
-        return print_held(counted(net, frozen, averaged="ema" in config.callbacks))
+        return print_held(counted(net, frozen, averages=averages_kept(config)))
     torch.manual_seed(config.seed)
     stage, absent = made_up_stage(config)
     chosen = any(module.checkpointing for module in checkpointed(stage))
@@ -59,7 +59,7 @@ def dry_run(config: DictConfig) -> None:
         memory=memory,
     )
     tried = [
-        trier.attempt(checkpointing=checkpointing, averaged="ema" in config.callbacks)
+        trier.attempt(checkpointing=checkpointing, averages=averages_kept(config))
         for checkpointing in ((False, True) if checkpointed(stage) else (False,))
     ]
     trials, held = [trial for trial, _ in tried], tried[0][1]
@@ -80,14 +80,19 @@ def parts_on_meta(config: DictConfig) -> dict[str, nn.Module]:
         return {name.replace("_", " "): build(config[name]) for name in names}
 
 
-def counted(net: nn.Module, frozen: dict[str, nn.Module], *, averaged: bool) -> Held:
+def averages_kept(config: DictConfig) -> int:
+    """How many averages of the network a training keeps."""
+    return ("ema" in config.callbacks) + len(config.callbacks.get("averages", {}).get("lengths", []))
+
+
+def counted(net: nn.Module, frozen: dict[str, nn.Module], *, averages: int) -> Held:
     """What a training of `net` holds by its sizes; an optimizer keeps two moments of each parameter."""
     weights = num_bytes(net.parameters())
     return Held(
         weights=weights,
         gradients=weights,
         optimizer=2 * weights,
-        average=weights if averaged else 0,
+        average=averages * weights,
         frozen=num_bytes(p for part in frozen.values() for p in part.parameters()),
     )
 

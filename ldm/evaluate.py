@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.config import CONF, build, entry, nearest, plain
-from ldm.evaluation.sweep import points, title_of
+from ldm.evaluation.sweep import AXES, points
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
         return fetch_weights([*config.protocol.extractors, *(config.protocol.get("distances") or ())])
     from ldm.evaluation.command import Command
     from ldm.evaluation.ranks import Ranks
-    from ldm.evaluation.results import values
+    from ldm.evaluation.tables import numbers_table
 
     ranks = Ranks.started()
     command = Command(
@@ -38,12 +38,11 @@ def main(config: DictConfig) -> None:
         found = command.write_statistics(Path(config.write_statistics))
         return print(f"{config.write_statistics}: {found.features} of {found.count} pictures")
     if any(config.sweep.values()):
-        numbers = {title_of(line): line["value"] for line in command.sweep()}
+        table = numbers_table(command.sweep(), axes=AXES)
     else:
-        numbers = values(command.measure())
+        table = numbers_table(command.measure()["rows"])
     if ranks.number == 0:
-        for name, value in numbers.items():
-            print(f"{name:55} {value:.4g}")
+        print(table)
         print(f"report: {Path(config.out) / 'report.md'}")
 
 
@@ -57,6 +56,8 @@ def check_options(config: DictConfig) -> None:
         raise ValueError(f"steps={config.steps} must be a whole number, or null for the bundle's")
     if config.scale is not None and not isinstance(config.scale, int | float):
         raise ValueError(f"scale={config.scale} must be a number, or null for the bundle's")
+    if config.ema_length is not None and not isinstance(config.ema_length, int | float):
+        raise ValueError(f"ema_length={config.ema_length} must be a number, or null for the bundle's")
     if config.show < 1:
         raise ValueError(f"show={config.show} must be at least 1")
     if config.pictures is not None and config.real is not None:

@@ -35,7 +35,8 @@ def bundle_state(config: DictConfig) -> None:
 
     from ldm.checkpoints.snapshot import bundle_of_state
 
-    out = bundle_of_state(Path(config.state), Path(config.out), dtype=getattr(torch, config.precision))
+    dtype = getattr(torch, config.precision)
+    out = bundle_of_state(Path(config.state), Path(config.out), length=config.ema_length, dtype=dtype)
     print(f"bundle: {out}")
 
 
@@ -77,7 +78,7 @@ def export_bundle(config: DictConfig) -> None:
     from ldm.checkpoints.bundle import Bundle
     from ldm.exchange.exporting import open_export, write_diffusers, write_single_file
 
-    options = {name: plain(config).get(name) for name in ("sampler", "steps")}
+    options = {name: plain(config).get(name) for name in ("sampler", "grid", "steps")}
     if config.to == "onnx":
         return export_graphs(config, options)
     export = open_export(Bundle.open(config.bundle), options)
@@ -119,6 +120,10 @@ def check_options(config: DictConfig) -> None:
         raise ValueError(f"to={form} is unknown: write {' or '.join(f'to={name}' for name in FORMS)}")
     if config.precision not in PRECISIONS:
         raise ValueError(f"precision={config.precision} is unknown: write one of {', '.join(PRECISIONS)}")
+    if config.ema_length is not None and (
+        config.state is None or not isinstance(config.ema_length, int | float)
+    ):
+        raise ValueError(f"ema_length={config.ema_length} must be a number, and goes with state=<state>")
     if form == "onnx":
         check_onnx(config.precision)
     if config.out is None:

@@ -134,14 +134,14 @@ class Trier:
             trainer.fit(self.stage, DataLoader(batches, batch_size=None))
         return observer, trainer
 
-    def attempt(self, *, checkpointing: bool, averaged: bool) -> tuple[Trial, Held]:
+    def attempt(self, *, checkpointing: bool, averages: int) -> tuple[Trial, Held]:
         """Steps of one and two samples metered, then as many timed as time and memory allow."""
         set_checkpointing(self.stage, checkpointing)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         observer, trainer = self.run((1, 2), metering=True)
         allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        held = held_by(self.stage, trainer.optimizers, averaged=averaged)
+        held = held_by(self.stage, trainer.optimizers, averages=averages)
         (one, two), slow = observer.meters, min(observer.seconds[0], observer.seconds[1] / 2)
         trial = Trial(
             checkpointing=checkpointing,
@@ -171,7 +171,7 @@ def made_up_batch(stage: LightningModule, count: int, *, size: int) -> LatentBat
     return PictureBatch(image=image, text=[ENDLESS] * count, position=numbers, index=numbers)
 
 
-def held_by(stage: LightningModule, optimizers: Iterable[Optimizer], *, averaged: bool) -> Held:
+def held_by(stage: LightningModule, optimizers: Iterable[Optimizer], *, averages: int) -> Held:
     """What a training of the stage holds once it has made a step."""
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
     moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
@@ -179,7 +179,7 @@ def held_by(stage: LightningModule, optimizers: Iterable[Optimizer], *, averaged
         weights=num_bytes([*stage.parameters(), *stage.buffers()]),
         gradients=num_bytes(p for p in stage.parameters() if p.requires_grad),
         optimizer=num_bytes(moments),
-        average=num_bytes([*stage.net.parameters(), *stage.net.buffers()]) if averaged else 0,
+        average=averages * num_bytes([*stage.net.parameters(), *stage.net.buffers()]),
         frozen=num_bytes(p for part in frozen_parts(stage).values() for p in part.parameters()),
     )
 

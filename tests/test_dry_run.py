@@ -68,7 +68,7 @@ def test_what_is_too_large_for_the_machine_is_counted_and_not_tried(capsys):
 
 
 def test_held_bytes_are_those_of_the_closed_form(trier):
-    _, held = trier.attempt(checkpointing=False, averaged=True)
+    _, held = trier.attempt(checkpointing=False, averages=1)
     net = trier.stage.net
     parameters = count(net)
     assert held.weights == held.gradients == held.average == FLOAT * parameters
@@ -79,8 +79,8 @@ def test_held_bytes_are_those_of_the_closed_form(trier):
 
 
 def test_checkpointing_takes_less_memory_and_more_work(trier):
-    plain, _ = trier.attempt(checkpointing=False, averaged=False)
-    checkpointed, _ = trier.attempt(checkpointing=True, averaged=False)
+    plain, _ = trier.attempt(checkpointing=False, averages=0)
+    checkpointed, _ = trier.attempt(checkpointing=True, averages=0)
     assert checkpointed.sample < plain.sample
     assert (
         plain.operations < checkpointed.operations < 4 / 3 * plain.operations
@@ -91,7 +91,7 @@ def test_checkpointing_takes_less_memory_and_more_work(trier):
 
 
 def test_the_peak_for_three_samples_is_where_those_for_one_and_two_point(trier):
-    trial, _ = trier.attempt(checkpointing=False, averaged=False)
+    trial, _ = trier.attempt(checkpointing=False, averages=0)
     observer, _ = trier.run((3,), metering=True)
     # 5 %: some operators need memory for the weights that overlaps with the samples' only where these are few
     assert observer.meters[0].peak == pytest.approx(trial.step + 3 * trial.sample, rel=0.05)

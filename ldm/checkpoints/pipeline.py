@@ -21,7 +21,7 @@ def sampling_nodes(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
     """The `sampler` and `guidance` nodes to draw with: a command's own or the bundle's, changed as it asks.
 
     Args:
-        config: may hold `sampler` and `guidance`, and `steps` and `scale` that change whichever is used.
+        config: may hold `sampler` and `guidance`, and `grid`, `steps`, `scale` that change whichever is used.
 
     Raises:
         BundleError: a bundle without a denoiser.
@@ -31,6 +31,8 @@ def sampling_nodes(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
         held = ", ".join(bundle.names)
         raise BundleError(f"bundle {bundle.path} can't draw: it has no denoiser, only {held}")
     nodes = {name: config.get(name) or bundle.entry(name) for name in ("sampler", "guidance")}
+    if config.get("grid") is not None:
+        nodes["sampler"] = nodes["sampler"] | {"grid": config["grid"]}
     if config.get("steps") is not None:
         nodes["sampler"] = nodes["sampler"] | {"steps": config["steps"]}
     if config.get("scale") is not None:
@@ -43,7 +45,7 @@ def open_pipeline(bundle: Bundle, *, precision: str = "float32", **options: Any)
 
     Args:
         precision: of the denoiser's matrix products, float32 or bfloat16.
-        options: `sampler`, `guidance`, `steps`, `scale`: what `sampling_nodes` reads.
+        options: `sampler`, `guidance`, `grid`, `steps`, `scale`: what `sampling_nodes` reads.
 
     Raises:
         BundleError: a bundle without a denoiser, or a weak one that doesn't go with it.

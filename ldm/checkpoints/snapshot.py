@@ -1,24 +1,31 @@
 """A training state's averaged denoiser as a bundle: an early one is the weak network of autoguidance.
 
+Its average is the one that was kept, or of any length if the training wrote what `power_average.py` reads.
+
 A run keeps its newest states alone, as many as `callbacks.saving.keep` says: raise it to have early ones.
 """
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from ldm.checkpoints.bundle import Bundle, Part, write_bundle
+from ldm.checkpoints.bundle import Bundle, Part, find
+from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
+from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.run import RECORD, Run
 from ldm.checkpoints.store import STATE, is_whole, step_of
 
 AVERAGE = "EMA"  # the callback under whose name a state holds the averaged weights
 
 
-def bundle_of_state(state: Path, out: Path, *, dtype: torch.dtype = torch.float16) -> Path:
+def bundle_of_state(
+    state: Path, out: Path, *, length: float | None = None, dtype: torch.dtype = torch.float16
+) -> Path:
     """Writes the bundle that the run would have left had it ended at this state.
 
     Autoencoder, text encoder and tokenizer come from the run's own bundle if it has one, else from those
@@ -27,10 +34,11 @@ def bundle_of_state(state: Path, out: Path, *, dtype: torch.dtype = torch.float1
     Args:
         state: `<run>/checkpoints/step=<step>`.
         out: the folder to make.
+        length: of the average, put together of what `callbacks.averages` wrote; null takes the state's own.
         dtype: of the stored weights.
 
     Raises:
-        ValueError: no whole state of a denoiser's training, or one without averaged weights.
+        ValueError: no whole state of a denoiser's training, or no averaged weights to be had.
         FileExistsError: `out` is there already.
     """
     state = state.parent if state.name == STATE else state
@@ -40,45 +48,74 @@ def bundle_of_state(state: Path, out: Path, *, dtype: torch.dtype = torch.float1
     config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     if not {"backbone", "codec"} <= config.keys():
         raise ValueError(f"state={state} is of {config['name']}, which trains no denoiser")
-    pictures, texts = codec_bundles(run, config)
-    origins = {"autoencoder": pictures.entry("origin"), "text_encoder": texts.entry("origin")}
-    names = [name for name in ("text_encoder", "image_encoder") if name in texts.names]
-    parts = {"backbone": Part(spec=config["backbone"], state=averaged_weights(state))}
-    parts["autoencoder"] = pictures.part("autoencoder")
-    parts |= {name: texts.part(name) for name in names}
-    settings = {
-        "size": config["data"]["size"],
-        "latents": pictures.entry("latents"),
-        **{name: config[name] for name in ("process", "sampler", "guidance")},
-        "origin": {"experiment": config["name"], "step": step_of(state)} | recorded(run),
-        "codec_origin": pictures.entry("codec_origin") if run.finished else origins,
-    }
-    return write_bundle(out, parts=parts, tokenizer=texts.tokenizer(), settings=settings, dtype=dtype)
+    own = Bundle.open(run.path) if run.finished else None
+    codec = CodecBundles(own, own) if own else CodecBundles.named(config)
+    weights = averaged_weights(state) | ({} if length is None else average_of(run, step_of(state), length))
+    return write_denoiser(
+        out,
+        Part(spec=config["backbone"], state=weights),
+        codec,
+        config=config,
+        size=config["data"]["size"],
+        origin={"experiment": config["name"], "step": step_of(state), **told(length)} | recorded(run),
+        codec_origin=own.entry("codec_origin") if own else codec.origins,
+        dtype=dtype,
+    )
+
+
+def bundle_of_length(bundle: str, out: Path, *, length: float) -> Path:
+    """Writes a run's newest bundle with an average of another length.
+
+    Args:
+        bundle: as in `Bundle.open`.
+
+    Raises:
+        BundleError: there is no bundle.
+        ValueError: it lies in no run with a whole state, or no such average can be made.
+    """
+    found = find(Path(bundle))
+    state = Run(path=found.parent).state()
+    if state is None:
+        raise ValueError(
+            f"ema_length={length} needs the run that bundle {found} came from, and its newest state"
+        )
+    return bundle_of_state(state, out, length=length)
 
 
 def averaged_weights(state: Path) -> dict[str, Tensor]:
     """The averaged network of a state, by name of its weights.
 
     Raises:
-        ValueError: the state is in shards, or its training kept no average.
+        ValueError: the state is in shards or can't be read, or its training kept no average.
     """
     if (state / STATE).is_dir():
         raise ValueError(
             f"state={state} lies in shards: go on from it with trainer.strategy.save_shards=false, and take"
             " the next state"
         )
-    held = torch.load(state / STATE, weights_only=True, map_location="cpu", mmap=True)
+    try:
+        held = torch.load(state / STATE, weights_only=True, map_location="cpu", mmap=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(
+            f"state={state} is no training state of ours, or damaged ({type(error).__name__}): take another"
+        ) from error
     if AVERAGE not in held.get("callbacks", {}):
         raise ValueError(f"state={state} holds no averaged weights: train with callbacks.ema")
     return held["callbacks"][AVERAGE]["net"]
 
 
-def codec_bundles(run: Run, config: dict[str, Any]) -> tuple[Bundle, Bundle]:
-    """Where a run's autoencoder and text encoder lie."""
-    if run.finished:
-        own = Bundle.open(run.path / "bundle")
-        return own, own
-    return Bundle.open(config["codec"]["autoencoder"]), Bundle.open(config["codec"]["text_encoder"])
+def average_of(run: Run, step: int, length: float) -> dict[str, Tensor]:
+    """The parameters of a run's average of some length, as it was at a step.
+
+    Raises:
+        ValueError: no such average can be made.
+    """
+    return Averages(run.path / "averages").average(Profile(step, length))
+
+
+def told(length: float | None) -> dict[str, float]:
+    """What a bundle's origin tells of its average's length."""
+    return {} if length is None else {"ema_length": length}
 
 
 def recorded(run: Run) -> dict[str, Any]:

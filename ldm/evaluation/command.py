@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ldm.checkpoints.provenance import config_hash
+from ldm.checkpoints.snapshot import bundle_of_length
 from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.observing import Observers
 from ldm.evaluation.opening import (
@@ -80,7 +82,8 @@ class Command:
     def measure(self) -> dict[str, Any]:
         """Measures the subject into the folder `out`; returns the results document."""
         with self._new_folder() as folder:
-            document, sets, subject = self._document(self.options, autoencoder=True)
+            with averaged(self.options) as options:
+                document, sets, subject = self._document(options, autoencoder=True)
             if folder is not None:
                 write_report(folder, document, sets, curves=metrics_log(subject))
         return document
@@ -90,7 +93,8 @@ class Command:
         lines: list[dict[str, Any]] = []
         with self._new_folder() as folder:
             for number, point in enumerate(points(self.options["sweep"])):
-                document, sets, _ = self._document(self._at(point))
+                with averaged(self._at(point)) as options:
+                    document, sets, _ = self._document(options)
                 rows = [row for each in sets for row in each.rows]
                 lines += lines_of(point, rows, ruler=document["protocol"]["ruler"])
                 if folder is not None:
@@ -158,6 +162,17 @@ class Command:
         """The folder to fill, in the first process; the others have none."""
         with new_folder(Path(self.options["out"])) if self.ranks.number == 0 else nullcontext() as folder:
             yield folder
+
+
+@contextmanager
+def averaged(options: Options) -> Iterator[Options]:
+    """The options with the bundle of the average that `ema_length` asks for; as they are where it is null."""
+    if options["ema_length"] is None:
+        yield options
+        return
+    with TemporaryDirectory() as folder:
+        bundle = bundle_of_length(options["bundle"], Path(folder) / "bundle", length=options["ema_length"])
+        yield {**options, "bundle": str(bundle)}
 
 
 def metrics_log(subject: Subject) -> Path | None:

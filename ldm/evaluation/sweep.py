@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the command checks a sweep before it loads torch
     from ldm.evaluation.rows import Row
 
-LISTS = {"bundles": "bundle", "samplers": "sampler", "num_steps": "steps", "scales": "scale"}  # list -> axis
+LISTS = {  # list -> axis
+    "bundles": "bundle",
+    "ema_lengths": "ema_length",
+    "samplers": "sampler",
+    "num_steps": "steps",
+    "scales": "scale",
+}
 AXES = tuple(LISTS.values())
 NUMBER = (
     "nfe",
@@ -55,12 +61,6 @@ def lines_of(point: Point, rows: Sequence["Row"], *, ruler: str) -> list[dict[st
     """
     fields = (*NUMBER, *REST)
     return [{**point, **{name: getattr(row, name) for name in fields}, "ruler": ruler} for row in rows]
-
-
-def title_of(line: Mapping[str, Any]) -> str:
-    """What a line's number is, as `train/fid sampler=ddim scale=2`."""
-    point = [f"{axis}={line[axis]}" for axis in AXES if line[axis] is not None]
-    return " ".join([f"{line['set']}/{line['metric']}", *point])
 
 
 def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from ldm.evaluation.sweep import AXES
 
-DISTANCES = ("fid", "fd_")  # beginnings of metrics' names
-SCORES = ("own_clip_score", "clip_score")  # their ends
+DISTANCES = ("fid", "fd_")  # beginnings of results' names
 
 
 class Place(NamedTuple):
@@ -19,7 +18,9 @@ class Place(NamedTuple):
 
 
 def draw_sweep(lines: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, str]:
-    """Distance against CLIP score along the scale, and against evaluations along the steps, for each set.
+    """Distance against CLIP score, evaluations and length of the average, for each set.
+
+    A curve follows the scale, the steps or the length; the other axes name it.
 
     Returns the names of the PNG files by title; each has an SVG beside it. A figure is left out where the
     sweep doesn't hold what it needs.
@@ -28,8 +29,8 @@ def draw_sweep(lines: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, st
     for set_name in dict.fromkeys(line["set"] for line in lines):
         mine = [line for line in lines if line["set"] == set_name]
         distance = _first(mine, lambda name: name.startswith(DISTANCES))
-        score = _first(mine, lambda name: name.endswith(SCORES))
-        for x, along in ((score, "scale"), ("nfe", "steps")):
+        score = _first(mine, lambda name: "clip" in name and name.endswith("_score"))
+        for x, along in ((score, "scale"), ("nfe", "steps"), ("ema_length", "ema_length")):
             if distance is not None and x is not None:
                 found = curves_of(mine, x=x, y=distance, along=along)
                 if any(len(places) > 1 for places in found.values()):
@@ -44,15 +45,14 @@ def curves_of(lines: Sequence[Mapping[str, Any]], *, x: str, y: str, along: str)
 
     Args:
         lines: of the sweep's table, of one set.
-        x, y: metrics; for x also "nfe".
+        x, y: metrics; for x also "nfe" and "ema_length".
         along: the axis that each curve follows; the others name it.
     """
     values: dict[tuple[Any, ...], dict[str, float]] = {}
     for line in lines:
         point = values.setdefault(tuple(line[axis] for axis in AXES), {})
         point[line["metric"]] = line["value"]
-        if line["nfe"] is not None:
-            point["nfe"] = line["nfe"]
+        point |= {name: line[name] for name in ("nfe", "ema_length") if line[name] is not None}
     found: dict[str, list[Place]] = {}
     for key, numbers in values.items():
         if x in numbers and y in numbers:

@@ -8,7 +8,8 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from ldm.checkpoints.bundle import Bundle, Part, write_bundle
+from ldm.checkpoints.bundle import Bundle, Part
+from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
 from ldm.checkpoints.provenance import origin
 from ldm.codec import Codec
 from ldm.data import keyed
@@ -142,24 +143,15 @@ class LatentDiffusion(LightningModule):
         state = whole_state(self.averaged or self.net)
         if not is_first():
             return path
-        pictures, texts = (Bundle.open(config["codec"][name]) for name in ("autoencoder", "text_encoder"))
-        parts = {"backbone": Part(spec=config["backbone"], state=state)}
-        parts["autoencoder"] = pictures.part("autoencoder")
-        parts |= {name: texts.part(name) for name in ("text_encoder", "image_encoder") if name in texts.names}
-        settings = {
-            "size": self.size,
-            "latents": pictures.config["latents"],
-            "process": config["process"],
-            "sampler": config["sampler"],
-            "guidance": config["guidance"],
-            "origin": origin(config),
-            "codec_origin": {
-                "autoencoder": pictures.config["origin"],
-                "text_encoder": texts.config["origin"],
-            },
-        }
-        return write_bundle(
-            path, parts=parts, tokenizer=texts.tokenizer(), settings=settings, dtype=torch.float16
+        codec = CodecBundles.named(config)
+        return write_denoiser(
+            path,
+            Part(spec=config["backbone"], state=state),
+            codec,
+            config=config,
+            size=self.size,
+            origin=origin(config),
+            codec_origin=codec.origins,
         )
 
 

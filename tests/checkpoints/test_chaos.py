@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
-from benchmarks.chaos import saver
+from benchmarks.chaos import ranks, resumes, saver
 from benchmarks.chaos.__main__ import KINDS, main, run
 from benchmarks.chaos.disk import damage, flip
 from benchmarks.chaos.kills import kill
+from benchmarks.chaos.world import STEPS
 from ldm.checkpoints import store
 
 FAST = {"saves", "disk"}  # of the resumes, those of one process are in tests/stages/test_resume.py
@@ -21,6 +22,16 @@ def test_the_long_form_is_long_enough():
     assert tries["SIGKILL at any moment"] + tries["SIGKILL inside a save"] >= 300
     assert tries["SIGKILL inside a save"] >= 100
     assert tries["SIGKILL to a training"] >= 30
+
+
+def test_the_matrix_has_every_step_on_one_rank_and_on_two_with_and_without_loader_processes():
+    whole = {cell.name for cell in (*resumes.CELLS, *ranks.CELLS) if len(cell.ends) == STEPS}
+    ways = ("at every step", "in every accumulation")
+    assert whole >= {*ways, *(f"two ranks, {way}" for way in ways)}
+    assert whole >= {
+        "at every step, two loader processes",
+        "two ranks, at every step, two loader processes each",
+    }
 
 
 @pytest.mark.parametrize("kind", SHARE, ids=lambda kind: kind.name)

@@ -9,10 +9,12 @@ import yaml
 from torch.testing import assert_close
 
 from ldm.callbacks.ema import EMA
+from ldm.callbacks.power_averages import PowerAverages
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
-from ldm.checkpoints.snapshot import bundle_of_state
+from ldm.checkpoints.power_average import Averages, Profile
+from ldm.checkpoints.snapshot import bundle_of_length, bundle_of_state
 
 GUIDED = {"_target_": "ldm.diffusion.guidance.autoguidance", "_partial_": True, "scale": 2.0}
 
@@ -133,6 +135,38 @@ def test_a_weak_bundle_that_does_not_go_with_the_other_is_refused_by_name(bundle
     with pytest.raises(BundleError, match=named) as refused:
         open_pipeline(Bundle.open(bundle_path), guidance=GUIDED | {"weak": str(path)})
     assert str(path) in str(refused.value)
+
+
+def test_a_bundle_of_another_average_is_made_of_what_was_written(run, tmp_path):
+    folder, _ = run(
+        EMA(decay=0.9), PowerAverages(lengths=[0.05, 0.1], every=1, folder=str(tmp_path / "run" / "averages"))
+    )
+    state = folder / "checkpoints" / "step=00000002"
+    made = Bundle.open(bundle_of_state(state, tmp_path / "made", length=0.1, dtype=torch.float32))
+    kept = Averages(folder / "averages").average(Profile(2, 0.1))
+    weights = made.part("backbone").state
+    assert kept.keys() <= weights.keys()
+    for name, value in kept.items():
+        assert_close(weights[name], value)
+    assert made.entry("origin")["ema_length"] == 0.1
+
+
+def test_a_finished_runs_bundle_is_made_anew_with_another_average(run, settings, tmp_path):
+    folder, stage = run(
+        EMA(decay=0.9), PowerAverages(lengths=[0.05, 0.1], every=1, folder=str(tmp_path / "run" / "averages"))
+    )
+    stage.write_bundle(folder / "bundle", config=settings, data=None)
+    made = Bundle.open(bundle_of_length(str(folder), tmp_path / "made", length=0.1))
+    assert made.config["parts"]["autoencoder"] == Bundle.open(folder).config["parts"]["autoencoder"]
+    assert (
+        made.config["parts"]["backbone"]["sha256"]
+        != Bundle.open(folder).config["parts"]["backbone"]["sha256"]
+    )
+
+
+def test_another_average_needs_the_run(bundle_path, tmp_path):
+    with pytest.raises(ValueError, match=r"ema_length=0\.1 needs the run"):
+        bundle_of_length(str(bundle_path), tmp_path / "made", length=0.1)
 
 
 def test_a_weak_bundle_must_be_named(bundle_path):

@@ -187,6 +187,12 @@ def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, caps
     assert "did you mean 'precision'" in refusal(
         command, capsys, "presicion=float32", f"out={tmp_path / 'new'}"
     )
+    assert "ema_length=long must be a number" in refusal(
+        command, capsys, "ema_length=long", f"out={tmp_path / 'new'}"
+    )
+    assert "ema_length=0.1 needs the run" in refusal(
+        command, capsys, "ema_length=0.1", f"out={tmp_path / 'new'}"
+    )
     assert "whole number" in refusal(command, capsys, "steps=many", f"out={tmp_path / 'new'}")
     assert "precision='float8'" in refusal(command, capsys, "precision=float8", f"out={tmp_path / 'new'}")
     new = f"out={tmp_path / 'new'}"

@@ -26,13 +26,35 @@ def lines():
 
 def test_points_are_all_combinations_of_the_axes_that_are_given():
     assert len(points({"num_steps": [1, 2, 3], "scales": [1, 2], "samplers": None})) == 6
-    assert points({}) == [{"bundle": None, "sampler": None, "steps": None, "scale": None}]
+    assert points({}) == [{"bundle": None, "ema_length": None, "sampler": None, "steps": None, "scale": None}]
     with pytest.raises(ValueError, match=r"sweep\.scales=2 must be a list"):
         points({"scales": 2})
     with pytest.raises(ValueError, match=r"sweep\.num_steps=\[\] must be a list with a value"):
         points({"num_steps": []})
     with pytest.raises(ValueError, match=r"sweep\.eta is unknown"):
         points({"eta": [1]})
+
+
+def test_a_curve_of_averages_stands_over_their_length(tmp_path):
+    found = []
+    for point in points({"ema_lengths": [0.1, 0.05], "scales": [1, 2]}):
+        row = Row(set="train", metric="fd_x", value=point["ema_length"] * point["scale"], images=8, nfe=2)
+        found += lines_of(point, [row], ruler="r" * 64)
+    curves = curves_of(found, x="ema_length", y="fd_x", along="ema_length")
+    assert curves == {
+        "scale 1": [(0.05, 0.05, "0.05"), (0.1, 0.1, "0.1")],
+        "scale 2": [(0.05, 0.1, "0.05"), (0.1, 0.2, "0.1")],
+    }
+    assert list(draw_sweep(found, tmp_path).values()) == ["train_fd_x_ema_length.png"]
+
+
+def test_the_score_of_any_clip_makes_a_curve(tmp_path):
+    found = []
+    for point in points({"scales": [1, 2]}):
+        numbers = {"fd_x": 9.0 - point["scale"], "clip_vit_l14_score": 0.1 * point["scale"]}
+        rows = [Row(set="train", metric=name, value=value, images=8) for name, value in numbers.items()]
+        found += lines_of(point, rows, ruler="r" * 64)
+    assert list(draw_sweep(found, tmp_path).values()) == ["train_fd_x_clip_vit_l14_score.png"]
 
 
 def test_a_curve_follows_one_axis_and_is_named_by_the_others(lines):

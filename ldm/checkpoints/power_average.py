@@ -1,0 +1,146 @@
+"""Averages of a training's weights of any length, put together after it (Karras et al. 2024, sec. 3).
+
+A training keeps a few averages whose memory grows with its steps and writes them out now and then. An average
+of another length, or as it was at another step, is a sum of those, as near as least squares can bring it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.checkpoints.durable import fsync, make_folder, temporary
+
+NAME = re.compile(r"step=(\d{8})_length=([\d.e-]+)\.safetensors")
+LONGEST = 12**-0.5  # of the exponent 0, which weighs all steps alike
+
+
+@dataclass(frozen=True, order=True)
+class Profile:
+    """How much each step counts in an average: step s of `step` counts as s**exponent.
+
+    Attributes:
+        step: the last step that counts.
+        length: standard deviation of the steps that count, as a share of `step`.
+    """
+
+    step: int
+    length: float
+
+    @property
+    def exponent(self) -> float:
+        """gamma of a length (Alg. 2): the root of length^2 (gamma + 2)^2 (gamma + 3) = gamma + 1 above zero.
+
+        Raises:
+            ValueError: a length that no average has.
+        """
+        return exponent_of(self.length)
+
+    def overlap(self, other: "Profile") -> float:
+        """Integral of the product of two profiles (Alg. 3)."""
+        (early, low), (late, high) = sorted(((self.step, self.exponent), (other.step, other.exponent)))
+        return (low + 1) * (high + 1) / (low + high + 1) * (early / late) ** high / late
+
+
+def exponent_of(length: float) -> float:
+    """The exponent of an average whose steps spread so far, as a share of the training.
+
+    Raises:
+        ValueError: a length outside (0, 0.2887).
+    """
+    if not 0 < length < LONGEST:
+        raise ValueError(f"an average's length of {length:g} must lie above 0 and below {LONGEST:.4f}")
+    inverse = length**-2
+    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
+    return float(roots.real.max())
+
+
+def decay(step: int, exponent: float) -> float:
+    """What an average keeps of itself at a step, counted from 1 (eq. 2 and 3)."""
+    return (1 - 1 / step) ** (exponent + 1)
+
+
+def shares(kept: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
+    """Weights whose sum of the kept profiles is nearest to the wanted one, in the mean of squares."""
+    overlaps = np.array([[a.overlap(b) for b in kept] for a in kept])
+    return np.linalg.lstsq(overlaps, np.array([a.overlap(wanted) for a in kept]), rcond=None)[0]
+
+
+@dataclass(frozen=True)
+class Averages:
+    """The averages that a training has written out.
+
+    Attributes:
+        folder: `<run>/averages`.
+    """
+
+    folder: Path
+
+    def write(self, profile: Profile, parameters: Mapping[str, Tensor]) -> Path:
+        """Writes one, whole or not at all, in the place of one of the same name."""
+        make_folder(self.folder)
+        draft = temporary(self.folder)
+        try:
+            save_file({name: value.cpu().contiguous() for name, value in parameters.items()}, draft)
+            fsync(draft)
+            path = draft.replace(
+                self.folder / f"step={profile.step:08d}_length={profile.length:g}.safetensors"
+            )
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        fsync(self.folder)
+        return path
+
+    def kept(self, *, until: int) -> dict[Profile, Path]:
+        """Those of steps up to one, in their order."""
+        found = ((NAME.fullmatch(path.name), path) for path in self.folder.glob("step=*"))
+        profiles = {Profile(int(match[1]), float(match[2])): path for match, path in found if match}
+        return {profile: path for profile, path in sorted(profiles.items()) if profile.step <= until}
+
+    def average(self, wanted: Profile) -> dict[str, Tensor]:
+        """Parameters of an average of any length, float32.
+
+        Raises:
+            ValueError: a length that no average has, nothing to make one of, or a damaged file.
+        """
+        kept = self.kept(until=wanted.step)
+        if not kept:
+            raise ValueError(
+                f"{self.folder} holds no averages up to step {wanted.step}: train with "
+                "callbacks.averages.lengths=[0.05,0.1], and take a state after callbacks.averages.every steps"
+            )
+        weights = shares(list(kept), wanted)
+        with ExitStack() as stack:
+            files = [stack.enter_context(opened(path)) for path in kept.values()]
+            return {name: weighted_sum(name, files, weights) for name in files[0].keys()}  # noqa: SIM118
+
+
+def opened(path: Path) -> safe_open:
+    """A file of averages, of which tensors are read one by one.
+
+    Raises:
+        ValueError: a file that is cut or damaged.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole average ({error}): remove it, the others do without"
+        ) from error
+
+
+def weighted_sum(name: str, files: Iterable[safe_open], weights: Iterable[float]) -> Tensor:
+    """One tensor of several files in one, float32."""
+    pairs = zip(files, weights, strict=True)
+    return (
+        torch.stack([file.get_tensor(name).double() * float(weight) for file, weight in pairs]).sum(0).float()
+    )
