@@ -41,7 +41,7 @@ def draw_sweep(lines: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, st
 
 
 def curves_of(lines: Sequence[Mapping[str, Any]], *, x: str, y: str, along: str) -> dict[str, list[Place]]:
-    """Curves of one set by name, each in the order of x.
+    """Curves of one set by name, each in the order of what it follows.
 
     Args:
         lines: of the sweep's table, of one set.
@@ -54,12 +54,13 @@ def curves_of(lines: Sequence[Mapping[str, Any]], *, x: str, y: str, along: str)
         point[line["metric"]] = line["value"]
         point |= {name: line[name] for name in ("nfe", "ema_length") if line[name] is not None}
     found: dict[str, list[Place]] = {}
-    for key, numbers in values.items():
+    number = AXES.index(along)
+    for key in sorted(values, key=lambda key: (key[number] is not None, key[number])):
+        numbers, point = values[key], dict(zip(AXES, key, strict=True))
         if x in numbers and y in numbers:
-            point = dict(zip(AXES, key, strict=True))
             label = "" if point[along] is None else f"{point[along]:g}"
             found.setdefault(_name(point, along), []).append(Place(numbers[x], numbers[y], label))
-    return {name: sorted(places) for name, places in found.items()}
+    return found
 
 
 def save_curves_of(curves: Mapping[str, Sequence[Place]], stem: Path, *, title: str, x: str, y: str) -> str:
