@@ -6,7 +6,7 @@ LDM := $(RUN) -m
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench faults ranks chaos slurm golden report
+.PHONY: help setup demo test check format bench peers weights faults ranks chaos slurm golden report
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -25,7 +25,7 @@ demo: setup  ## train CLIP, VAE and U-Net on emoji, draw, evaluate: 25 minutes o
 	@$(LDM) ldm.train +experiment=demo_vae
 	@$(LDM) ldm.train +experiment=demo
 	@$(LDM) ldm.sample bundle=$(DEMO) out=$(DEMO)/samples
-	@test -f $(DEMO)/evaluation/report.md || $(LDM) ldm.evaluate bundle=$(DEMO) out=$(DEMO)/evaluation
+	@test -f $(DEMO)/evaluation/report.md || $(LDM) ldm.evaluate bundle=$(DEMO) protocol.seeds=1 out=$(DEMO)/evaluation
 	@echo "pictures: $(DEMO)/samples/sheet.png"
 	@echo "report:   $(DEMO)/evaluation/report.md"
 	@echo "bundle:   $$(ls -d $(DEMO)/*/bundle | tail -n 1)"
@@ -50,6 +50,15 @@ bench: setup  ## U-Net and pipeline against diffusers', loader against the usual
 	$(LDM) benchmarks.logging_cost
 	$(LDM) benchmarks.pipeline_vs_diffusers
 
+peers: setup  ## measures against the usual calculators, on 2,000 pictures: 40 minutes
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	$(LDM) benchmarks.metrics_vs_peers
+
+weights: setup  ## weights at their size, tokenizer and exported pictures against their libraries: minutes
+	$(LDM) benchmarks.weights_at_size
+	$(LDM) benchmarks.exported_pictures
+	$(LDM) benchmarks.tokenizer_identity
+
 faults: setup  ## tables of injected faults: 143 kinds in data, then those of W&B: some minutes
 	$(LDM) benchmarks.injected_faults
 	$(LDM) benchmarks.wandb_faults
@@ -59,7 +68,7 @@ ranks: setup  ## two ranks that die, hang or are cancelled: 20 minutes
 	$(LDM) benchmarks.metric_faults
 	$(LDM) benchmarks.cancels
 
-chaos: setup  ## 320 kills of the save path, 60 of whole trainings, full disks, the resume matrix: many minutes
+chaos: setup  ## 320 kills of the save path, 60 of whole trainings, full disks, the resume matrix: half an hour
 	$(LDM) benchmarks.chaos --out chaos.json
 
 slurm: setup  ## trainings and a sweep on a SLURM cluster of this machine alone: half an hour

@@ -32,6 +32,10 @@ import torch
 
 from benchmarks.drawn_pictures import BATCH, draw, read, write_inception
 from benchmarks.metric_peers import PEERS, Numbers, Task, bare_network
+from ldm.evaluation.observing import parts_of
+from ldm.evaluation.scoring import score
+from ldm.metrics.features import FeatureExtractor
+from ldm.metrics.filed import filed
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.inception import SIZE, Inception2015
 from ldm.metrics.inception_score import InceptionScore
@@ -112,13 +116,16 @@ def metrics(subset: int) -> list[PictureMetric]:
 def ours(task: Task, *, like: str, count: int | None = None) -> Numbers:
     """All five from one look at each picture."""
     extractor = Inception2015(like=like, weights=str(task.weights), sha256=digest(task.weights))
-    measures = metrics(min(task.subset, count or task.subset))
-    for folder, real in ((task.real, True), (task.made, False)):
-        for images, numbers in read(folder, count=count):
-            batch = Observed(extractor(images), rows=numbers, captions=numbers)
-            for measure in measures:
-                measure.update(batch, real=real)
-    return {name: float(value) for each in measures for name, value in each.compute().items()}
+    measures = {type(each).__name__: each for each in metrics(min(task.subset, count or task.subset))}
+    real, made = (looked_at(folder, extractor, count) for folder in (task.real, task.made))
+    return score(measures, real=parts_of(real), generated=parts_of(made))
+
+
+def looked_at(folder: Path, extractor: FeatureExtractor, count: int | None) -> Observed:
+    """Features of a folder's pictures, in files as in an evaluation."""
+    features = filed(extractor(images) for images, _ in read(folder, count=count))
+    numbers = torch.arange(len(features["inception"]))
+    return Observed(features, rows=numbers, captions=numbers)
 
 
 def prepared(folder: Path, *, count: int, side: int, weights: Path) -> Task:

@@ -2,6 +2,8 @@
 
     python -m benchmarks.scaling_model [--mfu 0.35] [--floor 0.9]
 
+`python -m benchmarks.scaling_page` writes it to docs/scaling.md.
+
 A step of one GPU takes `samples x operations / (peak x mfu)` to compute, and `traffic / hbm` to update
 weights, moments and average. Between N ranks go, for P parameters (Rajbhandari et al. 2020, sec. 7):
 
@@ -13,26 +15,31 @@ together, over which rings are spread; a ring costs a latency for each rank on i
 computing hides them; the rest is waited for, and so is the slowest rank, whose steps spread by `JITTER`.
 Operations and parameters are counted on the meta device from the networks' own yaml. The text encoder,
 loading, saving, and what small batches cost a GPU are not in the model. Speeds are the vendors' for nodes of
-eight H100 SXM, with two networks: a card of 400 Gbit/s for each GPU, and one of 100 Gbit/s for all eight. An
-efficiency above 1 comes from fsdp: each rank updates its share of the weights alone.
+eight H100 SXM, with three networks: a card of 400 Gbit/s for each GPU, or for all eight one of 400 or of 100.
+An efficiency above 1 comes from fsdp: each rank updates its share of the weights alone.
 """
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.config import CONF
+from ldm.config import CONF, plain
 from ldm.construct import construct
 
 PEAK = 989e12  # bfloat16 operations a second, H100 SXM data sheet, dense
 HBM = 3.35e12  # bytes a second, same
 NVLINK = 450e9  # bytes a second and direction, NVLink 4
-NETWORKS = {"8 cards of 400 Gbit/s a node": 8 * 50e9, "1 card of 100 Gbit/s a node": 12.5e9}  # bytes a second
+NETWORKS = {  # bytes a second that leave a node
+    "8 cards of 400 Gbit/s a node": 8 * 50e9,
+    "1 card of 400 Gbit/s a node": 50e9,
+    "1 card of 100 Gbit/s a node": 12.5e9,
+}
 REACHED = 0.8  # share of a link's speed that messages reach
 LATENCY = 10e-6  # seconds a hop of a ring
 NODE = 8  # GPUs that NVLink joins
@@ -40,6 +47,7 @@ OVERLAP = {"ddp": 2 / 3, "fsdp": 0.9}  # ddp: during the backward pass, 2 of 3 p
 JITTER = 0.01  # standard deviation of the ranks' steps, relative
 STATE = 4 * 5  # bytes a parameter: weight, gradient, two moments, average, all in float32
 TRAFFIC = 4 * 9  # bytes a parameter that an update reads and writes
+MFU, FLOOR = 0.35, 0.9  # share of the peak, and the efficiency below which scaling has stopped
 RANKS = (8, 16, 32, 64, 128, 256)
 
 
@@ -123,17 +131,25 @@ def efficiency(training: Training, ranks: int, *, mfu: float, network: float) ->
     return speed(ranks) / speed(1)
 
 
+def efficiencies(training: Training, *, mfu: float, network: float) -> dict[int, float]:
+    """Efficiency by the number of ranks."""
+    return {ranks: efficiency(training, ranks, mfu=mfu, network=network) for ranks in RANKS}
+
+
+def stops_at(found: Mapping[int, float], *, floor: float) -> str:
+    """The first number of ranks at which an efficiency is below a floor; "-" where it never is."""
+    return next((f"{ranks}" for ranks, value in found.items() if value < floor), "-")
+
+
 def memory(training: Training, ranks: int) -> float:
     """Bytes of weights, gradients, moments and average on a rank."""
     return STATE * training.parameters / ((training.group or ranks) if training.strategy == "fsdp" else 1)
 
 
-def counted(name: str, *, side: int, tokens: int, **changes: object) -> tuple[float, float]:
+def counted(spec: Mapping[str, Any], *, side: int, tokens: int) -> tuple[float, float]:
     """Parameters of a backbone, and operations of a sample, forward and backward."""
-    spec = OmegaConf.to_container(OmegaConf.load(CONF / "backbone" / f"{name}.yaml"), resolve=True)
-    assert isinstance(spec, dict)
     with torch.device("meta"):
-        net = construct(spec | changes)
+        net = construct(spec)
         x = torch.randn(1, net.latent_channels, side, side)
         inputs = x, torch.rand(1), torch.randn(1, tokens, net.context_dim)
         with FlopCounterMode(display=False) as counter:
@@ -141,16 +157,27 @@ def counted(name: str, *, side: int, tokens: int, **changes: object) -> tuple[fl
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops()
 
 
+def composed(*overrides: str) -> dict[str, Any]:
+    """A training's config, as far as it needs no run."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return plain(compose("train", overrides=list(overrides)))
+
+
 def trainings() -> Iterator[Training]:
     """`flickr_base` and a network of a thousand million parameters, as they are and with what would help."""
-    parameters, operations = counted("unet_base", side=32, tokens=77)
+    config = composed("+experiment=flickr_base")
+    parameters, operations = counted(config["backbone"], side=32, tokens=77)
+    each, times = config["batch_size"], config["trainer"]["accumulate_grad_batches"]
     base = Training(name="flickr_base", parameters=parameters, operations=operations, samples=64)
+    own = replace(base, samples=each, accumulated=times)
+    yield replace(own, name=f"flickr_base, {times} x {each} samples a rank, ddp")
     yield replace(base, name="flickr_base, 64 samples a rank, ddp")
     yield replace(base, name="  gradients in bfloat16", gradient_bytes=2)
     yield replace(base, name="  4 micro-batches a step", accumulated=4)
-    yield replace(base, name="flickr_base, 256 samples a step in all, ddp", total=256)
+    yield replace(base, name=f"flickr_base, {times * each} samples a step in all, ddp", total=times * each)
     yield replace(base, name="  2,048 samples a step", total=2048)
-    parameters, operations = counted("unet_sd15", side=64, tokens=77, channels=352)
+    sd15 = composed("backbone=unet_sd15", "backbone.channels=352")["backbone"]
+    parameters, operations = counted(sd15, side=64, tokens=77)
     large = Training(name="1 B", parameters=parameters, operations=operations, samples=8)
     yield replace(large, name=f"{parameters / 1e9:.2f} B parameters, 8 samples a rank, ddp")
     yield replace(large, name="  fsdp", strategy="fsdp")
@@ -163,8 +190,8 @@ def trainings() -> Iterator[Training]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mfu", type=float, default=0.35, help="share of the peak that computing reaches")
-    parser.add_argument("--floor", type=float, default=0.9, help="efficiency below which it stops scaling")
+    parser.add_argument("--mfu", type=float, default=MFU, help="share of the peak that computing reaches")
+    parser.add_argument("--floor", type=float, default=FLOOR, help="efficiency below which it stops scaling")
     options = parser.parse_args()
     print(f"efficiency by a model, not measured: H100, {options.mfu:.0%} of the peak while computing")
     everything = list(trainings())
@@ -177,10 +204,10 @@ def main() -> None:
 
 def print_row(training: Training, *, mfu: float, network: float, floor: float) -> None:
     """A training's efficiency at each number of ranks, and where it falls below the floor."""
-    found = {ranks: efficiency(training, ranks, mfu=mfu, network=network) for ranks in RANKS}
-    stops = next((f"{ranks}" for ranks, value in found.items() if value < floor), "-")
+    found = efficiencies(training, mfu=mfu, network=network)
     cells = "".join(f"{value:>7.2f}" for value in found.values())
-    print(f"{training.name:<50}{cells}{memory(training, RANKS[0]) / 1e9:>6.1f} GB{stops:>8}")
+    state = memory(training, RANKS[0]) / 1e9
+    print(f"{training.name:<50}{cells}{state:>6.1f} GB{stops_at(found, floor=floor):>8}")
 
 
 if __name__ == "__main__":

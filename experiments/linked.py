@@ -8,17 +8,19 @@ SUFFIXES = (".svg", ".png")  # the first there is stands for a figure that was d
 
 
 def sweeps_section(folder: Path) -> str:
-    """A table of `sweep/<name>/README.md` with title and table of each; empty where there is no sweep."""
-    rows = []
+    """A table of `sweep/<name>/README.md` with title and table of each, and their figures; empty
+    where there is no sweep."""
+    rows, figures = [], []
     for readme in sorted(folder.glob("sweep/*/README.md")):
-        place = readme.parent.relative_to(folder).as_posix()
+        title, place = title_of(readme), readme.parent.relative_to(folder).as_posix()
         data = ", ".join(
             f"[{file.name}]({place}/{file.name})" for file in sorted(readme.parent.glob("*.csv"))
         )
-        rows.append([f"[{title_of(readme)}]({place}/README.md)", data])
+        rows.append([f"[{title}]({place}/README.md)", data])
+        figures += [f"![{title}]({place}/{file.name})" for file in readme.parent.glob("figure.png")]
     if not rows:
         return ""
-    return "\n\n".join(["## Sweeps", markdown_table(("sweep", "its numbers"), rows)])
+    return "\n\n".join(["## Sweeps", markdown_table(("sweep", "its numbers"), rows), *figures])
 
 
 def curves_of(folder: Path, run: str) -> list[str]:

@@ -36,6 +36,7 @@ TARGETS = (
     "torchmetrics.",
 )
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
+DRAWING = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
 USER_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
 
 # Numbers that no constructor needs to be reached to refuse: name of the last key -> (rule, sentence).
@@ -159,6 +160,7 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
     groups = [override for override in overrides if (CONF / override.key_or_group).is_dir()]
     for override in groups:
         check_group(override)
+        check_read(override, name)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = compose(
             name, overrides=[each.input_line or "" for each in groups if not each.is_sweep_override()]
@@ -180,6 +182,13 @@ def check_group(override: Override) -> None:
         raise ValueError(
             f"there is no {group} {value!r}{nearest(value, options)}; there are: {', '.join(options)}"
         )
+
+
+def check_read(override: Override, command: str) -> None:
+    """Refuses a group that the command would not look at."""
+    group = override.key_or_group
+    if command not in DRAWING.get(group, (command,)):
+        raise ValueError(f"{group} has no place in ldm.{command}, only in {', '.join(DRAWING[group])}")
 
 
 def check_value(override: Override, config: DictConfig) -> None:

@@ -4,7 +4,7 @@ In a training of one process everything here answers at once and exchanges nothi
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -91,13 +91,13 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether a flag is set on any rank."""
+def any_rank(flags: Sequence[bool]) -> list[bool]:
+    """For each of some flags, whether it is set on any rank."""
     if world_size() == 1:
-        return flag
-    number = torch.tensor(int(flag))
-    distributed.all_reduce(number, distributed.ReduceOp.MAX)
-    return bool(number)
+        return list(flags)
+    numbers = torch.tensor(flags, dtype=torch.int)
+    distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
+    return [bool(number) for number in numbers]
 
 
 def average(tensors: Iterable[Tensor]) -> None:

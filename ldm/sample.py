@@ -12,6 +12,7 @@ from ldm.drawing.job import Job
 from ldm.drawing.jobs import asked_jobs
 
 SHEET_LIMIT = 512  # pictures on one sheet: the first ones
+CHOSEN = ("sampler", "guidance", "grid", "steps", "scale")  # instead of the bundle's own
 WITH_AGAIN = ("again", "bundle", "out", "overwrite")
 
 
@@ -40,7 +41,7 @@ def draw(config: DictConfig) -> None:
     from ldm.drawing.saving import Saver
 
     bundle = Bundle.open(config.bundle)
-    options = {name: written.get(name) for name in ("sampler", "guidance", "steps", "scale")}
+    options = {name: written.get(name) for name in CHOSEN}
     nodes = sampling_nodes(bundle, options)
     drawer = Drawer(pipeline=open_pipeline(bundle, precision=config.precision, **nodes), nodes=nodes)
     drawer.check(jobs)

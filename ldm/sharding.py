@@ -10,10 +10,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from ldm.distributed import world_size
-from ldm.models.attention import CrossAttention, FeedForward, SelfAttention
+from ldm.models.attention import AttentionPool, CrossAttention, FeedForward, SelfAttention
 from ldm.models.blocks import Downsample, ResnetBlock, Upsample
 
-PARTS = (ResnetBlock, SelfAttention, CrossAttention, FeedForward, Downsample, Upsample)
+PARTS = (ResnetBlock, SelfAttention, CrossAttention, AttentionPool, FeedForward, Downsample, Upsample)
 
 
 class Sharded(ModelParallelStrategy):
@@ -46,4 +46,5 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> nn.Module:
         fully_shard(part, mesh=mesh)
         if isinstance(part, CrossAttention):
             register_fsdp_forward_method(part, "project")  # is called alone, before the blocks
-    return fully_shard(net, mesh=mesh)
+    # what is left, too, is let go after each use: the average is updated from shards, also after a drawing
+    return fully_shard(net, mesh=mesh, reshard_after_forward=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -40,14 +41,15 @@ def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:
     """Refuses what would fail, or would not be what it seems, once the training runs.
 
     Raises:
-        ValueError: a guidance that a training can't draw with; shards for a stage, a compiler or a callback
-            that wants whole weights.
+        ValueError: a guidance that a training can't draw with; float16 on a CPU; shards for a stage, a
+            compiler or a callback that wants whole weights.
     """
     if "weak" in config.get("guidance", {}):
         raise ValueError(
             "guidance: a training has no weak bundle to be guided by: choose autoguidance for ldm.sample, "
             "and guidance=cfg here"
         )
+    check_precision(config["trainer"])
     if config["trainer"].get("strategy", {}).get("_target_") != SHARDED:
         return
     if not is_overridden("configure_model", stage):
@@ -60,4 +62,18 @@ def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:
         raise ValueError(
             "callbacks: GenerationMetrics draws more batches on one rank than on another, and trainer=fsdp "
             "wants every rank for each: take trainer=ddp, or callbacks=diffusion"
+        )
+
+
+def check_precision(trainer: Mapping[str, Any]) -> None:
+    """Refuses float16 where Lightning would take bfloat16 in its place.
+
+    Raises:
+        ValueError: float16 on a CPU.
+    """
+    precision = trainer.get("precision")
+    on_cpu = trainer.get("accelerator") == "cpu" or not torch.accelerator.is_available()
+    if str(precision) in ("16", "16-mixed") and on_cpu:
+        raise ValueError(
+            f"trainer.precision={precision}: a CPU does not train in float16; write bf16-mixed, or take a GPU"
         )

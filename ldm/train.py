@@ -139,6 +139,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r"The `srun` command is available.*")
     warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides.*")
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor.*")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ldm.construct import construct
 
 COMMANDS = ("train", "sample", "evaluate")
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-NOT_ALONE = {"experiment", "hydra", "sweep"}  # added to others, or Hydra's own
+NOT_ALONE = {"experiment", "grid", "hydra", "sweep"}  # added to others, or Hydra's own
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_ALONE)
 NETWORKS = ("backbone", "autoencoder", "text_encoder", "image_encoder")
 
@@ -27,6 +27,7 @@ def composed(command: str, *overrides: str):
 @pytest.mark.parametrize(
     ("command", "argument", "sentence"),
     [
+        ("sample", "+grid=karas", "no grid 'karas', did you mean 'karras'?"),
         ("train", "optimzer.lr=1e-3", "no key 'optimzer.lr', did you mean 'optimizer.lr'?"),
         ("train", "optimizer.lrr=1e-3", "no key 'optimizer.lrr', did you mean 'optimizer.lr'?"),
         ("train", "stpes=5", "no key 'stpes', did you mean 'steps'?"),
@@ -44,6 +45,14 @@ def composed(command: str, *overrides: str):
 def test_what_is_misspelt_is_answered_with_the_nearest_name(command, argument, sentence):
     with pytest.raises(ValueError, match=sentence):
         check(command, [argument])
+
+
+def test_a_group_that_a_command_would_not_look_at_is_refused():
+    check("sample", ["+grid=karras", "grid.rho=5"])
+    with pytest.raises(
+        ValueError, match=r"grid has no place in ldm\.train, only in sample, evaluate, export"
+    ):
+        check("train", ["+grid=karras"])
 
 
 @pytest.mark.parametrize(

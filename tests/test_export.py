@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from ldm.checkpoints.bundle import Bundle, Part, write_bundle
+from ldm.checkpoints.bundle import Bundle, Part, load_codec, write_bundle
+from ldm.exchange.compvis import vae_rules
+from ldm.exchange.keymap import reverse, translate
 from ldm.export import main as export
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +86,23 @@ def test_out_and_in_again_is_the_same_bundle(run, bundle, tmp_path, form, name):
     for entry in ("size", "latents", "tokenizer"):
         assert back.entry(entry) == ours.entry(entry)
     assert back.entry("origin")["imported_from"] == str(tmp_path / name)
+
+
+def test_an_autoencoder_in_a_file_of_its_own_is_one_for_a_codec(run, bundle, tmp_path):
+    """With CompVis' names, which say nothing of its sizes: the command's group does."""
+    own = translate(Bundle.open(bundle).part("autoencoder").state, reverse(vae_rules(num_levels=2)))
+    save_file({name: tensor.contiguous() for name, tensor in own.items()}, tmp_path / "kl.safetensors")
+    sizes = {"channels": 8, "multipliers": "[1,2]", "blocks_per_level": 1, "norm_groups": 4}
+    run(
+        f"from={tmp_path / 'kl.safetensors'}",
+        f"out={tmp_path / 'kl'}",
+        "latent_scale=0.5",
+        *(f"autoencoder.{name}={value}" for name, value in sizes.items()),
+    )
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    codec = load_codec(autoencoder=str(tmp_path / "kl"), text_encoder=str(bundle))
+    expected = Bundle.open(bundle).codec().encode_images(images)
+    assert torch.equal(codec.encode_images(images).mean, expected.mean)
 
 
 def test_precision_is_that_of_the_files(run, bundle, tmp_path):

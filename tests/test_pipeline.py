@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline, with_scale
 from ldm.config import CONF, build
+from ldm.diffusion import grids
 from ldm.pipeline import SEED_LIMIT, SeededNoise, Source
 
 PROMPTS, SEEDS = ["red apple", "a cat with a hat", "", "🍎"], [0, 1, 7, SEED_LIMIT - 1]
@@ -111,6 +112,14 @@ def test_steps_and_scale_of_a_bundle_can_be_changed(bundle_path):
     assert open_pipeline(bundle, scale=2.5).guidance.keywords["scale"] == 2.5
     with pytest.raises(ValueError, match=r"float8.* is unknown: write float32 or bfloat16"):
         open_pipeline(bundle, precision="float8")
+
+
+def test_a_grid_takes_the_place_of_a_samplers_own(bundle_path):
+    karras = OmegaConf.to_container(OmegaConf.load(CONF / "grid" / "karras.yaml"))
+    drawn = open_pipeline(Bundle.open(bundle_path), grid=karras, steps=5)
+    schedule = drawn.process.schedule
+    assert torch.equal(drawn.sampling.times(schedule), grids.karras(5, schedule=schedule))
+    assert drawn.sampling.method is open_pipeline(Bundle.open(bundle_path)).sampling.method
 
 
 def test_a_scale_reaches_a_guidance_inside_another():

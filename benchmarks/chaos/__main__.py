@@ -1,6 +1,6 @@
 """Kills, crashes and full disks, and a table of what they did: `python -m benchmarks.chaos`.
 
-    python -m benchmarks.chaos                            everything: some minutes on one core
+    python -m benchmarks.chaos                            everything: half an hour on one core
     python -m benchmarks.chaos --area saves --area disk   these alone
     python -m benchmarks.chaos --kind SIGTERM             those that have this in their name
     python -m benchmarks.chaos --short                    a few tries of each kind

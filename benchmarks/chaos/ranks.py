@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -17,12 +18,27 @@ from torch import Tensor
 
 from benchmarks.chaos import saver
 from benchmarks.chaos.equality import compared, differences
-from benchmarks.chaos.resumes import AtBatch, EndedError, Seen, pictures_of, steps_saved
+from benchmarks.chaos.resumes import (
+    ACCUMULATED,
+    THRICE,
+    TWO_LOADERS,
+    VALIDATIONS,
+    AtBatch,
+    EndedError,
+    InSampling,
+    InValidation,
+    Seen,
+    each,
+    pictures_of,
+    spread,
+    steps_saved,
+)
 from benchmarks.chaos.verdict import Kind, Verdict
 from benchmarks.chaos.world import BATCH, EVERY, STEPS, config, last_state, train
 from ldm.callbacks.saving import StoppedBySignal
 
 ENDED, STOPPED = 3, 4  # exit statuses: of a lost process, and of one that was asked to stop
+LIMIT = 120  # seconds after which a rank that hangs is ended
 ROUNDING = STEPS * torch.finfo(torch.float32).eps  # one a step, of weights that are below 1
 SGD = (
     "optimizer._target_=torch.optim.SGD",
@@ -42,6 +58,30 @@ class Signalled(Callback):
     ) -> None:
         if batch_idx == self.batch and trainer.global_rank == trainer.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One way in which trainings of several ranks are interrupted.
+
+    Attributes:
+        name: what it is called in the table.
+        ends: the moments of each try, one after the other.
+        counts: ranks before and after; if they differ, weights need only be equal but for rounding.
+        overrides: of the config, also of the training that is never ended.
+        loaders: overrides of those that are ended and resumed.
+    """
+
+    name: str
+    ends: Sequence[Sequence[Callback]]
+    counts: tuple[int, int] = (2, 2)
+    overrides: tuple[str, ...] = ()
+    loaders: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> bool:
+        """Whether the ranks are asked to stop, which loses no step."""
+        return isinstance(self.ends[0][0], Signalled)
 
 
 def together(
@@ -68,7 +108,7 @@ def _with_variables(variables: dict[str, int], action: Callable[[], None]) -> No
         "TORCHELASTIC_RUN_ID": "chaos",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    signal.alarm(120)  # what hangs is ended
+    signal.alarm(LIMIT)
     action()
 
 
@@ -100,42 +140,35 @@ def uninterrupted(root: Path, count: int, *overrides: str) -> tuple[dict[str, An
     return compared(last_state(run / "checkpoints")), positions
 
 
-def resumed(
-    make: Callable[[int], Callback],
-    folder: Path,
-    tries: int,
-    *,
-    counts: tuple[int, int],
-    moments: Sequence[int],
-    overrides: tuple[str, ...] = (),
-) -> Verdict:
-    """Ended at each moment, and resumed.
+def interrupted(cell: Cell, root: Path, ends: Sequence[Callback]) -> tuple[list[str], int]:
+    """What is wrong with a training that was ended and resumed, and the most steps it took again."""
+    before, after = cell.counts
+    whole, order = uninterrupted(root, before, *cell.overrides)
+    run, lost, wrongs = root / "ended", 0, []
+    for end in ends:
+        start = steps_saved(run)
+        statuses, seen = together(root, run, before, end, *cell.overrides, *cell.loaders)
+        wrongs += [f"ended with {statuses}"] * (statuses != {STOPPED if cell.asked else ENDED})
+        taken = len(seen) * STEPS // len(order)
+        lost = max(lost, start + taken - steps_saved(run))
+    statuses, seen = together(root, run, after, None, *cell.overrides, *cell.loaders)
+    wrongs += [f"resumed, ended with {statuses}"] * (statuses != {0})
+    wrongs += ["other samples"] * (seen != order[len(order) - len(seen) :])
+    state = compared(last_state(run / "checkpoints"))
+    wrongs += differences(whole, state)[:3] if before == after else rounding(whole, state)
+    shutil.rmtree(run)
+    return wrongs, lost
 
-    Args:
-        make: what ends it at a moment.
-        folder: an empty one.
-        tries: the most.
-        counts: ranks before and after; if they differ, weights need only be equal but for rounding.
-        moments: batches.
-        overrides: of the config.
-    """
-    whole, order = uninterrupted(folder, counts[0], *overrides)
-    failures, lost, exact = [], 0, counts[0] == counts[1]
-    chosen = moments if tries > len(moments) else [moments[len(moments) // 2]] * tries
-    for moment in chosen:
-        run = folder / f"at{moment}"
-        statuses, before = together(folder, run, counts[0], make(moment), *overrides)
-        asked = make is Signalled
-        wrongs = [f"ended with {statuses}"] * (statuses != {STOPPED if asked else ENDED})
-        lost = max(lost, len(before) // BATCH - steps_saved(run))
-        statuses, after = together(folder, run, counts[1], None, *overrides)
-        wrongs += [f"resumed, ended with {statuses}"] * (statuses != {0})
-        wrongs += ["other samples"] * (after != order[len(order) - len(after) :])
-        state = compared(last_state(run / "checkpoints"))
-        wrongs += differences(whole, state)[:3] if exact else rounding(whole, state)
-        failures += [f"batch {moment}: {sentence}" for sentence in wrongs]
-        shutil.rmtree(run)
-    return Verdict(tries=len(chosen), failures=failures, lost=lost, interval=0 if asked else EVERY)
+
+def matrix(cell: Cell, folder: Path, tries: int) -> Verdict:
+    """All tries of a cell, or `tries` of them spread over all."""
+    failures, lost, chosen = [], 0, spread(len(cell.ends), tries)
+    for number in chosen:
+        wrongs, again = interrupted(cell, folder, cell.ends[number])
+        lost = max(lost, again)
+        failures += [f"try {number}: {sentence}" for sentence in wrongs]
+    interval = 0 if cell.asked else EVERY
+    return Verdict(tries=len(chosen), failures=failures, lost=lost, interval=interval)
 
 
 def rounding(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -151,18 +184,23 @@ def _gap(mine: Tensor, other: Tensor) -> Tensor:
     return (mine - other).abs().max()
 
 
-KINDS = [
-    Kind(area="resumes", name=name, tries=(10**6, 1), run=run)
-    for name, run in (
-        ("two ranks", partial(resumed, AtBatch, counts=(2, 2), moments=range(1, STEPS, 6))),
-        ("two ranks, SIGTERM to one", partial(resumed, Signalled, counts=(2, 2), moments=range(3, STEPS, 9))),
-        (
-            "two ranks, then one",
-            partial(resumed, AtBatch, counts=(2, 1), moments=range(5, STEPS, 9), overrides=SGD),
-        ),
-        (
-            "one rank, then two",
-            partial(resumed, AtBatch, counts=(1, 2), moments=range(5, STEPS, 9), overrides=SGD),
-        ),
-    )
+CELLS = [
+    Cell(name="two ranks, at every step", ends=each(AtBatch, range(STEPS))),
+    Cell(
+        name="two ranks, at every step, two loader processes each",
+        ends=each(AtBatch, range(STEPS)),
+        loaders=TWO_LOADERS,
+    ),
+    Cell(
+        name="two ranks, in every accumulation",
+        ends=each(AtBatch, range(1, 2 * STEPS, 2)),
+        overrides=ACCUMULATED,
+    ),
+    Cell(name="two ranks, in a validation", ends=each(InValidation, VALIDATIONS)),
+    Cell(name="two ranks, while drawing", ends=each(InSampling, VALIDATIONS)),
+    Cell(name="two ranks, thrice in an epoch, and at its end", ends=THRICE),
+    Cell(name="two ranks, SIGTERM to one", ends=each(Signalled, range(3, STEPS, 9))),
+    Cell(name="two ranks, then one", ends=each(AtBatch, range(5, STEPS, 9)), counts=(2, 1), overrides=SGD),
+    Cell(name="one rank, then two", ends=each(AtBatch, range(5, STEPS, 9)), counts=(1, 2), overrides=SGD),
 ]
+KINDS = [Kind(area="resumes", name=cell.name, tries=(10**6, 1), run=partial(matrix, cell)) for cell in CELLS]

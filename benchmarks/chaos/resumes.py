@@ -16,6 +16,8 @@ from ldm.checkpoints.store import newest_state, step_of
 
 VALIDATIONS = range(8, STEPS + 1, 8)
 NO_VALIDATION = "trainer.val_check_interval=1000000"
+ACCUMULATED = ("trainer.accumulate_grad_batches=2", NO_VALIDATION)
+TWO_LOADERS = ("data.num_workers=2",)
 
 
 class EndedError(Exception):
@@ -139,9 +141,7 @@ def steps_saved(run: Path) -> int:
 
 def matrix(cell: Cell, folder: Path, tries: int) -> Verdict:
     """All tries of a cell, or `tries` of them spread over all."""
-    count = len(cell.ends)
-    chosen = range(count) if tries > count else [count * (2 * n + 1) // (2 * tries) for n in range(tries)]
-    failures, lost = [], 0
+    failures, lost, chosen = [], 0, spread(len(cell.ends), tries)
     for number in chosen:
         wrongs, again = interrupted(cell, folder, cell.ends[number])
         lost = max(lost, again)
@@ -149,24 +149,35 @@ def matrix(cell: Cell, folder: Path, tries: int) -> Verdict:
     return Verdict(tries=len(chosen), failures=failures, lost=lost, interval=EVERY)
 
 
+def spread(count: int, tries: int) -> Sequence[int]:
+    """The numbers below `count`, or `tries` of them spread over all."""
+    if tries > count:
+        return range(count)
+    return [count * (2 * n + 1) // (2 * tries) for n in range(tries)]
+
+
 def each(make: Callable[[int], Callback], moments: Sequence[int]) -> list[list[Callback]]:
     """A try for each moment."""
     return [[make(moment)] for moment in moments]
 
 
+THRICE = [[AtBatch(first + n) for n in (1, 2, 4, 5)] for first in range(0, STEPS - 5, 5)]
 CELLS = [
     Cell(name="at every step", ends=each(AtBatch, range(STEPS))),
     Cell(
+        name="at every step, two loader processes",
+        ends=each(AtBatch, range(STEPS)),
+        before=TWO_LOADERS,
+        after=TWO_LOADERS,
+    ),
+    Cell(
         name="in every accumulation",
         ends=each(AtBatch, range(1, 2 * STEPS, 2)),
-        overrides=("trainer.accumulate_grad_batches=2", NO_VALIDATION),
+        overrides=ACCUMULATED,
     ),
     Cell(name="in a validation", ends=each(InValidation, VALIDATIONS)),
     Cell(name="while drawing", ends=each(InSampling, VALIDATIONS)),
-    Cell(
-        name="thrice in an epoch, and at its end",
-        ends=[[AtBatch(first + n) for n in (1, 2, 4, 5)] for first in range(0, STEPS - 5, 5)],
-    ),
+    Cell(name="thrice in an epoch, and at its end", ends=THRICE),
     Cell(
         name="no loader process, then two",
         ends=each(AtBatch, range(2, STEPS, 7)),

@@ -1,14 +1,17 @@
 """How good the drawings are, measured while the network trains."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import nn
 
 from ldm.evaluation.captions import CaptionSet
 from ldm.evaluation.feature_cache import FeatureCache
+from ldm.evaluation.few import few_results
 from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.generation import drawn_by, requests_for
 from ldm.evaluation.observing import Observers, observe, parts_of
@@ -16,11 +19,13 @@ from ldm.evaluation.pictures import Split
 from ldm.evaluation.published import read_published, reference_lines
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.scoring import score
+from ldm.evaluation.training_pictures import name_training_pictures
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
 
 TIMEOUT = 60.0  # seconds that a process waits for the others
 PUBLISHED = Path(__file__).resolve().parents[2] / "experiments" / "published.yaml"  # in a wheel, too
+LABEL = "_few"  # ends the name of a number that is of too few pictures to be set beside others'
 
 
 class GenerationMetrics(Callback):
@@ -31,14 +36,17 @@ class GenerationMetrics(Callback):
     nothing. Captions and seeds are the same each time. Real pictures are looked at once.
 
     A failure of one process, or want of memory, ends in a warning on all of them, and the training goes on; a
-    process that has gone is waited for no longer than a minute.
+    process that has gone is waited for no longer than a minute. A resumed training measures at the steps at
+    which it would have measured.
 
     Args:
-        extractors: the feature networks that look at pictures, by name.
+        extractors: the feature networks that look at pictures, by name; they go to the training's device.
         metrics: measures that read their features, by name.
         split: whose captions are drawn.
         captions: how many.
         samples: pictures a caption.
+        few: the metrics among those that want 2,048 pictures which may be taken of fewer: they are logged as
+            `val/<result>_few`, without the literature's lines.
         batch_size: pictures drawn at once; halved after running out of memory.
         every: steps between two measurements: they are taken at the first validation from there on. 1 takes
             them at each.
@@ -46,6 +54,9 @@ class GenerationMetrics(Callback):
         published: yaml with the literature's rows; their numbers are logged beside ours each time, as
             `literature/<result>/<system>`, which makes straight lines. Null takes the rows that come with
             the code.
+
+    Raises:
+        ValueError: an option out of range, or fewer captions than a metric wants that isn't in `few`.
     """
 
     def __init__(
@@ -56,6 +67,7 @@ class GenerationMetrics(Callback):
         split: str = "train",
         captions: int = 64,
         samples: int = 1,
+        few: Sequence[str] = (),
         batch_size: int = 32,
         every: int = 1,
         cache: str | None = None,
@@ -66,8 +78,9 @@ class GenerationMetrics(Callback):
         self.observers = Observers(pictures=extractors)
         self.metrics = dict(metrics)
         self.captions = CaptionSet(
-            name="training", split=split, captions=captions, samples=samples, metrics=tuple(metrics)
+            name="training", split=split, captions=captions, samples=samples, metrics=tuple(metrics), few=few
         )
+        few_results(self.captions, metrics, drawn=captions * samples, real=None)  # told before the training
         self.batch_size, self.every = batch_size, every
         self.cache = FeatureCache(folder=None if cache is None else Path(cache))
         rows = PUBLISHED if published is None else Path(published)
@@ -78,6 +91,15 @@ class GenerationMetrics(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.ranks = Ranks.joined(timeout=TIMEOUT)
+        for network in self.observers.pictures.values():
+            if isinstance(network, nn.Module):
+                network.to(trainer.strategy.root_device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last = state_dict["last"]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or 0 < trainer.global_step - self._last < self.every:
@@ -97,9 +119,15 @@ class GenerationMetrics(Callback):
                 pl_module.log(f"literature/{name}/{system}", line)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The numbers by name, the same in every process."""
+        """The numbers by the names under which they are logged, the same in every process.
+
+        Raises:
+            ValueError: fewer real pictures than a metric wants that isn't in `few`.
+        """
         gallery = self._gallery(trainer)
         captions = gallery.captions(self.captions, seed=0)
+        drawn = len(captions) * self.captions.samples
+        few = few_results(self.captions, self.metrics, drawn=drawn, real=gallery.count)
         seen = observe(
             drawn_by(pl_module.pipeline()),
             requests_for(captions, samples=self.captions.samples, seed_base=0),
@@ -107,9 +135,11 @@ class GenerationMetrics(Callback):
             wanted=self.observers.names,
             batch_size=self.batch_size,
             ranks=self.ranks,
+            folder=self.cache.folder,
             progress=False,
         )
-        return score(self.metrics, real=gallery.observed(), generated=parts_of(seen.observed))
+        numbers = score(self.metrics, real=gallery.observed(), generated=parts_of(seen.observed))
+        return {f"{name}{LABEL}" if name in few else name: value for name, value in numbers.items()}
 
     def _gallery(self, trainer: Trainer) -> Gallery:
         if self.gallery is None:
@@ -118,6 +148,7 @@ class GenerationMetrics(Callback):
             self.gallery = Gallery(
                 splits, observers=self.observers, cache=self.cache, ranks=self.ranks, progress=False
             )
+            name_training_pictures(self.metrics, self.gallery)
         return self.gallery
 
     def _warn(self, trainer: Trainer, error: Exception, then: str) -> None:

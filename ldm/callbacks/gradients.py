@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from ldm.distributed import gather, is_first, whole
+from ldm.distributed import any_rank, gather, is_first, whole
 
 RECORD = "refused.json"
 
@@ -17,11 +18,11 @@ RECORD = "refused.json"
 class Gradients(Callback):
     """Logs the norm of all gradients, raises if it is NaN or Inf, and scales it down to `clip`.
 
-    A loss that isn't finite has gradients that aren't, and those of one rank are in the mean of all, so every
-    rank refuses the same step: before it touches a weight, and with no state saved after it. The same holds
-    for an optimizer whose moments are not finite. (Lightning refuses to clip for fused optimizers, hence not
-    its option.) With float16 a norm that isn't finite first means that the loss was scaled up too far: the
-    scaler leaves such steps out and halves its scale, until that is below 1.
+    The same holds for a loss, and for an optimizer's moments, that are not finite on any rank: the ranks tell
+    each other, and all refuse the same step, before it touches a weight and with no state saved after it.
+    (Lightning refuses to clip for fused optimizers, hence not its option.) With float16 a norm that isn't
+    finite, of losses that are, first means that these were scaled up too far: the scaler leaves such steps
+    out and halves its scale, until that is below 1.
 
     Args:
         clip: largest norm that is let through.
@@ -52,11 +53,20 @@ class Gradients(Callback):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         pl_module.log("train/grad_norm", norm)
-        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
-            raise self._refusal(trainer, "gradients")
-        if not torch.isfinite(norm_of_moments(optimizer)):
-            raise self._refusal(trainer, "optimizer's moments")
+        if fault := self._fault(norm, optimizer, scaler):
+            raise self._refusal(trainer, fault)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+
+    def _fault(self, norm: Tensor, optimizer: Optimizer, scaler: GradScaler | None) -> str:
+        """What is not finite on any rank, in words; "" if all is, or if a smaller scale may help."""
+        own = (norm, norm_of_moments(optimizer), torch.stack(self._losses).sum())
+        norm_is_not, moments_are_not, losses_are_not = any_rank([not torch.isfinite(each) for each in own])
+        overflow = scaler is not None and scaler.get_scale() >= 1 and not losses_are_not
+        if norm_is_not and not overflow:
+            return "gradients"
+        if losses_are_not:
+            return "losses"
+        return "optimizer's moments" if moments_are_not else ""
 
     def _refusal(self, trainer: Trainer, what: str) -> FloatingPointError:
         """The error, once the batches of all ranks are written."""

@@ -23,7 +23,7 @@ Noise = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class Grid(Protocol):
-    """(number of steps, schedule) -> steps + 1 decreasing float64 times on the CPU, the last one 0."""
+    """(number of steps, schedule) -> steps + 1 falling float64 times on the CPU, down to 0 by default."""
 
     def __call__(self, steps: int, /, *, schedule: Schedule) -> Tensor: ...
 

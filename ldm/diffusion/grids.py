@@ -35,27 +35,38 @@ def uniform(steps: int, *, schedule: Schedule | None = None, shift: float = 1.0,
     return shifted(torch.linspace(first, 0, steps + 1, dtype=torch.float64), shift)
 
 
-def trailing(steps: int, *, schedule: Schedule | None = None, num_steps: int = 1000) -> Times:
+def trailing(
+    steps: int, *, schedule: Schedule | None = None, num_steps: int = 1000, clean: bool = True
+) -> Times:
     """Even steps from t = 1 rounded to a table of `num_steps`: every entry is one the network was trained at.
 
-    The spacing to use with zero terminal SNR (Lin et al. 2023, Table 2).
+    The spacing to use with zero terminal SNR (Lin et al. 2023, Table 2). `clean` as in `leading`.
     """
     _check(steps, num_steps)
-    counts = num_steps - torch.arange(steps + 1, dtype=torch.float64) * (num_steps / steps)
-    return counts.round() / num_steps
+    counts = num_steps - torch.arange(steps, dtype=torch.float64) * (num_steps / steps)
+    return _of_table(counts.round(), num_steps=num_steps, clean=clean)
 
 
-def leading(steps: int, *, schedule: Schedule | None = None, num_steps: int = 1000, offset: int = 0) -> Times:
+def leading(
+    steps: int,
+    *,
+    schedule: Schedule | None = None,
+    num_steps: int = 1000,
+    offset: int = 0,
+    clean: bool = True,
+) -> Times:
     """Every (num_steps // steps)-th table entry counted from the clean end, then 0; starts below t = 1.
 
     What DDIM and Stable Diffusion 1 (offset 1) were published with; for comparisons, not for new models.
+    Without `clean` the last time is the table's first entry instead of 0: Stable Diffusion 1 stops there, and
+    diffusers calls it `set_alpha_to_one: false`.
     """
     _check(steps, num_steps)
     stride = num_steps // steps
     if (steps - 1) * stride + offset >= num_steps:
         raise ValueError(f"{offset=} moves {steps} leading steps past a table of {num_steps}: lower it")
     counts = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * stride + offset + 1
-    return torch.cat([counts, counts.new_zeros(1)]) / num_steps
+    return _of_table(counts, num_steps=num_steps, clean=clean)
 
 
 def karras(
@@ -99,6 +110,11 @@ def log_snr(steps: int, *, schedule: Schedule, first: float = 0.999, last: float
     if not math.isfinite(high):
         raise ValueError(f"the log SNR at {first=} is not finite on this schedule: take a first below 1")
     return exponential(steps, schedule=schedule, sigma_min=low, sigma_max=high)
+
+
+def _of_table(counts: Float64[Tensor, " steps"], *, num_steps: int, clean: bool) -> Times:
+    """The times of table entries, the first of which counts 1; then 0, or that first one."""
+    return torch.cat([counts, counts.new_full((1,), 0 if clean else 1)]) / num_steps
 
 
 def _reached(schedule: Schedule, ratio: float) -> float:

@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.filed import append, mapped
+from ldm.metrics.table import blocks
+
+ALIGNMENT = 8  # bytes, of the numbers in a safetensors file
 
 
 def identity_of(pictures: str, network: FeatureIdentity, name: str) -> dict[str, str]:
@@ -32,7 +37,7 @@ class FeatureCache:
     folder: Path | None
 
     def read(self, identity: Mapping[str, str], *, rows: int) -> Float[Tensor, "n d"] | None:
-        """A table, or nothing where there is none or its file is damaged.
+        """A table that lies in its file, or nothing where there is none or the file is damaged.
 
         Raises:
             ValueError: the file under this name tells that it is another table, say of another protocol.
@@ -42,7 +47,8 @@ class FeatureCache:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                told, table = file.metadata() or {}, file.get_tensor("features")
+                told, kept = file.metadata() or {}, file.get_slice("features")
+                shape, dtype = kept.get_shape(), kept.get_dtype()
         except (SafetensorError, OSError):
             return None
         if told != dict(identity):
@@ -51,7 +57,10 @@ class FeatureCache:
                 f"{path} holds features of another protocol, their {other} differ: remove the file, and it "
                 f"is made anew"
             )
-        return table if len(table) == rows and table.isfinite().all() else None
+        if dtype != "F32" or len(shape) != 2 or shape[0] != rows:
+            return None
+        table = _numbers_of(path, shape)
+        return table if all(block.isfinite().all() for block in blocks(table)) else None
 
     def write(self, identity: Mapping[str, str], table: Float[Tensor, "n d"]) -> None:
         """Keeps a table, whole or not at all; a folder that can't be written is passed over with a word."""
@@ -61,9 +70,11 @@ class FeatureCache:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"features": table.contiguous()}, temporary, metadata=dict(identity))
+            with temporary.open("wb") as file:
+                file.write(_header(identity, table))
+                append(file, table)
             temporary.replace(path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             print(f"features are not kept in {path.parent} ({error}): they are computed again next time")
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -73,3 +84,19 @@ class FeatureCache:
             return None
         name = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:24]
         return self.folder / f"{name}.safetensors"
+
+
+def _header(identity: Mapping[str, str], table: Float[Tensor, "n d"]) -> bytes:
+    """What stands before the numbers in a safetensors file: its own length, and json that names one table."""
+    size = table.numel() * table.element_size()
+    told = {"dtype": "F32", "shape": list(table.shape), "data_offsets": [0, size]}
+    text = json.dumps({"__metadata__": dict(identity), "features": told}).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _numbers_of(path: Path, shape: Sequence[int]) -> Float[Tensor, "n d"]:
+    """The one table of a safetensors file: its numbers stand last."""
+    offset = path.stat().st_size - 4 * math.prod(shape)
+    with path.open("rb") as file:
+        return mapped(file, shape=shape, dtype=torch.float32, offset=offset)

@@ -1,4 +1,4 @@
-"""All real pictures of a protocol: features and captions in memory, pixels read when they are asked for."""
+"""All real pictures of a protocol: captions in memory, features and pixels read when they are asked for."""
 
 import hashlib
 import json
@@ -7,15 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, read_captions
 from ldm.evaluation.feature_cache import FeatureCache, identity_of
-from ldm.evaluation.observing import Features, Observers, batched, joined, parts_of
+from ldm.evaluation.observing import ROWS_AT_ONCE, Features, Observers, batched, parts_of
 from ldm.evaluation.pictures import Pictures
-from ldm.evaluation.ranks import Ranks, interleave
+from ldm.evaluation.ranks import Ranks
+from ldm.metrics.filed import filed, read
 from ldm.metrics.picture_metric import Observed
 
 BATCH = 32
@@ -62,9 +63,13 @@ class Gallery:
         )
         names = {name for each in observers.pictures.values() for name in each.dims}
         names &= names if wanted is None else {*wanted}
-        self.features = joined(
-            [self._features(each, observers.only(names), names) for each in self.splits.values()]
-        )
+        tables = (self._features(each, observers.only(names), names) for each in self.splits.values())
+        self.features = filed(tables, folder=self.folder)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where tables of features lie while they are needed, see `filed`."""
+        return self._cache.folder
 
     def identity(self, observers: Observers) -> str:
         """sha256 of what the reference's statistics come from: pictures, sizes, networks."""
@@ -127,16 +132,27 @@ class Gallery:
         """The split that the picture with a number is of."""
         return next(split for split, start in reversed(self.offsets.items()) if row >= start)
 
+    def rows_of(self, split: str) -> Int[Tensor, "n"]:
+        """The numbers of a split's pictures."""
+        start = self.offsets[split]
+        return torch.arange(start, start + len(self.splits[split]))
+
     def pictures(self, rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
         return torch.stack([self.picture(row) for row in rows])
 
     def observed(self, rows: Sequence[int] | None = None) -> Iterator[Observed]:
         """Features of the pictures with these numbers, or of all, in parts."""
         numbers = torch.arange(self.count) if rows is None else torch.tensor(rows)
-        features = {
-            name: values if rows is None else values[numbers] for name, values in self.features.items()
-        }
+        features = self.features if rows is None else self.picked(numbers)
         return parts_of(Observed(features=features, rows=numbers, captions=torch.full_like(numbers, -1)))
+
+    def picked(self, rows: Int[Tensor, "n"]) -> Features:
+        """Features of the pictures with these numbers, in their order, in files of their own."""
+        parts = (
+            {name: read(table, part) for name, table in self.features.items()}
+            for part in rows.split(ROWS_AT_ONCE)
+        )
+        return filed(parts, folder=self.folder)
 
     def _features(self, pictures: Pictures, observers: Observers, names: set[str]) -> Features:
         """Features of one split: what is kept is read, the rest is looked at in one pass and kept."""
@@ -154,22 +170,20 @@ class Gallery:
 
         lacking = set().union(*self._ranks.together(read))  # a process may see another disk
         if lacking:
-            shares = self._ranks.together(lambda: self._look(pictures, observers.only(lacking), lacking))
-            for name, table in joined(interleave(shares)).items():
+            looked = self._ranks.in_turns(self._look(pictures, observers.only(lacking), lacking))
+            for name, table in filed(looked, folder=self.folder).items():
                 kept[name] = table
                 if self._ranks.number == 0:
                     self._cache.write(identities[name], table)
         return {name: table for name, table in kept.items() if table is not None}
 
-    def _look(self, pictures: Pictures, observers: Observers, names: set[str]) -> list[Features]:
-        """This process's share of batches."""
+    def _look(self, pictures: Pictures, observers: Observers, names: set[str]) -> Iterator[Features]:
+        """Features of this process's share of batches."""
         batches = self._ranks.share(batched(range(len(pictures)), BATCH))
-        parts: list[Features] = []
         with tqdm(
             total=sum(map(len, batches)), desc="real pictures", unit="picture", disable=not self._progress
         ) as bar:
             for batch in batches:
                 seen = observers.look(torch.stack([pictures.image(number) for number in batch]))
-                parts.append({name: values for name, values in seen.items() if name in names})
+                yield {name: values for name, values in seen.items() if name in names}
                 bar.update(len(batch))
-        return parts

@@ -10,16 +10,18 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet
+from ldm.evaluation.few import few_results
 from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.generation import Draw, Request, requests_for
-from ldm.evaluation.observing import Observers, Seen, joined, observe, parts_of
+from ldm.evaluation.observing import Observers, Seen, batched, observe, parts_of
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_statistics import Statistics
 from ldm.evaluation.rows import Row, SetResult
 from ldm.evaluation.scoring import score, spread
 from ldm.evaluation.showing import closest_pairs, first_captions
-from ldm.metrics.frechet import ENOUGH, FrechetDistance
+from ldm.metrics.filed import filed
+from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference
 
@@ -60,7 +62,7 @@ class Evaluator:
         """
         metrics, skipped = self._available(caption_set)
         count = len(self.captions[caption_set.name]) * caption_set.samples
-        few = self._few(caption_set, metrics, count)
+        few = few_results(caption_set, metrics, drawn=count, real=self._real)
         floor = self._floor(metrics, count)
         started = time.perf_counter()
         runs = [self._seen(draw, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
@@ -117,13 +119,19 @@ class Evaluator:
         """
         for each in self.protocol.sets:
             metrics, _ = self._available(each)
-            self._few(each, metrics, len(self.captions[each.name]) * each.samples)
+            count = len(self.captions[each.name]) * each.samples
+            few_results(each, metrics, drawn=count, real=self._real)
 
     def requests(self, caption_set: CaptionSet, *, repeat: int = 0) -> list[Request]:
         """The pictures of a set, with the seeds of one of its repeats."""
         captions = self.captions[caption_set.name]
         start = self.protocol.seed_base + repeat * len(captions) * caption_set.samples
         return requests_for(captions, samples=caption_set.samples, seed_base=start, folder=caption_set.name)
+
+    @property
+    def _real(self) -> int | None:
+        """How many pictures the reference is of; null where nobody knows."""
+        return self.gallery.count if self.statistics is None else self.statistics.count
 
     def _available(self, caption_set: CaptionSet) -> tuple[dict[str, PictureMetric], list[str]]:
         unknown = set(caption_set.metrics) - set(self.metrics)
@@ -149,21 +157,6 @@ class Evaluator:
             return set()
         distances = (each for each in metrics.values() if isinstance(each, FrechetDistance))
         return {result_name("fd", each.features) for each in distances}
-
-    def _few(self, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric], count: int) -> set[str]:
-        """Results that are of fewer pictures, on either side, than a Frechet distance wants."""
-        real = self.gallery.count if self.statistics is None else self.statistics.count
-        fewer = count if real is None else min(count, real)
-        distances = {name: each for name, each in metrics.items() if isinstance(each, FrechetDistance)}
-        if fewer >= ENOUGH:
-            return set()
-        for name in distances:
-            if name not in caption_set.few:
-                raise ValueError(
-                    f"caption set {caption_set.name!r} has {fewer} pictures for {name!r}, which wants "
-                    f"{ENOUGH}: take more, or name it in the set's few: [{name}] to have it with a label"
-                )
-        return {result_name("fd", each.features) for each in distances.values()}
 
     def _seen(
         self, draw: Draw, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric], repeat: int
@@ -191,6 +184,7 @@ class Evaluator:
             batch_size=self.batch_size,
             keep=keep,
             ranks=self.ranks,
+            folder=self.gallery.folder,
             title=title,
             progress=self.progress and bool(title),
         )
@@ -206,9 +200,9 @@ class Evaluator:
     def _references(
         self, metrics: Mapping[str, PictureMetric], requests: Sequence[Request]
     ) -> dict[str, dict[str, float]]:
-        """The measures of the right pictures, and of their round trip, where it is known which they are."""
+        """The measures of the right pictures and of their round trip, or of as many real ones."""
         if any(request.row == ELSEWHERE for request in requests):
-            return {}
+            return self._any_real(metrics, len(requests))
         sources: dict[Reference, Callable[[Mapping[str, PictureMetric]], Observed]] = {
             "real": lambda asked: self._right(asked, requests)
         }
@@ -222,15 +216,33 @@ class Evaluator:
                 found.setdefault(name, {})[reference] = value
         return found
 
+    def _any_real(self, metrics: Mapping[str, PictureMetric], count: int) -> dict[str, dict[str, float]]:
+        """What holds pictures against nothing, of as many real ones; of fewer there is no such number."""
+        held = self.gallery.features.keys()
+        asked = {
+            name: metric
+            for name, metric in metrics.items()
+            if "real" in metric.references and not metric.against_real and {*metric.needs} <= held
+        }
+        if not asked or self.gallery.count < count:
+            return {}
+        numbers = score(asked, real=(), generated=self.gallery.observed(sorted(self._shuffled()[:count])))
+        return {name: {"real": value} for name, value in numbers.items()}
+
     def _against_real(self, metrics: Mapping[str, PictureMetric], seen: Observed) -> dict[str, float]:
         return score(metrics, real=self.gallery.observed(), generated=parts_of(seen))
 
     def _halves(self, count: int) -> tuple[list[int], list[int]]:
         """As many real pictures as were drawn and as many others, or two halves of all."""
-        seed, total = self.protocol.caption_seed, self.gallery.count
-        order = sorted(range(total), key=lambda row: hashlib.blake2b(f"{seed}/floor/{row}".encode()).digest())
-        size = min(count, total // 2)
+        order = self._shuffled()
+        size = min(count, len(order) // 2)
         return sorted(order[:size]), sorted(order[size : 2 * size])
+
+    def _shuffled(self) -> list[int]:
+        """Numbers of all real pictures, in an order that the protocol alone decides."""
+        seed = self.protocol.caption_seed
+        rows = range(self.gallery.count)
+        return sorted(rows, key=lambda row: hashlib.blake2b(f"{seed}/floor/{row}".encode()).digest())
 
     def _round_trips(self, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w"]:
         assert self.round_trip is not None
@@ -240,10 +252,9 @@ class Evaluator:
         rows = torch.tensor([request.row for request in requests])
         reader = self.observers.only(name for metric in metrics.values() for name in metric.needs)
         prompts = [request.prompt for request in requests]
-        starts = range(0, len(prompts), self.batch_size)
-        texts = joined([reader.read(prompts[start : start + self.batch_size]) for start in starts])
+        texts = (reader.read(part) for part in batched(prompts, self.batch_size))
         return Observed(
-            features={name: values[rows] for name, values in self.gallery.features.items()} | texts,
+            features=self.gallery.picked(rows) | filed(texts, folder=self.gallery.folder),
             rows=rows,
             captions=torch.tensor([request.caption for request in requests]),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ldm.codec import Codec
 from ldm.evaluation.generation import Draw, Request, generate
-from ldm.evaluation.ranks import Ranks, interleave
+from ldm.evaluation.ranks import Ranks
 from ldm.metrics.features import FeatureExtractor, FeatureIdentity
+from ldm.metrics.filed import filed, give_back
 from ldm.metrics.picture_metric import Observed
 from ldm.metrics.resize import resize_pictures
 
@@ -115,42 +117,50 @@ def observe(
     wanted: Iterable[str],
     keep: int = 0,
     ranks: Ranks | None = None,
+    folder: Path | None = None,
     title: str = "",
     progress: bool = True,
 ) -> Seen:
     """Draws all pictures and looks at each once; every process takes its share of batches and gets all.
 
-    Rows come in the order of the requests, whatever the number of processes and the size of a batch.
+    Rows come in the order of the requests, whatever the number of processes and the size of a batch. They lie
+    in files: what is in memory is a batch, not all of them.
 
     Args:
         wanted: names of the features that are held.
         keep: how many of the first pictures are kept.
+        folder: of the files, see `filed`.
 
     Raises:
+        ValueError: no room for the files.
         RankError: another process failed.
     """
     ranks, names = ranks or Ranks(), {*wanted}
     size = min(ranks.gather(batch_size))
     batches = ranks.share(batched(range(len(requests)), size))
 
-    def look() -> list[tuple[Features, list[Tensor]]]:
-        seen: list[tuple[Features, list[Tensor]]] = []
+    def look() -> Iterator[tuple[Features, list[Tensor]]]:
         share = [requests[place] for batch in batches for place in batch]
         drawn = generate(draw, share, batch_size=size, title=title, progress=progress)
         for places, (batch, images) in zip(batches, drawn, strict=True):
             features = observers.look(images) | observers.read([request.prompt for request in batch])
             held = {name: values for name, values in features.items() if name in names}
-            seen.append((held, [image.clone() for image in images[: max(0, keep - places[0])]]))
-        return seen
+            yield held, [image.clone() for image in images[: max(0, keep - places[0])]]
 
-    seen = interleave(ranks.together(look))
+    first: list[Tensor] = []
+
+    def seen() -> Iterator[Features]:
+        for features, images in ranks.in_turns(look()):
+            first.extend(images)
+            yield features
+
     return Seen(
         observed=Observed(
-            features=joined([features for features, _ in seen]),
+            features=filed(seen(), folder=folder),
             rows=torch.tensor([request.row for request in requests]),
             captions=torch.tensor([request.caption for request in requests]),
         ),
-        first=[image for _, images in seen for image in images],
+        first=first,
     )
 
 
@@ -163,17 +173,14 @@ def batched(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def joined(parts: Sequence[Features]) -> Features:
-    """Tables below each other."""
-    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
-
-
 def parts_of(observed: Observed) -> Iterator[Observed]:
-    """A table in parts of a fixed size, each a view of it; of an empty one there are none."""
+    """A table in parts of a fixed size, each a view of it; of an empty one there are none.
+
+    The memory of a part that lies in a file is given back when the next one is asked for.
+    """
     for start in range(0, len(observed.rows), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        yield Observed(
-            features={name: values[part] for name, values in observed.features.items()},
-            rows=observed.rows[part],
-            captions=observed.captions[part],
-        )
+        features = {name: values[part] for name, values in observed.features.items()}
+        yield Observed(features=features, rows=observed.rows[part], captions=observed.captions[part])
+        for values in features.values():
+            give_back(values)

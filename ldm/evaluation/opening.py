@@ -16,10 +16,11 @@ from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.measure import Evaluator
 from ldm.evaluation.observing import Observers, readers
 from ldm.evaluation.pictures import RESIZE, PictureFolder, Pictures, Split
-from ldm.evaluation.protocol import Protocol, caption_sets, describe
+from ldm.evaluation.protocol import Protocol, caption_sets, describe_distance, describe_measures
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
+from ldm.evaluation.training_pictures import name_training_pictures
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.picture_metric import PictureMetric
@@ -66,17 +67,17 @@ def open_evaluator(
     """The evaluator of a resolved config for a subject.
 
     Args:
-        config: with `data.root`, `reference`, `statistics`, `protocol`, `cache`, `batch_size` and `show`.
+        config: with `data.root`, `reference`, `statistics`, `protocol`, `metric`, `cache`, `batch_size` and
+            `show`.
         extractors: of the protocol, by name.
 
     Raises:
         ValueError: a protocol that doesn't fit the data or the subject.
     """
-    spec, size = spec_of(config), subject.size
-    del spec["size"]
-    splits = real_splits(config, spec, size)
-    statistics = _statistics(config, extractors, metrics, size)
-    networks, observers = Observers(pictures=extractors), _observers(extractors, subject)
+    spec = spec_of(config)
+    splits = real_splits(config, spec, subject.size)
+    statistics = _statistics(config, extractors, metrics, subject.size)
+    observers = _observers(extractors, subject)
     gallery = Gallery(
         splits,
         observers=observers,
@@ -84,16 +85,11 @@ def open_evaluator(
         cache=FeatureCache(folder=Path(config["cache"]) if config["cache"] else None),
         ranks=ranks,
     )
-    protocol = Protocol.of(
-        spec,
-        **subject.drawing,
-        size=size,
-        resize=RESIZE,
-        data=_identity(next(iter(splits.values()))) if splits else statistics.of,
-        reference=gallery.identity(networks) if statistics is None else statistics.of,
-        features=tuple(each.identity for each in extractors.values()),
-        distances=tuple(describe(node) for node in (config["protocol"].get("distances") or {}).values()),
-    )
+    looked = Observers(pictures=extractors)
+    reference = gallery.identity(looked) if statistics is None else statistics.of
+    data = _identity(next(iter(splits.values()))) if splits else reference
+    protocol = _protocol(config, subject, extractors=extractors, data=data, reference=reference)
+    name_training_pictures(metrics, gallery)
     captions = {
         each.name: gallery.captions(each, seed=protocol.caption_seed, measured=subject.pictures)
         for each in protocol.sets
@@ -114,6 +110,30 @@ def open_evaluator(
     )
     evaluator.check()
     return evaluator
+
+
+def _protocol(
+    config: Mapping[str, Any],
+    subject: Subject,
+    *,
+    extractors: Mapping[str, FeatureExtractor],
+    data: str,
+    reference: str,
+) -> Protocol:
+    """The protocol whose captions are still to be drawn: all else that the numbers depend on."""
+    spec = spec_of(config)
+    del spec["size"]
+    return Protocol.of(
+        spec,
+        **subject.drawing,
+        size=subject.size,
+        resize=RESIZE,
+        data=data,
+        reference=reference,
+        features=tuple(each.identity for each in extractors.values()),
+        distances=tuple(map(describe_distance, (config["protocol"].get("distances") or {}).values())),
+        measures=describe_measures(caption_sets(spec), config["metric"]),
+    )
 
 
 def _observers(extractors: Mapping[str, FeatureExtractor], subject: Subject) -> Observers:

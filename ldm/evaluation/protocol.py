@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Protocol:
         held_out: split whose pictures the autoencoder is measured on; null where there is none.
         features: feature networks, their weights, input sizes, resize modes and rounding.
         distances: of pairs of pictures, that the autoencoder's round trip is measured by.
+        measures: what the sets name, with all settings.
         sampler, guidance: name and settings.
         nfe: network evaluations a picture; null where nobody knows, as of a folder's pictures.
         precision: number format of the networks.
@@ -53,6 +54,7 @@ class Protocol:
     guidance: str
     nfe: int | None
     distances: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
     precision: str = "float32"
     seed_base: int = 0
     seeds: int = 1
@@ -115,6 +117,22 @@ def describe(node: Mapping[str, Any]) -> str:
     inner = ", ".join(f"{key}={_value(settings[key])}" for key in sorted(settings))
     name = str(node["_target_"]).rpartition(".")[2]
     return f"{name}({inner})" if inner else name
+
+
+def describe_distance(node: Mapping[str, Any]) -> str:
+    """A distance of pairs as one line: with the hash of its weights, without the place where they lie."""
+    told = {name: value for name, value in node.items() if name != "weights" and value is not None}
+    return describe(told)
+
+
+def describe_measures(sets: Iterable[CaptionSet], nodes: Mapping[str, Any]) -> tuple[str, ...]:
+    """The measures that sets name, a line each.
+
+    Args:
+        nodes: config of every measure by its name.
+    """
+    names = sorted({name for each in sets for name in each.metrics if name in nodes})
+    return tuple(f"{name}: {describe(nodes[name])}" for name in names)
 
 
 def _value(value: Any) -> str:

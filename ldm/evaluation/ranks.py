@@ -1,9 +1,10 @@
 """Processes that measure together: each takes its share, all get all results, none waits for a lost one."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -91,10 +92,13 @@ class Ranks:
                 raise RankError(f"process {number} failed: {message}")
         return [each for each, _ in everyone]  # type: ignore[misc]
 
+    def in_turns(self, own: Iterator[T]) -> Iterator[T]:
+        """What all processes make of their shares, in the order of the items before `share` dealt them out.
 
-def interleave(shares: Sequence[Sequence[T]]) -> list[T]:
-    """The items in their first order, out of the shares that `Ranks.share` made of them."""
-    items: list[Any] = [None] * sum(map(len, shares))
-    for number, share in enumerate(shares):
-        items[number :: len(shares)] = share
-    return items
+        Each process makes one at a time and all get it: nobody holds a share, let alone all of them.
+
+        Raises:
+            RankError: it failed in another process; where it failed itself, its own error is raised.
+        """
+        while made := [each for one in self.together(lambda: list(islice(own, 1))) for each in one]:
+            yield from made

@@ -19,7 +19,8 @@ class Row:
         few: whether these are fewer pictures than the measure wants.
         foreign: whether its reference is a file that doesn't tell how its pictures were prepared.
         floor, ceiling, real: the same measure of real pictures against as many others, of the autoencoder's
-            round trip, and of the right real pictures; null where it says nothing.
+            round trip, and of the right real pictures, or of as many where nobody knows which are right; null
+            where it says nothing.
         nfe, seconds, params: network evaluations a picture, of drawing and looking at all pictures, and
             parameters of the denoiser; null where they aren't known.
         protocol: hash of the protocol; rows with different ones are not ranked.

@@ -13,6 +13,7 @@ from ldm.evaluation.rows import Closest, Pair, Shown
 from ldm.metrics.memorisation import Memorisation, find_copies
 from ldm.metrics.nearest import nearest
 from ldm.metrics.picture_metric import PictureMetric
+from ldm.metrics.table import Table
 
 
 def first_captions(requests: Sequence[Request], seen: Seen, gallery: Gallery, *, samples: int) -> list[Shown]:
@@ -59,10 +60,11 @@ def closest_pairs(
     if judge is None or judge.limit is None:
         return None
     made, real = (table[judge.features] for table in (seen.observed.features, gallery.features))
-    copies = find_copies(made, real, limit=judge.limit)
+    rows = torch.arange(len(real)) if judge.seen is None else judge.seen
+    copies = find_copies(made, Table(parts=[real], order=rows), limit=judge.limit)
     chosen = [requests[number] for number in copies.generated[:count].tolist()]
     pictures = torch.cat([draw(part).cpu() for part in batched(chosen, batch_size)])
-    rows = copies.real[:count].tolist()
+    nearest_rows = rows[copies.real[:count]].tolist()
     return Closest(
         features=judge.features,
         quantile=judge.quantile,
@@ -78,7 +80,7 @@ def closest_pairs(
                 distance=distance,
             )
             for request, picture, row, distance in zip(
-                chosen, pictures, rows, copies.distance[:count].tolist(), strict=True
+                chosen, pictures, nearest_rows, copies.distance[:count].tolist(), strict=True
             )
         ],
     )

@@ -8,17 +8,21 @@ from ldm.evaluation.rows import Closest
 READING = {
     "fid": "Frechet inception distance, lower is better; few pictures add a bias: see the floor",
     "fd_": "Frechet distance in these features, lower is better; few pictures add a bias: see the floor",
+    "kid": "kernel inception distance, unbiased at any count: 0 for equal sets, and may fall below",
     "kd_": "kernel distance in these features, unbiased at any count: 0 for equal sets, and may fall below",
+    "cmmd_": "discrepancy in a CLIP's space times 1,000, lower is better, never below 0",
+    "is_": "Inception Score, mean and deviation over 10 parts; falls with the count: see the real ones'",
     "precision_": "share of the pictures that lie where real ones do",
     "recall_": "share of the real pictures that lie where those measured do",
     "density_": "how many real pictures' neighbourhoods one lies in, against what real ones would",
     "coverage_": "share of the real pictures with one in their neighbourhood",
     "r_precision_": "share whose own caption is the nearest among 100",
     "vendi_": "how many different pictures the set amounts to",
-    "memorised_": "share nearer to a real picture than 99 % of the real ones are to each other",
+    "memorised_": "share nearer to a training picture than 99 % of these are to each other",
     "r1_": "share whose nearest real picture, of all, is the right one",
     "r5_": "share with the right real picture among the five nearest",
     "own_clip_score": "cosine of picture and prompt, judged by the very CLIP that conditions the model",
+    "clip_": "cosine of picture and prompt, judged by this CLIP",
     "diversity_": "mean distance of pictures of one caption, cosine or the perceptual one that is named "
     "(`between_real`: of any two real ones)",
     "rfid": "Frechet inception distance of the autoencoder's round trip to the same pictures",
@@ -69,7 +73,8 @@ def report(
         markdown_table(COLUMNS, [measured_cells(row) for row in document["rows"]]),
         "Value: mean ± standard deviation over the seeds. Floor: real pictures against as many others, each "
         "side as many as were drawn, or half of all. Ceiling: the right pictures after the autoencoder's "
-        "round trip. Real: the right pictures themselves. s: of drawing and looking, all seeds together.",
+        "round trip. Real: the right pictures themselves, or as many real ones where nobody knows which are "
+        "right. s: of drawing and looking, all seeds together.",
         _reading(row["metric"] for row in document["rows"]),
         _skipped(document["sets"]),
         *(_figure(title, name, (notes or {}).get(title, "")) for title, name in figures.items()),
@@ -111,6 +116,19 @@ def measured_cells(row: Mapping[str, Any]) -> list[str]:
         *_cells(row, "nfe", "seconds"),
         _cell(params),
     ]
+
+
+def numbers_table(rows: Sequence[Mapping[str, Any]], *, axes: Sequence[str] = ()) -> str:
+    """Numbers beside what they must be read beside, for a terminal.
+
+    Args:
+        rows: of a results document, or lines of a sweep.
+        axes: of the sweep; one that no line sets is left out.
+    """
+    varied = [axis for axis in axes if any(row[axis] is not None for row in rows)]
+    lines = [[*varied, *COLUMNS], *([*_cells(row, *varied), *measured_cells(row)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def sweep_report(lines: Sequence[Mapping[str, Any]], *, figures: Mapping[str, str]) -> str:
@@ -174,6 +192,7 @@ def _protocol_table(protocol: Mapping[str, Any]) -> str:
             for one in protocol["features"]
         ),
         "distances": "; ".join(protocol["distances"]),
+        "measures": "; ".join(protocol["measures"]),
         "sampler": protocol["sampler"],
         "guidance": protocol["guidance"],
         "NFE": _cell(protocol["nfe"]),

@@ -1,4 +1,4 @@
-"""Both towers of a foreign CLIP as parts of a bundle: OpenAI's, open_clip's and transformers' files."""
+"""The towers of a foreign CLIP as parts of a bundle: OpenAI's, open_clip's and transformers' files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,14 +13,16 @@ from ldm.exchange.clip_configs import (
 )
 from ldm.exchange.fields import MAX_WIDTH, Fields
 from ldm.exchange.hub import Source
-from ldm.exchange.imported import Imported, read_parts
+from ldm.exchange.imported import Imported, files_of, read_parts
 from ldm.exchange.keymap import Rule, rename
+from ldm.exchange.text_states import text_fit
 from ldm.exchange.transformers import COUNTERS, text_rules, vision_rules
 from ldm.exchange.weights import Fit, Weights
 from ldm.tokenizers import CLIP_VOCAB_SIZE, Tokenizer, clip_bpe
 
 # what TorchScript files keep beside the weights: three numbers in OpenAI's, the causal mask in open_clip's
 BESIDE = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+TEXT_PROJECTION, PICTURE_PROJECTION = "text_projection.weight", "visual_projection.weight"  # transformers'
 
 
 def is_openclip(weights: Weights) -> bool:
@@ -55,7 +57,7 @@ def import_transformers(weights: Weights, config: Fields) -> Imported:
     Raises:
         ValueError: a config that our networks or the weights don't fit.
     """
-    embed_dim = config.whole("projection_dim", 512, high=MAX_WIDTH)
+    embed_dim = _embed_dim(config)
     text, image = (
         Fields(f"{config.name}: {name}", config.values.get(name) or {})
         for name in ("text_config", "vision_config")
@@ -73,11 +75,47 @@ def import_transformers(weights: Weights, config: Fields) -> Imported:
     )
 
 
+def import_text(weights: Weights, config: Fields, *, state: str) -> Imported:
+    """The text tower of a CLIPTextModel, with its projection where the file has one.
+
+    Args:
+        state: last or penultimate, of the states that a denoiser reads.
+
+    Raises:
+        ValueError: a config that our network or the weights don't fit.
+    """
+    embed_dim = _embed_dim(config) if TEXT_PROJECTION in weights.outline else None
+    fits = {"text_encoder": text_fit(hf_text_spec(config, embed_dim=embed_dim), weights, state=state)}
+    spec = fits["text_encoder"].spec
+    tokenizer = own_tokenizer(spec, pad_id=spec["vocab_size"] - 1)  # Stable Diffusion's padding
+    return Imported(parts=read_parts(fits), tokenizer=tokenizer, files=files_of(fits))
+
+
+def import_vision(weights: Weights, config: Fields) -> Imported:
+    """The image tower of a CLIPVisionModelWithProjection.
+
+    Raises:
+        ValueError: one without its projection, or a config that our network or the weights don't fit.
+    """
+    if PICTURE_PROJECTION not in weights.outline:
+        raise ValueError(
+            f"{weights.path} lacks {PICTURE_PROJECTION}, which leads to the space of CLIP's features: "
+            "take a CLIPVisionModelWithProjection or a whole CLIPModel"
+        )
+    spec = hf_vision_spec(config, embed_dim=_embed_dim(config))
+    fits = {"image_encoder": Fit(spec=spec, weights=weights, rules=vision_rules(), drop=COUNTERS)}
+    return Imported(parts=read_parts(fits), files=files_of(fits))
+
+
 def own_tokenizer(text: Mapping[str, Any], *, pad_id: int = 0) -> Tokenizer | None:
     """CLIP's own tokenizer for a text tower of its vocabulary; None for another vocabulary."""
     if text["vocab_size"] != CLIP_VOCAB_SIZE:
         return None
     return clip_bpe(context_length=text["context_length"], pad_id=pad_id)
+
+
+def _embed_dim(config: Fields) -> int:
+    return config.whole("projection_dim", 512, high=MAX_WIDTH)
 
 
 def _towers(

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.exchange.architecture import CONFIGS, from_configs
-from ldm.exchange.clip_configs import hf_text_spec
-from ldm.exchange.clip_import import import_transformers, own_tokenizer
+from ldm.exchange.clip_import import import_text, import_transformers, import_vision
 from ldm.exchange.diffusers import has_early_names, unet_rules, vae_rules
 from ldm.exchange.diffusers_configs import unet_spec, vae_latents, vae_spec
 from ldm.exchange.fields import Fields, read_json
 from ldm.exchange.imported import Imported, files_of, read_parts
+from ldm.exchange.solvers import is_covered
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.vocabulary import read_vocabulary
 from ldm.exchange.weights import Fit, Weights
@@ -50,12 +50,14 @@ def import_pipeline(folder: Path, *, text_state: str) -> Imported:
         vocab_size=text.spec["vocab_size"],
     )
     held = {key for key, value in index.values.items() if isinstance(value, list) and value[:1] != [None]}
+    scheduler = configs["scheduler"]
+    replaced = [] if is_covered(scheduler) else [f"the steps of a {scheduler.values.get('_class_name')}"]
     return Imported(
         parts=read_parts(fits),
         tokenizer=tokenizer,
         files=files_of(fits),
         settings=told.settings(),
-        left_out=sorted(held - READ),
+        left_out=sorted(held - READ) + replaced,
     )
 
 
@@ -71,6 +73,7 @@ def import_network(folder: Path, *, text_state: str) -> Imported:
         "UNet2DConditionModel": _import_unet,
         "AutoencoderKL": _import_vae,
         "clip_text_model": _import_text,
+        "clip_vision_model": _import_vision,
         "clip": _import_clip,
     }
     if kind not in readers:
@@ -131,10 +134,11 @@ def _import_vae(folder: Path, config: Fields, text_state: str) -> Imported:
 
 
 def _import_text(folder: Path, config: Fields, text_state: str) -> Imported:
-    fits = {"text_encoder": text_fit(hf_text_spec(config), find_weights(folder), state=text_state)}
-    spec = fits["text_encoder"].spec
-    tokenizer = own_tokenizer(spec, pad_id=spec["vocab_size"] - 1)  # Stable Diffusion's padding
-    return Imported(parts=read_parts(fits), tokenizer=tokenizer, files=files_of(fits))
+    return import_text(find_weights(folder), config, state=text_state)
+
+
+def _import_vision(folder: Path, config: Fields, text_state: str) -> Imported:
+    return import_vision(find_weights(folder), config)
 
 
 def _import_clip(folder: Path, config: Fields, text_state: str) -> Imported:

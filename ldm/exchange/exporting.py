@@ -63,7 +63,7 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
     """What of a bundle can be written.
 
     Args:
-        options: `sampler` and `steps` to write instead of the bundle's own.
+        options: `sampler`, `grid` and `steps` to write instead of the bundle's own.
 
     Raises:
         BundleError: a bundle that can't draw, or is damaged.

@@ -4,6 +4,7 @@
 |----------------------------------------------------|--------------------------------------|
 | a diffusers folder with model_index.json           | a text-to-image bundle               |
 | a file with CompVis' names, .ckpt or .safetensors  | a text-to-image bundle               |
+| one of their autoencoder alone                     | a bundle of that part                |
 | a folder of one diffusers or transformers network  | a bundle of that part                |
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
 """
@@ -11,6 +12,7 @@
 from collections.abc import Callable
 
 from ldm.exchange.architecture import Architecture
+from ldm.exchange.autoencoder_file import import_autoencoder, is_autoencoder_file
 from ldm.exchange.clip_import import import_openclip, is_openclip
 from ldm.exchange.diffusers_folder import import_network, import_pipeline, is_pipeline
 from ldm.exchange.hub import Source
@@ -47,7 +49,9 @@ def import_weights(
         return import_single_file(
             weights, architecture=architecture, tokenizer=tokenizer, text_state=text_state
         )
+    if is_autoencoder_file(weights):
+        return import_autoencoder(weights, architecture=architecture)
     if is_openclip(weights):
         return import_openclip(source, weights, model=clip)
     some = ", ".join(sorted(weights.outline)[:3])
-    raise ValueError(f"{path} holds neither Stable Diffusion nor CLIP, but tensors such as {some}")
+    raise ValueError(f"{path} holds no Stable Diffusion, autoencoder or CLIP, but tensors such as {some}")

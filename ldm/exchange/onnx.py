@@ -74,7 +74,7 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
     """Writes the folder, whole or not at all.
 
     Args:
-        options: `sampler` and `steps` to write instead of the bundle's own.
+        options: `sampler`, `grid` and `steps` to write instead of the bundle's own.
 
     Returns:
         By the name of each graph, how far onnxruntime's output is from the network's, as a share of its

@@ -1,12 +1,13 @@
 """A diffusers scheduler's config as a process and a sampler of ours, and back.
 
-A config with a noise table is read and written here, one of a rectified flow in flow_schedulers.py.
+The process of a config with a noise table is read and written here, its class and times in solvers.py, a
+rectified flow in flow_schedulers.py.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.exchange import flow_schedulers
+from ldm.exchange import flow_schedulers, solvers
 from ldm.exchange.arguments import arguments
 from ldm.exchange.fields import Fields
 
@@ -26,13 +27,6 @@ PREDICTIONS = {
     "v_prediction": f"{DIFFUSION}.predictions.V",
     "sample": f"{DIFFUSION}.predictions.X0",
 }
-METHODS = {  # those whose steps are the same here and there
-    "DDIMScheduler": f"{DIFFUSION}.samplers.ddim",
-    "DDPMScheduler": f"{DIFFUSION}.samplers.ddpm",
-    "DPMSolverMultistepScheduler": f"{DIFFUSION}.samplers.dpmpp_2m",
-}
-READ_AS = METHODS | {"PNDMScheduler": f"{DIFFUSION}.samplers.pndm"}
-STEPS = {"DDPMScheduler": 1000, "DPMSolverMultistepScheduler": 25}  # every other: 50
 GUIDANCE = {
     "_target_": f"{DIFFUSION}.guidance.cfg",
     "_partial_": True,
@@ -69,24 +63,9 @@ def process_spec(fields: Fields) -> dict[str, Any]:
 
 
 def sampling_spec(fields: Fields) -> dict[str, Any]:
-    """The sampler nearest to a scheduler: its method where ours has it, else DDIM; its spacing of times."""
-    if flow_schedulers.is_flow(fields):
-        return flow_schedulers.sampling_spec(fields)
-    kind = str(fields.values.get("_class_name"))
-    num_steps = fields.whole("num_train_timesteps", 1000, high=10_000)
-    grid: dict[str, Any] = {"_target_": f"{DIFFUSION}.grids.trailing", "num_steps": num_steps}
-    if (
-        kind != "DPMSolverMultistepScheduler"
-        and fields.values.get("timestep_spacing", "leading") == "leading"
-    ):
-        grid = grid | {"_target_": f"{DIFFUSION}.grids.leading"}
-        grid["offset"] = fields.whole("steps_offset", 0, low=0, high=1)
-    return {
-        "_target_": f"{DIFFUSION}.samplers.Sampling",
-        "method": {"_target_": READ_AS.get(kind, METHODS["DDIMScheduler"]), "_partial_": True},
-        "grid": grid | {"_partial_": True},
-        "steps": min(STEPS.get(kind, 50), num_steps),
-    }
+    """The sampler nearest to a scheduler."""
+    read = flow_schedulers if flow_schedulers.is_flow(fields) else solvers
+    return read.sampling_spec(fields)
 
 
 STABLE_DIFFUSION_SAMPLING = sampling_spec(Fields("", {"_class_name": "PNDMScheduler", "steps_offset": 1}))
@@ -112,12 +91,20 @@ def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> 
             f"process.network_time can't be written for diffusers, which has only {TABLE_INDEX} "
             "with the table's num_steps"
         )
+    solver = solvers.solver_of(sampler["method"])
+    prediction = _key(PREDICTIONS, node["prediction"], "process.prediction")
+    if (solver.of_eps and prediction != "epsilon") or (zero_snr and not solver.rescaled):
+        other = "zero_terminal_snr" if zero_snr else prediction
+        raise ValueError(
+            f"sampler.method {solver.method} can't be written for diffusers with {other}, which a "
+            f"{solver.kind} draws otherwise: write another, as in +sampler=ddim"
+        )
     return {
-        **_sampler(sampler),
+        **solvers.solver_fields(solver, sampler["grid"]),
         **fields,
         "trained_betas": None,
-        "prediction_type": _key(PREDICTIONS, node["prediction"], "process.prediction"),
-        "rescale_betas_zero_snr": zero_snr,
+        "prediction_type": prediction,
+        **({"rescale_betas_zero_snr": zero_snr} if solver.rescaled else {}),
     }
 
 
@@ -128,33 +115,6 @@ def _table(node: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"process.schedule can't be written for diffusers: its cosine is that of {COSINE}")
     betas = {key: table[key] for key in ("beta_start", "beta_end") if key in table}
     return {"beta_schedule": kind, "num_train_timesteps": table["num_steps"], **betas}
-
-
-def _sampler(node: Mapping[str, Any]) -> dict[str, Any]:
-    method, grid = node["method"], node["grid"]
-    kind = _key(METHODS, method, "sampler.method")
-    if kind == "DDIMScheduler" and method.get("eta", 0.0) != 0:
-        raise ValueError(f"sampler.method.eta={method['eta']} is no field of a scheduler: +sampler=ddim")
-    name = str(grid.get("_target_")).rpartition(".")[2]
-    leading = name == "leading" and kind != "DPMSolverMultistepScheduler"
-    if not leading and name != "trailing" and not (name == "uniform" and grid.get("shift", 1.0) == 1.0):
-        raise ValueError(
-            f"sampler.grid {name} can't be written for diffusers: choose one that can, as in +sampler=ddim"
-        )
-    if leading and grid.get("offset", 0) != 1:
-        raise ValueError("sampler.grid.offset must be 1: StableDiffusionPipeline sets every other to it")
-    spacing = {"timestep_spacing": "leading" if leading else "trailing", "steps_offset": 1}
-    if kind == "DPMSolverMultistepScheduler":
-        own: dict[str, Any] = {
-            "algorithm_type": "dpmsolver++",
-            "solver_order": 2,
-            "final_sigmas_type": "zero",
-        }
-    else:
-        own = {"clip_sample": False}
-    if kind == "DDIMScheduler":
-        own["set_alpha_to_one"] = True
-    return {"_class_name": kind, **spacing, **own}
 
 
 def _key(table: Mapping[str, str], node: Mapping[str, Any], what: str) -> str:

@@ -32,7 +32,7 @@ def text_fit(spec: Mapping[str, Any], weights: Weights, *, state: str, prefix: s
     return Fit(
         spec={**spec, "num_layers": layers - len(skipped)},
         weights=weights,
-        rules=text_rules(prefix=names),
+        rules=text_rules(prefix=names, projection=spec.get("embed_dim") is not None),
         prefix=prefix,
         drop=[*COUNTERS, *skipped],
     )

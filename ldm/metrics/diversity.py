@@ -1,9 +1,10 @@
 """How different the pictures of one caption are from each other."""
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.utilities import dim_zero_cat
@@ -11,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 from ldm.metrics.perceptual import NamedDistance, PictureDistance
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 from ldm.metrics.pixels import as_pictures
+from ldm.metrics.table import Rows, picked, stacked
 
 
 def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -27,37 +29,34 @@ def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     return 1 - _mean_cosine(F.normalize(features.double(), dim=1).sum(0), count)
 
 
-def diversity_by_caption(features: Float[Tensor, "n d"], captions: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+def diversity_by_caption(features: Rows, captions: Int[Tensor, "n"]) -> Float[Tensor, ""]:
     """Mean over captions of the mean pairwise distance of the caption's pictures.
 
     Raises:
         ValueError: a caption with a single picture.
     """
-    distances = []
-    for caption in captions.unique():
-        mine = features[captions == caption]
-        _enough(mine, caption)
-        distances.append(mean_pairwise_distance(mine))
-    return torch.stack(distances).mean()
+    distances = [mean_pairwise_distance(picked(features, mine)).item() for mine in _of_each(captions)]
+    return torch.tensor(distances, dtype=torch.float64).mean()
 
 
 def perceptual_diversity(
-    images: UInt8[Tensor, "n 3 h w"], captions: Int[Tensor, "n"], *, distance: PictureDistance
+    pixels: Rows, captions: Int[Tensor, "n"], *, distance: PictureDistance
 ) -> Float[Tensor, ""]:
     """Mean over captions of the mean distance of the caption's pairs (Zhu et al. 2017, section 5).
 
     Args:
+        pixels: the pictures, in the form that `ldm.metrics.pixels.Pixels` gives them.
         distance: of pairs of pictures in [-1, 1], say `Lpips` or a `PerceptualDistance`.
 
     Raises:
         ValueError: a caption with a single picture.
     """
     means = []
-    for caption in captions.unique():
-        mine = images[captions == caption] / 127.5 - 1
-        first, second = torch.combinations(_enough(mine, caption)).T
-        means.append(distance(mine[first], mine[second]).double().mean())
-    return torch.stack(means).mean()
+    for mine in _of_each(captions):
+        images = as_pictures(picked(pixels, mine)) / 127.5 - 1
+        first, second = torch.combinations(torch.arange(len(mine), device=mine.device)).T
+        means.append(distance(images[first], images[second]).double().mean().item())
+    return torch.tensor(means, dtype=torch.float64).mean()
 
 
 class CaptionDiversity(PictureMetric):
@@ -93,7 +92,7 @@ class CaptionDiversity(PictureMetric):
 
     def compute(self) -> dict[str, Tensor]:
         name = f"diversity_{self.features}"
-        numbers = {name: diversity_by_caption(dim_zero_cat(self.generated), dim_zero_cat(self.captions))}
+        numbers = {name: diversity_by_caption(stacked(self.generated), dim_zero_cat(self.captions))}
         if self.real_count > 1:
             numbers[f"{name}_between_real"] = 1 - _mean_cosine(self.real_total, self.real_count)
         return numbers
@@ -102,7 +101,7 @@ class CaptionDiversity(PictureMetric):
 class PerceptualDiversity(PictureMetric):
     """Perceptual distance between pictures of one caption, `diversity_<distance>`, as `diversity_lpips`.
 
-    Keeps the generated pictures, 12 KB each of 64 px: for the few captions that have several.
+    Looks at every pair of a caption: for the few captions that have several pictures.
 
     Args:
         distance: of pairs of pictures in [-1, 1].
@@ -115,7 +114,7 @@ class PerceptualDiversity(PictureMetric):
     def __init__(self, *, distance: NamedDistance, pixels: str = "pixels") -> None:
         super().__init__()
         self.distance, self.pixels = distance, pixels
-        self.add_state("images", [], dist_reduce_fx="cat")
+        self.add_state("generated", [], dist_reduce_fx="cat")
         self.add_state("captions", [], dist_reduce_fx="cat")
 
     @property
@@ -124,23 +123,25 @@ class PerceptualDiversity(PictureMetric):
 
     def update(self, batch: Observed, *, real: bool) -> None:
         if not real:
-            self.images.append(as_pictures(features_of(batch, self.pixels)))
+            self.generated.append(features_of(batch, self.pixels))
             self.captions.append(batch.captions)
 
     @torch.no_grad()
     def compute(self) -> dict[str, Tensor]:
-        images, captions = dim_zero_cat(self.images), dim_zero_cat(self.captions)
-        value = perceptual_diversity(images, captions, distance=self.distance)
+        captions = dim_zero_cat(self.captions)
+        value = perceptual_diversity(stacked(self.generated), captions, distance=self.distance)
         return {f"diversity_{self.distance.name}": value}
 
 
-def _enough(mine: Shaped[Tensor, "n ..."], caption: Int[Tensor, ""]) -> Int[Tensor, "n"]:
-    """The numbers of a caption's pictures, where there are pairs of them."""
-    if len(mine) < 2:
-        raise ValueError(
-            f"diversity needs at least 2 pictures a caption, caption {int(caption)} has one: more samples"
-        )
-    return torch.arange(len(mine), device=mine.device)
+def _of_each(captions: Int[Tensor, "n"]) -> Iterator[Int[Tensor, "k"]]:
+    """The numbers of each caption's pictures, where there are pairs of them."""
+    for caption in captions.unique().tolist():
+        mine = (captions == caption).nonzero().flatten()
+        if len(mine) < 2:
+            raise ValueError(
+                f"diversity needs at least 2 pictures a caption, caption {caption} has one: more samples"
+            )
+        yield mine
 
 
 def _mean_cosine(unit_sum: Float[Tensor, "d"], count: int | Float[Tensor, ""]) -> Float[Tensor, ""]:

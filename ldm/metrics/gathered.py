@@ -1,16 +1,16 @@
 """Features of all pictures, kept for the measures that look at every pair of them."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm.metrics.picture_metric import Observed, PictureMetric, features_of
-from ldm.metrics.table import Table
+from ldm.metrics.table import Table, blocks, stacked
 
 
 class Side(NamedTuple):
@@ -26,10 +26,10 @@ class Side(NamedTuple):
 
 
 class GatheredFeatures(PictureMetric):
-    """A measure of two sets of features, at 4 bytes a number in memory for each picture.
+    """A measure of two sets of features, which are read in blocks.
 
-    That is 8 KB a picture with Inception's 2,048, once for all such measures together: they keep the tensors
-    of the batches that they are given, and read them in blocks.
+    All such measures keep the tensors that they are given: 4 bytes a number and picture once for all of them,
+    8 KB with Inception's 2,048, and none of it in memory where those lie in files (`ldm.metrics.filed`).
 
     Args:
         features: name of the features.
@@ -69,16 +69,13 @@ class GatheredFeatures(PictureMetric):
                 f"{type(self).__name__} of {self.features!r} needs at least {at_least} {name} pictures, "
                 f"got {count}: measure more"
             )
-        features = getattr(self, f"{name}_features")
-        parts = [features] if isinstance(features, Tensor) else features
-        return _sorted(parts, dim_zero_cat(rows), dim_zero_cat(getattr(self, f"{name}_captions")))
+        table = stacked(getattr(self, f"{name}_features"))
+        return _sorted(table, dim_zero_cat(rows), dim_zero_cat(getattr(self, f"{name}_captions")))
 
 
-def _sorted(
-    parts: Sequence[Float[Tensor, "_ d"]], rows: Int[Tensor, "n"], captions: Int[Tensor, "n"]
-) -> Side:
+def _sorted(table: Table, rows: Int[Tensor, "n"], captions: Int[Tensor, "n"]) -> Side:
     """By row, then caption; pictures of one caption by their first feature."""
-    first = torch.cat([part[:, 0] for part in parts])
+    first = torch.cat([block[:, 0].clone() for block in blocks(table)])
     keys = (first, captions, rows)  # numpy's last key counts most
     order = torch.from_numpy(np.lexsort([key.cpu().numpy() for key in keys])).to(rows.device)
-    return Side(Table(parts=parts, order=order), rows[order], captions[order])
+    return Side(replace(table, order=order), rows[order], captions[order])

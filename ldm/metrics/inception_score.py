@@ -69,7 +69,7 @@ class InceptionScore(GatheredFeatures):
         splits: parts that mean and deviation are taken over.
     """
 
-    references: ClassVar[tuple[Reference, ...]] = ("real",)
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     against_real: ClassVar[bool] = False
 
     def __init__(self, *, features: str = "inception_logits", splits: int = 10) -> None:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ldm.metrics.gathered import GatheredFeatures
@@ -42,16 +42,15 @@ def kernel_distances(
 
 def _subsets(
     counts: tuple[int, int], subsets: int, size: int | None
-) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k m"]]:
-    """Who is in each subset of either side: 1 for a member."""
+) -> tuple[Int[Tensor, "k s"], Int[Tensor, "k t"]]:
+    """The numbers of the rows in each subset of either side."""
     if size is None:
-        return tuple(torch.ones(1, count, dtype=torch.float64) for count in counts)
-    members = tuple(torch.zeros(subsets, count, dtype=torch.float64) for count in counts)
+        return tuple(torch.arange(count)[None] for count in counts)
     draw = np.random.RandomState(SEED)
-    for number in range(subsets):
-        for side, count in zip(members, counts, strict=True):
-            side[number, torch.from_numpy(draw.choice(count, size, replace=False))] = 1
-    return members
+    drawn = [  # copies: what numpy draws is a view of a permutation of all
+        [draw.choice(count, size, replace=False).copy() for count in counts] for _ in range(subsets)
+    ]
+    return tuple(torch.from_numpy(np.stack(side)) for side in zip(*drawn, strict=True))
 
 
 class KernelDistance(GatheredFeatures):

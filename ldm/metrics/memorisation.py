@@ -1,11 +1,13 @@
 """Does the generator repeat its training pictures?"""
 
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ldm.metrics.gathered import GatheredFeatures
+from ldm.metrics.gathered import GatheredFeatures, Side
 from ldm.metrics.names import result_name
 from ldm.metrics.neighbours import distances_to
 from ldm.metrics.picture_metric import Reference
@@ -61,28 +63,40 @@ class Memorisation(GatheredFeatures):
     Args:
         features: name of the features.
         quantile: of the real pictures' own distances.
+        split: whose pictures the generator was trained on; null takes all real ones.
 
     Attributes:
         limit: the latest result's, see `Copies`; null before there is one.
+        seen: rows of the pictures that can have been copied; null where all real ones can.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor",)
 
-    def __init__(self, *, features: str, quantile: float = 0.01) -> None:
+    def __init__(self, *, features: str, quantile: float = 0.01, split: str | None = None) -> None:
         super().__init__(features=features)
         if not 0 < quantile < 1:
             raise ValueError(f"{quantile=} of the real pictures' distances must lie between 0 and 1")
-        self.quantile = quantile
+        self.quantile, self.split = quantile, split
         self.limit: float | None = None
+        self.seen: Tensor | None = None
 
     def copies(self) -> Copies:
         """The pairs by the pictures' own numbers: those to show side by side.
 
         `generated` counts the generated pictures by row, then caption; `real` is the real picture's row.
         """
-        made, seen = self.side("generated"), self.side("real", at_least=2)
+        made, seen = self.side("generated"), self._seen()
         found = find_copies(made.features, seen.features, quantile=self.quantile)
         return found._replace(real=seen.rows[found.real])
+
+    def _seen(self) -> Side:
+        """The real pictures that can have been copied."""
+        real = self.side("real", at_least=2)
+        if self.seen is None:
+            return real
+        mine = torch.isin(real.rows, self.seen.to(real.rows.device))
+        table = replace(real.features, order=real.features.order[mine])
+        return Side(table, real.rows[mine], real.captions[mine])
 
     def compute(self) -> dict[str, Tensor]:
         found = self.copies()

@@ -1,14 +1,15 @@
 """Maximum mean discrepancy of two sets under a kernel (Gretton et al. 2012), of many subsets at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ldm.metrics.table import ROWS_AT_ONCE, Rows, blocks
+from ldm.metrics.table import Rows, blocks
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # n d, m d -> n m
+SUBSETS_AT_ONCE = 8  # bounds the memory of their product with all rows; more give it the same bits
 
 
 def polynomial(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -23,29 +24,30 @@ def gaussian(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, sigma: float) 
 
 
 def unbiased_mmd(
-    x: Rows, y: Rows, *, kernel: Kernel, subsets: tuple[Float[Tensor, "k n"], Float[Tensor, "k m"]]
+    x: Rows, y: Rows, *, kernel: Kernel, subsets: tuple[Int[Tensor, "k s"], Int[Tensor, "k t"]]
 ) -> Float[Tensor, " k"]:
     """Squared discrepancy of each pair of subsets without the pairs of a row with itself (eq. 3), float64.
 
     Args:
-        subsets: of x and of y, a row each, 1 for a member and 0 for the others.
+        subsets: of x and of y, the numbers of the rows that are in each; none is there twice.
     """
-    in_x, in_y = subsets
-    return _within(x, in_x, kernel) + _within(y, in_y, kernel) - 2 * _between(x, y, in_x, in_y, kernel)
+    of_x, of_y = subsets
+    return _within(x, of_x, kernel) + _within(y, of_y, kernel) - 2 * _between(x, y, of_x, of_y, kernel)
 
 
 def biased_mmd(x: Rows, y: Rows, *, kernel: Kernel) -> Float[Tensor, ""]:
     """Squared discrepancy of all of x and y, rows with themselves among the pairs (eq. 5), float64, >= 0."""
-    all_x, all_y = (torch.ones(1, len(rows), dtype=torch.float64) for rows in (x, y))
+    all_x, all_y = (torch.arange(len(rows))[None] for rows in (x, y))
     within = _between(x, x, all_x, all_x, kernel) + _between(y, y, all_y, all_y, kernel)
     return (within - 2 * _between(x, y, all_x, all_y, kernel)).squeeze(0)
 
 
-def _within(x: Rows, members: Float[Tensor, "k n"], kernel: Kernel) -> Float[Tensor, " k"]:
+def _within(x: Rows, subsets: Int[Tensor, "k s"], kernel: Kernel) -> Float[Tensor, " k"]:
     """Mean kernel of different rows of each subset."""
-    size = members.sum(1)
-    own = torch.cat([_with_itself(block, kernel) for block in blocks(x)])
-    pairs = _between(x, x, members, members, kernel) * size**2 - members @ own.to(members.device)
+    size = subsets.shape[1]
+    own = torch.cat([_with_itself(block, kernel) for block in blocks(x)]).to(subsets.device)
+    sums = torch.cat([_members(part, 0, len(own)) @ own for part in subsets.split(SUBSETS_AT_ONCE)])
+    pairs = _between(x, x, subsets, subsets, kernel) * size**2 - sums
     return pairs / (size * (size - 1))
 
 
@@ -55,13 +57,30 @@ def _with_itself(rows: Float[Tensor, "b d"], kernel: Kernel) -> Float[Tensor, "b
 
 
 def _between(
-    x: Rows, y: Rows, in_x: Float[Tensor, "k n"], in_y: Float[Tensor, "k m"], kernel: Kernel
+    x: Rows, y: Rows, of_x: Int[Tensor, "k s"], of_y: Int[Tensor, "k t"], kernel: Kernel
 ) -> Float[Tensor, " k"]:
     """Mean kernel over all pairs of each subset of x with that of y: the matrix is never held whole."""
-    total = torch.zeros(len(in_x), dtype=torch.float64, device=in_x.device)
-    of_x, of_y = (members.split(ROWS_AT_ONCE, dim=1) for members in (in_x, in_y))
-    for rows, in_rows in zip(blocks(x), of_x, strict=True):
-        for columns, in_columns in zip(blocks(y), of_y, strict=True):
+    total = torch.zeros(len(of_x), dtype=torch.float64, device=of_x.device)
+    for rows, in_rows in _with_members(x, of_x):
+        for columns, in_columns in _with_members(y, of_y):
             values = kernel(rows, columns).to(total.device)
             total += ((in_rows @ values) * in_columns).sum(1)
-    return total / (in_x.sum(1) * in_y.sum(1))
+    return total / (of_x.shape[1] * of_y.shape[1])
+
+
+def _with_members(
+    rows: Rows, subsets: Int[Tensor, "k s"]
+) -> Iterator[tuple[Float[Tensor, "b d"], Float[Tensor, "k b"]]]:
+    """Each block of rows, and which of them are in each subset."""
+    start = 0
+    for block in blocks(rows):
+        yield block, _members(subsets, start, start + len(block))
+        start += len(block)
+
+
+def _members(subsets: Int[Tensor, "k s"], start: int, stop: int) -> Float[Tensor, "k b"]:
+    """Which of the rows from one number to another are in each subset: 1 for a member, 0 for the others."""
+    number, place = ((subsets >= start) & (subsets < stop)).nonzero(as_tuple=True)
+    members = torch.zeros(len(subsets), stop - start, dtype=torch.float64, device=subsets.device)
+    members[number, subsets[number, place] - start] = 1
+    return members

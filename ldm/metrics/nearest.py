@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,13 +11,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 from ldm.metrics.retrieval import ranks
+from ldm.metrics.table import Rows, blocks, stacked
 
 
-def nearest(
-    queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], *, count: int = 1
-) -> Int[Tensor, "q k"]:
+def nearest(queries: Float[Tensor, "q d"], gallery: Rows, *, count: int = 1) -> Int[Tensor, "q k"]:
     """Rows of the gallery nearest to each query by cosine, nearest first."""
-    cosines = F.normalize(queries.float(), dim=1) @ F.normalize(gallery.float(), dim=1).T
+    unit = F.normalize(queries.float(), dim=1)
+    cosines = torch.cat([unit @ F.normalize(block.float(), dim=1).T for block in blocks(gallery)], dim=1)
     return cosines.topk(min(count, len(gallery)), dim=1).indices
 
 
@@ -51,8 +52,8 @@ class PictureRecall(PictureMetric):
 
     def compute(self) -> dict[str, Tensor]:
         found = ranks(
-            dim_zero_cat(self.generated_features),
-            dim_zero_cat(self.real_features),
+            stacked(self.generated_features),
+            stacked(self.real_features),
             query_keys=dim_zero_cat(self.generated_rows),
             gallery_keys=dim_zero_cat(self.real_rows),
         )

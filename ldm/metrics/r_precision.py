@@ -1,22 +1,19 @@
 """R-precision: is a picture's own caption the nearest among many?"""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
+from ldm.metrics.table import ROWS_AT_ONCE, Rows, Table, blocks, stacked, unit_rows
 
 
 def own_caption_first(
-    images: Float[Tensor, "n d"],
-    texts: Float[Tensor, "n d"],
-    captions: Int[Tensor, "n"],
-    *,
-    candidates: int = 100,
+    images: Rows, texts: Rows, captions: Int[Tensor, "n"], *, candidates: int = 100
 ) -> Bool[Tensor, "n"]:
     """Whether each picture is nearer to its caption than to random others (Xu et al. 2018, section 4).
 
@@ -39,19 +36,32 @@ def own_caption_first(
         )
     first = torch.zeros(len(numbers), dtype=torch.long, device=owners.device)
     first[owners] = torch.arange(len(owners), device=owners.device)
-    texts = F.normalize(texts.double(), dim=1)[first]  # one row a caption
-    cosines = F.normalize(images.double(), dim=1) @ texts.T
-    own = cosines.gather(1, owners[:, None])
-    others = torch.stack([_others(k, len(numbers), candidates - 1) for k in range(len(numbers))]).to(
-        owners.device
-    )
-    return (own > cosines.gather(1, others[owners])).all(1)
+    unit = unit_rows(texts)
+    texts = replace(unit, order=unit.order[first.to(unit.order.device)])  # one row a caption
+    found = []
+    for rows, own in zip(blocks(unit_rows(images)), owners.split(ROWS_AT_ONCE), strict=True):
+        asked = torch.stack([_asked(caption, len(numbers), candidates) for caption in own.tolist()])
+        cosines = _cosines(rows, texts, asked.to(rows.device))
+        found.append((cosines[:, :1] > cosines[:, 1:]).all(1))
+    return torch.cat(found)
 
 
-def _others(caption: int, count: int, wanted: int) -> Int[Tensor, "k"]:
-    """Some of the other captions, drawn by the caption's place."""
-    drawn = torch.randperm(count - 1, generator=torch.Generator().manual_seed(caption))[:wanted]
-    return drawn + (drawn >= caption)
+def _asked(caption: int, count: int, candidates: int) -> Int[Tensor, "c"]:
+    """A caption and some of the others, drawn by its place."""
+    drawn = torch.randperm(count - 1, generator=torch.Generator().manual_seed(caption))[: candidates - 1]
+    return torch.cat([torch.tensor([caption]), drawn + (drawn >= caption)])
+
+
+def _cosines(pictures: Float[Tensor, "b d"], texts: Table, asked: Int[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+    """Cosines of pictures with the texts that each is asked about, a block of texts at a time."""
+    found = pictures.new_empty(asked.shape)
+    starts = range(0, len(texts), ROWS_AT_ONCE)
+    for start, block in zip(starts, blocks(texts), strict=True):
+        places = asked - start
+        here = (places >= 0) & (places < len(block))
+        values = (pictures @ block.T).gather(1, places.clamp(0, len(block) - 1))
+        found = torch.where(here, values, found)
+    return found
 
 
 class RPrecision(PictureMetric):
@@ -84,7 +94,7 @@ class RPrecision(PictureMetric):
             self.captions.append(batch.captions)
 
     def compute(self) -> dict[str, Tensor]:
-        parts = (dim_zero_cat(part) for part in (self.images, self.texts, self.captions))
-        return {
-            f"r_precision_{self.clip}": own_caption_first(*parts, candidates=self.candidates).double().mean()
-        }
+        captions = dim_zero_cat(self.captions)
+        pair = stacked(self.images), stacked(self.texts)
+        found = own_caption_first(*pair, captions, candidates=self.candidates)
+        return {f"r_precision_{self.clip}": found.double().mean()}

@@ -1,23 +1,19 @@
 """Retrieval: does the right item come first when a gallery is sorted by cosine to a query?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-QUERIES_AT_ONCE = 1024  # bounds the memory of one block of cosines
+from ldm.metrics.table import ROWS_AT_ONCE, Rows, blocks
 
 
 def ranks(
-    queries: Float[Tensor, "q d"],
-    gallery: Float[Tensor, "g d"],
-    *,
-    query_keys: Int[Tensor, " q"],
-    gallery_keys: Int[Tensor, " g"],
+    queries: Rows, gallery: Rows, *, query_keys: Int[Tensor, " q"], gallery_keys: Int[Tensor, " g"]
 ) -> Int[Tensor, " q"]:
     """How many wrong items stand before each query's best right one, 0 for a hit at once.
 
@@ -32,14 +28,25 @@ def ranks(
         raise ValueError(
             f"{int(absent.sum())} of {len(query_keys)} queries have no right item in the gallery"
         )
-    queries, gallery = F.normalize(queries.float(), dim=1), F.normalize(gallery.float(), dim=1)
     found = []
-    for rows, keys in zip(queries.split(QUERIES_AT_ONCE), query_keys.split(QUERIES_AT_ONCE), strict=True):
-        cosines = rows @ gallery.T
-        right = keys[:, None] == gallery_keys[None, :]
-        best = cosines.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        found.append(((cosines >= best) & ~right).sum(dim=1))
+    for rows, keys in zip(blocks(queries), query_keys.split(ROWS_AT_ONCE), strict=True):
+        best = torch.full((len(rows), 1), -torch.inf, device=rows.device)
+        for cosines, right in _compared(rows, keys, gallery, gallery_keys):
+            best = best.maximum(cosines.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True))
+        before = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        for cosines, right in _compared(rows, keys, gallery, gallery_keys):
+            before += ((cosines >= best) & ~right).sum(dim=1)
+        found.append(before)
     return torch.cat(found)
+
+
+def _compared(
+    queries: Float[Tensor, "b d"], keys: Int[Tensor, "b"], gallery: Rows, gallery_keys: Int[Tensor, " g"]
+) -> Iterator[tuple[Float[Tensor, "b c"], Bool[Tensor, "b c"]]]:
+    """Cosines of queries with each block of the gallery, and where those are the right items."""
+    unit = F.normalize(queries.float(), dim=1)
+    for block, theirs in zip(blocks(gallery), gallery_keys.split(ROWS_AT_ONCE), strict=True):
+        yield unit @ F.normalize(block.float(), dim=1).T, keys[:, None] == theirs[None, :]
 
 
 def recall_at_k(

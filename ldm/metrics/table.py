@@ -9,12 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm.metrics.filed import read
+
 ROWS_AT_ONCE = 1024  # bounds the memory of a block, and of one pair of blocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Rows that are never copied whole: measures that share the parts cost one copy of the features together.
+
+    That copy may lie in files (`ldm.metrics.filed`): a block is then all that is in memory.
 
     Attributes:
         parts: tables one below the other.
@@ -38,19 +42,30 @@ class Table:
         found = torch.empty(len(wanted), first.shape[1], dtype=torch.float64, device=first.device)
         for owner in owners.unique().tolist():
             mine = owners == owner
-            found[mine] = self.parts[owner][wanted[mine] - starts[owner]].double()
+            found[mine] = read(self.parts[owner], wanted[mine] - starts[owner]).double()
         return F.normalize(found, dim=1) if self.unit else found
 
 
 Rows = Float[Tensor, "_ _"] | Table
 
 
+def stacked(parts: Sequence[Float[Tensor, "_ d"]] | Float[Tensor, "n d"]) -> Table:
+    """A measure's batches one below the other, or the one tensor that they are once ranks have met."""
+    parts = [parts] if isinstance(parts, Tensor) else parts
+    return Table(parts=parts, order=torch.arange(sum(map(len, parts))))
+
+
+def picked(rows: Rows, numbers: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+    """The rows with these numbers, float64."""
+    return rows.block(numbers) if isinstance(rows, Table) else read(rows, numbers).double()
+
+
 def blocks(rows: Rows) -> Iterator[Float[Tensor, "b d"]]:
     """All rows in their order, `ROWS_AT_ONCE` of them at a time, float64."""
     for numbers in torch.arange(len(rows)).split(ROWS_AT_ONCE):
-        yield rows.block(numbers) if isinstance(rows, Table) else rows[numbers.to(rows.device)].double()
+        yield picked(rows, numbers)
 
 
-def unit_rows(rows: Rows) -> Rows:
+def unit_rows(rows: Rows) -> Table:
     """The same with every row scaled to length 1."""
-    return replace(rows, unit=True) if isinstance(rows, Table) else F.normalize(rows.double(), dim=1)
+    return replace(rows if isinstance(rows, Table) else stacked(rows), unit=True)

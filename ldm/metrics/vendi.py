@@ -32,7 +32,7 @@ class VendiScore(PictureMetric):
         dims: how many numbers they are.
     """
 
-    references: ClassVar[tuple[Reference, ...]] = ("real",)
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     against_real: ClassVar[bool] = False
 
     def __init__(self, *, features: str, dims: int) -> None:

@@ -4,16 +4,22 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from ldm.callbacks.generation_metrics import GenerationMetrics
+from ldm.callbacks.saving import SaveStates
+from ldm.config import CONF
+from ldm.construct import construct
 from ldm.evaluation.published import reference_lines
 from ldm.metrics.features import FeatureIdentity
-from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.frechet import FrechetDistance, Moments, frechet_distance
+from ldm.metrics.inception import inception_2015
 from ldm.metrics.nearest import PictureRecall
+from ldm.metrics.weights import digest
 
-DISTANCE = "val/fd_colours"
+DISTANCE = "val/fd_colours_few"
 
 
 class Pixels(torch.nn.Module):
@@ -44,12 +50,9 @@ class Logged(Callback):
 
 
 def measures(extractor=None, **options):
-    settings = {"captions": 6, "batch_size": 4} | options
-    return GenerationMetrics(
-        extractors={"pixels": extractor or Pixels()},
-        metrics={"nearest": PictureRecall(features="pixels", ks=(1, 5))},
-        **settings,
-    )
+    settings = {"captions": 6, "batch_size": 4}
+    settings["metrics"] = {"nearest": PictureRecall(features="pixels", ks=(1, 5))}
+    return GenerationMetrics(extractors={"net": extractor or Pixels()}, **settings | options)
 
 
 @pytest.fixture
@@ -73,6 +76,23 @@ def test_recall_is_logged_at_each_validation_and_is_the_same_for_the_same_weight
     assert first == again
 
 
+def test_the_logged_distance_is_that_of_the_drawings_to_all_real_pictures(
+    diffusion_stage, latents, make_trainer
+):
+    stage, colours = diffusion_stage(), Colours()
+    metrics = {"distance": FrechetDistance(features="colours", dims=3)}
+    callback = measures(colours, few=["distance"], metrics=metrics)
+    logged = make_trainer(1, callback, limit_val_batches=1.0).validate(
+        stage, datamodule=latents, verbose=False
+    )
+    captions = callback.gallery.captions(callback.captions, seed=0)
+    drawn = stage.pipeline()([caption.text for caption in captions], [*range(6)])
+    splits = (latents.pictures.train, latents.pictures.val)
+    real = torch.stack([split.image(number) for split in splits for number in range(len(split))])
+    sides = [Moments.of(colours(images)["colours"]).gaussian() for images in (drawn, real)]
+    assert logged[0][DISTANCE] == pytest.approx(frechet_distance(*sides).item(), rel=1e-4)
+
+
 def test_numbers_do_not_depend_on_how_many_are_drawn_at_once(diffusion_stage, latents, make_trainer):
     found = [
         make_trainer(1, measures(batch_size=size), limit_val_batches=1.0).validate(
@@ -93,6 +113,7 @@ def test_early_stopping_and_checkpoints_monitor_a_distance(fit, tmp_path):
         extractors={"colours": Colours()},
         metrics={"distance": FrechetDistance(features="colours", dims=3)},
         captions=6,
+        few=["distance"],
     )
     stopping = EarlyStopping(monitor=DISTANCE, mode="min", min_delta=1e9, patience=2, strict=False)
     best = ModelCheckpoint(dirpath=tmp_path / "best", monitor=DISTANCE, mode="min")
@@ -109,6 +130,48 @@ def test_measurements_are_taken_every_so_many_steps(fit):
     extractor = Pixels()
     fit(4, measures(extractor, every=3))
     assert extractor.calls == 2 + 2 * 2  # both real splits once, then at steps 1 and 4 two batches each
+
+
+def test_a_resumed_training_measures_where_it_would_have_measured(
+    diffusion_stage, latents, make_trainer, tmp_path
+):
+    def looks(steps, **options):
+        extractor, saving = Pixels(), SaveStates(folder=str(tmp_path), every=2)
+        often = {"limit_val_batches": 1.0, "val_check_interval": 1}
+        trainer = make_trainer(steps, measures(extractor, every=3), saving, **often)
+        trainer.fit(diffusion_stage(), datamodule=latents, **options)
+        return extractor.calls
+
+    looks(2)  # measured at step 1
+    state = tmp_path / "step=00000002" / "state.ckpt"
+    assert looks(3, ckpt_path=state) == 0
+    assert looks(4, ckpt_path=state) == 2 + 2  # both real splits, two batches at step 4
+
+
+def test_the_configs_fid_has_the_lines_of_the_literature_and_refuses_few_pictures(tmp_path):
+    node = OmegaConf.to_container(OmegaConf.load(CONF / "callbacks" / "diffusion_fid.yaml"))["generation"]
+    weights = tmp_path / "inception.pth"
+    torch.save(inception_2015().state_dict(), weights)
+    node["extractors"]["inception"] |= {"weights": str(weights), "sha256": digest(weights)}
+    callback = construct(node | {"cache": None}, allowed=["ldm."])
+    names = {metric.needs[0] for metric in callback.metrics.values()}
+    assert names == {*callback.observers.names}
+    assert reference_lines(callback.published, "val/fid")["DALL-E"] == 27.5
+    with pytest.raises(ValueError, match=r"has 64 pictures for 'fid'"):
+        construct(node | {"cache": None, "captions": 64, "extractors": {}}, allowed=["ldm."])
+
+
+def test_a_distance_of_few_pictures_is_refused_or_asked_for_and_labelled(fit):
+    metrics = {"distance": FrechetDistance(features="colours", dims=3)}
+    options = {"extractors": {"colours": Colours()}, "metrics": metrics, "captions": 6}
+    with pytest.raises(ValueError, match="has 6 pictures for 'distance', which wants 2048: take more, or"):
+        GenerationMetrics(**options)
+    logged = Logged()
+    with pytest.warns(UserWarning, match="pictures for 'distance', which wants 2048"):  # few real ones
+        fit(1, GenerationMetrics(**options, samples=342), logged)
+    assert not any("fd_colours" in name for name in logged.found[0])
+    fit(1, GenerationMetrics(**options, few=["distance"]), logged)
+    assert {name for name in logged.found[-1] if "fd_colours" in name} == {DISTANCE}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, torch.OutOfMemoryError])

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch.amp import GradScaler
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
@@ -95,3 +97,66 @@ def test_an_optimizer_whose_moments_are_not_finite_is_refused(
         trainer.fit(stage, datamodule=latents)
     assert all(torch.equal(a, b) for a, b in zip(spoils.weights, stage.parameters(), strict=True))
     assert (tmp_path / "refused.json").is_file()
+
+
+class Steps(Callback):
+    """A weight after each step; with `broken` its gradient is never finite."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken, self.weights = broken, []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.weights.append(pl_module.net.conv_out.weight.detach().clone())
+        if self.broken:
+            pl_module.net.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.weights.append(pl_module.net.conv_out.weight.detach().clone())
+
+
+@pytest.fixture
+def train_in_float16(diffusion_stage, latents, make_trainer):
+    """`train_in_float16(scaler, *callbacks)`: four steps, which a Trainer for CPUs would take in bfloat16."""
+
+    def train(scaler, *callbacks) -> None:
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        trainer = make_trainer(4, Gradients(clip=1.0), *callbacks, precision=None, plugins=[plugin])
+        trainer.fit(diffusion_stage(decay=lambda step: 1.0), datamodule=latents)
+
+    return train
+
+
+def test_a_loss_that_was_scaled_up_too_far_for_float16_costs_a_step_and_is_scaled_down(train_in_float16):
+    scaler, steps = GradScaler("cpu", init_scale=2.0**60, backoff_factor=2.0**-50), Steps()
+    train_in_float16(scaler, steps)
+    start, first, second = steps.weights[:3]
+    assert torch.equal(start, first)
+    assert not torch.equal(first, second)
+    assert scaler.get_scale() == 2.0**10
+
+
+def test_in_float16_a_loss_that_is_no_number_is_refused_at_once(train_in_float16):
+    scaler, steps = GradScaler("cpu", init_scale=2.0**10), Steps()
+    with pytest.raises(FloatingPointError, match="step 2: the gradients are not finite"):
+        train_in_float16(scaler, Poison(float("nan")), steps)
+    assert len(steps.weights) == 3
+    assert scaler.get_scale() == 2.0**10
+
+
+def test_in_float16_gradients_that_no_scale_helps_are_refused(train_in_float16):
+    scaler, steps = GradScaler("cpu", init_scale=2.0), Steps(broken=True)
+    with pytest.raises(FloatingPointError, match="step 2: the gradients are not finite"):
+        train_in_float16(scaler, steps)
+    assert all(torch.equal(weight, steps.weights[0]) for weight in steps.weights)
+
+
+def test_a_loss_that_is_not_finite_is_refused_though_its_gradients_are(
+    diffusion_stage, latents, make_trainer
+):
+    stage = diffusion_stage()
+    loss = stage.loss
+    stage.loss = lambda batch: loss(batch) + float("inf")
+    before = stage.net.conv_out.weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="step 0: the losses are not finite"):
+        make_trainer(2, Gradients(clip=1.0)).fit(stage, datamodule=latents)
+    assert torch.equal(stage.net.conv_out.weight, before)

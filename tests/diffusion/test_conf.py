@@ -1,5 +1,7 @@
-"""Every yaml of conf/process, conf/sampler and conf/guidance builds, and what it builds works together."""
+"""Every yaml of conf/process, sampler, grid and guidance builds, and what it builds works together."""
 
+import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.construct import construct
+from ldm.diffusion import grids
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -46,6 +49,22 @@ def test_a_sampler_follows_every_guidance(sampler, guidance):
     denoise = build("guidance", guidance)(process.denoiser(net, 1.0), process.denoiser(net, 0.5))
     x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert sampling(denoise, process.schedule, x, noise=fresh).isfinite().all()
+
+
+@pytest.mark.parametrize("grid", names("grid"))
+@pytest.mark.parametrize("sampler", names("sampler"))
+def test_a_sampler_follows_every_grid(sampler, grid):
+    process = build("process", "zero_snr")
+    sampling = replace(build("sampler", sampler), grid=build("grid", grid), steps=6)
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = sampling(process.denoiser(net, 1.0), process.schedule, x, noise=fresh)
+    assert drawn.isfinite().all()
+    assert len(sampling.times(process.schedule)) == 7
+
+
+def test_every_grid_has_a_yaml():
+    own = {name for name, value in inspect.getmembers(grids, inspect.isfunction) if not name.startswith("_")}
+    assert set(names("grid")) == own - {"shifted", "noise_ratio", "time_of_ratio"}
 
 
 def test_the_length_of_a_table_is_said_once():

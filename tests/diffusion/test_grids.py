@@ -96,6 +96,13 @@ def test_no_steps_are_refused(grid):
 
 
 @pytest.mark.parametrize("grid", [grids.trailing, grids.leading])
+def test_a_grid_that_is_not_clean_ends_at_the_first_entry_of_its_table(grid):
+    whole, stopped = grid(20), grid(20, clean=False)
+    assert torch.equal(stopped[:-1], whole[:-1])
+    assert (whole[-1], stopped[-1]) == (0, 1 / 1000)
+
+
+@pytest.mark.parametrize("grid", [grids.trailing, grids.leading])
 def test_more_steps_than_the_table_has_are_refused(grid):
     with pytest.raises(ValueError, match=r"steps=1001 .* between 1 and 1000"):
         grid(1001)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ldm.checkpoints.bundle import Bundle
 from ldm.train import main as train
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,24 @@ TINY = (
     "trainer.val_check_interval=3",
     "trainer.precision=32",
 )
+DENOISER = (
+    "name=tiny",
+    "backbone.channels=32",
+    "callbacks=diffusion",
+    "callbacks.samples.prompts=[red apple]",
+    "callbacks.samples.seeds=[0]",
+    "sampler.steps=2",
+    "steps=4",
+    "trainer.val_check_interval=2",
+    "trainer.precision=32",
+)
+SHARDS = (
+    "trainer=fsdp",
+    "trainer.accelerator=cpu",
+    "trainer.devices=2",
+    "trainer.strategy.save_shards=true",
+    "backbone.checkpointing=true",
+)
 
 
 @pytest.fixture
@@ -30,11 +49,31 @@ def alone(monkeypatch, emoji, tmp_path):
 
     def call(*arguments: str) -> Path:
         runs = tmp_path / "alone"
-        monkeypatch.setattr(
-            sys, "argv", ["ldm.train", *TINY, f"data.root={emoji}", f"runs={runs}", *arguments]
-        )
+        monkeypatch.setattr(sys, "argv", ["ldm.train", f"data.root={emoji}", f"runs={runs}", *arguments])
         train()
         return next((runs / "tiny").iterdir())
+
+    return call
+
+
+@pytest.fixture
+def together(emoji, tmp_path):
+    """`together(*arguments)`: the command as a user types it; what it said, and its run's folder."""
+
+    def call(*arguments: str) -> tuple[str, Path]:
+        runs = tmp_path / "together"
+        done = subprocess.run(
+            [sys.executable, "-m", "ldm.train", f"data.root={emoji}", f"runs={runs}", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        (run,) = (runs / "tiny").iterdir()
+        return done.stdout, run
 
     return call
 
@@ -45,24 +84,26 @@ def validation(run: Path) -> dict[str, float]:
     return {name: value for name, value in json.loads(lines[-1]).items() if name.startswith("val/")}
 
 
-def test_two_ranks_make_one_run_and_a_network_like_that_of_one(alone, emoji, tmp_path):
-    runs = tmp_path / "together"
-    arguments = [*TINY, f"data.root={emoji}", f"runs={runs}", "batch_size=2", "trainer=cpu_ddp"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ldm.train", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("a step: 2 ranks x 2 samples x 1 accumulated = 4 samples; optimizer.lr=") == 1
-    assert done.stdout.count("bundle: ") == 1
-    (run,) = (runs / "tiny").iterdir()
+def test_two_ranks_make_one_run_and_a_network_like_that_of_one(alone, together):
+    said, run = together(*TINY, "batch_size=2", "trainer=cpu_ddp")
+    assert said.count("a step: 2 ranks x 2 samples x 1 accumulated = 4 samples; optimizer.lr=") == 1
+    assert said.count("bundle: ") == 1
     record = json.loads((run / "run.json").read_text())
     assert "trainer=cpu_ddp" in record["command"]
-    ours, theirs = validation(run), validation(alone("batch_size=4"))
+    ours, theirs = validation(run), validation(alone(*TINY, "batch_size=4"))
     assert set(ours) >= {"val/loss", "val/psnr"}
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_network_in_shards_is_validated_drawn_saved_and_bundled_like_a_whole_one(alone, together):
+    said, run = together(*DENOISER, *SHARDS, "batch_size=2")
+    assert said.count("bundle: ") == 1
+    assert len(list(run.glob("checkpoints/step=00000004/state.ckpt/*.distcp"))) == 2
+    whole = alone(*DENOISER, "batch_size=4")
+    assert validation(run) == pytest.approx(validation(whole), rel=1e-3)
+    sheets = [sorted(path.name for path in each.glob("samples/*.png")) for each in (run, whole)]
+    assert sheets == [["step=000002.png", "step=000004.png"]] * 2
+    ours, theirs = (Bundle.open(each / "bundle").part("backbone").state for each in (run, whole))
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in theirs.items()
+    }

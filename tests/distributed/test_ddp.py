@@ -11,6 +11,8 @@ from torch.testing import assert_close
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.sample_grid import SampleGrid
+from ldm.callbacks.saving import SaveStates
+from ldm.checkpoints.store import states, step_of
 from ldm.construct import construct
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
@@ -133,19 +135,35 @@ def test_an_autoencoder_and_its_adversary_get_the_same_gradients(train, adversar
         assert_same(weights, alone[1])
 
 
-@pytest.mark.parametrize("where", ["data", "gradient"])
+FAULTS = {
+    "data": "gradients",
+    "loss": "losses",
+    "gradient": "gradients",
+    "moment": "optimizer's moments",
+}
+
+
+@pytest.mark.parametrize("where", FAULTS)
 def test_all_ranks_refuse_the_step_at_which_one_is_not_finite(train, diffusion_stage, ranks, tmp_path, where):
     class Poison(Callback):
         """One value of the second rank that is no number, at the third batch."""
+
+        due = False
+
+        def on_train_start(self, trainer, pl_module) -> None:
+            if where == "gradient":
+                pl_module.net.conv_out.weight.register_hook(lambda g: g * (float("inf") if self.due else 1))
+            if where == "loss":  # whose gradients are as they were
+                loss = pl_module.loss
+                pl_module.loss = lambda batch: loss(batch) + (float("nan") if self.due else 0)
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
             self.due = batch_idx == 2 and trainer.global_rank == 1
             if self.due and where == "data":
                 batch["mean"].view(-1)[7] = float("nan")
-
-        def on_train_start(self, trainer, pl_module) -> None:
-            if where == "gradient":
-                pl_module.net.conv_out.weight.register_hook(lambda g: g * (float("inf") if self.due else 1))
+            if self.due and where == "moment":
+                moments = next(iter(trainer.optimizers[0].state.values()))
+                moments["exp_avg"].view(-1)[7] = float("inf")
 
     class Kept(Callback):
         """The weights after the last step that was taken."""
@@ -156,9 +174,9 @@ def test_all_ranks_refuse_the_step_at_which_one_is_not_finite(train, diffusion_s
 
     def act(rank):
         stage, kept = diffusion_stage(), Kept()
-        refusing = Gradients(clip=1.0, folder=str(tmp_path))
+        guards = [Gradients(clip=1.0, folder=str(tmp_path)), SaveStates(folder=str(tmp_path), every=1)]
         try:
-            train(stage, EMA(decay=0.5), refusing, Poison(), kept, steps=6)
+            train(stage, EMA(decay=0.5), *guards, Poison(), kept, steps=6)
         except FloatingPointError as error:
             same = all(torch.equal(a, b) for a, b in zip(kept.weights, stage.parameters(), strict=True))
             return [str(error), kept.step, same, stage.trainer.global_step]
@@ -166,13 +184,14 @@ def test_all_ranks_refuse_the_step_at_which_one_is_not_finite(train, diffusion_s
     found = ranks(act)
     record = (tmp_path / "refused.json").read_text()
     for message, kept, same, step in found:
-        assert message.startswith("step 2: the gradients are not finite")
+        assert message.startswith(f"step 2: the {FAULTS[where]} are not finite")
         assert "positions 16 to 23" in message
-        assert ("the loss is not finite on ranks [1]" in message) == (where == "data")
+        assert ("the loss is not finite on ranks [1]" in message) == (where in ("data", "loss"))
         assert (kept, same, step) == (2, True, 2)
+    assert step_of(states(tmp_path)[-1]) == 2
     assert '"step": 2' in record
     assert record.count('"keys"') == 2
-    assert ('"nan"' in record) == (where == "data")
+    assert ('"nan"' in record) == (where in ("data", "loss"))
 
 
 def test_a_sheet_is_drawn_by_all_ranks(diffusion_stage, ranks, tmp_path, make_trainer, emoji, codec):

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from ldm.config import CONF, build, plain
 from ldm.launch import LOST, launch, ranks_to_start
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +186,10 @@ def test_trainers_that_this_machine_can_not_start_are_refused(monkeypatch):
         ranks_to_start({"accelerator": "gpu", "devices": 3})
     with pytest.raises(ValueError, match=r"trainer\.num_nodes=2: .* srun or torchrun"):
         ranks_to_start({"accelerator": "gpu", "devices": 2, "num_nodes": 2})
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "trainer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_trainer_can_be_built(path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"trainer={path.stem}"])
+    assert build(plain(config.trainer)).max_steps == config.steps

@@ -187,7 +187,14 @@ def test_a_picture_tells_programs_and_people_how_it_was_made(sample, draw_pictur
 
 
 @pytest.mark.parametrize(
-    "kind", [(), ("+sampler=ddpm",), ("+guidance=cfg_interval", "scale=2"), ("image", "mask")]
+    "kind",
+    [
+        (),
+        ("+sampler=ddpm",),
+        ("+sampler=ddim", "+grid=karras", "grid.rho=5.0"),
+        ("+guidance=cfg_interval", "scale=2"),
+        ("image", "mask"),
+    ],
 )
 def test_a_picture_is_drawn_again_to_the_byte_from_what_it_carries(sample, draw_picture, capsys, kind):
     arguments = ["prompts=[red apple,a cat]", "negative=fog", "seed=5", "per_prompt=1"]

@@ -85,6 +85,8 @@ def test_a_bundle_becomes_results_report_and_figures_twice_the_same(command, tmp
     assert values(found[0]) == pytest.approx(values(found[1]), rel=1e-4)  # batches differ in their last bits
     assert found[0]["protocol"]["hash"] == found[1]["protocol"]["hash"]
     assert "scale=2" in found[0]["protocol"]["guidance"]
+    nearest = "nearest: PictureRecall(features=efficientnet_lite0, ks=[1, 5])"
+    assert nearest in found[0]["protocol"]["measures"]
     assert "steps=1" in found[0]["protocol"]["sampler"]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ldm.evaluation.feature_cache import FeatureCache, identity_of
@@ -46,6 +47,34 @@ def test_features_are_kept_and_read_back_to_the_bit(look, counting, gallery):
     assert counting.seen == 26
     assert torch.equal(look().features["colours"], gallery.features["colours"])
     assert counting.seen == 26
+
+
+def test_what_is_kept_is_a_safetensors_file_that_tells_what_it_is_of(look, counting, gallery, tmp_path):
+    look()
+    files = list((tmp_path / "features").iterdir())
+    tables = []
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata()["features"] == "colours"
+            tables.append(file.get_tensor("features"))
+    assert {len(table) for table in tables} == {20, 6}
+    assert torch.equal(torch.cat(sorted(tables, key=len, reverse=True)), gallery.features["colours"])
+
+
+def test_a_file_that_another_program_wrote_is_read(look, counting, gallery, tmp_path):
+    look()
+    for path in (tmp_path / "features").iterdir():
+        with safe_open(path, framework="pt") as file:
+            told, table = file.metadata(), file.get_tensor("features").clone()
+        save_file({"features": table}, path, metadata=told)
+    assert torch.equal(look().features["colours"], gallery.features["colours"])
+    assert counting.seen == 26
+
+
+def test_features_of_some_pictures_come_in_the_order_that_was_asked_for(gallery):
+    rows = torch.tensor([21, 3, 3, 0])
+    found = gallery.picked(rows)["colours"]
+    assert torch.equal(found, gallery.features["colours"][rows])
 
 
 def test_another_network_has_other_features_and_another_reference(look, counting):

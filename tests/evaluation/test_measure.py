@@ -4,9 +4,11 @@ from statistics import mean, stdev
 import pytest
 import torch
 
+from ldm.evaluation.captions import ELSEWHERE, CaptionSet
 from ldm.evaluation.scoring import score
 from ldm.metrics.frechet import Moments, frechet_distance
 from ldm.metrics.precision_recall import DensityCoverage
+from ldm.metrics.vendi import VendiScore, vendi_score
 
 
 def rows_of(result):
@@ -131,6 +133,29 @@ def test_the_floor_is_of_two_sets_of_real_pictures_that_share_none(evaluator, pa
     assert len(one) == len(other) == len({*one} | {*other}) / 2 == result.floor_images == expected
     sides = (Moments.of(evaluator.gallery.features["colours"][rows]).gaussian() for rows in (one, other))
     assert result.rows[0].floor == pytest.approx(frechet_distance(*sides).item(), rel=1e-9)
+
+
+def test_where_nobody_knows_the_right_pictures_as_many_real_ones_stand_beside(evaluator, paints):
+    caption_set = CaptionSet(
+        name="elsewhere", split=None, captions=None, metrics=("vendi", "frechet"), few=("frechet",)
+    )
+    metrics = evaluator.metrics | {"vendi": VendiScore(features="colours", dims=12)}
+
+    def measured(times):
+        drawn = [one._replace(row=ELSEWHERE) for one in evaluator.captions["train"]] * times
+        alike = dataclasses.replace(evaluator, metrics=metrics, captions={"elsewhere": drawn})
+        return rows_of(alike.measure(paints, caption_set))
+
+    found = measured(1)
+    table = evaluator.gallery.features["colours"][sorted(evaluator._shuffled()[:8])].double()
+    unit = table / table.norm(dim=1, keepdim=True)
+    assert found["vendi_colours"].real == pytest.approx(vendi_score(unit.T @ unit).item(), rel=1e-9)
+    assert found["fd_colours"].real is None
+    assert measured(4)["vendi_colours"].real is None  # 32 pictures, and only 26 real ones
+    known = dataclasses.replace(evaluator.protocol.sets[0], metrics=("vendi",))
+    (row,) = dataclasses.replace(evaluator, metrics=metrics).measure(paints, known).rows
+    assert row.value == pytest.approx(row.real)  # a perfect generator draws the right pictures
+    assert row.ceiling not in (None, row.real)
 
 
 def test_what_is_too_few_for_a_measure_is_told_before_anything_is_drawn(evaluator):

@@ -1,11 +1,20 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from ldm.config import CONF
 from ldm.evaluation.captions import CaptionSet, digest, read_captions
-from ldm.evaluation.protocol import DRAWING, Protocol, caption_sets, describe
+from ldm.evaluation.protocol import (
+    DRAWING,
+    Protocol,
+    caption_sets,
+    describe,
+    describe_distance,
+    describe_measures,
+)
+from ldm.metrics.weights import KNOWN
 
 KEYS = [f"p{number}" for number in range(30)]
 TEXTS = [[f"caption {number}", f"other {number}"] for number in range(30)]
@@ -107,6 +116,28 @@ def test_a_config_node_is_described_by_what_it_does_not_by_how_it_is_written():
     assert describe(node | {"low": 0}) == describe(node | {"low": 0.0})
 
 
+def test_a_distance_is_told_by_the_hash_of_its_weights_and_not_by_their_place():
+    node = {"_target_": "ldm.metrics.lpips.Lpips", "weights": None, "sha256": None}
+    assert describe_distance(node) == "Lpips"
+    placed = node | {"weights": "/mine/alexnet.pth", "sha256": "7be5"}
+    assert describe_distance(placed) == "Lpips(sha256=7be5)"
+
+
+def test_the_measures_of_the_sets_are_told_with_all_their_settings():
+    nodes = {
+        "kid": {
+            "_target_": "ldm.metrics.kernel_distance.KernelDistance",
+            "subset_size": 1000,
+            "subsets": 100,
+        },
+        "fid": {"_target_": "ldm.metrics.frechet.FrechetDistance", "features": "inception"},
+        "unused": {"_target_": "ldm.metrics.cmmd.Cmmd"},
+    }
+    sets = [CaptionSet(name="x", split="train", captions=3, metrics=("kid", "fid"))] * 2
+    told = ("fid: FrechetDistance(features=inception)", "kid: KernelDistance(subset_size=1000, subsets=100)")
+    assert describe_measures(sets, nodes) == told
+
+
 def test_a_protocol_is_read_from_its_yaml_and_unknown_keys_are_refused(protocol):
     spec = dataclasses.asdict(protocol)
     names = ("size", "resize", "data", "reference", "sampler", "guidance", "nfe", "precision")
@@ -158,6 +189,12 @@ def every_metric():
     return {name: node for file in files for name, node in file.items()}
 
 
+def test_the_page_of_numbers_names_every_protocol_and_every_metric():
+    page = (Path(__file__).parents[2] / "docs" / "numbers.md").read_text(encoding="utf-8")
+    names = [path.stem for group in ("protocol", "metric") for path in (CONF / group).glob("*.yaml")]
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize("path", sorted((CONF / "protocol").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_protocol_has_the_metrics_and_the_networks_that_it_names(path):
     node = OmegaConf.load(path)
@@ -171,3 +208,5 @@ def test_every_shipped_protocol_has_the_metrics_and_the_networks_that_it_names(p
             read = next(metric[key] for key in ("features", "clip", "pixels") if key in metric)
             assert read.startswith((*spec["extractors"], "own_clip")), metric
         assert each.split is None or each.split in spec["splits"]
+    networks = {**spec["extractors"], **spec.get("distances", {})}
+    assert {name for name, network in networks.items() if "weights" in network} <= {*KNOWN}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed
 
-from ldm.evaluation.ranks import Ranks, interleave
+from ldm.evaluation.ranks import Ranks
 
 
 @pytest.fixture
@@ -43,11 +43,36 @@ def run_ranks(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_shares_differ_by_one_at_most_and_come_back_in_order(count):
+def test_shares_differ_by_one_at_most_and_come_back_in_order(run_ranks, count):
+    """Of none to seven items; some processes then have none."""
     for total in range(8):
         shares = [Ranks(number=number, count=count).share(range(total)) for number in range(count)]
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-        assert interleave(shares) == list(range(total))
+
+    def everything(ranks):
+        return [list(ranks.in_turns(iter(ranks.share(range(total))))) for total in range(8)]
+
+    assert run_ranks(count, everything) == [[list(range(total)) for total in range(8)]] * count
+
+
+def test_what_one_makes_is_there_before_the_next_is_asked_for(run_ranks):
+    """So that nobody holds more than a turn."""
+
+    def made_and_given(ranks):
+        log = []
+
+        def make():
+            for number in ranks.share(range(6)):
+                log.append(f"made {number}")
+                yield number
+
+        log.extend(f"given {each}" for each in ranks.in_turns(make()))
+        return log
+
+    first, second = run_ranks(2, made_and_given)
+    assert first[:3] == ["made 0", "given 0", "given 1"]
+    assert second[:3] == ["made 1", "given 0", "given 1"]
+    assert len(first) == len(second) == 9
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -85,6 +110,23 @@ def test_a_failure_in_one_process_is_an_error_in_all_and_nobody_waits(run_ranks)
     first, second, third = run_ranks(3, fail_in_one)
     assert second == "ValueError: no memory"
     assert first == third == "RankError: process 1 failed: ValueError: no memory"
+    assert time.monotonic() - started < 30
+
+
+def test_a_failure_in_a_turn_is_an_error_in_all_and_nobody_waits(run_ranks):
+    def fail_at_two(ranks):
+        def make():
+            for number in ranks.share(range(6)):
+                if number == 2:
+                    raise ValueError("no memory")
+                yield number
+
+        return list(ranks.in_turns(make()))
+
+    started = time.monotonic()
+    first, second = run_ranks(2, fail_at_two)
+    assert first == "ValueError: no memory"
+    assert second == "RankError: process 0 failed: ValueError: no memory"
     assert time.monotonic() - started < 30
 
 

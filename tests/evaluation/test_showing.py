@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ldm.evaluation.tables import memorisation_sentence
+from ldm.evaluation.training_pictures import name_training_pictures
 from ldm.metrics.memorisation import Memorisation, find_copies
 
 
@@ -43,6 +44,27 @@ def test_the_nearest_pair_comes_first_and_the_count_agrees_with_the_row(judged, 
     assert distances == sorted(distances)
     (row,) = result.rows
     assert row.value == result.closest.copied / result.closest.images
+
+
+def test_pictures_that_no_training_saw_cannot_have_been_copied(evaluator, paints):
+    """Drawn are the held-out pictures themselves."""
+    held_out = dataclasses.replace(evaluator.protocol.sets[1], metrics=("memorisation",))
+    metric = Memorisation(features="colours", quantile=0.1, split="train")
+    measured = dataclasses.replace(evaluator, metrics={"memorisation": metric}, show=3)
+    assert measured.measure(paints, held_out).closest.copied == 6
+    name_training_pictures(measured.metrics, evaluator.gallery)
+    result = measured.measure(paints, held_out)
+    assert result.closest.copied == result.rows[0].value == 0
+    for pair in result.closest.pairs:
+        assert pair.split == "train"
+        assert pair.distance > 0
+        assert not torch.equal(pair.generated, pair.real)
+
+
+def test_of_a_gallery_without_the_split_all_pictures_can_have_been_copied(gallery):
+    metric = Memorisation(features="colours", split="reference")
+    name_training_pictures({"memorisation": metric}, gallery)
+    assert metric.seen is None
 
 
 def test_without_a_measure_of_memorisation_there_is_nothing_to_show(evaluator, paints):

@@ -8,10 +8,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 from ldm.construct import construct
 from ldm.exchange.clip_configs import openclip_config, openclip_specs
+from ldm.exchange.imported import Imported
 
 TOWERS = {
     "embed_dim": 8,
@@ -93,18 +102,21 @@ def test_a_torchscript_archive_as_openais_gives_the_same_features(tiny, tmp_path
     assert_same_features(tiny(tmp_path / "ViT.pt", clip=config), model, tokens, images)
 
 
+SIZES = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = CLIPTextConfig(
+    **SIZES,
+    vocab_size=640,
+    max_position_embeddings=12,
+    bos_token_id=638,
+    eos_token_id=639,
+    pad_token_id=0,
+    projection_dim=8,
+)
+VISION = CLIPVisionConfig(**SIZES, image_size=16, patch_size=8, projection_dim=8)
+
+
 def test_transformers_clip_gives_the_same_features(tiny, tmp_path, tokens, images):
-    sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = CLIPTextConfig(
-        **sizes,
-        vocab_size=640,
-        max_position_embeddings=12,
-        bos_token_id=638,
-        eos_token_id=639,
-        pad_token_id=0,
-    )
-    vision = CLIPVisionConfig(**sizes, image_size=16, patch_size=8)
-    both = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+    both = CLIPConfig(text_config=TEXT.to_dict(), vision_config=VISION.to_dict(), projection_dim=8)
     model = random(CLIPModel(both))
     model.save_pretrained(tmp_path)
     texts, pictures = features(tiny(tmp_path), tokens, images)
@@ -112,6 +124,23 @@ def test_transformers_clip_gives_the_same_features(tiny, tmp_path, tokens, image
         expected = model(input_ids=tokens, pixel_values=images)
     for ours, theirs in ((texts, expected.text_embeds), (pictures, expected.image_embeds)):
         assert_close(nn.functional.normalize(ours, dim=-1), theirs, atol=1e-5, rtol=0)
+
+
+def test_so_does_each_tower_of_its_own(tiny, tmp_path, tokens, images):
+    text, vision = random(CLIPTextModelWithProjection(TEXT)), random(CLIPVisionModelWithProjection(VISION))
+    for model, name in ((text, "text"), (vision, "vision")):
+        model.save_pretrained(tmp_path / name)
+    towers = Imported(parts=tiny(tmp_path / "text").parts | tiny(tmp_path / "vision").parts)
+    texts, pictures = features(towers, tokens, images)
+    with torch.no_grad():
+        assert_close(texts, text(tokens).text_embeds, atol=1e-5, rtol=0)
+        assert_close(pictures, vision(images).image_embeds, atol=1e-5, rtol=0)
+
+
+def test_a_picture_tower_that_leads_to_no_space_is_refused(tiny, tmp_path):
+    CLIPVisionModel(VISION).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks visual_projection\.weight.*CLIPVisionModelWithProjection"):
+        tiny(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14-quickgelu", "ViT-H-14", "ViT-bigG-14"])

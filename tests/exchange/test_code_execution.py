@@ -14,6 +14,7 @@ import pickle
 import runpy
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import timeit
@@ -23,7 +24,12 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+import yaml
 
+from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.checkpoints.snapshot import bundle_of_state
+from ldm.checkpoints.store import save_state
+from ldm.data.index import hash_file
 from ldm.exchange.pickles import SCRIPTED
 
 # name -> (callable, its arguments, where the canary's path stands): each leaves something at the path
@@ -63,6 +69,10 @@ FOLDERS = {
 }
 
 
+FORMS = ("zip", "scripted", "legacy", "bare")
+IN_YAML = [name for name in CANARIES if "Path." not in name]  # yaml has no spelling for a class's methods
+
+
 class Canary:
     """Unpickled, it calls a function with arguments."""
 
@@ -88,6 +98,7 @@ def canary(tmp_path, monkeypatch):
     (tmp_path / "mark.py").write_text(f"open({str(mark)!r}, 'w')")
     (tmp_path / "canary.py").write_text(f"open({str(mark)!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "canary", raising=False)  # a module runs once, when it is first imported
 
     def make(name: str):
         function, arguments = CANARIES[name]
@@ -122,7 +133,7 @@ def test_a_canary_that_is_unpickled_fires(canary, name):
     assert fired(folder)
 
 
-@pytest.mark.parametrize("form", ["zip", "scripted", "legacy", "bare"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CANARIES)
 def test_none_fires_in_a_file(canary, tiny, tmp_path, name, form):
     bird, folder = canary(name)
@@ -143,6 +154,55 @@ def test_none_fires_in_a_folder(canary, tiny, copied, name):
             tiny((copied / stem).parent)
     with pytest.raises(ValueError, match="is refused"):
         tiny(copied)
+    assert not fired(folder)
+
+
+@pytest.fixture
+def bundle(bundle_path, tmp_path) -> Path:
+    """A bundle, to be damaged."""
+    return shutil.copytree(bundle_path, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", CANARIES)
+def test_none_fires_in_a_bundle(canary, bundle, name):
+    """Under the name of a part's weights, their hash in the config made to match."""
+    bird, folder = canary(name)
+    config = yaml.safe_load((bundle / "config.yaml").read_text())
+    for form in FORMS:
+        file = pickled(bird, bundle / "backbone.safetensors", form)
+        config["parts"]["backbone"]["sha256"] = hash_file(file)
+        (bundle / "config.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(BundleError, match="is not a whole safetensors file"):
+            Bundle.open(bundle).network("backbone")
+    assert not fired(folder)
+
+
+@pytest.mark.parametrize("name", IN_YAML)
+def test_none_fires_in_a_bundles_yaml(canary, bundle, name):
+    """And it would, were the yaml read by a loader that makes objects."""
+    bird, folder = canary(name)
+    entry = yaml.dump({"extra": bird})
+    with (bundle / "config.yaml").open("a") as config:
+        config.write(entry)
+    with pytest.raises(BundleError, match=r"config\.yaml is damaged"):
+        Bundle.open(bundle)
+    assert not fired(folder)
+    yaml.unsafe_load(entry)
+    assert fired(folder)
+
+
+@pytest.mark.parametrize("name", CANARIES)
+def test_none_fires_in_a_training_state(canary, bundle_path, specs, tmp_path, name):
+    bird, folder = canary(name)
+    run = tmp_path / "run"
+    codec = {"autoencoder": str(bundle_path), "text_encoder": str(bundle_path)}
+    state = save_state(
+        run / "checkpoints", 1, lambda path: torch.save({"callbacks": {"EMA": bird}}, path), keep=1
+    )
+    settings = {"name": "tiny", "backbone": specs["backbone"], "codec": codec}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="is no training state of ours, or damaged"):
+        bundle_of_state(state, tmp_path / "out")
     assert not fired(folder)
 
 

@@ -21,7 +21,6 @@ from ldm.exchange.fields import Fields
 from ldm.exchange.hub import locate
 from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
 from ldm.exchange.weights import expected_shapes
-from ldm.pipeline import SeededNoise
 
 FILES = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 PROMPTS, SEEDS = ["grinning face", "a cat with a hat"], [3, 4]
@@ -41,18 +40,31 @@ def export(bundle, out, **options):
     return write_diffusers(open_export(Bundle.open(bundle), options), out, dtype=torch.float32)
 
 
-def largest_difference(bundle, folder, *, guidance: float = 3.0) -> int:
-    """Of any pixel, in levels of 255, between a bundle's pictures and those of a diffusers folder."""
-    ours_there = open_pipeline(Bundle.open(bundle), steps=10, scale=3.0)
-    ours = ours_there(PROMPTS, SEEDS)
-    shape = ours_there.codec.latent_shape(ours_there.size)
-    noise = SeededNoise(SEEDS, shape, device=torch.device("cpu")).draw()
+def drawn_by_both(bundle, folder, *, output: str, guidance: float = 3.0, **options):
+    """Latents or pixels by a bundle and by a diffusers folder, from the same seeds."""
+    ours = open_pipeline(Bundle.open(bundle), steps=10, scale=3.0, **options)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        PROMPTS, latents=noise, num_inference_steps=10, guidance_scale=guidance, output_type="pt"
+        PROMPTS,
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        num_inference_steps=10,
+        guidance_scale=guidance,
+        output_type=output,
     )
-    return int(((theirs.images * 255).round().int() - ours.int()).abs().max())
+    return (ours.latents if output == "latent" else ours)(PROMPTS, SEEDS), theirs.images
+
+
+def largest_difference(bundle, folder, **options) -> int:
+    """Of any pixel, in levels of 255."""
+    ours, theirs = drawn_by_both(bundle, folder, output="pt", **options)
+    return int(((theirs * 255).round().int() - ours.int()).abs().max())
+
+
+def latents_apart(bundle, folder, **options) -> float:
+    """Largest difference of any latent, as a share of the largest one."""
+    ours, theirs = drawn_by_both(bundle, folder, output="latent", **options)
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 # the configs of runwayml/stable-diffusion-v1-5, but for what its versions of the libraries add
@@ -213,6 +225,63 @@ def test_so_they_do_with_v_and_a_second_order_solver_and_linear_projections(
     theirs, back = (load_file(each / f"{FILES[0]}.safetensors") for each in (folder, out))
     assert theirs.keys() == back.keys()
     assert all(torch.equal(back[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "method"),
+    [
+        ("DDPMScheduler", {}, "ddpm"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "dpmpp_3m"),
+        ("UniPCMultistepScheduler", {}, "unipc"),
+        ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc"),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, "euler"),
+        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading"}, "euler_ancestral"),
+        ("HeunDiscreteScheduler", {"timestep_spacing": "leading"}, "edm"),
+    ],
+)
+def test_so_they_do_with_every_class_that_is_written(
+    save_pipeline, bundle_of, tmp_path, kind, options, method
+):
+    table = {key: STABLE_DIFFUSION["scheduler"][key] for key in ("beta_schedule", "beta_start", "beta_end")}
+    spacing = {"timestep_spacing": "trailing", "steps_offset": 1}
+    scheduler = getattr(diffusers, kind)(**(table | spacing | options))
+    folder = save_pipeline(tmp_path, scheduler=scheduler)
+    bundle = bundle_of(folder)
+    assert Bundle.open(bundle).entry("sampler")["method"]["_target_"] == f"ldm.diffusion.samplers.{method}"
+    assert latents_apart(bundle, folder) < 1e-4
+    out = export(bundle, tmp_path / "out")
+    assert json.loads((out / "model_index.json").read_text())["scheduler"] == ["diffusers", kind]
+    assert latents_apart(bundle, out) < 1e-4
+
+
+def test_a_class_that_ours_lacks_becomes_ddim_and_that_is_said(copied, tiny):
+    path = copied / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "LMSDiscreteScheduler"}))
+    found = tiny(copied)
+    assert found.left_out == ["the steps of a LMSDiscreteScheduler"]
+    assert found.settings["sampler"]["method"]["_target_"] == "ldm.diffusion.samplers.ddim"
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset"), [("PNDMScheduler", 1), ("PNDMScheduler", 0), ("DDIMScheduler", 1)]
+)
+def test_so_they_do_with_stable_diffusions_own_scheduler(save_pipeline, bundle_of, tmp_path, kind, offset):
+    """It stops at the table's first entry; a pipeline of diffusers takes every offset for 1."""
+    published = {key: value for key, value in STABLE_DIFFUSION["scheduler"].items() if key != "clip_sample"}
+    own = getattr(diffusers, kind).from_config(published | {"_class_name": kind, "steps_offset": offset})
+    folder = save_pipeline(tmp_path, scheduler=own)
+    bundle = bundle_of(folder)
+    grid = Bundle.open(bundle).entry("sampler")["grid"]
+    assert grid["clean"] is False
+    assert latents_apart(bundle, folder) < 1e-4
+    assert latents_apart(bundle, folder, grid=grid | {"clean": True}) > 1e-3
+    out = export(bundle, tmp_path / "out")
+    assert latents_apart(bundle, out) < 1e-4
+    written = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+    for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one"):
+        assert written[key] == published[key]
+    assert (written["_class_name"], written["steps_offset"]) == (kind, 1)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,27 @@ def test_stable_diffusions_leading_steps_are_read(kind):
 
 
 @pytest.mark.parametrize(
+    ("kind", "told", "end"),
+    [
+        ("PNDMScheduler", {}, 1),
+        ("PNDMScheduler", {"set_alpha_to_one": True}, 0),
+        ("DDIMScheduler", {}, 0),
+        ("DDIMScheduler", {"set_alpha_to_one": False}, 1),
+        ("DDPMScheduler", {"set_alpha_to_one": False}, 0),  # another class's field, left there
+    ],
+)
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_the_last_time_is_the_entry_that_theirs_ends_at(kind, told, end, spacing):
+    fields = Fields("", {"_class_name": kind, "timestep_spacing": spacing} | told)
+    assert construct(sampling_spec(fields)["grid"])(20)[-1] == end / 1000
+
+
+@pytest.mark.parametrize(
     ("process", "sampler", "sentence"),
     [
+        ("zero_snr", "pndm", "sampler.method pndm can't be written .* with zero_terminal_snr, which a PNDM"),
+        ("ddpm", "edm", "sampler.method.churn=.* can't be written for diffusers, only None"),
+        ("ddpm", "euler", "sampler.grid karras can't be written for euler .* only leading: write"),
         ("edm", "ddim", "process.schedule ldm.diffusion.schedules.edm"),
         ("sd15", "heun", "sampler.method ldm.diffusion.samplers.heun"),
     ],
@@ -86,6 +105,10 @@ def test_so_is_an_option_of_the_sampler():
     sampler = option("sampler", "ddim")
     sampler["method"]["eta"] = 0.5
     with pytest.raises(ValueError, match=r"eta=0\.5"):
+        scheduler_config(option("process", "sd15"), sampler)
+    sampler = option("sampler", "ddpm")
+    sampler["grid"]["clean"] = False
+    with pytest.raises(ValueError, match=r"sampler\.grid\.clean=False is no field of a DDPMScheduler"):
         scheduler_config(option("process", "sd15"), sampler)
     sampler = option("sampler", "ddim")
     sampler["grid"]["shift"] = 3.0

@@ -109,6 +109,32 @@ def test_a_training_checkpoint_of_compvis_is_read(state, tiny, imported, tmp_pat
     assert found.left_out == ["model_ema.*", "betas", "alphas_cumprod*", "sqrt_*", "posterior_*"]
 
 
+def test_an_autoencoder_alone_is_a_bundle_of_that_part(state, tiny, imported, tmp_path):
+    """As CompVis trains it, beside the discriminator that it was trained against."""
+    prefix = compvis.AUTOENCODER
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    beside = {"loss.discriminator.main.0.weight": torch.ones(2), "loss.logvar": torch.ones(())}
+    torch.save({"state_dict": own | beside}, tmp_path / "kl.ckpt")
+    found, bundle = tiny(tmp_path / "kl.ckpt"), Bundle.open(imported)
+    wanted = bundle.part("autoencoder").state
+    assert list(found.parts) == ["autoencoder"]
+    assert all(torch.equal(found.parts["autoencoder"].state[name], wanted[name]) for name in wanted)
+    assert found.settings == {"latents": bundle.entry("latents")}
+    assert found.left_out == ["loss.*"]
+    torch.save(own | {"quant_conv.bias": torch.ones(3)}, tmp_path / "kl.ckpt")
+    with pytest.raises(ValueError, match=r"shape of to_moments\.bias is \(3,\), wanted \(8,\)"):
+        tiny(tmp_path / "kl.ckpt")
+
+
+def test_diffusers_reads_the_whole_file(file, saved):
+    """By its own reader of single files, with the configs of the folder."""
+    pipeline = diffusers.StableDiffusionPipeline.from_single_file(str(file), config=str(saved))
+    for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+        theirs = load_file(saved / f"{name}.safetensors")
+        found = getattr(pipeline, name.partition("/")[0]).state_dict()
+        assert all(torch.equal(found[key], theirs[key]) for key in theirs)
+
+
 @pytest.mark.parametrize("key", ["control_model.x", "first_stage_model.x", "model.diffusion_model.x.0"])
 def test_a_tensor_that_is_nobodys_is_refused(state, tiny, tmp_path, key):
     save_file(state | {key: torch.ones(2)}, tmp_path / "one.safetensors")

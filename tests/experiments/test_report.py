@@ -91,6 +91,7 @@ def test_sweeps_are_linked_and_an_experiments_curves_are_shown_in_its_section(fo
         (folder / "sweep" / name).mkdir(parents=True)
         (folder / "sweep" / name / "README.md").write_text(text)
     (folder / "sweep" / "steps" / "table.csv").write_text("a\n1\n")
+    (folder / "sweep" / "steps" / "figure.png").write_text("")
     (folder / "other" / "curves").mkdir()
     for name in ("fd.svg", "fd.png", "old.png", "sweep.csv"):
         (folder / "other" / "curves" / name).write_text("")
@@ -99,6 +100,7 @@ def test_sweeps_are_linked_and_an_experiments_curves_are_shown_in_its_section(fo
     sweeps = text[text.index("## Sweeps") : text.index("## Literature")]
     assert "| [Sweep: steps](sweep/steps/README.md) | [table.csv](sweep/steps/table.csv) |" in sweeps
     assert "| [untitled](sweep/untitled/README.md) |  |" in sweeps
+    assert sweeps.endswith("\n\n![Sweep: steps](sweep/steps/figure.png)\n\n")
     section = text[text.index(f"Protocol `{'b' * 12}`") : text.index("## Sweeps")]
     for link in (
         "![other: fd](other/curves/fd.svg)",

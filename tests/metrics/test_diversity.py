@@ -58,15 +58,15 @@ def test_metric_over_batches_with_the_real_pictures_as_measure():
 def test_perceptual_diversity_takes_every_pair_of_a_caption_once():
     """Greys 0, 51 and 255 for one caption, 0 and 255 for the other: pairs are 0.4, 2 and 1.6 apart, and 2."""
     greys = torch.tensor([0, 255, 51, 255, 0], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 8, 8)
-    captions = torch.tensor([5, 5, 5, 9, 9])
+    pixels, captions = Pixels(size=8)(greys)["pixels"], torch.tensor([5, 5, 5, 9, 9])
 
     def gap(ours, theirs):
         return (ours - theirs).abs().amax(dim=(1, 2, 3))
 
-    found = perceptual_diversity(greys, captions, distance=gap)
+    found = perceptual_diversity(pixels, captions, distance=gap)
     assert found == pytest.approx(((0.4 + 2 + 1.6) / 3 + 2) / 2, rel=1e-6)
     with pytest.raises(ValueError, match="caption 9 has one"):
-        perceptual_diversity(greys[:4], captions[:4], distance=gap)
+        perceptual_diversity(pixels[:4], captions[:4], distance=gap)
 
 
 class Gap:
@@ -86,5 +86,5 @@ def test_perceptual_metric_is_the_function_over_all_batches_and_looks_at_no_real
     for part in (slice(3, 5), slice(0, 3)):
         pixels = Pixels(size=8)(greys[part])
         metric.update(Observed(pixels, rows=numbers[part], captions=captions[part]), real=False)
-    expected = perceptual_diversity(greys, captions, distance=Gap())
+    expected = perceptual_diversity(Pixels(size=8)(greys)["pixels"], captions, distance=Gap())
     assert metric.compute() == {"diversity_gap": pytest.approx(expected.item())}

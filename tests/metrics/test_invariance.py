@@ -7,6 +7,7 @@ import torch
 
 from ldm.metrics.cmmd import Cmmd
 from ldm.metrics.diversity import CaptionDiversity
+from ldm.metrics.filed import filed
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel_distance import KernelDistance
@@ -82,6 +83,16 @@ def test_ranks_change_nothing(make, whole):
         if isinstance(default, list) and getattr(ranks[0], name):  # ranks send lists as one tensor
             setattr(ranks[0], name, torch.cat(getattr(ranks[0], name)))
     equal(ranks[0].compute(), whole(make))
+
+
+@pytest.mark.parametrize("make", METRICS, ids=metric_name)
+def test_features_that_lie_in_files_change_no_bit(make, whole):
+    metric = make(features="net")
+    for side, real in ((REAL, True), (MADE, False)):
+        table = filed({"net": part} for part in side.split(7))
+        rows = torch.arange(len(side))
+        metric.update(Observed(table, rows=rows, captions=rows // 4), real=real)
+    assert metric.compute() == whole(make)
 
 
 @pytest.mark.parametrize("make", METRICS, ids=metric_name)

@@ -44,7 +44,7 @@ def test_unbiased_over_a_thousand_draws():
     Pairs of a row with itself would put 2 / 8 of the difference on top: the estimate would show it.
     """
     coins = torch.randint(0, 2, (1000, 2, 8, 2), generator=torch.Generator().manual_seed(2))
-    whole = (torch.ones(1, 8, dtype=torch.float64),) * 2
+    whole = (torch.arange(8)[None],) * 2
     found = torch.cat(
         [unbiased_mmd(x, y, kernel=polynomial, subsets=whole) for x, y in 2.0 * coins.double() - 1]
     )

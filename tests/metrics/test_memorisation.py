@@ -43,6 +43,15 @@ def test_share_and_the_rows_to_show(feed):
     assert metric.copies().real.tolist() == [7, 2, 9, 9]
 
 
+def test_a_picture_that_was_never_seen_was_not_copied(feed):
+    """Real pictures 10 degrees apart, of which those below 60 degrees were trained on."""
+    metric = Memorisation(features="net")
+    metric.seen = torch.arange(6)
+    found = feed(metric, on_circle(list(range(0, 100, 10))), on_circle([21, 70, 105, 120]), splits=3)
+    assert found == {"memorised_net": 0.25}
+    assert metric.copies().real.tolist() == [2, 5, 5, 5]
+
+
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="must lie between 0 and 1"):
         Memorisation(features="net", quantile=1.0)

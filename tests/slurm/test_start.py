@@ -5,7 +5,7 @@ import signal
 import pytest
 from pytorch_lightning import Callback
 
-from ldm.start import plugins
+from ldm.start import check_start, plugins
 
 TASK = {
     "SLURM_JOB_ID": "1",
@@ -55,3 +55,17 @@ def test_other_processes_get_no_place(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a rank that the watcher started inside a job")
     assert plugins({"plugins": ["own"]}) == ["own"]
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_float16_on_a_processor_is_refused(diffusion_stage, accelerator, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    config = {
+        "trainer": {"accelerator": accelerator, "precision": "16-mixed"},
+        "compile": False,
+        "callbacks": {},
+    }
+    with pytest.raises(ValueError, match="precision=16-mixed: a CPU does not train in float16"):
+        check_start(diffusion_stage(), config)
+    config["trainer"]["precision"] = "bf16-mixed"
+    check_start(diffusion_stage(), config)

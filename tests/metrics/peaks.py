@@ -1,0 +1,165 @@
+"""A program: draws pictures, looks at them, takes each measure in a process of its own; prints their peaks.
+
+    python tests/metrics/peaks.py <pictures on each side> <features of a picture> <folder>
+
+A line `<what> <bytes>` for the look at both sides, for picking real pictures by number, and for each measure.
+Linux.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from ldm.evaluation.feature_cache import FeatureCache
+from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.generation import Request
+from ldm.evaluation.observing import Observers, observe, parts_of
+from ldm.evaluation.scoring import score
+from ldm.metrics.clip_score import ClipScore
+from ldm.metrics.cmmd import Cmmd
+from ldm.metrics.diversity import CaptionDiversity, PerceptualDiversity
+from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.inception_score import InceptionScore
+from ldm.metrics.kernel_distance import KernelDistance
+from ldm.metrics.memorisation import Memorisation
+from ldm.metrics.nearest import PictureRecall
+from ldm.metrics.pixels import Pixels
+from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
+from ldm.metrics.r_precision import RPrecision
+from ldm.metrics.vendi import VendiScore
+
+SIDE = 16  # pixels; a picture's own numbers then weigh 3 KB
+NET = "net_image"
+
+
+class Projection:
+    """Features that are random sums of a picture's pixels; texts have random ones."""
+
+    def __init__(self, dims):
+        self.matrix = torch.randn(3 * SIDE**2, dims, generator=torch.Generator().manual_seed(0))
+        self.dims = {NET: dims}
+        self.identity = FeatureIdentity(name="net", sha256="0" * 64, size=SIDE, resize="bicubic")
+
+    def __call__(self, images):
+        return {NET: (images.flatten(1) / 255) @ self.matrix}
+
+    def read(self, texts):
+        return torch.stack([noise(int(text), self.matrix.shape[1]) for text in texts])
+
+
+class Noise:
+    """Random pictures by number."""
+
+    sha256 = "1" * 64
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def image(self, number):
+        return picture(number)
+
+    def keys(self):
+        return [str(number) for number in range(self.count)]
+
+    def texts(self):
+        return [[key] for key in self.keys()]
+
+
+class Difference:
+    """Mean absolute difference of two pictures."""
+
+    name = "difference"
+
+    def __call__(self, ours, theirs):
+        return (ours - theirs).abs().mean(dim=(1, 2, 3))
+
+
+def noise(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def picture(seed):
+    return (noise(seed, 3, SIDE, SIDE) * 60 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def draw(requests):
+    return torch.stack([picture(request.seed) for request in requests])
+
+
+def measures(dims):
+    return [
+        FrechetDistance(features=NET, dims=dims),
+        VendiScore(features=NET, dims=dims),
+        ClipScore(clip="net"),
+        InceptionScore(features=NET),
+        KernelDistance(features=NET),
+        PrecisionRecall(features=NET),
+        DensityCoverage(features=NET),
+        Cmmd(features=NET),
+        Memorisation(features=NET),
+        PictureRecall(features=NET),
+        RPrecision(clip="net"),
+        CaptionDiversity(features=NET, dims=dims),
+        PerceptualDiversity(distance=Difference()),
+    ]
+
+
+def apart(what, action, *of):
+    """Does it in a process of its own, and prints the largest memory of that."""
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+        return
+    action(*of)
+    status = Path("/proc/self/status").read_text()
+    print(what, 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]), flush=True)
+    os._exit(0)
+
+
+def look(count, dims, folder):
+    """All real pictures, and as many drawn ones by their features."""
+    net = Projection(dims)
+    observers = Observers(pictures={"net": net, "pixels": Pixels(size=SIDE)}, texts={"net_text": net.read})
+    cache = FeatureCache(folder=folder)
+    gallery = Gallery({"real": Noise(count)}, observers=observers, cache=cache, progress=False)
+    requests = [
+        Request(prompt=str(number), seed=count + number, row=number, caption=number, name="")
+        for number in range(count)
+    ]
+    made = observe(
+        draw, requests, observers=observers, wanted=observers.names, batch_size=50, progress=False
+    ).observed
+    return gallery, made
+
+
+def pick(gallery):
+    """Reads all real pictures by their numbers."""
+    for _ in gallery.observed([*reversed(range(gallery.count))]):
+        pass
+
+
+def take(measure, gallery, made):
+    """One measure."""
+    if isinstance(measure, CaptionDiversity | PerceptualDiversity):
+        made = made._replace(captions=made.captions // 2)
+    score({"it": measure}, real=gallery.observed(), generated=parts_of(made))
+
+
+def main():
+    count, dims, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)  # a forked process has no others
+    apart("look", look, count, dims, folder)
+    gallery, made = look(count, dims, folder)
+    apart("pick", pick, gallery)
+    for measure in measures(dims):
+        apart(type(measure).__name__, take, measure, gallery, made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""`python -m ldm.evaluate protocol=pictures_fid`: the numbers of `fidelity`, or one sentence."""
+
+import sys
+
+import pytest
+import torch
+from torch_fidelity import calculate_metrics
+
+from benchmarks.drawn_pictures import draw
+from ldm.evaluate import main
+from ldm.evaluation.results import read_results
+from ldm.metrics.weights import digest
+
+COUNT, SUBSET, SPLITS = 10, 5, 2
+THEIRS = {
+    "kid": "kernel_inception_distance_mean",
+    "kid_sd": "kernel_inception_distance_std",
+    "is_mean": "inception_score_mean",
+    "is_sd": "inception_score_std",
+}
+
+
+@pytest.fixture
+def made(tmp_path):
+    return draw(tmp_path / "made", count=COUNT, side=48, grain=7, seed=1)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("folders") / "real", count=COUNT, side=48, grain=5, seed=0)
+
+
+@pytest.fixture
+def command(made, real, inception_path, tmp_path, monkeypatch):
+    """`command(*arguments, weights=...)`: measures the folder that was made against the real one."""
+
+    def run(*arguments, weights=inception_path):
+        sets = "protocol.sets=[{name:pictures,split:null,captions:null,metrics:[kid,inception_score]}]"
+        defaults = [
+            *("protocol=pictures_fid", sets, f"pictures={made}", f"reference={real}"),
+            *(f"metric.kid.subset_size={SUBSET}", f"metric.inception_score.splits={SPLITS}"),
+            *(f"out={tmp_path / 'out'}", f"cache={tmp_path / 'features'}"),
+            f"protocol.extractors.inception.weights={weights}",
+            f"protocol.extractors.inception.sha256={digest(weights)}",
+        ]
+        monkeypatch.setattr(sys, "argv", ["ldm.evaluate", *defaults, *arguments])
+        main()
+
+    return run
+
+
+def test_two_folders_have_torch_fidelitys_numbers(command, made, real, inception_path, tmp_path):
+    command()
+    theirs = calculate_metrics(
+        input1=str(made),
+        input2=str(real),
+        isc=True,
+        isc_splits=SPLITS,
+        kid=True,
+        kid_subset_size=SUBSET,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(inception_path),
+        cuda=False,
+        cache=False,
+        verbose=False,
+    )
+    rows = {row["metric"]: row for row in read_results(tmp_path / "out" / "results.json")["rows"]}
+    assert rows.keys() == THEIRS.keys()
+    for name, theirs_name in THEIRS.items():
+        # what two calculators of one preparation may differ by
+        assert rows[name]["value"] == pytest.approx(theirs[theirs_name], rel=1e-3, abs=1e-6), name
+    assert rows["is_mean"]["real"] > 1  # the reference's own, of as many pictures
+
+
+def other_size(made, states):
+    draw(made / "others", count=1, side=32, grain=5, seed=2)
+    return [], states
+
+
+def broken_picture(made, states):
+    file = made / "000003.png"
+    file.write_bytes(file.read_bytes()[:60])
+    return [], states
+
+
+def too_few(made, states):
+    return ["metric.kid.subset_size=1000"], states
+
+
+def other_hash(made, states):
+    return ["protocol.extractors.inception.sha256=null"], states
+
+
+def other_shape(made, states):
+    return [], states | {"fc.weight": states["fc.weight"][:1000]}
+
+
+def not_finite(made, states):
+    return [], states | {"Mixed_7c.branch1x1.bn.bias": torch.full((320,), torch.nan)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (other_size, "has 32 x 32 pixels and 000000.png has 48 x 48"),
+        (broken_picture, "000003.png can't be decoded"),
+        (too_few, "of subsets of 1000 pictures needs at least 1000 on each side, got 5"),
+        (other_hash, "expected 6726825d0af5"),
+        (other_shape, "1 differ, first 'fc.weight' with shape (1000, 2048), expected (1008, 2048)"),
+        (not_finite, "'inception' hold NaN or infinity"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_leaves_nothing(
+    command, made, inception_path, tmp_path, capsys, fault, sentence
+):
+    arguments, states = fault(made, torch.load(inception_path, weights_only=True))
+    weights = tmp_path / "weights.pth"
+    torch.save(states, weights)
+    with pytest.raises(SystemExit) as ended:
+        command(*arguments, weights=weights)
+    assert ended.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ldm: ")]
+    assert sentence in line
+    assert not (tmp_path / "out").exists()
