@@ -65,7 +65,8 @@ class Job:
 
     @property
     def words(self) -> str:
-        return self.output.read_text(errors="replace") if self.output.is_file() else ""  # tasks cut each other short
+        """Its output, in which tasks that write at once cut each other's characters."""
+        return self.output.read_text(errors="replace") if self.output.is_file() else ""
 
 
 @pytest.fixture
