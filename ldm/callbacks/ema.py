@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 
-from ldm.callbacks.following import Follower
+from ldm.callbacks.following import Follower, Following
 
 
-class EMA(Callback):
+class EMA(Following):
     """Keeps `stage.averaged`, a frozen copy of `stage.net` whose weights follow it slowly.
 
     The copy is never swapped with the network, so whatever is saved under the network's name is what was
@@ -21,34 +21,23 @@ class EMA(Callback):
     def __init__(self, *, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"{decay=} must lie in [0, 1)")
+        super().__init__()
         self.decay = decay
         self.updates = 0
-        self._average = Follower()
-        self._last_step = 0
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._average.prepare(trainer, pl_module)
+        self.followers = (Follower(),)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        averaged = self._average.begin(trainer, pl_module)
+        super().on_fit_start(trainer, pl_module)
         # past nn.Module's own __setattr__, which would make it a submodule, saved and switched with the stage
-        object.__setattr__(pl_module, "averaged", averaged)
+        object.__setattr__(pl_module, "averaged", self.followers[0].net)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_step = trainer.global_step  # known only now: a resumed run restores it after on_fit_start
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._last_step:  # an accumulating batch
-            return
-        self._last_step = trainer.global_step
-        self._average.follow(1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
+    def move(self, trainer: Trainer) -> None:
+        self.followers[0].follow(1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "net": self._average.state()}
+        return {"updates": self.updates, "net": self.followers[0].state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
-        self._average.load(state_dict["net"])
+        self.followers[0].load(state_dict["net"])

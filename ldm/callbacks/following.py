@@ -1,11 +1,11 @@
-"""A copy of the trained network whose weights follow it."""
+"""Copies of the trained network whose weights follow it, step by step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -33,7 +33,7 @@ class Follower:
         if isinstance(trainer.strategy, Sharded):
             self._whole = deepcopy(stage.net)
 
-    def begin(self, trainer: Trainer, stage: LightningModule) -> nn.Module:
+    def begin(self, trainer: Trainer, stage: LightningModule) -> None:
         """Makes the copy, equal to the network or to what was loaded."""
         if isinstance(trainer.strategy, Sharded) and self._whole is not None:
             net, self._whole = trainer.strategy.deal_out(self._whole), None
@@ -41,23 +41,23 @@ class Follower:
             net = deepcopy(stage.net)
         self.net, self._original = net.eval().requires_grad_(False), stage.net
         self._restore()
-        return self.net
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
         """Moves the copy's weights by a share of the way to the network's; its buffers go all the way."""
-        ours, theirs = self._both()
+        ours, theirs = self._made, self._original
+        assert theirs is not None
         torch._foreach_lerp_(shards(ours), shards(theirs), share)
         for mine, yours in zip(ours.buffers(), theirs.buffers(), strict=True):
             mine.copy_(yours)
 
     def state(self) -> dict[str, Tensor]:
         """The copy's whole state; every rank must ask for it."""
-        return whole_state(self._both()[0])
+        return whole_state(self._made)
 
     def parameters(self) -> dict[str, Tensor]:
         """The copy's whole parameters by name; every rank must ask for them."""
-        return {name: whole(tensor.detach()) for name, tensor in self._both()[0].named_parameters()}
+        return {name: whole(tensor.detach()) for name, tensor in self._made.named_parameters()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over a state, now or when the copy is made."""
@@ -69,13 +69,48 @@ class Follower:
         """Puts what was loaded into the copy, each rank its share."""
         if self._loaded is not None:
             options = StateDictOptions(full_state_dict=True)
-            set_model_state_dict(self._both()[0], dict(self._loaded), options=options)
+            set_model_state_dict(self._made, dict(self._loaded), options=options)
             self._loaded = None
 
-    def _both(self) -> tuple[nn.Module, nn.Module]:
+    @property
+    def _made(self) -> nn.Module:
         assert self.net is not None
-        assert self._original is not None
-        return self.net, self._original
+        return self.net
+
+
+class Following(Callback):
+    """A callback with followers, which move once after each optimizer step.
+
+    Attributes:
+        followers: what it has; a subclass makes them.
+    """
+
+    followers: Sequence[Follower]
+
+    def __init__(self) -> None:
+        self._last_step = 0
+
+    def move(self, trainer: Trainer) -> None:
+        """What is done after a step, `trainer.global_step` of which have been taken."""
+        raise NotImplementedError
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for follower in self.followers:
+            follower.prepare(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for follower in self.followers:
+            follower.begin(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step  # known only now: a resumed run restores it after on_fit_start
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._last_step:  # else an accumulating batch
+            self._last_step = trainer.global_step
+            self.move(trainer)
 
 
 def shards(module: nn.Module) -> list[Tensor]:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 
-from ldm.callbacks.following import Follower
+from ldm.callbacks.following import Follower, Following
 from ldm.checkpoints.durable import sweep
 from ldm.checkpoints.power_average import Averages, Profile, decay, exponent_of
 
 
-class PowerAverages(Callback):
+class PowerAverages(Following):
     """Keeps averages of `stage.net` whose memory grows with the steps, and writes them out now and then.
 
     Each weighs step s as s**gamma (Karras et al. 2024, eq. 1); `checkpoints/power_average.py` sums what was
@@ -29,47 +29,42 @@ class PowerAverages(Callback):
     def __init__(self, *, lengths: Sequence[float], every: int, folder: str) -> None:
         if every < 1:
             raise ValueError(f"callbacks.averages.{every=} must be at least 1 step")
-        self.exponents = {length: exponent_of(length) for length in lengths}
+        super().__init__()
         self.every, self.averages = every, Averages(Path(folder))
-        self._followers = {length: Follower() for length in lengths}
-        self._last_step = 0
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for follower in self._followers.values():
-            follower.prepare(trainer, pl_module)
+        self.exponents = {length: exponent_of(length) for length in lengths}
+        self.followers = [Follower() for _ in lengths]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for follower in self._followers.values():
-            follower.begin(trainer, pl_module)
+        super().on_fit_start(trainer, pl_module)
         if trainer.is_global_zero:
             sweep(self.averages.folder)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_step = trainer.global_step  # known only now: a resumed run restores it after on_fit_start
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def move(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self._last_step:  # an accumulating batch
-            return
-        self._last_step = step
-        for length, follower in self._followers.items():
-            follower.follow(1 - decay(step, self.exponents[length]))
-            if step % self.every == 0 or step == trainer.max_steps:
-                parameters = follower.parameters()
-                if trainer.is_global_zero:
-                    self.averages.write(Profile(step, length), parameters)
+        due = step % self.every == 0 or step == trainer.max_steps
+        for (length, exponent), follower in zip(self.exponents.items(), self.followers, strict=True):
+            follower.follow(1 - decay(step, exponent))
+            if due:
+                self._write(trainer, Profile(step, length), follower)
+
+    def _write(self, trainer: Trainer, profile: Profile, follower: Follower) -> None:
+        """All ranks gather the parameters, the first one writes them."""
+        parameters = follower.parameters()
+        if trainer.is_global_zero:
+            self.averages.write(profile, parameters)
+
+    @property
+    def _by_length(self) -> dict[str, Follower]:
+        return {f"{length:g}": each for length, each in zip(self.exponents, self.followers, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {f"{length:g}": follower.state() for length, follower in self._followers.items()}
+        return {length: follower.state() for length, follower in self._by_length.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        lengths = {f"{length:g}" for length in self._followers}
-        if lengths != state_dict.keys():
+        if self._by_length.keys() != state_dict.keys():
             raise ValueError(
-                f"callbacks.averages.lengths={sorted(lengths)} are not those of the state, "
+                f"callbacks.averages.lengths={sorted(self._by_length)} are not those of the state, "
                 f"{sorted(state_dict)}: averages can't begin in the middle of a training"
             )
-        for length, follower in self._followers.items():
-            follower.load(state_dict[f"{length:g}"])
+        for length, follower in self._by_length.items():
+            follower.load(state_dict[length])

@@ -3,6 +3,8 @@
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -29,17 +31,24 @@ def temporary(folder: Path) -> Path:
     return folder / f".tmp-{uuid.uuid4().hex}"
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, over the one that was there."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write a file that then takes its name whole, over the one that was there, or not at all."""
     draft = temporary(path.parent)
     try:
-        draft.write_text(text, encoding="utf-8")
+        yield draft
         fsync(draft)
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all, over the one that was there."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def publish(draft: Path, path: Path) -> None:

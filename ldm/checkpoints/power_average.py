@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoints.durable import fsync, make_folder, temporary
+from ldm.checkpoints.durable import make_folder, replacing
 
 NAME = re.compile(r"step=(\d{8})_length=([\d.e-]+)\.safetensors")
 LONGEST = 12**-0.5  # of the exponent 0, which weighs all steps alike
@@ -37,11 +37,7 @@ class Profile:
 
     @property
     def exponent(self) -> float:
-        """gamma of a length (Alg. 2): the root of length^2 (gamma + 2)^2 (gamma + 3) = gamma + 1 above zero.
-
-        Raises:
-            ValueError: a length that no average has.
-        """
+        """gamma, see `exponent_of`."""
         return exponent_of(self.length)
 
     def overlap(self, other: "Profile") -> float:
@@ -51,7 +47,9 @@ class Profile:
 
 
 def exponent_of(length: float) -> float:
-    """The exponent of an average whose steps spread so far, as a share of the training.
+    """gamma of an average whose steps spread so far, as a share of the training (Alg. 2).
+
+    It is the root above 0 of length^2 (gamma + 2)^2 (gamma + 3) = gamma + 1.
 
     Raises:
         ValueError: a length outside (0, 0.2887).
@@ -86,18 +84,9 @@ class Averages:
 
     def write(self, profile: Profile, parameters: Mapping[str, Tensor]) -> Path:
         """Writes one, whole or not at all, in the place of one of the same name."""
-        make_folder(self.folder)
-        draft = temporary(self.folder)
-        try:
+        path = make_folder(self.folder) / f"step={profile.step:08d}_length={profile.length:g}.safetensors"
+        with replacing(path) as draft:
             save_file({name: value.cpu().contiguous() for name, value in parameters.items()}, draft)
-            fsync(draft)
-            path = draft.replace(
-                self.folder / f"step={profile.step:08d}_length={profile.length:g}.safetensors"
-            )
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        fsync(self.folder)
         return path
 
     def kept(self, *, until: int) -> dict[Profile, Path]:
@@ -141,6 +130,5 @@ def opened(path: Path) -> safe_open:
 def weighted_sum(name: str, files: Iterable[safe_open], weights: Iterable[float]) -> Tensor:
     """One tensor of several files in one, float32."""
     pairs = zip(files, weights, strict=True)
-    return (
-        torch.stack([file.get_tensor(name).double() * float(weight) for file, weight in pairs]).sum(0).float()
-    )
+    scaled = [file.get_tensor(name).double() * float(weight) for file, weight in pairs]
+    return torch.stack(scaled).sum(0).float()

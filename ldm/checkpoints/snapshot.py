@@ -50,14 +50,17 @@ def bundle_of_state(
         raise ValueError(f"state={state} is of {config['name']}, which trains no denoiser")
     own = Bundle.open(run.path) if run.finished else None
     codec = CodecBundles(own, own) if own else CodecBundles.named(config)
-    weights = averaged_weights(state) | ({} if length is None else average_of(run, step_of(state), length))
+    weights, told = averaged_weights(state), {"experiment": config["name"], "step": step_of(state)}
+    if length is not None:
+        weights |= Averages(run.path / "averages").average(Profile(step_of(state), length))
+        told |= {"ema_length": length}
     return write_denoiser(
         out,
         Part(spec=config["backbone"], state=weights),
         codec,
         config=config,
         size=config["data"]["size"],
-        origin={"experiment": config["name"], "step": step_of(state), **told(length)} | recorded(run),
+        origin=told | recorded(run),
         codec_origin=own.entry("codec_origin") if own else codec.origins,
         dtype=dtype,
     )
@@ -102,20 +105,6 @@ def averaged_weights(state: Path) -> dict[str, Tensor]:
     if AVERAGE not in held.get("callbacks", {}):
         raise ValueError(f"state={state} holds no averaged weights: train with callbacks.ema")
     return held["callbacks"][AVERAGE]["net"]
-
-
-def average_of(run: Run, step: int, length: float) -> dict[str, Tensor]:
-    """The parameters of a run's average of some length, as it was at a step.
-
-    Raises:
-        ValueError: no such average can be made.
-    """
-    return Averages(run.path / "averages").average(Profile(step, length))
-
-
-def told(length: float | None) -> dict[str, float]:
-    """What a bundle's origin tells of its average's length."""
-    return {} if length is None else {"ema_length": length}
 
 
 def recorded(run: Run) -> dict[str, Any]:
