@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, read_captions
 from ldm.evaluation.feature_cache import FeatureCache, identity_of
-from ldm.evaluation.observing import ROWS_AT_ONCE, Features, Observers, batched, parts_of
+from ldm.evaluation.observing import Features, Observers, batched, parts_of
 from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.ranks import Ranks
-from ldm.metrics.filed import filed, read
+from ldm.metrics.filed import ROWS_AT_ONCE, filed, read
 from ldm.metrics.picture_metric import Observed
 
 BATCH = 32

@@ -13,11 +13,10 @@ from ldm.codec import Codec
 from ldm.evaluation.generation import Draw, Request, generate
 from ldm.evaluation.ranks import Ranks
 from ldm.metrics.features import FeatureExtractor, FeatureIdentity
-from ldm.metrics.filed import filed, give_back
+from ldm.metrics.filed import ROWS_AT_ONCE, filed, give_back
 from ldm.metrics.picture_metric import Observed
 from ldm.metrics.resize import resize_pictures
 
-ROWS_AT_ONCE = 1024  # of a table of features: the sums of measures then don't depend on the batch size
 OWN_CLIP = "own_clip"  # says in every result's name that the judge belongs to the model
 
 T = TypeVar("T")
@@ -175,6 +174,8 @@ def batched(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 def parts_of(observed: Observed) -> Iterator[Observed]:
     """A table in parts of a fixed size, each a view of it; of an empty one there are none.
+
+    The sums of measures then don't depend on the batch size.
 
     The memory of a part that lies in a file is given back when the next one is asked for.
     """

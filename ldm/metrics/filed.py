@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-AT_ONCE = 1024  # rows that are written in one piece
+ROWS_AT_ONCE = 1024  # of a table that is written or read: bounds its memory, whatever came as a batch
 AROUND = 2**16  # bytes before and behind what is read that Linux brings into memory with it
 
 _files: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by the address of their first byte
@@ -80,7 +80,7 @@ def read(table: Float[Tensor, "n d"], numbers: Int[Tensor, "b"]) -> Float[Tensor
 
 def append(file: BinaryIO, table: Float[Tensor, "n d"]) -> None:
     """Appends a table's rows to a file, a piece at a time."""
-    for rows in table.split(AT_ONCE):
+    for rows in table.split(ROWS_AT_ONCE):
         file.write(rows.contiguous().numpy())
         give_back(rows)
     file.flush()

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ldm.metrics.filed import ROWS_AT_ONCE
 from ldm.metrics.gathered import GatheredFeatures
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Observed, Reference
-from ldm.metrics.table import ROWS_AT_ONCE, Rows, blocks
+from ldm.metrics.table import Rows, blocks
 
 
 class Score(NamedTuple):

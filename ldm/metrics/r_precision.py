@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from ldm.metrics.filed import ROWS_AT_ONCE
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
-from ldm.metrics.table import ROWS_AT_ONCE, Rows, Table, blocks, stacked, unit_rows
+from ldm.metrics.table import Rows, Table, blocks, stacked, unit_rows
 
 
 def own_caption_first(

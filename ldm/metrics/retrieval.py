@@ -9,7 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from ldm.metrics.table import ROWS_AT_ONCE, Rows, blocks
+from ldm.metrics.filed import ROWS_AT_ONCE
+from ldm.metrics.table import Rows, blocks
 
 
 def ranks(

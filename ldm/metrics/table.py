@@ -9,9 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.metrics.filed import read
-
-ROWS_AT_ONCE = 1024  # bounds the memory of a block, and of one pair of blocks
+from ldm.metrics.filed import ROWS_AT_ONCE, read
 
 
 @dataclass(frozen=True, kw_only=True)
