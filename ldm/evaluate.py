@@ -58,6 +58,8 @@ def check_options(config: DictConfig) -> None:
         raise ValueError(f"scale={config.scale} must be a number, or null for the bundle's")
     if config.ema_length is not None and not isinstance(config.ema_length, int | float):
         raise ValueError(f"ema_length={config.ema_length} must be a number, or null for the bundle's")
+    if config.ema_length is not None and (config.pictures or config.real):
+        raise ValueError("ema_length is of a bundle, and pictures or real name others: leave one of them out")
     if config.show < 1:
         raise ValueError(f"show={config.show} must be at least 1")
     if config.pictures is not None and config.real is not None:

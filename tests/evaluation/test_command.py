@@ -192,6 +192,9 @@ def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, caps
     assert "ema_length=long must be a number" in refusal(
         command, capsys, "ema_length=long", f"out={tmp_path / 'new'}"
     )
+    assert "ema_length is of a bundle" in refusal(
+        command, capsys, "ema_length=0.1", "pictures=a", f"out={tmp_path / 'new'}"
+    )
     assert "ema_length=0.1 needs the run" in refusal(
         command, capsys, "ema_length=0.1", f"out={tmp_path / 'new'}"
     )
