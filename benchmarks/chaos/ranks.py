@@ -30,10 +30,9 @@ from benchmarks.chaos.resumes import (
     Seen,
     each,
     pictures_of,
-    spread,
     steps_saved,
 )
-from benchmarks.chaos.verdict import Kind, Verdict
+from benchmarks.chaos.verdict import Kind, Verdict, verdict_of
 from benchmarks.chaos.world import BATCH, EVERY, STEPS, config, last_state, train
 from ldm.callbacks.saving import StoppedBySignal
 
@@ -162,13 +161,8 @@ def interrupted(cell: Cell, root: Path, ends: Sequence[Callback]) -> tuple[list[
 
 def matrix(cell: Cell, folder: Path, tries: int) -> Verdict:
     """All tries of a cell, or `tries` of them spread over all."""
-    failures, lost, chosen = [], 0, spread(len(cell.ends), tries)
-    for number in chosen:
-        wrongs, again = interrupted(cell, folder, cell.ends[number])
-        lost = max(lost, again)
-        failures += [f"try {number}: {sentence}" for sentence in wrongs]
     interval = 0 if cell.asked else EVERY
-    return Verdict(tries=len(chosen), failures=failures, lost=lost, interval=interval)
+    return verdict_of(cell.ends, partial(interrupted, cell, folder), tries=tries, interval=interval)
 
 
 def rounding(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from benchmarks.chaos.equality import compared, differences
-from benchmarks.chaos.verdict import Kind, Verdict
+from benchmarks.chaos.verdict import Kind, Verdict, verdict_of
 from benchmarks.chaos.world import EVERY, STEPS, config, train, write_pictures
 from ldm.checkpoints.store import newest_state, step_of
 
@@ -141,19 +141,7 @@ def steps_saved(run: Path) -> int:
 
 def matrix(cell: Cell, folder: Path, tries: int) -> Verdict:
     """All tries of a cell, or `tries` of them spread over all."""
-    failures, lost, chosen = [], 0, spread(len(cell.ends), tries)
-    for number in chosen:
-        wrongs, again = interrupted(cell, folder, cell.ends[number])
-        lost = max(lost, again)
-        failures += [f"try {number}: {sentence}" for sentence in wrongs]
-    return Verdict(tries=len(chosen), failures=failures, lost=lost, interval=EVERY)
-
-
-def spread(count: int, tries: int) -> Sequence[int]:
-    """The numbers below `count`, or `tries` of them spread over all."""
-    if tries > count:
-        return range(count)
-    return [count * (2 * n + 1) // (2 * tries) for n in range(tries)]
+    return verdict_of(cell.ends, partial(interrupted, cell, folder), tries=tries, interval=EVERY)
 
 
 def each(make: Callable[[int], Callback], moments: Sequence[int]) -> list[list[Callback]]:

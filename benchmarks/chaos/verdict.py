@@ -1,8 +1,11 @@
 """What came of one kind of violence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +46,26 @@ class Kind:
     name: str
     tries: tuple[int, int]
     run: Callable[[Path, int], Verdict]
+
+
+def verdict_of(
+    ways: Sequence[T], attempt: Callable[[T], tuple[list[str], int]], *, tries: int, interval: int
+) -> Verdict:
+    """What came of all ways, or of `tries` of them spread over all.
+
+    Args:
+        attempt: takes one way; returns what was wrong and the steps that it had to take again.
+    """
+    failures, lost, chosen = [], 0, spread(len(ways), tries)
+    for number in chosen:
+        wrongs, again = attempt(ways[number])
+        lost = max(lost, again)
+        failures += [f"try {number}: {sentence}" for sentence in wrongs]
+    return Verdict(tries=len(chosen), failures=failures, lost=lost, interval=interval)
+
+
+def spread(count: int, tries: int) -> Sequence[int]:
+    """The numbers below `count`, or `tries` of them spread over all."""
+    if tries > count:
+        return range(count)
+    return [count * (2 * n + 1) // (2 * tries) for n in range(tries)]
