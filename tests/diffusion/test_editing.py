@@ -23,8 +23,8 @@ from ldm.diffusion.samplers import (
 )
 from ldm.diffusion.schedules import cosine, rectified_flow, scaled_linear, zero_terminal_snr
 from ldm.diffusion.schedules import edm as edm_path
+from tests.diffusion.gaussian import MEAN, STD, best_denoiser
 
-MEAN, STD = 0.7, 0.4  # of the data
 SCHEDULES = {
     "flow": rectified_flow,
     "edm": edm_path,
@@ -46,16 +46,6 @@ FRESH = {"ddpm": ddpm, "dpmpp_2m_sde": dpmpp_2m_sde, "lcm": lcm}
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def best_denoiser(schedule):
-    """E[x0 | x_t] for data N(MEAN, STD^2), every number by itself."""
-
-    def denoise(x, t):
-        alpha, sigma = schedule(t)
-        return MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
-
-    return denoise
 
 
 KNOWN = normal(2, 1, 4, 4, seed=1)

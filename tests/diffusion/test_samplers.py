@@ -26,16 +26,9 @@ from ldm.diffusion.samplers import (
     unipc,
 )
 from ldm.diffusion.schedules import cosine, noise_ratio, rectified_flow, scaled_linear, zero_terminal_snr
+from tests.diffusion.gaussian import MEAN, STD, best_denoiser, quarter_circle, spread
 
-MEAN, STD = 0.7, 0.4  # of the data
 ONE = torch.ones((), dtype=torch.float64)
-
-
-def quarter_circle(t):
-    """A smooth variance-preserving path whose signal is exactly 0 at t = 1."""
-    return torch.sin((1 - t) * math.pi / 2), torch.sin(t * math.pi / 2)
-
-
 SCHEDULES = {
     "quarter_circle": quarter_circle,
     "rectified_flow": rectified_flow,
@@ -63,22 +56,6 @@ FRESH = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_2m_sde_half": partial(dpmpp_2m_sde, eta=0.5),
 }
-
-
-def spread(schedule, t):
-    """Standard deviation of x_t."""
-    alpha, sigma = schedule(t)
-    return (alpha**2 * STD**2 + sigma**2).sqrt()
-
-
-def best_denoiser(schedule):
-    """E[x0 | x_t] for data N(MEAN, STD^2)."""
-
-    def denoise(x, t):
-        alpha, _ = schedule(t)
-        return MEAN + alpha * STD**2 / spread(schedule, t) ** 2 * (x - alpha * MEAN)
-
-    return denoise
 
 
 def normal(*shape, dtype=torch.float64, seed=0):

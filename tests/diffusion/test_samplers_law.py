@@ -13,34 +13,11 @@ import torch
 from ldm.diffusion import grids
 from ldm.diffusion.samplers import Churn, ddim, ddpm, dpmpp_2m_sde, edm, euler, euler_ancestral, lcm
 from ldm.diffusion.schedules import cosine, rectified_flow, scaled_linear, zero_terminal_snr
-
-MEAN, STD = 0.7, 0.4  # of the data
-
-
-def quarter_circle(t):
-    """A smooth variance-preserving path."""
-    return torch.sin((1 - t) * math.pi / 2), torch.sin(t * math.pi / 2)
-
+from tests.diffusion.gaussian import MEAN, STD, best_denoiser, quarter_circle, spread
 
 SMOOTH = {"quarter_circle": quarter_circle, "rectified_flow": rectified_flow}
 SCHEDULES = SMOOTH | {"table": scaled_linear(), "zero_snr": zero_terminal_snr(cosine())}
 CHURN = Churn(amount=2.0)
-
-
-def spread(schedule, t):
-    """Standard deviation of x_t."""
-    alpha, sigma = schedule(t)
-    return (alpha**2 * STD**2 + sigma**2).sqrt()
-
-
-def best_denoiser(schedule):
-    """E[x0 | x_t] for data N(MEAN, STD^2)."""
-
-    def denoise(x, t):
-        alpha, _ = schedule(t)
-        return MEAN + alpha * STD**2 / spread(schedule, t) ** 2 * (x - alpha * MEAN)
-
-    return denoise
 
 
 def law(sampler, schedule, denoise, times):
