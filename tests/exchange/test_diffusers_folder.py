@@ -6,14 +6,12 @@ import shutil
 import diffusers
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import CLIPTextModel
 
-from ldm.checkpoints.bundle import SHIPPED, Bundle, Part, write_bundle
-from ldm.checkpoints.pipeline import open_pipeline
+from ldm.checkpoints.bundle import Bundle, Part, write_bundle
 from ldm.config import CONF
 from ldm.exchange.architecture import from_configs
 from ldm.exchange.exporting import open_export, write_diffusers
@@ -21,115 +19,12 @@ from ldm.exchange.fields import Fields
 from ldm.exchange.hub import locate
 from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
 from ldm.exchange.weights import expected_shapes
-
-FILES = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
-PROMPTS, SEEDS = ["grinning face", "a cat with a hat"], [3, 4]
-DDIM = {
-    "_target_": "ldm.diffusion.samplers.Sampling",
-    "method": {"_target_": "ldm.diffusion.samplers.ddim", "_partial_": True},
-    "grid": {"_target_": "ldm.diffusion.grids.trailing", "_partial_": True},
-    "steps": 10,
-}
+from tests.exchange.both import FILES, PROMPTS, export, largest_difference
+from tests.exchange.stable_diffusion import STABLE_DIFFUSION
 
 
 def assert_parity(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert_close(ours, theirs, atol=1e-5, rtol=0)
-
-
-def export(bundle, out, **options):
-    return write_diffusers(open_export(Bundle.open(bundle), options), out, dtype=torch.float32)
-
-
-def drawn_by_both(bundle, folder, *, output: str, guidance: float = 3.0, **options):
-    """Latents or pixels by a bundle and by a diffusers folder, from the same seeds."""
-    ours = open_pipeline(Bundle.open(bundle), steps=10, scale=3.0, **options)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
-        PROMPTS,
-        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-        num_inference_steps=10,
-        guidance_scale=guidance,
-        output_type=output,
-    )
-    return (ours.latents if output == "latent" else ours)(PROMPTS, SEEDS), theirs.images
-
-
-def largest_difference(bundle, folder, **options) -> int:
-    """Of any pixel, in levels of 255."""
-    ours, theirs = drawn_by_both(bundle, folder, output="pt", **options)
-    return int(((theirs * 255).round().int() - ours.int()).abs().max())
-
-
-def latents_apart(bundle, folder, **options) -> float:
-    """Largest difference of any latent, as a share of the largest one."""
-    ours, theirs = drawn_by_both(bundle, folder, output="latent", **options)
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-# the configs of runwayml/stable-diffusion-v1-5, but for what its versions of the libraries add
-STABLE_DIFFUSION = {
-    "unet": {
-        "_class_name": "UNet2DConditionModel",
-        "_diffusers_version": "0.6.0",
-        "act_fn": "silu",
-        "attention_head_dim": 8,
-        "block_out_channels": [320, 640, 1280, 1280],
-        "center_input_sample": False,
-        "cross_attention_dim": 768,
-        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "in_channels": 4,
-        "layers_per_block": 2,
-        "mid_block_scale_factor": 1,
-        "norm_eps": 1e-05,
-        "norm_num_groups": 32,
-        "out_channels": 4,
-        "sample_size": 64,
-        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-    },
-    "vae": {
-        "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "in_channels": 3,
-        "latent_channels": 4,
-        "layers_per_block": 2,
-        "norm_num_groups": 32,
-        "out_channels": 3,
-        "sample_size": 512,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-    },
-    "text_encoder": {
-        "model_type": "clip_text_model",
-        "attention_dropout": 0.0,
-        "dropout": 0.0,
-        "eos_token_id": 2,
-        "hidden_act": "quick_gelu",
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 77,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "vocab_size": 49408,
-    },
-    "scheduler": {
-        "_class_name": "PNDMScheduler",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "num_train_timesteps": 1000,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "trained_betas": None,
-        "clip_sample": False,
-    },
-}
 
 
 def test_stable_diffusions_published_configs_are_our_presets():
@@ -204,104 +99,12 @@ def test_ours_to_diffusers_to_ours_is_the_same_bytes(imported, bundle_of, tmp_pa
     assert back == ours
 
 
-def test_both_draw_the_same_pictures(imported, saved, tmp_path):
-    assert largest_difference(imported, saved) <= 1  # a value halfway between two levels may round apart
-    assert largest_difference(imported, saved, guidance=5.0) > 1
-    assert largest_difference(imported, export(imported, tmp_path / "out")) <= 1
-
-
-def test_so_they_do_with_v_and_a_second_order_solver_and_linear_projections(
-    save_pipeline, bundle_of, tmp_path
-):
-    solver = diffusers.DPMSolverMultistepScheduler(
-        beta_schedule="linear", prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=1
-    )
-    unet = {"use_linear_projection": True, "attention_head_dim": [4, 8]}
-    folder = save_pipeline(tmp_path, unet=unet, scheduler=solver)
-    bundle = bundle_of(folder)
-    assert Bundle.open(bundle).entry("sampler")["method"]["_target_"] == "ldm.diffusion.samplers.dpmpp_2m"
-    assert largest_difference(bundle, folder) <= 1
-    out = export(bundle, tmp_path / "out")
-    theirs, back = (load_file(each / f"{FILES[0]}.safetensors") for each in (folder, out))
-    assert theirs.keys() == back.keys()
-    assert all(torch.equal(back[name], theirs[name]) for name in theirs)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "method"),
-    [
-        ("DDPMScheduler", {}, "ddpm"),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde"),
-        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "dpmpp_3m"),
-        ("UniPCMultistepScheduler", {}, "unipc"),
-        ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc"),
-        ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, "euler"),
-        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading"}, "euler_ancestral"),
-        ("HeunDiscreteScheduler", {"timestep_spacing": "leading"}, "edm"),
-    ],
-)
-def test_so_they_do_with_every_class_that_is_written(
-    save_pipeline, bundle_of, tmp_path, kind, options, method
-):
-    table = {key: STABLE_DIFFUSION["scheduler"][key] for key in ("beta_schedule", "beta_start", "beta_end")}
-    spacing = {"timestep_spacing": "trailing", "steps_offset": 1}
-    scheduler = getattr(diffusers, kind)(**(table | spacing | options))
-    folder = save_pipeline(tmp_path, scheduler=scheduler)
-    bundle = bundle_of(folder)
-    assert Bundle.open(bundle).entry("sampler")["method"]["_target_"] == f"ldm.diffusion.samplers.{method}"
-    assert latents_apart(bundle, folder) < 1e-4
-    out = export(bundle, tmp_path / "out")
-    assert json.loads((out / "model_index.json").read_text())["scheduler"] == ["diffusers", kind]
-    assert latents_apart(bundle, out) < 1e-4
-
-
 def test_a_class_that_ours_lacks_becomes_ddim_and_that_is_said(copied, tiny):
     path = copied / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "LMSDiscreteScheduler"}))
     found = tiny(copied)
     assert found.left_out == ["the steps of a LMSDiscreteScheduler"]
     assert found.settings["sampler"]["method"]["_target_"] == "ldm.diffusion.samplers.ddim"
-
-
-@pytest.mark.parametrize(
-    ("kind", "offset"), [("PNDMScheduler", 1), ("PNDMScheduler", 0), ("DDIMScheduler", 1)]
-)
-def test_so_they_do_with_stable_diffusions_own_scheduler(save_pipeline, bundle_of, tmp_path, kind, offset):
-    """It stops at the table's first entry; a pipeline of diffusers takes every offset for 1."""
-    published = {key: value for key, value in STABLE_DIFFUSION["scheduler"].items() if key != "clip_sample"}
-    own = getattr(diffusers, kind).from_config(published | {"_class_name": kind, "steps_offset": offset})
-    folder = save_pipeline(tmp_path, scheduler=own)
-    bundle = bundle_of(folder)
-    grid = Bundle.open(bundle).entry("sampler")["grid"]
-    assert grid["clean"] is False
-    assert latents_apart(bundle, folder) < 1e-4
-    assert latents_apart(bundle, folder, grid=grid | {"clean": True}) > 1e-3
-    out = export(bundle, tmp_path / "out")
-    assert latents_apart(bundle, out) < 1e-4
-    written = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
-    for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one"):
-        assert written[key] == published[key]
-    assert (written["_class_name"], written["steps_offset"]) == (kind, 1)
-
-
-@pytest.mark.parametrize(
-    ("order", "method"), [(1, "ldm.diffusion.samplers.ddim"), (2, "ldm.diffusion.samplers.dpmpp_2m")]
-)
-def test_so_they_do_with_a_flow_and_a_pooled_context(save_pipeline, bundle_of, tmp_path, order, method):
-    flow = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=order
-    )
-    unet = {"addition_embed_type": "text", "addition_embed_type_num_heads": 2}
-    folder = save_pipeline(tmp_path, unet=unet, scheduler=flow)
-    bundle = bundle_of(folder)
-    assert Bundle.open(bundle).entry("sampler")["method"]["_target_"] == method
-    assert Bundle.open(bundle).entry("sampler")["grid"]["shift"] == 3.0
-    assert largest_difference(bundle, folder) <= 1
-    out = export(bundle, tmp_path / "out")
-    assert largest_difference(bundle, out) <= 1
-    theirs, back = (load_file(each / f"{FILES[0]}.safetensors") for each in (folder, out))
-    assert theirs.keys() == back.keys()
-    assert all(torch.equal(back[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize(
@@ -358,10 +161,6 @@ def test_a_projection_is_left_out_with_a_word(imported, tmp_path):
     out = export(bundle, tmp_path / "out")
     assert "text encoder's projection was left out" in (out / "README.md").read_text()
     assert largest_difference(bundle, out) <= 1
-
-
-def test_the_shipped_bundle_draws_the_same_pictures_in_diffusers(tmp_path):
-    assert largest_difference(SHIPPED, export(SHIPPED, tmp_path / "out")) <= 1
 
 
 def test_options_without_a_place_are_refused_by_their_names(imported, tmp_path):
