@@ -124,8 +124,8 @@ def locate(name: str, path: str | Path | None = None, *, sha256: str | None = No
     found = folder() / entry.file if path is None else Path(path)
     if not found.is_file():
         raise ValueError(
-            f"weights {name!r} are not at {found}: python -m ldm.evaluate fetch=true downloads them, "
-            f"or give the path of a copy"
+            f"weights {name!r} are not at {found}: python -m ldm.evaluate fetch=true and a protocol that "
+            f"reads them, such as protocol=flickr30k_heldout, downloads them; or give the path of a copy"
         )
     check(found, sha256=sha256 or entry.sha256)
     return found
