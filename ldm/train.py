@@ -6,10 +6,14 @@ started here once a rank, unless torchrun or srun has done so.
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # Python may lose a KeyboardInterrupt while modules load, the system doesn't
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, and a handler for it
 
 from omegaconf import DictConfig
 

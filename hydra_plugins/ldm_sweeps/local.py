@@ -114,13 +114,14 @@ def send(process: subprocess.Popen, number: int) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While it lasts, SIGTERM interrupts as ctrl-C does."""
+    """While it lasts, SIGTERM and ctrl-C are KeyboardInterrupts."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
