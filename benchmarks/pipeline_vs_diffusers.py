@@ -103,7 +103,7 @@ class Clock:
 
     def mark(self, name: str) -> None:
         """Notes a moment under a name."""
-        self.moments.setdefault(name, []).append(time.time() - started())
+        self.moments.setdefault(name, []).append(age())
 
     def watch(self, network: nn.Module, name: str) -> None:
         """Notes each call of a network."""
@@ -121,11 +121,10 @@ class Clock:
         return dict(zip(PHASES[:-1], seconds, strict=True))
 
 
-def started() -> float:
-    """When this process began, in seconds since 1970."""
+def age() -> float:
+    """Seconds since this process began, by a clock that never goes back."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return time.time() - (uptime - ticks / 100)  # a tick is 1/100 s on every Linux
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / 100  # a tick is 1/100 s on every Linux
 
 
 def peak_memory() -> int:
