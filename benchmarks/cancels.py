@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=50)
     parser.add_argument("--root", type=Path, default=Path("data/emoji"), help="folder of prepared shards")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     root, draw, ways = options.root.resolve(), random.Random(0), list(WAYS)
     span = BEYOND * seconds_to_start(root)
     found = [

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +126,11 @@ def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int,
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ldm-")))
         ranks: list[Rank] = []
         stack.callback(lambda: [rank.kill() for rank in ranks])
-        signalled = _hand_on(ranks, stack)
+        received = _receive(stack)
         port = _free_port()
         for number in range(count):  # one by one: those that have started are ended if another can't be
             ranks += [_start(command, number=number, count=count, port=port, folder=folder)]
-        failed = _watch(ranks, signalled, patience=patience)
+        failed = _watch(ranks, received, patience=patience)
         if failed is None:
             return 1, _standstill(ranks, patience=patience)
         return _verdict(failed, ranks)
@@ -186,28 +187,28 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _hand_on(ranks: list[Rank], stack: ExitStack) -> list[int]:
-    """Hands signals on to the ranks until the stack closes; returns a list that grows by each of them."""
-    received: list[int] = []
+def _receive(stack: ExitStack) -> deque[int]:
+    """A queue of the signals that are to be handed on; they come in until the stack closes."""
+    received = deque[int]()
 
     def handler(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for rank in ranks:
-            if rank.process.poll() is None:
-                rank.process.send_signal(number)
 
     for number in FORWARDED:
         stack.callback(signal.signal, number, signal.signal(number, handler))
     return received
 
 
-def _watch(ranks: Sequence[Rank], signalled: Sequence[int], *, patience: float) -> list[Rank] | None:
-    """Waits for all ranks, or for a while once one has failed.
+def _watch(ranks: Sequence[Rank], received: deque[int], *, patience: float) -> list[Rank] | None:
+    """Hands signals on and waits for all ranks, or for a while once one has failed or a signal has come.
 
     Returns those that failed, the first one first; None if nothing has been done by any for too long.
     """
-    running, failed, deadline = list(ranks), list[Rank](), float("inf")
+    running, failed, deadline, stopping = list(ranks), list[Rank](), float("inf"), False
     while running and time.monotonic() < deadline:
+        while received:
+            stopping, deadline = True, min(deadline, time.monotonic() + STOPPING)
+            _hand_on(received.popleft(), running)
         for rank in running:
             rank.pulse.feel()
         if not failed and time.monotonic() - max(rank.pulse.last for rank in ranks) > patience:
@@ -217,10 +218,15 @@ def _watch(ranks: Sequence[Rank], signalled: Sequence[int], *, patience: float) 
             rank.pulse.last = time.monotonic()
             if rank.status:
                 failed.append(rank)
-        if (failed or signalled) and deadline == float("inf"):
-            deadline = time.monotonic() + (STOPPING if signalled else GRACE)
+                saving = stopping and rank.status > 0  # what a signal kills saves nothing
+                deadline = min(deadline, time.monotonic() + (STOPPING if saving else GRACE))
         time.sleep(POLL)
     return failed
+
+
+def _hand_on(number: int, ranks: Iterable[Rank]) -> None:
+    for rank in ranks:
+        rank.process.send_signal(number)  # none is sent to one that has ended
 
 
 def _verdict(failed: Sequence[Rank], ranks: Sequence[Rank]) -> tuple[int, str]:

@@ -170,6 +170,29 @@ def test_a_signal_reaches_every_rank_once(watcher, tmp_path):
     assert len(list(tmp_path.glob("term*"))) == 2
 
 
+def test_a_signal_that_comes_while_ranks_are_started_reaches_them_all():
+    code = '[ "$RANK" = 0 ] && kill -TERM $PPID; exec sleep 60'
+    started = time.monotonic()
+    status, cause = launch(["sh", "-c", code], 8, patience=60)
+    assert status == 1
+    assert "was killed by SIGTERM" in cause
+    assert time.monotonic() - started < 10
+
+
+def test_ranks_that_a_signal_killed_are_waited_for_no_longer_than_any_that_failed(run, monkeypatch):
+    monkeypatch.setattr("ldm.launch.GRACE", 1.0)
+    (status, cause), seconds, found = run(
+        "if rank: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "time.sleep(0.5)\n"
+        "if not rank: os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(600)"
+    )
+    assert status == 1
+    assert cause.startswith(f"rank 0 (process {found[0]}) was killed by SIGTERM; ")
+    assert seconds < 10
+    assert not any(map(is_alive, found))
+
+
 @pytest.mark.parametrize(
     ("trainer", "count"),
     [({"devices": 1}, 1), ({"devices": 2}, 2), ({"devices": "auto"}, 1)],
