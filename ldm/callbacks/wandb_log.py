@@ -49,6 +49,8 @@ class WandbRecorder:
         os.environ.setdefault("WANDB_DATA_DIR", str(folder))
         earlier = sorted((folder / "wandb").glob("offline-run-*"))
         self.folder, self.artifact, self.patience = folder, artifact, patience
+        # of this whole process: else its telemetry asks the service, and waits for it at the exit
+        wandb.setup(wandb.Settings(mode="offline"))
         self.run = wandb.init(
             project=project,
             name=name,

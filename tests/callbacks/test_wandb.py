@@ -222,6 +222,25 @@ def test_without_key_network_or_consent_nothing_is_sent(monkeypatch, service):
     assert unsendable() == "WANDB_MODE is offline"
 
 
+def test_a_process_that_sends_nothing_asks_the_service_who_we_are_and_nothing_else(service, run):
+    asked = []
+
+    def errs_and_notes(handler, body):
+        asked.append(handler.path)
+        errs(handler, body)
+
+    service(errs_and_notes)
+    code = (
+        "from ldm.callbacks.wandb_log import wandb_logger\n"
+        f"logger = wandb_logger(project='ldm', name='it', folder={str(run)!r})\n"
+        "logger.log_metrics({'loss': 1.0}, step=0)\n"
+        "logger.end()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "sending nothing" in done.stdout
+    assert asked == ["/graphql"]
+
+
 def test_a_key_of_wandb_login_is_found(monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text(f"machine wandb.example.org login user password {KEY}\n")
     assert wandb_sending.api_key("https://wandb.example.org") == KEY
