@@ -1,9 +1,5 @@
 """Loading pictures, ours against the usual ways in turns: `python -m benchmarks.loader [key=value ...]`.
 
-  source    folder of pictures, at any depth; without one noise like photographs is taken
-  pictures  how many are loaded a round                                   300
-  rounds    of each way                                                   5
-
 Every way makes batches of 32 centre crops (bicubic, antialiased, uint8) in one thread from the same JPEGs of
 500 x 375 pixels and quality 90. The last columns compare ours with the exact picture: everything decoded by
 PIL, then PIL's resize of the crop. Take the numbers on an idle machine.
@@ -34,11 +30,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image, read_file
 from torchvision.transforms import v2
 
-from ldm.config import command_line
 from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData
 from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample, write_shards
+from ldm.options import command_line, option
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
 SIZES = (64, 128, 256)
@@ -51,9 +47,9 @@ Pass = Callable[[], object]
 class Options:
     """Where pictures are from, how many, and how often each way loads them."""
 
-    source: str = ""
-    pictures: int = 300
-    rounds: int = 5
+    source: str = option("", "Folder of pictures, at any depth; without it, noise like photographs.")
+    pictures: int = option(300, "Pictures loaded a round.")
+    rounds: int = option(5, "Rounds of each way.")
 
 
 def photographs(source: Path) -> Iterator[Image.Image]:

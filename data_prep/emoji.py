@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.config import command_line
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import Sample, write_shards
+from ldm.options import command_line, option
 
 ASSETS = Path(__file__).parents[1] / "ldm" / "assets" / "emoji"
 SIDE, COLUMNS = 64, 32  # the sheet holds tiles of SIDE px, row by row
@@ -27,9 +27,9 @@ SIDE, COLUMNS = 64, 32  # the sheet holds tiles of SIDE px, row by row
 class Options:
     """Where the shards go, the share of pictures held out for validation, and the seed that draws them."""
 
-    out: str = "data/emoji"
-    val_share: float = 0.1
-    seed: int = 0
+    out: str = option("data/emoji", "Folder for the shards and their index.")
+    val_share: float = option(0.1, "Share of the pictures held out for validation.")
+    seed: int = option(0, "Seed that decides which pictures are held out.")
 
 
 def main(options: Options) -> None:

@@ -1,11 +1,13 @@
 """Shards of Flickr30k, from any form in which the set is met: `python -m data_prep.flickr30k source=...`.
 
-  source=...           folder with the pictures, or with flickr30k-images/ or flickr30k_images/, once or twice
-  captions=...         caption file; by default the first of these that is there:
-                         results_20130124.token    name#number <tab> caption
-                         results.csv, captions.txt name| number| caption, with or without a header;
-                                                   name,number,caption or name,caption, with one
-                         dataset_flickr30k.json    Karpathy's, with splits
+The source holds the pictures, or flickr30k-images/ or flickr30k_images/ with them, once or twice nested.
+Unless captions= names a file, the captions are the first of these that is there:
+
+  results_20130124.token      name#number <tab> caption
+  results.csv, captions.txt   name| number| caption, with or without a header;
+                              name,number,caption or name,caption, with a header
+  dataset_flickr30k.json      Karpathy's, with splits
+
 Split lists (karpathy_train.txt, train.txt, ...) and dataset_flickr30k.json are looked for beside them.
 """
 
@@ -17,17 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.caption_files import Columns, table_rows
-from data_prep.options import HELP, PreparationOptions
+from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, files_under, pair
 from data_prep.pictures import SUFFIXES
 from data_prep.preparation import prepare
 from data_prep.splits import find_lists, key_of, read_lists
 from data_prep.tally import Tally
 from data_prep.texts import read_text
-from ldm.config import command_line
 from ldm.data.index import DataError
-
-__doc__ = f"{__doc__}{HELP}"
+from ldm.options import command_line, option
 
 FOLDERS = ("flickr30k-images", "flickr30k_images")
 KARPATHY = "dataset_flickr30k.json"
@@ -43,8 +43,8 @@ Reader = Callable[[Path, Tally], Iterator[Row]]
 class Options(PreparationOptions):
     """The shared options, and the caption file."""
 
-    out: str = "data/flickr30k"
-    captions: str = ""
+    out: str = option("data/flickr30k", "Folder for shards, index, splits.json and report.json.")
+    captions: str = option("", "Caption file; by default the first known one in the source.")
 
 
 def main(options: Options) -> None:

@@ -1,12 +1,7 @@
 """Shards of any folder of captioned pictures: `python -m data_prep.folder source=... out=...`.
 
-source=...        folder with JPEG, PNG or WebP pictures, at any depth
-captions=...      .csv, .tsv or .jsonl with the captions: a row each, or in jsonl a list of them;
-                  by default each picture's captions are the lines of the .txt file beside it
-image=image       column with the picture's path in source
-caption=caption   column with the caption
-number=...        column with the caption's number; by default they are numbered in order
-split_column=...  column with train, val or test; by default see below
+A table has a caption in each row; in jsonl, a row may hold a list of captions. Without a table, the captions
+of a picture are the lines of the .txt file beside it.
 """
 
 import sys
@@ -16,17 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.caption_files import Columns, json_rows, table_rows
-from data_prep.options import HELP, PreparationOptions
+from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, files_under, pair
 from data_prep.pictures import SUFFIXES
 from data_prep.preparation import prepare
 from data_prep.splits import find_lists, read_lists
 from data_prep.tally import Tally
 from data_prep.texts import read_text
-from ldm.config import command_line
 from ldm.data.index import DataError
-
-__doc__ = f"{__doc__}{HELP}"
+from ldm.options import command_line, option
 
 READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".csv": partial(table_rows, delimiter=","),
@@ -39,11 +32,13 @@ READERS: dict[str, Callable[..., Iterator[Row]]] = {
 class Options(PreparationOptions):
     """The shared options, and where the captions are."""
 
-    captions: str = ""
-    image: str = "image"
-    caption: str = "caption"
-    number: str = ""
-    split_column: str = ""
+    captions: str = option(
+        "", "Table of captions (.csv, .tsv or .jsonl); by default, text files beside the pictures."
+    )
+    image: str = option("image", "Column with the path of the picture in the source.")
+    caption: str = option("caption", "Column with the caption.")
+    number: str = option("", "Column with the caption's number; by default, captions are numbered in order.")
+    split_column: str = option("", "Column with train, val or test.")
 
 
 def main(options: Options) -> None:

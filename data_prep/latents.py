@@ -1,13 +1,5 @@
 """Latents of a prepared set, ahead of training: `python -m data_prep.latents root=data/flickr30k ...`.
 
-  root          folder of shards                                           data/flickr30k
-  size          side of the pictures in pixels                             256
-  autoencoder   bundle, run or experiment that holds the autoencoder       runs/flickr_vae
-  text_encoder  bundle, run or experiment that holds the text encoder      runs/flickr_clip
-  flip          encode each training picture mirrored, too                 false
-  texts         tokens, or states: what the text encoder makes of them     tokens
-  device        auto, cpu or cuda                                          auto
-
 Moments (mean and log-variance, float16) go to `<root>/latents`, captions to `<root>/texts`, named by what
 decides them: a training with the same data, autoencoder and flip finds them there, any other makes its own.
 What was stopped goes on when it is started again.
@@ -20,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from ldm.checkpoints.bundle import load_codec
-from ldm.config import command_line
 from ldm.data.moments import stored_moments
 from ldm.data.pictures import PictureDataset
 from ldm.data.texts import stored_states, stored_tokens
+from ldm.options import command_line, option
 
 TEXTS = {"tokens": stored_tokens, "states": stored_states}
 
@@ -32,13 +24,13 @@ TEXTS = {"tokens": stored_tokens, "states": stored_states}
 class Options:
     """What is encoded, by which networks, and where."""
 
-    root: str = "data/flickr30k"
-    size: int = 256
-    autoencoder: str = "runs/flickr_vae"
-    text_encoder: str = "runs/flickr_clip"
-    flip: bool = False
-    texts: str = "tokens"
-    device: str = "auto"
+    root: str = option("data/flickr30k", "Folder of the prepared set.")
+    size: int = option(256, "Side of the pictures in pixels.")
+    autoencoder: str = option("runs/flickr_vae", "Bundle, run or experiment that holds the autoencoder.")
+    text_encoder: str = option("runs/flickr_clip", "Bundle, run or experiment that holds the text encoder.")
+    flip: bool = option(False, "Encode each training picture mirrored, too.")
+    texts: str = option("tokens", "tokens, or states: the text encoder's output for each caption.")
+    device: str = option("auto", "auto, cpu or cuda.")
 
 
 def main(options: Options) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.pairing import Entry
 from data_prep.pictures import PictureRules, prepare_picture
 from data_prep.tally import LeftOut, Tally
-from data_prep.texts import is_long
+from data_prep.texts import is_long, printable
 from ldm.data.index import Shard, hash_file, whole_file
 from ldm.data.shards import Sample, write_shard
 
@@ -79,7 +79,7 @@ def _samples(task: ShardTask, tally: Tally, hashes: dict[str, str]) -> Iterator[
             extension=picture.extension,
             texts=entry.texts,
             comment_nos=entry.comment_nos,
-            metadata={"image": entry.name, "width": width, "height": height},
+            metadata={"image": printable(entry.name), "width": width, "height": height},
         )
 
 

@@ -1,50 +1,43 @@
 """The options that every preparation has, and what is refused of them."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pictures import PictureRules
+from ldm.options import option
 
 LISTED = ("listed", "karpathy")
-HELP = """
-Where it goes, and what becomes of the pictures (all rules: data_prep/pictures.py, data_prep/texts.py):
-
-  out=...                  folder for shards, index, splits.json and report.json
-  resolution=256           shorter side in pixels; larger pictures are resized, smaller ones kept; 0 keeps all
-  min_side=32              pictures whose shorter side is below are left out
-  max_aspect=5             pictures longer than this many times their shorter side are left out
-  max_skip_share=0.001     stop, without an index, if more pictures or captions than this are left out
-  samples_per_shard=1024   pictures in a shard
-  num_workers=<cores>      processes; 0: this one. The shards don't depend on it
-
-Which picture is in which split:
-
-  split=auto               karpathy or listed: by lists; random: drawn; auto: by lists if there are any
-  split_from=...           folder of lists (karpathy_train.txt, train.txt, ...), or splits.json of another set
-  val_share=0.03 test_share=0.03 seed=0     for a drawn split: shares of all pictures, and the draw
-
-What was stopped, by whatever, goes on when the same command is run again; a complete set is left alone.
-"""
 
 
 @dataclass(kw_only=True)
 class PreparationOptions:
-    """What the help above lists."""
+    """Source and output, the rules for pictures, and how the splits are made."""
 
-    source: str = ""
-    out: str = ""
-    resolution: int = 256
-    min_side: int = 32
-    max_aspect: float = 5.0
-    max_skip_share: float = 0.001
-    samples_per_shard: int = 1024
-    num_workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    split: str = "auto"
-    split_from: str = ""
-    val_share: float = 0.03
-    test_share: float = 0.03
-    seed: int = 0
+    source: str = option("", "Folder with the pictures: JPEG, PNG or WebP, at any depth.")
+    out: str = option(
+        "", "Folder for the shards; the same command run again resumes what was interrupted there."
+    )
+    resolution: int = option(
+        256, "Shorter side in pixels: larger pictures are resized, smaller ones kept; 0 keeps all sizes."
+    )
+    min_side: int = option(32, "Pictures with a shorter side below this are left out.")
+    max_aspect: float = option(5.0, "Pictures longer than this many times their shorter side are left out.")
+    max_skip_share: float = option(
+        0.001, "Stop, without an index, if a larger share of the pictures or captions is left out."
+    )
+    samples_per_shard: int = option(1024, "Pictures in a shard.")
+    num_workers: int = option(
+        os.cpu_count() or 1,
+        "Worker processes, by default one a core; 0 uses this process.",
+    )
+    split: str = option("auto", "karpathy or listed: by lists; random: by seed; auto: by lists if there are.")
+    split_from: str = option(
+        "", "Folder of split lists (karpathy_train.txt, train.txt, ...), or splits.json of another set."
+    )
+    val_share: float = option(0.03, "Share of all pictures for validation, in a random split.")
+    test_share: float = option(0.03, "Share of all pictures for testing, in a random split.")
+    seed: int = option(0, "Seed of a random split.")
 
     def check(self) -> None:
         """Raises ValueError for the first option that can't be."""

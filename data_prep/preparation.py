@@ -24,6 +24,7 @@ from data_prep.pairing import Collection
 from data_prep.processes import over_processes
 from data_prep.reports import Speed, check_left_out, describe, read_report, write_report
 from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
+from data_prep.texts import printable
 from ldm.data.index import FILE_NAME, DataError, ShardIndex
 
 RULES = 2  # counts changes of the rules for pictures and captions
@@ -56,7 +57,7 @@ def prepare(collection: Collection, options: PreparationOptions, *, name: str) -
         }
         check_left_out(root, collection, limit=options.max_skip_share, report=report | {"complete": False})
         write_report(root, report | {"complete": True})
-        ShardIndex(root=root, name=name, shards=tuple(note.shard for note in ordered)).save()
+        ShardIndex(root=root, name=printable(name), shards=tuple(note.shard for note in ordered)).save()
         shutil.rmtree(root / NOTES)
     print_summary(root, report)
 

@@ -53,6 +53,11 @@ def clean_caption(text: object, *, name: str, tally: Tally) -> str:
     return text
 
 
+def printable(path: str) -> str:
+    """A path as a text for UTF-8: bytes of it that are not are written as `\\udcXX`."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 def is_long(text: str) -> bool:
     """Whether CLIP's tokenizer cuts a caption at its 77 tokens."""
     tokenizer = _clip()

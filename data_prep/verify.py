@@ -1,9 +1,5 @@
 """Proves a prepared set whole and shows what is in it: `python -m data_prep.verify root=data/flickr30k`.
 
-  root=...               folder of the set
-  out=<root>/verify      folder for summary.json, sheet.png (pictures with a caption) and histograms.png
-  num_workers=<cores>    processes; 0: this one
-
 Read are the index, every byte of every shard (sha256), every pair, every caption, and every picture with the
 decoder that training uses. splits.json and report.json, where they are, must say the same. Exit status 1 if
 anything is wrong, with its name. Pictures that are the same byte for byte are listed, not refused.
@@ -24,11 +20,11 @@ from data_prep import splits
 from data_prep.processes import over_processes
 from data_prep.reports import read_report
 from data_prep.sheets import Specimen, draw_histograms, draw_sheet
-from ldm.config import command_line
 from ldm.data.decode import EncodedPicture
 from ldm.data.flips import names_a_side
 from ldm.data.index import DataError, Shard, ShardIndex, whole_file
 from ldm.data.shards import ShardReader, scan_shard
+from ldm.options import command_line, option
 
 NUM_SPECIMENS = 40
 SHOWN = 20  # problems on the screen; all are in summary.json
@@ -36,11 +32,13 @@ SHOWN = 20  # problems on the screen; all are in summary.json
 
 @dataclass(kw_only=True)
 class Options:
-    """What the help above lists."""
+    """Which set is read, and where the findings go."""
 
-    root: str = "data/flickr30k"
-    out: str = ""
-    num_workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    root: str = option("data/flickr30k", "Folder of the set.")
+    out: str = option("", "Folder for summary.json, sheet.png and histograms.png; by default root/verify.")
+    num_workers: int = option(
+        os.cpu_count() or 1, "Worker processes, by default one a core; 0 uses this process."
+    )
 
 
 @dataclass(kw_only=True)

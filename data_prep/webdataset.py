@@ -1,10 +1,9 @@
 """Shards of a WebDataset, as img2dataset writes it: `python -m data_prep.webdataset source=... out=...`.
 
-  source=...   folder of .tar files, or 'shards/{00000..00010}.tar'; local files, never extracted
-
-A sample is what has one name up to the first dot: a picture (jpg, jpeg, png, webp) with its captions. These
-are `texts` in its json, or else its txt, or else `caption` in its json. If every tar's name begins with
-train, val or test, that is its split. A tar that is compressed, cut or damaged is refused by its name.
+The source is a folder of .tar files, or a pattern such as 'shards/{00000..00010}.tar'. Tars are local files,
+and are never extracted. A sample is what has one name up to the first dot: a picture (jpg, jpeg, png, webp)
+with its captions: `texts` in its json, or else its txt, or else `caption` in its json. If every tar's name
+begins with train, val or test, that is its split. Tars that are compressed, cut or damaged are refused.
 """
 
 import json
@@ -16,15 +15,13 @@ from pathlib import Path, PurePosixPath
 
 from braceexpand import braceexpand
 
-from data_prep.options import HELP, PreparationOptions
+from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.tally import LeftOut, Tally
-from ldm.config import command_line
 from ldm.data.index import DataError
 from ldm.data.shards import is_plain, tar_members
-
-__doc__ = f"{__doc__}{HELP}"
+from ldm.options import command_line
 
 PICTURES = {"jpg", "jpeg", "png", "webp"}
 SPLIT_NAME = re.compile(r"(train|val|test)(?![a-z])")

@@ -1,10 +1,6 @@
 """The index of what was learned: `python -m experiments.report` writes experiments/README.md and its figures.
 
-  folder=experiments   holds <name>/results.json, perhaps with <name>/curves, sweep/<name>/README.md, and
-                       published.yaml; README.md and figures/ go there
-  wandb=               a project: the same tables go to W&B, offline where it doesn't answer
-  records=runs/report  what W&B records
-
+The folder holds <name>/results.json, perhaps with <name>/curves, sweep/<name>/README.md, and published.yaml.
 Measured rows and the literature's stand apart, and a table holds rows of one protocol only.
 """
 
@@ -18,9 +14,9 @@ from typing import Any
 from experiments.figures import draw_literature, draw_measured
 from experiments.linked import curves_of, sweeps_section
 from experiments.tables import UNVERIFIED, Table, literature_table, measured_table
-from ldm.config import command_line
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.results import FILE_NAME, read_results
+from ldm.options import command_line, option
 
 FOLDER = Path(__file__).parent
 TITLE = """# Experiments
@@ -41,11 +37,11 @@ Empty: the source doesn't tell."""
 
 @dataclass(kw_only=True)
 class Options:
-    """What the help above lists."""
+    """Which results are read, and where their record goes."""
 
-    folder: str = str(FOLDER)
-    wandb: str = ""
-    records: str = "runs/report"
+    folder: str = option(str(FOLDER), "Folder of the results; README.md and figures/ are written there.")
+    wandb: str = option("", "W&B project that gets the same tables, offline where W&B does not answer.")
+    records: str = option("runs/report", "Folder for W&B's record.")
 
 
 def main(options: Options) -> None:

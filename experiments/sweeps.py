@@ -1,9 +1,5 @@
 """A sweep as one table and one figure: `python -m experiments.sweeps folder=runs/sweep/<name>`.
 
-  folder=     of the sweep; points that haven't ended are shown as such
-  out=        where README.md, table.csv and figure.png go; experiments/sweep/<name> where it isn't given
-  metrics=    names to show, as val/loss,val/psnr; all where it isn't given
-
 A training's numbers are the last that it logged at a validation, an evaluation's are its results.
 """
 
@@ -18,9 +14,9 @@ from typing import Any
 from experiments.sweep_figure import draw_sweep, is_number
 from experiments.tables import Table
 from hydra_plugins.ldm_sweeps.points import Point, read_points
-from ldm.config import command_line
 from ldm.evaluation.curves import read_curves
 from ldm.evaluation.results import read_results, values
+from ldm.options import command_line, option
 
 HOME = Path(__file__).parent / "sweep"
 PLACES = ("data.root=", "runs=", "out=", "hydra.")  # arguments that only one machine needs
@@ -28,11 +24,11 @@ PLACES = ("data.root=", "runs=", "out=", "hydra.")  # arguments that only one ma
 
 @dataclass(kw_only=True)
 class Options:
-    """What the help above lists."""
+    """Which sweep is read, what is shown, and where it goes."""
 
-    folder: str = ""
-    out: str = ""
-    metrics: str = ""
+    folder: str = option("", "Folder of the sweep; points that have not ended are shown as such.")
+    out: str = option("", "Folder for the table and the figure; by default experiments/sweep/<name>.")
+    metrics: str = option("", "Metrics to show, such as val/loss,val/psnr; by default all.")
 
 
 @dataclass(frozen=True, kw_only=True)

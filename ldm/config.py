@@ -4,7 +4,6 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,24 +79,6 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
         return command
 
     return decorate
-
-
-def command_line(function: Callable[[Any], None], options: type, arguments: list[str]) -> None:
-    """Runs `function(options)` with `key=value` arguments: the form of commands that need no config file."""
-
-    def run() -> None:
-        if {"-h", "--help"} & set(arguments):
-            print(sys.modules[function.__module__].__doc__)
-            return
-        known = [field.name for field in fields(options)]
-        for argument in arguments:
-            key = argument.partition("=")[0]
-            if key not in known:
-                raise ValueError(f"there is no option {key!r}{nearest(key, known)}")
-        merged = OmegaConf.merge(OmegaConf.structured(options), OmegaConf.from_dotlist(arguments))
-        function(OmegaConf.to_object(merged))
-
-    answer_errors(run)
 
 
 def answer_errors(action: Callable[[], None]) -> None:

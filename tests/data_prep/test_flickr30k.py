@@ -150,7 +150,7 @@ def test_the_command_answers_help_and_mistakes(source, tmp_path):
             check=False,
         )
 
-    assert "max_skip_share=0.001" in command("--help").stdout
+    assert "max_skip_share=NUMBER" in command("--help").stdout
     wrong = command(f"source={source}", "resolutoin=64")
     assert (wrong.returncode, wrong.stderr) == (
         1,

@@ -1,0 +1,107 @@
+"""Commands whose options are the fields of a dataclass, typed as `key=value` and read by each field's type.
+
+A text is what stands after the first `=`, byte for byte: blanks, quotes, `#` and `${...}` are kept. Numbers
+are decimal, switches true or false. An option is given at most once; it may be empty if its default is empty.
+"""
+
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import Field, field, fields
+from typing import Any, NamedTuple
+
+from ldm.config import answer_errors, nearest
+
+
+class Kind(NamedTuple):
+    """How the values of one type are written."""
+
+    name: str
+    expected: str
+    pattern: re.Pattern[str]
+    read: Callable[[str], Any]
+
+
+KINDS: dict[type, Kind] = {
+    str: Kind("TEXT", "a text", re.compile(r".*", re.DOTALL), str),
+    int: Kind(
+        "INTEGER",
+        "a whole number of at most 18 digits without leading zeros, such as 256",
+        re.compile(r"-?(0|[1-9][0-9]{0,17})"),
+        int,
+    ),
+    float: Kind(
+        "NUMBER",
+        "a finite decimal number, such as 0.05",
+        re.compile(r"-?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,2})?", re.IGNORECASE),
+        float,
+    ),
+    bool: Kind("BOOLEAN", "true or false", re.compile("[Tt]rue|[Ff]alse"), lambda text: text[0] in "Tt"),
+}
+
+
+def option(default: Any, sentence: str) -> Any:
+    """A dataclass field that is an option: its default, and the sentence that `--help` prints."""
+    return field(default=default, metadata={"help": sentence})
+
+
+def command_line(function: Callable[[Any], None], options: type, arguments: list[str]) -> None:
+    """Runs `function(options)` on the `key=value` arguments, or prints the module's help."""
+
+    def run() -> None:
+        for stream in (sys.stdout, sys.stderr):  # a path may hold bytes that are not UTF-8
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if {"-h", "--help"} & set(arguments):
+            print(f"{sys.modules[function.__module__].__doc__}\n{help_of(options)}")
+        else:
+            function(read_options(options, arguments))
+
+    answer_errors(run)
+
+
+def read_options(options: type, arguments: list[str]) -> Any:
+    """The options that the arguments set, all others at their defaults.
+
+    Raises:
+        ValueError: an unknown, repeated or emptied option, or a value that is not of the option's type.
+    """
+    known = {own.name: own for own in fields(options)}
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if key not in known:
+            raise ValueError(f"there is no option {key!r}{nearest(key, known)}; --help lists the options")
+        if not equals:
+            raise ValueError(f"{key} has no value: write {key}={KINDS[known[key].type].name}")
+        if key in values:
+            raise ValueError(f"{key}= is given twice: keep one of them")
+        values[key] = _read(known[key], text)
+    return options(**values)
+
+
+def _read(own: Field, text: str) -> Any:
+    kind = KINDS[own.type]  # type: ignore[index]
+    if not text and own.default != "":
+        raise ValueError(
+            f"{own.name}= is empty: write {kind.expected}, or leave it out for {_shown(own.default)}"
+        )
+    if not kind.pattern.fullmatch(text):
+        raise ValueError(f"{own.name}={text} is not {kind.expected}")
+    return kind.read(text)
+
+
+def help_of(options: type) -> str:
+    """Every option with its type, its default and one sentence."""
+    lines = ["Options:"]
+    for own in fields(options):
+        default = f" Default: {_shown(own.default)}." if own.default != "" else ""
+        head = f"  {own.name}={KINDS[own.type].name}"
+        body = textwrap.wrap(own.metadata["help"] + default, width=84)
+        lines += [f"{head:<26}{body[0]}" if len(head) < 25 else f"{head}\n{'':<26}{body[0]}"]
+        lines += [f"{'':<26}{line}" for line in body[1:]]
+    return "\n".join(lines)
+
+
+def _shown(default: Any) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
