@@ -71,7 +71,7 @@ def read_options(options: type, arguments: list[str]) -> Any:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if key not in known:
-            raise ValueError(f"there is no option {key!r}{nearest(key, known)}; --help lists the options")
+            raise ValueError(f"there is no option {key!r}{nearest(key, known) or '; --help lists them'}")
         if not equals:
             raise ValueError(f"{key} has no value: write {key}={KINDS[known[key].type].name}")
         if key in values:
