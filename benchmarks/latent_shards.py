@@ -18,21 +18,22 @@ import torch
 
 from ldm.data.index import ShardIndex
 from ldm.data.latents import StoredSplit, collate
-from ldm.data.moments import Moments, write_origin
 from ldm.data.shards import Sample, write_shards
+from ldm.data.stored import StoredArrays, write_origin
 from ldm.data.stream import Positions, StreamDataset, StreamLoader
 from ldm.data.texts import Texts
 
-SHAPE = (1, 2, 4, 32, 32)  # one orientation, mean and log-variance
-CAPTIONS, TOKENS = 5, 77
+MOMENTS = (1, 2, 4, 32, 32)  # one orientation, mean and log-variance
+CAPTIONS = 5
+TOKENS = (CAPTIONS, 77)
 
 
-def samples(count: int) -> Iterator[Sample]:
-    """Made-up moments under made-up captions."""
+def samples(count: int, shape: tuple[int, ...], dtype: type) -> Iterator[Sample]:
+    """Made-up arrays under made-up captions."""
     generator = np.random.default_rng(0)
     for number in range(count):
         buffer = io.BytesIO()
-        np.save(buffer, generator.standard_normal(SHAPE).astype(np.float16))
+        np.save(buffer, generator.standard_normal(shape).astype(dtype))
         texts = [f"caption {place} of picture {number}" for place in range(CAPTIONS)]
         key = f"{number:08d}"
         yield Sample(
@@ -40,16 +41,23 @@ def samples(count: int) -> Iterator[Sample]:
         )
 
 
-def split(folder: Path, count: int) -> StoredSplit:
-    """The written set, opened as training opens it."""
+def stored(folder: Path, count: int, shape: tuple[int, ...], dtype: type) -> StoredArrays:
+    """Written arrays, opened as training opens them."""
+    folder.mkdir()
     origin = {"split": "train"}
     write_origin(folder, origin)
-    shards = tuple(write_shards(samples(count), root=folder, split="train"))
-    ShardIndex(root=folder, name="moments", shards=shards).save()
+    shards = tuple(write_shards(samples(count, shape, dtype), root=folder, split="train"))
+    ShardIndex(root=folder, name=folder.name, shards=shards).save()
+    return StoredArrays(folder, origin=origin)
+
+
+def split(folder: Path, count: int) -> StoredSplit:
+    """The set that is read."""
     texts = [[f"caption {place} of picture {number}" for place in range(CAPTIONS)] for number in range(count)]
-    rows = np.zeros((count * CAPTIONS, TOKENS), dtype=np.int32)
-    kept = Texts(rows=rows, context=torch.Tensor.float)
-    return StoredSplit(Moments(folder, origin=origin), texts, kept, flips=False, seed=0)
+    moments = stored(folder / "moments", count, MOMENTS, np.float16)
+    tokens = stored(folder / "tokens", count, TOKENS, np.int32)
+    kept = Texts(rows=tokens, context=torch.Tensor.float)
+    return StoredSplit(moments, texts, kept, flips=False, seed=0)
 
 
 def main() -> None:

@@ -52,8 +52,8 @@ def main(options: Options) -> None:
         texts = TEXTS[options.texts](pictures, codec)
         seconds = time.perf_counter() - started
         print(
-            f"{pictures.split}: {len(moments)} pictures {moments.shape}, {len(texts.rows)} captions "
-            f"{texts.rows.shape[1:]}, {seconds:.0f} s, {moments.folder}"
+            f"{pictures.split}: {len(moments)} pictures, moments {moments.shape}, {options.texts} "
+            f"{texts.rows.shape}, {seconds:.0f} s, {moments.folder}"
         )
 
 

@@ -52,14 +52,16 @@ class ShardIndex:
         root: folder that holds the shards and `shards.json`.
         name: the data set's name.
         shards: in the order in which they were written.
+        remedy: how damage is mended, for the sentence that names it.
     """
 
     root: Path
     name: str
     shards: tuple[Shard, ...]
+    remedy: str = "prepare the set anew"
 
     @classmethod
-    def load(cls, root: str | Path) -> "ShardIndex":
+    def load(cls, root: str | Path, *, remedy: str = remedy) -> "ShardIndex":
         """Reads `shards.json` and checks that each shard is there with its full size.
 
         Raises:
@@ -76,16 +78,14 @@ class ShardIndex:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
                 raise DataError(
-                    f"{path} has format {document['format']}, this version reads {FORMAT}: prepare it anew"
+                    f"{path} has format {document['format']}, this version reads {FORMAT}: {remedy}"
                 )
             shards = tuple(_shard(entry) for entry in document["shards"])
-            index = cls(root=root, name=document["name"], shards=shards)
+            index = cls(root=root, name=document["name"], shards=shards, remedy=remedy)
         except DataError:
             raise
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-            raise DataError(
-                f"{path} is not a readable shard index ({error!r}): prepare the set anew"
-            ) from error
+            raise DataError(f"{path} is not a readable shard index ({error!r}): {remedy}") from error
         index.check_keys()
         index.check_sizes()
         return index
@@ -102,7 +102,7 @@ class ShardIndex:
         numbers = Counter(key for shard in self.shards for key in shard.keys)
         key, number = max(numbers.items(), key=lambda item: item[1], default=("", 0))
         if number > 1:
-            raise DataError(f"{self.root / FILE_NAME} has {number} samples {key!r}: prepare the set anew")
+            raise DataError(f"{self.root / FILE_NAME} has {number} samples {key!r}: {self.remedy}")
 
     def check_sizes(self) -> None:
         """Raises DataError for a shard that is missing or cut."""
@@ -111,14 +111,14 @@ class ShardIndex:
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
-                raise DataError(f"shard {path} {found}, its index says {shard.bytes}: prepare the set anew")
+                raise DataError(f"shard {path} {found}, its index says {shard.bytes}: {self.remedy}")
 
     def verify(self) -> None:
         """Raises DataError for a shard whose sha256 is not the index's; reads every byte."""
         for shard in self.shards:
             path = self.root / shard.file
             if hash_file(path) != shard.sha256:
-                raise DataError(f"shard {path} differs from what was prepared (sha256): prepare the set anew")
+                raise DataError(f"shard {path} differs from what was prepared (sha256): {self.remedy}")
 
     def split(self, name: str) -> tuple[Shard, ...]:
         """The shards of one split.

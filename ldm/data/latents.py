@@ -18,8 +18,9 @@ from ldm.data.batch import LatentBatch
 from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData, stream_loader
 from ldm.data.flips import flip
-from ldm.data.moments import Moments, stored_moments
+from ldm.data.moments import stored_moments
 from ldm.data.pictures import PictureDataset
+from ldm.data.stored import StoredArrays
 from ldm.data.stream import StreamLoader
 from ldm.data.streaming import StreamingPictureData
 from ldm.data.texts import Texts, stored_states
@@ -33,17 +34,16 @@ class StoredSplit:
     Args:
         moments: of the pictures.
         captions: of each picture.
-        texts: one row for each caption, picture by picture.
+        texts: of each picture, one row a caption.
         flips: whether pictures are mirrored, where their caption allows it.
         seed: key of the choice of captions and of flips.
     """
 
     def __init__(
-        self, moments: Moments, captions: list[list[str]], texts: Texts, *, flips: bool, seed: int
+        self, moments: StoredArrays, captions: list[list[str]], texts: Texts, *, flips: bool, seed: int
     ) -> None:
         self.moments, self.captions, self.texts = moments, captions, texts
         self.flips, self.seed = flips, seed
-        self.first = np.cumsum([0, *(len(own) for own in captions)])  # a picture's first row of texts
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -54,8 +54,8 @@ class StoredSplit:
         choice = keyed.integer(len(own), seed=self.seed, position=position, stream="caption")
         mirrored = self.flips and flip(seed=self.seed, position=position, text=own[choice])
         return {
-            "moments": self.moments.read(number, mirrored=mirrored),
-            "text": self.texts.rows[self.first[number] + choice],
+            "moments": self.moments.read(number)[int(mirrored)],
+            "text": self.texts.rows.read(number)[choice],
             "position": position,
             "index": number,
         }

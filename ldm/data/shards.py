@@ -143,7 +143,7 @@ class ShardReader:
     """
 
     def __init__(self, index: ShardIndex, *, split: str) -> None:
-        self.root = index.root
+        self.root, self.remedy = index.root, index.remedy
         self.shards = index.split(split)
         self.places = [(shard, row) for shard in self.shards for row in range(shard.count)]
         self._files: dict[str, io.BufferedReader] = {}
@@ -179,8 +179,8 @@ class ShardReader:
             record = None
         if not is_record(record, key=shard.keys[row]):
             raise DataError(
-                f"shard {self.root / shard.file}: the record of sample {shard.keys[row]!r} is damaged;"
-                " prepare the set anew"
+                f"shard {self.root / shard.file}: the record of sample {shard.keys[row]!r} is damaged:"
+                f" {self.remedy}"
             )
         return record
 
@@ -194,14 +194,14 @@ class ShardReader:
             raise DataError(f"shard {self.root / shard.file} can't be read ({error.strerror})") from error
         if len(block) != TAR_BLOCK + size or not block.startswith(_header_start(shard.keys[row])):
             raise DataError(
-                f"shard {self.root / shard.file}: sample {shard.keys[row]!r} is not where the index says;"
-                " prepare the set anew"
+                f"shard {self.root / shard.file}: sample {shard.keys[row]!r} is not where the index says:"
+                f" {self.remedy}"
             )
         data = block[TAR_BLOCK:]
         if shard.checksums and zlib.crc32(data) != shard.checksums[row][half]:
             raise DataError(
                 f"shard {self.root / shard.file}: sample {shard.keys[row]!r} differs from what was prepared"
-                " (crc32): prepare the set anew"
+                f" (crc32): {self.remedy}"
             )
         return data
 

@@ -13,9 +13,10 @@ from ldm.data.crops import random_resized
 from ldm.data.datamodule import PictureData
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.latents import EncodedPictures, LatentData, StoredSplit
-from ldm.data.moments import ORIGIN, Moments, check_origin, is_finite, origin_of, stored_moments
+from ldm.data.moments import origin_of, stored_moments
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import scan_shard
+from ldm.data.stored import ORIGIN, StoredArrays, check_origin, is_finite
 from ldm.data.streaming import StreamingPictureData
 from ldm.data.texts import stored_states, stored_tokens
 
@@ -35,7 +36,7 @@ def test_stored_moments_are_the_codecs_to_the_bit(own_pictures, codec):
     moments = stored_moments(own_pictures, codec, mirrored=True)
     images = own_pictures.images()
     for mirrored, changed in ((False, images), (True, images.flip(-1))):
-        stored = np.stack([moments.read(number, mirrored=mirrored) for number in range(len(moments))])
+        stored = np.stack([moments.read(number)[int(mirrored)] for number in range(len(moments))])
         assert stored.dtype == np.float16
         assert torch.equal(torch.from_numpy(stored), codec.moments(changed))
     posterior = codec.encode_images(images)
@@ -61,9 +62,9 @@ def test_the_codec_stays_in_full_precision_under_autocast(codec):
 def test_states_are_made_of_the_tokens(own_pictures, codec):
     tokens, states = stored_tokens(own_pictures, codec), stored_states(own_pictures, codec)
     captions = [text for own in own_pictures.texts() for text in own]
-    rows = torch.from_numpy(np.array(tokens.rows))
+    rows = torch.from_numpy(np.concatenate([tokens.rows.read(number) for number in range(4)]))
     assert torch.equal(rows.long(), codec.tokenizer.encode(captions))
-    stored = torch.from_numpy(np.array(states.rows))
+    stored = torch.from_numpy(np.concatenate([states.rows.read(number) for number in range(4)]))
     assert torch.equal(tokens.context(rows), states.context(stored))
     assert_close(stored.float(), codec.encode_prompts(captions), rtol=1e-3, atol=2e-3)
 
@@ -154,7 +155,7 @@ def test_other_weights_scale_size_or_pictures_have_a_folder_of_their_own(own_pic
 
 
 def test_a_stopped_computation_goes_on_after_its_last_whole_shard(own_pictures, codec, monkeypatch):
-    monkeypatch.setattr("ldm.data.moments.SAMPLES_PER_SHARD", 2)
+    monkeypatch.setattr("ldm.data.stored.SAMPLES_PER_SHARD", 2)
     stored_moments(own_pictures, codec, mirrored=False)
     (folder,) = folders(own_pictures)
     first, second = sorted(folder.glob("*.tar"))
@@ -173,20 +174,85 @@ def test_latents_made_from_something_else_are_refused(own_pictures, codec):
     other = origin_of(own_pictures, replace(codec, latent_shift=codec.latent_shift + 1), mirrored=False)
     check_origin(folder, origin)
     with pytest.raises(DataError, match=r"made from something else: autoencoder \w+ instead of \w+"):
-        Moments(folder, origin=other)
+        StoredArrays(folder, origin=other)
     (folder / ORIGIN).unlink()
     with pytest.raises(DataError, match=r"made_from\.json can't be read"):
-        Moments(folder, origin=origin)
+        StoredArrays(folder, origin=origin)
 
 
-@pytest.mark.parametrize("texts", [stored_states, stored_tokens])
-def test_captions_that_were_cut_are_refused_by_their_file(own_pictures, codec, texts):
-    texts(own_pictures, codec)
-    folder = own_pictures.index.root / "texts"
-    path = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{path.name} is damaged \(.*\): remove it, and it is made again"):
-        texts(own_pictures, codec)
+def moments_of(pictures, codec) -> StoredArrays:
+    return stored_moments(pictures, codec, mirrored=False)
+
+
+def states_of(pictures, codec) -> StoredArrays:
+    return stored_states(pictures, codec).rows
+
+
+def tokens_of(pictures, codec) -> StoredArrays:
+    return stored_tokens(pictures, codec).rows
+
+
+@pytest.mark.parametrize("stored", [moments_of, states_of, tokens_of])
+@pytest.mark.parametrize("damage", ["a bit", "zeros", "cut", "gone"])
+def test_damaged_arrays_are_named_and_computed_again(own_pictures, codec, capsys, stored, damage):
+    arrays = stored(own_pictures, codec)
+    expected = [arrays.read(number) for number in range(len(arrays))]
+    path = arrays.folder / arrays.reader.shards[0].file
+    offset, size = arrays.reader.shards[0].images[1]
+    whole = path.read_bytes()
+    changed = {
+        "a bit": whole[: offset + size - 3]
+        + bytes([whole[offset + size - 3] ^ 1])
+        + whole[offset + size - 2 :],
+        "zeros": whole[: offset + 128] + bytes(size - 128) + whole[offset + size :],
+        "cut": whole[:-1],
+    }
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(changed[damage])
+    capsys.readouterr()
+    again = stored(own_pictures, codec)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(path) in line
+    assert line.endswith("it is computed again")
+    assert all(np.array_equal(again.read(number), rows) for number, rows in enumerate(expected))
+
+
+@pytest.mark.parametrize("stored", [moments_of, states_of, tokens_of])
+def test_a_set_too_large_to_hash_at_each_start_is_checked_as_it_is_read(
+    own_pictures, codec, stored, monkeypatch
+):
+    monkeypatch.setattr("ldm.data.stored.CHECKED_AT_START", 0)
+    arrays = stored(own_pictures, codec)
+    shard = arrays.reader.shards[0]
+    with (arrays.folder / shard.file).open("r+b") as stream:
+        stream.seek(shard.images[2][0] + 200)
+        stream.write(bytes(range(8)))
+    again = stored(own_pictures, codec)
+    again.read(1)
+    with pytest.raises(DataError, match=rf"sample '{shard.keys[2]}' differs .* remove .* computed again"):
+        again.read(2)
+
+
+def test_only_the_damaged_shard_is_computed_again(own_pictures, codec, monkeypatch):
+    monkeypatch.setattr("ldm.data.stored.SAMPLES_PER_SHARD", 2)
+    moments = stored_moments(own_pictures, codec, mirrored=False)
+    first, second = (moments.folder / shard.file for shard in moments.reader.shards)
+    whole, stamp = second.read_bytes(), first.stat().st_mtime_ns
+    second.write_bytes(whole[:700] + bytes(100) + whole[800:])
+    stored_moments(own_pictures, codec, mirrored=False)
+    assert (second.read_bytes(), first.stat().st_mtime_ns) == (whole, stamp)
+
+
+def test_a_shard_changed_while_the_computation_was_stopped_is_computed_again(own_pictures, codec):
+    states = stored_states(own_pictures, codec).rows
+    path, expected = states.folder / states.reader.shards[0].file, states.read(0)
+    offset, size = states.reader.shards[0].images[0]
+    (states.folder / "shards.json").unlink()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: offset + 128] + bytes(size - 128) + whole[offset + size :])
+    assert np.array_equal(stored_states(own_pictures, codec).rows.read(0), expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -197,13 +263,13 @@ def test_moments_that_are_no_numbers_are_refused_by_name(own_pictures, codec, va
     with (moments.folder / shard.file).open("r+b") as stream:
         stream.seek(start + size - 2)
         stream.write(np.float16(value).tobytes())
-    assert moments.read(1).shape == moments.shape[1:]
+    assert moments.read(1).shape == (1, *moments.shape)
     with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' differs from what was prepared"):
         moments.read(2)
     shard = scan_shard(moments.folder / shard.file, split=shard.split)  # as if they had been computed so
     ShardIndex(root=moments.folder, name="moments", shards=(shard,)).save()
     with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' holds NaN or Inf"):
-        Moments(moments.folder, origin=origin_of(own_pictures, codec, mirrored=False)).read(2)
+        StoredArrays(moments.folder, origin=origin_of(own_pictures, codec, mirrored=False)).read(2)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 65504, -65504, 6e-8, -0.0])

@@ -1,0 +1,200 @@
+"""What frozen networks make of a split, as shards beside it: computed once, checked at every read.
+
+The layout is that of the pictures (`shards.py`), with one array, as `.npy`, in each picture's place. A folder
+is named by what decides its contents and states it in `made_from.json`. Each finished shard has its sha256 in
+a file beside it: a computation that was stopped resumes after the shards that are whole, and a damaged shard
+is named and computed again.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex, whole_file
+from ldm.data.pictures import PictureDataset
+from ldm.data.shards import Sample, ShardReader, scan_shard, write_shard
+
+ORIGIN = "made_from.json"
+SAMPLES_PER_SHARD = 1024
+CHECKED_AT_START = 2**28  # bytes: a set up to this size is hashed whole when it is opened, in about a second
+MAGIC, LENGTH_AT, HEADER_AT = b"\x93NUMPY\x01\x00", 8, 10  # an npy file of version 1 begins with these
+HALF_INFINITY = 0x7C00  # infinity's bits in float16; NaN's are above, all other numbers' below
+
+Encode = Callable[[range], Iterable[np.ndarray]]  # numbers of pictures -> an array for each
+
+
+class StoredArrays:
+    """One array for each picture of a split: any number of rows, all of one shape and dtype.
+
+    Args:
+        folder: where the shards lie.
+        origin: what they must be made from.
+
+    Attributes:
+        shape, dtype: of a row.
+
+    Raises:
+        DataError: no whole set of shards, or one that was made from something else.
+    """
+
+    def __init__(self, folder: Path, *, origin: Mapping[str, Any]) -> None:
+        self.folder = folder
+        check_origin(folder, origin)
+        index = ShardIndex.load(folder, remedy=f"remove {folder} and it is computed again")
+        self.reader = ShardReader(index, split=origin["split"])
+        first = np.load(io.BytesIO(self.reader.image(0)), allow_pickle=False)
+        self.shape, self.dtype = first.shape[1:], first.dtype
+        self._row = self.dtype.itemsize * int(np.prod(self.shape))  # bytes
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, number: int) -> np.ndarray:
+        """The rows of a picture.
+
+        Raises:
+            DataError: the bytes are not those that were computed, or hold NaN or Inf.
+        """
+        data = self.reader.image(number)
+        start = HEADER_AT + int.from_bytes(data[LENGTH_AT:HEADER_AT], "little")
+        if not data.startswith(MAGIC) or start >= len(data) or (len(data) - start) % self._row:
+            raise self._damaged(number, f"is not an array of rows of shape {self.shape}")
+        rows = np.frombuffer(data, dtype=self.dtype, offset=start).reshape(-1, *self.shape)
+        if self.dtype == np.float16 and not is_finite(rows):
+            raise self._damaged(number, "holds NaN or Inf")
+        return rows
+
+    def _damaged(self, number: int, what: str) -> DataError:
+        shard, row = self.reader.places[number]
+        return DataError(
+            f"{self.folder / shard.file}: sample {shard.keys[row]!r} {what}: {self.reader.remedy}"
+        )
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether float16 numbers are neither NaN nor Inf, by their bits: four times faster than numpy's test."""
+    return bool((values.view(np.uint16) & 0x7FFF).max() < HALF_INFINITY)
+
+
+def stored_arrays(
+    pictures: PictureDataset,
+    encode: Encode,
+    *,
+    kind: str,
+    folder: Path,
+    origin: Mapping[str, Any],
+    chunk: int,
+) -> StoredArrays:
+    """The arrays of a split from the disk, or computed now and put there.
+
+    Args:
+        kind: what they are called on the progress bar.
+        origin: everything that decides them.
+        chunk: how many pictures `encode` is given at once.
+
+    Raises:
+        DataError: the folder holds what was made from something else.
+    """
+    if not _is_whole(folder, count=len(pictures)):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_origin(folder, origin)
+        shards = tuple(_shards(pictures, encode, folder, title=f"{kind} of {pictures.split}", chunk=chunk))
+        ShardIndex(root=folder, name=kind, shards=shards).save()
+    return StoredArrays(folder, origin=origin)
+
+
+def folder_of(pictures: PictureDataset, kind: str, name: str, origin: Mapping[str, Any]) -> Path:
+    """Where the arrays of one origin lie: `<root>/<kind>/<split>-<name>-<hash of the origin>`."""
+    digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
+    return pictures.index.root / kind / f"{pictures.split}-{name}-{digest}"
+
+
+def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Writes down what the arrays in a folder are made from."""
+    with whole_file(folder / ORIGIN) as stream:
+        stream.write((json.dumps(origin, indent=1) + "\n").encode())
+
+
+def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Raises DataError if a folder's arrays were made from something else."""
+    try:
+        found = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        differing = [name for name in origin if found.get(name) != origin[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{folder / ORIGIN} can't be read ({error}): remove {folder} and it is computed again"
+        ) from error
+    if differing:
+        lines = "; ".join(f"{name} {found.get(name)} instead of {origin[name]}" for name in differing)
+        raise DataError(f"{folder} was made from something else: {lines}")
+
+
+def _is_whole(folder: Path, *, count: int) -> bool:
+    """Whether every sample is there; a small set is hashed here, a larger one is checked as it is read."""
+    if not (folder / FILE_NAME).is_file():
+        return False
+    try:
+        index = ShardIndex.load(folder, remedy="it is computed again")
+        if sum(shard.bytes for shard in index.shards) <= CHECKED_AT_START:
+            index.verify()
+    except DataError as error:
+        print(error)
+        return False
+    return sum(shard.count for shard in index.shards) == count
+
+
+def _shards(
+    pictures: PictureDataset, encode: Encode, folder: Path, *, title: str, chunk: int
+) -> Iterator[Shard]:
+    with tqdm(total=len(pictures), desc=title, unit="picture") as bar:
+        for number, first in enumerate(range(0, len(pictures), SAMPLES_PER_SHARD)):
+            path = folder / f"{pictures.split}-{number:06d}.tar"
+            numbers = range(first, min(first + SAMPLES_PER_SHARD, len(pictures)))
+            shard = _finished(path, split=pictures.split)
+            if shard is None:
+                samples = _samples(pictures, encode, numbers, chunk=chunk, bar=bar)
+                shard = write_shard(samples, path, split=pictures.split)
+                with whole_file(path.with_suffix(".sha256")) as stream:
+                    stream.write(shard.sha256.encode())
+            bar.update(first + shard.count - bar.n)
+            yield shard
+
+
+def _finished(path: Path, *, split: str) -> Shard | None:
+    """A shard that is there as it was written, or nothing."""
+    note = path.with_suffix(".sha256")
+    if not (path.is_file() and note.is_file()):
+        return None
+    try:
+        shard = scan_shard(path, split=split)
+    except DataError:
+        return None
+    return shard if shard.sha256.encode() == note.read_bytes() else None
+
+
+def _samples(
+    pictures: PictureDataset, encode: Encode, numbers: range, *, chunk: int, bar: tqdm
+) -> Iterator[Sample]:
+    for start in range(0, len(numbers), chunk):
+        part = numbers[start : start + chunk]
+        for number, array in zip(part, encode(part), strict=True):
+            yield _sample(pictures.reader.record(number), array)
+            bar.update()
+
+
+def _sample(record: Mapping[str, Any], array: np.ndarray) -> Sample:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return Sample(
+        key=record["key"],
+        image=buffer.getvalue(),
+        extension="npy",
+        texts=record["texts"],
+        comment_nos=record["comment_nos"],
+    )
