@@ -1,5 +1,6 @@
 """Points of a sweep: each is a command with a folder of its own, and goes on where it stopped."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -68,7 +69,7 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
 
     Args:
         config: of the multirun; it tells the command, and with `hydra.sweep.dir` the folder of the sweep.
-        job_overrides: arguments of each job. What was typed for all of them alike is not part of its label.
+        job_overrides: arguments of each job. A key that has one value for all jobs is not part of the label.
 
     Raises:
         ValueError: two jobs with one label, a command that writes to no folder that can be chosen, a folder
@@ -78,20 +79,26 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
     key = next((key for key in PLACES if key in config), None)
     if key is None:
         raise ValueError(f"{name} can't be swept: it has neither of the keys {', '.join(PLACES)}")
-    typed, points = set(map(written, parsed(config.hydra.overrides.task))), []
-    for overrides in job_overrides:
-        swept = dict(override.split("=", 1) for override in overrides if override not in typed)
-        folder = Path(config.hydra.sweep.dir) / label_of(swept)
+    alike = keys_of_one_value(config)
+    jobs = [list(overrides) for overrides in job_overrides]
+    pairs = [dict(override.split("=", 1) for override in overrides) for overrides in jobs]
+    varied = [{key: value for key, value in each.items() if key not in alike} for each in pairs]
+    points = []
+    for overrides, swept, label in zip(jobs, varied, labels_of(varied), strict=True):
+        folder = Path(config.hydra.sweep.dir) / label
         place = f"{key}={quoted(PLACES[key].format(folder))}"
         command = [f"ldm.{name}", *overrides, place, "hydra.mode=RUN"]
         points.append(Point(folder=folder, swept=swept, command=command))
-    labels = Counter(point.label for point in points)
-    label, count = labels.most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{count} points of the sweep are called {label}: give each value once")
     for point in points:
         point.save()
     return points
+
+
+def keys_of_one_value(config: DictConfig) -> set[str]:
+    """Keys that the sweep sets, on the command line or in its `params`, to one value for all points."""
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    last = {each.get_key_element(): each for each in parsed([*params, *config.hydra.overrides.task])}
+    return {key for key, override in last.items() if not override.is_sweep_override()}
 
 
 def parsed(arguments: Iterable[str]) -> list[Override]:
@@ -108,6 +115,24 @@ def quoted(text: str) -> str:
     """A text as Hydra's grammar takes it, whatever is in it."""
     escaped = text.replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def labels_of(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the points' folders; where two settings would have one name, a hash of each is added.
+
+    Raises:
+        ValueError: two points have the same settings.
+    """
+    counts = Counter(map(label_of, points))
+    labels = []
+    for swept in points:
+        label = label_of(swept)
+        digest = hashlib.sha256(repr(swept).encode()).hexdigest()[:8]
+        labels.append(label if counts[label] == 1 else f"{label}_{digest}")
+    label, count = Counter(labels).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} points of the sweep are called {label}: give each value once")
+    return labels
 
 
 def label_of(swept: Mapping[str, Any]) -> str:

@@ -79,8 +79,9 @@ class OptunaSweeper(Sweeper):
         """
         assert self.config is not None
         overrides = parsed([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        fixed = [written(each) for each in overrides if not each.is_sweep_override()]
-        space = {each.get_key_element(): distribution(each) for each in overrides if each.is_sweep_override()}
+        last = {each.get_key_element(): each for each in overrides}  # what is typed replaces `params`
+        fixed = [written(each) for each in last.values() if not each.is_sweep_override()]
+        space = {key: distribution(each) for key, each in last.items() if each.is_sweep_override()}
         if not space:
             raise ValueError("the sweep varies nothing: give hydra.sweeper.params or key=interval(low,high)")
         if not getattr(self.launcher, "wait", True):

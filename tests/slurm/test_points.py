@@ -1,6 +1,7 @@
 """Points of a sweep: their folders, their commands, and that they are processes of their own."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
@@ -17,7 +20,7 @@ from hydra_plugins.ldm_sweeps.local import LocalLauncher, run_all, start, stop
 from hydra_plugins.ldm_sweeps.points import Point, label_of, parsed, points_of, quoted, read_points
 from hydra_plugins.ldm_sweeps.returns import returned
 from hydra_plugins.ldm_sweeps.slurm import SlurmLauncher
-from ldm.config import CONF
+from ldm.config import CONF, check
 
 
 @pytest.fixture
@@ -78,6 +81,66 @@ def test_quoted_texts_are_themselves(text):
 def test_points_with_one_name_are_refused(multirun):
     with pytest.raises(ValueError, match="2 points of the sweep are called seed_1"):
         points_of(multirun("train"), [["seed=1"], ["seed=1"]])
+
+
+SWEEPS = [  # what is typed, and labels of the points
+    (["backbone.channels=64,96,128"], [f"backbone.channels_{width}" for width in (64, 96, 128)]),
+    (["seed=range(0,3)"], ["seed_0", "seed_1", "seed_2"]),
+    (["optimizer.lr=choice(1e-3,2e-3)"], ["optimizer.lr_0.001", "optimizer.lr_0.002"]),
+    (["seed=0", "seed=0,1"], ["seed_0", "seed_1"]),
+    (["summary='a, b','c'"], ["summary__a_b_", "summary__c_"]),
+    (["summary='a,b','a;b'"], ["summary__a_b__2bb28389", "summary__a_b__7e12b116"]),
+    (["optimizer.betas=[0.9,0.95],[0.9,0.99]"], ["optimizer.betas__0.9_0.95_", "optimizer.betas__0.9_0.99_"]),
+    (["+data.crop={_target_:a},{_target_:b}"], ["data.crop___target__a_", "data.crop___target__b_"]),
+    (["++data.flip=true,false", "~callbacks.ema", "seed=3"], ["data.flip_True", "data.flip_False"]),
+    (
+        ["sampler=ddim,heun", "process=flow,x0"],
+        [f"sampler_{s}__process_{p}" for s in ("ddim", "heun") for p in ("flow", "x0")],
+    ),
+    (["sampler=glob([ddim,heun])"], ["sampler_ddim", "sampler_heun"]),
+]
+
+
+@pytest.mark.parametrize(("typed", "labels"), SWEEPS, ids=[" ".join(typed) for typed, _ in SWEEPS])
+def test_a_sweep_typed_by_hand_has_its_points(multirun, typed, labels):
+    check("train", typed, sweep=True)
+    assert [point.label for point in typed_points(multirun("train"), typed)] == labels
+
+
+def test_values_typed_by_hand_vary_beside_those_of_a_shipped_sweep(multirun):
+    points = typed_points(multirun("train", "+sweep=learning_rate"), ["+sweep=learning_rate", "seed=0,1"])
+    assert len(points) == 12
+    assert points[1].label == "optimizer.lr_0.00025__seed_1"
+
+
+PAGE = [
+    shlex.split(line, comments=True)[2:]
+    for line in (CONF.parent / "slurm" / "README.md").read_text().splitlines()
+    if line.startswith("python -m ldm.") and "optuna" not in line
+]
+
+
+@pytest.mark.parametrize("command", PAGE, ids=" ".join)
+def test_the_sweeps_of_the_page_have_points(multirun, command):
+    verb, arguments = command[0].removeprefix("ldm."), [each for each in command[1:] if each != "-m"]
+    check(verb, arguments, sweep="-m" in command)
+    chosen = [each for each in arguments if "+sweep" in each or parsed([each])[0].is_hydra_override()]
+    typed = [each for each in arguments if not parsed([each])[0].is_hydra_override()]
+    assert len(typed_points(multirun(verb, *chosen), typed)) > 1
+
+
+def typed_points(config: DictConfig, task: list[str]) -> list[Point]:
+    """Points of a multirun whose command line has these overrides, as Hydra's own sweeper lists them."""
+    config.hydra.overrides.task = task
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        loader = GlobalHydra.instance().config_loader()
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *task])
+        (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        points = points_of(config, jobs)
+        for job in jobs:
+            compose(config.hydra.job.config_name, overrides=job)
+    return points
 
 
 def test_what_another_command_has_finished_is_not_taken_for_this_ones(multirun):
@@ -198,7 +261,7 @@ def test_every_value_of_a_shipped_sweep_is_one_of_its_command(path):
 def test_a_sweep_goes_on_with_unfinished_points_only_and_names_them(tmp_path, emoji):
     arguments = [
         *(
-            "+sweep=learning_rate",
+            "hydra/launcher=local",
             f"hydra.sweep.dir={tmp_path}",
             "model=autoencoder",
             "callbacks=autoencoder",
@@ -208,8 +271,7 @@ def test_a_sweep_goes_on_with_unfinished_points_only_and_names_them(tmp_path, em
     ]
 
     def sweep(rates: str) -> subprocess.CompletedProcess[str]:
-        params = f"hydra.sweeper.params={{optimizer.lr:'{rates}'}}"
-        command = [sys.executable, "-m", "ldm.train", *arguments, params]
+        command = [sys.executable, "-m", "ldm.train", "-m", *arguments, f"optimizer.lr={rates}"]
         return subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)
 
     assert "1 of 1 points to run" in sweep("choice(1e-3)").stdout
