@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm.metrics.features import FeatureIdentity
-from ldm.metrics.filed import append, mapped
-from ldm.metrics.table import blocks
+from ldm.metrics.filed import ROWS_AT_ONCE, append, give_back, mapped
 
 ALIGNMENT = 8  # bytes, of the numbers in a safetensors file
+CHECKSUM = "sha256"  # of the numbers, in the file's metadata
 
 
 def identity_of(pictures: str, network: FeatureIdentity, name: str) -> dict[str, str]:
@@ -37,7 +37,9 @@ class FeatureCache:
     folder: Path | None
 
     def read(self, identity: Mapping[str, str], *, rows: int) -> Float[Tensor, "n d"] | None:
-        """A table that lies in its file, or nothing where there is none or the file is damaged.
+        """A table that lies in its file, or nothing where there is none or, with a word, the file is damaged.
+
+        Every byte is read and compared with the checksum that was written.
 
         Raises:
             ValueError: the file under this name tells that it is another table, say of another protocol.
@@ -45,12 +47,19 @@ class FeatureCache:
         path = self._path(identity)
         if path is None or not path.is_file():
             return None
+        table = self._whole(path, identity, rows=rows)
+        if table is None:
+            print(f"{path} is damaged: its features are computed again")
+        return table
+
+    def _whole(self, path: Path, identity: Mapping[str, str], *, rows: int) -> Float[Tensor, "n d"] | None:
         try:
             with safe_open(path, framework="pt") as file:
                 told, kept = file.metadata() or {}, file.get_slice("features")
                 shape, dtype = kept.get_shape(), kept.get_dtype()
         except (SafetensorError, OSError):
             return None
+        checksum = told.pop(CHECKSUM, None)  # none in files of earlier versions
         if told != dict(identity):
             other = next((key for key in identity if told.get(key) != identity[key]), "a field")
             raise ValueError(
@@ -60,7 +69,7 @@ class FeatureCache:
         if dtype != "F32" or len(shape) != 2 or shape[0] != rows:
             return None
         table = _numbers_of(path, shape)
-        return table if all(block.isfinite().all() for block in blocks(table)) else None
+        return table if checksum == _checksum(table) else None
 
     def write(self, identity: Mapping[str, str], table: Float[Tensor, "n d"]) -> None:
         """Keeps a table, whole or not at all; a folder that can't be written is passed over with a word."""
@@ -90,9 +99,18 @@ def _header(identity: Mapping[str, str], table: Float[Tensor, "n d"]) -> bytes:
     """What stands before the numbers in a safetensors file: its own length, and json that names one table."""
     size = table.numel() * table.element_size()
     told = {"dtype": "F32", "shape": list(table.shape), "data_offsets": [0, size]}
-    text = json.dumps({"__metadata__": dict(identity), "features": told}).encode()
+    metadata = {**identity, CHECKSUM: _checksum(table)}
+    text = json.dumps({"__metadata__": metadata, "features": told}).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def _checksum(table: Float[Tensor, "n d"]) -> str:
+    digest = hashlib.sha256()
+    for rows in table.split(ROWS_AT_ONCE):
+        digest.update(rows.contiguous().numpy())
+        give_back(rows)
+    return digest.hexdigest()
 
 
 def _numbers_of(path: Path, shape: Sequence[int]) -> Float[Tensor, "n d"]:

@@ -17,7 +17,8 @@ from ldm.evaluation.gallery import Gallery
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import Gaussian, Moments
 
-FORMAT = 1
+FORMAT = 2
+ROUNDING = 1e-6  # of the trace: what float32 sums leave of an asymmetry or of a negative variance
 FOREIGN_FEATURES = (
     "inception"  # what other calculators' files are of; they don't tell how pictures were resized
 )
@@ -80,7 +81,7 @@ class Statistics:
         Nothing in the file is executed.
 
         Raises:
-            ValueError: no such file, or one that holds no mean and covariance.
+            ValueError: no such file, no mean and covariance in it, or other numbers than were written.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -102,20 +103,20 @@ class Statistics:
         """
         if self.preparation is None:
             raise ValueError(f"statistics of unknown preparation are not written again: {path} would lie")
+        arrays = {
+            "format": np.array(FORMAT),
+            "mu": self.gaussian.mean.numpy(),
+            "sigma": self.gaussian.covariance.numpy(),
+            "count": np.array(self.count),
+            "features": np.array(self.features),
+            "preparation": np.array(json.dumps(asdict(self.preparation), sort_keys=True)),
+            "of": np.array(self.of),
+        }
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    format=FORMAT,
-                    mu=self.gaussian.mean.numpy(),
-                    sigma=self.gaussian.covariance.numpy(),
-                    count=self.count,
-                    features=self.features,
-                    preparation=json.dumps(asdict(self.preparation), sort_keys=True),
-                    of=self.of,
-                )
+                np.savez(file, **arrays, sha256=_digest(arrays))
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -152,7 +153,7 @@ def _gaussian(arrays: Mapping[str, np.ndarray], path: Path) -> Gaussian:
         raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}: statistics have mu and sigma")
     mean, covariance = arrays["mu"], arrays["sigma"]
     width = mean.size
-    if mean.shape != (width,) or covariance.shape != (width, width):
+    if not width or mean.shape != (width,) or covariance.shape != (width, width):
         raise ValueError(
             f"{path} has mu of shape {mean.shape} and sigma of {covariance.shape}, not (d,) and (d, d): "
             f"write it anew"
@@ -160,7 +161,39 @@ def _gaussian(arrays: Mapping[str, np.ndarray], path: Path) -> Gaussian:
     numbers = all(np.issubdtype(each.dtype, np.floating) for each in (mean, covariance))
     if not numbers or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError(f"{path} holds mu and sigma that are not all finite numbers: write it anew")
-    return Gaussian(*(torch.from_numpy(each.astype(np.float64)) for each in (mean, covariance)))
+    if min(mean.dtype.itemsize, covariance.dtype.itemsize) < 4:
+        raise ValueError(
+            f"{path} holds mu of {mean.dtype} and sigma of {covariance.dtype}, too coarse for a distance: "
+            f"write both in float32 or float64"
+        )
+    gaussian = Gaussian(*(torch.from_numpy(each.astype(np.float64)) for each in (mean, covariance)))
+    _check_covariance(gaussian.covariance, path)
+    return gaussian
+
+
+def _check_covariance(covariance: torch.Tensor, path: Path) -> None:
+    """Refuses a matrix that is no covariance, beyond rounding."""
+    trace = covariance.trace()
+    asymmetry = (covariance - covariance.T).abs().max()
+    if asymmetry > ROUNDING * trace.abs():
+        raise ValueError(
+            f"{path} holds a sigma that is not symmetric (by up to {asymmetry:.3g}): write it anew, whole"
+        )
+    smallest = max(ROUNDING * float(trace), np.finfo(np.float64).tiny)
+    lifted = covariance + smallest * torch.eye(len(covariance), dtype=covariance.dtype)
+    if torch.linalg.cholesky_ex(lifted).info:
+        raise ValueError(
+            f"{path} holds a sigma with negative variances (it is not positive semidefinite): write it anew"
+        )
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 of everything that `write` puts into a file."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays.keys() - {"sha256"}):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def _origin(arrays: Mapping[str, np.ndarray], gaussian: Gaussian, path: Path) -> dict[str, Any]:
@@ -171,15 +204,20 @@ def _origin(arrays: Mapping[str, np.ndarray], gaussian: Gaussian, path: Path) ->
     try:
         if int(arrays["format"]) != FORMAT:
             raise ValueError(f"{arrays['format']}, this version reads {FORMAT}")
-        told = json.loads(str(arrays["preparation"]))
-        return {
+        told, count = json.loads(str(arrays["preparation"])), arrays["count"]
+        origin = {
             "features": str(arrays["features"]),
-            "count": int(arrays["count"]),
+            "count": int(count),
             "preparation": Preparation(**{**told, "network": FeatureIdentity(**told["network"])}),
             "of": str(arrays["of"]),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} tells its origin in another format ({error}): write it anew") from error
+    if count.dtype.kind not in "iu" or count < 2:
+        raise ValueError(f"{path} has count={count}: statistics are of two pictures or more; write it anew")
+    if str(arrays.get("sha256")) != _digest(arrays):
+        raise ValueError(f"{path} differs from what was written (sha256): write it anew")
+    return origin
 
 
 def _flat(preparation: Preparation) -> dict[str, Any]:

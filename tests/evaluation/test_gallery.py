@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ldm.evaluation.feature_cache import FeatureCache, identity_of
+from ldm.evaluation.feature_cache import CHECKSUM, FeatureCache, identity_of
 from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.observing import Observers
 
@@ -102,6 +102,33 @@ def test_a_damaged_file_is_made_anew_and_one_of_another_protocol_refused(look, c
         save_file({"features": whole}, file, metadata=told)
     with pytest.raises(ValueError, match="features of another protocol, their pictures differ"):
         look()
+
+
+@pytest.mark.parametrize("damage", ["a bit", "zeros", "no checksum"])
+def test_changed_features_are_named_and_computed_again(look, counting, tmp_path, capsys, damage):
+    whole = look().features["colours"].clone()
+    files = list((tmp_path / "features").iterdir())
+    for file in files:
+        content = bytearray(file.read_bytes())
+        start = 8 + int.from_bytes(content[:8], "little")
+        if damage == "a bit":
+            content[-2] ^= 2
+        elif damage == "zeros":
+            content[start:] = bytes(len(content) - start)
+        else:  # as an earlier version wrote it
+            with safe_open(file, framework="pt") as opened:
+                told, table = opened.metadata(), opened.get_tensor("features").clone()
+            del told[CHECKSUM]
+            save_file({"features": table}, file, metadata=told)
+            content = file.read_bytes()
+        file.write_bytes(content)
+    capsys.readouterr()
+    assert torch.equal(look().features["colours"], whole)
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines) == sorted(f"{file} is damaged: its features are computed again" for file in files)
+    assert counting.seen == 52
+    assert torch.equal(look().features["colours"], whole)
+    assert counting.seen == 52
 
 
 def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(gallery, observers, tmp_path, capsys):

@@ -120,7 +120,13 @@ def test_features_that_nobody_measures_are_refused(statistics):
         ({"mu": MU * np.nan, "sigma": SIGMA}, "not all finite numbers"),
         ({"mu": np.array(["a", "b", "c"]), "sigma": SIGMA}, "not all finite numbers"),
         ({"mu": MU, "sigma": SIGMA, "preparation": "{}"}, "tells its origin in another format"),
-        ({"mu": MU, "sigma": SIGMA, "preparation": "{}", "format": 9}, "9, this version reads 1"),
+        ({"mu": MU, "sigma": SIGMA, "preparation": "{}", "format": 9}, "9, this version reads 2"),
+        ({"mu": MU, "sigma": -SIGMA}, "negative variances"),
+        ({"mu": MU, "sigma": np.diag([1.0, 1.0, -0.01])}, "negative variances"),
+        ({"mu": MU, "sigma": [[1.0, 2, 0], [2, 1, 0], [0, 0, 1]]}, "negative variances"),  # correlation 2
+        ({"mu": MU, "sigma": np.triu(np.full((3, 3), 0.5)) + SIGMA}, r"not symmetric \(by up to 0\.5\)"),
+        ({"mu": MU.astype(np.float16), "sigma": SIGMA}, "mu of float16 .* write both in float32 or float64"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"mu of shape \(0,\)"),
         ({"mu": np.array([print, len], dtype=object), "sigma": SIGMA}, "is no npz file of numbers"),
     ],
 )
@@ -128,6 +134,39 @@ def test_a_file_that_holds_something_else_is_refused_in_a_sentence(arrays, sente
     np.savez(tmp_path / "wrong.npz", **arrays)
     with pytest.raises(ValueError, match=sentence):
         Statistics.read(tmp_path / "wrong.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"count": -7}, "has count=-7: statistics are of two pictures or more"),
+        ({"count": 1}, "has count=1"),
+        ({"count": 25.5}, "has count=25.5"),
+        ({"count": 25}, "differs from what was written"),
+        ({"mu": np.zeros(12)}, "differs from what was written"),
+        ({"of": "b" * 64}, "differs from what was written"),
+        ({"sha256": "c" * 64}, "differs from what was written"),
+    ],
+)
+def test_a_file_changed_since_it_was_written_is_refused(statistics, change, sentence, tmp_path):
+    statistics.write(tmp_path / "real.npz")
+    with np.load(tmp_path / "real.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "same.npz", **arrays)
+    assert Statistics.read(tmp_path / "same.npz").of == statistics.of
+    np.savez(tmp_path / "changed.npz", **arrays | change)
+    with pytest.raises(ValueError, match=sentence):
+        Statistics.read(tmp_path / "changed.npz")
+
+
+def test_rounding_to_float32_and_fewer_pictures_than_features_are_no_faults(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((40, 200)).astype(np.float32) * 3 + 5
+    sigma = np.cov(rows, rowvar=False).astype(np.float32)  # of rank 39, its least eigenvalue below zero
+    np.savez(tmp_path / "theirs.npz", mu=rows.mean(0), sigma=sigma)
+    assert np.linalg.eigvalsh(sigma.astype(np.float64)).min() < 0
+    assert Statistics.read(tmp_path / "theirs.npz").gaussian.covariance.shape == (200, 200)
+    np.savez(tmp_path / "one.npz", mu=MU, sigma=np.zeros((3, 3)))  # the same picture over and over
+    Statistics.read(tmp_path / "one.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"mu", pickle.dumps({"mu": 1})])
