@@ -1,21 +1,26 @@
 """Samples out of tars from anywhere: streamed, never extracted, and nothing in them is run."""
 
 import posixpath
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby, islice
+from math import prod
 
-import fsspec
 from braceexpand import UnbalancedBracesError, braceexpand
-from fsspec.utils import get_protocol
 
+from ldm.data.addresses import check_address, is_local, open_address
 from ldm.data.index import DataError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
 MAX_MEMBER = 2**26  # bytes
 LIST_SUFFIX = ".txt"
+MOST = 10**6  # shards; LAION-5B has 232,000
+INNERMOST, RANGE = re.compile(r"\{([^{}]*)\}"), re.compile(r"(-?\d+)\.\.(-?\d+)")
+HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+MAX_HEADER = 2**20  # bytes
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
 
 
@@ -23,37 +28,56 @@ def shard_urls(shards: str) -> list[str]:
     """The tars that a text stands for.
 
     Args:
-        shards: a path or a URL that fsspec opens, with ranges in braces: `s3://set/{00000..00999}.tar`; or
-            a file, by path or URL, that ends in .txt and lists one of those on each line.
+        shards: a path or a URL (`ldm.data.addresses`), with ranges in braces: `s3://set/{00000..00999}.tar`;
+            or a file, by path or URL, that ends in .txt and lists one of those on each line.
 
     Raises:
-        DataError: no tars, a kind of URL that fsspec can't open here, or `pipe:`, which elsewhere runs a
-            command.
+        DataError: no tars, an address that is refused or can't be opened here, or a list on a server that
+            names files of this machine.
     """
-    lines = [shards]
-    if shards.endswith(LIST_SUFFIX):
-        try:
-            with fsspec.open(shards, "rt", encoding="utf-8") as stream:
-                lines = stream.read().split("\n")
-        except (OSError, ValueError, ImportError) as error:
-            raise DataError(f"the list of shards {shards} can't be read ({error})") from error
-    try:
-        urls = [url for line in lines if line.strip() for url in braceexpand(line.strip())]
-    except UnbalancedBracesError as error:
-        raise DataError(f"shards {shards!r}: {error}") from error
+    lines = _listed(shards) if shards.endswith(LIST_SUFFIX) else [shards]
+    named = chain.from_iterable(_expanded(line.strip()) for line in lines if line.strip())
+    urls = list(islice(named, MOST + 1))
+    if len(urls) > MOST:
+        raise DataError(f"{shards!r} names more than {MOST:,} shards: list those that are there")
     if not urls:
         raise DataError(f"{shards!r} names no shards: write paths or URLs of tars")
-    refused = [url for url in urls if "pipe:" in url]
-    if refused:
-        raise DataError(
-            f"shard {refused[0]!r}: pipe: would run a command; write a path or a URL such as s3://..."
-        )
-    for protocol, url in {get_protocol(url): url for url in urls}.items():
-        try:
-            fsspec.get_filesystem_class(protocol)
-        except (ImportError, ValueError) as error:
-            raise DataError(f"shard {url!r} can't be opened: {error}") from error
+    for url in urls:
+        check_address(url)
+        if is_local(url) and not is_local(shards):
+            raise DataError(f"the list {shards} names {url!r}, a file of this machine: write URLs in it")
     return urls
+
+
+def _expanded(line: str) -> Iterator[str]:
+    """The addresses that a line stands for; they are counted before the first is made."""
+    most = prod(map(_choices, INNERMOST.findall(line)))
+    outer = INNERMOST.sub("", line)
+    if "{" in outer:  # braces in braces: each comma at most doubles the number
+        most *= 2.0 ** outer.count(",")
+    if not most <= MOST:
+        raise DataError(f"shards {line[:200]!r}: its braces stand for more than {MOST:,} shards")
+    try:
+        return braceexpand(line)
+    except UnbalancedBracesError as error:
+        raise DataError(f"shards {line[:200]!r}: {error}") from error
+
+
+def _choices(group: str) -> float:
+    if match := RANGE.match(group):
+        return abs(float(match[1]) - float(match[2])) + 1
+    return group.count(",") + 1
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        with open_address(path) as stream:
+            data = stream.read(MAX_MEMBER + 1)
+        if len(data) > MAX_MEMBER:
+            raise DataError(f"the list of shards {path} has more than {MAX_MEMBER} bytes: it is no list")
+        return data.decode().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list of shards {path} can't be read ({error})") from error
 
 
 def read_samples(url: str) -> Iterator[dict]:
@@ -77,7 +101,7 @@ def read_samples(url: str) -> Iterator[dict]:
 
 
 def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
-    with fsspec.open(url, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+    with open_address(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
         for member in tar:
             tar.members = []  # type: ignore[misc]  # or all headers stay in memory
             folder, name = posixpath.split(member.name)
@@ -85,3 +109,12 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
             wanted = member.isreg() and not member.issparse() and extension.lower() in PICTURES + TEXTS
             if wanted and member.size <= MAX_MEMBER:
                 yield posixpath.join(folder, stem), extension.lower(), tar.extractfile(member).read()
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose long name or extended header, which tarfile reads into memory whole, is short."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in HEADERS and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header in it claims {self.size} bytes")
+        return super()._proc_member(archive)

@@ -123,12 +123,24 @@ def test_shards_are_named_by_braces_or_by_a_list(tmp_path, root):
 @pytest.mark.parametrize(
     ("shards", "sentence"),
     [
-        ("pipe:touch canary", r"shard 'pipe:touch canary': pipe: would run a command"),
-        ("{a.tar,pipe:touch canary}", "pipe: would run a command"),
+        ("pipe:touch canary", r"'pipe:touch canary' is refused: data are read from paths and from http://"),
+        ("{a.tar,pipe:touch canary}", "'pipe:touch canary' is refused"),
+        ("reference://a.tar::file:///tmp/refs.json", "'reference://a.tar::file.*' is refused"),
+        ("simplecache::s3://set/a.tar", "'simplecache::s3.*' is refused"),
+        ("s3://set/a.tar::file:///etc/passwd", "is refused"),
+        ("data:application/x-tar;base64,AAAA", "is refused"),
+        ("ssh://host/a.tar", "is refused"),
+        ("HTTP://host/a.tar", "is refused"),
+        ("{0..999999999999}.tar", "its braces stand for more than 1,000,000 shards"),
+        ("{x{0..99999}{0..99999},y}.tar", "its braces stand for more than 1,000,000 shards"),
+        ("{x" + "{a,b}" * 40 + ",y}.tar", "its braces stand for more than 1,000,000 shards"),
+        ("{a,b}" * 40, "its braces stand for more than 1,000,000 shards"),
+        ("{0..9" + "9" * 400 + "}.tar", "its braces stand for more than 1,000,000 shards"),
         ("", "names no shards"),
         ("nowhere.txt", "list of shards nowhere.txt can't be read"),
         ("memory://nowhere.txt", "list of shards memory://nowhere.txt can't be read"),
-        ("a.tar,b://c.tar", "shard 'a.tar,b://c.tar' can't be opened: Protocol not known: a.tar,b"),
+        ("a.tar,b://c.tar", "'a.tar,b://c.tar' is refused"),
+        ("{a,b.tar", "Unbalanced braces"),
     ],
 )
 def test_what_names_no_shards_is_refused(shards, sentence, tmp_path, monkeypatch):
