@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -71,6 +73,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
 
         @wraps(function)
         def command() -> None:
+            sys.argv[1:] = map(quoted_path, sys.argv[1:])
             arguments = get_args_parser().parse_args()
             answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun))
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
@@ -131,7 +134,7 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
     Raises:
         ValueError: the key or value with the nearest valid one.
     """
-    overrides = OverridesParser.create().parse_overrides(list(arguments))
+    overrides = [parsed(argument) for argument in arguments]
     for override in overrides:
         if override.is_sweep_override() and not sweep:
             raise ValueError(
@@ -151,6 +154,40 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
     for override in overrides:
         if override not in groups and not override.key_or_group.startswith("hydra"):
             check_value(override, config)
+
+
+def parsed(argument: str) -> Override:
+    """An override as Hydra reads it.
+
+    Raises:
+        ValueError: Hydra can't read it; says what to type instead.
+    """
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        if "=" not in argument:
+            raise ValueError(f"{argument!r} is not of the form key=value") from error
+        typed = quoted(argument)
+        typed = shlex.quote(typed) if set(typed) & set('"$`\\!') else f'"{typed}"'
+        raise ValueError(f"{argument} can't be read, as its value needs quotes: type {typed}") from error
+
+
+def quoted(argument: str) -> str:
+    """`key=value` with its value in Hydra's quotes."""
+    key, _, value = argument.partition("=")
+    inner = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + match[2].replace("'", r"\'"), value)
+    return f"{key}='{inner}'"
+
+
+def quoted_path(argument: str) -> str:
+    """An argument as it is; a path that Hydra can't read, as it may hold `#`, `{` or `ü`, gets its quotes."""
+    if not re.match(r"[\w.+~][\w.+~-]*=(/|~/|\.{1,2}/)", argument):
+        return argument
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return quoted(argument)
+    return argument
 
 
 def check_group(override: Override) -> None:

@@ -1,6 +1,8 @@
 """Facts about what the command line refuses, and about the yaml files of conf/."""
 
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,48 @@ def test_the_defaults_of_every_command_resolve_and_pass_their_own_check(command)
 def test_the_config_folder_does_not_hang_on_the_working_directory():
     assert CONF.is_absolute()
     assert Path(config.__file__).parents[1] / "conf" == CONF
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/x/a#b",
+        "/x/a{b}",
+        "/x/ü",
+        "/x/it's",
+        "/x/a'",
+        "./a(1)",
+        "../a=b",
+        "~/a#",
+        "/a,b#",
+        "/a\\'#\\",
+        "/a b",
+    ],
+)
+def test_a_path_reaches_the_config_whatever_hydra_makes_of_its_characters(path, monkeypatch):
+    seen = []
+    command = config.entry("sample")(lambda options: seen.append(options.out))
+    monkeypatch.setattr(sys, "argv", ["ldm.sample", f"out={path}"])
+    command()
+    assert seen == [path]
+
+
+@pytest.mark.parametrize(
+    ("argument", "typed"),
+    [
+        ("out=pictures/ü", "\"out='pictures/ü'\""),
+        ("out=a#b c", "\"out='a#b c'\""),
+        ("out=a$#", "'out='\"'\"'a$#'\"'\"''"),
+    ],
+)
+def test_another_value_that_hydra_can_not_read_is_refused_with_what_to_type(argument, typed, monkeypatch):
+    with pytest.raises(ValueError, match="can't be read, as its value needs quotes: type ") as refusal:
+        check("sample", [argument])
+    assert str(refusal.value).endswith(typed)
+    (typed_argument,) = shlex.split(typed)
+    check("sample", [typed_argument])
+
+
+def test_what_is_no_key_and_value_is_refused():
+    with pytest.raises(ValueError, match="'red apple' is not of the form key=value"):
+        check("sample", ["red apple"])
