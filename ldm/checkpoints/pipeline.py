@@ -106,6 +106,13 @@ def weak_path(guidance: Mapping[str, Any]) -> str:
     return str(guidance["weak"])
 
 
+def identified(guidance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A guidance node with the sha256 of its weak bundle, if it has one, in place of the path."""
+    if "weak" not in guidance:
+        return guidance
+    return {**guidance, "weak": Bundle.open(weak_path(guidance)).sha256}
+
+
 def fingerprint(bundle: Bundle) -> dict[str, Any]:
     """All but its weights that decides what a denoiser is to say: process, codec, size of the pictures."""
     process, parts = bundle.entry("process"), bundle.config["parts"]

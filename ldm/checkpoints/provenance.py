@@ -29,7 +29,11 @@ def git_state() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, as far as they can change a number."""
-    names = ("ldm", "torch", "pytorch-lightning", "numpy")
+    names = (
+        *("ldm", "torch", "torchvision", "torchmetrics", "pytorch-lightning", "numpy"),
+        *("pillow", "simplejpeg"),  # decode pictures
+        *("tokenizers", "ftfy", "regex", "open-clip-torch", "timm"),  # read texts, hold feature networks
+    )
     return {"python": platform.python_version(), "machine": platform.machine()} | {
         n: version(n) for n in names
     }

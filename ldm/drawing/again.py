@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoints.bundle import SHIPPED, Bundle
-from ldm.checkpoints.pipeline import open_pipeline, weak_path
+from ldm.checkpoints.pipeline import identified, open_pipeline, weak_path
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
-from ldm.drawing.record import environment, facts_of, identity, read_facts, sha256_of
+from ldm.drawing.record import environment, facts_of, identity, read_facts
 
 MOST = 4096  # pictures in a batch
 MAY_DIFFER = (
@@ -121,7 +121,7 @@ def check_files(path: Path, facts: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"{path} was drawn from {name}={file}, which is gone or changed: put it back"
                 )
-    if "weak" in facts and sha256_of(weak_path(facts["guidance"])) != facts["weak"]:
+    if "weak" in facts and identified(facts["guidance"])["weak"] != facts["weak"]:
         weak = weak_path(facts["guidance"])
         raise ValueError(f"{path} was drawn beside guidance.weak={weak}, which is another bundle now")
 

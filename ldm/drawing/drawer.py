@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from ldm.checkpoints.pipeline import guidance_of, with_scale
+from ldm.checkpoints.pipeline import guidance_of, identified, with_scale
 from ldm.drawing.inputs import source_of
 from ldm.drawing.job import Job
 from ldm.pipeline import TextToImage
@@ -22,6 +23,11 @@ class Drawer:
 
     pipeline: TextToImage
     nodes: Mapping[str, Any]
+
+    @cached_property
+    def weak(self) -> str | None:
+        """sha256 of the weak bundle that guides; none where there is no such bundle."""
+        return identified(self.nodes["guidance"]).get("weak")
 
     def guidance(self, job: Job) -> Mapping[str, Any]:
         """The guidance node of a job.

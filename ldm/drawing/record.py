@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from ldm.checkpoints.bundle import SHIPPED, Bundle
-from ldm.checkpoints.pipeline import weak_path
 from ldm.checkpoints.provenance import git_state
 from ldm.data.index import hash_file
 from ldm.drawing.drawer import Drawer
@@ -55,14 +54,8 @@ def facts_of(
     if job.mask is not None:
         facts["mask"] = identity(job.mask)
     if "weak" in guidance:
-        facts["weak"] = sha256_of(weak_path(guidance))
+        facts["weak"] = drawer.weak
     return facts
-
-
-@lru_cache
-def sha256_of(bundle: str) -> str:
-    """Identity of the bundle at a path."""
-    return Bundle.open(bundle).sha256
 
 
 @lru_cache

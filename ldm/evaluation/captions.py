@@ -3,9 +3,11 @@
 import csv
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from ldm.data.index import hash_file
 
 ELSEWHERE = -1  # row of a picture whose right real picture isn't among the real ones
 
@@ -33,7 +35,7 @@ class CaptionSet:
             picture can come several times.
         samples: pictures a caption, each with a seed of its own.
         metrics: names in the config's `metric`.
-        file: a csv with the columns key and caption that is read instead of drawing.
+        file: a csv with the columns key and caption that is read instead of drawing; once read, its sha256.
         sha256: of the captions, see `digest`; another list is refused. Null takes any.
         few: the metrics among those that want 2,048 pictures which may be taken of fewer; their rows say so.
     """
@@ -109,6 +111,12 @@ class CaptionSet:
                 f"{digest(captions)[:12]}, the protocol wants {self.sha256[:12]}: use the data set and the "
                 f"list that it was written for"
             )
+
+
+def identified(caption_set: CaptionSet, captions: Iterable[Caption]) -> CaptionSet:
+    """A set with the sha256 of its captions, and of its list of captions in place of the path."""
+    file = None if caption_set.file is None else hash_file(Path(caption_set.file))
+    return replace(caption_set, file=file, sha256=digest(captions))
 
 
 def digest(captions: Iterable[Caption]) -> str:

@@ -10,13 +10,13 @@ import torch
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
 from ldm.data.pictures import PictureDataset
-from ldm.evaluation.captions import CaptionSet, digest
+from ldm.evaluation.captions import CaptionSet, identified
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.measure import Evaluator
 from ldm.evaluation.observing import Observers, readers
 from ldm.evaluation.pictures import RESIZE, PictureFolder, Pictures, Split
-from ldm.evaluation.protocol import Protocol, caption_sets, describe_distance, describe_measures
+from ldm.evaluation.protocol import Protocol, caption_sets, describe, describe_measures
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
@@ -94,7 +94,7 @@ def open_evaluator(
         each.name: gallery.captions(each, seed=protocol.caption_seed, measured=subject.pictures)
         for each in protocol.sets
     }
-    sets = tuple(replace(each, sha256=digest(captions[each.name])) for each in protocol.sets)
+    sets = tuple(identified(each, captions[each.name]) for each in protocol.sets)
     evaluator = Evaluator(
         protocol=replace(protocol, sets=sets),
         captions=captions,
@@ -131,7 +131,7 @@ def _protocol(
         data=data,
         reference=reference,
         features=tuple(each.identity for each in extractors.values()),
-        distances=tuple(map(describe_distance, (config["protocol"].get("distances") or {}).values())),
+        distances=tuple(map(describe, (config["protocol"].get("distances") or {}).values())),
         measures=describe_measures(caption_sets(spec), config["metric"]),
     )
 

@@ -112,17 +112,16 @@ def caption_sets(spec: Mapping[str, Any]) -> tuple[CaptionSet, ...]:
 
 
 def describe(node: Mapping[str, Any]) -> str:
-    """A config node as one line for the protocol: `cfg(scale=3.0)`, however the yaml was written."""
+    """A config node as one line for the protocol: `cfg(scale=3.0)`, however the yaml was written.
+
+    Weights are told by their hash, where it isn't the published one, and not by the place where they lie.
+    """
     settings = {key: value for key, value in node.items() if not key.startswith("_")}
+    if "weights" in settings:
+        settings = {key: value for key, value in settings.items() if key != "weights" and value is not None}
     inner = ", ".join(f"{key}={_value(settings[key])}" for key in sorted(settings))
     name = str(node["_target_"]).rpartition(".")[2]
     return f"{name}({inner})" if inner else name
-
-
-def describe_distance(node: Mapping[str, Any]) -> str:
-    """A distance of pairs as one line: with the hash of its weights, without the place where they lie."""
-    told = {name: value for name, value in node.items() if name != "weights" and value is not None}
-    return describe(told)
 
 
 def describe_measures(sets: Iterable[CaptionSet], nodes: Mapping[str, Any]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from ldm.evaluation.rows import Closest, Row, SetResult
 from ldm.evaluation.subject import Subject
 
 FORMAT = 1
+SUBJECT = ("kind", "path", "sha256", "weak", "params", "origin")  # what is recorded of it
 FILE_NAME = "results.json"
 
 
@@ -42,7 +43,9 @@ def results(
             "hash": protocol.hash,
             "ruler": protocol.ruler,
         },
-        "bundle": {name: getattr(subject, name) for name in ("kind", "path", "sha256", "params", "origin")},
+        "bundle": {
+            name: getattr(subject, name) for name in ("kind", "path", "sha256", "weak", "params", "origin")
+        },
         "rows": [asdict(replace(row, protocol=protocol.hash)) for row in rows],
         "sets": {each.name: _set(each) for each in sets},
         "provenance": {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.pipeline import identified
 from ldm.evaluation.generation import Draw, Request, drawn_by
 from ldm.evaluation.observing import OWN_CLIP, Observers, OwnClip, text_reader
 from ldm.evaluation.pictures import Pictures, fit
@@ -28,6 +29,7 @@ class Subject:
         draw: requests to pictures.
         path, sha256, origin: the place, the identity and what is told of the training.
         size: side of its pictures in pixels.
+        weak: path and sha256 of the bundle that guides it by its errors; null where there is none.
         params: of the denoiser; null where it isn't known.
         drawing: `sampler`, `guidance`, `nfe` and `precision` for the protocol.
         judges: networks of its own that look beside the protocol's.
@@ -42,6 +44,7 @@ class Subject:
     size: int
     drawing: Mapping[str, Any]
     origin: Mapping[str, Any] = field(default_factory=dict)
+    weak: Mapping[str, str] | None = None
     params: int | None = None
     judges: Observers = field(default_factory=lambda: Observers(pictures={}))
     pictures: Pictures | None = None
@@ -68,6 +71,7 @@ def bundle_subject(
     Args:
         nodes: the `sampler` and `guidance` that the pipeline was opened with.
     """
+    guidance = identified(nodes["guidance"])
     return Subject(
         kind="bundle",
         draw=drawn_by(pipeline),
@@ -75,10 +79,11 @@ def bundle_subject(
         sha256=bundle.sha256,
         origin=bundle.config.get("origin", {}),
         size=pipeline.size,
+        weak={"path": nodes["guidance"]["weak"], "sha256": guidance["weak"]} if "weak" in guidance else None,
         params=sum(parameter.numel() for parameter in pipeline.net.parameters()),
         drawing={
             "sampler": describe(nodes["sampler"]),
-            "guidance": describe(nodes["guidance"]),
+            "guidance": describe(guidance),
             "nfe": network_evaluations(pipeline),
             "precision": precision,
         },

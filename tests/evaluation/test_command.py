@@ -1,6 +1,7 @@
 """`python -m ldm.evaluate`, run in this process with a bundle of tiny networks that know nothing."""
 
 import csv
+import shutil
 import sys
 
 import pytest
@@ -20,6 +21,7 @@ VISION = {
     "num_heads": 2,
     "embed_dim": 8,
 }
+OF_FILES = ("format", "parts", "tokenizer")  # entries of a bundle's config that writing one makes
 SETS = (
     "[{name:train,split:train,captions:6,metrics:[frechet,nearest,clip_score],few:[frechet]},"
     "{name:several,split:val,captions:2,samples:2,metrics:[diversity,perceptual_diversity]}]"
@@ -31,9 +33,7 @@ def bundle(bundle_path, build_network, tmp_path_factory):
     """The tiny bundle with a vision tower, so that its CLIP can judge."""
     source = Bundle.open(bundle_path)
     vision = Part(spec=VISION, state=build_network(VISION, 7).state_dict())
-    settings = {
-        key: value for key, value in source.config.items() if key not in ("format", "parts", "tokenizer")
-    }
+    settings = {key: value for key, value in source.config.items() if key not in OF_FILES}
     return write_bundle(
         tmp_path_factory.mktemp("judged") / "bundle",
         parts={name: source.part(name) for name in source.names} | {"image_encoder": vision},
@@ -59,6 +59,36 @@ def refusal(command, capsys, *arguments):
     assert ended.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ldm: ")]
     return line
+
+
+def test_a_weak_bundle_is_in_the_protocol_by_its_content_and_not_by_its_place(
+    command, bundle_path, build_network, specs, tmp_path
+):
+    shutil.copytree(bundle_path, tmp_path / "a")
+    shutil.copytree(bundle_path, tmp_path / "b")
+    other = Bundle.open(bundle_path)
+    state = build_network(specs["backbone"], 9).state_dict()
+    write_bundle(
+        tmp_path / "c",
+        parts={name: other.part(name) for name in other.names}
+        | {"backbone": Part(spec=specs["backbone"], state=state)},
+        tokenizer=other.tokenizer(),
+        settings={name: value for name, value in other.config.items() if name not in OF_FILES},
+    )
+    sets = "protocol.sets=[{name:train,split:train,captions:4,metrics:[nearest]}]"
+    found = {}
+    for name in "abc":
+        command(
+            *("+guidance=autoguidance", f"guidance.weak={tmp_path / name}", "scale=3", "steps=1", sets),
+            f"out={tmp_path / 'out' / name}",
+        )
+        found[name] = read_results(tmp_path / "out" / name / "results.json")
+    hashes = {name: document["protocol"]["hash"] for name, document in found.items()}
+    assert hashes["a"] == hashes["b"] != hashes["c"]
+    for name, document in found.items():
+        weak = {"path": str(tmp_path / name), "sha256": Bundle.open(tmp_path / name).sha256}
+        assert document["bundle"]["weak"] == weak
+        assert document["protocol"]["guidance"] == f"autoguidance(scale=3, weak={weak['sha256']})"
 
 
 def test_a_bundle_becomes_results_report_and_figures_twice_the_same(command, tmp_path):

@@ -5,13 +5,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldm.config import CONF
-from ldm.evaluation.captions import CaptionSet, digest, read_captions
+from ldm.data.index import hash_file
+from ldm.evaluation.captions import CaptionSet, digest, identified, read_captions
 from ldm.evaluation.protocol import (
     DRAWING,
     Protocol,
     caption_sets,
     describe,
-    describe_distance,
     describe_measures,
 )
 from ldm.metrics.weights import KNOWN
@@ -118,9 +118,22 @@ def test_a_config_node_is_described_by_what_it_does_not_by_how_it_is_written():
 
 def test_a_distance_is_told_by_the_hash_of_its_weights_and_not_by_their_place():
     node = {"_target_": "ldm.metrics.lpips.Lpips", "weights": None, "sha256": None}
-    assert describe_distance(node) == "Lpips"
+    assert describe(node) == "Lpips"
     placed = node | {"weights": "/mine/alexnet.pth", "sha256": "7be5"}
-    assert describe_distance(placed) == "Lpips(sha256=7be5)"
+    assert describe(placed) == "Lpips(sha256=7be5)"
+    inside = {"_target_": "ldm.metrics.diversity.PerceptualDiversity", "distance": placed, "pixels": "pixels"}
+    assert describe(inside) == "PerceptualDiversity(distance=Lpips(sha256=7be5), pixels=pixels)"
+
+
+def test_a_list_of_captions_is_told_by_its_content_and_not_by_its_place(tmp_path):
+    found = []
+    for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
+        path = tmp_path / f"{name}.csv"
+        path.write_text(f"key,caption\np0,{text}\n")
+        listed = CaptionSet(name="x", split=None, captions=None, metrics=(), file=str(path))
+        found.append(identified(listed, read_captions(path, rows=None)))
+    assert found[0] == found[1] != found[2]
+    assert found[0].file == hash_file(tmp_path / "a.csv")
 
 
 def test_the_measures_of_the_sets_are_told_with_all_their_settings():
