@@ -11,9 +11,10 @@ from typing import Any
 
 from benchmarks.chaos import saver
 from benchmarks.chaos.verdict import Kind, Verdict
-from ldm.checkpoints import durable, store
+from ldm import files, links
+from ldm.checkpoints import store
 
-WATCHED = {store.__file__, durable.__file__, saver.__file__}
+WATCHED = {store.__file__, files.__file__, links.__file__, saver.__file__}
 STEP = 3  # the one that is saved when the crash comes
 
 

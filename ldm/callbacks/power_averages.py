@@ -7,8 +7,8 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.callbacks.following import Follower, Following
-from ldm.checkpoints.durable import sweep
 from ldm.checkpoints.power_average import Averages, Profile, decay, exponent_of
+from ldm.files import sweep
 
 
 class PowerAverages(Following):
@@ -37,7 +37,7 @@ class PowerAverages(Following):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         if trainer.is_global_zero:
-            sweep(self.averages.folder)
+            sweep(self.averages.folder, below=self.averages.folder.parent)
 
     def move(self, trainer: Trainer) -> None:
         step = trainer.global_step

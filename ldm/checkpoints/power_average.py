@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoints.durable import make_folder, replacing
+from ldm.checkpoints.tensors import save_tensors
+from ldm.files import drafting
 
 NAME = re.compile(r"step=(\d{8})_length=([\d.e-]+)\.safetensors")
 LONGEST = 12**-0.5  # of the exponent 0, which weighs all steps alike
@@ -84,9 +84,9 @@ class Averages:
 
     def write(self, profile: Profile, parameters: Mapping[str, Tensor]) -> Path:
         """Writes one, whole or not at all, in the place of one of the same name."""
-        path = make_folder(self.folder) / f"step={profile.step:08d}_length={profile.length:g}.safetensors"
-        with replacing(path) as draft:
-            save_file({name: value.cpu().contiguous() for name, value in parameters.items()}, draft)
+        path = self.folder / f"step={profile.step:08d}_length={profile.length:g}.safetensors"
+        with drafting(path, below=self.folder.parent) as draft:
+            save_tensors({name: value.cpu().contiguous() for name, value in parameters.items()}, draft)
         return path
 
     def kept(self, *, until: int) -> dict[Profile, Path]:

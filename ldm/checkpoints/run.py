@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from ldm.checkpoints.durable import fsync, make_folder, replace_text
 from ldm.checkpoints.lock import hold
 from ldm.checkpoints.provenance import command, config_hash, environment, git_state, result_hash
 from ldm.checkpoints.store import newest_state
+from ldm.files import make_folder, write
 
 RECORD = "run.json"
 
@@ -84,17 +84,13 @@ def new_run(root: str, experiment: str, config: dict[str, Any]) -> Run:
     """A run directory of its own, with its config and record, held for this process."""
     started = datetime.now(UTC)
     path = Path(root) / experiment / f"{started:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
-    make_folder(path.parent)
-    path.mkdir(exist_ok=False)
-    fsync(path.parent)
-    hold(path)
-    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    fsync(path / "config.yaml")
+    hold(make_folder(path, below=Path(root)))
+    write(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started.isoformat()}
     hashes = {"config_hash": config_hash(config), "result_hash": result_hash(config)}
     record = owner | {"command": command()} | hashes | git_state() | environment()
     # last and whole: a folder without its record is no run
-    replace_text(path / RECORD, json.dumps(record, indent=2) + "\n")
+    write(path / RECORD, json.dumps(record, indent=2) + "\n")
     return Run(path=path)
 
 

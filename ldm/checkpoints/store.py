@@ -6,49 +6,47 @@ holds the run (`lock.py`) writes here.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from errno import ENOSPC
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.durable import discard, make_folder, publish, replace_text, sweep, temporary
 from ldm.data.index import hash_file
+from ldm.files import discard, make_folder, new_folder, sweep, write
 
 STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
 NAME = re.compile(r"step=(\d{8})")
 
 
-def save_state(root: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Saves with `write(path)` under `root/step=<step>` and keeps the newest `keep` states up to it.
+def save_state(root: Path, step: int, save: Callable[[Path], None], *, keep: int) -> Path:
+    """Saves with `save(path)` under `root/step=<step>` and keeps the newest `keep` states up to it.
 
     Returns the folder. A failure (a full disk, say) leaves the earlier states as they were and nothing else.
     A whole state of the same step stays: a run comes to a step with the same bits every time.
 
     Args:
-        root: folder of all states of one run.
+        root: folder of all states of one run, in the run's own.
         step: optimizer steps done.
-        write: makes a file, or a folder of files, at the path that it is given.
+        save: makes a file, or a folder of files, at the path that it is given.
         keep: how many states stay.
 
     Raises:
         OSError: what stopped the save, with the folder and the room left on its disk.
     """
     final = root / f"step={step:08d}"
+    run = root.parent
     try:
-        make_folder(root)
-        sweep(root)
+        make_folder(root, below=run)
+        sweep(root, below=run)
         check_room(root)
-        draft = temporary(root)
-        try:
-            draft.mkdir()
-            write(draft / STATE)
+        with new_folder(final, below=run, claim=partial(make_way, final)) as draft:
+            save(draft / STATE)
             (draft / MANIFEST).write_text(json.dumps({"step": step, "files": contents(draft)}))
-            take_name(draft, final)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        replace_text(root / POINTER, f"{final.name}\n")
+        write(root / POINTER, f"{final.name}\n", below=run)
         prune(root, step, keep=keep)
     except OSError as error:
         raise _failure(error, root, step) from error
@@ -61,7 +59,7 @@ def check_room(root: Path) -> None:
     Raises:
         OSError: ENOSPC.
     """
-    sizes = [sum(each.stat().st_size for each in path.rglob("*")) for path in states(root)[-1:]]
+    sizes = [sum(each.lstat().st_size for each in path.rglob("*")) for path in states(root)[-1:]]
     if sizes and shutil.disk_usage(root).free < sizes[0]:
         raise OSError(ENOSPC, f"No space left for the {sizes[0] / 1e6:.1f} MB of a state")
 
@@ -75,19 +73,34 @@ def contents(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def take_name(draft: Path, final: Path) -> None:
-    """Makes a finished draft the state of its step, unless that has a whole one."""
-    if final.exists():
-        if is_whole(final):
-            return
-        discard(final)
-    publish(draft, final)
+def make_way(final: Path) -> bool:
+    """Removes a damaged state that has the name of a new one; whether the name is free."""
+    if not os.path.lexists(final):
+        return True
+    if is_whole(final):
+        return False
+    discard(final, below=final.parents[1])
+    return True
 
 
 def prune(root: Path, step: int, *, keep: int) -> None:
-    """Removes all but the newest `keep` of the states up to a step, the oldest first."""
-    for folder in [folder for folder in states(root) if step_of(folder) <= step][:-keep]:
-        discard(folder)
+    """Removes all but the newest `keep` of the states up to a step, the oldest first; links stay."""
+    own = [folder for folder in states(root) if step_of(folder) <= step and not is_link(folder)]
+    for folder in own[:-keep]:
+        discard(folder, below=root.parent)
+
+
+def is_link(folder: Path) -> bool:
+    """Whether a state is a link, say to another disk, where it was moved; says once that it stays."""
+    if folder.is_symlink():
+        say_once(f"{folder} is a link to {folder.readlink()}: it is left as it is")
+    return folder.is_symlink()
+
+
+@cache
+def say_once(sentence: str) -> None:
+    """Prints a line, unless this process has."""
+    print(sentence, flush=True)
 
 
 def newest_state(root: Path) -> Path | None:
@@ -110,8 +123,8 @@ def newest_state(root: Path) -> Path | None:
 def discard_damaged(root: Path, *, after: int) -> None:
     """Removes what a training that goes on from step `after` has passed over, so that it isn't counted."""
     for folder in states(root):
-        if step_of(folder) > after and not is_whole(folder):
-            discard(folder)
+        if step_of(folder) > after and not is_whole(folder) and not is_link(folder):
+            discard(folder, below=root.parent)
 
 
 def is_whole(folder: Path) -> bool:
@@ -119,9 +132,15 @@ def is_whole(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = manifest.get("files", {STATE: manifest})  # version 0.1.0 wrote of one file
-        return manifest["step"] == step_of(folder) and all(
-            (folder / name).stat().st_size == entry["bytes"] and hash_file(folder / name) == entry["sha256"]
-            for name, entry in files.items()
+        named = any(Path(name).parts[0] == STATE for name in files)
+        return (
+            named
+            and manifest["step"] == step_of(folder)
+            and all(
+                (folder / name).stat().st_size == entry["bytes"]
+                and hash_file(folder / name) == entry["sha256"]
+                for name, entry in files.items()
+            )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

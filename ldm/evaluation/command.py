@@ -27,13 +27,14 @@ from ldm.evaluation.protocol import caption_sets
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_statistics import Statistics
 from ldm.evaluation.report import write_report
-from ldm.evaluation.results import new_folder, results, write_results
+from ldm.evaluation.results import results, write_results
 from ldm.evaluation.round_trip import reconstruct
 from ldm.evaluation.rows import Row, SetResult
 from ldm.evaluation.subject import Subject
 from ldm.evaluation.sweep import Point, lines_of, points, write_table
 from ldm.evaluation.sweep_curves import draw_sweep
 from ldm.evaluation.tables import sweep_report
+from ldm.files import new_folder
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
 

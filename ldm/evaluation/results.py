@@ -2,22 +2,19 @@
 
 import json
 import resource
-import shutil
 import sys
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.checkpoints.durable import fsync
 from ldm.checkpoints.provenance import command, environment, git_state
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.rows import Closest, Row, SetResult
 from ldm.evaluation.subject import Subject
+from ldm.files import write
 
 FORMAT = 1
 SUBJECT = ("kind", "path", "sha256", "weak", "params", "origin")  # what is recorded of it
@@ -67,7 +64,7 @@ def values(document: dict[str, Any]) -> dict[str, float]:
 
 
 def write_results(path: Path, document: dict[str, Any]) -> None:
-    """Writes the document atomically: a temporary name, fsync, rename.
+    """Writes the document, whole or not at all.
 
     Raises:
         ValueError: a number that is NaN or infinite; nothing is written then.
@@ -76,15 +73,7 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"{path} is not written: a result is NaN or infinite") from error
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write(path, text + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -104,30 +93,6 @@ def read_results(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a results file ({type(error).__name__}): evaluate again") from error
     return document
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name once the block ends well; after an error nothing is left.
-
-    Raises:
-        ValueError: `path` exists already, or can't be made there.
-    """
-    if path.exists():
-        raise ValueError(f"out={path} exists already: name a new folder with out=<folder>, or remove it")
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(
-            f"out={path} can't be made ({error.strerror}): name another folder with out=<folder>"
-        ) from error
-    try:
-        yield temporary
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def peak_memory_mb() -> dict[str, float]:

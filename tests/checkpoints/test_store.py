@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ldm.checkpoints import store
-from ldm.checkpoints.durable import make_folder, replace_text
 from ldm.checkpoints.store import discard_damaged, newest_state, save_state
+from ldm.links import LinkRefused
 
 
 def save(root: Path, step: int, content: bytes = b"state", *, keep: int = 2) -> Path:
@@ -71,8 +71,8 @@ def test_everything_is_on_disk_before_the_next_thing_happens(tmp_path, monkeypat
         function = getattr(module, name)
 
         def call(first, *rest, **options):
-            path = Path(os.readlink(f"/proc/self/fd/{first}")) if isinstance(first, int) else Path(first)
-            events.append((name, "draft" if path.name.startswith(".tmp-") else path.name, *map(_name, rest)))
+            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else first
+            events.append((name, *map(_name, (path, *rest))))
             return function(first, *rest, **options)
 
         monkeypatch.setattr(module, name, call)
@@ -87,7 +87,6 @@ def test_everything_is_on_disk_before_the_next_thing_happens(tmp_path, monkeypat
         ("fsync", "draft"),
         ("rename", "draft", "step=00000002"),
         ("fsync", root),
-        ("rmtree", "draft"),  # there is none any more
         ("fsync", "draft"),
         ("replace", "draft", "newest"),
         ("fsync", root),
@@ -155,7 +154,12 @@ def test_a_damaged_newest_state_is_passed_over_with_a_word(tmp_path, capsys, fil
     assert "step=00000002 is damaged (its manifest does not match); going back to step=00000001" in said
 
 
-@pytest.mark.parametrize("manifest", ["[]", "3", "null", '{"files": []}', '{"step": 2, "files": {"x": 1}}'])
+EMPTY = '{"step": 2, "files": {}}'
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[]", "3", "null", '{"files": []}', '{"step": 2, "files": {"x": 1}}', EMPTY]
+)
 def test_a_manifest_that_is_something_else_is_no_manifest(tmp_path, manifest):
     (save(tmp_path, 2) / "manifest.json").write_text(manifest)
     assert newest_state(tmp_path) is None
@@ -222,11 +226,52 @@ def test_other_files_are_left_alone(tmp_path):
     assert [path.name for path in store.states(tmp_path)] == ["step=00000003"]
 
 
-def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = make_folder(tmp_path / "a" / "b") / "file"
-    replace_text(path, "first")
-    monkeypatch.setattr(os, "fsync", lambda _: full(tmp_path / "other"))
-    with pytest.raises(OSError, match="No space"):
-        replace_text(path, "second")
-    assert path.read_text() == "first"
-    assert names(path.parent) == ["file"]
+def linked(root: Path, step: int, elsewhere: Path) -> Path:
+    """Moves a state to another disk and leaves a link in its place."""
+    folder = save(root, step)
+    folder.rename(elsewhere / folder.name)
+    folder.symlink_to(elsewhere / folder.name)
+    return folder
+
+
+def test_a_state_that_is_a_link_stays_and_later_ones_are_saved(tmp_path, capsys):
+    root, elsewhere = tmp_path / "states", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = linked(root, 1, elsewhere)
+    assert newest_state(root).parent == folder
+    for step in (2, 3, 4, 5):
+        save(root, step, keep=2)
+    assert names(root) == ["newest", "step=00000001", "step=00000004", "step=00000005"]
+    assert names(elsewhere / folder.name) == ["manifest.json", "state.ckpt"]
+    said = f"{folder} is a link to {elsewhere / folder.name}: it is left as it is\n"
+    assert capsys.readouterr().out == said
+
+
+def test_a_damaged_state_that_is_a_link_is_not_discarded(tmp_path):
+    root, elsewhere = tmp_path / "states", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = linked(root, 2, elsewhere)
+    (elsewhere / folder.name / "state.ckpt").unlink()
+    discard_damaged(root, after=1)
+    assert folder.is_symlink()
+    save(root, 2, b"new")
+    assert newest_state(root).read_bytes() == b"new"
+    assert names(elsewhere / folder.name) == ["manifest.json"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/newest", "checkpoints/.tmp-x"])
+def test_what_a_link_in_a_run_leads_to_keeps_its_bytes(tmp_path, name):
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    for step in (1, 2, 3):
+        save(victim, step, keep=3)
+    (victim / ".tmp-precious").mkdir()
+    kept = sorted(victim.rglob("*"))
+    link = run / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim)
+    if name.endswith(".tmp-x"):
+        save(run / "checkpoints", 4, keep=1)
+    else:
+        with pytest.raises(LinkRefused, match=f"{link} is a link to {victim}, and nothing is written"):
+            save(run / "checkpoints", 4, keep=1)
+    assert sorted(victim.rglob("*")) == kept

@@ -1,11 +1,12 @@
 import json
 import math
+import os
 
 import pytest
 import torch
 
 from ldm.evaluation.report import write_report
-from ldm.evaluation.results import new_folder, read_results, results, values, write_results
+from ldm.evaluation.results import read_results, results, values, write_results
 from ldm.evaluation.rows import Row
 from ldm.evaluation.subject import Subject
 
@@ -61,7 +62,7 @@ def test_a_failed_write_leaves_the_earlier_results(document, tmp_path, monkeypat
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ldm.evaluation.results.fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_results(path, {"format": 1})
     assert path.read_bytes() == before
@@ -76,30 +77,6 @@ def test_a_file_that_is_no_results_is_refused(text, tmp_path):
         read_results(path)
     with pytest.raises(ValueError, match="there are no results"):
         read_results(tmp_path / "missing.json")
-
-
-def _fail_halfway(folder):
-    (folder / "half.txt").write_text("half")
-    raise KeyError
-
-
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(KeyError), new_folder(out) as folder:
-        _fail_halfway(folder)
-    assert list(out.parent.iterdir()) == []
-    with new_folder(out) as folder:
-        (folder / "whole.txt").write_text("whole")
-        assert not out.exists()
-    assert (out / "whole.txt").read_text() == "whole"
-
-
-def test_a_folder_that_exists_or_cannot_be_made_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="exists already"), new_folder(tmp_path):
-        pass
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="can't be made"), new_folder(tmp_path / "file" / "out"):
-        pass
 
 
 def test_report_shows_numbers_references_figures_and_provenance(document, tmp_path):

@@ -1,0 +1,107 @@
+"""Opening what lies below a folder without following links: each name from the descriptor of the folder above."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+OWN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a pipe in a file's place must not hang
+
+
+class LinkRefused(ValueError):
+    """A link, or something else that is no plain file or folder, lies where one is to be written."""
+
+
+@contextmanager
+def opened(folder: Path, *, below: Path | None = None, make: bool = False) -> Iterator[int]:
+    """Descriptor of a folder, reached from `below` (or itself) without following a link.
+
+    Args:
+        make: makes what is missing, with the names on disk.
+
+    Raises:
+        LinkRefused: a link on the way.
+    """
+    base = folder if below is None else below
+    if make:
+        _make_base(base)
+    descriptor, place = os.open(base, FOLDER), base
+    try:
+        for part in folder.relative_to(base).parts:
+            place /= part
+            inner = enter(descriptor, place, make=make)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def enter(folder: int, place: Path, *, make: bool = False) -> int:
+    """Opens a folder by its name in an open folder; returns its descriptor.
+
+    Raises:
+        LinkRefused: it is a link, or the folder above.
+    """
+    if place.name in ("", ".."):
+        raise LinkRefused(f"{place} leads out of its folder: name a folder inside it")
+    if make:
+        with suppress(FileExistsError):
+            os.mkdir(place.name, dir_fd=folder)
+            os.fsync(folder)
+    try:
+        return os.open(place.name, FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        refuse_link(folder, place)
+        raise OSError(error.errno, error.strerror, str(place)) from None
+
+
+def open_plain(folder: int, path: Path, flags: int) -> int:
+    """Opens a plain file by its name in an open folder; returns its descriptor.
+
+    Raises:
+        LinkRefused: a link, pipe or device is there.
+    """
+    try:
+        descriptor = os.open(path.name, flags | OWN, 0o666, dir_fd=folder)
+    except OSError as error:
+        refuse_link(folder, path)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise LinkRefused(f"{path} is no plain file, and nothing is written to it: remove it")
+    return descriptor
+
+
+def refuse_link(folder: int, path: Path) -> None:
+    """Raises LinkRefused if the name of `path` in an open folder is a link; says where it leads."""
+    with suppress(OSError):  # it is no link
+        target = os.readlink(path.name, dir_fd=folder)
+        raise LinkRefused(
+            f"{path} is a link to {target}, and nothing is written, locked or removed through a link: "
+            "put a file or folder in its place, or name another folder"
+        )
+
+
+def reachable(descriptor: int, path: Path) -> Path:
+    """A path to an open folder that no link leads elsewhere; where the system has none, its own path."""
+    own = Path(f"/proc/self/fd/{descriptor}")
+    return own if own.exists() else path
+
+
+def _make_base(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_base(folder.parent)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise OSError(f"{folder} can't be made ({error.strerror}): name another folder") from error
+    with opened(folder.parent) as parent:
+        os.fsync(parent)
