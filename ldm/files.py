@@ -104,8 +104,8 @@ def new_folder(
 
     Args:
         below: the folder that the user named.
-        claim: called once the folder is filled; makes way for it, or returns False to have it dropped. Without
-            a claim the name must be free from the start.
+        claim: called once the folder is filled; makes way for it, or returns False to have it dropped.
+            Without a claim the name must be free from the start.
 
     Raises:
         FileExistsError: `path` is there already.

@@ -1,4 +1,4 @@
-"""Opening what lies below a folder without following links: each name from the descriptor of the folder above."""
+"""Opening what lies below a folder without following links, name by name from the descriptor above."""
 
 import errno
 import os
