@@ -6,7 +6,9 @@ The process that trains (of several ranks the first) holds its run until it ends
 import json
 import os
 import socket
+import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ import yaml
 
 from ldm.checkpoints.lock import hold
 from ldm.checkpoints.provenance import command, config_hash, environment, git_state, result_hash
-from ldm.checkpoints.store import newest_state
+from ldm.checkpoints.store import POINTER, newest_state
 from ldm.files import make_folder, write
 
 RECORD = "run.json"
@@ -75,9 +77,9 @@ def find_run(root: str, experiment: str, config: dict[str, Any], *, resume: str)
     if resume == "never":
         return None
     wanted = result_hash(config)
-    records = sorted((Path(root) / experiment).glob(f"*/{RECORD}"), reverse=True)
-    same = (run for record in records if (run := Run(path=record.parent)).hash == wanted)
-    return _held(next(same, None))
+    runs = [Run(path=record.parent) for record in (Path(root) / experiment).glob(f"*/{RECORD}")]
+    same = (run for run in sorted(runs, key=_age) if run.hash == wanted)
+    return _held(next(same, None), below=Path(root))
 
 
 def new_run(root: str, experiment: str, config: dict[str, Any]) -> Run:
@@ -94,8 +96,22 @@ def new_run(root: str, experiment: str, config: dict[str, Any]) -> Run:
     return Run(path=path)
 
 
-def _held(run: Run | None) -> Run | None:
+def _age(run: Run) -> tuple[float, str]:
+    """Seconds since a run was started or last saved a state, whatever its folder is called.
+
+    A time in the future comes of a wrong clock and tells nothing.
+    """
+    now, times = time.time(), [0.0]
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        record = json.loads((run.path / RECORD).read_text())
+        times.append(datetime.fromisoformat(record["started"]).timestamp())
+    with suppress(OSError):
+        times.append((run.checkpoints / POINTER).lstat().st_mtime)
+    return now - max(each for each in times if each <= now), run.path.name
+
+
+def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
     """The same run, which no other process can take now; a finished one isn't written to any more."""
     if run is not None and not run.finished:
-        hold(run.path)
+        hold(run.path, below=below)
     return run

@@ -167,6 +167,46 @@ def test_a_file_system_without_locks_is_said(opened, monkeypatch, capsys):
     assert opened().path == run.path
 
 
+def test_a_folder_or_record_of_the_future_does_not_hide_the_newest_run(opened):
+    runs = [opened(resume="never") for _ in range(4)]
+    renamed = runs[0].path.rename(runs[0].path.with_name("20991231-235959-ffffffff"))
+    damaged = runs[1].path / "run.json"
+    for record, started in ((runs[2].path / "run.json", "2099-12-31T23:59:59+00:00"), (damaged, 5)):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"started": started}))
+    assert opened().path == runs[3].path
+    save_state(renamed / "checkpoints", 1, lambda path: path.write_bytes(b"state"), keep=2)
+    assert opened().path == renamed
+
+
+@pytest.mark.parametrize("place", ["tiny", "tiny/run"])
+def test_a_run_below_a_link_inside_runs_is_refused(opened, tmp_path, place):
+    run = opened()
+    link = tmp_path / "runs" / place
+    elsewhere = tmp_path / "elsewhere"
+    (run.path if place == "tiny/run" else run.path.parent).rename(elsewhere)
+    before = sorted((path, path.stat().st_mtime_ns) for path in elsewhere.rglob("*"))
+    link.symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=f"{link} is a link to {elsewhere}, and nothing is written, locked"):
+        opened()
+    assert sorted((path, path.stat().st_mtime_ns) for path in elsewhere.rglob("*")) == before
+    assert find_run("", "", CONFIG, resume=str(link if place == "tiny/run" else link / run.path.name))
+
+
+@pytest.mark.parametrize("make", [Path.symlink_to, Path.hardlink_to])
+def test_a_lock_that_is_a_link_leaves_the_other_file_alone(opened, tmp_path, make):
+    run, victim = opened(resume="never"), tmp_path / "victim"
+    victim.write_text("precious")
+    before = victim.stat().st_mtime_ns
+    (run.path / ".lock").unlink()
+    make(run.path / ".lock", victim)
+    if make is Path.symlink_to:
+        with pytest.raises(ValueError, match=f"{run.path}/.lock is a link to {victim}"):
+            opened(resume=str(run.path))
+    else:
+        assert opened(resume=str(run.path)).path == run.path
+    assert (victim.read_text(), victim.stat().st_mtime_ns) == ("precious", before)
+
+
 def test_a_run_knows_its_newest_state_and_its_end(opened):
     run = opened()
     save_state(run.checkpoints, 7, lambda path: path.write_bytes(b"x"), keep=2)
