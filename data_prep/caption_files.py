@@ -1,78 +1,130 @@
 """Rows of captions from tables (csv, tsv) and lines of json, by the names of their columns."""
 
-import csv
-import io
 import json
-from collections.abc import Iterator
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.pairing import Row
 from data_prep.tally import Tally
-from data_prep.texts import read_text
 from ldm.config import nearest
 from ldm.data.index import DataError
+from ldm.data.tables import numbered_lines, read_table, read_text
 
-csv.field_size_limit(2**24)
+UNREADABLE = "row that can't be read"
+NUMBER = re.compile(r"([0-9]{1,18})(\.0+)?")  # pandas writes whole numbers beside empty cells as 1.0
+USUAL = {"image": ("image", "file_name"), "caption": ("caption", "text")}
+HEAD = 100  # entries that are asked for their columns
+
+Entries = Iterator[tuple[str, dict]]  # (file:line, value by column)
 
 
 class Columns(NamedTuple):
-    """What the columns of a caption file are called; number and split may be missing."""
+    """What the columns of a caption file are called; empty: by their usual names, number and split none."""
 
-    image: str
-    caption: str
+    image: str = ""
+    caption: str = ""
     number: str = ""
     split: str = ""
 
+    def among(self, found: list[str], path: Path) -> "Columns":
+        """The columns of a file that has those named `found`.
 
-def table_rows(path: Path, tally: Tally, *, delimiter: str, columns: Columns) -> Iterator[Row]:
-    """Rows of a table with a header; quotes are csv's.
+        Raises:
+            DataError: a column that is not there, or may be one of several.
+        """
+        named = {option: _column(option, name, found, path) for option, name in self._asdict().items()}
+        return Columns(**named)
+
+
+def caption_rows(path: Path, tally: Tally, *, columns: Columns, folder: str = "") -> Iterator[Row]:
+    """Rows of a caption file; a list of captions gives one row each.
+
+    Args:
+        folder: of the pictures' paths, within the source.
 
     Raises:
-        DataError: no such columns, or a table that csv can't read.
+        DataError: no such columns, or a table that can't be read.
     """
-    text = io.StringIO(read_text(path), newline="")
-    table = csv.DictReader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
-    try:
-        table.fieldnames = [name.strip() for name in table.fieldnames or []]
-        check_columns(path, list(table.fieldnames), columns)
-        for cells in table:
-            place = f"{path.name}:{table.line_num}"
-            if None in cells or None in cells.values():
-                tally.leave_caption("row that can't be read", place)
-            else:
-                yield from _rows(cells, cells[columns.caption], columns, tally, place)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {table.line_num}: not a readable table ({error})") from error
+    entries = READERS.get(path.suffix.lower(), table_entries)(path, tally)
+    head = list(islice(entries, HEAD))
+    if not head:
+        return
+    columns = columns.among(list(dict.fromkeys(name for _, entry in head for name in entry)), path)
+    for place, entry in chain(head, entries):
+        try:
+            yield from _rows(entry, columns, folder, tally, place)
+        except (KeyError, TypeError):
+            tally.leave_caption(UNREADABLE, place)
 
 
-def json_rows(path: Path, tally: Tally, *, columns: Columns) -> Iterator[Row]:
-    """Rows of a jsonl file; a list of captions gives one row each."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
+def table_entries(path: Path, tally: Tally) -> Entries:
+    """The rows of a table; cells under equal names are together in a list."""
+    table = read_table(path)
+    names = table.header.cells
+    for row in table.rows:
+        place = f"{path.name}:{row.last}"
+        if len(row.cells) != len(names):
+            tally.leave_caption(UNREADABLE, place)
             continue
+        entry: dict = {}
+        for name, cell in zip(names, row.cells, strict=True):
+            entry[name] = cell if names.count(name) == 1 else [*entry.get(name, []), cell]
+        yield place, entry
+
+
+def json_entries(path: Path, tally: Tally) -> Entries:
+    """The objects of a jsonl file."""
+    for number, line in numbered_lines(read_text(path)):
         place = f"{path.name}:{number}"
         try:
             entry = json.loads(line)
-            texts = entry[columns.caption]
-            for text in texts if isinstance(texts, list) else [texts]:
-                yield from _rows(entry, text, columns, tally, place)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            tally.leave_caption("row that can't be read", place)
+        except (ValueError, RecursionError):
+            entry = None
+        if isinstance(entry, dict):
+            yield place, entry
+        else:
+            tally.leave_caption(UNREADABLE, place)
 
 
-def _rows(entry: dict, text: object, columns: Columns, tally: Tally, place: str) -> Iterator[Row]:
-    number = str(entry[columns.number]).strip() if columns.number else "-1"
-    if columns.number and not number.isdecimal():
-        tally.leave_caption("row without a number", place)
-        return
+READERS: dict[str, Callable[[Path, Tally], Entries]] = {
+    ".csv": table_entries,
+    ".tsv": table_entries,
+    ".jsonl": json_entries,
+}
+
+
+def _rows(entry: dict, columns: Columns, folder: str, tally: Tally, place: str) -> Iterator[Row]:
+    image, texts = entry[columns.image], entry[columns.caption]
+    if not isinstance(image, str | int):
+        raise TypeError(image)
+    number = -1
+    if columns.number:
+        found = NUMBER.fullmatch(str(entry[columns.number]).strip())
+        if not found:
+            return tally.leave_caption("row without a number", place)
+        if found[2]:
+            tally.heal("number written with .0", place)
+        number = int(found[1])
     split = str(entry[columns.split]).strip() if columns.split else ""
-    yield Row(str(entry[columns.image]).strip(), int(number), text, split)
+    for text in texts if isinstance(texts, list) else [texts]:
+        yield Row(posixpath.join(folder, str(image).strip()), number, text, split)
 
 
-def check_columns(path: Path, found: list[str], wanted: Columns) -> None:
-    """Raises DataError for a column that a table doesn't have."""
-    for name in filter(None, wanted):
-        if name not in found:
-            known = ", ".join(found) or "none"
-            raise DataError(f"{path} has no column {name!r}{nearest(name, found)}; it has {known}")
+def _column(option: str, name: str, found: list[str], path: Path) -> str:
+    if not name and option not in USUAL:
+        return ""
+    wanted = (name,) if name else USUAL[option]
+    present = [each for each in wanted if each in found]
+    if not present and option == "image" and not name:
+        present = [each for each in found if each.endswith("_file_name")]
+    if len(present) == 1:
+        return present[0]
+    key = "split_column" if option == "split" else option
+    if present:
+        raise DataError(f"{path} has the columns {' and '.join(present)}: choose one with {key}=NAME")
+    near = f"{nearest(wanted[0], found)}; it has {', '.join(found) or 'none'}"
+    raise DataError(f"{path} has no column {wanted[0]!r}{near}: choose one with {key}=NAME")

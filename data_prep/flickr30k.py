@@ -18,22 +18,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.caption_files import Columns, table_rows
+from data_prep.caption_files import UNREADABLE, Columns, caption_rows
 from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, files_under, pair
 from data_prep.pictures import SUFFIXES
 from data_prep.preparation import prepare
 from data_prep.splits import find_lists, key_of, read_lists
 from data_prep.tally import Tally
-from data_prep.texts import read_text
 from ldm.data.index import DataError
+from ldm.data.tables import LINE_END, numbered_lines, read_table, read_text
 from ldm.options import command_line, option
 
 FOLDERS = ("flickr30k-images", "flickr30k_images")
 KARPATHY = "dataset_flickr30k.json"
 CAPTION_FILES = ("results_20130124.token", "results.token", "results.csv", "captions.txt", KARPATHY)
 TOKEN_ROW = re.compile(r"([^\t#]+)#(\d+)\t(.*)", re.DOTALL)
-HEADER = re.compile(r"\s*(image|image_name)\s*[|,]", re.IGNORECASE)
+HEADER = re.compile(r"\s*(image|image_name)\s*[|,;\t]", re.IGNORECASE)
 NUMBER_AND_CAPTION = re.compile(r"\s*(\d+)\s+(\S.*)", re.DOTALL)
 
 Reader = Callable[[Path, Tally], Iterator[Row]]
@@ -120,8 +120,8 @@ def find_splits(folders: list[Path], forms: list[str]) -> dict[str, str]:
 
 def reader_of(path: Path) -> tuple[str, Reader]:
     """(name of the form, reader) of a caption file, by its first line."""
-    start = read_text(path)[:4096].lstrip()
-    line = start.split("\n", 1)[0]
+    start = read_text(path).lstrip()
+    line = LINE_END.split(start[:4096], maxsplit=1)[0]
     if start.startswith("{"):
         return "Karpathy's json", karpathy_rows
     if TOKEN_ROW.match(line):
@@ -135,16 +135,16 @@ def reader_of(path: Path) -> tuple[str, Reader]:
 
 def token_rows(path: Path, tally: Tally) -> Iterator[Row]:
     """Rows of results_20130124.token."""
-    for place, line in numbered_lines(path):
+    for place, line in placed_lines(path):
         if found := TOKEN_ROW.fullmatch(line):
             yield Row(found[1], int(found[2]), found[3])
         else:
-            tally.leave_caption("row that can't be read", place)
+            tally.leave_caption(UNREADABLE, place)
 
 
 def bar_rows(path: Path, tally: Tally) -> Iterator[Row]:
     """Rows of Kaggle's results.csv: quotes and commas are the caption's; a missing second bar is healed."""
-    for place, line in numbered_lines(path):
+    for place, line in placed_lines(path):
         name, *rest = (part.strip() for part in line.split("|", 2))
         if HEADER.match(line):
             continue
@@ -154,14 +154,14 @@ def bar_rows(path: Path, tally: Tally) -> Iterator[Row]:
         if len(rest) == 2 and rest[0].isdecimal():
             yield Row(name, int(rest[0]), rest[1])
         else:
-            tally.leave_caption("row that can't be read", place)
+            tally.leave_caption(UNREADABLE, place)
 
 
 def comma_rows(path: Path, tally: Tally) -> Iterator[Row]:
     """Rows of a csv with a header, as newer copies have it."""
-    header = [name.strip() for name in read_text(path).split("\n", 1)[0].split(",")]
+    header = read_table(path).header.cells
     columns = Columns(image=header[0], caption=header[-1], number=header[1] if len(header) == 3 else "")
-    yield from table_rows(path, tally, delimiter=",", columns=columns)
+    yield from caption_rows(path, tally, columns=columns)
 
 
 def karpathy_rows(path: Path, tally: Tally) -> Iterator[Row]:
@@ -189,11 +189,10 @@ def karpathy_images(path: Path) -> list[dict]:
     return images
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+def placed_lines(path: Path) -> Iterator[tuple[str, str]]:
     """("file:line number", line) of every line that isn't blank."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path.name}:{number}", line.rstrip("\r")
+    for number, line in numbered_lines(read_text(path)):
+        yield f"{path.name}:{number}", line
 
 
 if __name__ == "__main__":

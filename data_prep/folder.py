@@ -5,27 +5,20 @@ of a picture are the lines of the .txt file beside it.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from data_prep.caption_files import Columns, json_rows, table_rows
+from data_prep.caption_files import READERS, Columns, caption_rows
 from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, files_under, pair
 from data_prep.pictures import SUFFIXES
 from data_prep.preparation import prepare
 from data_prep.splits import find_lists, read_lists
 from data_prep.tally import Tally
-from data_prep.texts import read_text
 from ldm.data.index import DataError
+from ldm.data.tables import numbered_lines, read_text
 from ldm.options import command_line, option
-
-READERS: dict[str, Callable[..., Iterator[Row]]] = {
-    ".csv": partial(table_rows, delimiter=","),
-    ".tsv": partial(table_rows, delimiter="\t"),
-    ".jsonl": json_rows,
-}
 
 
 @dataclass(kw_only=True)
@@ -35,8 +28,8 @@ class Options(PreparationOptions):
     captions: str = option(
         "", "Table of captions (.csv, .tsv or .jsonl); by default, text files beside the pictures."
     )
-    image: str = option("image", "Column with the path of the picture in the source.")
-    caption: str = option("caption", "Column with the caption.")
+    image: str = option("", "Column with the path of the picture; by default image or file_name.")
+    caption: str = option("", "Column with the caption; by default caption or text.")
     number: str = option("", "Column with the caption's number; by default, captions are numbered in order.")
     split_column: str = option("", "Column with train, val or test.")
 
@@ -72,7 +65,7 @@ def listed(pictures: dict[str, Place], options: Options) -> Collection:
         raise DataError(f"captions={path}: expected a file of kind {', '.join(READERS)}")
     columns = Columns(options.image, options.caption, options.number, options.split_column)
     tally = Tally()
-    rows = READERS[path.suffix.lower()](path, tally, columns=columns)
+    rows = caption_rows(path, tally, columns=columns)
     return pair(rows, pictures, forms=[f"captions: {path}"], tally=tally)
 
 
@@ -84,8 +77,7 @@ def beside(source: Path, pictures: dict[str, Place]) -> Collection:
     def rows() -> Iterator[Row]:
         for text in sorted(texts):
             picture = names.get(text.rpartition(".")[0], text)
-            lines = read_text(source / text).splitlines()
-            for number, line in enumerate(line for line in lines if line.strip()):
+            for number, (_, line) in enumerate(numbered_lines(read_text(source / text))):
                 yield Row(picture, number, line)
 
     return pair(rows(), pictures, forms=[f"{len(texts)} .txt files beside the pictures"], tally=Tally())

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from data_prep.texts import read_text
 from ldm.data.index import DataError, whole_file
+from ldm.data.tables import numbered_lines, read_text
 
 SPLITS = ("train", "val", "test")
 FILE_NAME = "splits.json"
@@ -51,7 +51,7 @@ def _split_of(path: Path) -> str:
 
 
 def _read_list(path: Path) -> list[str]:
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    names = [line.strip() for _, line in numbered_lines(read_text(path))]
     if wrong := next((name for name in names if re.search(r"[\s|,]", name)), None):
         raise DataError(f"{path}: {wrong[:60]!r} is no name of a picture; a split list has one name a line")
     return [key_of(name) for name in names]

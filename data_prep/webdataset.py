@@ -6,10 +6,9 @@ with its captions: `texts` in its json, or else its txt, or else `caption` in it
 begins with train, val or test, that is its split. Tars that are compressed, cut or damaged are refused.
 """
 
-import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,8 +18,10 @@ from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.tally import LeftOut, Tally
+from ldm.data.caption_rules import sample_captions
 from ldm.data.index import DataError
 from ldm.data.shards import is_plain, tar_members
+from ldm.data.tars import TEXTS
 from ldm.options import command_line
 
 PICTURES = {"jpg", "jpeg", "png", "webp"}
@@ -77,12 +78,12 @@ def collect(tars: list[Path]) -> Collection:
             tally.leave_picture("tar without samples", path.name)
         for key, parts in samples.items():
             try:
-                name = picture_name(key, parts, pictures)
+                name, captions = picture_name(key, parts, pictures), captions_of(parts)
             except LeftOut as left:
                 tally.leave_picture(str(left), f"{path.name}/{key}")
                 continue
             pictures[name] = parts[name.rpartition(".")[2]]
-            rows += (Row(name, number, text, split) for number, text in captions_of(parts))
+            rows += (Row(name, number, text, split) for number, text in captions)
     return pair(rows, pictures, forms=[f"{len(tars)} tars, {tars[0]} the first"], tally=tally)
 
 
@@ -124,27 +125,13 @@ def picture_name(key: str, parts: Parts, taken: Iterable[str]) -> str:
     return name
 
 
-def captions_of(parts: Parts) -> Iterator[tuple[int, object]]:
-    """(number, caption) of each caption of a sample; below 0 where they have no numbers."""
-    record = read_json(parts["json"]) if "json" in parts else {}
-    texts, numbers = record.get("texts"), record.get("comment_nos")
-    if isinstance(texts, list):
-        if not isinstance(numbers, list) or [type(number) for number in numbers] != [int] * len(texts):
-            numbers = [-1] * len(texts)
-        yield from zip(numbers, texts, strict=True)
-    elif "txt" in parts:
-        yield -1, parts["txt"].read().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    elif "caption" in record:
-        yield -1, record["caption"]
+def captions_of(parts: Parts) -> list[tuple[int, object]]:
+    """(number, caption) of each caption of a sample; below 0 where they have no numbers.
 
-
-def read_json(place: Place) -> dict:
-    """A member's json; empty if it is none."""
-    try:
-        record = json.loads(place.read())
-    except (LeftOut, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    Raises:
+        LeftOut: a text that can't be read.
+    """
+    return sample_captions({kind: parts[kind].read() for kind in TEXTS if kind in parts})
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ FLICKR: dict[str, tuple[str, Edit, str, str]] = {
 FOLDER: dict[str, tuple[str, str, str, str]] = {
     "csv without the column": (
         "c.csv",
-        csv_file(f"{NAME},{caption(3)}").replace("caption\n", "text\n"),
+        csv_file(f"{NAME},{caption(3)}").replace("caption\n", "words\n"),
         NAME,
         REFUSED,
     ),

@@ -5,7 +5,6 @@ batches whatever the shards hold. Positions count on after a resume, but shards 
 training is not the uninterrupted one to the bit.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data import flips, keyed
+from ldm.data.caption_rules import UnusableCaption, sample_captions, usable_caption
 from ldm.data.crops import Crop, centre
 from ldm.data.cut import cut
 from ldm.data.datamodule import PictureData, loader_over, positions_of
@@ -145,7 +145,7 @@ class StreamedPictures(Dataset[dict]):
         for sample in self._stream:
             try:
                 return self._row(sample, position)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 self.samples.pass_over(f"sample {sample['__key__']!r} of {sample['__url__']}: {error}")
         raise AssertionError("the stream has no end")
 
@@ -178,16 +178,17 @@ def picture(sample: dict) -> bytes:
 
 
 def captions(sample: dict) -> list[str]:
-    """The txt of a sample, or the `texts` or `caption` of its json.
+    """The captions of a sample that can be used, as `ldm/data/caption_rules.py` finds and stores them.
 
     Raises:
         ValueError: it has none.
     """
-    if "txt" in sample:
-        texts = [sample["txt"].decode().strip()]
-    else:
-        record = json.loads(sample.get("json", b"{}"))
-        texts = record.get("texts", [record.get("caption")]) if isinstance(record, dict) else []
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError("it has no caption")
+    texts, reason = [], "it has no caption"
+    for _, text in sorted(sample_captions(sample), key=lambda caption: caption[0]):
+        try:
+            texts.append(usable_caption(text).text)
+        except UnusableCaption as unusable:
+            reason = f"it has no usable caption: {unusable}"
+    if not texts:
+        raise ValueError(reason)
     return texts

@@ -3,12 +3,13 @@
 What is wrong is told with its file and line, before anything is drawn.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ldm.data import tables
+from ldm.data.tables import SURROGATE, numbered_lines
 
 KINDS = (".txt", ".csv", ".jsonl")
 BYTES_LIMIT = 2**26  # of a file
@@ -66,59 +67,51 @@ def decoded(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        ValueError: it is too large, or no UTF-8.
+        ValueError: it is too large, or not UTF-8.
     """
     size = path.stat().st_size
     if size > BYTES_LIMIT:
         raise ValueError(f"{path} has {size / 2**20:.0f} MiB: a list has at most {BYTES_LIMIT // 2**20}")
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {number}: it is no UTF-8 text: save it as UTF-8") from error
+    text = tables.read_text(path)
+    if wrong := next((number for number, line in numbered_lines(text) if SURROGATE.search(line)), None):
+        raise ValueError(f"{path}, line {wrong}: it is no UTF-8 text: save it as UTF-8")
+    return text
 
 
 def read_text(path: Path, text: str) -> list[Line]:
     """One prompt a line; empty lines and those that begin with # are passed over."""
-    numbered = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
     return [
-        Line(f"{path}, line {number}", {"prompt": line})
-        for number, line in numbered
-        if line and not line.startswith("#")
+        Line(f"{path}, line {number}", {"prompt": line.strip()})
+        for number, line in numbered_lines(text)
+        if not line.strip().startswith("#")
     ]
 
 
 def read_csv(path: Path, text: str) -> list[Line]:
     """A header with names of `COLUMNS`, then a prompt a row; an empty cell is as if it were not there."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    table = tables.read_table(path, text)
+    header = table.header.cells
+    check_columns(f"{path}, {table.header.lines}", header)
     lines: list[Line] = []
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        check_columns(f"{path}, line 1", header)
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if len(row) > len(header):
-                raise ValueError(
-                    f"{where}: {len(row)} cells under {len(header)} columns: put text with commas in quotes"
-                )
-            cells = {name: cell for name, cell in zip(header, row, strict=False) if cell.strip()}
-            if cells:
-                lines.append(Line(where, {name: _of_cell(where, name, cell) for name, cell in cells.items()}))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    for row in table.rows:
+        where = f"{path}, {row.lines}"
+        if len(row.cells) > len(header):
+            raise ValueError(
+                f"{where}: {len(row.cells)} cells under {len(header)} columns: put text with commas in quotes"
+            )
+        cells = {name: cell for name, cell in zip(header, row.cells, strict=False) if cell.strip()}
+        lines.append(Line(where, {name: _of_cell(where, name, cell) for name, cell in cells.items()}))
     return lines
 
 
 def read_jsonl(path: Path, text: str) -> list[Line]:
     """An object a line, with keys of `COLUMNS`; null is as if the key were not there."""
     lines: list[Line] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in numbered_lines(text):
         where = f"{path}, line {number}"
-        if line.strip():
-            fields = _object(where, line)
-            check_columns(where, fields)
-            lines.append(Line(where, {name: _of_json(where, name, value) for name, value in fields.items()}))
+        fields = _object(where, line)
+        check_columns(where, fields)
+        lines.append(Line(where, {name: _of_json(where, name, value) for name, value in fields.items()}))
     return lines
 
 

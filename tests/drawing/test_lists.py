@@ -82,7 +82,7 @@ def test_a_prompt_may_run_over_lines_of_a_csv_and_the_next_line_keeps_its_number
         ("a.jsonl", '{"prompt": "a", "seed": 1.5}', "line 1: seed=1.5 is no whole number"),
         ("a.jsonl", '{"promt": "a"}', "line 1: there is no column 'promt'"),
         ("a.txt", b"fine\nna\x92ve\n", "line 2: it is no UTF-8 text"),
-        ("a.txt", "a\n".encode("utf-16"), "line 1: it is no UTF-8 text"),
+        ("a.txt", "a\n".encode("utf-16"), "a.txt is UTF-16: save it as UTF-8"),
     ],
 )
 def test_a_line_that_can_not_be_read_is_named(write, name, content, sentence):
@@ -158,6 +158,26 @@ def test_the_strength_is_that_of_the_task_unless_one_is_said(tmp_path):
         return job.drawn_strength
 
     assert (strength(), strength(mask=picture), strength(mask=picture, strength=0.0)) == (0.6, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "a cat\r\r\na dog\r"),
+        ("a.csv", "\ufeffprompt;seed\r\ra cat;1\r;\ra dog;\r"),
+        ("a.csv", "prompt\tseed\na cat\t1\n\na dog\t\n"),
+        ("a.jsonl", '{"prompt": "a cat"}\r{"prompt": "a dog"}\r'),
+    ],
+)
+def test_line_ends_marks_and_delimiters_are_those_of_captions(write, name, content):
+    lines = read_list(write(name, content))
+    assert [line.fields["prompt"] for line in lines] == ["a cat", "a dog"]
+
+
+def test_a_quote_that_does_not_close_is_named_by_all_its_lines(write):
+    path = write("a.csv", 'prompt,seed\n"a,1\nb,2\n"c" d,3\n')
+    with pytest.raises(ValueError, match=r"a\.csv, lines 2 to 4: a quote opens a field in line 2 and closes"):
+        read_list(path)
 
 
 def test_what_ends_like_a_list_is_one_and_must_be_there(write, tmp_path):

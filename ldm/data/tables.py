@@ -1,0 +1,124 @@
+"""Text files and tables of captions and prompts, read by one set of rules.
+
+| what                        | rule                                                                         |
+| --------------------------- | ---------------------------------------------------------------------------- |
+| encoding                    | UTF-8; a byte order mark is dropped, UTF-16 is refused                       |
+| bytes that are not UTF-8    | kept as lone surrogates, so that a reader can name their line                |
+| end of a line               | \\n, \\r\\n or \\r, nothing else; blank lines and rows are passed over       |
+| delimiter of a table        | the comma, semicolon or tab that its header has most, else the usual one     |
+| quotes                      | as in csv: a quoted field holds delimiters, line ends, quotes written twice  |
+| quotes in a table with tabs | as in csv if all of it can be read so, else plain characters; a quoted field |
+|                             | with a tab and a line end can't: it is a stray quote that swallows rows      |
+| names of columns            | without the blanks around them                                               |
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ldm.data.index import DataError
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}  # usual ones, by suffix
+LINE_END = re.compile(r"\r\n|\n|\r")
+SURROGATE = re.compile("[\ud800-\udfff]")
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+csv.field_size_limit(2**24)
+
+
+class TableRow(NamedTuple):
+    """The cells of a row, and the numbers of its first and last line."""
+
+    first: int
+    last: int
+    cells: list[str]
+
+    @property
+    def lines(self) -> str:
+        return f"line {self.first}" if self.first == self.last else f"lines {self.first} to {self.last}"
+
+
+class Table(NamedTuple):
+    """A table with a header.
+
+    Attributes:
+        form: its delimiter and quoting, in words.
+        header: the names of its columns, and where they are.
+        rows: the rows below.
+    """
+
+    form: str
+    header: TableRow
+    rows: Iterator[TableRow]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: the file is UTF-16.
+    """
+    data = path.read_bytes()
+    if data.startswith(UTF_16):
+        raise DataError(f"{path} is UTF-16: save it as UTF-8")
+    return decode(data)
+
+
+def decode(data: bytes) -> str:
+    """The text of UTF-8 bytes, without a byte order mark; other bytes become lone surrogates."""
+    return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of every line that is not blank."""
+    return ((number, line) for number, line in enumerate(LINE_END.split(text), start=1) if line.strip())
+
+
+def read_table(path: Path, text: str | None = None) -> Table:
+    """The table in a file; rows may have more or fewer cells than the header.
+
+    Raises:
+        DataError: UTF-16, or (as it is read) quotes that do not pair up.
+    """
+    text = read_text(path) if text is None else text
+    delimiter = delimiter_of(text, DELIMITERS.get(path.suffix.lower(), ","))
+    quoting = csv.QUOTE_MINIMAL if delimiter != "\t" or _is_quoted(text) else csv.QUOTE_NONE
+    rows = _rows(path, text, delimiter, quoting)
+    header = next(rows, TableRow(1, 1, []))
+    form = f"columns by {delimiter!r}{', quotes as plain characters' if quoting == csv.QUOTE_NONE else ''}"
+    return Table(form, header._replace(cells=[name.strip() for name in header.cells]), rows)
+
+
+def delimiter_of(text: str, usual: str) -> str:
+    """The delimiter of which the first line that is not blank has most, outside of quotes."""
+    _, header = next(numbered_lines(text), (1, ""))
+    bare = re.sub('"[^"]*"', "", header)
+    return max(",;\t", key=lambda each: (bare.count(each), each == usual))
+
+
+def _is_quoted(text: str) -> bool:
+    try:
+        rows = _rows(Path(), text, "\t", csv.QUOTE_MINIMAL)
+        return not any("\t" in cell and LINE_END.search(cell) for row in rows for cell in row.cells)
+    except DataError:
+        return False
+
+
+def _rows(path: Path, text: str, delimiter: str, quoting: int) -> Iterator[TableRow]:
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
+    first = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield TableRow(first, reader.line_num, cells)
+            first = reader.line_num + 1
+    except csv.Error as error:
+        lines = TableRow(first, reader.line_num, []).lines
+        raise DataError(
+            f"{path}, {lines}: a quote opens a field in line {first} and closes neither before {delimiter!r}"
+            ' nor at the end of a line: write the field in quotes, and each quote inside it twice ("")'
+        ) from error
