@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class ShardNote:
         plan: hash of the plan.
         shard: its index entry.
         tally: what happened to its pictures.
-        hashes: sha256 of each source picture's bytes, by key.
+        hashes: sha256 of each source picture's bytes as they were read, by key; of those left out, too.
         seconds: of processor time.
     """
 
@@ -64,11 +65,11 @@ def _samples(task: ShardTask, tally: Tally, hashes: dict[str, str]) -> Iterator[
     for entry in task.entries:
         try:
             data = entry.place.read()
+            hashes[entry.key] = hashlib.sha256(data).hexdigest()
             picture = prepare_picture(data, name=entry.name, rules=task.rules)
         except LeftOut as left:
             tally.leave_picture(str(left), entry.name)
             continue
-        hashes[entry.key] = hashlib.sha256(data).hexdigest()
         for change in picture.changes or ["stored byte for byte"]:
             tally.convert(change)
         tally.long_captions += sum(map(is_long, entry.texts))
@@ -88,11 +89,26 @@ def note_path(path: Path) -> Path:
     return path.parent / NOTES / f"{path.name}.json"
 
 
+def source_hashes(entries: Iterable[Entry]) -> dict[str, str]:
+    """sha256 of the bytes of each picture that can be read, by key.
+
+    Reading sizes and time stamps would be faster, but a copy may keep both, and a moved source changes the
+    stamps of pictures that are the same.
+    """
+    hashes = {}
+    for entry in entries:
+        with suppress(LeftOut):
+            hashes[entry.key] = hashlib.sha256(entry.place.read()).hexdigest()
+    return hashes
+
+
 def finished(task: ShardTask) -> ShardNote | None:
-    """The note of a shard that was made by the same plan and is whole, or None."""
+    """The note of a shard that was made by the same plan from the same bytes and is whole, or None."""
     try:
         entry = json.loads(note_path(task.path).read_bytes())
         if entry["plan"] != task.plan or hash_file(task.path) != entry["shard"]["sha256"]:
+            return None
+        if entry["hashes"] != source_hashes(task.entries):
             return None
         shard, tally = Shard(**entry["shard"]), Tally(**entry["tally"])
     except (OSError, ValueError, KeyError, TypeError):

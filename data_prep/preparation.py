@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TextIO
 import PIL
 from tqdm import tqdm
 
-from data_prep.making import NOTES, ShardNote, ShardTask, finished, make_shard, note_path
+from data_prep.making import NOTES, ShardNote, ShardTask, finished, make_shard, note_path, source_hashes
 from data_prep.options import LISTED, PreparationOptions
 from data_prep.pairing import Collection
 from data_prep.processes import over_processes
@@ -42,7 +42,7 @@ def prepare(collection: Collection, options: PreparationOptions, *, name: str) -
     with answered_disk(root), sole_writer(root):
         splits = choose_splits(collection, options)
         tasks = plan_shards(collection, splits, options)
-        if is_complete(root, tasks[0].plan, options):
+        if is_complete(root, tasks):
             return
         check_left_out(root, collection, limit=options.max_skip_share, report={"complete": False})
         split_sha256 = write_splits(root, splits)
@@ -54,6 +54,7 @@ def prepare(collection: Collection, options: PreparationOptions, *, name: str) -
             "split_sha256": split_sha256,
             "options": asdict(options),
             "plan": tasks[0].plan,
+            "sources": identity(note.hashes for note in ordered),
         }
         check_left_out(root, collection, limit=options.max_skip_share, report=report | {"complete": False})
         write_report(root, report | {"complete": True})
@@ -153,11 +154,19 @@ def plan_shards(
     ]
 
 
-def is_complete(root: Path, plan: str, options: PreparationOptions) -> bool:
+def identity(hashes: Iterable[Mapping[str, str]]) -> str:
+    """sha256 over the hashes of all source pictures."""
+    merged = {key: digest for own in hashes for key, digest in own.items()}
+    return hashlib.sha256(json.dumps(merged, sort_keys=True).encode()).hexdigest()
+
+
+def is_complete(root: Path, tasks: list[ShardTask]) -> bool:
     """Whether the set that is planned is there already; a broken one is removed to be made anew.
 
+    Shards and source pictures are read and hashed again, which takes as long as the disk needs for them.
+
     Raises:
-        DataError: a whole set of another plan is there.
+        DataError: a whole set of another plan, or of other pictures, is there.
     """
     if not (root / FILE_NAME).exists():
         return False
@@ -168,7 +177,13 @@ def is_complete(root: Path, plan: str, options: PreparationOptions) -> bool:
         print(f"made anew: {error}")
         (root / FILE_NAME).unlink()
         return False
-    if read_report(root).get("plan") != plan:
+    report = read_report(root)
+    # the reports of earlier versions don't tell their sources
+    same = report.get("plan") == tasks[0].plan and (
+        "sources" not in report
+        or report["sources"] == identity(source_hashes(task.entries) for task in tasks)
+    )
+    if not same:
         raise DataError(
             f"{root} holds a complete set of another source, other options or another version:"
             " choose another out= or remove it"

@@ -89,8 +89,8 @@ def duplicates(notes: list[ShardNote]) -> dict[str, list[list[str]]]:
     """Keys of pictures whose files are the same byte for byte, and of those in more than one split."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for note in notes:
-        for key, digest in note.hashes.items():
-            groups.setdefault(digest, []).append((key, note.shard.split))
+        for key in note.shard.keys:
+            groups.setdefault(note.hashes[key], []).append((key, note.shard.split))
     same = [group for group in groups.values() if len(group) > 1]
     return {
         "same_bytes": [[key for key, _ in group] for group in same],

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -51,6 +52,62 @@ def test_unfinished_shards_of_another_plan_are_made_anew_and_that_is_said(source
         with pytest.raises(DataError, match="are left out"):
             prepare(resolution=resolution)
     assert "made anew, as source, options or bytes have changed: 6 shards" in capsys.readouterr().out
+
+
+def replace_pictures(source, numbers):
+    """Other pictures of the same size in bytes and with the same time stamps."""
+    for number in numbers:
+        path = source / PICTURES / name_of(number)
+        before = path.stat()
+        data = encoded(flat(number + 100), "JPEG")
+        assert len(data) <= before.st_size
+        path.write_bytes(data.ljust(before.st_size, b"\0"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def pad_pictures(source):
+    """Room behind each picture for any other."""
+    for number in range(NUM_PICTURES):
+        path = source / PICTURES / name_of(number)
+        path.write_bytes(path.read_bytes().ljust(4096, b"\0"))
+
+
+def test_a_preparation_that_resumes_takes_pictures_that_were_replaced_anew(source, prepare, capsys):
+    pad_pictures(source)
+    unreadable = source / PICTURES / name_of(15)
+    whole = unreadable.read_bytes()
+    unreadable.write_bytes(b"<html>".ljust(4096))  # stops the preparation at its end, after all shards
+    with pytest.raises(DataError, match="are left out"):
+        prepare()
+    replace_pictures(source, range(4))
+    unreadable.write_bytes(whole)
+    capsys.readouterr()
+    resumed = prepare()
+    assert "made anew, as source, options or bytes have changed" in capsys.readouterr().out
+    assert resumed.sha256 == prepare("fresh").sha256
+
+
+def test_shards_of_unchanged_pictures_are_kept_when_the_source_has_moved(source, prepare, tmp_path):
+    pad_pictures(source)
+    broken = source / PICTURES / name_of(15)
+    whole = broken.read_bytes()
+    broken.write_bytes(b"<html>".ljust(4096))
+    with pytest.raises(DataError, match="are left out"):
+        prepare()
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    broken.write_bytes(whole)
+    moved = shutil.copytree(source, tmp_path / "elsewhere")
+    prepare(source=str(moved))
+    assert sum(path.stat().st_mtime_ns == stamp for path, stamp in made.items()) == len(made) - 1
+
+
+def test_a_complete_set_of_pictures_that_were_replaced_is_not_called_complete(source, prepare):
+    pad_pictures(source)
+    index = prepare()
+    replace_pictures(source, [7])
+    with pytest.raises(DataError, match="holds a complete set of another source"):
+        prepare()
+    assert ShardIndex.load(index.root).sha256 == index.sha256
 
 
 def test_too_many_skips_stop_the_run_without_an_index_and_are_named(source, prepare, tmp_path):
