@@ -21,7 +21,6 @@ from ldm.data.latents import StoredSplit, collate
 from ldm.data.shards import Sample, write_shards
 from ldm.data.stored import StoredArrays, write_origin
 from ldm.data.stream import Positions, StreamDataset, StreamLoader
-from ldm.data.texts import Texts
 
 MOMENTS = (1, 2, 4, 32, 32)  # one orientation, mean and log-variance
 CAPTIONS = 5
@@ -56,8 +55,7 @@ def split(folder: Path, count: int) -> StoredSplit:
     texts = [[f"caption {place} of picture {number}" for place in range(CAPTIONS)] for number in range(count)]
     moments = stored(folder / "moments", count, MOMENTS, np.float16)
     tokens = stored(folder / "tokens", count, TOKENS, np.int32)
-    kept = Texts(rows=tokens, context=torch.Tensor.float)
-    return StoredSplit(moments, texts, kept, flips=False, seed=0)
+    return StoredSplit(moments, texts, tokens, flips=False, seed=0)
 
 
 def main() -> None:

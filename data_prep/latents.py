@@ -1,8 +1,9 @@
 """Latents of a prepared set, ahead of training: `python -m data_prep.latents root=data/flickr30k ...`.
 
-Moments (mean and log-variance, float16) go to `<root>/latents`, captions to `<root>/texts`, named by what
-decides them: a training with the same data, autoencoder and flip finds them there, any other makes its own.
-What was stopped goes on when it is started again.
+Moments (mean and log-variance, float16) go to `<root>/latents`, captions to `<root>/texts`, or below
+`cache=<folder>`, which a training then needs as `data.cache=<folder>`. Both are named by what decides them: a
+training with the same data, autoencoder and flip finds them there, any other makes its own. What was stopped
+goes on when it is started again.
 """
 
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ldm.checkpoints.bundle import load_codec
+from ldm.data.index import ShardIndex
 from ldm.data.moments import stored_moments
 from ldm.data.pictures import PictureDataset
 from ldm.data.texts import stored_states, stored_tokens
@@ -25,6 +27,7 @@ class Options:
     """What is encoded, by which networks, and where."""
 
     root: str = option("data/flickr30k", "Folder of the prepared set.")
+    cache: str = option("", "Folder that is written to; empty: beside the data.")
     size: int = option(256, "Side of the pictures in pixels.")
     autoencoder: str = option("runs/flickr_vae", "Bundle, run or experiment that holds the autoencoder.")
     text_encoder: str = option("runs/flickr_clip", "Bundle, run or experiment that holds the text encoder.")
@@ -42,7 +45,9 @@ def main(options: Options) -> None:
     """
     if options.texts not in TEXTS:
         raise ValueError(f"texts={options.texts} is unknown: write {' or '.join(TEXTS)}")
-    splits = [PictureDataset(options.root, split=name, size=options.size) for name in ("train", "val")]
+    names = [name for name in ("train", "val") if name in ShardIndex.load(options.root).splits]
+    cache = options.cache or None
+    splits = [PictureDataset(options.root, split=name, size=options.size, cache=cache) for name in names]
     codec = load_codec(autoencoder=options.autoencoder, text_encoder=options.text_encoder)
     codec.latent_shape(options.size)
     codec.to(device_of(options.device))

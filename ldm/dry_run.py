@@ -17,7 +17,9 @@ from torch import nn
 from ldm.checkpoints.bundle import Bundle, BundleError, find
 from ldm.codec import Codec
 from ldm.config import build, plain
+from ldm.data.index import FILE_NAME
 from ldm.outline import outline
+from ldm.room import check_needs, needs_of
 from ldm.tokenizers import Tokenizer
 from ldm.trial import (
     MARGIN,
@@ -50,6 +52,8 @@ def dry_run(config: DictConfig) -> None:
         return print_held(counted(net, frozen, averages=averages_kept(config)))
     torch.manual_seed(config.seed)
     stage, absent = made_up_stage(config)
+    if (Path(config.data.root) / FILE_NAME).is_file():  # else the set is not prepared yet
+        check_needs(needs_of(stage, build(config.model.datamodule), config.runs))
     chosen = any(module.checkpointing for module in checkpointed(stage))
     trier = Trier(
         stage=stage,

@@ -6,19 +6,11 @@ refused here in a sentence.
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from ldm.config import build, entry, plain
-
-GB = 2**30
-STATES = 3  # that lie beside each other at most: two that are kept, and the one that is being written
-COPIES = 4  # a parameter's share of a state: its value, its average and the optimizer's two moments
-PROBE = 2**20  # bytes
 
 
 @entry("train")
@@ -30,17 +22,14 @@ def main(config: DictConfig) -> None:
         accelerator=config.trainer.accelerator,
         environment=os.environ,
     )
-    check_writable(Path(config.runs))
-    from ldm.start import check_start  # Lightning, which what is refused above needn't wait for
+    from ldm.room import check_needs, needs_of  # Lightning, which what is refused above needn't wait for
+    from ldm.start import check_start
 
-    stage = build(config.model.stage)
-    build(config.model.datamodule)
+    stage, data = build(config.model.stage), build(config.model.datamodule)
     check_start(stage, plain(config))
-    num_bytes = sum(p.numel() * p.element_size() for p in stage.parameters())
-    need = (STATES * COPIES + 1) * num_bytes  # the one is the bundle
-    free = free_bytes(Path(config.runs))
-    check_disk(Path(config.runs), need=need, free=free)
-    print(f"{config.name} can start: it writes {need / GB:.2f} GB, {config.runs} has {free / GB:.1f} GB free")
+    needs = needs_of(stage, data, config.runs)
+    check_needs(needs)
+    print(f"{config.name} can start: it writes {', '.join(f'{need.size} ({need.place})' for need in needs)}")
 
 
 def check_tasks(*, devices: object, num_nodes: int, accelerator: str, environment: Mapping[str, str]) -> None:
@@ -90,42 +79,6 @@ def gpus_a_node(environment: Mapping[str, str]) -> int | None:
     """GPUs of the job on this node; None where it asked for none, or SLURM doesn't know."""
     number = environment.get("SLURM_GPUS_ON_NODE", "")
     return int(number) if number.isdecimal() and number != "0" else None
-
-
-def check_writable(folder: Path) -> None:
-    """Writes a mebibyte into a folder and takes it away: a quota can be full where a disk is not.
-
-    Raises:
-        ValueError: that can't be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(b"\0" * PROBE)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise ValueError(
-            f"runs={folder} can't be written ({error.strerror}): make room there, or name another folder "
-            "with runs="
-        ) from error
-
-
-def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
-def check_disk(folder: Path, *, need: int, free: int) -> None:
-    """Compares what a training writes with what is free.
-
-    Raises:
-        ValueError: there is less.
-    """
-    if need > free:
-        raise ValueError(
-            f"runs={folder} has {free / GB:.2f} GB free and this training writes {need / GB:.2f} GB of "
-            "states and bundle: make room there, or name another folder with runs="
-        )
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from ldm.distributed import world_size
+from ldm.data.datamodule import PictureData
+from ldm.distributed import is_first, world_size
 
 SHARDED = "ldm.sharding.Sharded"
 UNEVEN = "ldm.callbacks.generation_metrics.GenerationMetrics"
@@ -23,6 +24,20 @@ def batch_line(config: Mapping[str, Any]) -> str:
         f"{ranks * batch * accumulated} samples; optimizer.lr={config['optimizer']['lr']:g} is the rate of "
         "the whole step and is not scaled with the ranks: for k times the samples try sqrt(k) times the rate"
     )
+
+
+def validation_options(data: LightningDataModule) -> dict[str, Any]:
+    """A trainer's options for its data: without validation, which is said, where there is nothing for it."""
+    pictures = getattr(data, "pictures", data)
+    if getattr(pictures, "val", None) is not None or getattr(pictures, "validation", None) is not None:
+        return {}
+    if is_first() and isinstance(pictures, PictureData):
+        print(
+            f"data.root={pictures.root} has no pictures to validate on: trained without validation (to hold "
+            "some out, prepare the set again with val_share=0.2)",
+            flush=True,
+        )
+    return {"limit_val_batches": 0}
 
 
 def plugins(trainer: Mapping[str, Any]) -> list[Any]:

@@ -77,7 +77,8 @@ def fit(config: DictConfig) -> None:
     from ldm.callbacks.progress import ProgressBar
     from ldm.checkpoints.run import find_run, new_run
     from ldm.distributed import is_first, share
-    from ldm.start import batch_line, check_start, plugins
+    from ldm.room import check_needs, needs_of_cache
+    from ldm.start import batch_line, check_start, plugins, validation_options
 
     identity = plain(config)
     del identity["run_dir"], identity["dry_run"], identity["patience"]
@@ -90,6 +91,8 @@ def fit(config: DictConfig) -> None:
     torch.manual_seed(config.seed)  # initial weights; every later draw is keyed by sample position
     stage, data = build(config.model.stage), build(config.model.datamodule)
     check_start(stage, plain(config))
+    if is_first():
+        check_needs(needs_of_cache(stage, data))
     if config.compile:
         stage.net.compile()
     if run is None:  # only now: what can't be built leaves no folder
@@ -110,6 +113,7 @@ def fit(config: DictConfig) -> None:
             "plugins": plugins(plain(config.trainer)),
             "default_root_dir": str(run.path),
         }
+        | validation_options(data)
     )
     trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
     bundle = stage.write_bundle(Path(run.path) / "bundle", config=identity, data=data)

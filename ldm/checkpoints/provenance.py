@@ -13,7 +13,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASIDE = frozenset(  # keys, at any depth, that change what a training costs or tells and not what it comes to
     {
-        *("num_workers", "worker_timeout"),
+        *("num_workers", "worker_timeout", "cache"),
         *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
         *("saving", "pace", "report"),
     }

@@ -27,7 +27,8 @@ class PictureData(LightningDataModule):
         seed: key of the order, the caption choice, crops and flips.
         num_workers: loader processes; the samples don't depend on it.
         worker_timeout: seconds that a batch may take to come from a loader process.
-        train_split, val_split: names of the splits.
+        train_split, val_split: names of the splits; a set without a `val_split` is not validated on.
+        cache: folder for the latents and text states of a denoiser's training; None: beside the data.
         crop: what is seen of a picture to train on; of one to validate on it is always the centre.
         flip: mirror half of the pictures to train on, never one whose caption names a side.
         buckets: shapes of the pictures to train on; without them all are squares of `size`.
@@ -47,13 +48,15 @@ class PictureData(LightningDataModule):
         crop: Crop = centre,
         flip: bool = False,
         buckets: Buckets | None = None,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
         self.num_workers, self.worker_timeout = num_workers, worker_timeout
         self.crop, self.flip, self.buckets = crop, flip, buckets
-        self.train = PictureDataset(root, split=train_split, size=size)
-        self.val = PictureDataset(root, split=val_split, size=size)
+        self.train = PictureDataset(root, split=train_split, size=size, cache=cache)
+        validates = val_split in self.train.index.splits
+        self.val = PictureDataset(root, split=val_split, size=size, cache=cache) if validates else None
         self.shapes = [(size, size)] * len(self.train)  # height and width of each picture to train on
 
     def train_dataloader(self) -> StreamLoader:
@@ -64,13 +67,10 @@ class PictureData(LightningDataModule):
         order = BucketOrder(nearest, self.batch_size * self.trainer.world_size)
         return stream_loader(self, self._sample, size=order.size, order=order, timeout=self.worker_timeout)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(_Centres(self), batch_size=self.batch_size, collate_fn=_collate)
-
-    def validation_sample(self, number: int) -> dict:
-        """The centre of a picture with a caption that is always the same."""
-        image, text = self.val.image(number), self._caption(self.val, number, 0)
-        return {"image": image, "text": text, "position": 0, "index": number}
+    def val_dataloader(self) -> DataLoader[Any] | list:
+        if self.val is None:
+            return []
+        return DataLoader(_Centres(self.val, self._caption), batch_size=self.batch_size, collate_fn=_collate)
 
     def _sample(self, number: int, position: int) -> dict:
         height, width = self.shapes[number]
@@ -87,16 +87,17 @@ class PictureData(LightningDataModule):
 
 
 class _Centres(Dataset[dict]):
-    """What is validated on, from first to last."""
+    """The centres of the pictures to validate on, from first to last, each with always the same caption."""
 
-    def __init__(self, data: PictureData) -> None:
-        self.data = data
+    def __init__(self, pictures: PictureDataset, caption: Callable[[PictureDataset, int, int], str]) -> None:
+        self.pictures, self.caption = pictures, caption
 
     def __len__(self) -> int:
-        return len(self.data.val)
+        return len(self.pictures)
 
     def __getitem__(self, number: int) -> dict:
-        return self.data.validation_sample(number)
+        image, text = self.pictures.image(number), self.caption(self.pictures, number, 0)
+        return {"image": image, "text": text, "position": 0, "index": number}
 
 
 def stream_loader(

@@ -120,6 +120,11 @@ class ShardIndex:
             if hash_file(path) != shard.sha256:
                 raise DataError(f"shard {path} differs from what was prepared (sha256): {self.remedy}")
 
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that have samples."""
+        return sorted({shard.split for shard in self.shards if shard.count})
+
     def split(self, name: str) -> tuple[Shard, ...]:
         """The shards of one split.
 
@@ -128,10 +133,8 @@ class ShardIndex:
         """
         chosen = tuple(shard for shard in self.shards if shard.split == name and shard.count)
         if not chosen:
-            known = sorted({shard.split for shard in self.shards})
-            raise DataError(
-                f"data set {self.root} has no split {name!r}; it has {', '.join(known) or 'no samples'}"
-            )
+            known = ", ".join(self.splits) or "no samples"
+            raise DataError(f"data set {self.root} has no split {name!r}; it has {known}")
         return chosen
 
     @cached_property

@@ -18,9 +18,9 @@ from ldm.data.batch import LatentBatch
 from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData, stream_loader
 from ldm.data.flips import flip
-from ldm.data.moments import stored_moments
+from ldm.data.moments import moments_recipe
 from ldm.data.pictures import PictureDataset
-from ldm.data.stored import StoredArrays
+from ldm.data.stored import Recipe, StoredArrays
 from ldm.data.stream import StreamLoader
 from ldm.data.streaming import StreamingPictureData
 from ldm.data.texts import Texts, stored_states
@@ -40,7 +40,13 @@ class StoredSplit:
     """
 
     def __init__(
-        self, moments: StoredArrays, captions: list[list[str]], texts: Texts, *, flips: bool, seed: int
+        self,
+        moments: StoredArrays,
+        captions: list[list[str]],
+        texts: StoredArrays,
+        *,
+        flips: bool,
+        seed: int,
     ) -> None:
         self.moments, self.captions, self.texts = moments, captions, texts
         self.flips, self.seed = flips, seed
@@ -55,7 +61,7 @@ class StoredSplit:
         mirrored = self.flips and flip(seed=self.seed, position=position, text=own[choice])
         return {
             "moments": self.moments.read(number)[int(mirrored)],
-            "text": self.texts.rows.read(number)[choice],
+            "text": self.texts.read(number)[choice],
             "position": position,
             "index": number,
         }
@@ -92,21 +98,37 @@ class LatentData(LightningDataModule):
         )
         self.train: StoredSplit | None = None
         self.val: StoredSplit | None = None
+        self.context: Callable[[Tensor], Tensor] = Tensor.float  # rows of captions -> their states
 
     def prepare_data(self) -> None:
         """On one process of a machine, before any other reads the files."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        codec = self.trainer.lightning_module.codec
-        self.train = self._split(self.pictures.train, codec, flips=self.pictures.flip)
-        self.val = self._split(self.pictures.val, codec, flips=False)
+        train, *val = self._recipes(self.trainer.lightning_module.codec)
+        self.train, self.context = self._split(*train), train[1].context
+        self.val = self._split(*val[0]) if val else None
 
-    def _split(self, pictures: PictureDataset, codec: Codec, *, flips: bool) -> StoredSplit:
-        moments = stored_moments(pictures, codec, mirrored=flips)
-        return StoredSplit(
-            moments, pictures.texts(), self.texts(pictures, codec), flips=flips, seed=self.seed
-        )
+    def missing_bytes(self, codec: Codec) -> dict[str, int]:
+        """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
+        recipes = self._recipes(codec)
+        return {
+            "latents": sum(moments.missing_bytes for moments, _ in recipes),
+            "texts": sum(texts.recipe.missing_bytes for _, texts in recipes),
+        }
+
+    def _recipes(self, codec: Codec) -> list[tuple[Recipe, Texts]]:
+        """How the moments and the texts of the training split, and of that for validation, are computed."""
+        flips = {self.pictures.train: self.pictures.flip, self.pictures.val: False}
+        return [
+            (moments_recipe(split, codec, mirrored=flip), self.texts(split, codec))
+            for split, flip in flips.items()
+            if split is not None
+        ]
+
+    def _split(self, moments: Recipe, texts: Texts) -> StoredSplit:
+        captions, flips = moments.pictures.texts(), moments.origin["mirrored"]
+        return StoredSplit(moments.arrays(), captions, texts.rows, flips=flips, seed=self.seed)
 
     def train_dataloader(self) -> StreamLoader:
         assert self.train is not None
@@ -118,13 +140,13 @@ class LatentData(LightningDataModule):
             timeout=self.pictures.worker_timeout,
         )
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        assert self.val is not None
+    def val_dataloader(self) -> DataLoader[Any] | list:
+        if self.val is None:
+            return []
         return DataLoader(_InOrder(self.val), batch_size=self.batch_size, collate_fn=collate)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> LatentBatch:
-        assert self.train is not None
-        return latent_batch(batch["moments"], self.train.texts.context(batch["text"]), batch)
+        return latent_batch(batch["moments"], self.context(batch["text"]), batch)
 
 
 class EncodedPictures(LightningDataModule):
@@ -142,7 +164,7 @@ class EncodedPictures(LightningDataModule):
         self.pictures.trainer = self.trainer
         return self.pictures.train_dataloader()
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | list:
         return self.pictures.val_dataloader()
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:

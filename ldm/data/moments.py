@@ -4,6 +4,7 @@ They are decided by the autoencoder's weights, the pictures' bytes, how they wer
 encoded mirrored, too. Moments are stored, not sampled latents, so the latent is sampled anew every epoch.
 """
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 
 from ldm.codec import PICTURE_CHUNK, Codec
 from ldm.data.pictures import PictureDataset
-from ldm.data.stored import StoredArrays, folder_of, stored_arrays
+from ldm.data.stored import Recipe, StoredArrays
+
+FLOAT16 = 2  # bytes
 
 
 def origin_of(pictures: PictureDataset, codec: Codec, *, mirrored: bool) -> dict[str, Any]:
@@ -26,7 +29,12 @@ def origin_of(pictures: PictureDataset, codec: Codec, *, mirrored: bool) -> dict
 
 
 def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) -> StoredArrays:
-    """The moments of each picture of a split, float16, from the disk or computed now.
+    """The moments of each picture of a split, float16, from the disk or computed now."""
+    return moments_recipe(pictures, codec, mirrored=mirrored).arrays()
+
+
+def moments_recipe(pictures: PictureDataset, codec: Codec, *, mirrored: bool) -> Recipe:
+    """How the moments of a split are computed.
 
     A row (2, c, h, w) is the mean and the log-variance; if `mirrored`, a second row is of the mirrored one.
     """
@@ -36,6 +44,13 @@ def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) ->
         orientations = [images, images.flip(-1)] if mirrored else [images]
         return torch.stack([codec.moments(each) for each in orientations], dim=1).cpu().numpy()
 
-    origin = origin_of(pictures, codec, mirrored=mirrored)
-    folder = folder_of(pictures, "latents", f"{pictures.size}px", origin)
-    return stored_arrays(pictures, encode, kind="latents", folder=folder, origin=origin, chunk=PICTURE_CHUNK)
+    rows = 2 if mirrored else 1
+    return Recipe(
+        pictures=pictures,
+        encode=encode,
+        chunk=PICTURE_CHUNK,
+        kind="latents",
+        name=f"{pictures.size}px",
+        origin=origin_of(pictures, codec, mirrored=mirrored),
+        bytes_each=rows * 2 * prod(codec.latent_shape(pictures.size)) * FLOAT16,
+    )

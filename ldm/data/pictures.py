@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypedDict
 
 import torch
@@ -28,13 +29,15 @@ class PictureDataset(Dataset[Picture]):
         root: folder with `shards.json`.
         split: "train", "val" or whatever the set has.
         size: side in pixels; the largest centred square is resized to it (bicubic, antialiased).
+        cache: folder for what is computed of the pictures; None: beside them.
 
     Attributes:
         transform: identity of what `image` does to a stored picture, for caches.
     """
 
-    def __init__(self, root: str, *, split: str, size: int) -> None:
+    def __init__(self, root: str, *, split: str, size: int, cache: str | None = None) -> None:
         self.index = ShardIndex.load(root)
+        self.cache = Path(root if cache is None else cache)
         self.reader = ShardReader(self.index, split=split)
         self.split = split
         self.size = size

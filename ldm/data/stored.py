@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ldm.data.shards import Sample, ShardReader, scan_shard, write_shard
 
 ORIGIN = "made_from.json"
 SAMPLES_PER_SHARD = 1024
+SAMPLE = 3 * 2**10  # bytes: about what a shard holds of a picture beside its array: tar headers and captions
 CHECKED_AT_START = 2**28  # bytes: a set up to this size is hashed whole when it is opened, in about a second
 MAGIC, LENGTH_AT, HEADER_AT = b"\x93NUMPY\x01\x00", 8, 10  # an npy file of version 1 begins with these
 HALF_INFINITY = 0x7C00  # infinity's bits in float16; NaN's are above, all other numbers' below
@@ -82,37 +84,52 @@ def is_finite(values: np.ndarray) -> bool:
     return bool((values.view(np.uint16) & 0x7FFF).max() < HALF_INFINITY)
 
 
-def stored_arrays(
-    pictures: PictureDataset,
-    encode: Encode,
-    *,
-    kind: str,
-    folder: Path,
-    origin: Mapping[str, Any],
-    chunk: int,
-) -> StoredArrays:
-    """The arrays of a split from the disk, or computed now and put there.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is computed of each picture of a split, and where it is kept.
 
-    Args:
-        kind: what they are called on the progress bar.
-        origin: everything that decides them.
+    Attributes:
+        encode: numbers of pictures -> an array for each.
         chunk: how many pictures `encode` is given at once.
-
-    Raises:
-        DataError: the folder holds what was made from something else.
+        kind: what the arrays are called, and the folder below `pictures.cache` that holds them.
+        name: part of the folder's name, for its readers.
+        origin: everything that decides the arrays.
+        bytes_each: about what the arrays of one picture take on the disk.
     """
-    if not _is_whole(folder, count=len(pictures)):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_origin(folder, origin)
-        shards = tuple(_shards(pictures, encode, folder, title=f"{kind} of {pictures.split}", chunk=chunk))
-        ShardIndex(root=folder, name=kind, shards=shards).save()
-    return StoredArrays(folder, origin=origin)
 
+    pictures: PictureDataset
+    encode: Encode
+    chunk: int
+    kind: str
+    name: str
+    origin: Mapping[str, Any]
+    bytes_each: int
 
-def folder_of(pictures: PictureDataset, kind: str, name: str, origin: Mapping[str, Any]) -> Path:
-    """Where the arrays of one origin lie: `<root>/<kind>/<split>-<name>-<hash of the origin>`."""
-    digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
-    return pictures.index.root / kind / f"{pictures.split}-{name}-{digest}"
+    @property
+    def folder(self) -> Path:
+        """Where the arrays are kept: `<cache>/<kind>/<split>-<name>-<hash of the origin>`."""
+        digest = hashlib.sha256(json.dumps(self.origin).encode()).hexdigest()[:16]
+        return self.pictures.cache / self.kind / f"{self.pictures.split}-{self.name}-{digest}"
+
+    @property
+    def missing_bytes(self) -> int:
+        """About how much is written by `arrays`; 0 where the arrays are there already."""
+        return 0 if (self.folder / FILE_NAME).is_file() else len(self.pictures) * (SAMPLE + self.bytes_each)
+
+    def arrays(self) -> StoredArrays:
+        """The arrays from the disk, or computed now and put there.
+
+        Raises:
+            DataError: the folder holds what was made from something else.
+        """
+        pictures, folder = self.pictures, self.folder
+        if not _is_whole(folder, count=len(pictures)):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_origin(folder, self.origin)
+            title = f"{self.name if self.kind == 'texts' else self.kind} of {pictures.split}"
+            shards = tuple(_shards(pictures, self.encode, folder, title=title, chunk=self.chunk))
+            ShardIndex(root=folder, name=self.kind, shards=shards).save()
+        return StoredArrays(folder, origin=self.origin)
 
 
 def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:

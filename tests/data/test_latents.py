@@ -72,13 +72,14 @@ def test_states_are_made_of_the_tokens(own_pictures, codec):
 @pytest.mark.parametrize("texts", [stored_states, stored_tokens])
 def test_a_row_has_a_caption_of_its_own_picture(own_pictures, codec, texts):
     moments = stored_moments(own_pictures, codec, mirrored=False)
-    split = StoredSplit(moments, own_pictures.texts(), texts(own_pictures, codec), flips=False, seed=1)
+    stored = texts(own_pictures, codec)
+    split = StoredSplit(moments, own_pictures.texts(), stored.rows, flips=False, seed=1)
     for number, own in enumerate(own_pictures.texts()):
         possible = codec.states(codec.tokenizer.encode(own)).float()
         for position in range(5):
             row = split.row(number, position)
             assert (row["index"], row["position"]) == (number, position)
-            context = split.texts.context(torch.from_numpy(np.array(row["text"]))[None])
+            context = stored.context(torch.from_numpy(np.array(row["text"]))[None])
             assert any(torch.equal(context[0], states) for states in possible)
 
 

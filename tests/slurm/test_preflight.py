@@ -1,14 +1,20 @@
 """What a job is refused for at its start, in one sentence."""
 
+import re
 import resource
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from ldm.preflight import check_disk, check_tasks, check_writable
+from ldm.data.datamodule import PictureData
+from ldm.data.latents import LatentData
+from ldm.preflight import check_tasks
 from ldm.preflight import main as preflight
+from ldm.room import Need, check_needs, needs_of
+from ldm.train import main as train
 
-GB = 2**30
 TINY = ("batch_size=4", "data.size=16")
 
 
@@ -53,47 +59,115 @@ def test_gpus_do_not_count_for_a_training_on_processors():
     check_tasks(devices=4, num_nodes=2, accelerator="cpu", environment=environment(SLURM_GPUS_ON_NODE="1"))
 
 
-def test_a_disk_without_room_for_the_states_is_refused(tmp_path):
-    check_disk(tmp_path, need=GB, free=GB)
-    with pytest.raises(ValueError, match=r"has 1.00 GB free and this training writes 2.00 GB"):
-        check_disk(tmp_path, need=2 * GB, free=GB)
+@pytest.fixture
+def needs(diffusion_stage, copy_emoji, tmp_path):
+    """`needs(**options)`: what a training of a denoiser would write, its data in a folder of its own."""
+    root = str(copy_emoji())
+
+    def make(**options) -> list[Need]:
+        pictures = PictureData(root=root, size=16, batch_size=4, **options)
+        return needs_of(diffusion_stage(), LatentData(pictures=pictures), str(tmp_path / "runs"))
+
+    return make
 
 
-def test_a_full_quota_is_refused(tmp_path):
+def test_the_room_that_latents_and_texts_take_is_known_before_they_are_written(
+    needs, diffusion_stage, make_trainer, tmp_path
+):
+    cache, run = needs(cache=str(tmp_path / "cache"))
+    assert run.place == f"runs={tmp_path / 'runs'}"
+    pictures = PictureData(root=str(tmp_path / "emoji"), size=16, batch_size=4, cache=str(tmp_path / "cache"))
+    make_trainer(1).fit(diffusion_stage(), LatentData(pictures=pictures))
+    written = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert cache.num_bytes / 2 < written < 2 * cache.num_bytes
+    assert [need.place for need in needs(cache=str(tmp_path / "cache"))] == [run.place]  # all is there
+
+
+def test_disks_without_room_are_refused(needs, monkeypatch, tmp_path):
+    cache, run = needs()
+    usage = shutil.disk_usage(tmp_path)
+
+    def free(number: int) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=number))
+
+    free(cache.num_bytes + run.num_bytes)
+    check_needs([cache, run])
+    free(cache.num_bytes + run.num_bytes - 1)
+    with pytest.raises(
+        ValueError, match=r"runs=\S+ has .* the training writes .* checkpoints and bundle there"
+    ):
+        check_needs([cache, run])
+    free(cache.num_bytes - 1)
+    with pytest.raises(ValueError, match=r"data.root=\S+ has .* MB of latents and texts there: make room"):
+        check_needs([cache, run])
+
+
+def test_a_full_quota_is_refused(needs):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(ValueError, match=r"can't be written \(File too large\): make room there"):
-            check_writable(tmp_path)
+        with pytest.raises(ValueError, match=r"can't be written \(File too large\), and the training writes"):
+            check_needs(needs())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_probe_leaves_nothing_behind(tmp_path):
-    check_writable(tmp_path / "runs")
-    assert list((tmp_path / "runs").iterdir()) == []
+def test_a_probe_leaves_nothing_behind(needs, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    check_needs(needs(cache=str(tmp_path / "a" / "b")))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.fixture
-def check(monkeypatch, capsys, tmp_path):
-    """`check(*arguments)`: exit status of the command and what it said."""
+def call(monkeypatch, capsys, tmp_path):
+    """`call(command, *arguments)`: exit status of a command and what it said."""
 
-    def call(*arguments: str) -> tuple[int, str]:
-        given = [*TINY, f"runs={tmp_path / 'runs'}", *arguments]
-        monkeypatch.setattr("sys.argv", ["ldm.preflight", *given])
+    def run(command, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["command", *TINY, f"runs={tmp_path / 'runs'}", *arguments])
         try:
-            preflight()
+            command()
         except SystemExit as ended:
             return ended.code, capsys.readouterr().err
         return 0, capsys.readouterr().out
 
-    return call
+    return run
+
+
+@pytest.fixture
+def check(call):
+    """`check(*arguments)`: exit status of the preflight and what it said."""
+    return partial(call, preflight)
+
+
+def test_a_folder_that_can_not_be_written_is_refused_by_all_and_leaves_no_run(call, copy_emoji, tmp_path):
+    root = copy_emoji()
+    before = sorted(root.rglob("*"))
+    small = ("steps=1", "backbone.channels=32", "trainer.precision=32", f"data.root={root}")
+    for command, options in ((preflight, ()), (train, ("dry_run=true",)), (train, ())):
+        status, said = call(command, *small, "data.cache=/proc/nowhere", *options)
+        assert status == 1
+        assert "data.cache=/proc/nowhere can't be written" in said
+        assert "MB of latents and texts there: name a folder for them with data.cache=<folder>" in said
+    assert not (tmp_path / "runs").exists()
+    status, _ = call(train, *small, f"data.cache={tmp_path / 'cache'}")
+    assert status == 0
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_set_without_pictures_to_validate_on_is_trained_on_and_said(call, write_emoji, tmp_path):
+    index = write_emoji(tmp_path / "data")
+    train_only = tuple(shard for shard in index.shards if shard.split == "train")
+    replace(index, shards=train_only).save()
+    small = ("steps=2", "backbone.channels=32", "trainer.val_check_interval=1", f"data.root={index.root}")
+    status, said = call(train, *small)
+    assert status == 0
+    assert "has no pictures to validate on: trained without validation (to hold some out, prepare" in said
 
 
 def test_a_training_that_can_start_says_what_it_writes(check, emoji):
     status, said = check(f"data.root={emoji}")
     assert status == 0
-    assert said.startswith("default can start: it writes 0.")
+    assert re.match(r"default can start: it writes \d+\.\d MB of (latents|checkpoints)", said)
 
 
 def test_a_missing_shard_is_refused(check, copy_emoji):
@@ -110,10 +184,9 @@ def test_networks_that_are_not_there_are_refused(check, emoji, tmp_path):
     assert "there is no bundle at" in said
 
 
-def test_a_state_takes_the_room_that_is_told(check, emoji, monkeypatch, tmp_path):
-    """The need is that of three states of weights, average and two moments, and a bundle."""
+def test_a_disk_without_room_for_the_checkpoints_is_refused(check, emoji, monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)._replace(free=10 * 2**20)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     status, said = check(f"data.root={emoji}")
     assert status == 1
-    assert "has 0.01 GB free and this training writes" in said
+    assert "MB free for it, and the training writes" in said
