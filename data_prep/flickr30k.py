@@ -20,12 +20,12 @@ from pathlib import Path
 
 from data_prep.caption_files import UNREADABLE, Columns, caption_rows
 from data_prep.options import PreparationOptions
-from data_prep.pairing import Collection, Place, Row, files_under, pair
-from data_prep.pictures import SUFFIXES
+from data_prep.pairing import Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.splits import find_lists, key_of, read_lists
 from data_prep.tally import Tally
 from ldm.data.index import DataError
+from ldm.data.picture_files import SUFFIXES, files_under
 from ldm.data.tables import LINE_END, numbered_lines, read_table, read_text
 from ldm.options import command_line, option
 
@@ -101,7 +101,8 @@ def find_pictures(folders: list[Path]) -> dict[str, Place]:
     """File name -> place; the outermost of two with the same name."""
     pictures: dict[str, Place] = {}
     for folder in folders:
-        found = {name: place for name, place in files_under(str(folder), SUFFIXES) if "/" not in name}
+        names = (name for name in files_under(folder, SUFFIXES) if "/" not in name)
+        found = {name: Place.of(folder / name) for name in names}
         pictures = found | pictures
     return pictures
 

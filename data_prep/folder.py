@@ -11,12 +11,12 @@ from pathlib import Path
 
 from data_prep.caption_files import READERS, Columns, caption_rows
 from data_prep.options import PreparationOptions
-from data_prep.pairing import Collection, Place, Row, files_under, pair
-from data_prep.pictures import SUFFIXES
+from data_prep.pairing import Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.splits import find_lists, read_lists
 from data_prep.tally import Tally
 from ldm.data.index import DataError
+from ldm.data.picture_files import files_under, find_pictures
 from ldm.data.tables import numbered_lines, read_text
 from ldm.options import command_line, option
 
@@ -42,7 +42,9 @@ def main(options: Options) -> None:
     """
     options.check()
     source = options.source_folder()
-    pictures = dict(files_under(str(source), SUFFIXES))
+    found = find_pictures(source)
+    print(*found.sentences(source), sep="\n", end="\n" if found.passed_over else "")
+    pictures = {name: Place.of(source / name) for name in found.pictures}
     if not pictures:
         raise DataError(f"{source}: no JPEG, PNG or WebP there")
     collection = beside(source, pictures) if not options.captions else listed(pictures, options)
@@ -70,17 +72,22 @@ def listed(pictures: dict[str, Place], options: Options) -> Collection:
 
 
 def beside(source: Path, pictures: dict[str, Place]) -> Collection:
-    """The pairs of pictures and the .txt files beside them."""
-    names = {name.rpartition(".")[0]: name for name in pictures}
-    texts = [name for name, _ in files_under(str(source), (".txt",)) if name not in top_lists(source)]
+    """The pairs of pictures and the .txt files beside them; a text beside two pictures is of neither."""
+    named: dict[str, list[str]] = {}
+    for name in pictures:
+        named.setdefault(name.rpartition(".")[0], []).append(name)
+    texts = [name for name in files_under(source, (".txt",)) if name not in top_lists(source)]
 
     def rows() -> Iterator[Row]:
         for text in sorted(texts):
-            picture = names.get(text.rpartition(".")[0], text)
+            picture = named.get(text.rpartition(".")[0], [text])[0]
             for number, (_, line) in enumerate(numbered_lines(read_text(source / text))):
                 yield Row(picture, number, line)
 
-    return pair(rows(), pictures, forms=[f"{len(texts)} .txt files beside the pictures"], tally=Tally())
+    stems = {text.rpartition(".")[0] for text in texts}
+    ambiguous = {name for stem in stems & named.keys() if len(named[stem]) > 1 for name in named[stem]}
+    forms = [f"{len(texts)} .txt files beside the pictures"]
+    return pair(rows(), pictures, forms=forms, tally=Tally(), ambiguous=ambiguous)
 
 
 def top_lists(source: Path) -> set[str]:

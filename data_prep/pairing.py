@@ -1,15 +1,16 @@
 """From rows of captions and places of pictures to pairs: what can't be paired is named, never guessed."""
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.splits import join_splits, key_of
 from data_prep.tally import LeftOut, Tally
 from data_prep.texts import clean_caption
+from ldm.data.decode import MAX_BYTES
 
-MAX_BYTES = 64 * 2**20  # a picture's file
+SEVERAL = "several pictures or captions of one name"
 
 
 class Place(NamedTuple):
@@ -19,6 +20,11 @@ class Place(NamedTuple):
     size: int
     offset: int = 0
 
+    @classmethod
+    def of(cls, path: Path) -> "Place":
+        """All of a file."""
+        return cls(str(path), path.stat().st_size)
+
     def read(self) -> bytes:
         """The bytes.
 
@@ -26,7 +32,7 @@ class Place(NamedTuple):
             LeftOut: more than MAX_BYTES, or not there (any more).
         """
         if self.size > MAX_BYTES:
-            raise LeftOut(f"larger than {MAX_BYTES} bytes")
+            raise LeftOut("too many bytes")
         try:
             with open(self.path, "rb") as stream:
                 stream.seek(self.offset)
@@ -75,8 +81,19 @@ class Collection:
     splits: dict[str, str] = field(default_factory=dict)
 
 
-def pair(rows: Iterable[Row], pictures: Mapping[str, Place], *, forms: list[str], tally: Tally) -> Collection:
-    """Brings captions and pictures of the same name together."""
+def pair(
+    rows: Iterable[Row],
+    pictures: Mapping[str, Place],
+    *,
+    forms: list[str],
+    tally: Tally,
+    ambiguous: Container[str] = (),
+) -> Collection:
+    """Brings captions and pictures of the same name together.
+
+    Args:
+        ambiguous: names of pictures of which several share one caption; all of them are left out, by name.
+    """
     captions: dict[str, list[Row]] = {}
     for row in rows:
         captions.setdefault(row.picture, []).append(row)
@@ -85,6 +102,8 @@ def pair(rows: Iterable[Row], pictures: Mapping[str, Place], *, forms: list[str]
     entries: dict[str, Entry] = {}
     for name in sorted(pictures):
         try:
+            if name in ambiguous:
+                raise LeftOut(SEVERAL)
             entry = _entry(name, pictures[name], captions.get(name, []), tally)
             if entry.key in entries:
                 raise LeftOut("key of another picture")
@@ -121,17 +140,3 @@ def _entry(name: str, place: Place, rows: list[Row], tally: Tally) -> Entry:
         raise LeftOut("no usable caption")
     numbers, texts = zip(*sorted(kept, key=lambda item: item[0]), strict=True)
     return Entry(key=key_of(name), name=name, place=place, texts=list(texts), comment_nos=list(numbers))
-
-
-def files_under(folder: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Place]]:
-    """(path in the folder, place) of each file with one of the suffixes; hidden ones are passed over."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                path = os.path.join(parent, name)
-                if os.path.isfile(path):
-                    yield (
-                        os.path.relpath(path, folder).replace(os.sep, "/"),
-                        Place(path, os.path.getsize(path)),
-                    )

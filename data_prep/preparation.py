@@ -27,7 +27,7 @@ from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
 from data_prep.texts import printable
 from ldm.data.index import FILE_NAME, DataError, ShardIndex
 
-RULES = 2  # counts changes of the rules for pictures and captions
+RULES = 3  # counts changes of the rules for pictures and captions
 
 
 def prepare(collection: Collection, options: PreparationOptions, *, name: str) -> None:

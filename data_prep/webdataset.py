@@ -15,16 +15,16 @@ from pathlib import Path, PurePosixPath
 from braceexpand import braceexpand
 
 from data_prep.options import PreparationOptions
-from data_prep.pairing import Collection, Place, Row, pair
+from data_prep.pairing import SEVERAL, Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.tally import LeftOut, Tally
 from ldm.data.caption_rules import sample_captions
 from ldm.data.index import DataError
+from ldm.data.picture_files import is_hidden
 from ldm.data.shards import is_plain, tar_members
-from ldm.data.tars import TEXTS
+from ldm.data.tars import PICTURES, TEXTS, part_of
 from ldm.options import command_line
 
-PICTURES = {"jpg", "jpeg", "png", "webp"}
 SPLIT_NAME = re.compile(r"(train|val|test)(?![a-z])")
 
 Parts = dict[str, Place]  # extension -> where its bytes lie
@@ -56,7 +56,7 @@ def find_tars(source: str) -> list[Path]:
             "source= is missing: name a folder of tars, or a pattern like 'shards/{00000..00010}.tar'"
         )
     if Path(source).is_dir():
-        if tars := sorted(Path(source).glob("*.tar")):
+        if tars := sorted(path for path in Path(source).glob("*.tar") if not is_hidden(path.name)):
             return tars
         raise DataError(f"source={source}: no .tar there")
     tars = [Path(path) for path in braceexpand(source)]
@@ -88,14 +88,13 @@ def collect(tars: list[Path]) -> Collection:
 
 
 def tar_samples(path: Path, tally: Tally) -> dict[str, Parts]:
-    """Key -> members, of one tar; what is no plain file of a plain name is left out."""
+    """Key -> pictures and texts, of one tar; what is no plain file of a plain name is left out."""
     samples: dict[str, Parts] = {}
     for member in tar_members(path):
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        key, extension = f"{folder}/{stem}".lstrip("/"), extension.lower()
-        if member.isdir():
+        part = part_of(member.name)
+        if part is None or member.isdir():
             continue
+        key, extension = part
         if not is_plain(member):
             tally.leave_picture("link, device or file with holes", f"{path.name}/{member.name}")
         elif member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
@@ -114,9 +113,9 @@ def picture_name(key: str, parts: Parts, taken: Iterable[str]) -> str:
     Raises:
         LeftOut: none or several, or another sample of the same name.
     """
-    found = PICTURES & parts.keys()
+    found = parts.keys() & PICTURES
     if "twice" in parts or len(found) > 1:
-        raise LeftOut("several pictures or captions of one name")
+        raise LeftOut(SEVERAL)
     if not found:
         raise LeftOut("captions without a picture")
     name = f"{key}.{found.pop()}"

@@ -22,6 +22,8 @@ from benchmarks.faults.world import (
     write_pictures,
 )
 from data_prep import folder
+from data_prep.pairing import Place
+from ldm.data.picture_files import files_under
 
 VICTIM = 3
 NAME = name_of(VICTIM)
@@ -48,7 +50,7 @@ def run_folder(file: str, content: str, culprit: str, root: Path, _trials: int) 
         max_skip_share=1.0,
         num_workers=0,
     )
-    pictures = dict(folder.files_under(str(source), (".jpg",)))
+    pictures = {name: Place.of(source / name) for name in files_under(source, (".jpg",))}
     return run_preparation(lambda: folder.listed(pictures, options), options, culprit=culprit)
 
 

@@ -22,7 +22,7 @@ def cut(picture: EncodedPicture, box: Box, *, height: int, width: int) -> Tensor
     reduction = _reduction(picture, box, height=height, width=width)
     top, left = box.top // reduction, box.left // reduction
     inner_height, inner_width = box.height / reduction, box.width / reduction  # may end inside a pixel
-    pixels = picture.pixels(reduction=reduction)
+    pixels = picture.pixels(at_least=(-(-picture.height // reduction), -(-picture.width // reduction)))
     pixels = pixels[top : top + int(np.ceil(inner_height)), left : left + int(np.ceil(inner_width))]
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     if (box.height, box.width) != (height, width):

@@ -11,11 +11,12 @@ from math import prod
 from braceexpand import UnbalancedBracesError, braceexpand
 
 from ldm.data.addresses import check_address, is_local, open_address
+from ldm.data.decode import MAX_BYTES
 from ldm.data.index import DataError
+from ldm.data.picture_files import SUFFIXES, is_hidden
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 TEXTS = ("txt", "json")
-MAX_MEMBER = 2**26  # bytes
 LIST_SUFFIX = ".txt"
 MOST = 10**6  # shards; LAION-5B has 232,000
 INNERMOST, RANGE = re.compile(r"\{([^{}]*)\}"), re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -83,7 +84,8 @@ def _listed(path: str) -> list[str]:
 def read_samples(url: str) -> Iterator[dict]:
     """Neighbouring members of one key together: `__key__`, `__url__`, and bytes by extension.
 
-    Members that are no plain files, of other extensions or larger than `MAX_MEMBER` are passed over unread.
+    Members that are hidden, no plain files, of other extensions or larger than `MAX_BYTES` are passed over
+    unread.
 
     Raises:
         DataError: when it comes to where the tar is damaged; the samples before have come.
@@ -100,15 +102,22 @@ def read_samples(url: str) -> Iterator[dict]:
         raise DataError(f"shard {url} is damaged or can't be read ({error})") from error
 
 
+def part_of(name: str) -> tuple[str, str] | None:
+    """(key of the sample, extension) of a member by its name; None for hidden files and other extensions."""
+    folder, base = posixpath.split(name)
+    stem, _, extension = base.partition(".")
+    if is_hidden(name) or extension.lower() not in PICTURES + TEXTS:
+        return None
+    return posixpath.join(folder, stem), extension.lower()
+
+
 def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
     with open_address(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
         for member in tar:
             tar.members = []  # type: ignore[misc]  # or all headers stay in memory
-            folder, name = posixpath.split(member.name)
-            stem, _, extension = name.partition(".")
-            wanted = member.isreg() and not member.issparse() and extension.lower() in PICTURES + TEXTS
-            if wanted and member.size <= MAX_MEMBER:
-                yield posixpath.join(folder, stem), extension.lower(), tar.extractfile(member).read()
+            part = part_of(member.name)
+            if part and member.isreg() and not member.issparse() and member.size <= MAX_BYTES:
+                yield *part, tar.extractfile(member).read()
 
 
 class _Member(tarfile.TarInfo):

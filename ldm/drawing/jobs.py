@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.drawing.job import Job
 from ldm.drawing.lists import Line, is_list, read_list
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MOST = 100_000  # pictures a command
 
 
@@ -100,14 +100,14 @@ def _name(name: str | None, place: int, *, number: int) -> str:
 
 
 def pictures_at(path: Path) -> list[Path]:
-    """A file, or the pictures of a folder by name.
+    """A file, or the pictures in a folder by name; not those of folders in it.
 
     Raises:
         ValueError: a folder without any.
     """
     if not path.is_dir():
         return [path]
-    found = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES)
+    found = [path / name for name in find_pictures(path).pictures if "/" not in name]
     if not found:
-        raise ValueError(f"image={path} holds no picture: it must end in {', '.join(PICTURES)}")
+        raise ValueError(f"image={path} holds no picture: it must end in {', '.join(SUFFIXES)}")
     return found

@@ -2,21 +2,23 @@
 
 import csv
 import hashlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from jaxtyping import UInt8
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.data.crops import centre
 from ldm.data.cut import cut
 from ldm.data.decode import EncodedPicture
+from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.data.pictures import PictureDataset
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTIONS = "captions.csv"
 RESIZE = "bicubic, antialiased, rounded to 8 bit"  # what `fit` and the data's own resize do
 
@@ -65,10 +67,11 @@ class Split:
 
 
 class PictureFolder:
-    """JPEG, PNG and WebP files in and under a folder as `Pictures`, in the order of their paths.
+    """The pictures in and under a folder (`find_pictures`) as `Pictures`, in the order of their paths.
 
-    Keys are paths in the folder without ends. Captions are those of its `captions.csv` (columns file, a path
-    in the folder, and caption), or else the files' names, with each _ read as a space.
+    Files that look like pictures and are passed over are named in a line. Keys are paths in the folder
+    without ends. Captions are those of its `captions.csv` (columns file, a path in the folder, and caption),
+    or else the files' names, with each _ read as a space.
 
     Args:
         path: of the folder.
@@ -86,8 +89,10 @@ class PictureFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise ValueError(f"there is no folder {self.path}: name one that holds pictures")
-        found = (file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        self.files = sorted(file for file in found if not file.name.startswith("."))
+        found = find_pictures(self.path)
+        for sentence in found.sentences(self.path):
+            rank_zero_only(print)(sentence)
+        self.files = [self.path / name for name in found.pictures]
         if not self.files:
             raise ValueError(f"folder {self.path} holds no picture that ends with {', '.join(SUFFIXES)}")
         self._check_keys()
@@ -149,19 +154,24 @@ class PictureFolder:
         for file in self.files:
             twin = files.setdefault(file.with_suffix(""), file)
             if twin != file:
-                raise ValueError(f"{twin} and {file.name} differ in their ends alone: rename one of them")
+                raise ValueError(
+                    f"{twin} and {file.name} differ only in their extension: rename one, or "
+                    "remove it if both show the same"
+                )
 
     def _common_size(self) -> int:
-        first = self._opened(self.files[0])
-        for file in self.files:
-            picture = self._opened(file)
-            if not first.height == first.width == picture.height == picture.width:
-                raise ValueError(
-                    f"{file} has {picture.width} x {picture.height} pixels and {self.files[0].name} has "
-                    f"{first.width} x {first.height}: make them squares of one size, or have them cut with "
-                    f"protocol.size=<pixels>"
-                )
-        return first.height
+        pictures = ((file, self._opened(file)) for file in self.files)
+        sizes = {file: f"{picture.width} x {picture.height}" for file, picture in pictures}
+        common, count = Counter(sizes.values()).most_common(1)[0]
+        width, _, height = common.partition(" x ")
+        if width == height and count == len(sizes):
+            return int(height)
+        odd = next((file for file, size in sizes.items() if size != common), self.files[0])
+        raise ValueError(
+            f"{odd} has {sizes[odd]} pixels; {count} of {len(sizes)} pictures have {common}: remove it if it "
+            f"is not to be measured; if all are, protocol.size=<pixels> takes the largest centred square of "
+            f"each, at one size"
+        )
 
     def _opened(self, file: Path) -> EncodedPicture:
         try:

@@ -104,7 +104,7 @@ def test_damaged_exif_harms_nothing():
 def test_a_jpeg_comes_smaller_for_less(reduction):
     picture = EncodedPicture(encoded(scene(100, 131), "JPEG", quality=95))
     assert picture.reducible
-    pixels = picture.pixels(reduction=reduction)
+    pixels = picture.pixels(at_least=(-(-100 // reduction), -(-131 // reduction)))
     assert pixels.shape == (-(-100 // reduction), -(-131 // reduction), 3)
 
 
@@ -124,13 +124,13 @@ def test_a_jpeg_whose_end_was_never_written_is_refused():
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "PPM"])
 def test_other_formats_are_refused_whatever_their_name(kind):
-    with pytest.raises(ValueError, match="cannot identify"):
+    with pytest.raises(ValueError, match="not JPEG, PNG or WebP"):
         EncodedPicture(encoded(scene(), kind))
 
 
 def test_a_bomb_is_refused_by_its_header():
     bomb = encoded(Image.new("1", (2**13, 2**13 + 1)), "PNG")
-    with pytest.raises(ValueError, match=r"8192 x 8193 pixels, more than 67,108,864"):
+    with pytest.raises(ValueError, match=r"too many pixels: 8192 x 8193, more than 67,108,864"):
         EncodedPicture(bomb)
 
 

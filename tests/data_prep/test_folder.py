@@ -7,8 +7,11 @@ import pytest
 from benchmarks.faults.tars import members, pack
 from benchmarks.faults.world import NUM_PICTURES, caption, encoded, flat, name_of, write_pictures, wrong_pairs
 from data_prep import folder, webdataset
+from data_prep.reports import read_report
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import ShardReader
+from ldm.data.tars import read_samples
+from ldm.evaluation.pictures import PictureFolder
 
 ROWS = [(f"deep/{name_of(n)}", caption(n), "train" if n < 12 else "val") for n in range(NUM_PICTURES)]
 FILES = {
@@ -65,6 +68,45 @@ def test_two_pictures_of_one_key_are_not_mixed(pictures, tmp_path):
     with pytest.raises(DataError, match="1 of 17 pictures are left out, most as 'key of another picture'"):
         prepared(folder, tmp_path / "out", **options)
     assert wrong_pairs(prepared(folder, tmp_path / "out", max_skip_share=0.1, **options).root) == 0
+
+
+def test_a_text_beside_two_pictures_is_of_neither_and_both_are_named(pictures, tmp_path):
+    for n in range(NUM_PICTURES):
+        (pictures / "deep" / name_of(n)).with_suffix(".txt").write_text(caption(n))
+    for n in (3, 4):
+        (pictures / "deep" / f"p{n:02d}.PNG").write_bytes(encoded(flat(n), "PNG"))
+    index = prepared(folder, tmp_path / "out", source=str(pictures), max_skip_share=0.5, val_share=0.0)
+    assert {f"deep_p{n:02d}" for n in (3, 4)}.isdisjoint(ShardReader(index, split="train").keys())
+    report = read_report(index.root)
+    twins = ["deep/p03.PNG", "deep/p03.jpg", "deep/p04.PNG", "deep/p04.jpg"]
+    assert report["pictures_left_out"] == {"several pictures or captions of one name": twins}
+    assert report["source"]["pictures"] == NUM_PICTURES + 2
+
+
+def test_what_systems_leave_behind_is_passed_over_in_folders_and_tars_alike(tmp_path):
+    whole = [(f"set/{n}{end}", data) for n in range(3) for end, data in pair_of(n)]
+    left = [f"set/._{n}{end}" for n in range(3) for end in (".jpg", ".txt")]
+    left += ["__MACOSX/set/0.jpg", "__MACOSX/set/0.txt", ".hidden/0.jpg", "set/.DS_Store", "set/Thumbs.db"]
+    members = [*whole, *((name, b"\0\5\x16\7") for name in left)]
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").write_bytes(pack(members))
+    (tmp_path / "tars" / "._0.tar").write_bytes(b"\0\5\x16\7")
+    for name, data in members:
+        path = tmp_path / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    keys = ["set_0", "set_1", "set_2"]
+    for command, source in ((folder, "files"), (webdataset, "tars")):
+        index = prepared(command, tmp_path / f"out_{source}", source=str(tmp_path / source), val_share=0)
+        assert sorted(ShardReader(index, split="train").keys()) == keys
+        assert read_report(index.root)["pictures_left_out"] == {}
+    assert PictureFolder(tmp_path / "files").keys() == ["set/0", "set/1", "set/2"]
+    streamed = [sample["__key__"] for sample in read_samples(str(tmp_path / "tars" / "0.tar"))]
+    assert streamed == ["set/0", "set/1", "set/2"]
+
+
+def pair_of(n: int) -> list[tuple[str, bytes]]:
+    return [(".jpg", encoded(flat(n), "JPEG", quality=95)), (".txt", caption(n).encode())]
 
 
 def test_a_webdataset_comes_from_a_folder_and_from_a_pattern(tmp_path):

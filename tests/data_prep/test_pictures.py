@@ -122,12 +122,13 @@ def test_a_picture_with_a_profile_of_its_own_comes_in_srgb(smooth):
 
 
 def test_metadata_that_can_not_be_read_harm_no_picture():
-    too_long = zlib.compress(bytes(2_000_000))
+    too_long = zlib.compress(bytes(6_000_000))
     chunks = {b"iCCP": b"x\0\0" + too_long, b"zTXt": b"x\0\0" + too_long, b"iTXt": b"x\0\1\0\0\0" + too_long}
+    noted = {b"iCCP": ["unreadable profile"]}
     for kind, content in chunks.items():
         data = with_chunk(3, kind, content)
         stored = prepare_picture(data, name="x.png", rules=KEEP)
-        assert stored.changes == ["written anew", "unreadable metadata"]
+        assert stored.changes == noted.get(kind, ["written anew"])
         assert (prepared(data) == grey(3)).all()
 
 
@@ -146,7 +147,7 @@ def test_of_a_moving_picture_the_first_frame_is_taken(kind):
     assert np.abs(prepared(data) - [255, 0, 0]).max() <= 2
 
 
-@pytest.mark.parametrize("side", [8_000, 20_000, 100_000])
+@pytest.mark.parametrize("side", [9_000, 20_000, 100_000])
 def test_a_bomb_is_left_out_by_its_header_and_takes_no_memory(side):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(LeftOut, match="too many pixels"):

@@ -1,0 +1,119 @@
+"""Which files are pictures: one rule for folders and tars, whoever reads them.
+
+- A picture's name ends in one of `SUFFIXES`, in any case.
+- What systems leave behind is passed over: every name that begins with a dot (`._a.jpg` and `.DS_Store` of
+  macOS), `__MACOSX/`, `Thumbs.db`, `desktop.ini`.
+- Where `ldm.sample` has left its `pictures.jsonl`, the pictures of that folder are the files that it names.
+- Sheets, curves and other figures of our commands are no pictures: each such PNG carries the text `FIGURE`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".tif", ".tiff")  # never decoded
+LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+LIST = "pictures.jsonl"  # of what `ldm.sample` has generated, a line each
+FIGURE = "ldm figure"  # keyword of a text in a PNG
+HEAD = 8192  # bytes of a PNG of ours in which its texts begin
+
+
+class Found(NamedTuple):
+    """What a folder holds, by paths in it, with / between folders.
+
+    Attributes:
+        pictures: in order.
+        passed_over: reason -> files that look like pictures and are none.
+    """
+
+    pictures: list[str]
+    passed_over: dict[str, list[str]]
+
+    def sentences(self, folder: Path) -> list[str]:
+        """What a user should know: each reason with the number of files and the first of them."""
+        return [
+            f"{folder}: passed over {len(names)} files, {names[0]} first: {reason}"
+            for reason, names in self.passed_over.items()
+        ]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path in a folder or tar is, or lies in, what a system left behind."""
+    parts = [part for part in name.split("/") if part not in (".", "..")]
+    return any(part.startswith(".") or part in LEFTOVERS for part in parts)
+
+
+def files_under(folder: Path, endings: tuple[str, ...]) -> Iterator[str]:
+    """Paths of the files under a folder with one of the endings, outer folders first; hidden ones are not."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.lower().endswith(endings) and not is_hidden(name) and path.is_file():
+                yield path.relative_to(folder).as_posix()
+
+
+def find_pictures(folder: Path) -> Found:
+    """The pictures in and under a folder.
+
+    Raises:
+        ValueError: a list of ours names a picture that is gone.
+    """
+    lists = _lists_under(folder)
+    found = Found([], {})
+    for name in sorted(files_under(folder, SUFFIXES + OTHERS), key=lambda name: name.split("/")):
+        if reason := _no_picture(folder, name, lists):
+            found.passed_over.setdefault(reason, []).append(name)
+        else:
+            found.pictures.append(name)
+    if gone := sorted(set().union(*lists.values()).difference(found.pictures)):
+        raise ValueError(
+            f"{folder}: {LIST} names {gone[0]}, which is not there: generate it again, or take its line out"
+        )
+    return found
+
+
+def _lists_under(folder: Path) -> dict[str, set[str]]:
+    """Folder -> the paths that its list of ours names; inside a folder with a list no other list counts."""
+    lists: dict[str, set[str]] = {}
+    for path in files_under(folder, (LIST,)):
+        parent, _, name = path.rpartition("/")
+        parent = f"{parent}/" if parent else ""
+        if name == LIST and not path.startswith(tuple(lists)):
+            names = listed_pictures(folder / path)
+            if names is not None:
+                lists[parent] = {f"{parent}{each}" for each in names}
+    return lists
+
+
+def _no_picture(folder: Path, name: str, lists: dict[str, set[str]]) -> str:
+    """Why a file that looks like a picture is none, or nothing."""
+    for parent, names in lists.items():
+        if name.startswith(parent):
+            return "" if name in names else f"{LIST} of ldm.sample does not name them"
+    if name.lower().endswith(OTHERS):
+        return f"only {', '.join(SUFFIXES)} are read"
+    return "figures that our own commands drew" if is_figure(folder / name) else ""
+
+
+def listed_pictures(path: Path) -> list[str] | None:
+    """The files that a `pictures.jsonl` names, or None where the file is missing or not one of ours.
+
+    A last line that is cut, as a process that is killed may leave it, names nothing.
+    """
+    try:
+        entries = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        names = [entry["file"] for entry in entries if entry["bundle"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return names if all(isinstance(name, str) and Path(name).name == name for name in names) else None
+
+
+def is_figure(path: Path) -> bool:
+    """Whether a file is a PNG that our commands wrote to be looked at: a sheet, curves, a grid."""
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    return head.startswith(b"\x89PNG") and b"tEXt" + FIGURE.encode() + b"\0" in head
