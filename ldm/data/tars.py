@@ -73,9 +73,9 @@ def _choices(group: str) -> float:
 def _listed(path: str) -> list[str]:
     try:
         with open_address(path) as stream:
-            data = stream.read(MAX_MEMBER + 1)
-        if len(data) > MAX_MEMBER:
-            raise DataError(f"the list of shards {path} has more than {MAX_MEMBER} bytes: it is no list")
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise DataError(f"the list of shards {path} has more than {MAX_BYTES} bytes: it is no list")
         return data.decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list of shards {path} can't be read ({error})") from error
