@@ -1,13 +1,13 @@
 """Captioned pictures of one split, decoded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm.data.crops import Box, centre
 from ldm.data.cut import cut
@@ -76,9 +76,9 @@ class PictureDataset(Dataset[Picture]):
         """All pictures: uint8, n 3 h w. For sets that fit in memory."""
         return torch.stack([self.image(number) for number in range(len(self))])
 
-    def batches(self, size: int) -> DataLoader[Tensor]:
-        """All pictures in order, so many at a time: uint8, b 3 h w."""
-        return DataLoader(_Images(self), batch_size=size)
+    def batches(self, size: int, *, numbers: Sequence[int]) -> DataLoader[Tensor]:
+        """The pictures with these numbers, so many at a time: uint8, b 3 h w."""
+        return DataLoader(Subset(_Images(self), numbers), batch_size=size)
 
     def texts(self) -> list[list[str]]:
         """The captions of each picture."""

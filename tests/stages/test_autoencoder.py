@@ -14,6 +14,7 @@ from ldm.metrics.reconstruction import psnr
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.perceptual import PerceptualDistance
 from ldm.stages.autoencoder import STATISTICS_BATCH, AutoencoderStage
+from ldm.stages.latent_statistics import measure_latents, sampled
 from ldm.stages.optim import warmup_constant
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -96,7 +97,8 @@ def test_a_few_pictures_are_learned(make_stage, batch, make_trainer):
 def test_latents_get_mean_0_and_variance_1(make_stage, pictures):
     stage = make_stage()
     images = pictures.train.images()
-    shift, scale = stage.latent_statistics(images.split(7))
+    found = measure_latents(stage.net, images.split(7), of=len(images))
+    shift, scale = found.shift, found.scale
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         posterior = stage.net.posterior(to_float(images).repeat(50, 1, 1, 1))
@@ -104,8 +106,45 @@ def test_latents_get_mean_0_and_variance_1(make_stage, pictures):
     scaled = (drawn - shift.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
     assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
     assert_close(scaled.var(dim=(0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
-    again = stage.latent_statistics(images.split(20))
-    assert_close((shift, scale), again)
+    again = measure_latents(stage.net, images.split(20), of=len(images))
+    assert_close((shift, scale), (again.shift, again.scale))
+    assert not found.shift_error.any()  # of a set that is taken whole
+    assert not found.scale_error.any()
+
+
+def test_the_standard_errors_of_a_sample_are_the_spread_over_samples(make_stage, pictures):
+    net, images = make_stage().net, pictures.train.images()
+    found = []
+    for seed in range(200):
+        numbers = sampled(len(images), count=8, seed=seed)
+        assert numbers == sorted(set(numbers))
+        assert len(numbers) == 8
+        found.append(measure_latents(net, [images[numbers]], of=len(images)))
+    whole = measure_latents(net, [images], of=len(images))
+    shifts, scales = (torch.stack([getattr(one, name) for one in found]) for name in ("shift", "scale"))
+    shift_error = torch.stack([one.shift_error.square() for one in found]).mean(0).sqrt()
+    scale_error = torch.stack([one.scale_error.square() for one in found]).mean(0).sqrt()
+    # 200 samples give a spread to 5 %; of 8 pictures the estimate itself is low by their number and skewness
+    assert_close(shift_error, shifts.std(dim=0) * whole.scale, rtol=0.25, atol=0)
+    assert_close(scale_error, scales.std(dim=0) / whole.scale, rtol=0.25, atol=0)
+
+
+def test_a_sample_is_a_function_of_the_seed_and_a_larger_one_holds_the_smaller():
+    assert sampled(100, count=10, seed=1) == sampled(100, count=10, seed=1) != sampled(100, count=10, seed=2)
+    assert set(sampled(100, count=10, seed=1)) < set(sampled(100, count=30, seed=1))
+    assert sampled(5, count=5, seed=1) == sampled(5, count=9, seed=1) == list(range(5))
+
+
+def test_the_bundle_of_a_sample_says_so(make_stage, pictures, specs, tmp_path, capsys):
+    stage = make_stage(statistics_pictures=8)
+    config = {"name": "tiny", "autoencoder": specs["autoencoder"]}
+    bundle = Bundle.open(stage.write_bundle(tmp_path / "bundle", config=config, data=pictures))
+    told = bundle.config["latent_statistics"]
+    assert (told["pictures"], told["of"]) == (8, 20)
+    assert all(0 < error < 1 for error in told["shift_error"] + told["scale_error"])
+    assert "latent statistics of 8 of 20 pictures: standard errors of at most" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="statistics_pictures=1 must be at least 2"):
+        make_stage(statistics_pictures=1)
 
 
 def test_the_adversary_waits_and_a_batch_is_one_step(make_stage, discriminator, pictures, make_trainer):
@@ -160,8 +199,9 @@ def test_the_bundle_holds_the_autoencoder_and_its_statistics(make_stage, picture
     stage = make_stage()
     config = {"name": "tiny", "autoencoder": specs["autoencoder"]}
     bundle = Bundle.open(stage.write_bundle(tmp_path / "bundle", config=config, data=pictures))
-    shift, scale = stage.latent_statistics(pictures.train.batches(STATISTICS_BATCH))
-    assert bundle.config["latents"] == {"shift": shift.tolist(), "scale": scale.tolist()}
+    images = pictures.train.images().split(STATISTICS_BATCH)
+    found = measure_latents(stage.net, images, of=20)
+    assert bundle.config["latents"] == {"shift": found.shift.tolist(), "scale": found.scale.tolist()}
     images = to_float(pictures.val.images())
     with torch.no_grad():
         ours, theirs = stage.net.posterior(images).mean, bundle.network("autoencoder").posterior(images).mean
