@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.codec import PICTURE_CHUNK, Codec
+from ldm.codec import Codec
 from ldm.data.pictures import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays
 
@@ -48,7 +48,7 @@ def moments_recipe(pictures: PictureDataset, codec: Codec, *, mirrored: bool) ->
     return Recipe(
         pictures=pictures,
         encode=encode,
-        chunk=PICTURE_CHUNK,
+        chunk=codec.chunk,
         kind="latents",
         name=f"{pictures.size}px",
         origin=origin_of(pictures, codec, mirrored=mirrored),

@@ -56,6 +56,11 @@ class TransformerSpec:
         return heads
 
 
+# Logits that half-precision attention on a CPU computes at a time: 4 MB of bfloat16, which fit its caches.
+# `python -m benchmarks.attention` prints the times.
+CACHED_LOGITS = 2**21
+
+
 def attend(
     q: Float[Tensor, "b h n d"],
     k: Float[Tensor, "b h m d"],
@@ -63,15 +68,25 @@ def attend(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "b h n d"]:
-    """Scaled dot-product attention, with the softmax in float32."""
-    if q.device.type != "cpu" or q.dtype == torch.float32:
+    """Scaled dot-product attention; the softmax is computed in float32 and rounded once."""
+    one_head = q.shape[2] * k.shape[2]
+    if q.device.type != "cpu" or q.dtype == torch.float32 or one_head > CACHED_LOGITS:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    # half precision on a CPU: the fused kernel's backward takes 4 to 8 times as long as its parts do
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # b h n m
+    # torch's fused kernel takes up to 8 times as long for half precision on a CPU, most of it in its backward
+    heads = [rows.flatten(0, 1).split(CACHED_LOGITS // one_head) for rows in (q, k, v)]
+    mixed = torch.cat([_attend_in_parts(*few, causal=causal) for few in zip(*heads, strict=True)])
+    return mixed.unflatten(0, q.shape[:2])
+
+
+def _attend_in_parts(
+    q: Float[Tensor, "h n d"], k: Float[Tensor, "h m d"], v: Float[Tensor, "h m d"], *, causal: bool
+) -> Float[Tensor, "h n d"]:
+    """The same as two matrix products around a softmax."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # h n m
     if causal:
         future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         logits = logits.masked_fill(future, -torch.inf)
-    return logits.float().softmax(dim=-1).to(v.dtype) @ v
+    return logits.softmax(dim=-1) @ v  # torch's softmax of half precision computes in float32
 
 
 class HeadNorm(nn.RMSNorm):

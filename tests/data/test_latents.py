@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ldm.codec import PICTURE_CHUNK
+from ldm.codec import CPU_CHUNK
 from ldm.data.crops import random_resized
 from ldm.data.datamodule import PictureData
 from ldm.data.index import DataError, ShardIndex
@@ -44,9 +44,9 @@ def test_stored_moments_are_the_codecs_to_the_bit(own_pictures, codec):
     assert_close(codec.moments(images).float(), direct, rtol=1e-3, atol=1e-3)  # half precision's steps
 
 
-@pytest.mark.parametrize("count", [1, 5, PICTURE_CHUNK, PICTURE_CHUNK + 3])
+@pytest.mark.parametrize("count", [1, 5, CPU_CHUNK, CPU_CHUNK + 3])
 def test_moments_and_states_do_not_depend_on_the_company(codec, count):
-    images = torch.randint(256, (PICTURE_CHUNK + 3, 3, SIZE, SIZE), dtype=torch.uint8)
+    images = torch.randint(256, (CPU_CHUNK + 3, 3, SIZE, SIZE), dtype=torch.uint8)
     tokens = codec.tokenizer.encode([f"a picture of {number}" for number in range(len(images))])
     assert torch.equal(codec.moments(images)[-count:], codec.moments(images[-count:]))
     assert torch.equal(codec.states(tokens)[-count:], codec.states(tokens[-count:]))
