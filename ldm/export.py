@@ -3,6 +3,7 @@
 `state=<run>/checkpoints/step=...` makes a bundle of a training that goes on.
 """
 
+import re
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.config import build, entry, plain
+from ldm.config import build, entry, overrides, plain
 
 FORMS = ("diffusers", "safetensors", "onnx")
 ONNX = ("onnx", "onnxscript")  # packages
+DECLARED = ("take", "ignore")
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
@@ -64,8 +66,12 @@ def import_foreign(config: DictConfig) -> None:
         tokenizer=partial(build, config.tokenizer),
         clip=options["architecture"],
         text_state=options["text_state"],
+        typed={re.split(r"[.=]", typed.lstrip("+~"))[0] for typed in overrides()},
+        trusted=config.declared == "take",
     )
     out = imported.write(Path(config.out), source, dtype=getattr(torch, config.precision))
+    for note in imported.notes:
+        print(note)
     if imported.left_out:
         print(f"left out: {', '.join(imported.left_out)}")
     print(f"bundle: {out} with {', '.join(imported.parts)}")
@@ -120,6 +126,8 @@ def check_options(config: DictConfig) -> None:
         raise ValueError(f"to={form} is unknown: write {' or '.join(f'to={name}' for name in FORMS)}")
     if config.precision not in PRECISIONS:
         raise ValueError(f"precision={config.precision} is unknown: write one of {', '.join(PRECISIONS)}")
+    if config.declared not in DECLARED:
+        raise ValueError(f"declared={config.declared} is unknown: write one of {', '.join(DECLARED)}")
     if config.ema_length is not None and (
         config.state is None or not isinstance(config.ema_length, int | float)
     ):

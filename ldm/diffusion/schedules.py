@@ -1,6 +1,7 @@
 """Schedules t -> (alpha, sigma): DDPM tables made continuous, zero terminal SNR, rectified flow."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,11 @@ def from_betas(betas: Float[Tensor, " steps"]) -> Table:
     """The table of a DDPM with these betas (Ho et al. 2020, Eq. 4)."""
     alpha_bar = (1 - betas.double()).cumprod(dim=0)
     return Table(torch.cat([alpha_bar.new_ones(1), alpha_bar]))
+
+
+def listed(*, betas: Sequence[float]) -> Table:
+    """The table of betas that are given one by one, as in a checkpoint with a table of its own."""
+    return from_betas(torch.tensor(betas, dtype=torch.float64))
 
 
 def linear(*, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:

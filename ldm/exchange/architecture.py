@@ -33,6 +33,16 @@ class Architecture:
     size: int
     linear_projection: bool = False
 
+    def __post_init__(self) -> None:
+        width, context = self.text_encoder["width"], self.backbone["transformer"]["context_dim"]
+        if width != context:
+            raise ValueError(
+                f"the U-Net's cross_attention_dim is {context}, but the text encoder's states have {width}"
+            )
+        channels, latents = self.backbone["latent_channels"], self.autoencoder["latent_channels"]
+        if channels != latents:
+            raise ValueError(f"the U-Net's in_channels is {channels}, but the autoencoder has {latents}")
+
     def settings(self) -> Config:
         """The entries of a bundle's config, but for those of its parts."""
         names = ("size", "latents", "process", "sampler", "linear_projection")
@@ -49,16 +59,7 @@ def from_configs(configs: Mapping[str, Fields]) -> Architecture:
     """
     unet, vae, text, scheduler = (configs[name] for name in CONFIGS)
     backbone, autoencoder, text_encoder = unet_spec(unet), vae_spec(vae), hf_text_spec(text)
-    width, context = text_encoder["width"], backbone["transformer"]["context_dim"]
-    if width != context:
-        raise ValueError(
-            f"{unet.name}: cross_attention_dim={context}, but the text encoder's states have {width}"
-        )
     channels = autoencoder["latent_channels"]
-    if backbone["latent_channels"] != channels:
-        raise ValueError(
-            f"{unet.name}: in_channels={backbone['latent_channels']}, but the autoencoder has {channels}"
-        )
     return Architecture(
         backbone=backbone,
         autoencoder=autoencoder,

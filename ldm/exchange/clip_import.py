@@ -4,19 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm.checkpoints.bundle import Part
-from ldm.exchange.clip import clip_rules
 from ldm.exchange.clip_configs import (
     hf_text_spec,
     hf_vision_spec,
     openclip_config,
     openclip_specs,
 )
+from ldm.exchange.clip_names import COUNTERS, openclip_rules, text_rules, vision_rules
 from ldm.exchange.fields import MAX_WIDTH, Fields
 from ldm.exchange.hub import Source
-from ldm.exchange.imported import Imported, files_of, read_parts
+from ldm.exchange.imported import Imported, read_parts
 from ldm.exchange.keymap import Rule, rename
 from ldm.exchange.text_states import text_fit
-from ldm.exchange.transformers import COUNTERS, text_rules, vision_rules
 from ldm.exchange.weights import Fit, Weights
 from ldm.tokenizers import CLIP_VOCAB_SIZE, Tokenizer, clip_bpe
 
@@ -48,7 +47,7 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
     text, image = openclip_specs(openclip_config(name), quick_gelu=source.quick_gelu)
     if source.pixels is not None:
         image["pixels"] = list(source.pixels)
-    return _towers(weights, text, image, rules=clip_rules(), drop=BESIDE)
+    return _towers(weights, text, image, rules=openclip_rules(), drop=BESIDE)
 
 
 def import_transformers(weights: Weights, config: Fields) -> Imported:
@@ -75,7 +74,7 @@ def import_transformers(weights: Weights, config: Fields) -> Imported:
     )
 
 
-def import_text(weights: Weights, config: Fields, *, state: str) -> Imported:
+def import_text(weights: Weights, config: Fields, *, state: str | None) -> Imported:
     """The text tower of a CLIPTextModel, with its projection where the file has one.
 
     Args:
@@ -88,7 +87,7 @@ def import_text(weights: Weights, config: Fields, *, state: str) -> Imported:
     fits = {"text_encoder": text_fit(hf_text_spec(config, embed_dim=embed_dim), weights, state=state)}
     spec = fits["text_encoder"].spec
     tokenizer = own_tokenizer(spec, pad_id=spec["vocab_size"] - 1)  # Stable Diffusion's padding
-    return Imported(parts=read_parts(fits), tokenizer=tokenizer, files=files_of(fits))
+    return Imported.of(fits, tokenizer=tokenizer)
 
 
 def import_vision(weights: Weights, config: Fields) -> Imported:
@@ -104,7 +103,7 @@ def import_vision(weights: Weights, config: Fields) -> Imported:
         )
     spec = hf_vision_spec(config, embed_dim=_embed_dim(config))
     fits = {"image_encoder": Fit(spec=spec, weights=weights, rules=vision_rules(), drop=COUNTERS)}
-    return Imported(parts=read_parts(fits), files=files_of(fits))
+    return Imported.of(fits)
 
 
 def own_tokenizer(text: Mapping[str, Any], *, pad_id: int = 0) -> Tokenizer | None:
@@ -140,5 +139,9 @@ def _towers(
         for name, tower in (("text", text), ("image", image))
     }
     return Imported(
-        parts=parts, tokenizer=own_tokenizer(text), files=[weights.path], left_out=["logit_scale"]
+        parts=parts,
+        tokenizer=own_tokenizer(text),
+        files=weights.files,
+        left_out=["logit_scale"],
+        notes=weights.notes,
     )

@@ -11,6 +11,8 @@ from ldm.exchange.keymap import Rule, linear, merge, rename
 
 BACKBONE, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 TEXT_ENCODER = "cond_stage_model.transformer."
+OPENCLIP = "cond_stage_model.model."  # the text encoder of Stable Diffusion 2.x
+AUTOENCODER_BESIDE = ("loss.*",)  # the discriminator that an autoencoder was trained against
 
 # kept beside the weights and made again here: the noise tables, the averages of all weights, the losses
 LEFT_OUT = (

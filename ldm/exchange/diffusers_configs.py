@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm.exchange.arguments import arguments, refuse_options
 from ldm.exchange.fields import MAX_DEPTH, MAX_WIDTH, Fields
+from ldm.exchange.kinds import refuse_channels
 
 UNET = "ldm.models.unet.UNet"
 AUTOENCODER = "ldm.models.vae.AutoencoderKL"
@@ -85,8 +86,7 @@ def unet_spec(fields: Fields) -> dict[str, Any]:
     count = len(levels)
     widths = fields.wholes("block_out_channels", count=count, high=MAX_WIDTH)
     channels = fields.whole("in_channels", 4, high=MAX_WIDTH)
-    if fields.whole("out_channels", 4, high=MAX_WIDTH) != channels:
-        raise ValueError(f"{fields.name}: in_channels and out_channels differ, ours are equal")
+    refuse_channels(fields.name, channels, latents=fields.whole("out_channels", 4, high=MAX_WIDTH))
     heads = fields.wholes("attention_head_dim", 8, count=count, high=MAX_WIDTH)  # theirs is misnamed
     transformer = {
         "_target_": TRANSFORMER,

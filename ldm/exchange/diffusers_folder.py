@@ -1,5 +1,6 @@
 """Folders of diffusers and transformers: a pipeline with its parts, or one network with its config."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,16 @@ from ldm.exchange.clip_import import import_text, import_transformers, import_vi
 from ldm.exchange.diffusers import has_early_names, unet_rules, vae_rules
 from ldm.exchange.diffusers_configs import unet_spec, vae_latents, vae_spec
 from ldm.exchange.fields import Fields, read_json
-from ldm.exchange.imported import Imported, files_of, read_parts
-from ldm.exchange.solvers import is_covered
+from ldm.exchange.imported import Imported
+from ldm.exchange.kinds import refuse_class
+from ldm.exchange.solvers import differences
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.vocabulary import read_vocabulary
 from ldm.exchange.weights import Fit, Weights
 
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+ENDINGS, VARIANTS = (".safetensors", ".bin"), ("", ".fp16", ".bf16")
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 READ = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
 
@@ -26,7 +28,7 @@ def is_pipeline(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def import_pipeline(folder: Path, *, text_state: str) -> Imported:
+def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     """All that draws pictures: three networks, tokenizer, process and sampler.
 
     Raises:
@@ -34,6 +36,7 @@ def import_pipeline(folder: Path, *, text_state: str) -> Imported:
     """
     index = read_json(folder / INDEX)
     kind = index.values.get("_class_name")
+    refuse_class(folder, kind)
     if kind not in PIPELINES:
         raise ValueError(f"{folder} is a {kind}: only {' and '.join(PIPELINES)} have our three networks")
     configs = {name: read_json(_config(folder, name)) for name in CONFIGS}
@@ -50,18 +53,15 @@ def import_pipeline(folder: Path, *, text_state: str) -> Imported:
         vocab_size=text.spec["vocab_size"],
     )
     held = {key for key, value in index.values.items() if isinstance(value, list) and value[:1] != [None]}
-    scheduler = configs["scheduler"]
-    replaced = [] if is_covered(scheduler) else [f"the steps of a {scheduler.values.get('_class_name')}"]
-    return Imported(
-        parts=read_parts(fits),
+    return Imported.of(
+        fits,
         tokenizer=tokenizer,
-        files=files_of(fits),
         settings=told.settings(),
-        left_out=sorted(held - READ) + replaced,
+        left_out=sorted(held - READ) + differences(configs["scheduler"]),
     )
 
 
-def import_network(folder: Path, *, text_state: str) -> Imported:
+def import_network(folder: Path, *, text_state: str | None) -> Imported:
     """The one network of a folder with a config.json.
 
     Raises:
@@ -69,6 +69,7 @@ def import_network(folder: Path, *, text_state: str) -> Imported:
     """
     config = read_json(folder / "config.json")
     kind = config.values.get("_class_name") or config.values.get("model_type")
+    refuse_class(folder, kind)
     readers = {
         "UNet2DConditionModel": _import_unet,
         "AutoencoderKL": _import_vae,
@@ -84,16 +85,17 @@ def import_network(folder: Path, *, text_state: str) -> Imported:
 
 
 def find_weights(folder: Path) -> Weights:
-    """The file of weights in a folder: safetensors before torch's own, float32 before halves.
+    """The weights in a folder: safetensors before torch's own, the plain file before a variant in 16 bits.
 
     Raises:
-        ValueError: there is none, or they are cut into several files.
+        ValueError: there are none.
     """
-    for path in (folder / f"{stem}{ending}" for ending in ENDINGS for stem in STEMS):
-        if path.is_file():
-            return Weights(path)
-    if any(folder.glob("*.index.json")):
-        raise ValueError(f"the weights in {folder} are cut into several files: save them as one")
+    for ending, variant, stem in product(ENDINGS, VARIANTS, STEMS):
+        single, cut = f"{stem}{variant}{ending}", f"{stem}{ending}.index{variant}.json"
+        for path in (folder / single, folder / cut, folder / f"{single}.index.json"):
+            if path.is_file():
+                note = f"{folder.name}/{path.name} was read: there is no file without {variant}"
+                return Weights(path, note=note if variant else "")
     raise ValueError(
         f"{folder} lacks its weights: hf download <owner>/<name> --include '{folder.name}/*' "
         f"--local-dir {folder.parent}"
@@ -120,26 +122,26 @@ def _vae(folder: Path, spec: dict[str, Any]) -> Fit:
     return Fit(spec=spec, weights=weights, rules=vae_rules(early=has_early_names(weights.outline)))
 
 
-def _import_unet(folder: Path, config: Fields, text_state: str) -> Imported:
+def _import_unet(folder: Path, config: Fields, text_state: str | None) -> Imported:
     linear = config.choice("use_linear_projection", {True: True, False: False}, False)
     fits = {"backbone": _unet(folder, unet_spec(config), linear_projection=linear)}
     settings = {"linear_projection": linear}
-    return Imported(parts=read_parts(fits), settings=settings, files=files_of(fits))
+    return Imported.of(fits, settings=settings)
 
 
-def _import_vae(folder: Path, config: Fields, text_state: str) -> Imported:
+def _import_vae(folder: Path, config: Fields, text_state: str | None) -> Imported:
     fits = {"autoencoder": _vae(folder, vae_spec(config))}
     latents = vae_latents(config, channels=fits["autoencoder"].spec["latent_channels"])
-    return Imported(parts=read_parts(fits), settings={"latents": latents}, files=files_of(fits))
+    return Imported.of(fits, settings={"latents": latents})
 
 
-def _import_text(folder: Path, config: Fields, text_state: str) -> Imported:
+def _import_text(folder: Path, config: Fields, text_state: str | None) -> Imported:
     return import_text(find_weights(folder), config, state=text_state)
 
 
-def _import_vision(folder: Path, config: Fields, text_state: str) -> Imported:
+def _import_vision(folder: Path, config: Fields, text_state: str | None) -> Imported:
     return import_vision(find_weights(folder), config)
 
 
-def _import_clip(folder: Path, config: Fields, text_state: str) -> Imported:
+def _import_clip(folder: Path, config: Fields, text_state: str | None) -> Imported:
     return import_transformers(find_weights(folder), config)

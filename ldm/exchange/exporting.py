@@ -15,12 +15,12 @@ from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.exchange import compvis
 from ldm.exchange.architecture import Architecture, to_configs
 from ldm.exchange.card import model_card
+from ldm.exchange.clip_names import text_rules
 from ldm.exchange.diffusers import unet_rules, vae_rules
 from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.latent_scale import folded, has_one_scale
 from ldm.exchange.placing import placed
 from ldm.exchange.single_file import header
-from ldm.exchange.transformers import text_rules
 from ldm.exchange.vocabulary import END, padding, write_vocabulary
 from ldm.tokenizers import Tokenizer
 

@@ -23,6 +23,7 @@ class Imported:
         parts, tokenizer, settings: as `write_bundle` takes them.
         files: those that the weights were read from.
         left_out: what the source held beyond it.
+        notes: sentences on how the source was read, for whoever imports it.
     """
 
     parts: Mapping[str, Part]
@@ -30,6 +31,26 @@ class Imported:
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[Path] = ()
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, fits: Mapping[str, Fit], *, notes: Sequence[str] = (), **others: Any) -> "Imported":
+        """The parts that are read from files, once all of them have been compared with their networks.
+
+        Args:
+            notes: those that come before the files' own.
+            others: tokenizer, settings, left_out.
+
+        Raises:
+            ValueError: tensors that don't fit, or hold NaN or Inf.
+        """
+        weights = [fit.weights for fit in fits.values()]
+        return cls(
+            parts=read_parts(fits),
+            files=sorted({file for each in weights for file in each.files}),
+            notes=list(dict.fromkeys([*notes, *(note for each in weights for note in each.notes)])),
+            **others,
+        )
 
     def write(self, path: Path, source: Source, *, dtype: torch.dtype) -> Path:
         """Writes the bundle, whole or not at all; its origin holds the source's name and the files' sha256.
@@ -53,8 +74,3 @@ def read_parts(fits: Mapping[str, Fit]) -> dict[str, Part]:
     for fit in fits.values():
         fit.check()
     return {name: fit.part() for name, fit in fits.items()}
-
-
-def files_of(fits: Mapping[str, Fit]) -> list[Path]:
-    """The files that networks are read from."""
-    return sorted({fit.weights.path for fit in fits.values()})

@@ -1,5 +1,6 @@
 """Strict renaming of weights: a table of rules, every tensor used exactly once, in both directions."""
 
+import difflib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,10 @@ from torch import Tensor
 
 Tensors = list[Tensor]
 Change = Callable[[Tensors], Tensors]
+
+LISTED = 10  # problems that one sentence names
+WRAPPERS = ("module.", "_orig_mod.", "model.", "ema.", "ema_model.")  # of DDP, torch.compile, trainers
+OWN = "model.diffusion_model."  # CompVis' own prefix of a U-Net, which is not a wrapper
 
 
 def unchanged(tensors: Tensors) -> Tensors:
@@ -92,8 +97,9 @@ def translate(
 ) -> dict[str, Tensor]:
     """``state`` under the names, and in the shapes, of ``expected``; None where only the way back can tell.
 
-    ``drop`` names tensors to leave out (``*`` matches anything). Raises one ValueError that lists every
-    tensor that is missing, unexpected, claimed by two rules or of the wrong shape.
+    ``drop`` names tensors to leave out (``*`` matches anything). Raises one ValueError that lists the tensors
+    that are missing, unexpected, claimed by two rules or of the wrong shape: ten of them and the number of
+    the others, an unexpected one with the nearest name that is missing.
     """
     problems: list[str] = []
     groups = _group(state, rules, tuple(drop), problems)
@@ -118,10 +124,49 @@ def translate(
     if expected is not None:
         problems += _compare(result, expected)
     if problems:
-        raise ValueError(
-            f"The weights do not fit, {len(problems)} problems: " + "; ".join(sorted(problems)) + "."
-        )
+        raise ValueError(_sentence(problems, _wanted(rules, (expected or {}).keys() - result.keys())))
     return result
+
+
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Each name without what a training wraps around a network.
+
+    That is `_orig_mod` of torch.compile anywhere, and a prefix out of WRAPPERS that every name has.
+
+    Raises:
+        ValueError: two names that become one.
+    """
+    short = {name: ".".join(part for part in name.split(".") if part != "_orig_mod") for name in names}
+    while short and not any(name.startswith(OWN) for name in short.values()):
+        prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in short.values())), None)
+        if prefix is None:
+            break
+        short = {name: inner.removeprefix(prefix) for name, inner in short.items()}
+    seen: dict[str, str] = {}
+    for name, inner in short.items():
+        if inner in seen:
+            raise ValueError(f"tensors {seen[inner]!r} and {name!r} are both {inner!r}: save one of them")
+        seen[inner] = name
+    return short
+
+
+def _sentence(problems: list[str], wanted: Iterable[str]) -> str:
+    """The first problems, the count of the others, and for an unexpected name the nearest wanted one."""
+    known = sorted(wanted)
+    listed = []
+    for problem in sorted(problems)[:LISTED]:
+        kind, _, name = problem.partition(" ")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if kind == "unexpected" else []
+        listed.append(problem + "".join(f" (did you mean {each}?)" for each in near))
+    rest = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+    return f"The weights do not fit, {len(problems)} problems: {'; '.join(listed)}{rest}."
+
+
+def _wanted(rules: Sequence[Rule], missing: Iterable[str]) -> list[str]:
+    """Their names of the tensors of ours that are missing."""
+    patterns = [(rule, _pattern(name)) for rule in rules for name in rule.ours]
+    found = ((rule, pattern.fullmatch(name)) for name in missing for rule, pattern in patterns)
+    return [_fill(name, match.groups()) for rule, match in found if match for name in rule.theirs]
 
 
 def _group(

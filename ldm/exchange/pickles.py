@@ -61,6 +61,18 @@ def read_pickle(path: Path, *, outline: bool) -> dict[str, Tensor]:
     return tensors
 
 
+def read_entries(path: Path) -> dict[str, Any]:
+    """The entries of a torch file beside its weights, such as `hyper_parameters`: plain values alone.
+
+    Raises:
+        ValueError: as `read_pickle`.
+    """
+    _check_archive(path)
+    with _without_code(path) as (archive, scripted):
+        content = {} if scripted else _load(path, archive, scripted=scripted, outline=True)
+    return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
+
+
 def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -119,15 +131,27 @@ def _inert(name: str, scripted: bool) -> bool:
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    if isinstance(content, Mapping) and not _is_state(content):
+        inner = {str(name): value for name, value in content.items() if _is_state(value)}
+        if "state_dict" not in inner and len(inner) > 1:
+            raise ValueError(
+                f"{path} holds several sets of weights, {', '.join(inner)}: save the one to take by itself"
+            )
+        content = content.get("state_dict", next(iter(inner.values()), content))
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds a {type(content).__name__}, expected named tensors")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}, expected named tensors")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""  # trained under DDP
-    return {name.removeprefix(prefix): tensor.detach() for name, tensor in content.items()}
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(each, Tensor) for each in value.values())
+    )
 
 
 def scripted_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:

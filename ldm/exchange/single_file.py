@@ -1,11 +1,12 @@
-"""A whole pipeline in one file with CompVis' names: Stable Diffusion 1.x's .ckpt and .safetensors, and ours.
+"""Files with CompVis' names: a whole pipeline, as Stable Diffusion's and ours, or its autoencoder alone.
 
 The names do not tell the architecture. A file that we wrote carries diffusers' four configs and the tokenizer
-in its header; of any other file the caller must say what it is, and its shapes must agree.
+in its header; of any other file the caller must say what it is, its shapes must agree, and what it says of
+its process and its latents counts.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,14 +15,19 @@ from typing import Any
 
 from ldm.exchange import compvis
 from ldm.exchange.architecture import CONFIGS, Architecture, from_configs
+from ldm.exchange.declared import PREDICTION, SCALE, Declared, is_mark, read_declared
 from ldm.exchange.fields import MAX_BYTES, Fields
-from ldm.exchange.imported import Imported, read_parts
+from ldm.exchange.imported import Imported
+from ldm.exchange.kinds import refuse_channels
+from ldm.exchange.settling import settled
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.weights import Fit, Weights
 from ldm.tokenizers import Tokenizer
 
 HEADER = "ldm"  # the key in a safetensors header
-PREFIXES = (compvis.BACKBONE, compvis.AUTOENCODER, compvis.TEXT_ENCODER)
+PREFIXES = (compvis.BACKBONE, compvis.AUTOENCODER, compvis.TEXT_ENCODER, compvis.OPENCLIP)
+AUTOENCODER_MARK = "encoder.mid.block_1.conv1.weight"  # diffusers' autoencoders have mid_block there
+EMA = "model_ema.*"
 
 
 def is_single_file(weights: Weights) -> bool:
@@ -29,43 +35,82 @@ def is_single_file(weights: Weights) -> bool:
     return any(name.startswith(compvis.BACKBONE) for name in weights.outline)
 
 
+def is_autoencoder_file(weights: Weights) -> bool:
+    """Whether a file has the names of CompVis' autoencoder without a pipeline's prefixes."""
+    return AUTOENCODER_MARK in weights.outline
+
+
 def import_single_file(
-    weights: Weights, *, architecture: Architecture, tokenizer: Callable[[], Tokenizer], text_state: str
+    weights: Weights,
+    *,
+    architecture: Architecture,
+    tokenizer: Callable[[], Tokenizer],
+    text_state: str | None,
+    typed: Collection[str],
+    trusted: bool,
 ) -> Imported:
     """The pipeline of a file.
 
     Args:
         architecture, tokenizer: of a file that carries none.
+        typed: the options that the user typed, which must not contradict what the file says.
+        trusted: whether what the file says of itself is read.
 
     Raises:
-        ValueError: tensors that don't fit the architecture, or a header that is damaged.
+        ValueError: tensors that don't fit the architecture, a header that is damaged, or a file that says
+            other than what was typed.
     """
-    carried = weights.metadata.get(HEADER)
+    carried, notes = weights.metadata.get(HEADER), []
     if carried is not None:
         architecture, vocabulary = _read_header(carried, weights.path)
     else:
+        told = read_declared(weights) if trusted else Declared(weights.path)
+        _check_sizes(weights, architecture)
+        _check_version(weights, told, typed)
+        text_state = _text_state(told, text_state)
+        architecture, notes = settled(told, architecture, typed=typed)
         vocabulary = tokenizer()
     left_out = _left_out(weights)
+    if EMA in left_out:
+        notes.append(
+            f"{weights.path.name}: the weights of the last step were taken, not their averages, {EMA}"
+        )
+    openclip = _has(weights, compvis.OPENCLIP)
     fits = {
         "backbone": _backbone(weights, architecture),
-        "autoencoder": Fit(
-            spec=architecture.autoencoder,
-            weights=weights,
-            rules=compvis.vae_rules(num_levels=len(architecture.autoencoder["multipliers"])),
-            prefix=compvis.AUTOENCODER,
-            drop=["loss.*"],
-        ),
+        "autoencoder": _autoencoder(weights, architecture, prefix=compvis.AUTOENCODER, drop=["loss.*"]),
         "text_encoder": text_fit(
-            architecture.text_encoder, weights, state=text_state, prefix=compvis.TEXT_ENCODER
+            architecture.text_encoder,
+            weights,
+            state=text_state,
+            prefix=compvis.OPENCLIP if openclip else compvis.TEXT_ENCODER,
+            openclip=openclip,
         ),
     }
-    linear = has_linear_projection(weights)
-    return Imported(
-        parts=read_parts(fits),
-        tokenizer=vocabulary,
-        files=[weights.path],
-        settings=replace(architecture, linear_projection=linear).settings(),
-        left_out=left_out,
+    settings = replace(architecture, linear_projection=has_linear_projection(weights)).settings()
+    return Imported.of(fits, tokenizer=vocabulary, settings=settings, left_out=left_out, notes=notes)
+
+
+def import_autoencoder(
+    weights: Weights, *, architecture: Architecture, typed: Collection[str], trusted: bool
+) -> Imported:
+    """The autoencoder of a file, and the scale of its latents.
+
+    Args:
+        architecture: what the file is of, which its names do not tell.
+        typed, trusted: as for a whole pipeline.
+
+    Raises:
+        ValueError: tensors that don't fit the architecture, or a file that says another scale than was typed.
+    """
+    told = read_declared(weights) if trusted else Declared(weights.path)
+    architecture, notes = settled(told.only(SCALE), architecture, typed=typed)
+    drop = (*compvis.AUTOENCODER_BESIDE, *compvis.LEFT_OUT)
+    return Imported.of(
+        {"autoencoder": _autoencoder(weights, architecture, drop=drop)},
+        settings={"latents": dict(architecture.latents)},
+        left_out=[glob for glob in drop if any(fnmatchcase(name, glob) for name in weights.outline)],
+        notes=notes,
     )
 
 
@@ -109,13 +154,65 @@ def _backbone(weights: Weights, architecture: Architecture) -> Fit:
     return Fit(spec=spec, weights=weights, rules=rules, prefix=compvis.BACKBONE)
 
 
+def _autoencoder(
+    weights: Weights, architecture: Architecture, *, drop: Sequence[str], prefix: str = ""
+) -> Fit:
+    spec = architecture.autoencoder
+    rules = compvis.vae_rules(num_levels=len(spec["multipliers"]))
+    return Fit(spec=spec, weights=weights, rules=rules, prefix=prefix, drop=drop)
+
+
+def _has(weights: Weights, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in weights.outline)
+
+
+def _check_sizes(weights: Weights, architecture: Architecture) -> None:
+    """Refuses another kind of U-Net in a sentence, before each of its tensors would be one problem."""
+    unet = {
+        name.removeprefix(compvis.BACKBONE): tensor.shape
+        for name, tensor in weights.outline.items()
+        if name.startswith(compvis.BACKBONE)
+    }
+    entry = unet.get("input_blocks.0.0.weight", ())
+    if len(entry) == 4:
+        refuse_channels(weights.path, entry[1], latents=architecture.backbone["latent_channels"])
+    widths = {
+        shape[1] for name, shape in unet.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2
+    }
+    expected = architecture.backbone["transformer"]["context_dim"]
+    if len(widths) == 1 and widths != {expected}:
+        raise ValueError(
+            f"{weights.path}: its U-Net reads text states of width {widths.pop()}, backbone= has {expected}; "
+            "a Stable Diffusion 2.x (1024) wants backbone=unet_sd2 text_encoder=sd2 tokenizer=sd2"
+        )
+
+
+def _check_version(weights: Weights, told: Declared, typed: Collection[str]) -> None:
+    """Refuses to guess: some of Stable Diffusion 2.x predict noise, some v, with the same tensors."""
+    if _has(weights, compvis.OPENCLIP) and PREDICTION not in told.values and "process" not in typed:
+        raise ValueError(
+            f"{weights.path} is of Stable Diffusion 2.x and does not say what it predicts: put its yaml "
+            "beside it, or write process=sd2_v for one of 768 px, process=sd15 for a base of 512 px"
+        )
+
+
+def _text_state(told: Declared, asked: str | None) -> str | None:
+    said = told.values.get("text_state")
+    if said is not None and asked not in (None, said):
+        raise ValueError(
+            f"{told.path} says {told.phrase(['text_state'])}, text_state={asked}: leave it out, or add "
+            "declared=ignore if the file is wrong"
+        )
+    return said or asked
+
+
 def _left_out(weights: Weights) -> list[str]:
     """Which of the kinds that are left out on purpose the file has.
 
     Raises:
         ValueError: a tensor that is of no network and of no such kind.
     """
-    others = [name for name in weights.outline if not name.startswith(PREFIXES)]
+    others = [name for name in weights.outline if not name.startswith(PREFIXES) and not is_mark(name)]
     kinds = [glob for glob in compvis.LEFT_OUT if any(fnmatchcase(name, glob) for name in others)]
     strange = [name for name in others if not any(fnmatchcase(name, glob) for glob in kinds)]
     if strange:

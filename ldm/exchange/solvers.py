@@ -15,6 +15,18 @@ from ldm.exchange.fields import Fields
 DIFFUSION = "ldm.diffusion"
 LEADING, TRAILING = ("leading",), ("trailing",)
 CLEAN = {"DDIMScheduler": True, "PNDMScheduler": False}  # their set_alpha_to_one; all others end at t = 0
+LEADING_BY_DEFAULT = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+PLAIN_STEPS = {  # options that change a solver's steps, at the values that leave them as ours are
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "euler_at_final": False,
+    "interpolation_type": "linear",
+    "final_sigmas_type": "zero",
+    "predict_x0": True,
+    "variance_type": "fixed_small",
+}
 STEPS = {
     "DDPMScheduler": 1000,
     "DPMSolverMultistepScheduler": 25,
@@ -137,6 +149,24 @@ def is_covered(fields: Fields) -> bool:
     return any(solver.kind == fields.values.get("_class_name") for solver in SOLVERS)
 
 
+def differences(fields: Fields) -> list[str]:
+    """What of a scheduler's steps ours do not do: its class, or its options by name."""
+    kind = fields.values.get("_class_name")
+    if not is_covered(fields):
+        return [f"the steps of a {kind}"]
+    solver = _solver_of(fields, str(kind))
+    grid = _grid(fields, str(kind), solver, num_steps=1000)["_target_"].rpartition(".")[2]
+    spacing = {"timestep_spacing": fields.values.get("timestep_spacing", _default_spacing(solver))}
+    expected = {
+        **PLAIN_STEPS,
+        **{name: value for name, value in solver.says.items() if name != "clip_sample"},
+    }
+    told = {**fields.values, **spacing}
+    expected["timestep_spacing"] = grid
+    different = [name for name, value in expected.items() if told.get(name) not in (None, value)]
+    return [f"{name}={told[name]} of a {kind}" for name in different]
+
+
 def solver_of(method: Mapping[str, Any]) -> Solver:
     """The class that a sampler of ours is written as.
 
@@ -197,9 +227,13 @@ def _solver_of(fields: Fields, kind: str) -> Solver:
     return same[0] if same else DDIM
 
 
+def _default_spacing(solver: Solver) -> str:
+    """The spacing of a class of theirs whose config says none."""
+    return "leading" if solver.kind in LEADING_BY_DEFAULT else "linspace"
+
+
 def _grid(fields: Fields, kind: str, solver: Solver, *, num_steps: int) -> dict[str, Any]:
-    default = "linspace" if solver.spacings == LEADING else "leading"  # theirs
-    spacing = fields.values.get("timestep_spacing", default)
+    spacing = fields.values.get("timestep_spacing", _default_spacing(solver))
     leading = spacing == "leading" and "leading" in solver.spacings
     grid: dict[str, Any] = {
         "_target_": f"{DIFFUSION}.grids.{'leading' if leading else 'trailing'}",

@@ -1,6 +1,6 @@
 """Foreign weight files: outlined first, compared with the network they are for, and only then read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ldm.checkpoints.bundle import Part, is_finite
 from ldm.construct import construct
-from ldm.exchange.keymap import Rule, shapes, translate
-from ldm.exchange.pickles import is_torch_file, read_pickle
+from ldm.exchange.keymap import Rule, shapes, translate, unwrapped
+from ldm.exchange.pickles import is_torch_file, read_entries, read_pickle
+from ldm.exchange.shards import check_names, is_index, shards
 from ldm.outline import outline
 
 DTYPES = {
@@ -30,13 +31,25 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of named tensors, safetensors or torch's; its contents decide, not its name."""
+    """Named tensors of a file, safetensors or torch's, or of the shards that an index json lists.
+
+    The contents decide, not a file's name. Names are those of the network: see `keymap.unwrapped`.
+
+    Attributes:
+        note: a sentence on why this file was taken; empty where there is nothing to say.
+    """
 
     path: Path
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
             raise ValueError(f"there are no weights at {self.path}: fetch the file or folder again")
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The file itself, or the shards of an index."""
+        return list(self._shards) or [self.path]
 
     @cached_property
     def outline(self) -> dict[str, Tensor]:
@@ -45,35 +58,71 @@ class Weights:
         Raises:
             ValueError: a file that is damaged, forged, or no weights at all.
         """
-        if is_torch_file(self.path):
-            return read_pickle(self.path, outline=True)
+        return {self.names[name]: tensor for name, tensor in self._stored.items()}
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """By the name in the file, the name without the wrappers of a training."""
         try:
-            with self._header() as file:
-                return {name: self._meta(name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{self.path} is neither a whole safetensors file nor a zip of torch.save ({error}): "
-                "fetch it again"
-            ) from None
+            return unwrapped(self._stored)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
+    @property
+    def notes(self) -> list[str]:
+        """`note`, and a sentence on names that are read without their wrappers."""
+        changed = [f"{stored} is read as {name}" for stored, name in self.names.items() if stored != name]
+        return [note for note in (self.note, *(f"{self.path.name}: {each}" for each in changed[:1])) if note]
 
     @cached_property
     def metadata(self) -> dict[str, str]:
         """The texts in a safetensors header; none in other files."""
-        assert self.outline is not None  # a file that is damaged is refused first
-        if is_torch_file(self.path):
+        assert self._stored is not None  # a file that is damaged is refused first
+        if self._shards or is_torch_file(self.path):
             return {}
-        with self._header() as file:
+        with self._header(self.path) as file:
             return dict(file.metadata() or {})
 
-    def load(self) -> dict[str, Tensor]:
-        """The tensors, mapped from the file where they can be."""
-        if is_torch_file(self.path):
-            return read_pickle(self.path, outline=False)
-        with safe_open(self.path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    @cached_property
+    def entries(self) -> dict[str, Any]:
+        """What a torch file holds beside its weights: plain values such as `hyper_parameters`."""
+        return read_entries(self.path) if is_torch_file(self.path) else {}
 
-    def _header(self) -> Any:
-        return safe_open(self.path, framework="np")  # torch's would claim memory for the whole file
+    def load(self, only: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The tensors, mapped from the file where they can be; of those named in `only` what is there."""
+        kept = {stored for stored, name in self.names.items() if only is None or name in only}
+        return {self.names[name]: x for path in self.files for name, x in _tensors(path, kept).items()}
+
+    @cached_property
+    def _shards(self) -> dict[Path, set[str]]:
+        return shards(self.path) if is_index(self.path) else {}
+
+    @cached_property
+    def _stored(self) -> dict[str, Tensor]:
+        """The outline under the names in the file."""
+        if not self._shards:
+            return self._outline(self.path)
+        whole: dict[str, Tensor] = {}
+        for path, listed in self._shards.items():
+            part = self._outline(path)
+            check_names(self.path, path, listed=listed, found=set(part))
+            whole |= part
+        return whole
+
+    def _outline(self, path: Path) -> dict[str, Tensor]:
+        if is_torch_file(path):
+            return read_pickle(path, outline=True)
+        try:
+            with self._header(path) as file:
+                return {name: self._meta(name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path} is neither a whole safetensors file nor a zip of torch.save ({error}): "
+                "fetch it again"
+            ) from None
+
+    def _header(self, path: Path) -> Any:
+        return safe_open(path, framework="np")  # torch's would claim memory for the whole file
 
     def _meta(self, name: str, view: Any) -> Tensor:
         if view.get_dtype() not in DTYPES:
@@ -82,6 +131,13 @@ class Weights:
             return torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
         except (RuntimeError, TypeError, OverflowError):
             raise ValueError(f"{self.path}: tensor {name!r} has the shape {view.get_shape()}") from None
+
+
+def _tensors(path: Path, kept: Collection[str]) -> dict[str, Tensor]:
+    if is_torch_file(path):
+        return {name: x for name, x in read_pickle(path, outline=False).items() if name in kept}
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name in kept}  # noqa: SIM118
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm.checkpoints.bundle import Bundle
 from ldm.exchange.architecture import CONFIGS, from_configs
+from ldm.exchange.exporting import open_export, write_single_file
 from ldm.exchange.fields import Fields
 from ldm.exchange.hub import locate
 from ldm.exchange.importing import import_weights
@@ -122,3 +125,15 @@ def bundle_of(tiny, tmp_path_factory) -> Callable[..., Path]:
 def imported(bundle_of, saved) -> Path:
     """The bundle of `saved`. Read it, never write to it."""
     return bundle_of(saved)
+
+
+@pytest.fixture(scope="session")
+def file(imported, tmp_path_factory) -> Path:
+    """A single file of ours. Read it, never write to it."""
+    out = tmp_path_factory.mktemp("files") / "one.safetensors"
+    return write_single_file(open_export(Bundle.open(imported), {}), out, dtype=torch.float32)
+
+
+@pytest.fixture
+def state(file) -> dict[str, torch.Tensor]:
+    return load_file(file)

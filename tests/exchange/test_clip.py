@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from ldm.construct import construct
-from ldm.exchange.clip import clip_rules
+from ldm.exchange.clip_names import openclip_rules
 from ldm.exchange.keymap import reverse, shapes, translate
 from ldm.models.clip import CLIP
 
@@ -36,8 +36,8 @@ def test_every_tensor_of_the_published_models_has_its_place(preset, vision, text
         parts = (yaml.safe_load((CONF / f"{g}_encoder/{preset}.yaml").read_text()) for g in ("text", "image"))
         ours = CLIP(**dict(zip(("text", "image"), map(construct, parts), strict=True)))
     wanted = shapes(theirs.state_dict())
-    there = translate(theirs.state_dict(), clip_rules(), expected=shapes(ours.state_dict()))
-    back = translate(there, reverse(clip_rules()), expected=wanted)
+    there = translate(theirs.state_dict(), openclip_rules(), expected=shapes(ours.state_dict()))
+    back = translate(there, reverse(openclip_rules()), expected=wanted)
     assert shapes(back) == wanted
 
 
@@ -45,4 +45,4 @@ def test_a_missing_and_a_foreign_tensor_are_both_named():
     state = {"logit_scale": torch.tensor(1.0), "visual.attnpool.bias": torch.zeros(2)}
     expected = {"logit_scale": torch.Size(()), "text.positions": torch.Size((2, 2))}
     with pytest.raises(ValueError, match=r"missing text\.positions.*unexpected visual\.attnpool\.bias"):
-        translate(state, clip_rules(), expected=expected)
+        translate(state, openclip_rules(), expected=expected)

@@ -202,7 +202,18 @@ def test_the_names_of_before_2023_are_read(copied, tiny, imported):
         ("unet", "config", {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
         ("unet", "config", {"up_block_types": ["UpBlock2D"] * 2}, "do not mirror"),
         ("unet", "config", {"layers_per_block": 2}, "missing"),
-        ("unet", "config", {"in_channels": 9, "out_channels": 4}, "in_channels and out_channels differ"),
+        (
+            "unet",
+            "config",
+            {"in_channels": 9, "out_channels": 4},
+            "9 input channels, ours has 4: it is an inpainting model",
+        ),
+        (
+            "unet",
+            "config",
+            {"in_channels": 8},
+            "8 input channels, ours has 4: it is an InstructPix2Pix model",
+        ),
         ("unet", "config", {"cross_attention_dim": 32}, "text encoder's states have 16"),
         ("unet", "config", {"use_linear_projection": True}, "proj_in"),
         ("vae", "config", {"use_quant_conv": False}, "use_quant_conv=False"),
@@ -215,7 +226,21 @@ def test_the_names_of_before_2023_are_read(copied, tiny, imported):
         ("scheduler", "scheduler_config", {"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"),
         ("scheduler", "scheduler_config", {"trained_betas": [0.1]}, "trained_betas"),
         ("scheduler", "scheduler_config", {"beta_end": "x"}, "beta_end='x'"),
-        (".", "model_index", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
+        ("scheduler", "scheduler_config", {"timestep_type": "continuous"}, "timestep_type='continuous'"),
+        (
+            ".",
+            "model_index",
+            {"_class_name": "StableDiffusionXLPipeline"},
+            "XLPipeline.: it is Stable Diffusion XL",
+        ),
+        (
+            ".",
+            "model_index",
+            {"_class_name": "StableDiffusion3Pipeline"},
+            "it is Stable Diffusion 3, a transf",
+        ),
+        (".", "model_index", {"_class_name": "FluxPipeline"}, "it is Flux"),
+        (".", "model_index", {"_class_name": "StableDiffusionInpaintPipeline"}, "it is an inpainting model"),
     ],
 )
 def test_what_our_networks_lack_is_refused_by_name(copied, tiny, folder, file, change, sentence):

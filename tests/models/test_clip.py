@@ -11,7 +11,7 @@ import yaml
 from torch.testing import assert_close
 
 from ldm.construct import construct
-from ldm.exchange.clip import clip_rules
+from ldm.exchange.clip_names import openclip_rules
 from ldm.exchange.keymap import shapes, translate
 from ldm.models.clip import (
     CLIP,
@@ -98,7 +98,7 @@ def test_both_encoders_agree_with_open_clip():
     for parameter in theirs.parameters():  # biases start at zero and would hide a wrong row
         torch.nn.init.normal_(parameter, std=0.2)
     ours = tiny(quick_gelu).eval()
-    ours.load_state_dict(translate(theirs.state_dict(), clip_rules(), expected=shapes(ours.state_dict())))
+    ours.load_state_dict(translate(theirs.state_dict(), openclip_rules(), expected=shapes(ours.state_dict())))
     images, texts = pictures(6), tokens(6)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ours.image.pixels)
     ends = texts.argmax(dim=1)

@@ -1,9 +1,17 @@
-"""Names of transformers' CLIPTextModel, CLIPVisionModel and CLIPModel against ours."""
+"""Names of CLIP's tensors in OpenAI's and open_clip's files and in transformers' against ours."""
 
 from collections.abc import Iterable
 
-from ldm.exchange.keymap import Rule, merge, rename
+from ldm.exchange.keymap import Rule, merge, rename, transpose
 
+OPENCLIP_LAYER = {
+    "ln_1.*": "norm1.*",
+    "attn.in_proj_*": "attention.qkv.*",  # rows q, k, v in both
+    "attn.out_proj.*": "attention.out.*",
+    "ln_2.*": "norm2.*",
+    "mlp.c_fc.*": "mlp.wide.*",
+    "mlp.c_proj.*": "mlp.narrow.*",
+}
 LAYER = {
     "layer_norm1.*": "norm1.*",
     "self_attn.out_proj.*": "attention.out.*",
@@ -14,10 +22,29 @@ LAYER = {
 COUNTERS = ("*position_ids",)  # 0, 1, 2, ... kept as a weight by earlier versions
 
 
-def _layers(theirs: str, ours: str) -> list[Rule]:
+def openclip_text_rules(*, ours: str = "", projection: bool = False) -> list[Rule]:
+    """The text side of open_clip.CLIP to :class:`ldm.models.clip.TextTransformer`."""
     return [
-        *(rename(f"{theirs}.{{}}.{a}", f"{ours}.{{}}.{b}") for a, b in LAYER.items()),
-        merge([f"{theirs}.{{}}.self_attn.{x}_proj.*" for x in "qkv"], f"{ours}.{{}}.attention.qkv.*"),
+        rename("token_embedding.weight", f"{ours}tokens.weight"),
+        rename("positional_embedding", f"{ours}positions"),
+        *_openclip_blocks("transformer.resblocks", f"{ours}blocks"),
+        rename("ln_final.*", f"{ours}norm.*"),
+        *[transpose("text_projection", f"{ours}projection.weight")] * projection,
+    ]
+
+
+def openclip_rules() -> list[Rule]:
+    """open_clip.CLIP with a vision transformer to :class:`ldm.models.clip.CLIP`."""
+    return [
+        *openclip_text_rules(ours="text.", projection=True),
+        rename("visual.conv1.weight", "image.patches.weight"),
+        rename("visual.class_embedding", "image.class_token"),
+        rename("visual.positional_embedding", "image.positions"),
+        rename("visual.ln_pre.*", "image.norm_in.*"),
+        *_openclip_blocks("visual.transformer.resblocks", "image.blocks"),
+        rename("visual.ln_post.*", "image.norm_out.*"),
+        transpose("visual.proj", "image.projection.weight"),
+        rename("logit_scale", "logit_scale"),
     ]
 
 
@@ -55,3 +82,14 @@ def vision_rules(*, ours: str = "") -> list[Rule]:
 def text_prefix(names: Iterable[str]) -> str:
     """Which of the two prefixes a text encoder's file has."""
     return "text_model." if any(name.startswith("text_model.") for name in names) else ""
+
+
+def _openclip_blocks(theirs: str, ours: str) -> list[Rule]:
+    return [rename(f"{theirs}.{{}}.{a}", f"{ours}.{{}}.{b}") for a, b in OPENCLIP_LAYER.items()]
+
+
+def _layers(theirs: str, ours: str) -> list[Rule]:
+    return [
+        *(rename(f"{theirs}.{{}}.{a}", f"{ours}.{{}}.{b}") for a, b in LAYER.items()),
+        merge([f"{theirs}.{{}}.self_attn.{x}_proj.*" for x in "qkv"], f"{ours}.{{}}.attention.qkv.*"),
+    ]

@@ -1,0 +1,152 @@
+"""What a file says of itself against the options: the file's word counts, and a typed option must agree."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from ldm.checkpoints.pipeline import READ_BY_DENOISER
+from ldm.exchange.architecture import Architecture
+from ldm.exchange.declared import PREDICTION, SCALE, ZERO_SNR, Declared, agree, scheduler_fields
+from ldm.exchange.fields import Fields
+from ldm.exchange.schedulers import process_fields, process_spec, sampling_spec
+
+WAY_OUT = "leave {option}= out, or add declared=ignore if the file is wrong"
+
+
+def settled(
+    told: Declared, architecture: Architecture, *, typed: Collection[str]
+) -> tuple[Architecture, list[str]]:
+    """An architecture as a file's own word has it, with a sentence on what it changed.
+
+    Args:
+        architecture: what the options say.
+        typed: those of the options that the user typed.
+
+    Raises:
+        ValueError: an option that was typed, or the heads of the U-Net, contradict the file.
+    """
+    process, changed = _process(told, architecture.process, typed=typed)
+    sampler, scale = architecture.sampler, architecture.latents["scale"]
+    if changed and "sampler" not in typed:
+        sampler = _sampler(process)
+    if SCALE in told.values and not agree(scale[0], told.values[SCALE]):
+        _refuse_typed(told, [SCALE], typed, option="latent_scale", value=scale[0])
+        scale, changed = [told.values[SCALE]] * len(scale), [*changed, SCALE]
+    size = architecture.size
+    if "size" not in typed and told.values.get("size", size) != size:
+        size, changed = told.values["size"], [*changed, "size"]
+    _check_heads(told, architecture.backbone["transformer"])
+    latents = {**architecture.latents, "scale": scale}
+    notes = [f"{told.path.name} says {told.phrase(changed)}: taken from there"] if changed else []
+    return replace(architecture, process=process, sampler=sampler, latents=latents, size=size), notes
+
+
+def asked(
+    settings: Mapping[str, Any],
+    architecture: Architecture,
+    *,
+    typed: Collection[str],
+    trusted: bool,
+    where: object,
+) -> dict[str, Any]:
+    """A folder's or a header's settings, compared with the options that the user typed.
+
+    Args:
+        trusted: whether the files' word counts; else what was typed replaces it.
+
+    Raises:
+        ValueError: a process or a scale that contradicts the files.
+    """
+    options = {
+        "process": ("process", architecture.process),
+        "latent_scale": ("latents", architecture.latents),
+    }
+    result = dict(settings)
+    for option, (entry, value) in options.items():
+        if option not in typed or entry not in settings or _same(entry, settings[entry], value):
+            continue
+        if trusted:
+            says = [_words(entry, each) for each in (settings[entry], value)]
+            raise ValueError(
+                f"{where} says {says[0]}, {option}= says {says[1]}: {WAY_OUT.format(option=option + '=')}"
+            )
+        result[entry] = value
+    if "sampler" in typed and "sampler" in settings:
+        result["sampler"] = architecture.sampler
+    return result
+
+
+def _process(
+    told: Declared, process: Mapping[str, Any], *, typed: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The process that a file says, and the names of its fields that are not as in `process`."""
+    own, fields = _fields(process), scheduler_fields(told)
+    if fields.get(ZERO_SNR) and (own | fields).get(PREDICTION) == "epsilon":
+        if PREDICTION in fields:
+            raise ValueError(
+                f"{told.path} contradicts itself: {told.phrase([PREDICTION, ZERO_SNR])}: at pure noise a "
+                "prediction of it says nothing; write declared=ignore and process=sd15 or process=zero_snr"
+            )
+        fields[PREDICTION] = "v_prediction"
+        told.add([(PREDICTION, "v_prediction", f"{told.places[ZERO_SNR]}, which rules out noise")])
+    different = [name for name, value in fields.items() if not agree(own.get(name), value)]
+    if not different:
+        return dict(process), []
+    _refuse_typed(told, different, typed, option="process", value=_words("process", process))
+    return process_spec(Fields(str(told.path), own | fields)), different
+
+
+def _refuse_typed(
+    told: Declared, names: list[str], typed: Collection[str], *, option: str, value: object
+) -> None:
+    if option in typed:
+        _contradiction(f"{told.path} says {told.phrase(names)}", option, value)
+
+
+def _contradiction(said: str, option: str, value: object) -> NoReturn:
+    raise ValueError(f"{said}, {option}= says {value}: {WAY_OUT.format(option=option)}")
+
+
+def _sampler(process: Mapping[str, Any]) -> dict[str, Any]:
+    """DDIM, from pure noise where the table ends there; Stable Diffusion 1.x has PNDM, for noise alone."""
+    zero_snr = _fields(process)[ZERO_SNR]
+    spacing = {"timestep_spacing": "trailing"} if zero_snr else {"set_alpha_to_one": False}
+    return sampling_spec(Fields("", {"_class_name": "DDIMScheduler", **spacing}))
+
+
+def _check_heads(told: Declared, transformer: Mapping[str, Any]) -> None:
+    """Refuses other heads than the file's, which no shape of a weight would tell."""
+    for name, ours in (("num_heads", "num_heads"), ("num_head_channels", "head_dim")):
+        if told.values.get(name, transformer.get(ours)) != transformer.get(ours):
+            raise ValueError(
+                f"{told.path} says {told.phrase([name])}, but backbone.transformer.{ours} is "
+                f"{transformer.get(ours)}: choose the backbone= that has it"
+            )
+
+
+def _fields(process: Mapping[str, Any]) -> dict[str, Any]:
+    """A process as a scheduler's fields; none where diffusers has no fields for it."""
+    try:
+        return process_fields(process)
+    except ValueError:
+        return {}
+
+
+def _same(entry: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if entry == "latents":
+        return all(agree(a, b) for a, b in zip(one["scale"], other["scale"], strict=False))
+    fields = _fields(one), _fields(other)
+    if all(fields):
+        return all(agree(fields[0].get(name), value) for name, value in fields[1].items())
+    return all(one.get(name) == other.get(name) for name in READ_BY_DENOISER)
+
+
+def _words(entry: str, value: Mapping[str, Any]) -> str:
+    if entry == "latents":
+        return f"a latent scale of {value['scale'][0]:g}"
+    fields = _fields(value)
+    if not fields:
+        return f"{value['prediction']['_target_'].rpartition('.')[2]} on {value['schedule']['_target_']}"
+    kind = "trained_betas" if fields.get("trained_betas") else fields["beta_schedule"]
+    betas = f" {fields['beta_start']:g} to {fields['beta_end']:g}" if "beta_start" in fields else ""
+    return f"{fields[PREDICTION]} on {kind}{betas}" + ", ending in pure noise" * fields[ZERO_SNR]
