@@ -18,6 +18,7 @@ from ldm.data.moments import stored_moments
 from ldm.data.pictures import PictureDataset
 from ldm.data.texts import stored_states, stored_tokens
 from ldm.options import command_line, option
+from ldm.tokenizers import cut_line
 
 TEXTS = {"tokens": stored_tokens, "states": stored_states}
 
@@ -55,6 +56,10 @@ def main(options: Options) -> None:
         started = time.perf_counter()
         moments = stored_moments(pictures, codec, mirrored=options.flip and pictures.split == "train")
         texts = TEXTS[options.texts](pictures, codec)
+        if line := cut_line(
+            codec.tokenizer, [text for own in pictures.texts() for text in own], what="caption"
+        ):
+            print(f"{pictures.split}: {line}")
         seconds = time.perf_counter() - started
         print(
             f"{pictures.split}: {len(moments)} pictures, moments {moments.shape}, {options.texts} "

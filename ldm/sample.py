@@ -45,7 +45,7 @@ def draw(config: DictConfig) -> None:
     nodes = sampling_nodes(bundle, options)
     drawer = Drawer(pipeline=open_pipeline(bundle, precision=config.precision, **nodes), nodes=nodes)
     drawer.check(jobs)
-    for line in check_inputs(jobs, size=drawer.pipeline.size):
+    for line in (*check_inputs(jobs, size=drawer.pipeline.size), *drawer.cuts(jobs)):
         print(line)
     out = open_output(config.out, overwrite=config.overwrite)
     sheet = sheet_at(config.sheet, out)

@@ -1,6 +1,6 @@
 """What a training tells and gets before its first step, and what it refuses: trainers that don't suit it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.data.datamodule import PictureData
 from ldm.distributed import is_first, world_size
+from ldm.tokenizers import cut_line
 
 SHARDED = "ldm.sharding.Sharded"
 UNEVEN = "ldm.callbacks.generation_metrics.GenerationMetrics"
@@ -24,6 +25,18 @@ def batch_line(config: Mapping[str, Any]) -> str:
         f"{ranks * batch * accumulated} samples; optimizer.lr={config['optimizer']['lr']:g} is the rate of "
         "the whole step and is not scaled with the ranks: for k times the samples try sqrt(k) times the rate"
     )
+
+
+def caption_lines(stage: LightningModule, data: LightningDataModule) -> Iterator[str]:
+    """What there is to tell, a line a split, of captions that are longer than the stage's tokenizer reads."""
+    tokenizer = getattr(getattr(stage, "codec", stage), "tokenizer", None)
+    pictures = getattr(data, "pictures", data)
+    if tokenizer is None or not isinstance(pictures, PictureData):
+        return
+    for split in (pictures.train, pictures.val):
+        texts = [text for own in split.texts() for text in own] if split else []
+        if line := cut_line(tokenizer, texts, what="caption"):
+            yield f"{split.split}: {line}"
 
 
 def validation_options(data: LightningDataModule) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import gzip
 import html
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -27,11 +28,33 @@ NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
 CLIP_VOCAB_SIZE = 49_408  # Radford et al. 2021, section 2.4
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 FORMAT = "ldm-tokenizer-1"
+SEEN = 30  # characters before a cut that are shown
 
 # contractions, runs of letters, single digits, runs of anything else that is not a space; by the package that
 # CLIP's own code uses, for what counts as a letter differs between regular expressions of different ages
 WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 BYTES = ByteLevel(add_prefix_space=False, use_regex=False)  # a word to the symbols of its bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A text of which a tokenizer reads only the beginning.
+
+    Attributes:
+        tokens: that the whole text takes, start and end included.
+        limit: how many are read.
+        seen: the last words that are read, cleaned as the tokenizer cleans them.
+    """
+
+    tokens: int
+    limit: int
+    seen: str
+
+    def __str__(self) -> str:
+        return (
+            f"has {self.tokens} tokens, the model reads {self.limit}: "
+            f"what follows '...{self.seen}' is not seen"
+        )
 
 
 class Tokenizer:
@@ -74,6 +97,20 @@ class Tokenizer:
         """Tokens the whole text takes, start and end included: above `context_length` it is cut."""
         return len(self._ids(text)) + NUM_CONTROL
 
+    def cut(self, text: str) -> Cut | None:
+        """Where a text is cut, or nothing where all of it is read."""
+        if text.isascii() and "&" not in text and len(text) <= self.context_length - NUM_CONTROL:
+            return None  # each token is a byte or more, and cleaning lengthens no such text
+        cleaned = clean(text)
+        spans = [found.span() for found in WORDS.finditer(cleaned)]
+        encoded = [cleaned[start:end] for start, end in spans]
+        owners = self._bpe.encode(encoded, is_pretokenized=True, add_special_tokens=False).word_ids
+        kept = self.context_length - NUM_CONTROL
+        if len(owners) <= kept:
+            return None
+        end = spans[owners[kept] - 1][1] if owners[kept] else 0  # of the last word that is read whole
+        return Cut(tokens=len(owners) + NUM_CONTROL, limit=self.context_length, seen=cleaned[:end][-SEEN:])
+
     def fingerprint(self) -> list[str]:
         """All that decides what ids a text gets."""
         sizes = f"{self.vocab_size} {self.context_length} {self.pad_id}"
@@ -110,6 +147,23 @@ class Tokenizer:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._bpe.encode(words(text), is_pretokenized=True, add_special_tokens=False).ids
         return ids
+
+
+def cut_line(tokenizer: Tokenizer, texts: Sequence[str], *, what: str) -> str | None:
+    """One line on the texts of which a tokenizer reads only the beginning; none where it reads all of each.
+
+    Args:
+        what: what a text is called, as "prompt".
+    """
+    cuts = {number: cut for number, text in enumerate(texts, start=1) if (cut := tokenizer.cut(text))}
+    if not cuts:
+        return None
+    number, longest = max(cuts.items(), key=lambda item: item[1].tokens)
+    name = what if len(texts) == 1 else f"{what} {number}"
+    if len(cuts) == 1:
+        return f"{name} {longest}"
+    share = f"{100 * len(cuts) / len(texts):.2g} %"
+    return f"{len(cuts)} of {len(texts)} {what}s ({share}) are cut; the longest, {name}, {longest}"
 
 
 def clip_bpe(vocabulary: Path | str | None = None, *, context_length: int = 77, pad_id: int = 0) -> Tokenizer:

@@ -78,7 +78,7 @@ def fit(config: DictConfig) -> None:
     from ldm.checkpoints.run import find_run, new_run
     from ldm.distributed import is_first, share
     from ldm.room import check_needs, needs_of_cache
-    from ldm.start import batch_line, check_start, plugins, validation_options
+    from ldm.start import batch_line, caption_lines, check_start, plugins, validation_options
 
     identity = plain(config)
     del identity["run_dir"], identity["dry_run"], identity["patience"]
@@ -105,6 +105,8 @@ def fit(config: DictConfig) -> None:
     verb = "continuing" if state else "starting"
     tell(f"{verb} {run.path}: {millions(stage.net)} M parameters, {config.summary}")
     tell(batch_line(plain(config)))
+    for line in caption_lines(stage, data) if is_first() else ():
+        tell(line)
     trainer = build(
         plain(config.trainer)
         | {

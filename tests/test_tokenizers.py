@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.tokenizer_identity import fuzzed
-from ldm.tokenizers import Tokenizer, clip_bpe, train
+from ldm.tokenizers import Tokenizer, clean, clip_bpe, cut_line, train
 
 CAPTIONS = Path(__file__).parent.parent / "ldm/assets/emoji/captions.json"
 TEXTS = [
@@ -102,6 +102,49 @@ def test_a_long_text_loses_its_tail_not_its_end(ours):
     assert long[-1] == ours.eot_id
     assert torch.equal(short[:8], long[:8])
     assert ours.count("red apple " * 500) > ours.context_length
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a red apple on a table " * 12,
+        "&ngE;" * 20,
+        "Ünïcödé 猫 🐈 " * 9,
+        "x" * 40,
+        "red apple",
+        "1234 56789 0123",  # 14 digits and spaces: a token a digit
+        "a & b",
+        "ﬁﬂ İ" * 4,
+    ],
+)
+def test_a_text_is_cut_if_the_model_reads_less_than_all_of_it(ours, text):
+    cut = ours.cut(text)
+    assert (cut is not None) == (ours.count(text) > ours.context_length)
+    if cut is not None:
+        assert (cut.tokens, cut.limit) == (ours.count(text), ours.context_length)
+        assert cut.seen in clean(text)
+        assert ours.count(cut.seen) <= ours.context_length
+
+
+def test_the_last_words_that_are_read_are_shown(ours):
+    words = [f"{number}" for number in range(10)]  # a token each
+    cut = ours.cut(" ".join(words * 3))
+    read = ours.context_length - 2
+    assert cut.seen == " ".join((words * 3)[:read])[-30:]
+    assert str(cut) == (
+        f"has 32 tokens, the model reads {ours.context_length}: what follows '...{cut.seen}' is not seen"
+    )
+    assert ours.encode([" ".join((words * 3)[:read])]).equal(ours.encode([" ".join(words * 3)]))
+
+
+def test_one_line_tells_of_all_texts_that_are_cut(ours):
+    long, longer = "1 " * 30, "2 " * 50
+    assert cut_line(ours, ["red apple"], what="prompt") is None
+    assert cut_line(ours, [], what="prompt") is None
+    assert cut_line(ours, [long], what="prompt").startswith("prompt has 32 tokens, the model reads 16: what")
+    assert cut_line(ours, ["a", "b", long], what="prompt").startswith("prompt 3 has 32 tokens, ")
+    line = cut_line(ours, ["a", longer, long, "b"], what="caption")
+    assert line.startswith("2 of 4 captions (50 %) are cut; the longest, caption 2, has 52 tokens, the model")
 
 
 def test_a_prompt_of_100_kb_is_taken(ours):

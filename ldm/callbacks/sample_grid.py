@@ -9,6 +9,7 @@ from ldm.callbacks.aside import asides
 from ldm.callbacks.wandb_table import log_table
 from ldm.checkpoints.pictures import save_sheet, to_picture
 from ldm.distributed import gather
+from ldm.tokenizers import cut_line
 
 
 class SampleGrid(Callback):
@@ -26,6 +27,11 @@ class SampleGrid(Callback):
 
     def __init__(self, *, prompts: list[str], seeds: list[int], folder: str) -> None:
         self.prompts, self.seeds, self.folder = prompts, seeds, Path(folder)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        line = cut_line(pl_module.codec.tokenizer, self.prompts, what="prompt")
+        if line and trainer.is_global_zero:
+            print(f"samples: {line}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

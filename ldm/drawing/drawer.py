@@ -11,6 +11,7 @@ from ldm.checkpoints.pipeline import guidance_of, identified, with_scale
 from ldm.drawing.inputs import source_of
 from ldm.drawing.job import Job
 from ldm.pipeline import TextToImage
+from ldm.tokenizers import cut_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,16 @@ class Drawer:
         """
         for job in {(job.negative, job.scale): job for job in jobs}.values():
             self.configured(job)
+
+    def cuts(self, jobs: Sequence[Job]) -> list[str]:
+        """What there is to tell of prompts and negative prompts longer than the model reads, in lines."""
+        texts = {
+            "prompt": dict.fromkeys(job.prompt for job in jobs),
+            "negative prompt": dict.fromkeys(job.negative for job in jobs if job.negative),
+        }
+        tokenizer = self.pipeline.codec.tokenizer
+        lines = (cut_line(tokenizer, list(each), what=name) for name, each in texts.items())
+        return [line for line in lines if line]
 
     def __call__(self, jobs: Sequence[Job]) -> Tensor:
         """The pictures of a batch: uint8, b 3 h w, on the CPU."""

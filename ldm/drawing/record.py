@@ -33,9 +33,11 @@ def facts_of(
     Args:
         batch: the place of the picture in its batch, and the size of that, by which float sums are rounded.
     """
-    guidance = drawer.guidance(job)
+    guidance, tokenizer = drawer.guidance(job), drawer.pipeline.codec.tokenizer
+    tokens = tokenizer.count(job.prompt)
     facts: dict[str, Any] = {
         "prompt": job.prompt,
+        "tokens": {"prompt": tokens, "read": min(tokens, tokenizer.context_length)},
         "negative": job.negative,
         "seed": job.seed,
         "steps": drawer.nodes["sampler"]["steps"],

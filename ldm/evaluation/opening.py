@@ -1,6 +1,6 @@
 """From a config to what is measured and what measures it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
 from ldm.data.pictures import PictureDataset
-from ldm.evaluation.captions import CaptionSet, identified
+from ldm.evaluation.captions import Caption, CaptionSet, identified
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.measure import Evaluator
@@ -24,6 +24,7 @@ from ldm.evaluation.training_pictures import name_training_pictures
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.picture_metric import PictureMetric
+from ldm.tokenizers import cut_line
 
 NAMED = ("reference", "statistics")  # options that stand for the real pictures
 NETWORKS = ("extractors", "distances")  # keys of a protocol's node that hold what is built
@@ -94,6 +95,8 @@ def open_evaluator(
         each.name: gallery.captions(each, seed=protocol.caption_seed, measured=subject.pictures)
         for each in protocol.sets
     }
+    if ranks.number == 0:
+        tell_cuts(captions, subject, extractors)
     sets = tuple(identified(each, captions[each.name]) for each in protocol.sets)
     evaluator = Evaluator(
         protocol=replace(protocol, sets=sets),
@@ -110,6 +113,18 @@ def open_evaluator(
     )
     evaluator.check()
     return evaluator
+
+
+def tell_cuts(
+    captions: Mapping[str, Sequence[Caption]], subject: Subject, extractors: Mapping[str, FeatureExtractor]
+) -> None:
+    """Prints which captions of each set are longer than the model, or a judge that reads them, can take."""
+    tokenizers = {"": subject.tokenizer}
+    tokenizers |= {f" read by {name}": getattr(each, "tokenizer", None) for name, each in extractors.items()}
+    for name, own in captions.items():
+        for reader, tokenizer in tokenizers.items():
+            if tokenizer and (line := cut_line(tokenizer, [each.text for each in own], what="caption")):
+                print(f"{name}{reader}: {line}")
 
 
 def _protocol(

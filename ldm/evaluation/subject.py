@@ -16,6 +16,7 @@ from ldm.evaluation.pictures import Pictures, fit
 from ldm.evaluation.protocol import describe
 from ldm.evaluation.round_trip import round_trip
 from ldm.pipeline import TextToImage
+from ldm.tokenizers import Tokenizer
 
 ELSEWHERE_DRAWN = "not known: the pictures were there"
 
@@ -34,6 +35,7 @@ class Subject:
         drawing: `sampler`, `guidance`, `nfe` and `precision` for the protocol.
         judges: networks of its own that look beside the protocol's.
         pictures: those that are measured, where they are there already.
+        tokenizer: that reads its prompts; null where nobody knows it.
         round_trip: through its autoencoder, uint8 to uint8; null where it has none.
     """
 
@@ -48,6 +50,7 @@ class Subject:
     params: int | None = None
     judges: Observers = field(default_factory=lambda: Observers(pictures={}))
     pictures: Pictures | None = None
+    tokenizer: Tokenizer | None = None
     round_trip: Callable[[Tensor], Tensor] | None = None
 
     def at(self, size: int) -> "Subject":
@@ -88,6 +91,7 @@ def bundle_subject(
             "precision": precision,
         },
         judges=own_judges(bundle, pipeline),
+        tokenizer=pipeline.codec.tokenizer,
         round_trip=partial(round_trip, pipeline.codec),
     )
 

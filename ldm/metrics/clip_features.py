@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.metrics.features import CPU_BATCH, FeatureIdentity
 from ldm.metrics.resize import resize_pictures
 from ldm.metrics.weights import digest, load_strictly, locate, read_state
+from ldm.tokenizers import clip_bpe
 
 ARCHITECTURES = MappingProxyType(  # open_clip's names
     {
@@ -46,7 +47,7 @@ class ClipFeatures(nn.Module):
         self.name, self.sha256 = name, digest(path)
         self.net = open_clip.CLIP(**open_clip.get_model_config(ARCHITECTURES[name]))
         load_strictly(self.net, _read_clip(path), source=path)
-        self.tokenize = open_clip.get_tokenizer(ARCHITECTURES[name])
+        self.tokenizer = clip_bpe()
         self.size = self.net.visual.image_size[0]
         self.dims: Mapping[str, int] = {f"{name}_image": self.net.visual.output_dim}
         for part, numbers in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
@@ -75,7 +76,7 @@ class ClipFeatures(nn.Module):
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Float[Tensor, "b _"]:
         """Features of texts, cut to the 77 tokens that CLIP reads."""
-        return self.net.encode_text(self.tokenize(list(texts)).to(self.device))
+        return self.net.encode_text(self.tokenizer.encode(texts).to(self.device))
 
     def _see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
         resized = resize_pictures(images, size=self.size, mode="bicubic").round()

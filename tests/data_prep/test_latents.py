@@ -48,7 +48,9 @@ def test_a_training_finds_what_was_made_ahead(make, codec, diffusion_stage, make
 def test_moments_and_captions_of_both_splits_are_made(make, capsys):
     root = make()
     numbers = {name: len(PictureDataset(str(root), split=name, size=SIZE)) for name in ("train", "val")}
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out.splitlines()
+    assert sum("captions" in line and line.endswith("is not seen") for line in told) == 2  # 16 tokens are few
+    lines = [line for line in told if " pictures, moments " in line]
     assert [line.split(" pictures")[0] for line in lines] == [f"{name}: {n}" for name, n in numbers.items()]
 
 

@@ -167,6 +167,25 @@ def test_batches_hold_what_one_call_can_draw_and_no_more(tmp_path):
     assert all(len({int(job.name) % 4 for job in batch}) == 1 for batch in found)
 
 
+def test_prompts_that_the_model_does_not_read_whole_are_told(sample, capsys, tmp_path):
+    long = "a red apple on a table " * 12
+    out = sample(f'prompts=["{long}cat"]', "per_prompt=1", f"negative={long}", "steps=1")
+    told = [line for line in capsys.readouterr().out.splitlines() if "tokens" in line]
+    facts = read_facts(out / "0000.png")
+    assert facts["prompt"] == f"{long}cat"
+    count = facts["tokens"]["prompt"]
+    assert (count > 60, facts["tokens"]["read"]) == (True, 16)
+    assert told[0].startswith(f"prompt has {count} tokens, the model reads 16: what follows '...")
+    assert told[0].endswith("' is not seen")
+    assert told[1].startswith("negative prompt has ")
+    (tmp_path / "list.txt").write_text(f"a cat\n{long}\na dog\n{long}{long}\n")
+    out = sample(f"prompts={tmp_path / 'list.txt'}", "per_prompt=2", "steps=1", "overwrite=true")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "tokens" in line]
+    assert line.startswith("2 of 4 prompts (50 %) are cut; the longest, prompt 4, has ")
+    tokens = read_facts(out / "0000.png")["tokens"]
+    assert tokens["prompt"] == tokens["read"] < 16
+
+
 def test_a_picture_tells_programs_and_people_how_it_was_made(sample, draw_picture, bundle_path):
     image = draw_picture("a.png")
     prompt = "grüner Apfel 🍏"

@@ -3,6 +3,7 @@
 import csv
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,12 @@ from ldm.checkpoints.bundle import Bundle, Part, write_bundle
 from ldm.checkpoints.pictures import to_picture
 from ldm.checkpoints.pipeline import open_pipeline
 from ldm.evaluate import main
+from ldm.evaluation.captions import Caption
+from ldm.evaluation.generation import drawn_by
+from ldm.evaluation.opening import tell_cuts
 from ldm.evaluation.results import read_results, values
+from ldm.evaluation.subject import Subject
+from ldm.tokenizers import clip_bpe
 
 VISION = {
     "_target_": "ldm.models.clip.VisionTransformer",
@@ -89,6 +95,20 @@ def test_a_weak_bundle_is_in_the_protocol_by_its_content_and_not_by_its_place(
         weak = {"path": str(tmp_path / name), "sha256": Bundle.open(tmp_path / name).sha256}
         assert document["bundle"]["weak"] == weak
         assert document["protocol"]["guidance"] == f"autoguidance(scale=3, weak={weak['sha256']})"
+
+
+def test_captions_longer_than_the_model_or_a_judge_reads_are_told(tokenizer, capsys):
+    subject = Subject(
+        kind="bundle", draw=drawn_by, path="", sha256="", size=16, drawing={}, tokenizer=tokenizer
+    )
+    judge = SimpleNamespace(tokenizer=clip_bpe())
+    captions = [Caption(text=text, key="", row=0) for text in ("cat", "1 " * 20, "1 " * 90)]
+    tell_cuts({"train": captions, "short": captions[:1]}, subject, {"clip": judge, "inception": object()})
+    model, clip = capsys.readouterr().out.splitlines()
+    assert model.startswith(
+        "train: 2 of 3 captions (67 %) are cut; the longest, caption 3, has 92 tokens, the"
+    )
+    assert clip.startswith("train read by clip: caption 3 has 92 tokens, the model reads 77: what follows")
 
 
 def test_a_bundle_becomes_results_report_and_figures_twice_the_same(command, tmp_path):

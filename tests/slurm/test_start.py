@@ -1,11 +1,13 @@
-"""A training under srun: the job queues again by itself, and Lightning leaves that alone."""
+"""What a training checks and tells at its start; under srun the job queues again without Lightning's help."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 from pytorch_lightning import Callback
 
-from ldm.start import check_start, plugins
+from ldm.start import caption_lines, check_start, plugins
+from ldm.tokenizers import Tokenizer
 
 TASK = {
     "SLURM_JOB_ID": "1",
@@ -69,3 +71,19 @@ def test_float16_on_a_processor_is_refused(diffusion_stage, accelerator, monkeyp
         check_start(diffusion_stage(), config)
     config["trainer"]["precision"] = "bf16-mixed"
     check_start(diffusion_stage(), config)
+
+
+def test_captions_longer_than_the_model_reads_are_told_once_a_split(diffusion_stage, latents, autoencoder):
+    stage = diffusion_stage()
+    tokenizer = Tokenizer(stage.codec.tokenizer.merges, vocab_size=640, context_length=6, pad_id=639)
+    stage.codec = replace(stage.codec, tokenizer=tokenizer)
+    told = list(caption_lines(stage, latents))
+    assert told
+    for pictures in (latents.pictures.train, latents.pictures.val):
+        captions = [text for own in pictures.texts() for text in own]
+        cut = [text for text in captions if tokenizer.count(text) > tokenizer.context_length]
+        lines = [line for line in told if line.startswith(f"{pictures.split}: ")]
+        if len(cut) > 1:
+            assert f"{len(cut)} of {len(captions)} captions" in lines[0]
+        assert len(lines) == bool(cut)
+    assert list(caption_lines(autoencoder, latents)) == []  # no tokenizer
