@@ -92,6 +92,30 @@ def read_table(path: Path, text: str | None = None) -> Table:
     return Table(form, header._replace(cells=[name.strip() for name in header.cells]), rows)
 
 
+def read_columns(path: Path, names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The cells under the given names, row by row; other columns are passed over.
+
+    Raises:
+        DataError: a column that is missing or there twice, no rows, or a row that can't be read.
+    """
+    table = read_table(path)
+    header = table.header.cells
+    wrong = [name for name in names if header.count(name) != 1]
+    rows = [] if wrong else list(table.rows)
+    if not rows:
+        raise DataError(
+            f"{path} must have the columns {' and '.join(names)}, each once, and at least one row below;"
+            f" it has the columns {', '.join(header) or 'none'}"
+        )
+    for row in rows:
+        if len(row.cells) != len(header):
+            raise DataError(f"{path}, {row.lines}: {len(row.cells)} cells under {len(header)} columns")
+        if any(SURROGATE.search(cell) for cell in row.cells):
+            raise DataError(f"{path}, {row.lines}: not UTF-8: save the file as UTF-8")
+    places = [header.index(name) for name in names]
+    return [tuple(row.cells[place] for place in places) for row in rows]
+
+
 def delimiter_of(text: str, usual: str) -> str:
     """The delimiter of which the first line that is not blank has most, outside of quotes."""
     _, header = next(numbered_lines(text), (1, ""))

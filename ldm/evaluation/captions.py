@@ -1,6 +1,5 @@
 """Which captions pictures are made from: drawn from a split by a hash, or read from a list."""
 
-import csv
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ldm.data.index import hash_file
+from ldm.data.tables import read_columns
 
 ELSEWHERE = -1  # row of a picture whose right real picture isn't among the real ones
 
@@ -136,19 +136,16 @@ def read_captions(path: Path, *, rows: dict[str, int] | None) -> list[Caption]:
     """
     if not path.is_file():
         raise ValueError(f"there is no caption list {path}: write one with the columns key and caption")
-    with path.open(encoding="utf-8", newline="") as stream:
-        lines = list(csv.DictReader(stream))
-    if not lines or not {"key", "caption"} <= lines[0].keys():
-        raise ValueError(f"caption list {path} must have the columns key and caption and at least one line")
+    lines = read_columns(path, ("key", "caption"))
     if rows is None:
-        return [Caption(text=line["caption"], key=line["key"], row=ELSEWHERE) for line in lines]
-    unknown = [line["key"] for line in lines if line["key"] not in rows]
+        return [Caption(text=text, key=key, row=ELSEWHERE) for key, text in lines]
+    unknown = [key for key, _ in lines if key not in rows]
     if unknown:
         raise ValueError(
             f"caption list {path}: {len(unknown)} of its {len(lines)} keys, {unknown[0]!r} first, name no "
             f"picture of protocol.splits: use the list of this data set"
         )
-    return [Caption(text=line["caption"], key=line["key"], row=rows[line["key"]]) for line in lines]
+    return [Caption(text=text, key=key, row=rows[key]) for key, text in lines]
 
 
 def _draw(seed: int, stream: str, key: str) -> int:
