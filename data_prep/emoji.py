@@ -71,7 +71,8 @@ def existing(root: Path) -> ShardIndex | None:
 def draw_validation(keys: list[str], *, share: float, seed: int) -> set[str]:
     """The held-out pictures."""
     order = np.random.default_rng(seed).permutation(len(keys))
-    return {keys[i] for i in order[: round(share * len(keys))]}
+    number = min(max(round(share * len(keys)), 1), len(keys) - 1)
+    return {keys[i] for i in order[:number]}
 
 
 def read_samples(captions: dict[str, dict]) -> Iterator[Sample]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.matching import match_names
 from data_prep.splits import join_splits, key_of
 from data_prep.tally import LeftOut, Tally
 from data_prep.texts import clean_caption
@@ -94,9 +95,11 @@ def pair(
     Args:
         ambiguous: names of pictures of which several share one caption; all of them are left out, by name.
     """
-    captions: dict[str, list[Row]] = {}
+    named: dict[str, list[Row]] = {}
     for row in rows:
-        captions.setdefault(row.picture, []).append(row)
+        named.setdefault(row.picture, []).append(row)
+    matched, sentences = match_names(named, pictures)
+    captions = {matched.get(name, name): own for name, own in named.items()}
     for name in sorted(captions.keys() - pictures.keys()):
         tally.leave_picture("captions without a picture", name)
     entries: dict[str, Entry] = {}
@@ -111,13 +114,13 @@ def pair(
         except LeftOut as left:
             tally.leave_picture(str(left), name)
     keys = {entry.name: key for key, entry in entries.items()}
-    named = (row for rows in captions.values() for row in rows if row.split and row.picture in keys)
+    split = ((row.split, name) for name, own in captions.items() if name in keys for row in own if row.split)
     return Collection(
         entries=[entries[key] for key in sorted(entries)],
         num_pictures=len(captions.keys() | pictures.keys()),
         num_captions=sum(map(len, captions.values())),
-        forms=forms,
-        splits=join_splits((row.split, [keys[row.picture]], row.picture) for row in named),
+        forms=[*forms, *sentences],
+        splits=join_splits((each, [keys[name]], name) for each, name in split),
         tally=tally,
     )
 

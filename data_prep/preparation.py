@@ -44,7 +44,9 @@ def prepare(collection: Collection, options: PreparationOptions, *, name: str) -
         tasks = plan_shards(collection, splits, options)
         if is_complete(root, tasks):
             return
-        check_left_out(root, collection, limit=options.max_skip_share, report={"complete": False})
+        limit, left = options.max_skip_share, len(collection.entries)
+        check_left_out(root, collection, limit=limit, left=left, report={"complete": False})
+        check_splits(collection, splits, options)
         split_sha256 = write_splits(root, splits)
         notes, speed = make_shards(root, tasks, options)
         for task in tasks:
@@ -56,7 +58,8 @@ def prepare(collection: Collection, options: PreparationOptions, *, name: str) -
             "plan": tasks[0].plan,
             "sources": identity(note.hashes for note in ordered),
         }
-        check_left_out(root, collection, limit=options.max_skip_share, report=report | {"complete": False})
+        left = report["written"]["pictures"]
+        check_left_out(root, collection, limit=limit, left=left, report=report | {"complete": False})
         write_report(root, report | {"complete": True})
         ShardIndex(root=root, name=printable(name), shards=tuple(note.shard for note in ordered)).save()
         shutil.rmtree(root / NOTES)
@@ -100,7 +103,7 @@ def choose_splits(collection: Collection, options: PreparationOptions) -> dict[s
     """Key -> split of every entry that has one.
 
     Raises:
-        DataError: lists are asked for and there are none, or nothing is left to train on.
+        DataError: lists are asked for and there are none.
     """
     keys = [entry.key for entry in collection.entries]
     given = collection.splits
@@ -116,11 +119,27 @@ def choose_splits(collection: Collection, options: PreparationOptions) -> dict[s
         splits = draw_splits(
             keys, val_share=options.val_share, test_share=options.test_share, seed=options.seed
         )
-    else:
-        splits = {key: given[key] for key in keys if key in given}
+        return splits
+    collection.splits = given
+    return {key: given[key] for key in keys if key in given}
+
+
+def check_splits(collection: Collection, splits: dict[str, str], options: PreparationOptions) -> None:
+    """Says in one line that no picture is left to validate on.
+
+    Raises:
+        DataError: none is left to train on.
+    """
+    random = f"write split=random val_share={max(options.val_share, 0.05):g} to draw the splits"
     if "train" not in splits.values():
-        raise DataError(f"{options.source}: no picture with captions is left to train on")
-    return splits
+        listed = sorted(key for key, split in collection.splits.items() if split == "train")
+        example = f", they name {listed[0]}, the folder has {collection.entries[0].key}" if listed else ""
+        raise DataError(
+            f"{options.source}: none of its {len(collection.entries)} pictures is in the split train of the"
+            f" lists{example}: {random}"
+        )
+    if "val" not in splits.values():
+        print(f"{options.out}: no picture is left to validate on; if some should be, {random}")
 
 
 def plan_shards(
@@ -179,7 +198,7 @@ def is_complete(root: Path, tasks: list[ShardTask]) -> bool:
         return False
     report = read_report(root)
     # the reports of earlier versions don't tell their sources
-    same = report.get("plan") == tasks[0].plan and (
+    same = [task.plan for task in tasks[:1]] == [report.get("plan")] and (
         "sources" not in report
         or report["sources"] == identity(source_hashes(task.entries) for task in tasks)
     )

@@ -100,24 +100,38 @@ def duplicates(notes: list[ShardNote]) -> dict[str, list[list[str]]]:
     }
 
 
-def check_left_out(root: Path, collection: Collection, *, limit: float, report: dict) -> None:
-    """Writes the report and stops if more than `limit` of the pictures or captions are left out.
+def check_left_out(root: Path, collection: Collection, *, limit: float, left: int, report: dict) -> None:
+    """Writes the report and stops if no picture is left, or more than `limit` of anything is left out.
+
+    Args:
+        left: number of pictures that are left.
 
     Raises:
-        DataError: with the number, the most frequent reason and the place of the names.
+        DataError: with the number, the most frequent reason, an example and the place of the names.
     """
     for thing, ledger, number in (
         ("pictures", collection.tally.pictures, collection.num_pictures),
         ("captions", collection.tally.captions, collection.num_captions),
     ):
-        if total(ledger) > limit * number:
+        if total(ledger) > (limit * number if left else 0):
             write_report(root, ledgers(collection) | report)
             reason = next(iter(counts(ledger)))
+            most = f"{total(ledger)} of {number} {thing} are left out, most as {reason!r} ({example(ledger)})"
+            names = f"{root / FILE_NAME} names each: mend them"
+            if not left:
+                raise DataError(f"{most}, and no picture with captions is left; {names}")
             raise DataError(
-                f"{total(ledger)} of {number} {thing} are left out, most as {reason!r}, more than"
-                f" max_skip_share={limit:g} allows; {root / FILE_NAME} names each: mend them, or set"
+                f"{most}, more than max_skip_share={limit:g} allows; {names}, or set"
                 f" max_skip_share={total(ledger) / number + 0.0005:.3f}"
             )
+
+
+def example(ledger: Ledger) -> str:
+    """The first name under the most frequent reason; one of each side where captions and pictures miss."""
+    captions, pictures = ledger.get("captions without a picture"), ledger.get("picture without captions")
+    if captions and pictures:
+        return f"the captions name {captions[0]}, the folder has {pictures[0]}"
+    return ledger[next(iter(counts(ledger)))][0]
 
 
 def write_report(root: Path, report: dict) -> None:

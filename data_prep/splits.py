@@ -93,12 +93,22 @@ def key_of(name: str) -> str:
 
 
 def draw_splits(keys: Iterable[str], *, val_share: float, test_share: float, seed: int) -> dict[str, str]:
-    """Key -> split, in the order of a hash of seed and key: a picture more or less moves few others."""
+    """Key -> split, in the order of a hash of seed and key: a picture more or less moves few others.
+
+    A share above 0 gives at least one picture of two to val, and of three to test; train keeps at least one.
+    """
     order = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    num_val, num_test = round(val_share * len(order)), round(test_share * len(order))
+    spare = max(len(order) - 1, 0)
+    num_val = min(_share(val_share, len(order), at_least=2), spare - int(test_share > 0 and spare >= 2))
+    num_test = min(_share(test_share, len(order), at_least=3), spare - num_val)
     numbers = {"val": num_val, "test": num_test, "train": len(order) - num_val - num_test}
     drawn = [split for split, number in numbers.items() for _ in range(number)]
     return dict(zip(order, drawn, strict=True))
+
+
+def _share(share: float, number: int, *, at_least: int) -> int:
+    """Rounded, but one where that would be none and there are enough to spare it."""
+    return max(round(share * number), int(share > 0 and number >= at_least))
 
 
 def write_splits(root: Path, splits: Mapping[str, str]) -> str:

@@ -22,10 +22,11 @@ def source(tmp_path) -> Path:
 
 @pytest.fixture
 def prepare(source, tmp_path) -> Callable[..., ShardIndex]:
-    """`prepare(out="out", **options)`: the command on that folder, three pictures a shard."""
+    """`prepare(out="out", **options)`: that folder, three pictures a shard, all to train on."""
 
     def run(out: str = "out", **options: Any) -> ShardIndex:
         defaults = {"source": str(source), "samples_per_shard": 3, "num_workers": 0}
+        defaults |= {"val_share": 0.0, "test_share": 0.0}
         flickr30k.main(flickr30k.Options(out=str(tmp_path / out), **(defaults | options)))
         return ShardIndex.load(tmp_path / out)
 
