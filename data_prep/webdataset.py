@@ -17,12 +17,12 @@ from braceexpand import braceexpand
 from data_prep.options import PreparationOptions
 from data_prep.pairing import SEVERAL, Collection, Place, Row, pair
 from data_prep.preparation import prepare
-from data_prep.tally import LeftOut, Tally
+from data_prep.tally import LeftOut, Tally, total
 from ldm.data.caption_rules import sample_captions
 from ldm.data.index import DataError
 from ldm.data.picture_files import is_hidden
 from ldm.data.shards import is_plain, tar_members
-from ldm.data.tars import PICTURES, TEXTS, part_of
+from ldm.data.tars import FIRST_DOT, PICTURES, TEXTS, beyond_first_dot, part_of
 from ldm.options import command_line
 
 SPLIT_NAME = re.compile(r"(train|val|test)(?![a-z])")
@@ -73,8 +73,9 @@ def collect(tars: list[Path]) -> Collection:
     named = [SPLIT_NAME.match(path.name) for path in tars]
     for path, found in zip(tars, named, strict=True):
         split = found[1] if found and all(named) else ""
+        before = total(tally.pictures)
         samples = tar_samples(path, tally)
-        if not samples:
+        if not samples and total(tally.pictures) == before:
             tally.leave_picture("tar without samples", path.name)
         for key, parts in samples.items():
             try:
@@ -84,7 +85,10 @@ def collect(tars: list[Path]) -> Collection:
                 continue
             pictures[name] = parts[name.rpartition(".")[2]]
             rows += (Row(name, number, text, split) for number, text in captions)
-    return pair(rows, pictures, forms=[f"{len(tars)} tars, {tars[0]} the first"], tally=tally)
+    left_out = total(tally.pictures)
+    collection = pair(rows, pictures, forms=[f"{len(tars)} tars, {tars[0]} the first"], tally=tally)
+    collection.num_pictures += left_out
+    return collection
 
 
 def tar_samples(path: Path, tally: Tally) -> dict[str, Parts]:
@@ -92,6 +96,8 @@ def tar_samples(path: Path, tally: Tally) -> dict[str, Parts]:
     samples: dict[str, Parts] = {}
     for member in tar_members(path):
         part = part_of(member.name)
+        if dotted := beyond_first_dot(member.name):
+            tally.leave_picture(FIRST_DOT, f"{path.name}: {dotted}")
         if part is None or member.isdir():
             continue
         key, extension = part

@@ -115,4 +115,4 @@ def test_folders_with_any_name_are_prepared_and_written(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONUTF8": "1"}
     done = subprocess.run(command, cwd=tmp_path / "holiday #2", env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert len(ShardIndex.load(Path(os.fsdecode(out))).split("train")[0].keys) == 16
+    assert len(ShardIndex.load(Path(os.fsdecode(out))).split("train")[0].keys) == 14

@@ -98,7 +98,7 @@ TARS: dict[str, tuple[bytes, str, str]] = {
     "gzip named .tar": (gzip.compress(pack(members())), "", REFUSED),
     "picture with a dotted name": (
         edited(lambda found: [*found, ("9.b.jpg", b"x"), ("9.b.txt", b"x")]),
-        "00000.tar/9",
+        "9.b.jpg",
         LEFT_OUT,
     ),
     "extension in capitals": (

@@ -17,6 +17,7 @@ from ldm.data.picture_files import SUFFIXES, is_hidden
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 TEXTS = ("txt", "json")
+FIRST_DOT = "a key ends at the first dot"
 LIST_SUFFIX = ".txt"
 MOST = 10**6  # shards; LAION-5B has 232,000
 INNERMOST, RANGE = re.compile(r"\{([^{}]*)\}"), re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -111,13 +112,27 @@ def part_of(name: str) -> tuple[str, str] | None:
     return posixpath.join(folder, stem), extension.lower()
 
 
+def beyond_first_dot(name: str) -> str:
+    """How a picture is named that is in no sample, as a key ends at the first dot; else nothing."""
+    base = posixpath.basename(name)
+    stem, _, extension = base.partition(".")
+    if is_hidden(name) or "." not in extension or extension.rpartition(".")[2].lower() not in PICTURES:
+        return ""
+    return f"{base} is part {extension!r} of {stem!r}"
+
+
 def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
+    empty, dotted = True, ""
     with open_address(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
         for member in tar:
             tar.members = []  # type: ignore[misc]  # or all headers stay in memory
             part = part_of(member.name)
+            dotted = dotted or beyond_first_dot(member.name)
             if part and member.isreg() and not member.issparse() and member.size <= MAX_BYTES:
+                empty = False
                 yield *part, tar.extractfile(member).read()
+    if empty and dotted:
+        raise DataError(f"{FIRST_DOT}: {dotted}")
 
 
 class _Member(tarfile.TarInfo):

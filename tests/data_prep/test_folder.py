@@ -97,7 +97,9 @@ def test_what_systems_leave_behind_is_passed_over_in_folders_and_tars_alike(tmp_
         path.write_bytes(data)
     keys = ["set_0", "set_1", "set_2"]
     for command, source in ((folder, "files"), (webdataset, "tars")):
-        index = prepared(command, tmp_path / f"out_{source}", source=str(tmp_path / source), val_share=0)
+        index = prepared(
+            command, tmp_path / f"out_{source}", source=str(tmp_path / source), val_share=0, test_share=0
+        )
         assert sorted(ShardReader(index, split="train").keys()) == keys
         assert read_report(index.root)["pictures_left_out"] == {}
     assert PictureFolder(tmp_path / "files").keys() == ["set/0", "set/1", "set/2"]

@@ -5,14 +5,16 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.faults.tars import pack
 from benchmarks.faults.world import NUM_PICTURES, caption, name_of, write_pictures
-from data_prep import folder
+from data_prep import folder, webdataset
 from data_prep.emoji import draw_validation
 from data_prep.matching import match_names
 from data_prep.reports import read_report
 from data_prep.splits import draw_splits
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import ShardReader
+from ldm.data.tars import read_samples
 
 PICTURES = {"i/p0.jpg", "i/p1.jpg", "i/p2.png", "i/p2.jpg", "j/p0.jpg", "q.jpg"}
 
@@ -66,13 +68,6 @@ def test_names_that_could_mean_one_picture_match_none_and_exact_names_come_first
     assert match_names(["q.jpg"], PICTURES) == ({}, [])
 
 
-NAMES = {
-    "/data/flickr/i/{}": "16 names matched by the end of the path: /data/flickr/i/p00.jpg is i/p00.jpg",
-    "{}": "16 names matched by the file in its folder: p00.jpg is i/p00.jpg",
-}
-
-
-@pytest.mark.parametrize("form", NAMES)
 def test_the_start_that_is_dropped_is_the_same_for_all_names():
     pictures = ["1.jpg", "2.jpg", "3.jpg"]
     tie = ["train/1.jpg", "train/2.jpg", "test/1.jpg", "test/3.jpg"]
@@ -81,6 +76,13 @@ def test_the_start_that_is_dropped_is_the_same_for_all_names():
     assert match_names([*found, "test/3.jpg"], pictures)[0] == found
 
 
+NAMES = {
+    "/data/flickr/i/{}": "16 names matched by the end of the path: /data/flickr/i/p00.jpg is i/p00.jpg",
+    "{}": "16 names matched by the file in its folder: p00.jpg is i/p00.jpg",
+}
+
+
+@pytest.mark.parametrize("form", NAMES)
 def test_a_table_of_other_paths_is_matched_and_the_rule_is_said(prepared, form, tmp_path):
     rows = [f"{form.format(name_of(n))},{caption(n)},0.0\n" for n in range(NUM_PICTURES)]
     index = prepared("image,caption,n\n" + "".join(rows), number="n")
@@ -121,6 +123,20 @@ def test_a_complete_set_and_its_report_outlive_a_source_of_which_nothing_is_left
     with pytest.raises(DataError, match="holds a complete set of another source"):
         prepared("image,caption\nx,y\n")
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_tar_of_dotted_names_says_where_a_key_ends(tmp_path):
+    names = [f"photo.{n}{end}" for n in range(6) for end in (".jpg", ".txt")]
+    (tmp_path / "00000.tar").write_bytes(pack([(name, b"x") for name in names]))
+    reason = "a key ends at the first dot"
+    options = webdataset.Options(source=str(tmp_path), out=str(tmp_path / "out"), num_workers=0)
+    with pytest.raises(
+        DataError, match=rf"6 of 6 .*{reason}' \(00000.tar: photo\.0\.jpg is part '0\.jpg' of 'photo'\)"
+    ):
+        webdataset.main(options)
+    assert len(read_report(tmp_path / "out")["pictures_left_out"][reason]) == 6
+    with pytest.raises(DataError, match=rf"{reason}: photo\.0\.jpg is part"):
+        list(read_samples(str(tmp_path / "00000.tar")))
 
 
 def test_lists_that_name_no_picture_to_train_on_are_refused_with_one_of_each_side(prepared, pictures):
