@@ -4,7 +4,9 @@ A training keeps a few averages whose memory grows with its steps and writes the
 of another length, or as it was at another step, is a sum of those, as near as least squares can bring it.
 """
 
+import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from ldm.checkpoints.tensors import save_tensors
 from ldm.files import drafting
 
 NAME = re.compile(r"step=(\d{8})_length=([\d.e-]+)\.safetensors")
+CHECKSUMS = "crc32"  # of each tensor, in a file's metadata
 LONGEST = 12**-0.5  # of the exponent 0, which weighs all steps alike
 
 
@@ -86,7 +89,10 @@ class Averages:
         """Writes one, whole or not at all, in the place of one of the same name."""
         path = self.folder / f"step={profile.step:08d}_length={profile.length:g}.safetensors"
         with drafting(path, below=self.folder.parent) as draft:
-            save_tensors({name: value.cpu().contiguous() for name, value in parameters.items()}, draft)
+            tensors = {name: value.cpu().contiguous() for name, value in parameters.items()}
+            checksums = {name: checksum(each) for name, each in tensors.items()}
+            # one entry: the library writes several in an order of its own
+            save_tensors(tensors, draft, metadata={CHECKSUMS: json.dumps(checksums)})
         return path
 
     def kept(self, *, until: int) -> dict[Profile, Path]:
@@ -109,8 +115,9 @@ class Averages:
             )
         weights = shares(list(kept), wanted)
         with ExitStack() as stack:
-            files = [stack.enter_context(opened(path)) for path in kept.values()]
-            return {name: weighted_sum(name, files, weights) for name in files[0].keys()}  # noqa: SIM118
+            files = {path: stack.enter_context(opened(path)) for path in kept.values()}
+            names = next(iter(files.values())).keys()
+            return {name: weighted_sum(name, files, weights) for name in names}
 
 
 def opened(path: Path) -> safe_open:
@@ -122,13 +129,33 @@ def opened(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole average ({error}): remove it, the others do without"
-        ) from error
+        raise _damaged(path, str(error)) from error
 
 
-def weighted_sum(name: str, files: Iterable[safe_open], weights: Iterable[float]) -> Tensor:
-    """One tensor of several files in one, float32."""
-    pairs = zip(files, weights, strict=True)
-    scaled = [file.get_tensor(name).double() * float(weight) for file, weight in pairs]
-    return torch.stack(scaled).sum(0).float()
+def weighted_sum(name: str, files: Mapping[Path, safe_open], weights: Iterable[float]) -> Tensor:
+    """One tensor of several files in one, float32.
+
+    Raises:
+        ValueError: a file whose tensor is missing or not the one that was written.
+    """
+    total = torch.zeros(())
+    for (path, file), weight in zip(files.items(), weights, strict=True):
+        try:
+            tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise _damaged(path, str(error)) from error
+        # none in files of earlier versions
+        written = json.loads((file.metadata() or {}).get(CHECKSUMS, "{}")).get(name)
+        if written not in (None, checksum(tensor)):
+            raise _damaged(path, f"the checksum of {name} differs")
+        total = total + tensor.double() * float(weight)
+    return total.float()
+
+
+def checksum(tensor: Tensor) -> str:
+    """crc32 of a tensor's bytes, in hexadecimal."""
+    return f"{zlib.crc32(tensor.flatten().view(torch.uint8).numpy()):08x}"
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} is not a whole average ({what}): remove it, the others do without")

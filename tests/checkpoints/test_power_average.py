@@ -99,6 +99,20 @@ def test_a_damaged_average_is_named(tmp_path):
         averages.average(Profile(10, 0.1))
 
 
+def test_an_average_of_which_a_bit_has_changed_is_named(tmp_path):
+    averages = Averages(tmp_path)
+    averages.write(Profile(5, 0.1), {"w": torch.ones(100)})
+    path = averages.write(Profile(10, 0.1), {"w": torch.ones(100), "b": torch.tensor(1.0)})
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 4
+    path.write_bytes(content)
+    assert_close(averages.average(Profile(5, 0.1))["w"], torch.ones(100))
+    with pytest.raises(
+        ValueError, match=rf"{path.name} is not a whole average \(the checksum of w differs\)"
+    ):
+        averages.average(Profile(10, 0.1))
+
+
 def test_an_average_is_written_over_and_leaves_nothing_beside_it(tmp_path):
     averages = Averages(tmp_path)
     averages.write(Profile(10, 0.1), {"w": torch.zeros(3)})
