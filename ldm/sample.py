@@ -36,6 +36,7 @@ def draw(config: DictConfig) -> None:
     from ldm.checkpoints.bundle import Bundle
     from ldm.checkpoints.pictures import save_sheet
     from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
+    from ldm.drawing.clearing import SHEET, check_folder
     from ldm.drawing.drawer import Drawer, batches
     from ldm.drawing.inputs import check_inputs
     from ldm.drawing.saving import Saver
@@ -48,7 +49,8 @@ def draw(config: DictConfig) -> None:
     for line in (*check_inputs(jobs, size=drawer.pipeline.size), *drawer.cuts(jobs)):
         print(line)
     out = open_output(config.out, overwrite=config.overwrite)
-    sheet = sheet_at(config.sheet, out)
+    check_folder(out, jobs)
+    sheet = sheet_at(config.sheet or out / SHEET)
     saver = Saver(out, drawer=drawer, bundle=bundle, precision=config.precision)
     images = {}
     with tqdm(total=len(jobs), desc="drawing", unit="picture", disable=None) as bar:
@@ -99,13 +101,13 @@ def open_output(folder: str, *, overwrite: bool) -> Path:
     return out
 
 
-def sheet_at(sheet: str | None, out: Path) -> Path:
+def sheet_at(sheet: str | Path) -> Path:
     """Where the sheet goes.
 
     Raises:
         ValueError: its folder is not there.
     """
-    path = out / "sheet.png" if sheet is None else Path(sheet)
+    path = Path(sheet)
     if not path.parent.is_dir():
         raise ValueError(f"sheet={path} lies in no folder that is there: make {path.parent} first")
     return path

@@ -89,7 +89,7 @@ class EncodedPicture:
         self.data = parts.bare
         with _refusals(data):
             self._picture = picture = Image.open(io.BytesIO(self.data), formats=FORMATS)
-            frames = getattr(picture, "n_frames", 1)
+            frames, is_clear = getattr(picture, "n_frames", 1), picture.has_transparency_data
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise PictureError("too many pixels", f"{width} x {height}, more than {MAX_PIXELS:,}")
@@ -98,7 +98,7 @@ class EncodedPicture:
         self.changes = ["first frame of several"] if frames > 1 or parts.is_animated else []
         self._orientation = self._read_orientation(parts.exif or picture.info.get("exif", b""))
         self._transform = self._read_profile(parts.profile or picture.info.get("icc_profile") or b"")
-        self._read_colours()
+        self._read_colours(is_clear)
         self._is_jpeg = self.format in ("JPEG", "MPO")
         self.height, self.width = (width, height) if self._orientation >= 5 else (height, width)
         self.reducible = self._is_jpeg and self._orientation == 1
@@ -131,7 +131,7 @@ class EncodedPicture:
     def _decoded(self) -> np.ndarray:
         with _refusals(self.data):
             self._picture.load()
-        colours, alpha = _layers(self._picture)
+            colours, alpha = _layers(self._picture)
         colours = self._in_srgb(colours)
         if alpha is not None:
             colours.putalpha(alpha)
@@ -173,13 +173,13 @@ class EncodedPicture:
             self.changes.append(f"{self.mode} to sRGB by its profile")
         return transform
 
-    def _read_colours(self) -> None:
+    def _read_colours(self, is_clear: bool) -> None:
         info, deep = self._picture.info, self.format == "PNG" and self.data[png.DEPTH] == 16
         if deep:
             self.changes.append("16 bits to 8")
             if isinstance(clear := info.get("transparency"), tuple):
                 info["transparency"] = tuple(value >> 8 for value in clear)  # as PIL's pixels
-        if self._picture.has_transparency_data:
+        if is_clear:
             self.changes.append("laid on white")
         elif self.mode != "RGB" and self._transform is None and not deep:
             self.changes.append(f"{self.mode} to RGB")

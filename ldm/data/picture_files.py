@@ -19,6 +19,7 @@ LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 LIST = "pictures.jsonl"  # of what `ldm.sample` has generated, a line each
 FIGURE = "ldm figure"  # keyword of a text in a PNG
 HEAD = 8192  # bytes of a PNG of ours in which its texts begin
+TEXT = (b"tEXt", b"iTXt")  # kinds of chunks
 
 
 class Found(NamedTuple):
@@ -35,7 +36,7 @@ class Found(NamedTuple):
     def sentences(self, folder: Path) -> list[str]:
         """What a user should know: each reason with the number of files and the first of them."""
         return [
-            f"{folder}: passed over {len(names)} files, {names[0]} first: {reason}"
+            f"{folder}: {len(names)} of the files are passed over, {names[0]} first: {reason}"
             for reason, names in self.passed_over.items()
         ]
 
@@ -96,7 +97,7 @@ def _no_picture(folder: Path, name: str, lists: dict[str, set[str]]) -> str:
             return "" if name in names else f"{LIST} of ldm.sample does not name them"
     if name.lower().endswith(OTHERS):
         return f"only {', '.join(SUFFIXES)} are read"
-    return "figures that our own commands drew" if is_figure(folder / name) else ""
+    return "figures that our own commands wrote" if carries(folder / name, FIGURE) else ""
 
 
 def listed_pictures(path: Path) -> list[str] | None:
@@ -112,8 +113,8 @@ def listed_pictures(path: Path) -> list[str] | None:
     return names if all(isinstance(name, str) and Path(name).name == name for name in names) else None
 
 
-def is_figure(path: Path) -> bool:
-    """Whether a file is a PNG that our commands wrote to be looked at: a sheet, curves, a grid."""
+def carries(path: Path, keyword: str) -> bool:
+    """Whether a file is a PNG with a text of this keyword before its pixels, as our commands write them."""
     with path.open("rb") as stream:
         head = stream.read(HEAD)
-    return head.startswith(b"\x89PNG") and b"tEXt" + FIGURE.encode() + b"\0" in head
+    return head.startswith(b"\x89PNG") and any(kind + keyword.encode() + b"\0" in head for kind in TEXT)

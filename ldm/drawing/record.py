@@ -22,7 +22,6 @@ from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
 
 FIELD, READABLE = "ldm", "parameters"  # text chunks; other programs show the second
-LIST = "pictures.jsonl"
 
 
 def facts_of(

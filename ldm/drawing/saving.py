@@ -8,22 +8,24 @@ from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pictures import save_picture
+from ldm.data.picture_files import LIST
+from ldm.drawing.clearing import clear
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
-from ldm.drawing.record import LIST, chunks, facts_of
+from ldm.drawing.record import chunks, facts_of
 
 
 class Saver:
     """Writes `<name>.png` and a line of `pictures.jsonl` for each picture of one command.
 
     Args:
-        folder: where they go; a list that is there is begun anew.
+        folder: where they go; what an earlier command has left there is removed.
         drawer, bundle, precision: what draws them, for the records.
     """
 
     def __init__(self, folder: Path, *, drawer: Drawer, bundle: Bundle, precision: str) -> None:
         self.folder, self.drawer, self.bundle, self.precision = folder, drawer, bundle, precision
-        (folder / LIST).write_text("", encoding="utf-8")
+        clear(folder)
 
     def save(self, jobs: Sequence[Job], images: Tensor) -> None:
         """Writes one batch as it was drawn."""

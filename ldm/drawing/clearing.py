@@ -1,0 +1,65 @@
+"""A folder that is drawn into again: nothing of an earlier command stays, and nothing of a user's goes."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.data.picture_files import FIGURE, LIST, carries, listed_pictures
+from ldm.drawing.job import Job
+from ldm.drawing.record import FIELD
+from ldm.files import discard, write
+
+SHEET = "sheet.png"
+DOOMED = ".doomed.json"  # names that are being removed, while they are
+
+
+def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
+    """Refuses a folder in which the pictures of a command would take the place of somebody else's files.
+
+    Raises:
+        ValueError: a file that `ldm.sample` has not written, or a picture to start from, by its name.
+    """
+    earlier = listed_pictures(folder / LIST)
+    if earlier is None and os.path.lexists(folder / LIST):
+        raise ValueError(f"out={folder} holds a {LIST} that ldm.sample has not written: name another folder")
+    names = sorted({f"{job.name}.png" for job in jobs})
+    for name in names:
+        if os.path.lexists(folder / name) and not _is_ours(folder / name):
+            raise ValueError(
+                f"out={folder} holds {name}, which ldm.sample has not written: name another folder"
+            )
+    going = {(folder / name).resolve() for name in [*names, *(earlier or [])]}
+    for job in jobs:
+        for field, file in (("image", job.image), ("mask", job.mask)):
+            if file is not None and file.resolve() in going:
+                raise ValueError(
+                    f"{field}={file} would be removed, for out={folder} is drawn anew: name another folder"
+                )
+
+
+def clear(folder: Path) -> None:
+    """Removes pictures and sheet of earlier commands and begins a new list.
+
+    Whenever the command is stopped, the list names no picture that is gone: the names are put aside first,
+    and what a stopped command has left of them goes with the next one.
+    """
+    names = {SHEET, *_put_aside(folder), *(listed_pictures(folder / LIST) or [])}
+    write(folder / DOOMED, json.dumps(sorted(names)))
+    write(folder / LIST, "")
+    for name in filter(lambda name: _is_ours(folder / name), sorted(names)):
+        discard(folder / name, below=folder)
+    discard(folder / DOOMED, below=folder)
+
+
+def _put_aside(folder: Path) -> list[str]:
+    try:
+        names = json.loads((folder / DOOMED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [name for name in names if Path(name).name == name]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file carries a record of ours: a user may have put another one, or a link, in its place."""
+    return path.is_file() and not path.is_symlink() and carries(path, FIGURE if path.name == SHEET else FIELD)
