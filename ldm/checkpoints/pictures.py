@@ -7,6 +7,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ldm.data.picture_files import FIGURE
+
 
 def to_picture(image: Tensor) -> Image.Image:
     """uint8, 3 h w -> PIL."""
@@ -30,7 +32,14 @@ def save_sheet(images: Sequence[Tensor], path: Path, *, columns: int, gap: int =
         row, column = divmod(number, columns)
         place = (gap + column * (width + gap), gap + row * (height + gap))
         sheet.paste(to_picture(image).resize((width, height), Image.Resampling.NEAREST), place)
-    write_whole(sheet, path)
+    write_whole(sheet, path, pnginfo=figure_note())
+
+
+def figure_note() -> PngInfo:
+    """The text of a PNG that is to be looked at: no reader of a folder takes it for one of the pictures."""
+    note = PngInfo()
+    note.add_text(FIGURE, "no sample")
+    return note
 
 
 def write_whole(picture: Image.Image, path: Path, **options: object) -> None:

@@ -75,10 +75,7 @@ def test_only_what_the_list_names_is_measured_and_the_rest_is_said(sample, capsy
     capsys.readouterr()
     assert PictureFolder(out).keys() == ["0000", "0001", "0002", "0003"]
     said = capsys.readouterr().out
-    assert (
-        said
-        == f"{out}: 3 of the files are passed over, 0004.png first: pictures.jsonl of ldm.sample does not name them\n"
-    )
+    assert f"{out}: 3 of the files are passed over, 0004.png first: pictures.jsonl" in said
 
 
 def test_a_sheet_is_no_picture_wherever_it_lies(sample, tmp_path):
