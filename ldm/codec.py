@@ -83,10 +83,20 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 H W"]:
-        """Pictures of scaled latents, a few at a time."""
+        """Pictures of scaled latents, a few at a time.
+
+        Raises:
+            FloatingPointError: latents or pictures that are NaN or infinite, and would be saved black.
+        """
         shift, scale = self._affine(latents.float())
         parts = (latents.float() / scale + shift).split(self.chunk)
-        return torch.cat([to_uint8(self.autoencoder.decode(part)) for part in parts])
+        pictures = [self.autoencoder.decode(part) for part in parts]
+        if not all(picture.isfinite().all() for picture in pictures):
+            raise FloatingPointError(
+                "the pictures are NaN or infinite: lower the guidance scale, take precision=float32,"
+                " or take another bundle"
+            )
+        return torch.cat([to_uint8(picture) for picture in pictures])
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:

@@ -9,8 +9,16 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from inspect import signature
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
+SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
+    int: (int,),
+    float: (float, int),
+    bool: (bool,),
+    str: (str,),
+    NoneType: (NoneType,),
+}
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
 
 
@@ -29,6 +37,8 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
         name = built.pop("_target_")
         target = locate(name, allowed=allowed)
         is_partial = built.pop("_partial_", False)
+        if name.startswith("ldm."):
+            _check_scalars(name, target, built)
         try:
             if is_partial:
                 signature(target).bind_partial(**built)
@@ -59,6 +69,23 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(prefixes):
         raise ValueError(f"_target_ {name!r} is refused: it is not defined under {', '.join(prefixes)}")
     return found
+
+
+def _check_scalars(name: str, target: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuses a text where a number belongs, and the like, by the annotations of `target`.
+
+    Raises:
+        ValueError: the argument.
+    """
+    for key, parameter in signature(target).parameters.items():
+        annotation = parameter.annotation
+        kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+        if key not in arguments or any(each not in SCALARS for each in kinds):
+            continue
+        if type(arguments[key]) not in {kind for each in kinds for kind in SCALARS[each]}:
+            words = " or ".join(each.__name__ for each in kinds)
+            value = str(arguments[key])[:40]
+            raise ValueError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be {words}")
 
 
 def _module_or_class(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
@@ -20,6 +21,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
+from ldm.fields import MAX_WIDTH, Fields
+from ldm.foreign import read_json
+
 Merge = tuple[str, str]
 
 WORD_END = "</w>"
@@ -27,8 +31,10 @@ NUM_CONTROL = 2  # start and end
 NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
 CLIP_VOCAB_SIZE = 49_408  # Radford et al. 2021, section 2.4
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+MAX_BYTES = 2**24  # of an unpacked vocabulary; CLIP's takes 3.2 MB
 FORMAT = "ldm-tokenizer-1"
 SEEN = 30  # characters before a cut that are shown
+SIZES = ("vocab_size", "context_length", "pad_id")
 
 # contractions, runs of letters, single digits, runs of anything else that is not a space; by the package that
 # CLIP's own code uses, for what counts as a letter differs between regular expressions of different ages
@@ -131,15 +137,14 @@ class Tokenizer:
     def load(cls, path: Path | str) -> Tokenizer:
         """The tokenizer that `save` wrote; ValueError when the file is anything else."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']!r} is not {FORMAT!r}")
-            merges = [_merge(line) for line in content["merges"]]
-            sizes = {name: int(content[name]) for name in ("vocab_size", "context_length", "pad_id")}
-            return cls(merges, **sizes)
+            content = Fields.of(read_json(Path(path)), name=f"{path}")
+            if content.text("format") != FORMAT:
+                raise ValueError(f"format {content.text('format')!r} is not {FORMAT!r}")
+            sizes = {name: content.whole(name, low=0, high=MAX_WIDTH) for name in SIZES}
+            return cls([_merge(line) for line in content.texts("merges")], **sizes)
         except FileNotFoundError:
             raise ValueError(f"there is no tokenizer at {path}: give the path of a tokenizer.json") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{path} is not a tokenizer written by ldm ({error}): train or copy it again"
             ) from None
@@ -175,13 +180,14 @@ def clip_bpe(vocabulary: Path | str | None = None, *, context_length: int = 77, 
     """
     path = _wheel_vocabulary() if vocabulary is None else Path(vocabulary)
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        with gzip.open(path) as stream:
+            lines = stream.read(MAX_BYTES).decode("utf-8").splitlines()
+        num_merges = CLIP_VOCAB_SIZE - NUM_BYTE_TOKENS - NUM_CONTROL
+        merges = [_merge(line) for line in lines[1 : num_merges + 1]]  # the first line names the version
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(
             f"CLIP's vocabulary {path} cannot be read ({error}): give the path of {CLIP_VOCABULARY}"
         ) from None
-    num_merges = CLIP_VOCAB_SIZE - NUM_BYTE_TOKENS - NUM_CONTROL
-    merges = [_merge(line) for line in lines[1 : num_merges + 1]]  # the first line names the version
     return Tokenizer(merges, vocab_size=CLIP_VOCAB_SIZE, context_length=context_length, pad_id=pad_id)
 
 

@@ -26,10 +26,15 @@ from ldm.checkpoints.mapped import give_back
 from ldm.codec import Codec
 from ldm.construct import construct
 from ldm.data.index import hash_file
+from ldm.fields import MAX_FLOAT, Fields, check_tree
+from ldm.foreign import MAX_YAML, is_plain_name, read_yaml
 from ldm.outline import outline
 from ldm.tokenizers import Tokenizer
 
 FORMAT = 1
+MAX_SIDE = 2**13  # of a picture, in pixels
+# what torch and Python raise where a config describes no network: the config is data, so none of them is ours
+UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "emoji" / "bundle"
 
@@ -62,15 +67,13 @@ class Bundle:
         """
         found = find(Path(path))
         try:
-            config = yaml.safe_load((found / CONFIG).read_text(encoding="utf-8"))
-            if config["format"] != FORMAT:
-                raise BundleError(
-                    f"bundle {found} has format {config['format']}, this version reads {FORMAT}"
-                )
-            sorted(config["parts"].items())
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-            raise BundleError(f"bundle {found}: {CONFIG} is damaged ({type(error).__name__})") from error
-        return cls(path=found, config=config)
+            config = Fields.of(read_yaml(found / CONFIG), name=CONFIG)
+            if config.values.get("format") != FORMAT:
+                raise ValueError(f"it has format {config.values.get('format')}, this version reads {FORMAT}")
+            check_config(config)
+        except ValueError as error:
+            raise BundleError(f"bundle {found}: {CONFIG} is damaged ({error}): copy it again") from error
+        return cls(path=found, config=dict(config.values))
 
     @property
     def names(self) -> list[str]:
@@ -99,10 +102,7 @@ class Bundle:
         """
         if name not in self.config["parts"]:
             raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
-        try:
-            file, sha256, spec = (self.config["parts"][name][key] for key in ("file", "sha256", "spec"))
-        except (KeyError, TypeError) as error:
-            raise BundleError(f"bundle {self.path}: {CONFIG} is damaged (part {name!r})") from error
+        file, sha256, spec = (self.config["parts"][name][key] for key in ("file", "sha256", "spec"))
         path = self._present(file)
         with ThreadPoolExecutor(max_workers=1) as aside:  # hashing takes as long as looking at every weight
             digest = aside.submit(hash_file, path)
@@ -119,16 +119,16 @@ class Bundle:
         """One part, built and loaded, in evaluation mode.
 
         Raises:
-            BundleError: the weights are not those of the network in the config.
+            BundleError: the weights are not those of the network in the config, or it tells of none.
         """
         part = self.part(name)
-        with outline():
-            module = construct(part.spec)
         try:
+            with outline(most=2 * sum(max(1, tensor.numel()) for tensor in part.state.values())):
+                module = construct(part.spec)
             module.load_state_dict(part.state, assign=True)
-        except RuntimeError as error:
+        except UNBUILDABLE as error:
             raise BundleError(
-                f"bundle {self.path}: the weights of {name} don't fit its config: {error}"
+                f"bundle {self.path}: the weights of {name} don't fit its config: {str(error)[:400]}"
             ) from error
         assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
         return module.eval()
@@ -151,7 +151,7 @@ class Bundle:
 
     def give_back(self, name: str) -> None:
         """Gives back the memory that a large part's weights take, until they are used again."""
-        give_back(self.path / Path(self.config["parts"][name]["file"]).name)
+        give_back(self.path / self.config["parts"][name]["file"])
 
     def tokenizer(self) -> Tokenizer:
         path = self._present(TOKENIZER)
@@ -162,10 +162,34 @@ class Bundle:
         return load_codec(autoencoder=str(self.path), text_encoder=str(self.path))
 
     def _present(self, file: str) -> Path:
-        path = self.path / Path(file).name
+        path = self.path / file
         if not path.is_file():
-            raise BundleError(f"bundle {self.path} lacks its file {path.name}: copy the whole folder again")
+            raise BundleError(f"bundle {self.path} lacks its file {file}: copy the whole folder again")
         return path
+
+
+def check_config(config: Fields) -> None:
+    """Refuses what no bundle's config holds, before anything is built of it.
+
+    Raises:
+        ValueError: the entry, and what is wrong with it.
+    """
+    parts = config.mapping("parts")
+    for name in parts.values:
+        part = parts.mapping(name)
+        if not is_plain_name(part.text("file")):
+            raise ValueError(f"{part.name}: file={part.values['file']!r} is no file in the bundle's folder")
+        part.text("sha256")
+        check_tree({"spec": part.mapping("spec").values}, name=part.name)
+    for name in config.values.keys() & {"process", "sampler", "guidance"}:
+        check_tree(config.mapping(name).values, name=f"{config.name}: {name}")
+    if config.values.get("size") is not None:
+        config.whole("size", high=MAX_SIDE)
+    if config.values.get("latents") is not None:
+        config.mapping("latents").numbers("shift", low=-MAX_FLOAT, high=MAX_FLOAT)
+        config.mapping("latents").numbers("scale", low=1 / MAX_FLOAT, high=MAX_FLOAT)
+    if config.values.get("tokenizer") is not None:
+        config.mapping("tokenizer").text("sha256")
 
 
 def check_hash(path: Path, found: str, expected: str) -> None:
@@ -209,7 +233,7 @@ def find(path: Path) -> Path:
     path = SHIPPED if path == Path("shipped") else path
     newest = sorted(path.glob(f"*/bundle/{CONFIG}"))
     for candidate in (path, path / "bundle", *(found.parent for found in newest[::-1])):
-        if (candidate / CONFIG).is_file() and "parts:" in (candidate / CONFIG).read_text(errors="replace"):
+        if (candidate / CONFIG).is_file() and _has_parts(candidate / CONFIG):
             return candidate
     if path.parent.name == "runs":
         raise BundleError(
@@ -218,6 +242,12 @@ def find(path: Path) -> Path:
     raise BundleError(
         f"there is no bundle at {path}; a finished run leaves one under runs/<experiment>/<run>/bundle"
     )
+
+
+def _has_parts(config: Path) -> bool:
+    """Whether a config is a bundle's, and not a run's."""
+    with config.open("rb") as stream:
+        return b"parts:" in stream.read(MAX_YAML)
 
 
 def load_codec(*, autoencoder: str, text_encoder: str) -> Codec:

@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
+
+from ldm.fields import Fields
+from ldm.foreign import is_plain_name, read_json
 
 FORMAT = 1
 FILE_NAME = "shards.json"
@@ -75,16 +79,16 @@ class ShardIndex:
                 "data_prep.flickr30k or data_prep.folder (--help says how)"
             )
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = Fields.of(read_json(path), name="it").values
             if document["format"] != FORMAT:
                 raise DataError(
                     f"{path} has format {document['format']}, this version reads {FORMAT}: {remedy}"
                 )
             shards = tuple(_shard(entry) for entry in document["shards"])
-            index = cls(root=root, name=document["name"], shards=shards, remedy=remedy)
+            index = cls(root=root, name=str(document["name"]), shards=shards, remedy=remedy)
         except DataError:
             raise
-        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable shard index ({error!r}): {remedy}") from error
         index.check_keys()
         index.check_sizes()
@@ -177,21 +181,23 @@ def hash_file(path: Path) -> str:
 
 
 def _shard(entry: dict) -> Shard:
-    spans = {name: _spans(entry[name], entry["bytes"]) for name in ("images", "records")}
-    checksums = [(int(image), int(record)) for image, record in entry.get("checksums", [])]
-    shard = Shard(**(entry | spans | {"checksums": checksums}))
+    spans = {name: _pairs(entry[name]) for name in ("images", "records")}
+    shard = Shard(**(entry | spans | {"checksums": _pairs(entry.get("checksums", []))}))
     numbers = {len(own) for own in (shard.keys, shard.images, shard.records, shard.checksums or shard.keys)}
     if len(numbers) > 1:
         raise ValueError(f"{shard.file}: keys, images, records and checksums differ in number")
     if not all(isinstance(text, str) for text in (shard.file, shard.split, shard.sha256, *shard.keys)):
         raise ValueError(f"{shard.file}: names and keys must be texts")
-    if Path(shard.file).name != shard.file:
+    if not is_plain_name(shard.file):
         raise ValueError(f"shard {shard.file!r} is not a plain file name")
+    members = chain(shard.images, shard.records)
+    if any(offset < TAR_BLOCK or offset + size > shard.bytes for offset, size in members):
+        raise ValueError("a sample lies outside its shard")
     return shard
 
 
-def _spans(pairs: list, limit: int) -> list[tuple[int, int]]:
-    spans = [(int(offset), int(size)) for offset, size in pairs]
-    if any(offset < TAR_BLOCK or size < 0 or offset + size > limit for offset, size in spans):
-        raise ValueError("a sample lies outside its shard")
-    return spans
+def _pairs(pairs: list) -> list[tuple[int, int]]:
+    found = [(first, second) for first, second in pairs]
+    if not all(type(number) is int and number >= 0 for pair in found for number in pair):
+        raise ValueError("offsets, sizes and checksums must be whole numbers of at least 0")
+    return found

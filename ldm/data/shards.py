@@ -14,6 +14,7 @@ from typing import BinaryIO
 import webdataset
 
 from ldm.data.index import TAR_BLOCK, DataError, Shard, ShardIndex, hash_file, whole_file
+from ldm.foreign import parse_json
 
 IMAGE, RECORD = 0, 1  # the halves of a sample
 Span = tuple[int, int]  # offset and size of a member's bytes
@@ -174,8 +175,8 @@ class ShardReader:
         shard, row = self.places[number]
         data = self._read(shard, row, RECORD)
         try:
-            record = json.loads(data)
-        except (ValueError, RecursionError):
+            record = parse_json(data, name="record")
+        except ValueError:
             record = None
         if not is_record(record, key=shard.keys[row]):
             raise DataError(

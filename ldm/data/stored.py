@@ -20,6 +20,8 @@ from tqdm import tqdm
 from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex, whole_file
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import Sample, ShardReader, scan_shard, write_shard
+from ldm.fields import Fields
+from ldm.foreign import parse_array, read_json
 
 ORIGIN = "made_from.json"
 SAMPLES_PER_SHARD = 1024
@@ -50,7 +52,7 @@ class StoredArrays:
         check_origin(folder, origin)
         index = ShardIndex.load(folder, remedy=f"remove {folder} and it is computed again")
         self.reader = ShardReader(index, split=origin["split"])
-        first = np.load(io.BytesIO(self.reader.image(0)), allow_pickle=False)
+        first = self._first()
         self.shape, self.dtype = first.shape[1:], first.dtype
         self._row = self.dtype.itemsize * int(np.prod(self.shape))  # bytes
 
@@ -71,6 +73,15 @@ class StoredArrays:
         if self.dtype == np.float16 and not is_finite(rows):
             raise self._damaged(number, "holds NaN or Inf")
         return rows
+
+    def _first(self) -> np.ndarray:
+        try:
+            first = parse_array(self.reader.image(0), name="it")
+        except ValueError as error:
+            raise self._damaged(0, f"can't be read ({error})") from error
+        if not first.size:
+            raise self._damaged(0, "holds no numbers")
+        return first
 
     def _damaged(self, number: int, what: str) -> DataError:
         shard, row = self.reader.places[number]
@@ -141,9 +152,9 @@ def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
 def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
     """Raises DataError if a folder's arrays were made from something else."""
     try:
-        found = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        found = Fields.of(read_json(folder / ORIGIN), name="it").values
         differing = [name for name in origin if found.get(name) != origin[name]]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{folder / ORIGIN} can't be read ({error}): remove {folder} and it is computed again"
         ) from error

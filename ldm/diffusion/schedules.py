@@ -18,9 +18,17 @@ class Table:
     `alpha_bar` (float64) has one entry more than the table has steps: index i of a table of T steps sits
     at t = (i + 1) / T, and t = 0 is clean (alpha-bar = 1). In between log alpha-bar is linear in t, except
     in a last interval that ends at alpha-bar = 0, where alpha is.
+
+    Raises:
+        ValueError: an alpha-bar that does not fall from 1 to 0 or above.
     """
 
     alpha_bar: Float[Tensor, " steps_and_clean"]
+
+    def __post_init__(self) -> None:
+        falls = self.alpha_bar[0] == 1 and (self.alpha_bar.diff() <= 0).all() and self.alpha_bar[-1] >= 0
+        if self.num_steps < 1 or not falls:  # NaN is neither above nor below
+            raise ValueError("a schedule's alpha-bar must fall from 1, and not below 0: take betas in [0, 1)")
 
     @property
     def num_steps(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from ldm.exchange import schedulers
 from ldm.exchange.clip_configs import hf_text_config, hf_text_spec
 from ldm.exchange.diffusers_configs import unet_config, unet_spec, vae_config, vae_latents, vae_spec
-from ldm.exchange.fields import Fields
+from ldm.fields import Fields
 
 Config = dict[str, Any]
 CONFIGS = ("unet", "vae", "text_encoder", "scheduler")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.exchange.arguments import arguments
-from ldm.exchange.fields import MAX_DEPTH, MAX_WIDTH, Fields, read_json
+from ldm.fields import MAX_DEPTH, MAX_WIDTH, Fields
 from ldm.models import clip
 
 TEXT = "ldm.models.clip.TextTransformer"
@@ -122,7 +122,7 @@ def openclip_config(name: str) -> Fields:
         ValueError: there is no such model.
     """
     if name.endswith(".json"):
-        return read_json(Path(name))
+        return Fields.read(Path(name))
     try:
         listed = files("open-clip-torch") or []
     except PackageNotFoundError:
@@ -131,7 +131,7 @@ def openclip_config(name: str) -> Fields:
     if name not in found:
         known = ", ".join(sorted(each for each in found if each.startswith("ViT-")))
         raise ValueError(f"open_clip has no model {name!r}; those of our kind are among {known}")
-    return read_json(Path(str(found[name].locate())))
+    return Fields.read(Path(str(found[name].locate())))
 
 
 def _hf_tower(fields: Fields, embed_dim: int | None, *, width: int, heads: int) -> dict[str, Any]:

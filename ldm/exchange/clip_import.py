@@ -11,12 +11,12 @@ from ldm.exchange.clip_configs import (
     openclip_specs,
 )
 from ldm.exchange.clip_names import COUNTERS, openclip_rules, text_rules, vision_rules
-from ldm.exchange.fields import MAX_WIDTH, Fields
 from ldm.exchange.hub import Source
 from ldm.exchange.imported import Imported, read_parts
 from ldm.exchange.keymap import Rule, rename
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.weights import Fit, Weights
+from ldm.fields import MAX_WIDTH, Fields
 from ldm.tokenizers import CLIP_VOCAB_SIZE, Tokenizer, clip_bpe
 
 # what TorchScript files keep beside the weights: three numbers in OpenAI's, the causal mask in open_clip's

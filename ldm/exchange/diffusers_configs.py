@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.exchange.arguments import arguments, refuse_options
-from ldm.exchange.fields import MAX_DEPTH, MAX_WIDTH, Fields
 from ldm.exchange.kinds import refuse_channels
+from ldm.fields import MAX_DEPTH, MAX_WIDTH, Fields
 
 UNET = "ldm.models.unet.UNet"
 AUTOENCODER = "ldm.models.vae.AutoencoderKL"

@@ -8,13 +8,13 @@ from ldm.exchange.architecture import CONFIGS, from_configs
 from ldm.exchange.clip_import import import_text, import_transformers, import_vision
 from ldm.exchange.diffusers import has_early_names, unet_rules, vae_rules
 from ldm.exchange.diffusers_configs import unet_spec, vae_latents, vae_spec
-from ldm.exchange.fields import Fields, read_json
 from ldm.exchange.imported import Imported
 from ldm.exchange.kinds import refuse_class
 from ldm.exchange.solvers import differences
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.vocabulary import read_vocabulary
 from ldm.exchange.weights import Fit, Weights
+from ldm.fields import Fields
 
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -34,12 +34,12 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     Raises:
         ValueError: a pipeline of another kind, or a part that is missing, damaged or not covered.
     """
-    index = read_json(folder / INDEX)
+    index = Fields.read(folder / INDEX)
     kind = index.values.get("_class_name")
     refuse_class(folder, kind)
     if kind not in PIPELINES:
         raise ValueError(f"{folder} is a {kind}: only {' and '.join(PIPELINES)} have our three networks")
-    configs = {name: read_json(_config(folder, name)) for name in CONFIGS}
+    configs = {name: Fields.read(_config(folder, name)) for name in CONFIGS}
     told = from_configs(configs)
     text = text_fit(told.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
     fits = {
@@ -67,7 +67,7 @@ def import_network(folder: Path, *, text_state: str | None) -> Imported:
     Raises:
         ValueError: a network of another kind, or weights that are missing, damaged or don't fit.
     """
-    config = read_json(folder / "config.json")
+    config = Fields.read(folder / "config.json")
     kind = config.values.get("_class_name") or config.values.get("model_type")
     refuse_class(folder, kind)
     readers = {

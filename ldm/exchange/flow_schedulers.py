@@ -6,7 +6,7 @@ It is the scheduler of theirs that knows flows and that StableDiffusionPipeline 
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.exchange.fields import Fields
+from ldm.fields import Fields
 
 DIFFUSION = "ldm.diffusion"
 CLASS = "DPMSolverMultistepScheduler"

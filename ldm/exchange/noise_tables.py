@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ldm.construct import construct
-from ldm.exchange.fields import Fields
 from ldm.exchange.schedulers import table_spec
+from ldm.fields import Fields
 
 PUBLISHED = ((0.00085, 0.012), (0.0001, 0.02), (0.0015, 0.0195), (0.0015, 0.0155))  # of betas
 NEAR = {

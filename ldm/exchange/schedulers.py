@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.exchange import flow_schedulers, solvers
 from ldm.exchange.arguments import arguments
-from ldm.exchange.fields import Fields
+from ldm.fields import Fields
 
 DIFFUSION = "ldm.diffusion"
 PROCESS = f"{DIFFUSION}.process.Process"

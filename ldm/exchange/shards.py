@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from ldm.exchange.fields import read_json
-
 NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 
 
@@ -20,7 +18,7 @@ def shards(index: Path) -> dict[Path, set[str]]:
         ValueError: an index that is damaged or names a file outside of its folder, a shard that is missing,
             or one that lies there and is not listed.
     """
-    table = read_json(index).values.get("weight_map")
+    table = Fields.read(index).values.get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise ValueError(f"{index}: weight_map must name the file of each tensor: fetch it again")
     listed = sorted(set(table.values()))

@@ -16,12 +16,13 @@ from typing import Any
 from ldm.exchange import compvis
 from ldm.exchange.architecture import CONFIGS, Architecture, from_configs
 from ldm.exchange.declared import PREDICTION, SCALE, Declared, is_mark, read_declared
-from ldm.exchange.fields import MAX_BYTES, Fields
 from ldm.exchange.imported import Imported
 from ldm.exchange.kinds import refuse_channels
 from ldm.exchange.settling import settled
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.weights import Fit, Weights
+from ldm.fields import Fields
+from ldm.foreign import parse_json
 from ldm.tokenizers import Tokenizer
 
 HEADER = "ldm"  # the key in a safetensors header
@@ -125,10 +126,10 @@ def header(configs: dict[str, dict[str, Any]], tokenizer: Tokenizer) -> dict[str
 
 def _read_header(text: str, path: Path) -> tuple[Architecture, Tokenizer]:
     try:
-        content = json.loads(text) if len(text) < MAX_BYTES else None
-        configs = {name: Fields(f"{path}: {name}", dict(content[name])) for name in CONFIGS}
-        vocabulary = content["tokenizer"]
-    except (json.JSONDecodeError, RecursionError, TypeError, ValueError, KeyError) as error:
+        content = Fields.of(parse_json(text, name="json"), name="it")
+        configs = {name: replace(content.mapping(name), name=f"{path}: {name}") for name in CONFIGS}
+        vocabulary = content.mapping("tokenizer").values
+    except ValueError as error:
         raise ValueError(
             f"{path}: the header's entry {HEADER!r} is damaged ({error}): write it again"
         ) from None

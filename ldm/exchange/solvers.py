@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldm.exchange.arguments import arguments
-from ldm.exchange.fields import Fields
+from ldm.fields import Fields
 
 DIFFUSION = "ldm.diffusion"
 LEADING, TRAILING = ("leading",), ("trailing",)

@@ -7,7 +7,8 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from ldm.exchange.fields import MAX_BYTES, MAX_WIDTH, Fields, read_json
+from ldm.fields import MAX_WIDTH, Fields
+from ldm.foreign import MAX_JSON
 from ldm.tokenizers import Merge, Tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -83,14 +84,14 @@ def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
 def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
     """Ids and merges, from the two files of old or from the one that transformers 5 writes."""
     if (folder / "vocab.json").is_file():
-        vocabulary = dict(read_json(folder / "vocab.json").values)
+        vocabulary = dict(Fields.read(folder / "vocab.json").values)
         path = folder / "merges.txt"
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        if not path.is_file() or path.stat().st_size > MAX_JSON:
             raise ValueError(f"there is no {path}: fetch the folder again")
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         pairs: list[Any] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     else:
-        fields = read_json(folder / "tokenizer.json")
+        fields = Fields.read(folder / "tokenizer.json")
         model = fields.values.get("model")
         model = model if isinstance(model, dict) else {}
         vocabulary, pairs = dict(model.get("vocab") or {}), model.get("merges") or []
@@ -104,7 +105,7 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
 
 def _config(folder: Path) -> Fields:
     paths = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
-    read = [read_json(path) for path in paths if path.is_file()]
+    read = [Fields.read(path) for path in paths if path.is_file()]
     return Fields(str(folder), {key: value for fields in read for key, value in fields.values.items()})
 
 

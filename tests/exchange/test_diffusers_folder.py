@@ -15,10 +15,10 @@ from ldm.checkpoints.bundle import Bundle, Part, write_bundle
 from ldm.config import CONF
 from ldm.exchange.architecture import from_configs
 from ldm.exchange.exporting import open_export, write_diffusers
-from ldm.exchange.fields import Fields
 from ldm.exchange.hub import locate
 from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
 from ldm.exchange.weights import expected_shapes
+from ldm.fields import Fields
 from tests.exchange.both import FILES, PROMPTS, export, largest_difference
 from tests.exchange.stable_diffusion import STABLE_DIFFUSION
 

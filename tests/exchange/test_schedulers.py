@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from ldm.config import CONF
 from ldm.construct import construct
-from ldm.exchange.fields import Fields
 from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
+from ldm.fields import Fields
 
 
 def option(group: str, name: str):

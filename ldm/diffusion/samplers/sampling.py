@@ -5,14 +5,27 @@ from dataclasses import dataclass
 from ldm.diffusion import Denoiser, Grid, Noise, Sampler, Schedule
 from ldm.diffusion.samplers.update import State, Times
 
+MAX_STEPS = 10_000  # the slowest methods take a thousand; more are a slip, or a forged file
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """A sampler with its grid and number of steps: what conf/sampler/*.yaml builds."""
+    """A sampler with its grid and number of steps: what conf/sampler/*.yaml builds.
+
+    Raises:
+        ValueError: fewer than 1 or more than `MAX_STEPS` steps, or a method or grid that can't be called.
+    """
 
     method: Sampler
     grid: Grid
     steps: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps={self.steps} of a sampler must lie between 1 and {MAX_STEPS}")
+        for name in ("method", "grid"):
+            if not callable(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r} of a sampler can't be called")
 
     def __call__(
         self,

@@ -1,16 +1,17 @@
 """Fields of a foreign config, each checked as it is read: a forged number costs a sentence, not memory."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ldm.foreign import read_json
+
 Choice = TypeVar("Choice")
 
-MAX_BYTES = 64 * 2**20  # of a json file; CLIP's vocabulary, the largest one read, takes 1 MB
 MAX_WIDTH = 2**17  # of any one side of a weight; CLIP's vocabulary, the longest, has 49,408 rows
 MAX_DEPTH = 128  # of any count of layers
+MAX_FLOAT = 1e6  # of any option of a network, a process or a sampler
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,61 @@ class Fields:
     name: str
     values: Mapping[str, Any]
 
+    @classmethod
+    def read(cls, path: Path) -> "Fields":
+        """The fields of a json file whose outermost value is a mapping."""
+        try:
+            values = read_json(path)
+        except FileNotFoundError:
+            raise ValueError(f"there is no {path}: fetch the folder again") from None
+        return cls.of(values, name=str(path))
+
+    @classmethod
+    def of(cls, values: Any, *, name: str) -> "Fields":
+        """The fields of a value that must be a mapping with names as keys."""
+        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+            raise ValueError(f"{name} holds a {type(values).__name__}, expected a mapping of names")
+        return cls(name, values)
+
+    def mapping(self, key: str) -> "Fields":
+        """The fields of a field."""
+        return Fields.of(self._get(key, None), name=f"{self.name}: {key}")
+
+    def text(self, key: str) -> str:
+        """A text that isn't empty."""
+        value = self._get(key, None)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{self.name}: {key}={_short(value)} must be a text")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts, of any length."""
+        value = self._get(key, None)
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            raise ValueError(f"{self.name}: {key}={_short(value)} must be a list of texts")
+        return list(value)
+
+    def numbers(self, key: str, *, low: float, high: float) -> list[float]:
+        """A list of numbers in [low, high]."""
+        value = self._get(key, None)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{self.name}: {key}={_short(value)} must be a list of numbers")
+        return [float(Fields(self.name, {key: each}).number(key, low=low, high=high)) for each in value]
+
     def number(self, key: str, default: float | None = None, *, low: float, high: float) -> float:
         """A number in [low, high]; where the field is missing or null, `default`."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ValueError(f"{self.name}: {key}={value!r} must be a number from {low:g} to {high:g}")
+            raise ValueError(f"{self.name}: {key}={_short(value)} must be a number from {low:g} to {high:g}")
         return value
 
     def whole(self, key: str, default: int | None = None, *, low: int = 1, high: int) -> int:
         """A whole number in [low, high]."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{self.name}: {key}={value!r} must be a whole number from {low} to {high}")
+            raise ValueError(
+                f"{self.name}: {key}={_short(value)} must be a whole number from {low} to {high}"
+            )
         return value
 
     def wholes(self, key: str, default: int | None = None, *, count: int, high: int) -> list[int]:
@@ -39,14 +83,16 @@ class Fields:
         value = self._get(key, default)
         listed = list(value) if isinstance(value, list | tuple) else [value] * count
         if len(listed) != count:
-            raise ValueError(f"{self.name}: {key}={value!r} has {len(listed)} entries, expected {count}")
+            raise ValueError(
+                f"{self.name}: {key}={_short(value)} has {len(listed)} entries, expected {count}"
+            )
         return [Fields(self.name, {key: each}).whole(key, high=high) for each in listed]
 
     def names(self, key: str) -> list[str]:
         """A list of names, 1 to 16 of them."""
         value = self._get(key, None)
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= 16:
-            raise ValueError(f"{self.name}: {key}={value!r} must be a list of 1 to 16 entries")
+            raise ValueError(f"{self.name}: {key}={_short(value)} must be a list of 1 to 16 entries")
         return [str(each) for each in value]
 
     def choice(self, key: str, options: Mapping[Any, Choice], default: Any = None) -> Choice:
@@ -54,7 +100,7 @@ class Fields:
         value = self._get(key, default)
         if not isinstance(value, str | bool) or value not in options:
             known = ", ".join(str(option) for option in options)
-            raise ValueError(f"{self.name}: {key}={value!r} is not covered, only {known}")
+            raise ValueError(f"{self.name}: {key}={_short(value)} is not covered, only {known}")
         return options[value]
 
     def only(self, fixed: Mapping[str, Any]) -> None:
@@ -85,23 +131,24 @@ class Fields:
         return value
 
 
-def read_json(path: Path) -> Fields:
-    """A json file whose outermost value is a mapping.
+def check_tree(tree: Any, *, name: str) -> None:
+    """Refuses a number in a `_target_` tree that no option of ours takes, before anything is built of it.
 
     Raises:
-        ValueError: it is not there, too large, or anything else.
+        ValueError: the name of the tree, and the number with its key.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_BYTES} bytes: it is no config")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no {path}: fetch the folder again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not json ({type(error).__name__}): fetch it again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, expected a mapping: fetch it again")
-    return Fields(str(path), values)
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        high = MAX_WIDTH if isinstance(value, int) else MAX_FLOAT
+        if isinstance(value, int | float) and not abs(value) <= high:
+            raise ValueError(f"{name}: {key}={_short(value)} must lie between -{high:g} and {high:g}")
+        if isinstance(value, Mapping | list):
+            check_tree(value, name=name)
+
+
+def _short(value: Any) -> str:
+    """A value as a message can hold it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _same(value: Any, expected: Any) -> bool:

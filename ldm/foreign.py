@@ -1,0 +1,220 @@
+"""Files that a stranger may have written, read within limits: an absurd one costs a sentence, not memory.
+
+Json and yaml are plain data: mappings with each key once, lists, text that can be encoded, finite numbers.
+Arrays come with the size that they claim compared with the bytes that are there. Nothing in a file is run.
+"""
+
+import io
+import json
+import math
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+MAX_JSON = 64 * 2**20  # bytes; the index of a million pictures takes about as many
+MAX_YAML = 2**18  # bytes, which the parser reads in some seconds; a bundle's config takes 2**13
+MAX_ARRAYS = 2**29  # bytes of all arrays in a file; a covariance of 8,192 features takes as many
+MAX_NESTING = 100
+MAX_NODES = 100_000  # of a yaml document, an alias counted with all that it stands for
+MAX_DIGITS = 32  # of a whole number
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read_json(path: Path) -> Any:
+    """The value in a json file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file and what is wrong with it.
+    """
+    return parse_json(_bytes(path, most=MAX_JSON), name=str(path))
+
+
+def parse_json(text: str | bytes, *, name: str) -> Any:
+    """The value of a json text.
+
+    Args:
+        name: what the text is called in messages.
+
+    Raises:
+        ValueError: the name and what is wrong with the text.
+    """
+    try:
+        if len(text) > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON} bytes")
+        value = json.loads(text, object_pairs_hook=_mapping)
+        _check(value)
+    except RecursionError:
+        raise ValueError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: it is no json ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a yaml file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file and what is wrong with it.
+    """
+    try:
+        loader = _Loader(_bytes(path, most=MAX_YAML))
+        node = loader.get_single_node()
+        if node is not None and _size(node, {}) > MAX_NODES:
+            raise ValueError(f"it has more than {MAX_NODES} entries, or an alias that stands for itself")
+        value = None if node is None else loader.construct_document(node)
+        _check(value)
+    except RecursionError:
+        raise ValueError(f"{path}: it is nested more than {MAX_NESTING} deep") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: it is no yaml ({' '.join(str(error).split())[:200]})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return value
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file and what is wrong with it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(
+                entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries
+            ):
+                raise ValueError("it is compressed in another way than numpy's")
+            if sum(entry.file_size for entry in entries) > MAX_ARRAYS:
+                raise ValueError(f"its arrays take more than {MAX_ARRAYS} bytes")
+            read = {entry.filename.removesuffix(".npy"): archive.read(entry) for entry in entries}
+        return {name: parse_array(data, name=f"array {name!r}") for name, data in read.items()}
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no npz file of numbers ({error})") from error
+
+
+def parse_array(data: bytes, *, name: str) -> np.ndarray:
+    """The array of an npy file's bytes; no object is made of them.
+
+    Raises:
+        ValueError: the name and what is wrong with the bytes.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADERS:
+            raise ValueError(f"it has npy format {version}")
+        shape, _, dtype = _HEADERS[version](stream)
+        claimed, held = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+        if claimed != held:
+            raise ValueError(f"it claims {claimed} bytes and has {held}")
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{name} is no array of numbers ({error})") from error
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name means a file in the folder that it is looked up in, and no other place."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _bytes(path: Path, *, most: int) -> bytes:
+    if not path.is_file():  # a pipe would never end
+        raise FileNotFoundError(f"there is no file {path}")
+    with path.open("rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most} bytes")
+    return data
+
+
+def _mapping(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A mapping of pairs; of a key that comes twice, readers take any one."""
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if not isinstance(key, Hashable):
+            raise ValueError(f"a key is a {type(key).__name__}")
+        if key in found:
+            raise ValueError(f"the key {str(key)[:40]!r} comes twice: keep one of them")
+        found[key] = value
+    return found
+
+
+def _check(value: Any, *, key: object = None, depth: int = 0) -> None:
+    """Refuses what is no plain data of a sensible size; `key` is the innermost one that leads to it.
+
+    Raises:
+        ValueError: the first of it.
+    """
+    if isinstance(value, str):
+        if "\0" in value or not _is_whole(value):
+            raise ValueError(f"{_place(key)}{value[:40]!r} holds half a character or a null byte")
+    elif isinstance(value, dict | list):
+        if depth == MAX_NESTING:
+            raise RecursionError
+        if isinstance(value, dict):
+            for name, each in value.items():
+                _check(name, depth=depth + 1)
+                _check(each, key=name, depth=depth + 1)
+        else:
+            for each in value:
+                if type(each) is not int or not 0 <= each < 2**63:  # most of an index: no call for each
+                    _check(each, key=key, depth=depth + 1)
+    elif isinstance(value, int):
+        if abs(value) >= 10**MAX_DIGITS:
+            raise ValueError(f"{_place(key)}{str(value)[:20]}... has more than {MAX_DIGITS} digits")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{_place(key)}{value} is no finite number")
+    elif value is not None:
+        raise ValueError(
+            f"{_place(key)}{str(value)[:40]} is a {type(value).__name__}, which is no plain data"
+        )
+
+
+def _place(key: object) -> str:
+    return "" if key is None else f"{str(key)[:40]}="
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader of plain data whose mappings have each key once; `<<` merges nothing."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leaves a mapping as it is written."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        values = [self.construct_object(value, deep=deep) for _, value in node.value]
+        return _mapping(list(zip(keys, values, strict=True)))
+
+
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Nodes in a tree, an alias counted as often as it is used; infinite where one stands for itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        inner = [each for pair in pairs for each in pair]
+        inner += node.value if isinstance(node, yaml.SequenceNode) else []
+        sizes[id(node)] = 1 + sum(_size(each, sizes) for each in inner)
+    return sizes[id(node)]
