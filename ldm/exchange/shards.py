@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+from ldm.fields import Fields
+from ldm.foreign import is_plain_name
+
 NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 
 
@@ -22,7 +25,7 @@ def shards(index: Path) -> dict[Path, set[str]]:
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise ValueError(f"{index}: weight_map must name the file of each tensor: fetch it again")
     listed = sorted(set(table.values()))
-    outside = [name for name in listed if name in ("", ".", "..") or re.search(r"[/\\\0]", name)]
+    outside = [name for name in listed if not is_plain_name(name)]
     if outside:
         raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder: fetch it again")
     missing = [name for name in listed if not (index.parent / name).is_file()]
