@@ -8,7 +8,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,42 +113,54 @@ class Averages:
                 "callbacks.averages.lengths=[0.05,0.1], and take a state after callbacks.averages.every steps"
             )
         weights = shares(list(kept), wanted)
-        with ExitStack() as stack:
-            files = {path: stack.enter_context(opened(path)) for path in kept.values()}
-            names = next(iter(files.values())).keys()
-            return {name: weighted_sum(name, files, weights) for name in names}
+        files = [Written.open(path) for path in kept.values()]
+        return {name: weighted_sum(name, files, weights) for name in files[0].file.keys()}  # noqa: SIM118
 
 
-def opened(path: Path) -> safe_open:
-    """A file of averages, of which tensors are read one by one.
+@dataclass(frozen=True)
+class Written:
+    """A file of an average, of which tensors are read one by one.
 
-    Raises:
-        ValueError: a file that is cut or damaged.
+    Attributes:
+        checksums: of its tensors by name; none in files of earlier versions.
     """
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
 
+    path: Path
+    file: safe_open
+    checksums: Mapping[str, str]
 
-def weighted_sum(name: str, files: Mapping[Path, safe_open], weights: Iterable[float]) -> Tensor:
-    """One tensor of several files in one, float32.
+    @classmethod
+    def open(cls, path: Path) -> "Written":
+        """Opens a file.
 
-    Raises:
-        ValueError: a file whose tensor is missing or not the one that was written.
-    """
-    total = torch.zeros(())
-    for (path, file), weight in zip(files.items(), weights, strict=True):
+        Raises:
+            ValueError: it is cut or damaged.
+        """
         try:
-            tensor = file.get_tensor(name)
+            file = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise _damaged(path, str(error)) from error
-        # none in files of earlier versions
-        written = json.loads((file.metadata() or {}).get(CHECKSUMS, "{}")).get(name)
-        if written not in (None, checksum(tensor)):
-            raise _damaged(path, f"the checksum of {name} differs")
-        total = total + tensor.double() * float(weight)
-    return total.float()
+        return cls(path, file, json.loads((file.metadata() or {}).get(CHECKSUMS, "{}")))
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            ValueError: it is missing, or not the one that was written.
+        """
+        try:
+            tensor = self.file.get_tensor(name)
+        except SafetensorError as error:
+            raise _damaged(self.path, str(error)) from error
+        if self.checksums.get(name) not in (None, checksum(tensor)):
+            raise _damaged(self.path, f"the checksum of {name} differs")
+        return tensor
+
+
+def weighted_sum(name: str, files: Iterable[Written], weights: Iterable[float]) -> Tensor:
+    """One tensor of several files in one, float32."""
+    pairs = zip(files, weights, strict=True)
+    return torch.stack([file.tensor(name).double() * float(weight) for file, weight in pairs]).sum(0).float()
 
 
 def checksum(tensor: Tensor) -> str:
