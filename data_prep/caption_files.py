@@ -1,4 +1,4 @@
-"""Rows of captions from tables (csv, tsv) and lines of json, by the names of their columns."""
+"""Rows of captions from tables (csv, tsv, parquet) and lines of json, by the names of their columns."""
 
 import json
 import posixpath
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.pairing import Row
+from data_prep.parquet import parquet_entries
 from data_prep.tally import Tally
 from ldm.config import nearest
 from ldm.data.index import DataError
@@ -56,7 +57,7 @@ def caption_rows(path: Path, tally: Tally, *, columns: Columns, folder: str = ""
     columns = columns.among(list(dict.fromkeys(name for _, entry in head for name in entry)), path)
     for place, entry in chain(head, entries):
         try:
-            yield from _rows(entry, columns, folder, tally, place)
+            yield from rows_of_entry(entry, columns, folder, tally, place)
         except (KeyError, TypeError):
             tally.leave_caption(UNREADABLE, place)
 
@@ -94,10 +95,11 @@ READERS: dict[str, Callable[[Path, Tally], Entries]] = {
     ".csv": table_entries,
     ".tsv": table_entries,
     ".jsonl": json_entries,
+    ".parquet": parquet_entries,
 }
 
 
-def _rows(entry: dict, columns: Columns, folder: str, tally: Tally, place: str) -> Iterator[Row]:
+def rows_of_entry(entry: dict, columns: Columns, folder: str, tally: Tally, place: str) -> Iterator[Row]:
     image, texts = entry[columns.image], entry[columns.caption]
     if not isinstance(image, str | int):
         raise TypeError(image)

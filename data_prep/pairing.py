@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.matching import match_names
+from data_prep.parquet import Cell
 from data_prep.splits import join_splits, key_of
 from data_prep.tally import LeftOut, Tally
 from data_prep.texts import clean_caption
@@ -57,7 +58,7 @@ class Entry:
 
     key: str
     name: str
-    place: Place
+    place: Place | Cell
     texts: list[str]
     comment_nos: list[int]
 
@@ -81,10 +82,17 @@ class Collection:
     tally: Tally
     splits: dict[str, str] = field(default_factory=dict)
 
+    def sentence(self) -> str:
+        """The forms, and how many captions a picture has."""
+        numbers = [len(entry.texts) for entry in self.entries] or [0]
+        fewest, most = min(numbers), max(numbers)
+        count = f"{fewest} to {most}" if fewest < most else f"{most}"
+        return f"{'; '.join(self.forms)}; {count} caption{'s' * (most != 1)} a picture"
+
 
 def pair(
     rows: Iterable[Row],
-    pictures: Mapping[str, Place],
+    pictures: Mapping[str, Place | Cell],
     *,
     forms: list[str],
     tally: Tally,

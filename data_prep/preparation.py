@@ -41,6 +41,7 @@ def prepare(collection: Collection, options: PreparationOptions, *, name: str) -
     root = Path(options.out)
     with answered_disk(root), sole_writer(root):
         splits = choose_splits(collection, options)
+        print(f"{options.source}: {collection.sentence()}")
         tasks = plan_shards(collection, splits, options)
         if is_complete(root, tasks):
             return

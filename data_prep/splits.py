@@ -10,6 +10,11 @@ from ldm.data.index import DataError, whole_file
 from ldm.data.tables import numbered_lines, read_text
 
 SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {  # as Hugging Face reads them
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 FILE_NAME = "splits.json"
 LIST_NAME = re.compile(r"(?:karpathy|flickr_?\d+k)?[._-]?(train|val|dev|test)(?:images)?\.txt", re.IGNORECASE)
 
@@ -47,7 +52,7 @@ def read_lists(lists: Iterable[Path]) -> dict[str, str]:
 def _split_of(path: Path) -> str:
     found = LIST_NAME.fullmatch(path.name)
     assert found, path
-    return found[1].lower().replace("dev", "val")
+    return found[1].lower()
 
 
 def _read_list(path: Path) -> list[str]:
@@ -76,7 +81,8 @@ def join_splits(lists: Iterable[tuple[str, list[str], object]]) -> dict[str, str
         DataError: an unknown split, or a picture in two.
     """
     splits: dict[str, str] = {}
-    for split, keys, origin in lists:
+    for named, keys, origin in lists:
+        split = SPLIT_FOLDERS.get(named, named)
         if split not in SPLITS:
             raise DataError(f"{origin} names a split {split!r}: the splits are {', '.join(SPLITS)}")
         for key in keys:
@@ -85,6 +91,13 @@ def join_splits(lists: Iterable[tuple[str, list[str], object]]) -> dict[str, str
                     f"{origin}: picture {key!r} is in {split} and in {splits[key]}; take it out of one"
                 )
     return splits
+
+
+def folder_splits(pictures: Iterable[str]) -> dict[str, str]:
+    """Key -> split, if all pictures lie in folders named by splits, train and at least one other."""
+    found = {key_of(name): SPLIT_FOLDERS.get(name.split("/")[0].lower(), "") for name in pictures}
+    known = set(found.values())
+    return found if "train" in known and len(known) > 1 and "" not in known else {}
 
 
 def key_of(name: str) -> str:

@@ -6,6 +6,7 @@ with its captions: `texts` in its json, or else its txt, or else `caption` in it
 begins with train, val or test, that is its split. Tars that are compressed, cut or damaged are refused.
 """
 
+import posixpath
 import re
 import sys
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ from ldm.data.shards import is_plain, tar_members
 from ldm.data.tars import FIRST_DOT, PICTURES, TEXTS, beyond_first_dot, part_of
 from ldm.options import command_line
 
-SPLIT_NAME = re.compile(r"(train|val|test)(?![a-z])")
+SPLIT_NAME = re.compile(r"(train|validation|val|test)(?![a-z])")
 
 Parts = dict[str, Place]  # extension -> where its bytes lie
 
@@ -70,9 +71,7 @@ def collect(tars: list[Path]) -> Collection:
     tally = Tally()
     pictures: dict[str, Place] = {}
     rows: list[Row] = []
-    named = [SPLIT_NAME.match(path.name) for path in tars]
-    for path, found in zip(tars, named, strict=True):
-        split = found[1] if found and all(named) else ""
+    for path, split in zip(tars, splits_by_name([path.name for path in tars]), strict=True):
         before = total(tally.pictures)
         samples = tar_samples(path, tally)
         if not samples and total(tally.pictures) == before:
@@ -89,6 +88,12 @@ def collect(tars: list[Path]) -> Collection:
     collection = pair(rows, pictures, forms=[f"{len(tars)} tars, {tars[0]} the first"], tally=tally)
     collection.num_pictures += left_out
     return collection
+
+
+def splits_by_name(names: list[str]) -> list[str]:
+    """The split of each file, if every name begins with one; else none."""
+    found = [SPLIT_NAME.match(posixpath.basename(name)) for name in names]
+    return [match[1] if match and all(found) else "" for match in found]
 
 
 def tar_samples(path: Path, tally: Tally) -> dict[str, Parts]:

@@ -22,6 +22,8 @@ from benchmarks.faults.world import (
     write_pictures,
 )
 from data_prep import folder
+from data_prep.caption_files import Columns
+from data_prep.conventions import listed
 from data_prep.pairing import Place
 from ldm.data.picture_files import files_under
 
@@ -51,7 +53,7 @@ def run_folder(file: str, content: str, culprit: str, root: Path, _trials: int) 
         num_workers=0,
     )
     pictures = {name: Place.of(source / name) for name in files_under(source, (".jpg",))}
-    return run_preparation(lambda: folder.listed(pictures, options), options, culprit=culprit)
+    return run_preparation(lambda: listed(root / file, pictures, Columns()), options, culprit=culprit)
 
 
 def bar_file() -> str:
