@@ -24,6 +24,7 @@ from ldm.data.decode import EncodedPicture
 from ldm.data.flips import names_a_side
 from ldm.data.index import DataError, Shard, ShardIndex, whole_file
 from ldm.data.shards import ShardReader, scan_shard
+from ldm.files import discard
 from ldm.options import command_line, option
 
 NUM_SPECIMENS = 40
@@ -161,6 +162,8 @@ def draw(index: ShardIndex, found: list[Findings], out: Path) -> None:
     words = [number for findings in found for number in findings.words]
     if sizes:
         draw_histograms(sizes, words, out / "histograms.png")
+    elif (out / "histograms.png").exists():  # of a set that could still be read
+        discard(out / "histograms.png")
     readable = {key for findings in found for key in findings.hashes}
     specimens = []
     for name in dict.fromkeys(shard.split for shard in index.shards if shard.count):

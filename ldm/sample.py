@@ -72,6 +72,7 @@ def draw_again(config: DictConfig) -> None:
 
     from ldm.checkpoints.pictures import save_picture
     from ldm.drawing.again import Redrawing, compared
+    from ldm.drawing.clearing import check_place
     from ldm.drawing.record import chunks
 
     moved = any(each.startswith("bundle=") for each in overrides())
@@ -79,6 +80,7 @@ def draw_again(config: DictConfig) -> None:
     file = open_output(config.out, overwrite=True) / f"{redrawing.path.stem}_again.png"
     if file.exists() and not config.overwrite:
         raise ValueError(f"{file} is there already: name another folder or set overwrite=true")
+    check_place(file)
     image, facts = redrawing()
     save_picture(image, file, texts=chunks(facts))
     print(f"{file}: {compared(image, redrawing)}")

@@ -32,6 +32,7 @@ from simplejpeg import decode_jpeg
 
 from ldm.data import png
 
+RULES = 2  # counts changes of the table: what is kept of pictures that were read by another is not used
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 MAX_PIXELS = 2**26  # 192 MiB decoded

@@ -25,10 +25,7 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
         raise ValueError(f"out={folder} holds a {LIST} that ldm.sample has not written: name another folder")
     names = sorted({f"{job.name}.png" for job in jobs})
     for name in names:
-        if os.path.lexists(folder / name) and not _is_ours(folder / name):
-            raise ValueError(
-                f"out={folder} holds {name}, which ldm.sample has not written: name another folder"
-            )
+        check_place(folder / name)
     going = {(folder / name).resolve() for name in [*names, *(earlier or [])]}
     for job in jobs:
         for field, file in (("image", job.image), ("mask", job.mask)):
@@ -36,6 +33,18 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
                 raise ValueError(
                     f"{field}={file} would be removed, for out={folder} is drawn anew: name another folder"
                 )
+
+
+def check_place(path: Path) -> None:
+    """Refuses to put a picture in the place of somebody else's file, or of a link.
+
+    Raises:
+        ValueError: its name.
+    """
+    if os.path.lexists(path) and not _is_ours(path):
+        raise ValueError(
+            f"out={path.parent} holds {path.name}, which ldm.sample has not written: name another folder"
+        )
 
 
 def clear(folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ldm.data.crops import centre
 from ldm.data.cut import cut
-from ldm.data.decode import EncodedPicture
+from ldm.data.decode import RULES, EncodedPicture
 from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.data.pictures import PictureDataset
 
@@ -100,7 +100,7 @@ class PictureFolder:
 
     @cached_property
     def sha256(self) -> str:
-        digest = hashlib.sha256(f"{self.size} px".encode())
+        digest = hashlib.sha256(f"{self.size} px, rules {RULES}".encode())
         for file in self.files:
             digest.update(f"/{self._name(file)}/{hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
         return digest.hexdigest()

@@ -35,6 +35,17 @@ def test_a_whole_set_is_counted_and_drawn(prepare):
             assert min(drawn.size) > 200
 
 
+def test_figures_of_an_earlier_run_do_not_stay(prepare):
+    index = prepare()
+    verified(index.root)
+    for shard in index.shards:
+        (index.root / shard.file).write_bytes(bytes(shard.bytes))
+    with pytest.raises(DataError, match="is not whole"):
+        verified(index.root)
+    names = sorted(path.name for path in (index.root / "verify").iterdir())
+    assert names == ["sheet.png", "summary.json"]
+
+
 def test_captions_that_name_a_side_are_counted(source, prepare):
     path = source / "results_20130124.token"
     path.write_text(path.read_text().replace("picture 3 seen 1", "picture 3 on the left"))

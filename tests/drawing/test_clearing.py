@@ -125,6 +125,16 @@ def test_a_users_file_is_never_overwritten(refused, tmp_path, name):
     assert names(tmp_path / "out") == [name]
 
 
+def test_a_picture_that_is_drawn_again_takes_no_users_place(sample, monkeypatch, capsys):
+    out = sample("prompts=[a hat]")
+    (out / "0000_again.png").write_bytes(b"mine")
+    monkeypatch.setattr(sys, "argv", ["ldm.sample", f"again={out / '0000.png'}", f"out={out}"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "holds 0000_again.png, which ldm.sample has not written" in capsys.readouterr().err
+    assert (out / "0000_again.png").read_bytes() == b"mine"
+
+
 def test_a_picture_to_start_from_is_never_removed(sample, refused):
     out = sample("prompts=[a hat]")
     before = (out / "0002.png").read_bytes()
