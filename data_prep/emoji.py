@@ -44,7 +44,6 @@ def main(options: Options) -> None:
     if (found := existing(root)) is not None:
         print(f"{root} is complete already: {sum(shard.count for shard in found.shards)} pictures")
         return
-    root.mkdir(parents=True, exist_ok=True)
     captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
     held_out = draw_validation(list(captions), share=options.val_share, seed=options.seed)
     shards = []

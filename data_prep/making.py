@@ -12,8 +12,9 @@ from data_prep.pairing import Entry
 from data_prep.pictures import PictureRules, prepare_picture
 from data_prep.tally import LeftOut, Tally
 from data_prep.texts import is_long, printable
-from ldm.data.index import Shard, hash_file, whole_file
+from ldm.data.index import Shard, hash_file
 from ldm.data.shards import Sample, write_shard
+from ldm.files import write
 
 NOTES = ".notes"  # folder of the notes; gone once the index is there
 
@@ -56,8 +57,7 @@ def make_shard(task: ShardTask) -> ShardNote:
     note = ShardNote(
         plan=task.plan, shard=shard, tally=tally, hashes=hashes, seconds=time.process_time() - started
     )
-    with whole_file(note_path(task.path)) as stream:
-        stream.write(json.dumps(asdict(note)).encode())
+    write(note_path(task.path), json.dumps(asdict(note)), below=task.path.parent)
     return note
 
 

@@ -7,13 +7,12 @@ report comes before the index, and the index last: a set with an index is whole.
 import fcntl
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
 
 import PIL
 from tqdm import tqdm
@@ -26,6 +25,8 @@ from data_prep.reports import Speed, check_left_out, describe, read_report, writ
 from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
 from data_prep.texts import printable
 from ldm.data.index import FILE_NAME, DataError, ShardIndex
+from ldm.files import DiskFull, discard, make_folder, sweep
+from ldm.links import open_plain, opened
 
 RULES = 3  # counts changes of the rules for pictures and captions
 
@@ -63,7 +64,7 @@ def prepare(collection: Collection, options: PreparationOptions, *, name: str) -
         check_left_out(root, collection, limit=limit, left=left, report=report | {"complete": False})
         write_report(root, report | {"complete": True})
         ShardIndex(root=root, name=printable(name), shards=tuple(note.shard for note in ordered)).save()
-        shutil.rmtree(root / NOTES)
+        discard(root / NOTES, below=root)
     print_summary(root, report)
 
 
@@ -73,25 +74,27 @@ def answered_disk(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{root} can't be written ({error.strerror}): make room there or choose another out=,"
-            " and run the same command again to go on"
-        ) from error
+        told = f"{root} can't be written ({error.strerror or error}): choose another out="
+        if isinstance(error, DiskFull):
+            told = str(error)
+        raise DataError(f"{told}, and run the same command again to go on") from error
 
 
 @contextmanager
 def sole_writer(root: Path) -> Iterator[None]:
     """Makes the folder and holds it against a second preparation; the lock ends with its processes."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
+    with opened(root, make=True) as folder:
+        lock = open_plain(folder, root / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
         _take(lock, root)
-        for leftover in (*root.glob(".*.tmp"), *root.glob(f"{NOTES}/.*.tmp")):
-            leftover.unlink()
-        (root / NOTES).mkdir(exist_ok=True)
+        sweep(root)
+        sweep(make_folder(root / NOTES, below=root), below=root)
         yield
+    finally:
+        os.close(lock)
 
 
-def _take(lock: TextIO, root: Path) -> None:
+def _take(lock: int, root: Path) -> None:
     for _ in range(20):  # the workers of a killed command end within moments
         try:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +198,7 @@ def is_complete(root: Path, tasks: list[ShardTask]) -> bool:
         index.verify()
     except DataError as error:
         print(f"made anew: {error}")
-        (root / FILE_NAME).unlink()
+        discard(root / FILE_NAME)
         return False
     report = read_report(root)
     # the reports of earlier versions don't tell their sources
@@ -209,7 +212,7 @@ def is_complete(root: Path, tasks: list[ShardTask]) -> bool:
             " choose another out= or remove it"
         )
     print(f"{root} is complete already: {sum(shard.count for shard in index.shards)} pictures")
-    shutil.rmtree(root / NOTES)
+    discard(root / NOTES, below=root)
     return True
 
 
@@ -241,8 +244,9 @@ def drop_strangers(root: Path, kept: dict[Path, ShardNote]) -> None:
     if strangers := [path for path in paths if path not in kept]:
         print(f"{root}: made anew, as source, options or bytes have changed: {len(strangers)} shards")
     for path in strangers:
-        path.unlink(missing_ok=True)
-        note_path(path).unlink()
+        with suppress(FileNotFoundError):
+            discard(path)
+        discard(note_path(path), below=root)
 
 
 def print_summary(root: Path, report: dict) -> None:

@@ -13,7 +13,8 @@ from data_prep.making import ShardNote
 from data_prep.pairing import Collection
 from data_prep.tally import Ledger, counts, total
 from ldm.checkpoints.provenance import command, environment, git_state
-from ldm.data.index import DataError, whole_file
+from ldm.data.index import DataError
+from ldm.files import write
 
 FILE_NAME = "report.json"
 
@@ -136,8 +137,8 @@ def example(ledger: Ledger) -> str:
 
 def write_report(root: Path, report: dict) -> None:
     """Puts the report beside the shards."""
-    with whole_file(root / FILE_NAME) as stream:
-        stream.write(json.dumps(report, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace"))
+    text = json.dumps(report, ensure_ascii=False, indent=1)
+    write(root / FILE_NAME, text.encode("utf-8", "backslashreplace"))
 
 
 def read_report(root: Path) -> dict:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ldm.checkpoints.pictures import figure_note, write_whole
+from ldm.checkpoints.pictures import figure_note, save_figure, write_png
 from ldm.data.decode import EncodedPicture
 
 COLUMNS, SIDE, GAP = 8, 192, 8  # pixels but for the first
@@ -42,7 +42,7 @@ def draw_sheet(specimens: Sequence[Specimen], path: Path) -> None:
         for line, text in enumerate(lines):
             below = top + LINE_HEIGHT * (1 + line) + picture.height
             pen.text((left, below), text, fill=INK, font=font)
-    write_whole(sheet, path, pnginfo=figure_note())
+    write_png(sheet, path, pnginfo=figure_note())
 
 
 def draw_histograms(sizes: Sequence[tuple[int, int]], words: Sequence[int], path: Path) -> None:
@@ -58,4 +58,4 @@ def draw_histograms(sizes: Sequence[tuple[int, int]], words: Sequence[int], path
     lengths.hist(words, bins=np.arange(max(words) + 2) - 0.5)
     title = f"{len(words):,} captions, {np.mean(words):.1f} words in the mean"
     lengths.set(title=title, xlabel="words", ylabel="captions")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from ldm.data.index import DataError, whole_file
+from ldm.data.index import DataError
 from ldm.data.tables import numbered_lines, read_text
+from ldm.files import write
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {  # as Hugging Face reads them
@@ -128,6 +129,5 @@ def write_splits(root: Path, splits: Mapping[str, str]) -> str:
     """Writes `splits.json`, {split: [keys in order]}, and returns its sha256."""
     document = {name: sorted(key for key, split in splits.items() if split == name) for name in SPLITS}
     data = json.dumps(document, ensure_ascii=False, indent=0).encode()
-    with whole_file(root / FILE_NAME) as stream:
-        stream.write(data)
+    write(root / FILE_NAME, data)
     return hashlib.sha256(data).hexdigest()

@@ -22,9 +22,9 @@ from data_prep.reports import read_report
 from data_prep.sheets import Specimen, draw_histograms, draw_sheet
 from ldm.data.decode import EncodedPicture
 from ldm.data.flips import names_a_side
-from ldm.data.index import DataError, Shard, ShardIndex, whole_file
+from ldm.data.index import DataError, Shard, ShardIndex
 from ldm.data.shards import ShardReader, scan_shard
-from ldm.files import discard
+from ldm.files import discard, make_folder, write
 from ldm.options import command_line, option
 
 NUM_SPECIMENS = 40
@@ -61,8 +61,7 @@ def main(options: Options) -> None:
         DataError: something is wrong with it.
     """
     index = ShardIndex.load(options.root)
-    out = Path(options.out or index.root / "verify")
-    out.mkdir(parents=True, exist_ok=True)
+    out = Path(options.out) if options.out else make_folder(index.root / "verify", below=index.root)
     found = []
     tasks = [(index.root, shard) for shard in index.shards]
     with tqdm(total=sum(shard.count for shard in index.shards), desc="verify", unit="picture") as bar:
@@ -71,8 +70,7 @@ def main(options: Options) -> None:
             bar.update(next(shard.count for shard in index.shards if shard.file == findings.shard))
     problems = [*check_documents(index), *(line for findings in found for line in findings.problems)]
     summary = summarise(index, found) | {"problems": problems}
-    with whole_file(out / "summary.json") as stream:
-        stream.write(json.dumps(summary, ensure_ascii=False, indent=1).encode())
+    write(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1))
     draw(index, found, out)
     print_summary(summary, out)
     if problems:

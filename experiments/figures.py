@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ldm.checkpoints.pictures import save_figure
 from ldm.evaluation.published import COCO, PublishedRow
 
 COLUMNS = 4  # panels side by side
@@ -40,8 +41,7 @@ def draw_measured(title: str, runs: Mapping[str, Mapping[str, Any]], path: Path)
         panel.set_visible(False)
     figure.suptitle(title, fontsize=10)
     figure.legend(*_strokes(axes.flat), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=90)
-    return path
+    return save_figure(figure, path, dpi=90)
 
 
 def draw_literature(rows: Sequence[PublishedRow], path: Path) -> Path:
@@ -65,8 +65,7 @@ def draw_literature(rows: Sequence[PublishedRow], path: Path) -> Path:
     axes.flat[-1].set_xlim(0, 1.2 * max(row.values["fid"].value for row in shown))  # room for the words
     axes.flat[-1].set_xlabel(f"FID on {COCO} as printed", fontsize=8)
     figure.suptitle("Each dot has a protocol of its own; hollow: not verified", fontsize=9)
-    figure.savefig(path, dpi=90)
-    return path
+    return save_figure(figure, path, dpi=90)
 
 
 def _draw_panel(panel: Axes, metric: str, rows: Mapping[str, Mapping[str, Any]]) -> None:

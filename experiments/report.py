@@ -16,6 +16,7 @@ from experiments.linked import curves_of, sweeps_section
 from experiments.tables import UNVERIFIED, Table, literature_table, measured_table
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.results import FILE_NAME, read_results
+from ldm.files import discard, make_folder, write
 from ldm.options import command_line, option
 
 FOLDER = Path(__file__).parent
@@ -53,7 +54,6 @@ def main(options: Options) -> None:
     folder = Path(options.folder)
     published, protocols = read_published(folder / "published.yaml"), read_protocols(folder)
     figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
     tables, sections = [literature_table(published)], [TITLE, "## Measured here", READING]
     pictures: set[Path | None] = {draw_literature(published, figures / "literature.png")}
     for (name, digest), runs in protocols.items():
@@ -66,9 +66,9 @@ def main(options: Options) -> None:
         sections.append("\n\n".join([measured_section(name, digest, runs, table, picture), *curves]))
     sections += [section for section in [sweeps_section(folder)] if section]
     sections.append(literature_section(published, tables[0], figures / "literature.png"))
-    (folder / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    write(folder / "README.md", "\n\n".join(sections) + "\n")
     for path in set(figures.glob("*.png")) - pictures:  # of protocols that are gone
-        path.unlink()
+        discard(path, below=folder)
     count = sum(map(len, protocols.values()))
     print(
         f"{folder / 'README.md'}: {count} experiments under {len(protocols)} protocols, "
@@ -108,7 +108,7 @@ def send(tables: Sequence[Table], *, project: str, folder: Path) -> None:
     from ldm.callbacks.wandb_log import wandb_logger  # Lightning takes seconds that only this needs
     from ldm.callbacks.wandb_table import log_table
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     logger = wandb_logger(project=project, name="experiments", folder=str(folder))
     for table in tables:
         log_table([logger], name=table.name, header=table.header, rows=table.rows)

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from ldm.checkpoints.pictures import save_figure
+
 COLUMNS = 3  # panels side by side
 TICKS = 8  # values that are written below an axis; of more the axis chooses some
 LOGARITHMIC = 20  # ratio of the largest to the smallest value from which an axis is logarithmic
@@ -36,8 +38,7 @@ def draw_sweep(title: str, points: Sequence[Swept], names: Sequence[str], path: 
     if len(labels) > 1:
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=90)
-    return path
+    return save_figure(figure, path, dpi=90)
 
 
 def axis_of(points: Sequence[Swept]) -> str:

@@ -3,7 +3,6 @@
 A training's numbers are the last that it logged at a validation, an evaluation's are its results.
 """
 
-import csv
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,8 @@ from experiments.tables import Table
 from hydra_plugins.ldm_sweeps.points import Point, read_points
 from ldm.evaluation.curves import read_curves
 from ldm.evaluation.results import read_results, values
+from ldm.evaluation.tables import csv_text
+from ldm.files import write
 from ldm.options import command_line, option
 
 HOME = Path(__file__).parent / "sweep"
@@ -63,8 +64,7 @@ def main(options: Options) -> None:
     outcomes = sorted(map(outcome, points), key=place)
     names = chosen(outcomes, options.metrics.split(",") if options.metrics else [])
     out = Path(options.out) if options.out else HOME / folder.name
-    out.mkdir(parents=True, exist_ok=True)
-    write(out, folder, outcomes, names, command=shared_command(points))
+    write_page(out, folder, outcomes, names, command=shared_command(points))
     finished = sum(each.state == "finished" for each in outcomes)
     print(f"{out / 'README.md'}: {len(outcomes)} points, {finished} of them finished")
 
@@ -137,13 +137,12 @@ def shared_command(points: Sequence[Point]) -> str:
     return " ".join(["python -m", first[0], *(word for word in shared if not word.startswith(PLACES))])
 
 
-def write(
+def write_page(
     out: Path, folder: Path, outcomes: Sequence[Outcome], names: Sequence[str], *, command: str
 ) -> None:
     """README.md, table.csv and figure.png."""
     table = sweep_table(folder.name, outcomes, names)
-    with (out / "table.csv").open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([table.header, *table.rows])
+    write(out / "table.csv", csv_text([table.header, *table.rows]))
     picture = draw_sweep(
         folder.name, [(each.swept, each.numbers) for each in outcomes], names, out / "figure.png"
     )
@@ -155,7 +154,7 @@ def write(
         table.markdown(),
         f"![{folder.name}]({picture.name})",
     ]
-    (out / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write(out / "README.md", "\n\n".join(parts) + "\n")
 
 
 def sweep_table(name: str, outcomes: Sequence[Outcome], names: Sequence[str]) -> Table:

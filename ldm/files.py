@@ -6,27 +6,43 @@ name inside it is followed (`links.py`), and what a link leads to keeps its byte
 it is the folder that holds the file.
 """
 
+import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from ldm.links import FULL, OWN, enter, open_plain, opened, reachable, refuse_link
+from ldm.links import DESCRIPTORS, FULL, OWN, enter, open_plain, opened, reachable, refuse_link
 
 DRAFT = ".tmp-"  # what the names of unfinished files and folders begin with
+LEFTOVER = re.compile(r"\.tmp(-.*|\w{6})")  # the second form is that of the safetensors library
 
 
 class DiskFull(OSError):
-    """No room on a disk, in a sentence; `errno` and `strerror` are the system's."""
+    """No room on a disk, in a sentence; `errno` and `strerror` are the system's.
 
-    def __init__(self, number: int, reason: str, sentence: str) -> None:
-        super().__init__(number, reason)
-        self.sentence = sentence
+    Args:
+        path: of what was written.
+        size: its bytes, 0 if they are not known.
+    """
+
+    def __init__(self, number: int, path: Path, size: int) -> None:
+        super().__init__(number, os.strerror(number))
+        self.path, self.size = path, size
+        needed = f"{size:,} bytes are needed and " if size else ""
+        self.sentence = (
+            f"{path} can't be written ({self.strerror}): {needed}{free_bytes(path.parent):,} bytes are free "
+            "on its disk; make room there, or name a folder elsewhere"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a process may hand it to another one
+        return DiskFull, (self.errno, self.path, self.size)
 
     def __str__(self) -> str:
         return self.sentence
@@ -45,13 +61,15 @@ def writing(path: Path, *, below: Path | None = None, size: int = 0) -> Iterator
         DiskFull: there is no room.
     """
     with _replacing(path, below, size) as (_, stream):
+        _reserve(stream, size)
         yield stream
 
 
 @contextmanager
 def drafting(path: Path, *, below: Path | None = None, size: int = 0) -> Iterator[Path]:
     """As `writing`, for libraries that write to paths alone: a path at which to write the file."""
-    with _replacing(path, below, size) as (draft, _):
+    with _replacing(path, below, size) as (draft, stream):
+        _check_room(stream.fileno(), size)
         yield draft
 
 
@@ -98,19 +116,21 @@ def make_folder(path: Path, *, below: Path | None = None) -> Path:
 
 @contextmanager
 def new_folder(
-    path: Path, *, below: Path | None = None, claim: Callable[[], bool] | None = None
+    path: Path, *, below: Path | None = None, size: int = 0, claim: Callable[[], bool] | None = None
 ) -> Iterator[Path]:
     """A folder to fill, which takes its name whole and on disk once the block ends well, or is gone.
 
     Args:
         below: the folder that the user named.
+        size: bytes that will be written, if known: there must be as many free.
         claim: called once the folder is filled; makes way for it, or returns False to have it dropped.
             Without a claim the name must be free from the start.
 
     Raises:
         FileExistsError: `path` is there already.
     """
-    with full_disk_told(path), opened(path.parent, below=below, make=True) as parent:
+    with full_disk_told(path, size), opened(path.parent, below=below, make=True) as parent:
+        _check_room(parent, size)
         if claim is None and _exists(parent, path.name):
             raise FileExistsError(f"{path} exists already: name another folder or remove it")
         name = _draft_name()
@@ -149,7 +169,7 @@ def sweep(folder: Path, *, below: Path | None = None, shared: bool = False) -> N
     """
     with suppress(FileNotFoundError), opened(folder, below=below) as descriptor:
         for name in os.listdir(descriptor):
-            if name.startswith(DRAFT) and not (shared and _in_use(descriptor, name)):
+            if LEFTOVER.fullmatch(name) and not (shared and _in_use(descriptor, name)):
                 _remove(descriptor, name)
 
 
@@ -170,15 +190,10 @@ def full_disk_told(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL or isinstance(error, DiskFull):
+        told = isinstance(error, DiskFull) and not error.path.is_relative_to(DESCRIPTORS)
+        if error.errno not in FULL or told:
             raise
-        needed = f"{size:,} bytes are needed and " if size else ""
-        reason = os.strerror(error.errno)
-        sentence = (
-            f"{path} can't be written ({reason}): {needed}{free_bytes(path.parent):,} bytes are free on its "
-            "disk; make room there, or name a folder elsewhere"
-        )
-        raise DiskFull(error.errno, reason, sentence) from error
+        raise DiskFull(error.errno, path, size or getattr(error, "size", 0)) from error
 
 
 @contextmanager
@@ -189,7 +204,6 @@ def _replacing(path: Path, below: Path | None, size: int) -> Iterator[tuple[Path
         name, stream = _draft(folder)
         with stream:
             try:
-                _reserve(stream, size)
                 yield reachable(folder, path.parent) / name, stream
                 stream.flush()
                 _settle_file(folder, name)
@@ -244,6 +258,17 @@ def _reserve(stream: BinaryIO, size: int) -> None:
         except OSError as error:
             if error.errno in FULL:  # else the file system can't, and the writing itself will tell
                 raise
+
+
+def _check_room(descriptor: int, size: int) -> None:
+    """Compares bytes that will be written with those that are free on the disk of what is open.
+
+    Raises:
+        OSError: there are fewer.
+    """
+    disk = os.fstatvfs(descriptor)
+    if disk.f_bavail * disk.f_frsize < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _exists(folder: int, name: str) -> bool:

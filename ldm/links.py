@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DESCRIPTORS = Path("/proc/self/fd")  # by number, what this process has open
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 OWN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a pipe in a file's place must not hang
 
@@ -89,7 +90,7 @@ def refuse_link(folder: int, path: Path) -> None:
 
 def reachable(descriptor: int, path: Path) -> Path:
     """A path to an open folder that no link leads elsewhere; where the system has none, its own path."""
-    own = Path(f"/proc/self/fd/{descriptor}")
+    own = DESCRIPTORS / str(descriptor)
     return own if own.exists() else path
 
 

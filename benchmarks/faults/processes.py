@@ -90,7 +90,7 @@ def resumed(folder: Path, index: bytes) -> Verdict:
     """Runs the command again: the set must be the one that was prepared in peace."""
     prepare(folder)
     out = folder / "out"
-    same = (out / FILE_NAME).read_bytes() == index and not list(out.glob(".*.tmp")) + list(out.glob(NOTES))
+    same = (out / FILE_NAME).read_bytes() == index and not list(out.glob(".tmp-*")) + list(out.glob(NOTES))
     wrong = wrong_pairs(out)
     for path in out.iterdir():
         path.unlink()
@@ -180,9 +180,7 @@ LEFT: dict[str, Callable[[Path], None]] = {
     "note of another plan": lambda out: (
         first_note(out).write_text(first_note(out).read_text().replace('"plan": "', '"plan": "0')) and None
     ),
-    "leftovers of a temporary file": lambda out: (
-        (out / ".train-000099.tar.tmp").write_bytes(bytes(9)) and None
-    ),
+    "leftovers of a temporary file": lambda out: (out / ".tmp-0123").write_bytes(bytes(9)) and None,
 }
 
 FAULTS = [

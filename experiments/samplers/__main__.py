@@ -22,6 +22,7 @@ from ldm.diffusion import Schedule
 from ldm.diffusion.samplers import Sampling
 from ldm.evaluation.observing import OWN_CLIP
 from ldm.evaluation.subject import own_judges
+from ldm.files import write
 from ldm.metrics.clip_score import pair_cosines
 from ldm.metrics.features import EfficientNetLite0
 from ldm.pipeline import TextToImage
@@ -59,7 +60,7 @@ def main() -> None:
     draw_curves([(row.sampler, row.calls, row.distance, row.clip) for row in rows[1:]], FOLDER / "curve.png")
     page = FOLDER / "README.md"
     words, _, _ = page.read_text(encoding="utf-8").partition(MARK)
-    page.write_text(f"{words}{MARK}\n\n{table(rows)}\n", encoding="utf-8")
+    write(page, f"{words}{MARK}\n\n{table(rows)}\n")
     print(f"{page}: {len(rows) - 1} rows")
 
 

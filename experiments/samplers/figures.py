@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ldm.checkpoints.pictures import to_picture
+from ldm.checkpoints.pictures import save_figure, to_picture
 from ldm.evaluation.figures import INK, PAPER, save_png
 
 LABEL, GAP = 110, 4  # pixels: width of a row's name, space between pictures
@@ -58,5 +58,4 @@ def draw_curves(points: Sequence[tuple[str, int, float, float]], path: Path) -> 
         panel.grid(alpha=0.3)
     panels[0].set_yscale("log")
     panels[1].legend(fontsize=7, ncols=2)
-    figure.savefig(path, dpi=90)
-    return path
+    return save_figure(figure, path, dpi=90)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from hydra_plugins.ldm_sweeps.points import OUTPUT, Point, points_of
 from hydra_plugins.ldm_sweeps.returns import returned
+from ldm.files import appending
 
 POLL = 0.2  # seconds between two looks at the processes
 GRACE = 60.0  # seconds that stopped processes have to save
@@ -83,7 +84,7 @@ def start(point: Point, environment: dict[str, str], *, share: int) -> subproces
         share: how many points share the processor; each gets that part of its threads.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // share)
-    with (point.folder / OUTPUT).open("a") as output:
+    with appending(point.folder / OUTPUT, below=point.folder.parent) as output:
         return subprocess.Popen(
             [sys.executable, "-m", *point.command],
             env={"OMP_NUM_THREADS": str(threads)} | os.environ | environment,

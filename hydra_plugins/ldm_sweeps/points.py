@@ -13,6 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from ldm.files import write
+
 RECORD = "point.json"
 OUTPUT = "output.txt"
 PLACES = {"runs": "{}", "out": "{}/evaluation"}  # where a command writes: its key, and the value
@@ -52,7 +54,6 @@ class Point:
         Raises:
             ValueError: the folder holds what another command has finished.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / RECORD
         if self.finished and record.is_file() and (other := read_point(record).command) != self.command:
             differing = sorted(set(other) ^ set(self.command))
@@ -61,7 +62,7 @@ class Point:
                 "another folder with hydra.sweep.dir=, or remove this one"
             )
         text = json.dumps({"swept": self.swept, "command": self.command}, indent=2)
-        record.write_text(text + "\n", encoding="utf-8")
+        write(record, text + "\n", below=self.folder.parent)
 
 
 def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> list[Point]:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from hydra_plugins.ldm_sweeps.points import Point, points_of
 from hydra_plugins.ldm_sweeps.returns import returned, submitted
+from ldm.files import write
 
 SCRIPT = Path("slurm") / "sweep.sbatch"
 
@@ -72,7 +73,7 @@ class SlurmLauncher(Launcher):
         text = "".join(f"{point.folder}\n" for point in points)
         digest = hashlib.sha256(text.encode()).hexdigest()
         listed = folder / f"points-{digest[:8]}.txt"  # by content: the list of a job that waits never changes
-        listed.write_text(text)
+        write(listed, text)
         tasks = f"0-{len(points) - 1}" + (f"%{self.parallel}" if self.parallel else "")
         command = ["sbatch", "--parsable", f"--array={tasks}", f"--output={folder}/slurm-%A_%a.out"]
         try:

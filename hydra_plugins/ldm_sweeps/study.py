@@ -17,6 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.ldm_sweeps.points import label_of, parsed, read_points, written
+from ldm.files import append
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -133,7 +134,7 @@ def open_study(folder: Path, *, name: str, direction: str, seed: int, batch: int
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
+    append(folder / JOURNAL, "")  # refuses a link, which the storage would follow
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
         study_name=name,

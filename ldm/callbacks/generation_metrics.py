@@ -82,7 +82,7 @@ class GenerationMetrics(Callback):
         )
         few_results(self.captions, metrics, drawn=captions * samples, real=None)  # told before the training
         self.batch_size, self.every = batch_size, every
-        self.cache = FeatureCache(folder=None if cache is None else Path(cache))
+        self.cache = cache
         rows = PUBLISHED if published is None else Path(published)
         self.published = read_published(rows) if published or rows.is_file() else []
         self.ranks = Ranks()
@@ -135,7 +135,7 @@ class GenerationMetrics(Callback):
             wanted=self.observers.names,
             batch_size=self.batch_size,
             ranks=self.ranks,
-            folder=self.cache.folder,
+            folder=gallery.folder,
             progress=False,
         )
         numbers = score(self.metrics, real=gallery.observed(), generated=parts_of(seen.observed))
@@ -145,8 +145,9 @@ class GenerationMetrics(Callback):
         if self.gallery is None:
             pictures = trainer.datamodule.pictures
             splits = {each.split: Split(each) for each in (pictures.train, pictures.val)}
+            cache = FeatureCache.at(self.cache, root=str(pictures.train.index.root))
             self.gallery = Gallery(
-                splits, observers=self.observers, cache=self.cache, ranks=self.ranks, progress=False
+                splits, observers=self.observers, cache=cache, ranks=self.ranks, progress=False
             )
             name_training_pictures(self.metrics, self.gallery)
         return self.gallery

@@ -11,6 +11,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ldm.distributed import any_rank, gather, is_first, whole
+from ldm.files import write
 
 RECORD = "refused.json"
 
@@ -81,7 +82,7 @@ class Gradients(Callback):
             path = Path(self.folder) / RECORD
             written = f"its batches are in {path}: "
             if is_first():
-                path.write_text(json.dumps({"step": trainer.global_step, "ranks": ranks}, indent=1) + "\n")
+                write(path, json.dumps({"step": trainer.global_step, "ranks": ranks}, indent=1) + "\n")
         guilty = [n for n, rank in enumerate(ranks) if {"nan", "inf", "-inf"} & set(rank["losses"])]
         of_ranks = f" (the loss is not finite on ranks {guilty})" if guilty and len(ranks) > 1 else ""
         positions = [position for rank in ranks for position in rank["positions"]]

@@ -8,6 +8,9 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from ldm.checkpoints.log_lines import read_lines
+from ldm.files import append, write
+
 ENDING = 4  # lines of one step: what was trained and what was validated
 
 
@@ -40,18 +43,17 @@ class MetricsLog(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         values = {name: value for name, value in metrics.items() if name != "epoch"}
-        if values and (step, {"step", *values}) not in self._kept:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, **values}) + "\n")
+        if values and (step, {*values}) not in self._kept:
+            append(self.path, json.dumps({"step": step, **values}) + "\n")
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run will take again."""
+        """Drops the lines of steps that a resumed run will take again, and damaged ones, which it counts."""
         if not self.path.exists():
             return
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["step"] < step]
-        self._kept = [(record["step"], set(record)) for record in map(json.loads, kept[-ENDING:])]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        lines, damaged = read_lines(self.path)
+        if damaged:
+            print(f"{self.path}: {damaged} damaged lines are passed over", flush=True)
+        kept = [line for line in lines if line.step < step]
+        self._kept = [(line.step, {*line.values}) for line in kept[-ENDING:]]
+        write(self.path, "".join(f"{line.text}\n" for line in kept))

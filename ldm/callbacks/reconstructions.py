@@ -32,8 +32,7 @@ class Reconstructions(Callback):
         net = pl_module.averaged or pl_module.net
         posterior = net.posterior(to_float(originals.to(pl_module.device)))
         decoded = to_uint8(net.decode(posterior.mean)).cpu()
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step={trainer.global_step:06d}.png"
-        save_sheet([*originals, *decoded], path, columns=len(originals))
+        save_sheet([*originals, *decoded], path, columns=len(originals), below=self.folder.parent)
         for logger in asides(trainer.loggers):
             logger.log_image("reconstructions", path, step=trainer.global_step)

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from ldm.callbacks.facts import facts_of
 from ldm.evaluation.curves import LITERATURE, Curves, beside, read_curves, save_curves
 from ldm.evaluation.tables import markdown_table
+from ldm.files import write
 
 FILE_NAME, LOG = "report.md", "metrics.jsonl"
 
@@ -57,9 +58,7 @@ def write_run_report(folder: Path) -> Path:
         *_pictures(folder),
         f"## Config\n\n```yaml\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}```",
     ]
-    page = folder / FILE_NAME
-    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
-    return page
+    return write(folder / FILE_NAME, "\n\n".join(part for part in parts if part) + "\n")
 
 
 def _origin(run: Mapping[str, Any]) -> str:
@@ -101,7 +100,8 @@ def _literature(curves: Curves) -> list[str]:
 
 def _pictures(folder: Path) -> Sequence[str]:
     """The sheet of the last validation."""
-    sheets = {int(re.sub(r"\D", "", path.stem)): path for path in (folder / "samples").glob("step=*.png")}
+    found = ((re.fullmatch(r"step=(\d+)", path.stem), path) for path in (folder / "samples").glob("*.png"))
+    sheets = {int(match[1]): path for match, path in found if match}
     if not sheets:
         return []
     step = max(sheets)

@@ -45,9 +45,8 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero:
             return
         images = [shares[number % ranks][number // ranks] for number in range(len(jobs))]
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step={trainer.global_step:06d}.png"
-        save_sheet(images, path, columns=len(self.seeds))
+        save_sheet(images, path, columns=len(self.seeds), below=self.folder.parent)
         for logger in asides(trainer.loggers):
             logger.log_image("samples", path, step=trainer.global_step)
         pictures = iter(map(to_picture, images))

@@ -12,6 +12,7 @@ from PIL import Image
 from ldm.callbacks.aside import Aside, Cell
 from ldm.callbacks.facts import facts_of
 from ldm.evaluation.tables import markdown_table
+from ldm.files import make_folder
 
 LITERATURE = ("fid", "is_mean")  # curves that share their panel with numbers that others printed
 
@@ -68,7 +69,8 @@ class TensorBoardRecorder:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
+            place = make_folder(self.folder / "tensorboard", below=self.folder)
+            self._writer = SummaryWriter(str(place), purge_step=purge_step)
             facts = yaml.safe_dump(facts_of(self.folder), sort_keys=False, allow_unicode=True)
             self._writer.add_text("config", f"```yaml\n{facts}```")
             panels = {name: ["Multiline", [f"val/{name}$", f"literature/{name}/.*"]] for name in LITERATURE}

@@ -1,6 +1,7 @@
 """Weights & Biases: always recorded in the run directory, and sent from there where a service answers."""
 
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 from ldm.callbacks.aside import Aside, Cell, say
 from ldm.callbacks.facts import facts_of
 from ldm.callbacks.wandb_sending import Sending, unsendable
+from ldm.files import write
 
 CLOSING = 30.0  # seconds that the end of a record may take beside its sending; it takes some hundredths
 
@@ -47,6 +49,8 @@ class WandbRecorder:
         folder = folder.resolve()  # `wandb sync` may be called from anywhere
         # what tables consist of is kept beside the record, not in the home folder
         os.environ.setdefault("WANDB_DATA_DIR", str(folder))
+        for name in ("artifacts", "wandb"):  # where it writes
+            make_folder(folder / name, below=folder)
         earlier = sorted((folder / "wandb").glob("offline-run-*"))
         self.folder, self.artifact, self.patience = folder, artifact, patience
         # of this whole process: else its telemetry asks the service, and waits for it at the exit
@@ -117,6 +121,8 @@ def kill_core() -> None:
 def identity(folder: Path) -> str:
     """The id of a run directory's run: eight hexadecimal digits, the same at each start."""
     path = folder / "wandb_id"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:8])
-    return path.read_text()
+    found = path.read_text(errors="replace") if path.exists() else ""
+    if not re.fullmatch("[0-9a-f]{8}", found):
+        found = uuid.uuid4().hex[:8]
+        write(path, found)
+    return found

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm.files import appending
 from ldm.launch import PR_SET_PDEATHSIG
 
 ANSWER = 4.0  # seconds that the service has to say who we are
@@ -36,7 +37,7 @@ class Sending:
         command = [sys.executable, "-P", "-m", __name__, str(os.getpid()), *map(str, records)]
         environment = {name: value for name, value in os.environ.items() if name != SHARED}
         path = os.pathsep.join(map(os.path.abspath, sys.path))
-        with self.log.open("ab") as stream:
+        with appending(self.log, below=folder) as stream:
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,

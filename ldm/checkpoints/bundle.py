@@ -7,8 +7,6 @@ bundle/tokenizer.json
 ```
 """
 
-import shutil
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,15 +17,17 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.checkpoints.mapped import give_back
+from ldm.checkpoints.tensors import save_tensors
 from ldm.codec import Codec
 from ldm.construct import construct
 from ldm.data.index import hash_file
 from ldm.fields import MAX_FLOAT, Fields, check_tree
 from ldm.foreign import MAX_YAML, is_plain_name, read_yaml
+from ldm.files import new_folder, write
 from ldm.outline import outline
 from ldm.tokenizers import Tokenizer
 
@@ -278,7 +278,7 @@ def write_bundle(
     settings: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a bundle under a temporary name and renames it: it is there whole or not at all.
+    """Writes a bundle: it is there whole or not at all.
 
     Args:
         path: the folder to make; it must not exist.
@@ -288,27 +288,22 @@ def write_bundle(
     Raises:
         FileExistsError: `path` is there already.
     """
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: name another folder or remove it")
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
+    size = sum(_bytes(tensor, dtype) for part in parts.values() for tensor in part.state.values())
+    with new_folder(path, size=size) as draft:
         config: dict[str, Any] = {"format": FORMAT, "parts": {}, **settings}
         for name, part in parts.items():
-            file = temporary / f"{name}.safetensors"
-            save_file({key: _stored(tensor, dtype) for key, tensor in part.state.items()}, file)
+            file = draft / f"{name}.safetensors"
+            save_tensors({key: _stored(tensor, dtype) for key, tensor in part.state.items()}, file)
             config["parts"][name] = {"file": file.name, "sha256": hash_file(file), "spec": dict(part.spec)}
         if tokenizer is not None:
-            tokenizer.save(temporary / TOKENIZER)
-            config["tokenizer"] = {"sha256": hash_file(temporary / TOKENIZER)}
-        (temporary / CONFIG).write_text(
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            tokenizer.save(draft / TOKENIZER)
+            config["tokenizer"] = {"sha256": hash_file(draft / TOKENIZER)}
+        write(draft / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return path
+
+
+def _bytes(tensor: Tensor, dtype: torch.dtype) -> int:
+    return tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,13 +1,16 @@
 """Pictures as files."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.data.picture_files import FIGURE
+from ldm.files import write
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -15,15 +18,23 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
-def save_picture(image: Tensor, path: Path, *, texts: Mapping[str, str]) -> None:
+def save_picture(image: Tensor, path: Path, *, texts: Mapping[str, str], below: Path | None = None) -> None:
     """A PNG that carries texts, such as how it was made, by name."""
     note = PngInfo()
     for name, text in texts.items():
         note.add_itxt(name, text)
-    write_whole(to_picture(image), path, pnginfo=note)
+    write_png(to_picture(image), path, below=below, pnginfo=note)
 
 
-def save_sheet(images: Sequence[Tensor], path: Path, *, columns: int, gap: int = 4, zoom: int = 2) -> None:
+def save_sheet(
+    images: Sequence[Tensor],
+    path: Path,
+    *,
+    columns: int,
+    gap: int = 4,
+    zoom: int = 2,
+    below: Path | None = None,
+) -> None:
     """All pictures on one sheet, row by row, enlarged without smoothing."""
     height, width = (side * zoom for side in images[0].shape[-2:])
     rows = -(-len(images) // columns)
@@ -32,7 +43,7 @@ def save_sheet(images: Sequence[Tensor], path: Path, *, columns: int, gap: int =
         row, column = divmod(number, columns)
         place = (gap + column * (width + gap), gap + row * (height + gap))
         sheet.paste(to_picture(image).resize((width, height), Image.Resampling.NEAREST), place)
-    write_whole(sheet, path, pnginfo=figure_note())
+    write_png(sheet, path, below=below, pnginfo=figure_note())
 
 
 def figure_note() -> PngInfo:
@@ -42,12 +53,20 @@ def figure_note() -> PngInfo:
     return note
 
 
-def write_whole(picture: Image.Image, path: Path, **options: object) -> None:
-    """Writes a PNG under a temporary name and renames it: it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        picture.save(temporary, format="PNG", **options)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def write_png(picture: Image.Image, path: Path, *, below: Path | None = None, **options: object) -> None:
+    """Writes a PNG, whole or not at all."""
+    write(path, encode_png(picture, **options), below=below)
+
+
+def encode_png(picture: Image.Image, **options: object) -> bytes:
+    """A picture as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", **options)
+    return buffer.getvalue()
+
+
+def save_figure(figure: Any, path: Path, *, dpi: int, below: Path | None = None) -> Path:
+    """Writes a figure of matplotlib in the format that its name ends with, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
+    return write(path, buffer.getvalue(), below=below)

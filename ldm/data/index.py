@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import os
-import uuid
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+
+from ldm.files import write
 
 from ldm.fields import Fields
 from ldm.foreign import is_plain_name, read_json
@@ -94,12 +91,15 @@ class ShardIndex:
         index.check_sizes()
         return index
 
-    def save(self) -> None:
-        """Writes `shards.json`: the last act of a preparation, so it never names a shard that isn't whole."""
+    def save(self, *, below: Path | None = None) -> None:
+        """Writes `shards.json`: the last act of a preparation, so it never names a shard that isn't whole.
+
+        Args:
+            below: the folder that the user named, if it is one above.
+        """
         entries = [asdict(shard) for shard in self.shards]
         text = json.dumps({"format": FORMAT, "name": self.name, "shards": entries}, separators=(",", ":"))
-        with whole_file(self.root / FILE_NAME) as stream:
-            stream.write(text.encode())
+        write(self.root / FILE_NAME, text, below=below)
 
     def check_keys(self) -> None:
         """Raises DataError for a key of two samples: a picture would count twice, or be in two splits."""
@@ -146,32 +146,6 @@ class ShardIndex:
         """Identity of the contents: equal for equal bytes in the same order, wherever they lie."""
         lines = [f"{shard.split} {shard.sha256}" for shard in self.shards]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: under its name whole and on the disk, or not at all."""
-    temporary = path.with_name(
-        f".{path.name}.{uuid.uuid4().hex}.tmp"
-    )  # two processes may write the same file
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        fsync(path.parent)  # the rename must reach the disk before anything that relies on it
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def fsync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hash_file(path: Path) -> str:

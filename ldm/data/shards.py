@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import webdataset
 
-from ldm.data.index import TAR_BLOCK, DataError, Shard, ShardIndex, hash_file, whole_file
+from ldm.data.index import TAR_BLOCK, DataError, Shard, ShardIndex, hash_file
+from ldm.files import writing
 from ldm.foreign import parse_json
 
 IMAGE, RECORD = 0, 1  # the halves of a sample
@@ -53,9 +54,13 @@ def write_shards(
         number += 1
 
 
-def write_shard(samples: Iterable[Sample], path: Path, *, split: str) -> Shard:
-    """Writes one tar: there whole under its name, or not at all."""
-    with whole_file(path) as stream:
+def write_shard(samples: Iterable[Sample], path: Path, *, split: str, below: Path | None = None) -> Shard:
+    """Writes one tar: there whole under its name, or not at all.
+
+    Args:
+        below: the folder that the user named, if it is one above.
+    """
+    with writing(path, below=below) as stream:
         _write_samples(samples, stream)
     return scan_shard(path, split=split)
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex, whole_file
+from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import Sample, ShardReader, scan_shard, write_shard
 from ldm.fields import Fields
 from ldm.foreign import parse_array, read_json
+from ldm.files import make_folder, sweep, write
 
 ORIGIN = "made_from.json"
 SAMPLES_PER_SHARD = 1024
@@ -135,18 +136,17 @@ class Recipe:
         """
         pictures, folder = self.pictures, self.folder
         if not _is_whole(folder, count=len(pictures)):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_origin(folder, self.origin)
+            sweep(make_folder(folder, below=pictures.cache), below=pictures.cache, shared=True)
+            write_origin(folder, self.origin, below=pictures.cache)
             title = f"{self.name if self.kind == 'texts' else self.kind} of {pictures.split}"
             shards = tuple(_shards(pictures, self.encode, folder, title=title, chunk=self.chunk))
-            ShardIndex(root=folder, name=self.kind, shards=shards).save()
+            ShardIndex(root=folder, name=self.kind, shards=shards).save(below=pictures.cache)
         return StoredArrays(folder, origin=self.origin)
 
 
-def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+def write_origin(folder: Path, origin: Mapping[str, Any], *, below: Path | None = None) -> None:
     """Writes down what the arrays in a folder are made from."""
-    with whole_file(folder / ORIGIN) as stream:
-        stream.write((json.dumps(origin, indent=1) + "\n").encode())
+    write(folder / ORIGIN, json.dumps(origin, indent=1) + "\n", below=below)
 
 
 def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
@@ -187,9 +187,8 @@ def _shards(
             shard = _finished(path, split=pictures.split)
             if shard is None:
                 samples = _samples(pictures, encode, numbers, chunk=chunk, bar=bar)
-                shard = write_shard(samples, path, split=pictures.split)
-                with whole_file(path.with_suffix(".sha256")) as stream:
-                    stream.write(shard.sha256.encode())
+                shard = write_shard(samples, path, split=pictures.split, below=pictures.cache)
+                write(path.with_suffix(".sha256"), shard.sha256, below=pictures.cache)
             bar.update(first + shard.count - bar.n)
             yield shard
 

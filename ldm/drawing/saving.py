@@ -13,6 +13,7 @@ from ldm.drawing.clearing import clear
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
 from ldm.drawing.record import chunks, facts_of
+from ldm.files import append, write
 
 
 class Saver:
@@ -26,6 +27,7 @@ class Saver:
     def __init__(self, folder: Path, *, drawer: Drawer, bundle: Bundle, precision: str) -> None:
         self.folder, self.drawer, self.bundle, self.precision = folder, drawer, bundle, precision
         clear(folder)
+        write(folder / LIST, "")
 
     def save(self, jobs: Sequence[Job], images: Tensor) -> None:
         """Writes one batch as it was drawn."""
@@ -34,6 +36,5 @@ class Saver:
                 job, self.drawer, self.bundle, precision=self.precision, batch=(place, len(jobs))
             )
             file = self.folder / f"{job.name}.png"
-            save_picture(image, file, texts=chunks(facts))
-            with (self.folder / LIST).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"file": file.name} | facts, ensure_ascii=False) + "\n")
+            save_picture(image, file, texts=chunks(facts), below=self.folder)
+            append(self.folder / LIST, json.dumps({"file": file.name} | facts, ensure_ascii=False) + "\n")

@@ -34,7 +34,7 @@ from ldm.evaluation.subject import Subject
 from ldm.evaluation.sweep import Point, lines_of, points, write_table
 from ldm.evaluation.sweep_curves import draw_sweep
 from ldm.evaluation.tables import sweep_report
-from ldm.files import new_folder
+from ldm.files import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
 
@@ -103,7 +103,7 @@ class Command:
             if folder is not None:
                 write_table(folder / "sweep.csv", lines)
                 text = sweep_report(lines, figures=draw_sweep(lines, folder))
-                (folder / "report.md").write_text(text, encoding="utf-8")
+                write(folder / "report.md", text)
         return lines
 
     def _at(self, point: Point) -> dict[str, Any]:

@@ -1,26 +1,23 @@
 """Curves of a training, from its `metrics.jsonl` to a figure."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+
+from ldm.checkpoints.log_lines import read_lines
+from ldm.checkpoints.pictures import save_figure
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # name -> (step, value), ...
 LITERATURE = "literature/"  # what others printed, as `literature/<result>/<system>`
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a `metrics.jsonl` by name; a line torn by a killed run is left out."""
+    """Curves of a `metrics.jsonl` by name; damaged lines are left out."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-            step = int(record.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        for name, value in record.items():
-            curves.setdefault(name, []).append((step, float(value)))
+    for line in read_lines(path)[0]:
+        for name, value in line.values.items():
+            curves.setdefault(name, []).append((line.step, value))
     return curves
 
 
@@ -62,7 +59,7 @@ def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
     for panel in axes.flat[len(names) :]:
         panel.set_visible(False)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=90)
+    save_figure(figure, path, dpi=90)
     pyplot.close(figure)
     return path
 

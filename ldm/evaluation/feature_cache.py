@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ldm.files import make_folder, writing
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.filed import ROWS_AT_ONCE, append, give_back, mapped
 
@@ -32,9 +32,28 @@ class FeatureCache:
 
     Attributes:
         folder: null keeps nothing.
+        below: the folder that the user named, if it is one above.
     """
 
     folder: Path | None
+    below: Path | None = None
+
+    @classmethod
+    def at(cls, folder: str | None, *, root: str) -> "FeatureCache":
+        """The cache in a folder, which is made, or none for an empty name.
+
+        Args:
+            root: the data set, which may be somebody else's: in it no link is followed.
+
+        Raises:
+            LinkRefused: the folder, inside the data set, is a link.
+        """
+        if not folder:
+            return cls(folder=None)
+        below = Path(root) if Path(folder).is_relative_to(root) else None
+        with suppress(OSError):  # where nothing can be written, features are computed again each time
+            make_folder(Path(folder), below=below)
+        return cls(folder=Path(folder), below=below)
 
     def read(self, identity: Mapping[str, str], *, rows: int) -> Float[Tensor, "n d"] | None:
         """A table that lies in its file, or nothing where there is none or, with a word, the file is damaged.
@@ -76,17 +95,12 @@ class FeatureCache:
         path = self._path(identity)
         if path is None:
             return
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with writing(path, below=self.below, size=table.numel() * table.element_size()) as file:
                 file.write(_header(identity, table))
                 append(file, table)
-            temporary.replace(path)
         except OSError as error:
             print(f"features are not kept in {path.parent} ({error}): they are computed again next time")
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def _path(self, identity: Mapping[str, str]) -> Path | None:
         if self.folder is None:

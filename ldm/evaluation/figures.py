@@ -7,8 +7,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ldm.checkpoints.pictures import to_picture
+from ldm.checkpoints.pictures import encode_png, to_picture
 from ldm.evaluation.rows import Pair, Shown
+from ldm.files import write
 
 MAX_BYTES = 400_000  # of one figure: reports are committed
 MARGIN, TEXT_HEIGHT, TEXT_SIZE = 6, 16, 11
@@ -97,12 +98,12 @@ def fit_text(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
 
 def save_png(image: Image.Image, path: Path, *, max_bytes: int = MAX_BYTES) -> Path:
     """Saves as PNG below a size: first as it is, then with 256 colours, then smaller and smaller."""
-    image.save(path, optimize=True)
-    if path.stat().st_size > max_bytes:
-        image.quantize(256).save(path, optimize=True)
-    while path.stat().st_size > max_bytes and min(image.size) > 1:
+    data = encode_png(image, optimize=True)
+    if len(data) > max_bytes:
+        data = encode_png(image.quantize(256), optimize=True)
+    while len(data) > max_bytes and min(image.size) > 1:
         image = image.resize(
             (max(1, image.width * 4 // 5), max(1, image.height * 4 // 5)), Image.Resampling.LANCZOS
         )
-        image.quantize(256).save(path, optimize=True)
-    return path
+        data = encode_png(image.quantize(256), optimize=True)
+    return write(path, data)

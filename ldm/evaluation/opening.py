@@ -83,7 +83,7 @@ def open_evaluator(
         splits,
         observers=observers,
         wanted=wanted_features(caption_sets(spec), metrics),
-        cache=FeatureCache(folder=Path(config["cache"]) if config["cache"] else None),
+        cache=FeatureCache.at(config["cache"], root=config["data"]["root"]),
         ranks=ranks,
     )
     looked = Observers(pictures=extractors)
@@ -220,7 +220,7 @@ def open_statistics(
         real_splits(config, spec, size),
         observers=networks,
         wanted=found,
-        cache=FeatureCache(folder=Path(config["cache"]) if config["cache"] else None),
+        cache=FeatureCache.at(config["cache"], root=config["data"]["root"]),
         ranks=ranks,
     )
     preparation = preparations(networks.pictures, size=size)[features]

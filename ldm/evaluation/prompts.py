@@ -1,12 +1,13 @@
 """The list by which any other system can draw what a protocol measures."""
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 
 from ldm.evaluation.captions import CaptionSet
 from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.generation import requests_for
+from ldm.evaluation.tables import csv_text
+from ldm.files import write
 
 COLUMNS = ("file", "caption", "seed")
 
@@ -28,7 +29,5 @@ def write_prompts(
         captions = gallery.captions(each, seed=caption_seed)
         requests = requests_for(captions, samples=each.samples, seed_base=seed_base, folder=each.name)
         rows += [(f"{one.name}.png", one.prompt, one.seed) for one in requests]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([COLUMNS, *rows])
+    write(path, csv_text([COLUMNS, *rows]))
     return len(rows)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from ldm.evaluation.gallery import Gallery
+from ldm.files import writing
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import Gaussian, Moments
 
@@ -99,7 +99,8 @@ class Statistics:
         """Writes the file, whole or not at all.
 
         Raises:
-            ValueError: statistics without a preparation, or a folder that can't be written.
+            ValueError: statistics without a preparation.
+            OSError: a folder that can't be written.
         """
         if self.preparation is None:
             raise ValueError(f"statistics of unknown preparation are not written again: {path} would lie")
@@ -112,15 +113,8 @@ class Statistics:
             "preparation": np.array(json.dumps(asdict(self.preparation), sort_keys=True)),
             "of": np.array(self.of),
         }
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays, sha256=_digest(arrays))
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise ValueError(f"{path} can't be written ({error.strerror}): name a file elsewhere") from error
+        with writing(path) as file:
+            np.savez(file, **arrays, sha256=_digest(arrays))
 
     def check(self, preparations: Mapping[str, Preparation], *, source: str) -> None:
         """Refuses statistics that don't fit what is measured.

@@ -9,6 +9,7 @@ from ldm.evaluation.figures import beside, comparison, pair_sheet, save_png
 from ldm.evaluation.results import FILE_NAME, write_results
 from ldm.evaluation.rows import SetResult
 from ldm.evaluation.tables import memorisation_sentence, report
+from ldm.files import write
 
 
 def write_report(
@@ -34,5 +35,5 @@ def write_report(
             figures[title], notes[title] = file.name, memorisation_sentence(each.closest)
     if curves is not None and curves.is_file() and (found := read_curves(curves)):
         figures["training"] = save_curves(found, folder / "curves.png", title=str(curves.parent)).name
-    (folder / "report.md").write_text(report(document, figures=figures, notes=notes), encoding="utf-8")
+    write(folder / "report.md", report(document, figures=figures, notes=notes))
     write_results(folder / FILE_NAME, document)

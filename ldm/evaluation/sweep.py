@@ -1,10 +1,12 @@
 """Sweeps without training: one measurement for each way to draw, as a table."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ldm.evaluation.tables import csv_text
+from ldm.files import write
 
 if TYPE_CHECKING:  # the command checks a sweep before it loads torch
     from ldm.evaluation.rows import Row
@@ -65,7 +67,5 @@ def lines_of(point: Point, rows: Sequence["Row"], *, ruler: str) -> list[dict[st
 
 def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """The lines as csv; what isn't known is empty."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=[*AXES, *NUMBER, *REST, "ruler"])
-        writer.writeheader()
-        writer.writerows(lines)
+    fields = (*AXES, *NUMBER, *REST, "ruler")
+    write(path, csv_text([fields, *([line.get(name) for name in fields] for line in lines)]))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldm.checkpoints.pictures import save_figure
 from ldm.evaluation.sweep import AXES
 
 DISTANCES = ("fid", "fd_")  # beginnings of results' names
@@ -82,7 +83,7 @@ def save_curves_of(curves: Mapping[str, Sequence[Place]], stem: Path, *, title: 
     if any(curves):
         panel.legend(fontsize=7)
     for ending in ("png", "svg"):
-        figure.savefig(f"{stem}.{ending}", dpi=110)
+        save_figure(figure, stem.with_name(f"{stem.name}.{ending}"), dpi=110)
     pyplot.close(figure)
     return f"{stem.name}.png"
 

@@ -1,5 +1,7 @@
 """`report.md`: the numbers of a results document for people, beside what they must be read beside."""
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +49,13 @@ SWEPT = (
     "images",
     "seconds",
 )
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as csv; None is empty."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

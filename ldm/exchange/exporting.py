@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.pipeline import sampling_nodes
+from ldm.checkpoints.tensors import save_tensors
 from ldm.exchange import compvis
 from ldm.exchange.architecture import Architecture, to_configs
 from ldm.exchange.card import model_card
@@ -19,9 +19,9 @@ from ldm.exchange.clip_names import text_rules
 from ldm.exchange.diffusers import unet_rules, vae_rules
 from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.latent_scale import folded, has_one_scale
-from ldm.exchange.placing import placed
 from ldm.exchange.single_file import header
 from ldm.exchange.vocabulary import END, padding, write_vocabulary
+from ldm.files import drafting, new_folder
 from ldm.tokenizers import Tokenizer
 
 Config = dict[str, Any]
@@ -115,7 +115,7 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
         "text_encoder": text_rules(),
     }
     ours = {"unet": "backbone", "vae": "autoencoder", "text_encoder": "text_encoder"}
-    with placed(out) as folder:
+    with new_folder(out, size=_bytes(export.states.values(), dtype)) as folder:
         for name, config in export.configs.items():
             (folder / name).mkdir(parents=True)
             file = "scheduler_config" if name == "scheduler" else "config"
@@ -164,7 +164,9 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
         for part, (prefix, rules) in tables.items()
         for name, tensor in _theirs(export.states[part], rules).items()
     }
-    with placed(out) as file:
+    if os.path.lexists(out):
+        raise FileExistsError(f"{out} exists already: name another or remove it")
+    with drafting(out, size=_bytes([state], dtype)) as file:
         _save(file, state, dtype, metadata=header(export.configs, export.tokenizer))
     return out
 
@@ -187,7 +189,12 @@ def _theirs(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:
 
 def _save(path: Path, state: State, dtype: torch.dtype, *, metadata: dict[str, str] | None = None) -> None:
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={"format": "pt"} | (metadata or {}))
+    save_tensors(tensors, path, metadata={"format": "pt"} | (metadata or {}))
+
+
+def _bytes(states: Iterable[State], dtype: torch.dtype) -> int:
+    """Room that weights take."""
+    return sum(tensor.numel() * dtype.itemsize for state in states for tensor in state.values())
 
 
 def _index(configs: Mapping[str, Config]) -> Config:

@@ -25,7 +25,7 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.codec import Codec
 from ldm.construct import construct
-from ldm.exchange.placing import placed
+from ldm.files import new_folder
 
 TRACED, CHECKED = 2, 3  # samples: an export takes a batch of 1 for a constant
 LIMIT = 1e-3  # of a difference, as a share of the largest value
@@ -92,8 +92,7 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
         )
     codec = bundle.codec()
     differences = {}
-    with placed(out) as folder, torch.no_grad():
-        folder.mkdir(parents=True)
+    with new_folder(out) as folder, torch.no_grad():
         for name, graph in graphs(bundle, codec).items():
             write_graph(graph, folder / f"{name}.onnx")
             differences[name] = difference(graph, folder / f"{name}.onnx") if find_spec(RUNTIME) else None

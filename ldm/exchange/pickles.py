@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from ldm.files import full_disk_told
+
 SCRIPTED = "__torch__."  # how TorchScript names the classes of a module tree
 READ = re.compile(r"[^/]+/(data\.pkl|version|byteorder|data/\d+)")  # the entries that torch.load reads
 LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"  # a key in CompVis' checkpoints
@@ -103,7 +105,7 @@ def _without_code(path: Path) -> Iterator[tuple[Path, bool]]:
 
 def _copy(path: Path, copy: Path, names: Iterable[str]) -> None:
     try:
-        with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w") as target:
+        with full_disk_told(copy), zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w") as target:
             for name in names:
                 with source.open(name) as entry, target.open(name, "w", force_zip64=True) as kept:
                     shutil.copyfileobj(entry, kept)

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from ldm.files import DiskFull, writing
 
 CHUNK = 1 << 20  # bytes read at once
 PATIENCE = 30.0  # seconds without an answer after which a server counts as out of reach
@@ -154,29 +157,32 @@ def digest(path: Path) -> str:
 def fetch(name: str, *, progress: bool = True) -> Path:
     """Downloads weights into `folder()` unless they are there, and checks them.
 
-    What arrives is written beside its place as `<file>.part` and takes its name once its hash is right.
+    What arrives is written beside its place and takes its name once its hash is right.
 
     Raises:
         ValueError: the server can't be reached, or sent another file.
+        DiskFull: there is no room.
     """
     entry = known(name)
     path = folder() / entry.file
     if path.is_file():
         check(path, sha256=entry.sha256)
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
     try:
-        _download(entry, part, title=name, progress=progress)
-        check(part, sha256=entry.sha256)
-        part.replace(path)
+        with writing(path, size=entry.bytes) as file:
+            found = _download(entry, file, title=name, progress=progress)
+            if found != entry.sha256:
+                raise ValueError(
+                    f"weights {name!r} from {entry.url} have sha256 {found[:12]}, expected "
+                    f"{entry.sha256[:12]}: nothing was kept, fetch them again"
+                )
+    except DiskFull:
+        raise
     except OSError as error:  # URLError, HTTPError and time-outs are OSErrors
         raise ValueError(
             f"weights {name!r} can't be fetched from {entry.url} ({getattr(error, 'reason', error)}): on a "
             f"machine with network access, download that file and put it at {path}"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -214,12 +220,15 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], *, source: Path) -> 
     net.load_state_dict(state)
 
 
-def _download(entry: Weights, part: Path, *, title: str, progress: bool) -> None:
+def _download(entry: Weights, file: BinaryIO, *, title: str, progress: bool) -> str:
+    """Writes what the server sends; returns its sha256."""
+    digest = hashlib.sha256()
     with (
         urllib.request.urlopen(entry.url, timeout=PATIENCE) as response,
-        part.open("wb") as file,
         tqdm(total=entry.bytes, desc=title, unit="B", unit_scale=True, disable=not progress) as bar,
     ):
         while chunk := response.read(CHUNK):
             file.write(chunk)
+            digest.update(chunk)
             bar.update(len(chunk))
+    return digest.hexdigest()

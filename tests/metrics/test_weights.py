@@ -54,7 +54,7 @@ def test_fetched_weights_are_the_published_ones_and_are_found(published, home):
 
 def test_another_file_on_the_server_leaves_nothing(published, home):
     published.write_bytes(CONTENT[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"net\.pth\.part have sha256 .* expected"):
+    with pytest.raises(ValueError, match=r"net\.pth have sha256 .* expected .*nothing was kept"):
         fetch("net", progress=False)
     assert list(home.iterdir()) == []
 

@@ -1,0 +1,39 @@
+"""Lines of `metrics.jsonl`, as far as they are whole: a log never stops what reads it."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Line(NamedTuple):
+    """What was logged at a step: the line as it was written, and its numbers by name."""
+
+    text: str
+    step: int
+    values: dict[str, float]
+
+
+def read_lines(path: Path) -> tuple[list[Line], int]:
+    """The whole lines of a log in their order, and the number of damaged ones.
+
+    NULs around a line, which a loss of power leaves, are no part of it.
+    """
+    raw = [line.strip(b"\0 \t\r") for line in path.read_bytes().split(b"\n")]
+    lines = [_line(line) for line in raw if line]
+    whole = [line for line in lines if line is not None]
+    return whole, len(lines) - len(whole)
+
+
+def _line(raw: bytes) -> Line | None:
+    """One line, or None if it is something else than a step and numbers."""
+    try:
+        text = raw.decode()
+        values = json.loads(text)
+        step = values.pop("step")
+        if not isinstance(step, int) or not 0 <= step < 2**63:
+            return None
+        if not all(isinstance(value, int | float) for value in values.values()):
+            return None
+        return Line(text, step, {name: float(value) for name, value in values.items()})
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
