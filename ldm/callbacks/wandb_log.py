@@ -12,7 +12,7 @@ from typing import Any
 from ldm.callbacks.aside import Aside, Cell, say
 from ldm.callbacks.facts import facts_of
 from ldm.callbacks.wandb_sending import Sending, unsendable
-from ldm.files import write
+from ldm.files import make_folder, write
 
 CLOSING = 30.0  # seconds that the end of a record may take beside its sending; it takes some hundredths
 

@@ -1,7 +1,7 @@
 """A bundle as a diffusers folder, or as one file with CompVis' names; what has no place is refused first."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
         for part, (prefix, rules) in tables.items()
         for name, tensor in _theirs(export.states[part], rules).items()
     }
-    if os.path.lexists(out):
+    if out.exists():
         raise FileExistsError(f"{out} exists already: name another or remove it")
     with drafting(out, size=_bytes([state], dtype)) as file:
         _save(file, state, dtype, metadata=header(export.configs, export.tokenizer))
