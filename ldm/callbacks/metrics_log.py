@@ -53,7 +53,8 @@ class MetricsLog(Logger):
             return
         lines, damaged = read_lines(self.path)
         if damaged:
-            print(f"{self.path}: {damaged} damaged lines are passed over", flush=True)
+            lines_are = "line is" if damaged == 1 else "lines are"
+            print(f"{self.path}: {damaged} damaged {lines_are} passed over", flush=True)
         kept = [line for line in lines if line.step < step]
         self._kept = [(line.step, {*line.values}) for line in kept[-ENDING:]]
         write(self.path, "".join(f"{line.text}\n" for line in kept))

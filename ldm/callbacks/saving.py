@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import distributed
 
+from ldm.checkpoints.loading import is_readable
 from ldm.checkpoints.store import discard_damaged, save_state
 
 
@@ -75,7 +76,7 @@ class SaveStates(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            discard_damaged(self.folder, after=trainer.global_step)
+            discard_damaged(self.folder, after=trainer.global_step, usable=is_readable)
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)
         if trainer.received_sigterm:  # while Lightning's own handler was there

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ldm.checkpoints.loading import is_readable
 from ldm.checkpoints.lock import hold
 from ldm.checkpoints.provenance import command, config_hash, environment, git_state, result_hash
 from ldm.checkpoints.store import POINTER, newest_state
@@ -40,8 +41,8 @@ class Run:
         return self.path / "checkpoints"
 
     def state(self) -> Path | None:
-        """File of the newest whole training state."""
-        return newest_state(self.checkpoints)
+        """File of the newest whole training state that torch can load."""
+        return newest_state(self.checkpoints, usable=is_readable)
 
     @property
     def hash(self) -> str | None:

@@ -7,7 +7,6 @@ A run keeps its newest states alone, as many as `callbacks.saving.keep` says: ra
 
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle, Part, find
 from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
+from ldm.checkpoints.loading import read_state
 from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.run import RECORD, Run
 from ldm.checkpoints.store import STATE, is_whole, step_of
@@ -97,11 +97,9 @@ def averaged_weights(state: Path) -> dict[str, Tensor]:
             " the next state"
         )
     try:
-        held = torch.load(state / STATE, weights_only=True, map_location="cpu", mmap=True)
-    except (UnpicklingError, RuntimeError) as error:
-        raise ValueError(
-            f"state={state} is no training state of ours, or damaged ({type(error).__name__}): take another"
-        ) from error
+        held = read_state(state / STATE)
+    except ValueError as error:
+        raise ValueError(f"state={error}: take another") from error
     if AVERAGE not in held.get("callbacks", {}):
         raise ValueError(f"state={state} holds no averaged weights: train with callbacks.ema")
     return held["callbacks"][AVERAGE]["net"]

@@ -103,14 +103,21 @@ def say_once(sentence: str) -> None:
     print(sentence, flush=True)
 
 
-def newest_state(root: Path) -> Path | None:
-    """State of the newest step that is whole; what had to be passed over is said in one line."""
+def newest_state(root: Path, *, usable: Callable[[Path], bool] = Path.exists) -> Path | None:
+    """State of the newest step that is whole; what had to be passed over is said in one line.
+
+    Args:
+        usable: whether a state whose manifest matches is a training state at all.
+    """
     whole, passed = None, []
     for folder in reversed(states(root)):
-        if is_whole(folder):
+        if not is_whole(folder):
+            passed.append(f"{folder.name} is damaged (its manifest does not match)")
+        elif not usable(folder / STATE):
+            passed.append(f"{folder.name} can't be loaded (it is no training state of torch's)")
+        else:
             whole = folder
             break
-        passed.append(f"{folder.name} is damaged (its manifest does not match)")
     named = pointed_at(root)
     if named is not None and not named.exists() and (whole is None or whole.name < named.name):
         passed.insert(0, f"{named.name}, the last one that was saved, is gone")
@@ -120,10 +127,15 @@ def newest_state(root: Path) -> Path | None:
     return None if whole is None else whole / STATE
 
 
-def discard_damaged(root: Path, *, after: int) -> None:
-    """Removes what a training that goes on from step `after` has passed over, so that it isn't counted."""
+def discard_damaged(root: Path, *, after: int, usable: Callable[[Path], bool] = Path.exists) -> None:
+    """Removes what a training that goes on from step `after` has passed over, so that it isn't counted.
+
+    Args:
+        usable: as for `newest_state`.
+    """
     for folder in states(root):
-        if step_of(folder) > after and not is_whole(folder) and not is_link(folder):
+        good = step_of(folder) <= after or (is_whole(folder) and usable(folder / STATE))
+        if not good and not is_link(folder):
             discard(folder, below=root.parent)
 
 

@@ -11,6 +11,7 @@ from benchmarks.chaos.resumes import EndedError, InValidation
 from ldm.callbacks.metrics_log import MetricsLog
 from ldm.callbacks.saving import SaveStates, StoppedBySignal
 from ldm.checkpoints.store import newest_state
+from ldm.evaluation.curves import read_curves
 
 
 def lines(log: MetricsLog) -> list[dict]:
@@ -34,6 +35,31 @@ def test_rewinding_drops_later_steps_and_a_torn_line(tmp_path):
     log.rewind(2)
     assert lines(log) == [{"step": 0, "loss": 0}, {"step": 1, "loss": 1}]
     assert list(tmp_path.iterdir()) == [log.path]
+
+
+DAMAGED = [
+    b"{bad}",
+    b'{"a": 1}',
+    b"\xff\xfe",
+    b"[" * 10**5,
+    b'{"step": 1, "x": "$(touch x)"}',
+    b'{"step": "1"}',
+]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED, b"\0" * 37])
+def test_a_damaged_line_does_not_stop_a_resume_and_is_counted(tmp_path, capsys, damage):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(4):
+        log.log_metrics({"loss": step}, step=step)
+    first, *rest = log.path.read_bytes().splitlines(keepends=True)
+    ending = b"" if damage.startswith(b"\0") else b"\n"
+    log.path.write_bytes(first + damage + ending + b"".join(rest))
+    assert read_curves(log.path) == {"loss": [(step, float(step)) for step in range(4)]}
+    log.rewind(3)
+    assert lines(log) == [{"step": step, "loss": step} for step in range(3)]
+    said = f"{log.path}: 1 damaged line is passed over\n"
+    assert capsys.readouterr().out == (said if ending else "")
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from ldm.checkpoints.loading import is_readable
 from ldm.checkpoints.run import find_run, new_run
-from ldm.checkpoints.store import save_state
+from ldm.checkpoints.store import discard_damaged, save_state, states
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}, "logger": {}}
@@ -23,6 +25,7 @@ CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}, "logger": {}}
 # opens a run as a training does, says which, and stays until it is ended; the child stands for a loader's
 OPENING = f"""
 import os, sys, time
+from ldm.checkpoints.loading import is_readable
 from ldm.checkpoints.run import find_run, new_run
 where = (sys.argv[1], "tiny", {CONFIG})
 run = find_run(*where, resume=sys.argv[2]) or new_run(*where)
@@ -209,12 +212,39 @@ def test_a_lock_that_is_a_link_leaves_the_other_file_alone(opened, tmp_path, mak
 
 def test_a_run_knows_its_newest_state_and_its_end(opened):
     run = opened()
-    save_state(run.checkpoints, 7, lambda path: path.write_bytes(b"x"), keep=2)
+    whole = {"state_dict": {}, "loops": {}, "global_step": 7}
+    save_state(run.checkpoints, 7, lambda path: torch.save(whole, path), keep=2)
     assert run.state() == run.checkpoints / "step=00000007" / "state.ckpt"
     (run.path / "bundle").mkdir()
     assert not run.finished
     (run.path / "bundle" / "config.yaml").touch()
     assert run.finished
+
+
+class Forged:
+    """A pickle of torch's that would make a file if it were trusted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_state_that_cannot_be_loaded_is_passed_over_like_a_damaged_one(opened, tmp_path, capsys):
+    run, whole = opened(), {"state_dict": {}, "loops": {}, "global_step": 1}
+    forged = {"state_dict": Forged(tmp_path / "executed"), "loops": {}, "global_step": 2}
+    for step, held in enumerate((whole, forged, {"x": 1}), start=1):
+        save_state(run.checkpoints, step, lambda path, held=held: torch.save(held, path), keep=9)
+    save_state(run.checkpoints, 4, lambda path: path.write_bytes(b"text"), keep=9)
+    assert run.state() == run.checkpoints / "step=00000001" / "state.ckpt"
+    said = capsys.readouterr().out
+    for step in (2, 3, 4):
+        assert f"step=0000000{step} can't be loaded (it is no training state of torch's)" in said
+    assert "weights_only" not in said
+    assert not (tmp_path / "executed").exists()
+    discard_damaged(run.checkpoints, after=1, usable=is_readable)
+    assert [path.name for path in states(run.checkpoints)] == ["step=00000001"]
 
 
 def launch(root, resume="auto", *, then="train") -> subprocess.Popen:
