@@ -26,8 +26,8 @@ from ldm.codec import Codec
 from ldm.construct import construct
 from ldm.data.index import hash_file
 from ldm.fields import MAX_FLOAT, Fields, check_tree
-from ldm.foreign import MAX_YAML, is_plain_name, read_yaml
 from ldm.files import new_folder, write
+from ldm.foreign import MAX_YAML, is_plain_name, read_yaml
 from ldm.outline import outline
 from ldm.tokenizers import Tokenizer
 

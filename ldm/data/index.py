@@ -8,9 +8,8 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from ldm.files import write
-
 from ldm.fields import Fields
+from ldm.files import write
 from ldm.foreign import is_plain_name, read_json
 
 FORMAT = 1

@@ -21,8 +21,8 @@ from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import Sample, ShardReader, scan_shard, write_shard
 from ldm.fields import Fields
-from ldm.foreign import parse_array, read_json
 from ldm.files import make_folder, sweep, write
+from ldm.foreign import parse_array, read_json
 
 ORIGIN = "made_from.json"
 SAMPLES_PER_SHARD = 1024

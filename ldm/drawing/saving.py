@@ -13,7 +13,7 @@ from ldm.drawing.clearing import clear
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
 from ldm.drawing.record import chunks, facts_of
-from ldm.files import append, write
+from ldm.files import append
 
 
 class Saver:
@@ -27,7 +27,6 @@ class Saver:
     def __init__(self, folder: Path, *, drawer: Drawer, bundle: Bundle, precision: str) -> None:
         self.folder, self.drawer, self.bundle, self.precision = folder, drawer, bundle, precision
         clear(folder)
-        write(folder / LIST, "")
 
     def save(self, jobs: Sequence[Job], images: Tensor) -> None:
         """Writes one batch as it was drawn."""
