@@ -13,7 +13,7 @@ from data_prep.parquet import parquet_entries
 from data_prep.tally import Tally
 from ldm.config import nearest
 from ldm.data.index import DataError
-from ldm.data.tables import numbered_lines, read_table, read_text
+from ldm.data.tables import DELIMITERS, numbered_lines, read_table, read_text
 
 UNREADABLE = "row that can't be read"
 NUMBER = re.compile(r"([0-9]{1,18})(\.0+)?")  # pandas writes whole numbers beside empty cells as 1.0
@@ -60,6 +60,11 @@ def caption_rows(path: Path, tally: Tally, *, columns: Columns, folder: str = ""
             yield from rows_of_entry(entry, columns, folder, tally, place)
         except (KeyError, TypeError):
             tally.leave_caption(UNREADABLE, place)
+
+
+def form_of(path: Path) -> str:
+    """How a table is read, in brackets; empty for other caption files."""
+    return f" ({read_table(path).form})" if path.suffix.lower() in DELIMITERS else ""
 
 
 def table_entries(path: Path, tally: Tally) -> Entries:

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 
 from data_prep import parquet, webdataset
-from data_prep.caption_files import READERS, Columns, caption_rows, rows_of_entry
+from data_prep.caption_files import READERS, Columns, caption_rows, form_of, rows_of_entry
 from data_prep.pairing import Collection, Place, Row, pair
 from data_prep.splits import find_lists
 from data_prep.tally import LeftOut, Tally
@@ -128,7 +128,7 @@ def listed(path: Path, pictures: Mapping[str, Place], columns: Columns) -> Colle
         raise DataError(f"captions={path}: expected a file of kind {', '.join(READERS)}")
     tally = Tally()
     rows = caption_rows(path, tally, columns=columns)
-    return pair(rows, pictures, forms=[f"captions: {path}"], tally=tally)
+    return pair(rows, pictures, forms=[f"captions: {path}{form_of(path)}"], tally=tally)
 
 
 def from_metadata(

@@ -1,6 +1,5 @@
 """Pictures that are there already: a split of a data set, or a folder of anybody's files."""
 
-import csv
 import hashlib
 from collections import Counter
 from functools import cached_property
@@ -18,6 +17,7 @@ from ldm.data.cut import cut
 from ldm.data.decode import RULES, EncodedPicture
 from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.data.pictures import PictureDataset
+from ldm.data.tables import read_columns
 
 CAPTIONS = "captions.csv"
 RESIZE = "bicubic, antialiased, rounded to 8 bit"  # what `fit` and the data's own resize do
@@ -128,16 +128,16 @@ class PictureFolder:
         """The caption of each picture.
 
         Raises:
-            ValueError: a `captions.csv` with other columns, or without a line for one of the files.
+            ValueError: a `captions.csv` with other columns, without a line for a file, or with several.
         """
         table = self.path / CAPTIONS
         if not table.is_file():
             return [[file.stem.replace("_", " ")] for file in self.files]
-        with table.open(encoding="utf-8", newline="") as stream:
-            lines = list(csv.DictReader(stream))
-        if not lines or not {"file", "caption"} <= lines[0].keys():
-            raise ValueError(f"{table} must have the columns file and caption and at least one line")
-        captions = {line["file"]: line["caption"] for line in lines}
+        lines = read_columns(table, ("file", "caption"))
+        captions = dict(lines)
+        if len(captions) < len(set(lines)):
+            twice = next(file for file, text in lines if captions[file] != text)
+            raise ValueError(f"{table} has several captions of {twice}: keep one of them")
         names = [self._name(file) for file in self.files]
         missing = [name for name in names if name not in captions]
         if missing:

@@ -94,6 +94,14 @@ def test_a_table_of_other_paths_is_matched_and_the_rule_is_said(prepared, form, 
     assert report["counts"]["healed"] == {"number written with .0": 16}
 
 
+def test_a_table_with_tabs_and_stray_quotes_says_how_it_is_read(pictures, prepared, tmp_path):
+    rows = [f'i/{name_of(n)}\t"{caption(n)}\n' for n in range(NUM_PICTURES)]
+    record = ShardReader(prepared("image\tcaption\n" + "".join(rows)), split="val").record(0)
+    assert record["texts"] == [f'"{caption(int(record["key"][-2:]))}']
+    form = read_report(tmp_path / "out")["source"]["forms"][0]
+    assert form.endswith(r"c.csv (columns by '\t', quotes as plain characters)")
+
+
 def test_two_columns_of_captions_are_two_captions(prepared):
     rows = [f"i/{name_of(n)},{caption(n, 0)},{caption(n, 1)}\n" for n in range(NUM_PICTURES)]
     record = ShardReader(prepared("image,caption,caption\n" + "".join(rows)), split="val").record(0)

@@ -23,6 +23,14 @@ def test_captions_of_a_csv_come_before_names(tmp_path, save_pictures):
     folder = PictureFolder(save_pictures(tmp_path, {"a": RED, "b": BLUE}))
     (tmp_path / "captions.csv").write_text('file,caption\na.png,"all, red"\nb.png,blue\n')
     assert folder.texts() == [["all, red"], ["blue"]]
+    (tmp_path / "captions.csv").write_text("\ufefffile;caption\r\na.png;all, red\r\n\r\nb.png;blue\r\n")
+    assert folder.texts() == [["all, red"], ["blue"]]
+    (tmp_path / "captions.csv").write_text("file,caption\na.png,red\nb.png,blue\na.png,green\n")
+    with pytest.raises(ValueError, match=r"has several captions of a\.png: keep one"):
+        folder.texts()
+    (tmp_path / "captions.csv").write_text("file,caption\na.png,red\nb.png\n")
+    with pytest.raises(ValueError, match=r"captions\.csv, line 3: 1 cells under 2 columns"):
+        folder.texts()
     (tmp_path / "captions.csv").write_text("file,caption\na.png,red\n")
     with pytest.raises(ValueError, match=r"lacks 1 of the 2 files, b\.png first"):
         folder.texts()
