@@ -14,6 +14,7 @@ from ldm.data.addresses import check_address, is_local, open_address
 from ldm.data.decode import MAX_BYTES
 from ldm.data.index import DataError
 from ldm.data.picture_files import SUFFIXES, is_hidden
+from ldm.data.tables import numbered_lines
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 TEXTS = ("txt", "json")
@@ -77,7 +78,7 @@ def _listed(path: str) -> list[str]:
             data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise DataError(f"the list of shards {path} has more than {MAX_BYTES} bytes: it is no list")
-        return data.decode().split("\n")
+        return [line for _, line in numbered_lines(data.decode("utf-8-sig"))]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list of shards {path} can't be read ({error})") from error
 

@@ -116,7 +116,7 @@ def test_any_url_of_fsspec_will_do(tars):
 def test_shards_are_named_by_braces_or_by_a_list(tmp_path, root):
     path = f"{root.format(tmp_path)}/list.txt"
     with fsspec.open(path, "wt") as stream:
-        stream.write("a{0..1}.tar\n\nmemory://set/b.tar\n")
+        stream.write("\ufeffa{0..1}.tar\r\n\rmemory://set/b.tar\n")
     assert shard_urls(path) == ["a0.tar", "a1.tar", "memory://set/b.tar"]
 
 
