@@ -43,8 +43,9 @@ format: setup  ## let ruff mend what it can
 	$(LDM) ruff check --fix .
 	$(LDM) ruff format .
 
-bench: setup  ## U-Net and pipeline against diffusers', loader against the usual ways, latents, cost of logging
+bench: setup  ## U-Net (three shapes), attention and pipeline against diffusers, loader, latents, cost of logging
 	$(LDM) benchmarks.unet_vs_diffusers
+	$(LDM) benchmarks.attention
 	$(LDM) benchmarks.loader
 	$(LDM) benchmarks.latent_shards
 	$(LDM) benchmarks.logging_cost

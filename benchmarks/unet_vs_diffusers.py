@@ -1,14 +1,16 @@
 """Our U-Net against diffusers' UNet2DConditionModel: same weights, same process, in turns.
 
-    python -m benchmarks.unet_vs_diffusers [--batch 64] [--rounds 10] [--compile]
+    python -m benchmarks.unet_vs_diffusers [--shapes tiny base sd] [--rounds 10] [--compile]
 
-Prints, for the training step and the sampling loop, both medians and their ratio (below 1: ours is faster),
-the largest difference of the float32 outputs, and what share of this machine's convolution rate the step of
-our tiny preset reaches. Take the numbers on an idle machine.
+Prints, for the training step and the sampling loop of each shape, both medians and their ratio (below 1: ours
+is faster), and the largest difference of the float32 outputs; at the end, what share of this machine's
+convolution rate the step of our tiny preset reaches. Take the numbers on an idle machine. Two optimizers of
+Stable Diffusion's size don't fit in 24 GB: its step is forward and backward alone.
 """
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,7 +31,6 @@ from ldm.models.attention import TransformerSpec
 from ldm.models.unet import UNet
 
 TINY = Path(__file__).parents[1] / "conf" / "backbone" / "unet_tiny.yaml"
-CHANNELS, SIDE, TOKENS, WIDTH, HEADS, GROUPS, CONTEXT = 32, 8, 32, 128, 4, 8, 128
 SAMPLING_STEPS = 20
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -44,65 +45,140 @@ class Inputs(NamedTuple):
     context: Tensor
 
 
-def pair() -> tuple[UNet, UNet2DConditionModel]:
-    """Both networks with the same weights: the shape of our tiny preset, as far as theirs can follow it."""
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of both networks and of what they are given.
+
+    Attributes:
+        latents: channels and side of the latents.
+        widths: channels of each level.
+        attends: whether a level has transformers.
+        blocks: residual blocks a level.
+        heads: attention heads of each level.
+        context: tokens of a prompt, and their width.
+        steps: of the sampling loop.
+        optimizer: whether a training step takes AdamW's step, too.
+    """
+
+    latents: tuple[int, int]
+    widths: tuple[int, ...]
+    attends: tuple[bool, ...]
+    blocks: int
+    heads: tuple[int, ...]
+    groups: int
+    context: tuple[int, int]
+    batch: int
+    steps: int = SAMPLING_STEPS
+    optimizer: bool = True
+
+
+SHAPES = {
+    "tiny": Shape(
+        latents=(32, 8),
+        widths=(128, 128),
+        attends=(True, True),
+        blocks=1,
+        heads=(4, 4),
+        groups=8,
+        context=(32, 128),
+        batch=64,
+    ),
+    "base": Shape(
+        latents=(4, 32),
+        widths=(128, 256, 384),
+        attends=(True, True, True),
+        blocks=2,
+        heads=(2, 4, 6),
+        groups=32,
+        context=(77, 512),
+        batch=4,
+        steps=4,
+    ),
+    "sd": Shape(
+        latents=(4, 64),
+        widths=(320, 640, 1280, 1280),
+        attends=(True, True, True, False),
+        blocks=2,
+        heads=(8, 8, 8, 8),
+        groups=32,
+        context=(77, 768),
+        batch=1,
+        steps=1,
+        optimizer=False,
+    ),
+}
+
+
+def pair(shape: Shape) -> tuple[UNet, UNet2DConditionModel]:
+    """Both networks with the same weights."""
     torch.manual_seed(0)
+    channels, width = shape.latents[0], shape.context[1]
     theirs = UNet2DConditionModel(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        block_out_channels=(WIDTH, WIDTH),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=GROUPS,
-        cross_attention_dim=CONTEXT,
-        attention_head_dim=HEADS,  # their name for the number of heads
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=shape.widths,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in shape.attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(shape.attends)),
+        layers_per_block=shape.blocks,
+        norm_num_groups=shape.groups,
+        cross_attention_dim=width,
+        attention_head_dim=shape.heads,  # their name for the number of heads
     )
+    fixed = len(set(shape.heads)) == 1
     ours = UNet(
-        latent_channels=CHANNELS,
-        channels=WIDTH,
-        multipliers=[1, 1],
-        blocks_per_level=1,
-        transformer=TransformerSpec(context_dim=CONTEXT, levels=[True, True], num_heads=HEADS),
-        norm_groups=GROUPS,
+        latent_channels=channels,
+        channels=shape.widths[0],
+        multipliers=[each // shape.widths[0] for each in shape.widths],
+        blocks_per_level=shape.blocks,
+        transformer=TransformerSpec(
+            context_dim=width,
+            levels=list(shape.attends),
+            num_heads=shape.heads[0] if fixed else None,
+            head_dim=None if fixed else shape.widths[0] // shape.heads[0],
+        ),
+        norm_groups=shape.groups,
     )
     ours.load_state_dict(translate(theirs.state_dict(), unet_rules(), expected=shapes(ours.state_dict())))
     return ours, theirs
 
 
-def inputs(batch: int, *, channels: int = CHANNELS, side: int = SIDE) -> Inputs:
+def inputs(shape: Shape) -> Inputs:
     """Random inputs, the same for every call."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, channels, side, side, generator=generator)
-    times = 1000 * torch.rand(batch, generator=generator)
-    return Inputs(x=x, t=times, context=torch.randn(batch, TOKENS, CONTEXT, generator=generator))
+    channels, side = shape.latents
+    x = torch.randn(shape.batch, channels, side, side, generator=generator)
+    times = 1000 * torch.rand(shape.batch, generator=generator)
+    return Inputs(x=x, t=times, context=torch.randn(shape.batch, *shape.context, generator=generator))
 
 
 def training_step(
-    net: nn.Module, call: Network, batch: Inputs, *, bfloat16: bool, fused: bool = True
+    net: nn.Module, call: Network, batch: Inputs, *, bfloat16: bool, optimized: bool = True
 ) -> Action:
     """Forward, backward and AdamW on a fixed target."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=fused)
-    target = inputs(len(batch.x), channels=batch.x.shape[1], side=batch.x.shape[2]).x.flip(0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
+    target = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(2))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             prediction = call(*batch)
         mse_loss(prediction.float(), target).backward()
-        optimizer.step()
+        if optimized:
+            optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
 @torch.inference_mode()
-def sample(call: Network, batch: Inputs, *, bfloat16: bool, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+def sample(
+    call: Network, batch: Inputs, *, steps: int, bfloat16: bool, prepare: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Euler steps on one batch of prompts; ``prepare`` is what a network does once per prompt."""
     x = batch.x
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         context = prepare(batch.context)
-        for t in torch.linspace(999, 0, SAMPLING_STEPS):
-            x = x - call(x, t.expand(len(x)), context) / SAMPLING_STEPS
+        for t in torch.linspace(999, 0, steps):
+            x = x - call(x, t.expand(len(x)), context) / steps
     return x
 
 
@@ -140,10 +216,10 @@ def convolution_peak(*, rounds: int = 10) -> float:
     return work / min(seconds)
 
 
-def compare(*, batch: int, rounds: int, compile_ours: bool) -> None:
-    """Prints the rows of ours against theirs."""
-    ours, theirs = pair()
-    data = inputs(batch)
+def compare(name: str, shape: Shape, *, rounds: int, compile_ours: bool) -> None:
+    """Prints the rows of one shape."""
+    ours, theirs = pair(shape)
+    data = inputs(shape)
     call_ours: Network = torch.compile(ours) if compile_ours else ours
 
     def call_theirs(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
@@ -151,35 +227,37 @@ def compare(*, batch: int, rounds: int, compile_ours: bool) -> None:
 
     with torch.inference_mode():
         difference = (call_ours(*data) - call_theirs(*data)).abs().max().item()
-    print(f"largest difference of the outputs, float32: {difference:.1e} (limit 1e-4)")
-    for name, bfloat16 in (("float32", False), ("bfloat16", True)):
-        loops = (
-            partial(sample, call_ours, data, bfloat16=bfloat16, prepare=ours.project_context),
-            partial(sample, call_theirs, data, bfloat16=bfloat16, prepare=lambda context: context),
-        )
-        row(
-            f"sampling loop of {SAMPLING_STEPS} steps, {name}", *alternate(*loops, rounds=max(2, rounds // 4))
-        )
+    size = sum(parameter.numel() for parameter in ours.parameters())
+    print(f"{name}: {size / 1e6:.1f} M parameters, batch {shape.batch}, latents {shape.latents}; ", end="")
+    print(f"largest difference of the outputs in float32 {difference:.1e} (limit 1e-4)")
+    for kind, bfloat16 in (("float32", False), ("bfloat16", True)):
+        loops = [
+            partial(sample, call, data, steps=shape.steps, bfloat16=bfloat16, prepare=prepare)
+            for call, prepare in ((call_ours, ours.project_context), (call_theirs, lambda context: context))
+        ]
+        row(f"  sampling loop of {shape.steps} steps, {kind}", *alternate(*loops, rounds=max(2, rounds // 2)))
         steps = [
-            training_step(net, call, data, bfloat16=bfloat16)
+            training_step(net, call, data, bfloat16=bfloat16, optimized=shape.optimizer)
             for net, call in ((ours, call_ours), (theirs, call_theirs))
         ]
-        row(f"training step, {name}", *alternate(*steps, rounds=rounds))
+        row(f"  training step, {kind}", *alternate(*steps, rounds=rounds))
 
 
 def row(name: str, ours: float, theirs: float) -> None:
     """One line of the table."""
-    print(f"{name}: ours {ours:.3f} s, diffusers {theirs:.3f} s, ratio {ours / theirs:.2f}")
+    print(f"{name}: ours {ours:.3f} s, diffusers {theirs:.3f} s, ratio {ours / theirs:.2f}", flush=True)
 
 
-def preset(*, batch: int, rounds: int, compile_ours: bool) -> None:
+def preset(*, rounds: int, compile_ours: bool) -> None:
     """Prints how much of this machine the tiny preset's own training step uses."""
     net = construct(OmegaConf.to_container(OmegaConf.load(TINY)))
-    data = inputs(batch, channels=net.latent_channels, side=SIDE * net.patch)
+    shape = SHAPES["tiny"]
+    side = shape.latents[1] * net.patch
+    data = inputs(replace(shape, latents=(net.latent_channels, side)))
     step = training_step(net, torch.compile(net) if compile_ours else net, data, bfloat16=True)
     work = gflop(training_step(net, net, data, bfloat16=True))
     seconds, _ = alternate(step, lambda: None, rounds=rounds)
-    peak = convolution_peak()
+    peak, batch = convolution_peak(), shape.batch
     size = sum(parameter.numel() for parameter in net.parameters())
     print(f"unet_tiny, {size:,} parameters, {work / batch:.2f} GFLOP and 1/{batch / seconds:.0f} s a picture")
     print(f"{work / seconds:.0f} of {peak:.0f} GFLOP/s, {work / seconds / peak:.0%} of the convolution rate")
@@ -188,13 +266,14 @@ def preset(*, batch: int, rounds: int, compile_ours: bool) -> None:
 def main() -> None:
     """Reads the options and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="compile our network (wants a C++ compiler)")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}")
-    compare(batch=options.batch, rounds=options.rounds, compile_ours=options.compile)
-    preset(batch=options.batch, rounds=options.rounds, compile_ours=options.compile)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name in options.shapes:
+        compare(name, SHAPES[name], rounds=options.rounds, compile_ours=options.compile)
+    preset(rounds=options.rounds, compile_ours=options.compile)
 
 
 if __name__ == "__main__":
