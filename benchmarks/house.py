@@ -3,7 +3,7 @@
     python -m benchmarks.house [--root DIR]
 
 Prints one row a measure: files and lines of `ldm`, modules at its top, the modules and lines that belong to
-three tasks, functions with many parameters, public definitions without a docstring, and comments in 100 lines.
+three tasks, functions with many parameters, public definitions without docstring, comments in 100 lines.
 A task's modules are what its entry imports, at the top of a file or inside a function, and what these import
 in turn; to a training belongs what its config names, too.
 """
