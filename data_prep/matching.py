@@ -61,6 +61,8 @@ class Names:
 def match_names(named: Iterable[str], pictures: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """(name -> picture, a sentence for each rule that matched), of the names that no picture has as it is."""
     named, pictures = set(named), set(pictures)
+    if named <= pictures:
+        return {}, []
     names = Names(pictures - named)
     found = {name: match for name in sorted(named - pictures) if (match := names.match(name))}
     starts = Counter(match.dropped for match in found.values() if match.dropped).most_common(2)

@@ -100,6 +100,9 @@ def pair(
 ) -> Collection:
     """Brings captions and pictures of the same name together.
 
+    A caption that is there twice under one number is left out. Captions without numbers are numbered in
+    order, and equal ones are kept: two people may write the same.
+
     Args:
         ambiguous: names of pictures of which several share one caption; all of them are left out, by name.
     """

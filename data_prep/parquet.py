@@ -3,6 +3,7 @@
 pyarrow, which reads them, is an extra: `pip install pyarrow`. A process holds one row group at a time.
 """
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
@@ -95,8 +96,12 @@ def _holds_bytes(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-@lru_cache(maxsize=4)
 def _opened(path: str) -> Any:
+    return _opened_by(path, os.getpid())  # a forked process opens its own
+
+
+@lru_cache(maxsize=4)
+def _opened_by(path: str, process: int) -> Any:
     try:
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError as error:
@@ -117,4 +122,4 @@ def _row(path: str, row: int, column: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _group(path: str, group: int, column: str) -> Any:
-    return _opened(path).read_row_group(group, columns=[column]).column(0)
+    return _opened(path).read_row_group(group, columns=[column], use_threads=False).column(0)

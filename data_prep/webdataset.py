@@ -24,7 +24,7 @@ from ldm.data.index import DataError
 from ldm.data.picture_files import is_hidden
 from ldm.data.shards import is_plain, tar_members
 from ldm.data.tars import FIRST_DOT, PICTURES, TEXTS, beyond_first_dot, part_of
-from ldm.options import command_line
+from ldm.options import command_line, option
 
 SPLIT_NAME = re.compile(r"(train|validation|val|test)(?![a-z])")
 
@@ -34,6 +34,8 @@ Parts = dict[str, Place]  # extension -> where its bytes lie
 @dataclass(kw_only=True)
 class Options(PreparationOptions):
     """The shared options; `source` is a folder or a pattern."""
+
+    source: str = option("", "Folder of .tar files, or a pattern such as 'shards/{00000..00010}.tar'.")
 
 
 def main(options: Options) -> None:

@@ -120,7 +120,7 @@ def images(form: str) -> pa.Array:
 def test_pictures_in_parquet(source, prepared, form, columns):
     table = pa.table(dict(zip(columns, (images(form), [caption(n) for n in NUMBERS]), strict=True)))
     parquet.write_table(table, source / "00000.parquet", row_group_size=5)
-    index = prepared()
+    index = prepared(num_workers=2, samples_per_shard=4)
     assert texts(index)["00000_0000013"] == [caption(13)]
     assert read_report(index.root)["converted"] == {"stored byte for byte": 16}
 

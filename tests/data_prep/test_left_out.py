@@ -102,6 +102,14 @@ def test_a_table_with_tabs_and_stray_quotes_says_how_it_is_read(pictures, prepar
     assert form.endswith(r"c.csv (columns by '\t', quotes as plain characters)")
 
 
+@pytest.mark.parametrize(("options", "kept"), [({"number": "n"}, 1), ({}, 2)])
+def test_a_row_that_is_there_twice_is_left_out_if_rows_have_numbers(prepared, options, kept):
+    rows = [f"i/{name_of(n)},{caption(n)},0\n" for n in range(NUM_PICTURES)]
+    index = prepared("image,caption,n\n" + "".join(rows) * 2, max_skip_share=0.5, **options)
+    number = int((record := ShardReader(index, split="val").record(0))["key"][-2:])
+    assert record["texts"] == [caption(number)] * kept
+
+
 def test_two_columns_of_captions_are_two_captions(prepared):
     rows = [f"i/{name_of(n)},{caption(n, 0)},{caption(n, 1)}\n" for n in range(NUM_PICTURES)]
     record = ShardReader(prepared("image,caption,caption\n" + "".join(rows)), split="val").record(0)
