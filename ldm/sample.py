@@ -81,6 +81,8 @@ def draw_again(config: DictConfig) -> None:
     if file.exists() and not config.overwrite:
         raise ValueError(f"{file} is there already: name another folder or set overwrite=true")
     check_place(file)
+    for line in redrawing.drawer.cuts([redrawing.job]):
+        print(line)
     image, facts = redrawing()
     save_picture(image, file, texts=chunks(facts))
     print(f"{file}: {compared(image, redrawing)}")

@@ -31,6 +31,8 @@ class LatentStatistics:
     of: int
 
     def __str__(self) -> str:
+        if self.pictures == self.of:
+            return f"latent statistics of all {self.of} pictures"
         shift, scale = float(self.shift_error.max()), float(self.scale_error.max())
         return (
             f"latent statistics of {self.pictures} of {self.of} pictures: standard errors of at most "
