@@ -111,6 +111,19 @@ def test_precision_is_that_of_the_files(run, bundle, tmp_path):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
 
+def test_a_process_that_is_typed_is_held_against_what_the_files_say(run, refused, bundle, tmp_path):
+    for form, name in (("diffusers", "folder"), ("safetensors", "one.safetensors")):
+        run(f"bundle={bundle}", f"to={form}", f"out={tmp_path / name}")
+        command = [f"from={tmp_path / name}", f"out={tmp_path / f'{form}_bundle'}", "process=sd15"]
+        assert refused(*command) == (
+            f"{tmp_path / name} says v_prediction on scaled_linear 0.00085 to 0.012, process= says "
+            "epsilon on scaled_linear 0.00085 to 0.012: leave process= out, or add declared=ignore if the file is wrong"
+        )
+        run(*command, "declared=ignore")
+        process = Bundle.open(tmp_path / f"{form}_bundle").entry("process")
+        assert process["prediction"] == {"_target_": "ldm.diffusion.predictions.Eps"}
+
+
 def test_steps_and_sampler_may_be_others_than_the_bundles(run, bundle, tmp_path):
     run(f"bundle={bundle}", "to=diffusers", f"out={tmp_path / 'ddim'}", "+sampler=ddim", "steps=7")
     assert "DDIMScheduler" in (tmp_path / "ddim" / "model_index.json").read_text()
@@ -127,6 +140,7 @@ def test_steps_and_sampler_may_be_others_than_the_bundles(run, bundle, tmp_path)
         (["to=diffusers"], "out is missing"),
         (["from=x", "out=ldm"], "out=ldm exists already"),
         (["to=safetensors", "out=y"], "out=y is to be one file: name it out=y.safetensors"),
+        (["from=x", "out=y", "declared=maybe"], "declared=maybe is unknown: write one of take, ignore"),
         (["from=x", "out=y", "precision=int8"], "precision=int8 is unknown"),
         (["from=nothing/here", "out=y"], "from=nothing/here is not there: hf download"),
         (["from=hf://a/b@main", "out=y"], "from=hf://a/b@main is not pinned"),

@@ -15,8 +15,9 @@ pipeline = StableDiffusionPipeline.from_pretrained("<this folder>")
 pipeline("a red apple", num_inference_steps={steps}, guidance_scale={guidance:g}).images[0]
 ```
 
-Pictures have {size} x {size} pixels. It has no safety checker. The licence is that of the data and weights
-that it was trained from; write it here before you publish it.
+Pictures have {size} x {size} pixels. It has no safety checker. `ldm.json` keeps what diffusers has no place
+for: `python -m ldm.export from=<this folder>` makes the bundle again. The licence is that of the data and
+weights that it was trained from; write it here before you publish it.
 """
 
 

@@ -10,6 +10,7 @@ from ldm.exchange.diffusers import has_early_names, unet_rules, vae_rules
 from ldm.exchange.diffusers_configs import unet_spec, vae_latents, vae_spec
 from ldm.exchange.imported import Imported
 from ldm.exchange.kinds import refuse_class
+from ldm.exchange.record import RECORD, TENSORS, restored
 from ldm.exchange.solvers import differences
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.vocabulary import read_vocabulary
@@ -53,12 +54,18 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
         vocab_size=text.spec["vocab_size"],
     )
     held = {key for key, value in index.values.items() if isinstance(value, list) and value[:1] != [None]}
-    return Imported.of(
+    found = Imported.of(
         fits,
         tokenizer=tokenizer,
         settings=told.settings(),
         left_out=sorted(held - READ) + differences(configs["scheduler"]),
+        notes=_other_class(configs["scheduler"], index),
     )
+    record, tensors = folder / RECORD, folder / TENSORS
+    if not record.is_file():
+        return found
+    kept = Weights(tensors).load() if tensors.is_file() else {}
+    return restored(found, dict(read_json(record).values), kept, where=record)
 
 
 def import_network(folder: Path, *, text_state: str | None) -> Imported:
@@ -110,6 +117,15 @@ def _config(folder: Path, name: str) -> Path:
             f"--local-dir {folder}"
         )
     return path
+
+
+def _other_class(scheduler: Fields, index: Fields) -> list[str]:
+    """A sentence where the index names another scheduler than the scheduler's own config does."""
+    entry, own = index.values.get("scheduler"), scheduler.values.get("_class_name")
+    named = entry[-1] if isinstance(entry, list) and entry else None
+    if named in (None, own) or own is None:
+        return []
+    return [f"{INDEX} names a {named}, scheduler_config.json a {own}: the latter was read"]
 
 
 def _unet(folder: Path, spec: dict[str, Any], *, linear_projection: bool) -> Fit:

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.checkpoints.tensors import save_tensors
 from ldm.exchange import compvis
-from ldm.exchange.architecture import Architecture, to_configs
+from ldm.exchange.architecture import Architecture, from_configs, to_configs
 from ldm.exchange.card import model_card
 from ldm.exchange.clip_names import text_rules
 from ldm.exchange.diffusers import unet_rules, vae_rules
+from ldm.exchange.fields import Fields
+from ldm.exchange.imported import Imported
 from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.latent_scale import folded, has_one_scale
-from ldm.exchange.single_file import header
+from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
+from ldm.exchange.single_file import OWN, header
 from ldm.exchange.vocabulary import END, padding, write_vocabulary
 from ldm.files import drafting, new_folder
 from ldm.tokenizers import Tokenizer
@@ -48,6 +51,7 @@ class Export:
         configs: the same as diffusers' configs, under the names of its folders.
         states: weights of backbone, autoencoder and text encoder, under our names.
         guidance: the bundle's own scale, 1 where it has none.
+        own: the bundle's settings and parts as they are.
         notes: what the form has no place for and what was changed to fit it, in sentences.
     """
 
@@ -56,7 +60,14 @@ class Export:
     states: Mapping[str, State]
     tokenizer: Tokenizer
     guidance: float
+    own: Imported
     notes: list[str] = field(default_factory=list)
+
+    def record(self, dtype: torch.dtype) -> Record:
+        """What the bundle says beyond the files that are written."""
+        exported = from_configs({name: Fields(name, config) for name, config in self.configs.items()})
+        parts = {name: Part(spec=getattr(exported, name), state=self.states[name]) for name in PARTS}
+        return make_record(self.own, Imported(parts=parts, settings=exported.settings()), dtype=dtype)
 
 
 def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
@@ -84,7 +95,9 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
     count = len(told.latents["scale"])
     written = told if one_scale else replace(told, latents={"shift": [0.0] * count, "scale": [1.0] * count})
     configs = to_configs(written, pad_id=tokenizer.pad_id)  # refuses before a weight is read
-    states = {name: dict(bundle.part(name).state) for name in specs}
+    own = {name: bundle.part(name) for name in bundle.names}
+    settings = {key: value for key, value in bundle.config.items() if key not in NOT_SETTINGS} | nodes
+    states = {name: dict(own[name].state) for name in specs}
     notes = []
     if padding(tokenizer) != END:
         notes.append(f"the token {padding(tokenizer)!r} pads: diffusers reads it otherwise in a prompt, too")
@@ -93,12 +106,16 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
         notes.append("the latents' shifts and scales went into the autoencoder's weights: its scale is now 1")
     if states["text_encoder"].pop("projection.weight", None) is not None:
         notes.append("the text encoder's projection was left out: a denoiser doesn't read it")
+    guidance = str(nodes["guidance"]["_target_"]).rpartition(".")[2]
+    if guidance != "cfg":
+        notes.append(f"guidance {guidance} has no place there: diffusers guides by a scale alone")
     return Export(
         architecture=written,
         configs=configs,
         states=states,
         tokenizer=tokenizer,
         guidance=_scale(nodes["guidance"]),
+        own=Imported(parts=own, settings=settings),
         notes=notes,
     )
 
@@ -115,7 +132,9 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
         "text_encoder": text_rules(),
     }
     ours = {"unet": "backbone", "vae": "autoencoder", "text_encoder": "text_encoder"}
-    with new_folder(out, size=_bytes(export.states.values(), dtype)) as folder:
+    record = export.record(dtype)
+    size = _bytes([*export.states.values(), record.tensors], dtype)
+    with new_folder(out, size=size) as folder:
         for name, config in export.configs.items():
             (folder / name).mkdir(parents=True)
             file = "scheduler_config" if name == "scheduler" else "config"
@@ -132,6 +151,9 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
             notes=export.notes,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+        _write_json(folder / RECORD, record.content)
+        if record.tensors:
+            _save(folder / TENSORS, record.tensors, dtype)
     return out
 
 
@@ -164,10 +186,12 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
         for part, (prefix, rules) in tables.items()
         for name, tensor in _theirs(export.states[part], rules).items()
     }
+    record = export.record(dtype)
+    state |= {f"{OWN}{name}": tensor for name, tensor in record.tensors.items()}
     if out.exists():
         raise FileExistsError(f"{out} exists already: name another or remove it")
     with drafting(out, size=_bytes([state], dtype)) as file:
-        _save(file, state, dtype, metadata=header(export.configs, export.tokenizer))
+        _save(file, state, dtype, metadata=header(export.configs, export.tokenizer, record.content))
     return out
 
 

@@ -61,7 +61,8 @@ class Imported:
         root = source.path if source.path.is_dir() else source.path.parent
         hashes = {str(file.relative_to(root)): hash_file(file) for file in self.files}
         record = {"imported_from": source.name, "sha256": hashes, "left_out": self.left_out}
-        settings = {**self.settings, "origin": record | git_state()}
+        before = {"before": self.settings["origin"]} if "origin" in self.settings else {}
+        settings = {**self.settings, "origin": record | git_state() | before}
         return write_bundle(path, parts=self.parts, tokenizer=self.tokenizer, settings=settings, dtype=dtype)
 
 

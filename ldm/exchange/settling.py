@@ -68,7 +68,7 @@ def asked(
         if trusted:
             says = [_words(entry, each) for each in (settings[entry], value)]
             raise ValueError(
-                f"{where} says {says[0]}, {option}= says {says[1]}: {WAY_OUT.format(option=option + '=')}"
+                f"{where} says {says[0]}, {option}= says {says[1]}: {WAY_OUT.format(option=option)}"
             )
         result[entry] = value
     if "sampler" in typed and "sampler" in settings:

@@ -18,6 +18,7 @@ from ldm.exchange.architecture import CONFIGS, Architecture, from_configs
 from ldm.exchange.declared import PREDICTION, SCALE, Declared, is_mark, read_declared
 from ldm.exchange.imported import Imported
 from ldm.exchange.kinds import refuse_channels
+from ldm.exchange.record import restored
 from ldm.exchange.settling import settled
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.weights import Fit, Weights
@@ -26,7 +27,8 @@ from ldm.foreign import parse_json
 from ldm.tokenizers import Tokenizer
 
 HEADER = "ldm"  # the key in a safetensors header
-PREFIXES = (compvis.BACKBONE, compvis.AUTOENCODER, compvis.TEXT_ENCODER, compvis.OPENCLIP)
+OWN = "ldm."  # before the names of tensors that have no place in CompVis' files
+PREFIXES = (compvis.BACKBONE, compvis.AUTOENCODER, compvis.TEXT_ENCODER, compvis.OPENCLIP, OWN)
 AUTOENCODER_MARK = "encoder.mid.block_1.conv1.weight"  # diffusers' autoencoders have mid_block there
 EMA = "model_ema.*"
 
@@ -89,7 +91,13 @@ def import_single_file(
         ),
     }
     settings = replace(architecture, linear_projection=has_linear_projection(weights)).settings()
-    return Imported.of(fits, tokenizer=vocabulary, settings=settings, left_out=left_out, notes=notes)
+    found = Imported.of(fits, tokenizer=vocabulary, settings=settings, left_out=left_out, notes=notes)
+    record = json.loads(carried).get("record") if carried is not None else None
+    if record is None:
+        return found
+    own = weights.load(only={name for name in weights.outline if name.startswith(OWN)})
+    kept = {name.removeprefix(OWN): tensor for name, tensor in own.items()}
+    return restored(found, record, kept, where=f"{weights.path}: the record in its header")
 
 
 def import_autoencoder(
@@ -115,13 +123,13 @@ def import_autoencoder(
     )
 
 
-def header(configs: dict[str, dict[str, Any]], tokenizer: Tokenizer) -> dict[str, str]:
+def header(configs: dict[str, Any], tokenizer: Tokenizer, record: dict[str, Any]) -> dict[str, str]:
     """What a safetensors header says of the pipeline in its file."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         tokenizer.save(path)
         content = configs | {"tokenizer": json.loads(path.read_text(encoding="utf-8"))}
-    return {HEADER: json.dumps(content)}
+    return {HEADER: json.dumps(content | {"record": record})}
 
 
 def _read_header(text: str, path: Path) -> tuple[Architecture, Tokenizer]:

@@ -69,7 +69,7 @@ def test_every_tensor_of_stable_diffusion_at_its_size_has_its_place():
 def test_a_file_of_ours_tells_all_that_a_folder_does(file, tiny, imported, saved):
     found, wanted = tiny(file), tiny(saved)
     assert_same(found, imported)
-    assert found.settings == wanted.settings
+    assert {key: value for key, value in found.settings.items() if key != "origin"} == wanted.settings
     assert found.tokenizer.fingerprint() == wanted.tokenizer.fingerprint()
 
 
