@@ -68,18 +68,36 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file and what is wrong with it.
     """
     try:
-        loader = _Loader(_bytes(path, most=MAX_YAML))
+        text = _bytes(path, most=MAX_YAML)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return parse_yaml(text, name=str(path))
+
+
+def parse_yaml(text: str | bytes, *, name: str) -> Any:
+    """The value of a yaml text.
+
+    Args:
+        name: what the text is called in messages.
+
+    Raises:
+        ValueError: the name and what is wrong with the text.
+    """
+    try:
+        if len(text) > MAX_YAML:
+            raise ValueError(f"it has more than {MAX_YAML} bytes")
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None and _size(node, {}) > MAX_NODES:
             raise ValueError(f"it has more than {MAX_NODES} entries, or an alias that stands for itself")
         value = None if node is None else loader.construct_document(node)
         _check(value)
     except RecursionError:
-        raise ValueError(f"{path}: it is nested more than {MAX_NESTING} deep") from None
+        raise ValueError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: it is no yaml ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{name}: it is no yaml ({' '.join(str(error).split())[:200]})") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
     return value
 
 

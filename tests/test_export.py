@@ -117,7 +117,8 @@ def test_a_process_that_is_typed_is_held_against_what_the_files_say(run, refused
         command = [f"from={tmp_path / name}", f"out={tmp_path / f'{form}_bundle'}", "process=sd15"]
         assert refused(*command) == (
             f"{tmp_path / name} says v_prediction on scaled_linear 0.00085 to 0.012, process= says "
-            "epsilon on scaled_linear 0.00085 to 0.012: leave process= out, or add declared=ignore if the file is wrong"
+            "epsilon on scaled_linear 0.00085 to 0.012: leave process= out, or add declared=ignore "
+            "if the file is wrong"
         )
         run(*command, "declared=ignore")
         process = Bundle.open(tmp_path / f"{form}_bundle").entry("process")

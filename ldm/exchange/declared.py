@@ -4,19 +4,16 @@ All of it is brought into the fields of a scheduler of diffusers, and a few more
 `text_state`, `num_heads` and `num_head_channels`.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ldm.exchange.noise_tables import BUFFERS, read_tables
 from ldm.exchange.schedulers import NOISE_TABLE
 from ldm.exchange.weights import Weights
+from ldm.foreign import parse_json, parse_yaml, read_yaml
 
-MAX_YAML = 2**20  # bytes; CompVis' configs have 3,000
 PREDICTION, ZERO_SNR, SCALE = "prediction_type", "rescale_betas_zero_snr", "latent_scale"
 PREDICTIONS = {
     **dict.fromkeys(("epsilon", "eps", "noise"), "epsilon"),
@@ -113,7 +110,7 @@ def _header(weights: Weights) -> Iterator[tuple[str, Any, str]]:
         ):
             yield PREDICTION, "v_prediction", place
         elif text.lstrip().startswith("{") and key != "ldm":
-            yield from _entries(_json(text), place, weights.path)
+            yield from _entries(_json(text, place), place, weights.path)
         else:
             yield from _entries({name: text}, place, weights.path)
 
@@ -149,14 +146,12 @@ def _configs(weights: Weights) -> Iterator[tuple[Mapping[str, Any], str]]:
     """CompVis' configs: within a checkpoint, and in a yaml beside the file."""
     for key in KEPT:
         value = weights.entries.get(key)
-        value = _yaml(value, f"{weights.path}: {key}") if isinstance(value, str) else value
+        value = parse_yaml(value, name=f"{weights.path}: {key}") if isinstance(value, str) else value
         if isinstance(value, Mapping):
             yield value, f"entry {key}"
     path = beside(weights.path)
     if path is not None:
-        if path.stat().st_size > MAX_YAML:
-            raise ValueError(f"{path} is larger than {MAX_YAML} bytes: it is no config")
-        value = _yaml(path.read_text(encoding="utf-8", errors="replace"), path)
+        value = read_yaml(path)
         if isinstance(value, Mapping):
             yield value, f"config {path.name}"
 
@@ -242,19 +237,12 @@ def _number(value: Any, place: str, path: Path) -> float:
     return number
 
 
-def _json(text: str) -> Mapping[str, Any]:
+def _json(text: str, place: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        value = parse_json(text, name=place)
+    except ValueError:  # a text that only looks like json
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _yaml(text: str, where: object) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{where} is not yaml ({type(error).__name__}): mend or remove it") from None
 
 
 def _short(value: Any) -> str:

@@ -65,7 +65,7 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     if not record.is_file():
         return found
     kept = Weights(tensors).load() if tensors.is_file() else {}
-    return restored(found, dict(read_json(record).values), kept, where=record)
+    return restored(found, dict(Fields.read(record).values), kept, where=record)
 
 
 def import_network(folder: Path, *, text_state: str | None) -> Imported:

@@ -17,13 +17,13 @@ from ldm.exchange.architecture import Architecture, from_configs, to_configs
 from ldm.exchange.card import model_card
 from ldm.exchange.clip_names import text_rules
 from ldm.exchange.diffusers import unet_rules, vae_rules
-from ldm.exchange.fields import Fields
 from ldm.exchange.imported import Imported
 from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.latent_scale import folded, has_one_scale
 from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
 from ldm.exchange.single_file import OWN, header
 from ldm.exchange.vocabulary import END, padding, write_vocabulary
+from ldm.fields import Fields
 from ldm.files import drafting, new_folder
 from ldm.tokenizers import Tokenizer
 

@@ -19,6 +19,7 @@ from ldm.construct import construct
 from ldm.exchange.imported import Imported
 from ldm.exchange.keymap import shapes
 from ldm.exchange.weights import expected_shapes
+from ldm.fields import check_tree
 
 RECORD, TENSORS = "ldm.json", "ldm.safetensors"  # in an exported folder; diffusers does not look at them
 NOT_SETTINGS = ("format", "parts", "tokenizer")
@@ -91,6 +92,7 @@ def restored(found: Imported, content: Any, tensors: State, *, where: object) ->
         kept = {name: entry for name, entry in content["parts"].items() if name not in changed}
         parts = {**found.parts, **{name: _part(name, entry, found, tensors) for name, entry in kept.items()}}
         for name in SAMPLING:
+            check_tree(settings[name], name=name)
             construct({key: value for key, value in settings[name].items() if key != "weak"})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
@@ -132,6 +134,7 @@ def _part(name: str, entry: Config, found: Imported, tensors: State) -> Part:
     there, prefix = found.parts.get(name), f"{name}."
     extra = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
     state = {**(there.state if there else {}), **extra}
+    check_tree(entry["spec"], name=name)
     if shapes(state) != expected_shapes(entry["spec"]):
         raise ValueError(f"the weights of {name} are not of its network")
     if not all(map(is_finite, extra.values())):

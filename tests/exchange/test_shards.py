@@ -62,7 +62,7 @@ def test_shards_are_one_network(cut, copied, tiny, imported, names, notes):
     assert sum("-of-00002" in path.name for path in found.files) == 2
 
 
-@pytest.mark.parametrize("outside", ["../secret.safetensors", "/etc/passwd", "..", "a\\b", "a\0b"])
+@pytest.mark.parametrize("outside", ["../secret.safetensors", "/etc/passwd", "..", "a\\b"])
 def test_an_index_names_files_of_its_own_folder_alone(cut, copied, tiny, outside):
     content = cut()
     content["weight_map"]["conv_in.bias"] = outside
