@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ldm.checkpoints.pictures import figure_note, save_figure, write_png
+from ldm.checkpoints.pictures import save_figure, write_png
 from ldm.data.decode import EncodedPicture
 
 COLUMNS, SIDE, GAP = 8, 192, 8  # pixels but for the first
@@ -42,7 +42,7 @@ def draw_sheet(specimens: Sequence[Specimen], path: Path) -> None:
         for line, text in enumerate(lines):
             below = top + LINE_HEIGHT * (1 + line) + picture.height
             pen.text((left, below), text, fill=INK, font=font)
-    write_png(sheet, path, pnginfo=figure_note())
+    write_png(sheet, path)
 
 
 def draw_histograms(sizes: Sequence[tuple[int, int]], words: Sequence[int], path: Path) -> None:

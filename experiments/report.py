@@ -14,6 +14,7 @@ from typing import Any
 from experiments.figures import draw_literature, draw_measured
 from experiments.linked import curves_of, sweeps_section
 from experiments.tables import UNVERIFIED, Table, literature_table, measured_table
+from ldm.data.picture_files import FIGURE, carries
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.results import FILE_NAME, read_results
 from ldm.files import discard, make_folder, write
@@ -68,7 +69,8 @@ def main(options: Options) -> None:
     sections.append(literature_section(published, tables[0], figures / "literature.png"))
     write(folder / "README.md", "\n\n".join(sections) + "\n")
     for path in set(figures.glob("*.png")) - pictures:  # of protocols that are gone
-        discard(path, below=folder)
+        if carries(path, FIGURE):  # none of a user's
+            discard(path, below=folder)
     count = sum(map(len, protocols.values()))
     print(
         f"{folder / 'README.md'}: {count} experiments under {len(protocols)} protocols, "

@@ -12,6 +12,8 @@ from torch import Tensor
 from ldm.data.picture_files import FIGURE
 from ldm.files import write
 
+NO_SAMPLE = "to be looked at; no sample"
+
 
 def to_picture(image: Tensor) -> Image.Image:
     """uint8, 3 h w -> PIL."""
@@ -43,14 +45,7 @@ def save_sheet(
         row, column = divmod(number, columns)
         place = (gap + column * (width + gap), gap + row * (height + gap))
         sheet.paste(to_picture(image).resize((width, height), Image.Resampling.NEAREST), place)
-    write_png(sheet, path, below=below, pnginfo=figure_note())
-
-
-def figure_note() -> PngInfo:
-    """The text of a PNG that is to be looked at: no reader of a folder takes it for one of the pictures."""
-    note = PngInfo()
-    note.add_text(FIGURE, "no sample")
-    return note
+    write_png(sheet, path, below=below)
 
 
 def write_png(picture: Image.Image, path: Path, *, below: Path | None = None, **options: object) -> None:
@@ -59,14 +54,19 @@ def write_png(picture: Image.Image, path: Path, *, below: Path | None = None, **
 
 
 def encode_png(picture: Image.Image, **options: object) -> bytes:
-    """A picture as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", **options)
+    """A picture as the bytes of a PNG.
+
+    Without a `pnginfo` of its own it says that it is a figure: no reader of a folder takes it for a picture.
+    """
+    buffer, note = io.BytesIO(), PngInfo()
+    note.add_text(FIGURE, NO_SAMPLE)
+    picture.save(buffer, format="PNG", **({"pnginfo": note} | options))
     return buffer.getvalue()
 
 
 def save_figure(figure: Any, path: Path, *, dpi: int, below: Path | None = None) -> Path:
     """Writes a figure of matplotlib in the format that its name ends with, whole or not at all."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
+    metadata = {FIGURE: NO_SAMPLE} if path.suffix == ".png" else None
+    figure.savefig(buffer, format=path.suffix[1:], dpi=dpi, metadata=metadata)
     return write(path, buffer.getvalue(), below=below)
