@@ -5,12 +5,12 @@ start with an allowed prefix and must be *defined* there: an alias such as `ldm.
 foreign as the module that it leads to.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from inspect import signature
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
     int: (int,),
@@ -72,13 +72,16 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
 
 
 def _check_scalars(name: str, target: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuses a text where a number belongs, and the like, by the annotations of `target`.
+    """Refuses a text where a number or a function belongs, and the like, by the annotations of `target`.
 
     Raises:
         ValueError: the argument.
     """
     for key, parameter in signature(target).parameters.items():
         annotation = parameter.annotation
+        if get_origin(annotation) is Callable and key in arguments and not callable(arguments[key]):
+            value = str(arguments[key])[:40]
+            raise ValueError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be a _target_")
         kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
         if key not in arguments or any(each not in SCALARS for each in kinds):
             continue

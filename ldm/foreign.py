@@ -218,6 +218,17 @@ def _is_whole(text: str) -> bool:
 class _Loader(yaml.SafeLoader):
     """A loader of plain data whose mappings have each key once; `<<` merges nothing."""
 
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        """A node with those inside it; one too deep is refused before the scanner has looked at the rest."""
+        self.depth += 1
+        if self.depth > MAX_NESTING:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leaves a mapping as it is written."""
 

@@ -1,5 +1,6 @@
 """Facts about the tokenizers."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -195,6 +196,11 @@ DAMAGED = {
     "half a merge": HEADER + ', "vocab_size": 600, "merges": ["a"]}',
     "a merge of nothing": HEADER + ', "vocab_size": 600, "merges": ["ab c"]}',
     "too few ids": HEADER + ', "vocab_size": 10, "merges": []}',
+    "a context of terabytes": HEADER.replace("8", str(10**12)) + ', "vocab_size": 600, "merges": []}',
+    "an endless vocabulary": HEADER + ', "vocab_size": Infinity, "merges": []}',
+    "half an id": HEADER + ', "vocab_size": 600.5, "merges": []}',
+    "a size in words": HEADER + ', "vocab_size": "600", "merges": []}',
+    "depth": "[" * 100_000,
 }
 
 
@@ -204,6 +210,21 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path, damage):
     path.write_text(DAMAGED[damage])
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no gzip",
+        gzip.compress(b"a b\n" * 9)[:-9],
+        gzip.compress(b"a\n" * 9),
+        b"\x1f\x8b\x08" + bytes(40),
+    ],
+)
+def test_a_vocabulary_that_is_damaged_is_refused(tmp_path, content):
+    (tmp_path / "vocabulary.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"CLIP's vocabulary .* cannot be read"):
+        clip_bpe(tmp_path / "vocabulary.gz")
 
 
 def test_missing_files_are_refused_in_a_sentence(tmp_path):

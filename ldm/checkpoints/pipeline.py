@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.checkpoints.bundle import UNBUILDABLE, Bundle, BundleError
 from ldm.checkpoints.thrift import held_in, thrifty
 from ldm.construct import construct
 from ldm.diffusion import Guidance
+from ldm.diffusion.process import Process
 from ldm.pipeline import TextToImage
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,7 +60,7 @@ def open_pipeline(bundle: Bundle, *, precision: str = "float32", **options: Any)
         net = bundle.network("backbone").requires_grad_(False)
     pipeline = TextToImage(
         net=held_in(PRECISIONS[precision], net, bundle),
-        process=construct(bundle.entry("process")),
+        process=process_of(bundle),
         codec=codec.result(),
         sampling=construct(nodes["sampler"]),
         guidance=guidance_of(nodes["guidance"]),
@@ -68,6 +69,21 @@ def open_pipeline(bundle: Bundle, *, precision: str = "float32", **options: Any)
         precision=PRECISIONS[precision],
     )
     return thrifty(pipeline, bundle)
+
+
+def process_of(bundle: Bundle) -> Process:
+    """The process of a bundle.
+
+    Raises:
+        BundleError: its entry describes none.
+    """
+    try:
+        process = construct(bundle.entry("process"))
+    except UNBUILDABLE as error:
+        raise BundleError(f"bundle {bundle.path}: its process can't be built ({error})") from error
+    if not isinstance(process, Process):
+        raise BundleError(f"bundle {bundle.path}: its process is a {type(process).__name__}")
+    return process
 
 
 def guidance_of(node: Mapping[str, Any]) -> Guidance:

@@ -21,6 +21,7 @@ from ldm.checkpoints.lock import hold
 from ldm.checkpoints.provenance import command, config_hash, environment, git_state, result_hash
 from ldm.checkpoints.store import POINTER, newest_state
 from ldm.files import make_folder, write
+from ldm.foreign import read_json, read_yaml
 
 RECORD = "run.json"
 
@@ -48,11 +49,11 @@ class Run:
     def hash(self) -> str | None:
         """Hash of what decides its result; none if its record is damaged, so that no command means it."""
         try:
-            record = json.loads((self.path / RECORD).read_text())
+            record = read_json(self.path / RECORD)
             if "result_hash" not in record and record["config_hash"]:  # version 0.1.0
-                return result_hash(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
+                return result_hash(read_yaml(self.path / "config.yaml"))
             return record["result_hash"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
@@ -104,7 +105,7 @@ def _age(run: Run) -> tuple[float, str]:
     """
     now, times = time.time(), [0.0]
     with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
-        record = json.loads((run.path / RECORD).read_text())
+        record = read_json(run.path / RECORD)
         times.append(datetime.fromisoformat(record["started"]).timestamp())
     with suppress(OSError):
         times.append((run.checkpoints / POINTER).lstat().st_mtime)

@@ -5,12 +5,10 @@ Its average is the one that was kept, or of any length if the training wrote wha
 A run keeps its newest states alone, as many as `callbacks.saving.keep` says: raise it to have early ones.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle, Part, find
@@ -19,6 +17,7 @@ from ldm.checkpoints.loading import read_state
 from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.run import RECORD, Run
 from ldm.checkpoints.store import STATE, is_whole, step_of
+from ldm.foreign import read_json, read_yaml
 
 AVERAGE = "EMA"  # the callback under whose name a state holds the averaged weights
 
@@ -45,7 +44,7 @@ def bundle_of_state(
     if not is_whole(state):
         raise ValueError(f"state={state} is no whole training state: name one of <run>/checkpoints/step=...")
     run = Run(path=state.parent.parent)
-    config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(run.path / "config.yaml")
     if not {"backbone", "codec"} <= config.keys():
         raise ValueError(f"state={state} is of {config['name']}, which trains no denoiser")
     own = Bundle.open(run.path) if run.finished else None
@@ -107,5 +106,5 @@ def averaged_weights(state: Path) -> dict[str, Tensor]:
 
 def recorded(run: Run) -> dict[str, Any]:
     """What a run's record tells of its code and config."""
-    record = json.loads((run.path / RECORD).read_text(encoding="utf-8"))
+    record = read_json(run.path / RECORD)
     return {name: record.get(name) for name in ("config_hash", "commit", "dirty")}

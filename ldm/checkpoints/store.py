@@ -17,6 +17,7 @@ from typing import Any
 
 from ldm.data.index import hash_file
 from ldm.files import discard, make_folder, new_folder, sweep, write
+from ldm.foreign import read_json
 
 STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
 NAME = re.compile(r"step=(\d{8})")
@@ -142,7 +143,7 @@ def discard_damaged(root: Path, *, after: int, usable: Callable[[Path], bool] = 
 def is_whole(folder: Path) -> bool:
     """Whether a state is what its manifest says."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
         files = manifest.get("files", {STATE: manifest})  # version 0.1.0 wrote of one file
         named = any(Path(name).parts[0] == STATE for name in files)
         return (

@@ -3,13 +3,13 @@
 What is wrong is told with its file and line, before anything is drawn.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldm.data import tables
 from ldm.data.tables import SURROGATE, numbered_lines
+from ldm.foreign import parse_json
 
 KINDS = (".txt", ".csv", ".jsonl")
 BYTES_LIMIT = 2**26  # of a file
@@ -141,13 +141,13 @@ def _of_cell(where: str, name: str, cell: str) -> Any:
     try:
         return COLUMNS[name](cell)
     except ValueError as error:
-        raise ValueError(f"{where}: {name}={cell!r} is no {_told(name)}") from error
+        raise ValueError(f"{where}: {name}={repr(cell)[:60]} is no {_told(name)}") from error
 
 
 def _of_json(where: str, name: str, value: Any) -> Any:
     accepted = (int, float) if COLUMNS[name] is float else COLUMNS[name]
     if not isinstance(value, accepted) or isinstance(value, bool):
-        raise ValueError(f"{where}: {name}={value!r} is no {_told(name)}")
+        raise ValueError(f"{where}: {name}={repr(value)[:60]} is no {_told(name)}")
     return value
 
 
@@ -157,29 +157,10 @@ def _told(name: str) -> str:
 
 def _object(where: str, line: str) -> dict[str, Any]:
     """The object of a line, without what is null."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        check_once(where, [key for key, _ in pairs])
-        return dict(pairs)
-
-    try:
-        value = json.loads(line, object_pairs_hook=once)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: it is no JSON object ({error})") from error
+    value = parse_json(line, name=where)
     if not isinstance(value, dict):
         raise ValueError(f'{where}: it is no JSON object: write {{"prompt": "red apple"}}')
     return {key: each for key, each in value.items() if each is not None}
-
-
-def check_once(where: str, keys: list[str]) -> None:
-    """Refuses an object with a key twice, of which readers of JSON take any one.
-
-    Raises:
-        ValueError: the key.
-    """
-    twice = [key for number, key in enumerate(keys) if key in keys[:number]]
-    if twice:
-        raise ValueError(f"{where}: the key {twice[0]!r} comes twice: keep one of them")
 
 
 def _from_folder(line: Line, folder: Path) -> Line:

@@ -17,9 +17,12 @@ from PIL import Image
 
 from ldm.checkpoints.bundle import SHIPPED, Bundle
 from ldm.checkpoints.provenance import git_state
+from ldm.data.decode import MAX_PIXELS
 from ldm.data.index import hash_file
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
+from ldm.fields import Fields, check_tree
+from ldm.foreign import parse_json
 
 FIELD, READABLE = "ldm", "parameters"  # text chunks; other programs show the second
 
@@ -121,12 +124,28 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no picture {path}")
     try:
         with Image.open(path, formats=("PNG",)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"it has {picture.width} x {picture.height} pixels")
             picture.load()  # text may come after the pixels
-            facts = json.loads(picture.text[FIELD])
-    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+            record = Fields.of(parse_json(picture.text[FIELD], name="its record"), name="its record")
+        check_record(record)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no whole PNG with a record ({error})") from error
     except KeyError as error:
         raise ValueError(f"{path} tells nothing of how it was made: ldm.sample has not drawn it") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"{path}: its record is no object")
-    return facts
+    return dict(record.values)
+
+
+def check_record(record: Fields) -> None:
+    """Refuses a record that no command writes, before anything that it names is opened or built.
+
+    Raises:
+        ValueError: the entry, and what is wrong with it.
+    """
+    for name in ("version", "bundle", "bundle_path", "precision", "prompt"):
+        record.text(name)
+    for name in ("sampler", "guidance"):
+        check_tree(record.mapping(name).values, name=f"{record.name}: {name}")
+    for name in record.values.keys() & {"image", "mask"}:
+        record.mapping(name).text("file")
+        record.mapping(name).text("sha256")

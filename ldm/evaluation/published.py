@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-import yaml
+from ldm.foreign import read_yaml
 
 METRICS = ("fid", "is_mean")
 COCO = "MS-COCO 2014"
@@ -113,11 +113,9 @@ def read_published(path: Path) -> list[PublishedRow]:
         ValueError: no such file, no list of rows, a row that is wrong, or two with one system and data set.
     """
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = read_yaml(path)
     except FileNotFoundError:
         raise ValueError(f"there is no {path}: it holds the rows that others published") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} can't be read as yaml ({error}): mend it") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} must be a list of rows, each with fields as system: and values:")
     rows = []

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from ldm.evaluation.gallery import Gallery
 from ldm.files import writing
+from ldm.foreign import parse_json, read_arrays
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import Gaussian, Moments
 
@@ -84,14 +84,11 @@ class Statistics:
             ValueError: no such file, no mean and covariance in it, or other numbers than were written.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_arrays(path)
         except FileNotFoundError:
             raise ValueError(f"there is no file {path}: write_statistics=<file.npz> makes one") from None
-        except (OSError, ValueError, EOFError, BadZipFile, TypeError) as error:
-            raise ValueError(
-                f"{path} is no npz file of numbers ({type(error).__name__}): write it anew"
-            ) from error
+        except ValueError as error:
+            raise ValueError(f"{error}: write it anew") from error
         gaussian = _gaussian(arrays, path)
         return cls(gaussian=gaussian, **_origin(arrays, gaussian, path))
 
@@ -198,7 +195,7 @@ def _origin(arrays: Mapping[str, np.ndarray], gaussian: Gaussian, path: Path) ->
     try:
         if int(arrays["format"]) != FORMAT:
             raise ValueError(f"{arrays['format']}, this version reads {FORMAT}")
-        told, count = json.loads(str(arrays["preparation"])), arrays["count"]
+        told, count = parse_json(str(arrays["preparation"]), name="preparation"), arrays["count"]
         origin = {
             "features": str(arrays["features"]),
             "count": int(count),

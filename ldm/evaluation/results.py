@@ -14,7 +14,9 @@ from ldm.checkpoints.provenance import command, environment, git_state
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.rows import Closest, Row, SetResult
 from ldm.evaluation.subject import Subject
+from ldm.fields import Fields
 from ldm.files import write
+from ldm.foreign import read_json
 
 FORMAT = 1
 SUBJECT = ("kind", "path", "sha256", "weak", "params", "origin")  # what is recorded of it
@@ -83,15 +85,13 @@ def read_results(path: Path) -> dict[str, Any]:
         ValueError: no file, or not one that `write_results` wrote.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != FORMAT:
-            raise ValueError(
-                f"{path} has format {document['format']}, this version reads {FORMAT}: evaluate again"
-            )
+        document = Fields.of(read_json(path), name=str(path)).values
+        if document.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {document.get('format')}, this version reads {FORMAT}")
     except FileNotFoundError:
         raise ValueError(f"there are no results at {path}: python -m ldm.evaluate writes them") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a results file ({type(error).__name__}): evaluate again") from error
+    except ValueError as error:
+        raise ValueError(f"{error}: evaluate again") from error
     return document
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ldm.checkpoints.bundle import Bundle, BundleError, Part, is_finite, load_codec, write_bundle
 from ldm.checkpoints.pipeline import open_pipeline
@@ -279,3 +280,92 @@ def test_statistics_that_do_not_fit_the_autoencoder_are_refused(copied):
     edit(copied, lambda config: config["latents"].update(shift=[0.0]))
     with pytest.raises(BundleError, match="latent"):
         open_pipeline(Bundle.open(copied))
+
+
+def changed(place: str, value: object):
+    """A change of one entry of a bundle's config, by its dotted place."""
+
+    def change(config) -> None:
+        *outer, last = place.split(".")
+        for key in outer:
+            config = config[key]
+        config[last] = value
+
+    return change
+
+
+LINEAR = "ldm.diffusion.schedules.linear"
+ABSURD = [
+    ("size", 10**9, "size=1000000000 must be a whole number from 1 to 8192"),
+    ("size", -8, "size=-8 must be a whole number"),
+    ("size", "64", "size='64' must be a whole number"),
+    ("size", True, "size=True must be a whole number"),
+    ("latents.scale", [float("nan")] * 4, "no finite number"),
+    ("latents.scale", [0, 1, 1, 1], "scale=0 must be a number from 1e-06 to 1e+06"),
+    ("latents.scale", [1, "1", 1, 1], "scale='1' must be a number"),
+    ("latents.scale", [1.0] * 3, "its latent statistics are not of 4 channels"),
+    ("latents.shift", [float("inf")] * 4, "no finite number"),
+    ("latents.shift", [1e30] * 4, "shift=1e+30 must be a number"),
+    ("latents.shift", "0", "shift='0' must be a list of numbers"),
+    ("guidance.scale", 1e30, "guidance: scale=1e+30 must lie between"),
+    ("guidance.scale", float("nan"), "scale=nan is no finite number"),
+    ("guidance.scale", "7", "can't be called with scale='7': it must be float"),
+    ("sampler.steps", 10**9, "sampler: steps=1000000000 must lie between"),
+    ("sampler.steps", 0, "steps=0 of a sampler must lie between 1 and 10000"),
+    ("sampler.steps", "ten", "can't be called with steps='ten': it must be int"),
+    (
+        "sampler.method",
+        "ddim",
+        "'ddim'",
+    ),
+    ("process.schedule", {"_target_": LINEAR, "beta_end": 3.0}, "betas in"),
+    ("process.schedule", {"_target_": LINEAR, "num_steps": 10**12}, "num_steps=10"),
+    (
+        "process.schedule",
+        {"_target_": LINEAR, "num_steps": 0},
+        "process can't be built",
+    ),
+    ("process.schedule", {"_target_": LINEAR, "num_steps": -3}, "can't be built"),
+    ("process.prediction", 5, "its process can't be built"),
+    ("process", [], "process holds a list, expected a mapping"),
+    ("parts.backbone.spec.channels", 10**9, "channels=1000000000 must lie between"),
+    ("parts.backbone.spec.channels", 2**16, "the weights of backbone don't fit its config"),
+    ("parts.backbone.spec.channels", -4, "the weights of backbone don't fit its config"),
+    ("parts.backbone.spec.channels", "wide", "can't be called with channels='wide'"),
+    ("parts.backbone.spec.blocks_per_level", 2**17, "don't fit its config: it has more than"),
+    ("parts.backbone.spec.norm_groups", 0, "the weights of backbone don't fit its config"),
+    ("parts.text_encoder.spec.num_layers", 2**17, "don't fit its config: it has more than"),
+    ("parts.backbone.file", "../backbone.safetensors", "is no file in the bundle"),
+    ("parts.backbone.file", "/etc/passwd", "is no file in the bundle"),
+    ("parts.backbone.file", ["a"], "file=['a'] must be a text"),
+    ("parts.backbone.sha256", 3, "sha256=3 must be a text"),
+    ("tokenizer", [1], "tokenizer holds a list, expected a mapping"),
+    ("format", 10**40, "digits"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "sentence"), ABSURD)
+def test_an_absurd_config_is_refused_before_memory_is_taken(copied, place, value, sentence):
+    edit(copied, changed(place, value))
+    with pytest.raises(ValueError, match=r"bundle|_target_|sampler") as refusal:
+        open_pipeline(Bundle.open(copied))
+    assert sentence in str(refusal.value)
+
+
+def test_a_network_stops_being_built_where_its_file_ends(copied):
+    edit(copied, changed("parts.text_encoder.spec.num_layers", 2**17))
+    count = sum(tensor.numel() for tensor in load_file(copied / "text_encoder.safetensors").values())
+    built = []
+    hook = register_module_parameter_registration_hook(lambda *weight: built.append(weight[2].numel()))
+    with pytest.raises(BundleError, match="it has more than"):
+        Bundle.open(copied).network("text_encoder")
+    hook.remove()
+    assert sum(built) < 4 * count
+
+
+def test_pictures_that_are_no_numbers_are_an_error_and_never_black(copied):
+    state = load_file(copied / "backbone.safetensors")
+    forge(copied, "backbone", {key: tensor * 1e25 for key, tensor in state.items()})
+    pipeline = open_pipeline(Bundle.open(copied))
+    with pytest.raises(FloatingPointError, match="the pictures are NaN or infinite"):
+        pipeline(["a hat"], [0])

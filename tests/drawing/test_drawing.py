@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -260,14 +262,51 @@ def told(source, target, change):
         ({"batch": {"place": 2, "size": 2}}, "has place 2 in a batch of 2"),
         ({"batch": {"place": 0, "size": 10**9}}, "in a batch of 1000000000"),
         ({"batch": None}, "its record is damaged (TypeError"),
+        (
+            {"guidance": {"_target_": "ldm.diffusion.guidance.cfg", "_partial_": True, "scale": 1e30}},
+            "scale=1e+30",
+        ),
+        ({"guidance": "cfg"}, "its record: guidance holds a str, expected a mapping"),
+        ({"sampler": [1]}, "its record: sampler holds a list, expected a mapping"),
+        ({"bundle_path": 3}, "its record: bundle_path=3 must be a text"),
+        ({"image": "a.png"}, "its record: image holds a str, expected a mapping"),
+        ({"image": {"file": 3}}, "its record: image: file=3 must be a text"),
+        ({"prompt": "a\0b"}, "holds half a character or a null byte"),
+        ('{"a": 1, "a": 2}', "the key 'a' comes twice"),
+        ('{"seed": ' + "9" * 400 + "}", "has more than 32 digits"),
         ({"guidance": {"_target_": "os.system"}}, "_target_ 'os.system' is refused"),
         ("{", "is no whole PNG with a record"),
         ("[" * 100_000, "is no whole PNG with a record"),
-        ("[]", "its record is no object"),
+        ("[]", "its record holds a list, expected a mapping"),
     ],
 )
 def test_a_record_that_can_not_be_followed_is_refused(drawn, refused, tmp_path, change, sentence):
     assert sentence in refused(f"again={told(drawn, tmp_path / 'b.png', change)}")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        chunk(b"zTXt", b"ldm\0\0" + zlib.compress(bytes(2**26))),
+        chunk(b"iTXt", b"ldm\0\1\0\0\0" + zlib.compress(bytes(2**26))),
+        chunk(b"IHDR", (10**5).to_bytes(4) + (10**5).to_bytes(4) + b"\x08\x02\0\0\0"),
+        chunk(b"IHDR", (9000).to_bytes(4) + (9000).to_bytes(4) + b"\x08\x02\0\0\0"),
+    ],
+    ids=["zTXt", "iTXt", "100,000 pixels a side", "9,000 pixels a side"],
+)
+def test_a_picture_that_is_a_bomb_is_refused_before_it_is_unpacked(drawn, refused, tmp_path, bomb):
+    content = drawn.read_bytes()
+    head, rest = content[:33], content[33:]  # the signature and IHDR
+    (tmp_path / "b.png").write_bytes(content[:8] + bomb + rest if b"IHDR" in bomb else head + bomb + rest)
+    tracemalloc.start()
+    assert "b.png is no whole PNG with a record" in refused(f"again={tmp_path / 'b.png'}")
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
 
 
 def test_a_picture_without_a_record_is_refused(refused, draw_picture, tmp_path):

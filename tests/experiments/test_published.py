@@ -112,7 +112,6 @@ def test_other_numbers_have_no_reference_line(rows, metric):
         ({"system": ""}, "system='' must be a text that isn't empty"),
         ({"table": 2}, "table=2 must be a text that isn't empty or null"),
         ({"values": {"fid": -1}}, "fid=-1 must be a positive number"),
-        ({"values": {"fid": float("nan")}}, "fid=nan must be a positive number"),
         ({"values": {"fid": [1, 2, 3]}}, "must be a positive number, or a list of it and its ±"),
         ({"values": {"fidd": 3}}, "values names 'fidd', which is not one of"),
         ({"values": 3}, "values=3 must be a map"),
@@ -128,6 +127,10 @@ def test_a_row_that_is_wrong_is_named_with_what_is_wrong(refused, change, senten
     assert "row 2" in message
 
 
+def test_a_number_that_is_none_is_refused(refused):
+    assert "fid=nan is no finite number" in refused([ENTRY | {"values": {"fid": float("nan")}}])
+
+
 def test_a_fact_left_out_is_not_taken_for_unknown(refused):
     assert "guidance is missing: write null" in refused([{k: v for k, v in ENTRY.items() if k != "guidance"}])
 
@@ -140,7 +143,7 @@ def test_two_printings_need_two_names(refused):
 def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path, text):
     path = tmp_path / "published.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"must be a list of rows|can't be read as yaml"):
+    with pytest.raises(ValueError, match=r"must be a list of rows|it is no yaml"):
         read_published(path)
     with pytest.raises(ValueError, match="there is no"):
         read_published(tmp_path / "missing.yaml")
