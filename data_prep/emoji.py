@@ -37,15 +37,22 @@ def main(options: Options) -> None:
 
     Raises:
         ValueError: a share outside (0, 1).
+        DataError: a complete set of other pictures or other splits is there.
     """
     if not 0 < options.val_share < 1:
         raise ValueError(f"val_share={options.val_share} must lie between 0 and 1: it is the share held out")
     root = Path(options.out)
-    if (found := existing(root)) is not None:
-        print(f"{root} is complete already: {sum(shard.count for shard in found.shards)} pictures")
-        return
     captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
     held_out = draw_validation(list(captions), share=options.val_share, seed=options.seed)
+    if (found := existing(root)) is not None:
+        splits = {key: shard.split for shard in found.shards for key in shard.keys}
+        if splits != {key: "val" if key in held_out else "train" for key in captions}:
+            raise DataError(
+                f"{root} holds a complete set of other pictures, or of another val_share or seed: "
+                "choose another out= or remove it"
+            )
+        print(f"{root} is complete already: {len(splits)} pictures")
+        return
     shards = []
     with tqdm(total=len(captions), desc="emoji shards", unit="picture") as bar:
         for split, keys in (("train", captions.keys() - held_out), ("val", held_out)):

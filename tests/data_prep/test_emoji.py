@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_prep import emoji
-from ldm.data.index import ShardIndex
+from ldm.data.index import DataError, ShardIndex
 
 
 @pytest.fixture
@@ -24,8 +24,12 @@ def test_a_complete_set_is_left_alone_and_a_broken_one_made_anew(few, tmp_path, 
     emoji.main(emoji.Options(out=few, val_share=0.25))
     index = ShardIndex.load(few)
     assert [(shard.split, shard.count) for shard in index.shards] == [("train", 9), ("val", 3)]
-    emoji.main(emoji.Options(out=few))
+    emoji.main(emoji.Options(out=few, val_share=0.25))
     assert "is complete already: 12 pictures" in capsys.readouterr().out
+    for other in ({"val_share": 0.5}, {"val_share": 0.25, "seed": 1}):
+        with pytest.raises(DataError, match="a complete set of other pictures, or of another val_share"):
+            emoji.main(emoji.Options(out=few, **other))
+    assert ShardIndex.load(few).sha256 == index.sha256
     shard = tmp_path / "out" / index.shards[0].file
     shard.write_bytes(shard.read_bytes()[:-1])
     emoji.main(emoji.Options(out=few, val_share=0.25))
