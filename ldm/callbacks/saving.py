@@ -112,6 +112,8 @@ class SaveStates(Callback):
         """All ranks gather the state, the first one writes it."""
 
         def write(path: Path) -> None:
+            if trainer.world_size > 1:
+                path = path.resolve()  # by the draft's name: ranks write shards to it, perhaps elsewhere
             trainer.save_checkpoint(path, False)  # the whole state, not the weights alone
 
         if trainer.is_global_zero:
