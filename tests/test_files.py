@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ldm.checkpoints.tensors import save_tensors
 from ldm.files import (
     DRAFT,
     DiskFull,
@@ -237,3 +240,30 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         pass
     with pytest.raises(OSError, match="can't be made"), new_folder(out / "whole.txt" / "x"):
         pass
+
+
+def test_the_safetensors_library_tells_a_full_disk_like_any_other(own, little_room):
+    tensors = {"weight": torch.zeros(2000)}
+    sentence = rf"^{own}/(bundle|one) can't be written \(File too large\): [\d,]+ bytes are free on its disk"
+    with pytest.raises(DiskFull, match=sentence), new_folder(own / "bundle") as folder:
+        save_tensors(tensors, folder / "weights.safetensors")
+    with pytest.raises(DiskFull, match=sentence), drafting(own / "one") as path:
+        save_tensors(tensors, path)
+    assert names(own) == []
+
+
+def test_a_full_disk_told_inside_a_folder_names_the_folder(own, little_room):
+    sentence = rf"^{own}/out can't be written \(.+\): 5,000 bytes are needed"
+    with pytest.raises(DiskFull, match=sentence), new_folder(own / "out") as folder:
+        write(folder / "report.md", bytes(5000))
+    with pytest.raises(DiskFull) as caught:
+        write(own / "file", bytes(5000))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # from a worker
+
+
+def test_more_than_the_disk_holds_is_not_begun(own):
+    with pytest.raises(DiskFull, match="1,000,000,000,000,000 bytes are needed"):
+        new_folder(own / "bundle", size=10**15).__enter__()
+    with pytest.raises(DiskFull, match="1,000,000,000,000,000 bytes are needed"):
+        drafting(own / "one", size=10**15).__enter__()
+    assert names(own) == []

@@ -158,3 +158,18 @@ def test_the_split_is_by_picture_and_by_seed(prepare):
     written = json.loads((drawn[0].root / "splits.json").read_text())
     assert written["val"] == held_out[0]
     assert len({key for keys in written.values() for key in keys}) == NUM_PICTURES
+
+
+@pytest.mark.parametrize("name", [".lock", ".notes", "report.json", "splits.json", "train-000000.tar"])
+@pytest.mark.parametrize("target", ["notes.txt", "."])
+def test_a_link_in_the_set_that_is_made_is_refused(prepare, tmp_path, name, target):
+    victim, root = tmp_path / "victim", tmp_path / "linked"
+    (victim / ".tmp-x").mkdir(parents=True)
+    (victim / "notes.txt").write_text("precious")
+    root.mkdir()
+    (root / name).symlink_to(victim / target)
+    before = {path: path.stat().st_mtime_ns for path in (victim, *victim.rglob("*"))}
+    with pytest.raises(ValueError, match=f"^{root / name} is a link to {victim}.*, and nothing is written"):
+        prepare("linked")
+    assert {path: path.stat().st_mtime_ns for path in (victim, *victim.rglob("*"))} == before
+    assert (victim / "notes.txt").read_text() == "precious"
