@@ -20,7 +20,7 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
 from ldm.drawing.lists import read_list
 from ldm.exchange.exporting import Export, open_export, write_diffusers
-from ldm.pipeline import SeededNoise
+from ldm.noise import Mt19937Noise
 
 PROMPTS = Path("experiments/emoji/prompts.txt")
 LIMIT = 1  # levels of 255
@@ -28,7 +28,8 @@ LIMIT = 1  # levels of 255
 
 def by_ours(bundle: Bundle, export: Export, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """The bundle's own pictures: uint8, b 3 h w."""
-    return open_pipeline(bundle, steps=export.architecture.sampler["steps"])(prompts, seeds)
+    pipeline = open_pipeline(bundle, steps=export.architecture.sampler["steps"])
+    return pipeline.with_options(noise=Mt19937Noise)(prompts, seeds)
 
 
 def by_theirs(folder: Path, export: Export, prompts: Sequence[str], noise: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def main() -> int:
     seeds = list(range(options.seeds)) * len(listed)
     ours = by_ours(bundle, export, prompts, seeds)
     shape = bundle.codec().latent_shape(bundle.entry("size"))
-    noise = SeededNoise(seeds, shape, device=torch.device("cpu")).draw()
+    noise = Mt19937Noise(seeds, shape, device=torch.device("cpu")).draw()
     with tempfile.TemporaryDirectory() as place:
         folder = write_diffusers(export, Path(place) / "exported", dtype=torch.float32)
         theirs = by_theirs(folder, export, prompts, noise)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import Sample, write_shards
 from ldm.options import command_line, option
+from ldm.seeds import check_seed
 
 ASSETS = Path(__file__).parents[1] / "ldm" / "assets" / "emoji"
 SIDE, COLUMNS = 64, 32  # the sheet holds tiles of SIDE px, row by row
@@ -41,6 +42,7 @@ def main(options: Options) -> None:
     """
     if not 0 < options.val_share < 1:
         raise ValueError(f"val_share={options.val_share} must lie between 0 and 1: it is the share held out")
+    check_seed(options.seed)
     root = Path(options.out)
     captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
     held_out = draw_validation(list(captions), share=options.val_share, seed=options.seed)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_prep.pictures import PictureRules
 from ldm.options import option
+from ldm.seeds import check_seed
 
 LISTED = ("listed", "karpathy")
 
@@ -58,6 +59,7 @@ class PreparationOptions:
                 f"samples_per_shard={self.samples_per_shard} must be at least 1 and"
                 f" num_workers={self.num_workers} lie between 0 and 256"
             )
+        check_seed(self.seed)
         self._check_split()
 
     def _check_split(self) -> None:

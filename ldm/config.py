@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.construct import construct
+from ldm.seeds import SEED, is_seed
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
@@ -53,7 +54,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scale": (lambda x: abs(x) < float("inf"), "must be a finite number"),
     "patience": (lambda x: 1 <= x < float("inf"), "must be a finite number of seconds, at least 1"),
     "num_workers": (lambda x: x >= 0, "must be at least 0"),
-    "seed": (lambda x: 0 <= x < 2**63, "must lie between 0 and 2**63 - 1"),
+    **dict.fromkeys(("seed", "seed_base", "caption_seed"), (is_seed, SEED)),
     "decay": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
     "caption_drop": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "warmup": (lambda x: x >= 0, "must be at least 0"),

@@ -20,6 +20,7 @@ from ldm.config import build, plain
 from ldm.data.index import FILE_NAME
 from ldm.outline import outline
 from ldm.room import check_needs, needs_of
+from ldm.seeds import key_of
 from ldm.tokenizers import Tokenizer
 from ldm.trial import (
     MARGIN,
@@ -50,7 +51,7 @@ def dry_run(config: DictConfig) -> None:
         frozen = parts_on_meta(config)
         print_parts({"net": net}, frozen)
         return print_held(counted(net, frozen, averages=averages_kept(config)))
-    torch.manual_seed(config.seed)
+    torch.manual_seed(key_of(config.seed, "weights"))
     stage, absent = made_up_stage(config)
     if (Path(config.data.root) / FILE_NAME).is_file():  # else the set is not prepared yet
         check_needs(needs_of(stage, build(config.model.datamodule), config.runs))

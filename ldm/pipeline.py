@@ -14,8 +14,7 @@ from ldm.diffusion.editing import from_strength, keeping, noised
 from ldm.diffusion.halves import halves
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
-
-SEED_LIMIT = 2**63  # what torch's generators take
+from ldm.noise import SeededNoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,7 @@ class TextToImage:
         negative: the prompt of the unconditional denoiser; the empty one is what training drops to.
         weak: a worse network that, given the prompt, takes the unconditional denoiser's place: autoguidance.
         precision: dtype that the network's matrix products run in.
+        noise: what makes noise of seeds; the earlier generator is for pictures that were made with it.
 
     Raises:
         ValueError: a negative prompt beside a weak network, which leaves it no place.
@@ -61,6 +61,7 @@ class TextToImage:
     negative: str = ""
     weak: nn.Module | None = None
     precision: torch.dtype = torch.float32
+    noise: type[SeededNoise] = SeededNoise
 
     def __post_init__(self) -> None:
         if self.weak is not None and self.negative:
@@ -74,7 +75,9 @@ class TextToImage:
     ) -> UInt8[Tensor, "b 3 h w"]:
         """One picture for each prompt and seed, from noise alone or from the pictures of a source.
 
-        Each seed has its own generator, so a picture depends on its prompt and seed, not on its batch.
+        Each seed has a stream of noise of its own, so a picture depends on its prompt and seed, and on its
+        batch only by rounding: kernels sum in an order that the size of a batch decides, which may change a
+        value of a picture by 1 of 255 here and there.
 
         Raises:
             ValueError: not one seed, and picture if there are any, for each prompt; a seed or strength out of
@@ -92,7 +95,7 @@ class TextToImage:
         """The scaled latents of the pictures."""
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
-        noise = SeededNoise(seeds, self.codec.latent_shape(self.size), device=self.codec.device)
+        noise = self.noise(seeds, self.codec.latent_shape(self.size), device=self.codec.device)
         schedule, device = self.process.schedule, self.codec.device.type
         x, times = noise.draw(), self.sampling.times(self.process.schedule)
         if source is not None:
@@ -132,26 +135,3 @@ class TextToImage:
     def with_options(self, **changes: object) -> "TextToImage":
         """The same pipeline with other sampling, guidance, negative prompt or precision."""
         return replace(self, **changes)  # type: ignore[arg-type]
-
-
-class SeededNoise:
-    """Standard normal noise with one generator a picture; each call continues every picture's own stream.
-
-    Drawn on the CPU, so that a seed means the same picture on every device.
-    """
-
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], *, device: torch.device) -> None:
-        for seed in seeds:
-            if not 0 <= seed < SEED_LIMIT:
-                raise ValueError(f"seed {seed} is out of range: seeds run from 0 to 2**63 - 1")
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape, self.device = tuple(shape), device
-
-    def draw(self) -> Float[Tensor, "b c h w"]:
-        """The next noise of each picture."""
-        rows = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        return torch.stack(rows).to(self.device)
-
-    def __call__(self, like: Tensor) -> Tensor:
-        """The next noise in the dtype of `like`, as samplers ask for it."""
-        return self.draw().to(like)

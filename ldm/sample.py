@@ -40,11 +40,13 @@ def draw(config: DictConfig) -> None:
     from ldm.drawing.drawer import Drawer, batches
     from ldm.drawing.inputs import check_inputs
     from ldm.drawing.saving import Saver
+    from ldm.noise import noise_of
 
     bundle = Bundle.open(config.bundle)
     options = {name: written.get(name) for name in CHOSEN}
     nodes = sampling_nodes(bundle, options)
-    drawer = Drawer(pipeline=open_pipeline(bundle, precision=config.precision, **nodes), nodes=nodes)
+    pipeline = open_pipeline(bundle, precision=config.precision, **nodes)
+    drawer = Drawer(pipeline=pipeline.with_options(noise=noise_of(config.generator)), nodes=nodes)
     drawer.check(jobs)
     for line in (*check_inputs(jobs, size=drawer.pipeline.size), *drawer.cuts(jobs)):
         print(line)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from ldm.config import build, entry, overrides, plain, refuse
 from ldm.launch import LOST, follow_watcher, launch, ranks_to_start
+from ldm.seeds import key_of
 
 
 @entry("train")
@@ -88,7 +89,9 @@ def fit(config: DictConfig) -> None:
         return tell(
             f"{run.path} is finished; its bundle is {run.path / 'bundle'}. For another run: resume=never"
         )
-    torch.manual_seed(config.seed)  # initial weights; every later draw is keyed by sample position
+    # Initial weights, of which there are 2**32: torch's CPU generator takes no more of a seed. Every later
+    # draw is keyed by sample position.
+    torch.manual_seed(key_of(config.seed, "weights"))
     stage, data = build(config.model.stage), build(config.model.datamodule)
     check_start(stage, plain(config))
     if is_first():

@@ -11,7 +11,9 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline, with_scale
 from ldm.config import CONF, build
 from ldm.diffusion import grids
-from ldm.pipeline import SEED_LIMIT, SeededNoise, Source
+from ldm.noise import Mt19937Noise, SeededNoise
+from ldm.pipeline import Source
+from ldm.seeds import SEED_LIMIT
 
 PROMPTS, SEEDS = ["red apple", "a cat with a hat", "", "🍎"], [0, 1, 7, SEED_LIMIT - 1]
 
@@ -71,10 +73,25 @@ def test_noise_continues_each_pictures_own_stream():
     assert one(like).dtype == torch.float64
 
 
-@pytest.mark.parametrize("seed", [-1, SEED_LIMIT, 2**80])
+@pytest.mark.parametrize("seed", [-1, SEED_LIMIT, 2**80, True])
 def test_a_seed_out_of_range_is_refused(pipeline, seed):
-    with pytest.raises(ValueError, match=f"seed {seed} is out of range"):
+    with pytest.raises(ValueError, match=rf"seed={seed!r} must lie between 0 and 2\*\*63 - 1"):
         pipeline(["a"], [seed])
+
+
+@pytest.mark.parametrize(("seed", "other"), [(1, 2**32 + 1), (0, 2**32), (2**53, 2**53 + 1), (5, 2**62 + 5)])
+def test_seeds_that_differ_anywhere_in_63_bits_have_pictures_of_their_own(pipeline, seed, other):
+    first, second = pipeline.latents(["a", "a"], [seed, other])
+    assert (first - second).abs().mean() > 0.1
+
+
+def test_the_earlier_noise_is_that_of_torchs_generators(pipeline):
+    noise = Mt19937Noise([3, 4], (2, 2, 2), device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(2):
+        assert torch.equal(noise.draw()[1], torch.randn(2, 2, 2, generator=generator))
+    earlier = pipeline.with_options(noise=Mt19937Noise)
+    assert not torch.equal(earlier.latents(["a"], [3]), pipeline.latents(["a"], [3]))
 
 
 def test_prompts_and_seeds_must_be_as_many(pipeline):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from hydra_plugins.ldm_sweeps.points import label_of, parsed, read_points, written
 from ldm.files import append
+from ldm.seeds import key_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -142,7 +143,8 @@ def open_study(folder: Path, *, name: str, direction: str, seed: int, batch: int
         load_if_exists=True,
     )
     # a study that is opened again must not repeat its first draws
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=batch > 1)
+    draw = key_of(seed, "trials", len(study.trials)) % 2**32  # optuna takes no more
+    study.sampler = optuna.samplers.TPESampler(seed=draw, constant_liar=batch > 1)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)

@@ -9,6 +9,7 @@ from ldm.callbacks.aside import asides
 from ldm.callbacks.wandb_table import log_table
 from ldm.checkpoints.pictures import save_sheet, to_picture
 from ldm.distributed import gather
+from ldm.seeds import check_seed
 from ldm.tokenizers import cut_line
 
 
@@ -26,6 +27,8 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, *, prompts: list[str], seeds: list[int], folder: str) -> None:
+        for seed in seeds:
+            check_seed(seed, "callbacks.samples.seeds")
         self.prompts, self.seeds, self.folder = prompts, seeds, Path(folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -64,7 +64,7 @@ class BucketOrder:
         order = keyed.permutation(seed, epoch, len(self.bucket))
         sorted_by_bucket = [order[self.bucket[order] == bucket] for bucket in np.unique(self.bucket)]
         runs = np.concatenate([self._runs(own) for own in sorted_by_bucket])
-        return np.random.default_rng([seed, epoch, 1]).permutation(runs).reshape(-1)
+        return runs[keyed.permutation(seed, epoch, len(runs), stream="runs")].reshape(-1)
 
     def _runs(self, own: np.ndarray) -> np.ndarray:
         return np.resize(own, (-(-len(own) // self.batch), self.batch))

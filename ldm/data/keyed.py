@@ -1,52 +1,55 @@
 """Randomness as a function: the same key gives the same draw, whatever was drawn before.
 
-Order, caption choice, noise and time steps are all keyed by the seed and by a sample's position in the
+Order, caption choice, noise and timesteps are all keyed by the seed and by a sample's position in the
 endless stream of training samples. A resumed run, or one with other workers or ranks, therefore draws the
-same numbers without any generator state being saved.
+same numbers without any generator state being saved. A single draw is a hash of its key; the many numbers of
+a sample's noise come from the counter-based generator of `ldm.philox`.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-GOLDEN_RATIO = 0.6180339887498949
+from ldm import philox
+from ldm.seeds import key_of
+
+GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # its fraction in units of 2**-64, as int64
+MANTISSA = 24  # bits of a float32: a draw of so many is below 1 and exact
 
 
 def key(seed: int, position: int, stream: str) -> int:
-    """64-bit key of one draw: a hash, so that neighbouring positions share nothing."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    """64-bit key of one draw: a hash, so that neighbouring positions share nothing.
+
+    Raises:
+        ValueError: no seed, see `check_seed`.
+    """
+    return key_of(seed, stream, position)
 
 
-def generator(seed: int, position: int, stream: str) -> torch.Generator:
-    """CPU generator for one sample and one purpose (`stream`: "noise", "time", ...)."""
-    return torch.Generator().manual_seed(key(seed, position, stream) >> 1)
-
-
-def normal(shape: Sequence[int], *, seed: int, positions: Tensor, stream: str) -> Tensor:
-    """Standard normal draws, one generator a sample: float32, (len(positions), *shape)."""
-    rows = [torch.randn(*shape, generator=generator(seed, p, stream)) for p in positions.tolist()]
-    return torch.stack(rows)
+def normal(
+    shape: Sequence[int], *, seed: int, positions: Tensor, stream: str, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal draws of each position: float32, (len(positions), *shape), the same on every device."""
+    return philox.normals([key_of(seed, stream)], positions, shape, device=torch.device(device))
 
 
 def uniform(*, seed: int, positions: Tensor, stream: str) -> Tensor:
     """Uniform draws in [0, 1), one a sample: float32, (len(positions),)."""
-    draws = [key(seed, p, stream) / 2**64 for p in positions.tolist()]
-    return torch.tensor(draws, dtype=torch.float64).float().clamp(max=1 - 2**-24)
+    draws = [key(seed, p, stream) >> (64 - MANTISSA) for p in positions.tolist()]
+    return torch.tensor(draws, dtype=torch.float32) / 2**MANTISSA
 
 
 def spread(*, seed: int, positions: Tensor, stream: str) -> Tensor:
     """Draws in [0, 1) that cover it evenly over any run of positions: float32, (len(positions),).
 
     A Weyl sequence: steps of the golden ratio from a keyed start. A batch of consecutive positions is thereby
-    stratified, without a draw depending on the batch that it is in.
+    stratified, without a draw depending on the batch that it is in. Sums of int64 wrap around as they should.
     """
-    start = key(seed, 0, stream) / 2**64
-    draws = torch.remainder(start + positions.double() * GOLDEN_RATIO, 1.0)
-    return draws.float().clamp(max=1 - 2**-24)
+    start = key(seed, 0, stream) - 2**63
+    draws = (positions * GOLDEN_RATIO + start) >> (64 - MANTISSA)
+    return (draws & (2**MANTISSA - 1)).float() / 2**MANTISSA
 
 
 def integer(upper: int, *, seed: int, position: int, stream: str) -> int:
@@ -54,9 +57,9 @@ def integer(upper: int, *, seed: int, position: int, stream: str) -> int:
     return key(seed, position, stream) % upper
 
 
-def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+def permutation(seed: int, epoch: int, size: int, *, stream: str = "order") -> np.ndarray:
     """Order of one epoch: int64, a permutation of 0 .. size - 1."""
-    return np.random.default_rng([seed, epoch]).permutation(size)
+    return np.random.default_rng(key(seed, epoch, stream)).permutation(size)
 
 
 def real(*, seed: int, position: int, stream: str) -> float:

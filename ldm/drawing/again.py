@@ -15,6 +15,8 @@ from ldm.checkpoints.pipeline import identified, open_pipeline, weak_path
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
 from ldm.drawing.record import environment, facts_of, identity, read_facts
+from ldm.noise import noise_of
+from ldm.seeds import EARLIER_GENERATOR
 
 MOST = 4096  # pictures in a batch
 MAY_DIFFER = (
@@ -59,6 +61,7 @@ class Redrawing:
             check_batch(path, **facts["batch"])
             nodes = {"sampler": facts["sampler"], "guidance": facts["guidance"]}
             pipeline = open_pipeline(opened, precision=facts["precision"], **nodes)
+            pipeline = pipeline.with_options(noise=noise_of(facts.get("generator", EARLIER_GENERATOR)))
             return cls(
                 path=path,
                 bundle=opened,

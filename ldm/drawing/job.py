@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.seeds import check_seed
+
 PROMPT_LIMIT = 10_000  # characters; a CLIP text encoder reads about 300
 NAME_LIMIT = 100
-SEED_LIMIT = 2**63
 FROM_PICTURE, INTO_MASK = 0.6, 1.0  # strength where none is said
 TAKEN = ("sheet", "pictures")  # names of what lies beside the pictures
 
@@ -41,8 +42,7 @@ class Job:
             raise ValueError(f"prompt {self.prompt!r} holds no text: write one or more words")
         check_text("negative", self.negative)
         check_name(self.name)
-        if type(self.seed) is not int or not 0 <= self.seed < SEED_LIMIT:
-            raise ValueError(f"seed={self.seed} must lie between 0 and 2**63 - 1")
+        check_seed(self.seed)
         if self.scale is not None and not (is_number(self.scale) and math.isfinite(self.scale)):
             raise ValueError(f"scale={self.scale} must be a finite number")
         if self.image is None and (self.mask or self.strength is not None):

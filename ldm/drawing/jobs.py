@@ -7,6 +7,7 @@ from typing import Any
 from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.drawing.job import Job
 from ldm.drawing.lists import Line, is_list, read_list
+from ldm.seeds import check_seed
 
 MOST = 100_000  # pictures a command
 
@@ -76,6 +77,7 @@ def _jobs_of_line(fields: Mapping[str, Any], *, first: int) -> list[Job]:
         raise ValueError(
             f"{count=} pictures a prompt: it must be a whole number, at least 1, and {MOST} in all"
         )
+    check_seed(fields["seed"])  # before numbers are added to it: true + 1 is 2
     mask = fields.get("mask")
     return [
         Job(

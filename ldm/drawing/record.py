@@ -50,6 +50,7 @@ def facts_of(
         "sampler": drawer.nodes["sampler"],
         "guidance": guidance,
         "precision": precision,
+        "generator": drawer.pipeline.noise.name,
         "batch": {"place": batch[0], "size": batch[1]},
         **environment(),
     }

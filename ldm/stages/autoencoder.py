@@ -110,8 +110,9 @@ class AutoencoderStage(LightningModule):
         images = to_float(pictures)
         posterior = self.net.posterior(images)
         shape = posterior.mean.shape[1:]
-        noise = keyed.normal(shape, seed=self.seed, positions=batch["position"], stream="posterior")
-        decoded = self.net.decode(posterior.sample(noise.to(posterior.mean)))
+        key = {"seed": self.seed, "positions": batch["position"], "stream": "posterior"}
+        noise = keyed.normal(shape, **key, device=posterior.mean.device).to(posterior.mean)
+        decoded = self.net.decode(posterior.sample(noise))
         terms = self.terms(images, decoded, posterior)
         self.log_dict({f"train/{name}": value for name, value in terms._asdict().items()}, prog_bar=False)
         if self.automatic_optimization:

@@ -101,7 +101,8 @@ class LatentDiffusion(LightningModule):
         return self.process.loss(self.net, x0, context, noise=noise, uniform=times.to(x0)).mean()
 
     def _normal(self, like: Tensor, positions: Tensor, stream: str) -> Tensor:
-        return keyed.normal(like.shape[1:], seed=self.seed, positions=positions, stream=stream).to(like)
+        key = {"seed": self.seed, "positions": positions, "stream": stream}
+        return keyed.normal(like.shape[1:], **key, device=like.device).to(like)
 
     def _drop_captions(self, context: Tensor, positions: Tensor) -> Tensor:
         assert self._null is not None

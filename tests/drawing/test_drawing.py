@@ -227,6 +227,26 @@ def test_a_picture_is_drawn_again_to_the_byte_from_what_it_carries(sample, draw_
     assert (out / "0001_again.png").read_bytes() == (out / "0001.png").read_bytes()
 
 
+def test_a_picture_of_the_earlier_generator_is_drawn_again_by_it(sample, capsys, tmp_path):
+    arguments = ("prompts=[a hat]", "seed=5", "per_prompt=1", "+sampler=ddpm")
+    new = pixels(sample(*arguments) / "0000.png")
+    out = sample(*arguments, "generator=mt19937")
+    assert not np.array_equal(pixels(out / "0000.png"), new)
+    facts = read_facts(out / "0000.png")
+    assert facts.pop("generator") == "mt19937"  # records of version 0.1.0 didn't name it
+    earlier = tmp_path / "earlier.png"
+    told(out / "0000.png", earlier, json.dumps(facts))
+    sample(f"again={earlier}")
+    assert f"every pixel is that of {earlier}" in capsys.readouterr().out
+    assert read_facts(out / "earlier_again.png")["generator"] == "mt19937"
+
+
+def test_an_unknown_generator_is_refused_before_anything_is_made(refused, tmp_path):
+    sentence = refused("prompts=[a hat]", "generator=dice")
+    assert "generator=dice is unknown: write philox4x32-10 or mt19937" in sentence
+    assert not (tmp_path / "out").exists()
+
+
 def test_drawing_again_is_refused_with_another_bundle_or_a_changed_picture(
     sample, refused, draw_picture, write_tiny_bundle, tmp_path
 ):
@@ -257,7 +277,9 @@ def told(source, target, change):
     [
         ({"version": "0.0.9"}, "was drawn by ldm 0.0.9 and this is ldm"),
         ({"bundle_path": "/nowhere"}, "there is no bundle at /nowhere"),
-        ({"seed": "x"}, "seed=x must lie between"),
+        ({"seed": "x"}, "seed='x' must lie between"),
+        ({"generator": "dice"}, "generator=dice is unknown: write philox4x32-10 or mt19937"),
+        ({"generator": ["mt19937"]}, "generator=['mt19937'] is unknown"),
         ({"batch": {}}, "its record is damaged (TypeError"),
         ({"batch": {"place": 2, "size": 2}}, "has place 2 in a batch of 2"),
         ({"batch": {"place": 0, "size": 10**9}}, "in a batch of 1000000000"),

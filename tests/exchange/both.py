@@ -6,6 +6,7 @@ from diffusers import StableDiffusionPipeline
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
 from ldm.exchange.exporting import open_export, write_diffusers
+from ldm.noise import Mt19937Noise
 
 FILES = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 PROMPTS, SEEDS = ["grinning face", "a cat with a hat"], [3, 4]
@@ -18,6 +19,7 @@ def export(bundle, out, **options):
 def drawn_by_both(bundle, folder, *, output: str, guidance: float = 3.0, **options):
     """Latents or pixels by a bundle and by a diffusers folder, from the same seeds."""
     ours = open_pipeline(Bundle.open(bundle), steps=10, scale=3.0, **options)
+    ours = ours.with_options(noise=Mt19937Noise)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(

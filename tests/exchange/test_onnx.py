@@ -10,7 +10,7 @@ import torch
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
 from ldm.exchange.onnx import write_onnx
-from ldm.pipeline import SeededNoise
+from ldm.noise import SeededNoise
 from ldm.tokenizers import Tokenizer
 
 onnxruntime = pytest.importorskip("onnxruntime")
