@@ -22,6 +22,7 @@ from ldm.checkpoints.provenance import command, config_hash, environment, git_st
 from ldm.checkpoints.store import POINTER, newest_state
 from ldm.files import make_folder, write
 from ldm.foreign import read_json, read_yaml
+from ldm.seeds import EARLIER_GENERATOR, GENERATOR
 
 RECORD = "run.json"
 
@@ -44,6 +45,14 @@ class Run:
     def state(self) -> Path | None:
         """File of the newest whole training state that torch can load."""
         return newest_state(self.checkpoints, usable=is_readable)
+
+    @property
+    def generator(self) -> str:
+        """What its random numbers come from."""
+        try:
+            return read_json(self.path / RECORD).get("generator", EARLIER_GENERATOR)
+        except (OSError, ValueError, AttributeError):  # a damaged record: `hash` lets no command mean it
+            return "an unknown generator"
 
     @property
     def hash(self) -> str | None:
@@ -92,7 +101,7 @@ def new_run(root: str, experiment: str, config: dict[str, Any]) -> Run:
     write(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started.isoformat()}
     hashes = {"config_hash": config_hash(config), "result_hash": result_hash(config)}
-    record = owner | {"command": command()} | hashes | git_state() | environment()
+    record = owner | {"command": command(), "generator": GENERATOR} | hashes | git_state() | environment()
     # last and whole: a folder without its record is no run
     write(path / RECORD, json.dumps(record, indent=2) + "\n")
     return Run(path=path)
@@ -113,7 +122,17 @@ def _age(run: Run) -> tuple[float, str]:
 
 
 def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
-    """The same run, which no other process can take now; a finished one isn't written to any more."""
+    """The same run, which no other process can take now; a finished one isn't written to any more.
+
+    Raises:
+        ValueError: it was begun with another generator of random numbers, so that its end would not be that
+            of an uninterrupted run.
+    """
     if run is not None and not run.finished:
         hold(run.path, below=below)
+        if run.generator != GENERATOR:
+            raise ValueError(
+                f"{run.path} was begun with random numbers of {run.generator}, and this version of ldm has"
+                f" {GENERATOR}: resume it with the version that began it, or train anew with resume=never"
+            )
     return run

@@ -104,11 +104,37 @@ def test_what_changes_the_result_makes_another_run(opened, changes):
     assert opened(CONFIG | plain | changes).path != run.path
 
 
-def test_a_run_of_version_0_1_0_is_found(opened):
-    run = opened(CONFIG | {"data": {"num_workers": 2}})
-    record = json.loads((run.path / "run.json").read_text())
-    del record["result_hash"]
-    (run.path / "run.json").write_text(json.dumps(record))
+@pytest.fixture
+def forget():
+    """`forget(run, field)`: the run with a record of a version that didn't write a field."""
+
+    def call(run, field):
+        record = json.loads((run.path / "run.json").read_text())
+        del record[field]
+        (run.path / "run.json").write_text(json.dumps(record))
+        return run
+
+    return call
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_of_another_generator_is_not_resumed_with_other_noise(opened, forget, named):
+    run = forget(opened(), "generator")
+    sentence = f"{run.path} was begun with random numbers of mt19937, and this version of ldm has philox"
+    with pytest.raises(ValueError, match=sentence):
+        opened(resume=str(run.path) if named else "auto")
+    assert opened(resume="never").path != run.path
+
+
+def test_a_finished_run_of_another_generator_is_found(opened, forget):
+    run = forget(opened(), "generator")
+    (run.path / "bundle").mkdir()
+    (run.path / "bundle" / "config.yaml").touch()
+    assert opened().finished
+
+
+def test_a_run_of_version_0_1_0_is_found(opened, forget):
+    run = forget(opened(CONFIG | {"data": {"num_workers": 2}}), "result_hash")
     assert opened(CONFIG | {"data": {"num_workers": 4}}).path == run.path
     assert opened(CONFIG | {"steps": 9}).path != run.path
 
