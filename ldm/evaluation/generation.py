@@ -70,8 +70,7 @@ def generate(
 ) -> Iterator[tuple[list[Request], UInt8[Tensor, "b 3 h w"]]]:
     """Pictures in batches, on the CPU, with a progress bar; never more than a batch in memory.
 
-    A picture depends on its request alone, so batch size and any division of the requests over ranks change
-    nothing.
+    A picture depends on its request, and on the size of its batch only by rounding.
 
     Raises:
         ValueError: something other than one 8-bit picture a request.

@@ -24,6 +24,7 @@ from ldm.metrics.filed import filed
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference
+from ldm.seeds import check_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,6 @@ class Evaluator:
     round_trip: Callable[[Tensor], Tensor] | None = None
     params: int | None = None
     ranks: Ranks = field(default_factory=Ranks)
-    batch_size: int = 32
     show: int = 8
     progress: bool = True
 
@@ -71,8 +71,9 @@ class Evaluator:
             score(metrics, real=self.gallery.observed(), generated=parts_of(seen.observed))
             for _, seen in runs
         ]
+        batch = self.protocol.batch_size
         closest = closest_pairs(
-            metrics.values(), draw, *runs[0], self.gallery, count=self.show, batch_size=self.batch_size
+            metrics.values(), draw, *runs[0], self.gallery, count=self.show, batch_size=batch
         )
         references = self._references(metrics, runs[0][0][:: caption_set.samples])
         foreign = self._foreign(metrics)
@@ -121,6 +122,8 @@ class Evaluator:
             metrics, _ = self._available(each)
             count = len(self.captions[each.name]) * each.samples
             few_results(each, metrics, drawn=count, real=self._real)
+            last = self.protocol.seed_base + self.protocol.seeds * count - 1
+            check_seed(last, f"seed_base={self.protocol.seed_base}: the last seed of set {each.name!r}")
 
     def requests(self, caption_set: CaptionSet, *, repeat: int = 0) -> list[Request]:
         """The pictures of a set, with the seeds of one of its repeats."""
@@ -181,7 +184,7 @@ class Evaluator:
             requests,
             observers=self.observers.only(wanted),
             wanted=wanted,
-            batch_size=self.batch_size,
+            batch_size=self.protocol.batch_size,
             keep=keep,
             ranks=self.ranks,
             folder=self.gallery.folder,
@@ -252,7 +255,7 @@ class Evaluator:
         rows = torch.tensor([request.row for request in requests])
         reader = self.observers.only(name for metric in metrics.values() for name in metric.needs)
         prompts = [request.prompt for request in requests]
-        texts = (reader.read(part) for part in batched(prompts, self.batch_size))
+        texts = (reader.read(part) for part in batched(prompts, self.protocol.batch_size))
         return Observed(
             features=self.gallery.picked(rows) | filed(texts, folder=self.gallery.folder),
             rows=rows,

@@ -122,7 +122,8 @@ def observe(
 ) -> Seen:
     """Draws all pictures and looks at each once; every process takes its share of batches and gets all.
 
-    Rows come in the order of the requests, whatever the number of processes and the size of a batch. They lie
+    Rows come in the order of the requests, and are the same whatever the number of processes; the size of a
+    batch changes them by rounding. They lie
     in files: what is in memory is a batch, not all of them.
 
     Args:

@@ -54,7 +54,8 @@ def _open(config: Mapping[str, Any], device: torch.device) -> Subject:
     pipeline = open_pipeline(bundle, **nodes, precision=config["precision"])
     for part in (pipeline.net, pipeline.codec):
         part.to(device)
-    return bundle_subject(bundle, pipeline, nodes, precision=config["precision"])
+    options = {"precision": config["precision"], "batch_size": config["batch_size"]}
+    return bundle_subject(bundle, pipeline, nodes, **options)
 
 
 def open_evaluator(
@@ -68,8 +69,7 @@ def open_evaluator(
     """The evaluator of a resolved config for a subject.
 
     Args:
-        config: with `data.root`, `reference`, `statistics`, `protocol`, `metric`, `cache`, `batch_size` and
-            `show`.
+        config: with `data.root`, `reference`, `statistics`, `protocol`, `metric`, `cache` and `show`.
         extractors: of the protocol, by name.
 
     Raises:
@@ -108,7 +108,6 @@ def open_evaluator(
         round_trip=subject.round_trip,
         params=subject.params,
         ranks=ranks,
-        batch_size=config["batch_size"],
         show=config["show"],
     )
     evaluator.check()

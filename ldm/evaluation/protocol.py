@@ -8,8 +8,9 @@ from typing import Any
 
 from ldm.evaluation.captions import CaptionSet
 from ldm.metrics.features import FeatureIdentity
+from ldm.seeds import GENERATOR, check_seed
 
-DRAWING = ("sampler", "guidance", "nfe", "precision", "seed_base", "seeds")
+DRAWING = ("sampler", "guidance", "nfe", "precision", "generator", "batch_size", "seed_base", "seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class Protocol:
         sampler, guidance: name and settings.
         nfe: network evaluations a picture; null where nobody knows, as of a folder's pictures.
         precision: number format of the networks.
+        generator: of the pictures' noise.
+        batch_size: pictures generated and looked at together. Sums are rounded by it, so that numbers under
+            other batch sizes differ by about 1e-5 of their value.
         seed_base: the first picture's seed; the others follow one by one.
         seeds: how many times each set is drawn, every time with seeds of its own.
     """
@@ -56,6 +60,8 @@ class Protocol:
     distances: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
     precision: str = "float32"
+    generator: str = GENERATOR
+    batch_size: int = 16
     seed_base: int = 0
     seeds: int = 1
 
@@ -63,10 +69,10 @@ class Protocol:
         names = [each.name for each in self.sets]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"a protocol needs caption sets with names of their own, got {names}")
-        if self.seed_base < 0 or self.seeds < 1:
-            raise ValueError(
-                f"seed_base={self.seed_base} must be at least 0 and seeds={self.seeds} at least 1"
-            )
+        check_seed(self.seed_base, "seed_base")
+        check_seed(self.caption_seed, "caption_seed")
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be at least 1")
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], **identities: Any) -> "Protocol":

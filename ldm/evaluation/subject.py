@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import identified
+from ldm.evaluation.gallery import BATCH
 from ldm.evaluation.generation import Draw, Request, drawn_by
 from ldm.evaluation.observing import OWN_CLIP, Observers, OwnClip, text_reader
 from ldm.evaluation.pictures import Pictures, fit
@@ -32,7 +33,7 @@ class Subject:
         size: side of its pictures in pixels.
         weak: path and sha256 of the bundle that guides it by its errors; null where there is none.
         params: of the denoiser; null where it isn't known.
-        drawing: `sampler`, `guidance`, `nfe` and `precision` for the protocol.
+        drawing: how its pictures come, for the protocol: its fields from `sampler` to `batch_size`.
         judges: networks of its own that look beside the protocol's.
         pictures: those that are measured, where they are there already.
         tokenizer: that reads its prompts; null where nobody knows it.
@@ -67,12 +68,13 @@ class Subject:
 
 
 def bundle_subject(
-    bundle: Bundle, pipeline: TextToImage, nodes: Mapping[str, Any], *, precision: str
+    bundle: Bundle, pipeline: TextToImage, nodes: Mapping[str, Any], *, precision: str, batch_size: int
 ) -> Subject:
     """A bundle, drawing with its pipeline.
 
     Args:
         nodes: the `sampler` and `guidance` that the pipeline was opened with.
+        batch_size: pictures that it generates together.
     """
     guidance = identified(nodes["guidance"])
     return Subject(
@@ -89,6 +91,8 @@ def bundle_subject(
             "guidance": describe(guidance),
             "nfe": network_evaluations(pipeline),
             "precision": precision,
+            "generator": pipeline.noise.name,
+            "batch_size": batch_size,
         },
         judges=own_judges(bundle, pipeline),
         tokenizer=pipeline.codec.tokenizer,
@@ -109,6 +113,8 @@ def picture_subject(pictures: Pictures, *, path: str, size: int) -> Subject:
             "guidance": ELSEWHERE_DRAWN,
             "nfe": None,
             "precision": "uint8",
+            "generator": ELSEWHERE_DRAWN,
+            "batch_size": BATCH,
             "seed_base": 0,
             "seeds": 1,
         },

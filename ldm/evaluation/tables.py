@@ -206,6 +206,7 @@ def _protocol_table(protocol: Mapping[str, Any]) -> str:
         "guidance": protocol["guidance"],
         "NFE": _cell(protocol["nfe"]),
         "precision": protocol["precision"],
+        "batches": f"of {protocol['batch_size']} pictures",
         "data": f"{protocol['data'][:12]}, splits {', '.join(protocol['splits'])}",
         "reference": protocol["reference"][:12],
         "pictures": f"{protocol['size']} px; others are brought to it {protocol['resize']}",

@@ -113,6 +113,7 @@ def protocol(gallery):
         resize="bicubic",
         reference="e" * 64,
         nfe=16,
+        batch_size=3,
         features=(Colours.identity,),
     )
     sets = [dataclasses.replace(each, sha256=digest(gallery.captions(each, seed=0))) for each in drawn.sets]
@@ -134,7 +135,6 @@ def evaluator(protocol, gallery):
         captions={each.name: gallery.captions(each, seed=0) for each in protocol.sets},
         params=12_000_000,
         round_trip=lambda images: images // 2,
-        batch_size=3,
         show=2,
         progress=False,
     )

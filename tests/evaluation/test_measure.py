@@ -40,14 +40,18 @@ def test_a_generator_that_ignores_its_seed_has_no_diversity(evaluator, paints, p
     assert rows_of(evaluator.measure(paints_with_errors, diversity))["diversity_colours"].value > 0.01
 
 
-def test_numbers_do_not_depend_on_the_batch_size(evaluator, paints_with_errors):
-    caption_set = evaluator.protocol.sets[0]
-    found = [
-        dataclasses.replace(evaluator, batch_size=size).measure(paints_with_errors, caption_set).rows
-        for size in (1, 5)
-    ]
+def test_the_batch_size_changes_a_number_by_rounding_alone_and_the_hash(evaluator, paints_with_errors):
+    caption_set, hashes, found = evaluator.protocol.sets[0], [], []
+    for size in (1, 5):
+        protocol = dataclasses.replace(evaluator.protocol, batch_size=size)
+        sized = dataclasses.replace(evaluator, protocol=protocol)
+        found.append(sized.measure(paints_with_errors, caption_set).rows)
+        hashes.append(protocol.hash)
+    assert len({*hashes}) == 2
+    assert dataclasses.replace(evaluator.protocol, batch_size=5).ruler == evaluator.protocol.ruler
     for one, other in zip(*found, strict=True):
-        timeless = (dataclasses.astuple(dataclasses.replace(row, seconds=0.0)) for row in (one, other))
+        same = {"seconds": 0.0, "protocol": ""}
+        timeless = (dataclasses.astuple(dataclasses.replace(row, **same)) for row in (one, other))
         assert next(timeless) == pytest.approx(next(timeless), abs=1e-9)
 
 
