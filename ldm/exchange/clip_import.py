@@ -5,6 +5,7 @@ from typing import Any
 
 from ldm.checkpoints.bundle import Part
 from ldm.exchange.clip_configs import (
+    activation,
     hf_text_spec,
     hf_vision_spec,
     openclip_config,
@@ -21,6 +22,8 @@ from ldm.tokenizers import CLIP_VOCAB_SIZE, Tokenizer, clip_bpe
 
 # what TorchScript files keep beside the weights: three numbers in OpenAI's, the causal mask in open_clip's
 BESIDE = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+OPENAI = {"input_resolution", "context_length", "vocab_size"}
+OPENCLIP_CONFIG, PREPROCESSOR = "open_clip_config.json", "preprocessor_config.json"  # beside weights of a hub
 TEXT_PROJECTION, PICTURE_PROJECTION = "text_projection.weight", "visual_projection.weight"  # transformers'
 
 
@@ -36,17 +39,30 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
         model: name of open_clip's model or a json file with its config; a tag tells its own.
 
     Raises:
-        ValueError: no model, or one that our networks or the weights don't fit.
+        ValueError: no model, or one that our networks or the weights don't fit, or that the file or the
+            config beside it contradicts.
     """
     name = source.model or model
-    if name is None:
+    config = openclip_config(name) if name is not None else None
+    pixels, beside = source.pixels, weights.path.parent / OPENCLIP_CONFIG
+    if beside.is_file() and source.model is None:
+        own = Fields.read(beside)
+        if config is not None and openclip_specs(config) != openclip_specs(own.mapping("model_cfg")):
+            raise ValueError(f"{beside} is of another model than architecture={name}: leave that out")
+        config, pixels = own.mapping("model_cfg"), _pixels(own.mapping("preprocess_cfg"), "mean", "std")
+    if config is None:
         raise ValueError(
             f"from={source.name} is a CLIP; its tensors don't tell which one: write architecture=ViT-B-32, "
             "or architecture=ViT-B-32-quickgelu for OpenAI's own"
         )
-    text, image = openclip_specs(openclip_config(name), quick_gelu=source.quick_gelu)
-    if source.pixels is not None:
-        image["pixels"] = list(source.pixels)
+    text, image = openclip_specs(config, quick_gelu=source.quick_gelu)
+    if weights.outline.keys() >= OPENAI and text["activation"] != activation("quick_gelu"):
+        raise ValueError(
+            f"{weights.path} is OpenAI's own CLIP, which was trained with quick_gelu, architecture={name} has "
+            f"gelu: write architecture={name}-quickgelu"
+        )
+    if pixels is not None:
+        image["pixels"] = list(pixels)
     return _towers(weights, text, image, rules=openclip_rules(), drop=BESIDE)
 
 
@@ -64,7 +80,7 @@ def import_transformers(weights: Weights, config: Fields) -> Imported:
     return _towers(
         weights,
         hf_text_spec(text, embed_dim=embed_dim),
-        hf_vision_spec(image, embed_dim=embed_dim),
+        _vision_spec(weights, image, embed_dim=embed_dim),
         rules=[
             *text_rules(ours="text.", projection=True),
             *vision_rules(ours="image."),
@@ -101,7 +117,7 @@ def import_vision(weights: Weights, config: Fields) -> Imported:
             f"{weights.path} lacks {PICTURE_PROJECTION}, which leads to the space of CLIP's features: "
             "take a CLIPVisionModelWithProjection or a whole CLIPModel"
         )
-    spec = hf_vision_spec(config, embed_dim=_embed_dim(config))
+    spec = _vision_spec(weights, config, embed_dim=_embed_dim(config))
     fits = {"image_encoder": Fit(spec=spec, weights=weights, rules=vision_rules(), drop=COUNTERS)}
     return Imported.of(fits)
 
@@ -111,6 +127,23 @@ def own_tokenizer(text: Mapping[str, Any], *, pad_id: int = 0) -> Tokenizer | No
     if text["vocab_size"] != CLIP_VOCAB_SIZE:
         return None
     return clip_bpe(context_length=text["context_length"], pad_id=pad_id)
+
+
+def _vision_spec(weights: Weights, config: Fields, *, embed_dim: int) -> dict[str, Any]:
+    """The image tower, for pictures as the preprocessor's config beside the weights has them."""
+    spec, path = hf_vision_spec(config, embed_dim=embed_dim), weights.path.parent / PREPROCESSOR
+    pixels = _pixels(Fields.read(path), "image_mean", "image_std") if path.is_file() else None
+    return spec if pixels is None else spec | {"pixels": list(pixels)}
+
+
+def _pixels(config: Fields, mean: str, std: str) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation of each colour, in units of [0, 1]; None where a config doesn't say them."""
+    if config.values.get(mean) is None or config.values.get(std) is None:
+        return None
+    values = config.numbers(mean, low=0, high=1), config.numbers(std, low=1e-3, high=1)
+    if any(len(each) != 3 for each in values):
+        raise ValueError(f"{config.name}: {mean} and {std} must have 3 numbers, one for each colour")
+    return values
 
 
 def _embed_dim(config: Fields) -> int:

@@ -144,7 +144,7 @@ class VisionTransformer(nn.Module):
         num_heads: int,
         embed_dim: int,
         activation: Activation = gelu,
-        pixels: tuple[Sequence[float], Sequence[float]] = (PIXEL_MEAN, PIXEL_STD),
+        pixels: Sequence[Sequence[float]] = (PIXEL_MEAN, PIXEL_STD),
         checkpointing: bool = False,
     ) -> None:
         super().__init__()

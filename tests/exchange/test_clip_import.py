@@ -102,6 +102,40 @@ def test_a_torchscript_archive_as_openais_gives_the_same_features(tiny, tmp_path
     assert_same_features(tiny(tmp_path / "ViT.pt", clip=config), model, tokens, images)
 
 
+def test_a_config_beside_the_file_tells_the_model_and_its_pictures(tiny, tmp_path, tokens, images):
+    model = openclip_model(quick=True)
+    save_file(model.state_dict(), tmp_path / "clip.safetensors")
+    beside = {
+        "model_cfg": TOWERS | {"quick_gelu": True},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(beside))
+    found = tiny(tmp_path / "clip.safetensors")
+    assert_same_features(found, model, tokens, images)
+    assert found.parts["image_encoder"].spec["pixels"] == [[0.5] * 3, [0.25] * 3]
+    (tmp_path / "gelu.json").write_text(json.dumps(TOWERS))
+    with pytest.raises(ValueError, match=r"is of another model than architecture=.*: leave that out"):
+        tiny(tmp_path / "clip.safetensors", clip=str(tmp_path / "gelu.json"))
+
+
+def test_openais_own_file_is_not_read_with_the_other_activation(tiny, tmp_path):
+    sizes = {name: torch.tensor(16) for name in ("input_resolution", "context_length", "vocab_size")}
+    save_file(openclip_model(quick=True).state_dict() | sizes, tmp_path / "clip.safetensors")
+    (tmp_path / "gelu.json").write_text(json.dumps(TOWERS))
+    with pytest.raises(ValueError, match="is OpenAI's own CLIP, which was trained with quick_gelu"):
+        tiny(tmp_path / "clip.safetensors", clip=str(tmp_path / "gelu.json"))
+
+
+def test_a_preprocessor_beside_transformers_clip_tells_its_pictures(tiny, tmp_path):
+    random(CLIPVisionModelWithProjection(VISION)).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    assert tiny(tmp_path).parts["image_encoder"].spec["pixels"] == [[0.5] * 3, [0.25] * 3]
+    path.write_text(json.dumps({"image_mean": [0.5], "image_std": [0.25]}))
+    with pytest.raises(ValueError, match="image_mean and image_std must have 3 numbers"):
+        tiny(tmp_path)
+
+
 SIZES = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = CLIPTextConfig(
     **SIZES,
