@@ -48,7 +48,7 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
     if beside.is_file() and source.model is None:
         own = Fields.read(beside)
         if config is not None and openclip_specs(config) != openclip_specs(own.mapping("model_cfg")):
-            raise ValueError(f"{beside} is of another model than architecture={name}: leave that out")
+            raise ValueError(f"{beside} is of another model than architecture={name}: leave it out")
         config, pixels = own.mapping("model_cfg"), _pixels(own.mapping("preprocess_cfg"), "mean", "std")
     if config is None:
         raise ValueError(
@@ -58,7 +58,7 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
     text, image = openclip_specs(config, quick_gelu=source.quick_gelu)
     if weights.outline.keys() >= OPENAI and text["activation"] != activation("quick_gelu"):
         raise ValueError(
-            f"{weights.path} is OpenAI's own CLIP, which was trained with quick_gelu, architecture={name} has "
+            f"{weights.path} is OpenAI's own CLIP, trained with quick_gelu, but architecture={name} has "
             f"gelu: write architecture={name}-quickgelu"
         )
     if pixels is not None:
