@@ -269,6 +269,17 @@ def key_paths(config: DictConfig, prefix: str = "") -> Iterable[str]:
             yield from key_paths(child, prefix=f"{path}.")
 
 
+def repeated_keys(config: DictConfig, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Keys whose value is another key's (`${other}`), each with that key."""
+    for key in config:
+        child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if child is not None and child._is_interpolation():
+            if whole := re.fullmatch(r"\$\{([\w.]+)\}", child._value()):
+                yield f"{prefix}{key}", whole[1]
+        elif isinstance(child, DictConfig) and not child._is_none():
+            yield from repeated_keys(child, prefix=f"{prefix}{key}.")
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The words ", did you mean X?", or none where nothing is near."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

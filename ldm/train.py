@@ -17,9 +17,13 @@ if __name__ == "__main__":  # Python may lose a KeyboardInterrupt while modules 
 
 from omegaconf import DictConfig
 
-from ldm.config import build, entry, overrides, plain, refuse
+from ldm.config import build, entry, overrides, plain, refuse, repeated_keys
 from ldm.launch import LOST, follow_watcher, launch, ranks_to_start
 from ldm.seeds import key_of
+
+
+class EndedEarly(Exception):
+    """Training ended before its last step, as a limit of time or a callback asked: it leaves no bundle."""
 
 
 @entry("train")
@@ -56,7 +60,7 @@ def train(config: DictConfig) -> None:
         join()
         fit(config)
         leave()
-    except StoppedBySignal as stopped:
+    except (StoppedBySignal, EndedEarly) as stopped:
         sys.exit(f"{stopped}; the same command goes on from there")
     except RuntimeError as error:
         if is_lost(error):
@@ -75,17 +79,14 @@ def fit(config: DictConfig) -> None:
 
     from ldm.callbacks.aside import end_all
     from ldm.callbacks.metrics_log import MetricsLog
+    from ldm.callbacks.new_options import NewOptions
     from ldm.callbacks.progress import ProgressBar
-    from ldm.checkpoints.run import find_run, new_run
-    from ldm.distributed import is_first, share
+    from ldm.distributed import is_first
     from ldm.room import check_needs, needs_of_cache
     from ldm.start import batch_line, caption_lines, check_start, plugins, validation_options
 
-    identity = plain(config)
-    del identity["run_dir"], identity["dry_run"], identity["patience"]
-    runs, resume = identity.pop("runs"), identity.pop("resume")
-    run = share(find_run(runs, config.name, identity, resume=resume) if is_first() else None)
-    if run is not None and run.finished:
+    run, identity = find(config)
+    if run is not None and run.finished and not run.changed:
         return tell(
             f"{run.path} is finished; its bundle is {run.path / 'bundle'}. For another run: resume=never"
         )
@@ -98,11 +99,10 @@ def fit(config: DictConfig) -> None:
         check_needs(needs_of_cache(stage, data))
     if config.compile:
         stage.net.compile()
-    if run is None:  # only now: what can't be built leaves no folder
-        run = share(new_run(runs, config.name, identity) if is_first() else None)
+    # only now: what can't be built leaves no folder
+    run, identity, state = begin(run, identity, stage, runs=config.runs)
     config.run_dir = str(run.path)
     log = MetricsLog(run.path / "metrics.jsonl")
-    state = share(run.state() if is_first() else None)
     if state is not None:
         log.rewind(step_of(state))
     verb = "continuing" if state else "starting"
@@ -110,10 +110,11 @@ def fit(config: DictConfig) -> None:
     tell(batch_line(plain(config)))
     for line in caption_lines(stage, data) if is_first() else ():
         tell(line)
+    callbacks = [ProgressBar(config.name), *build(config.callbacks).values()]
     trainer = build(
         plain(config.trainer)
         | {
-            "callbacks": [ProgressBar(config.name), *build(config.callbacks).values()],
+            "callbacks": [*callbacks, *([NewOptions()] if run.changed else [])],
             "logger": [log, *([build(config.logger)] if config.logger else [])],
             "plugins": plugins(plain(config.trainer)),
             "default_root_dir": str(run.path),
@@ -121,9 +122,41 @@ def fit(config: DictConfig) -> None:
         | validation_options(data)
     )
     trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
+    if trainer.global_step < trainer.max_steps:
+        raise EndedEarly(f"the training ended at step {trainer.global_step} of {trainer.max_steps}")
     bundle = stage.write_bundle(Path(run.path) / "bundle", config=identity, data=data)
     tell(f"bundle: {bundle}")
     end_all(trainer.loggers, bundle)
+
+
+def find(config: DictConfig) -> tuple[Any, dict[str, Any]]:
+    """The run that the command resumes, or none, and the part of its config that a run records."""
+    from ldm.checkpoints.run import find_run
+    from ldm.distributed import is_first, share
+
+    identity = plain(config)
+    del identity["run_dir"], identity["dry_run"], identity["patience"]
+    runs, resume, changes = (identity.pop(key) for key in ("runs", "resume", "resume_changes"))
+    options = {"resume": resume, "changes": changes, "aliases": dict(repeated_keys(config))}
+    return share(find_run(runs, config.name, identity, **options) if is_first() else None), identity
+
+
+def begin(run: Any, identity: dict[str, Any], stage: Any, *, runs: str) -> tuple[Any, dict[str, Any], Any]:
+    """A new run, or the one that is resumed with its record brought up to date, its config, and its state."""
+    from ldm.checkpoints.resuming import check_state
+    from ldm.checkpoints.run import new_run
+    from ldm.distributed import is_first, share
+
+    if not is_first():
+        return share(None)
+    if run is None:
+        return share((new_run(runs, identity["name"], identity), identity, None))
+    state = run.state()
+    if state is not None:
+        check_state(state, stage)
+    identity |= {"name": run.config()["name"]}  # that of its folder
+    run.resumed(identity, step=0 if state is None else step_of(state))
+    return share((run, identity, state))
 
 
 def tell(line: str) -> None:

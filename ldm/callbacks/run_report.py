@@ -67,9 +67,14 @@ def _origin(run: Mapping[str, Any]) -> str:
         return ""
     commit = "an unknown commit" if run["commit"] is None else f"commit {run['commit'][:12]}"
     changed = " with changes" if run["dirty"] else ""
+    changes = [
+        f"\n\nFrom step {start['step']} on with {key}={new}, before {old}."
+        for start in run.get("resumed", [])
+        for key, (old, new) in start["changed"].items()
+    ]
     return (
         f"Started {run['started'][:16].replace('T', ' ')} UTC on {run['host']}, at {commit}{changed}, torch "
-        f"{run['torch']}, config {run['config_hash'][:12]}:\n\n```\n{run['command']}\n```"
+        f"{run['torch']}, config {run['config_hash'][:12]}:\n\n```\n{run['command']}\n```" + "".join(changes)
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASIDE = frozenset(  # keys, at any depth, that change what a training costs or tells and not what it comes to
     {
-        *("num_workers", "worker_timeout", "cache"),
+        *("num_workers", "worker_timeout", "cache", "max_time"),
         *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
         *("saving", "pace", "report"),
     }
@@ -44,30 +44,14 @@ def command() -> str:
     return " ".join(["python", *sys.orig_argv[1:]])
 
 
-def config_hash(config: dict[str, Any]) -> str:
+def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 of a resolved config, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def result_hash(config: Mapping[str, Any]) -> str:
-    """Hash of what a training's config says about its result.
-
-    How many processes load, what is logged where and how often states are saved is not part of it, and may
-    change from one start of a run to the next. A key of null at the root is as one that isn't there.
-    """
-    return config_hash(_without({key: value for key, value in config.items() if value is not None}, ASIDE))
-
-
-def _without(node: Any, keys: frozenset[str]) -> Any:
-    """Nested data without some keys."""
-    if isinstance(node, Mapping):
-        return {key: _without(value, keys) for key, value in node.items() if key not in keys}
-    return [_without(each, keys) for each in node] if isinstance(node, list | tuple) else node
+    return hashlib.sha256(json.dumps(dict(config), sort_keys=True).encode()).hexdigest()
 
 
 def origin(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a bundle tells of its training: experiment, config hash, commit."""
-    return {"experiment": config["name"], "config_hash": config_hash(dict(config)), **git_state()}
+    return {"experiment": config["name"], "config_hash": config_hash(config), **git_state()}
 
 
 def _git(*arguments: str) -> str | None:

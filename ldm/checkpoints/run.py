@@ -8,30 +8,47 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from ldm.checkpoints.loading import is_readable
 from ldm.checkpoints.lock import hold
-from ldm.checkpoints.provenance import command, config_hash, environment, git_state, result_hash
+from ldm.checkpoints.provenance import command, config_hash, environment, git_state
+from ldm.checkpoints.resuming import (
+    Difference,
+    check_changes,
+    contents,
+    differences,
+    is_below,
+    replaced,
+)
 from ldm.checkpoints.store import POINTER, newest_state
 from ldm.files import make_folder, write
 from ldm.foreign import read_json, read_yaml
 from ldm.seeds import EARLIER_GENERATOR, GENERATOR
 
-RECORD = "run.json"
+RECORD, CONFIG = "run.json", "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """`runs/<experiment>/<run id>/`."""
+    """`runs/<experiment>/<run id>/`.
+
+    Attributes:
+        changed: options that the command gives other values than the run has had so far.
+        replaced: whether these are the contents of paths alone, which are the same.
+    """
 
     path: Path
+    changed: dict[str, Difference] = field(default_factory=dict)
+    replaced: bool = False
 
     @property
     def finished(self) -> bool:
@@ -49,59 +66,135 @@ class Run:
     @property
     def generator(self) -> str:
         """What its random numbers come from."""
-        try:
-            return read_json(self.path / RECORD).get("generator", EARLIER_GENERATOR)
-        except (OSError, ValueError, AttributeError):  # a damaged record: `hash` lets no command mean it
-            return "an unknown generator"
+        return self.record().get("generator", EARLIER_GENERATOR)
 
-    @property
-    def hash(self) -> str | None:
-        """Hash of what decides its result; none if its record is damaged, so that no command means it."""
-        try:
-            record = read_json(self.path / RECORD)
-            if "result_hash" not in record and record["config_hash"]:  # version 0.1.0
-                return result_hash(read_yaml(self.path / "config.yaml"))
-            return record["result_hash"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+    def record(self) -> dict[str, Any]:
+        """Contents of `run.json`.
+
+        Raises:
+            OSError, ValueError: it is missing or damaged.
+        """
+        record = read_json(self.path / RECORD)
+        if not isinstance(record, dict) or not record.get("config_hash"):
+            raise ValueError(f"{self.path / RECORD} is damaged")
+        return record
+
+    def config(self) -> dict[str, Any]:
+        """Contents of `config.yaml`.
+
+        Raises:
+            OSError, ValueError: it is missing or damaged.
+        """
+        config = read_yaml(self.path / CONFIG)
+        if not isinstance(config, dict):
+            raise ValueError(f"{self.path / CONFIG} is damaged")
+        return config
+
+    def resumed(self, config: Mapping[str, Any], *, step: int) -> None:
+        """Records that the run is resumed after a step with a config, which replaces the one that is there.
+
+        Options that decide the result and differ are in the history, with both values. The bundle of a run
+        that had finished gets another name, since the run is no longer finished.
+
+        Raises:
+            ValueError: options that differ, and no step left to take with them.
+        """
+        record = self.record()
+        changed = {key: list(each) for key, each in self.changed.items()}
+        last = config["trainer"]["max_steps"] if changed else None
+        if last is not None and step >= last:
+            raise ValueError(
+                f"{self.path} has taken {step} steps, and trainer.max_steps={last} leaves none to take with "
+                "other options: raise steps= and list it in resume_changes, or make a new run by resume=never"
+            )
+        if "inputs" not in record:
+            print(f"{self.path} is of an earlier version: its data and codec are not recorded, nor compared")
+        if self.finished:
+            (self.path / "bundle").rename(self.path / f"bundle-step={step:08d}")
+        now = {"step": step, "started": datetime.now(UTC).isoformat(), "command": command()}
+        now |= git_state() | {"config_hash": config_hash(config), "changed": changed}
+        record |= {"config_hash": config_hash(config), "inputs": contents(config)}
+        record["resumed"] = [*record.get("resumed", []), now]
+        write(
+            self.path / RECORD, json.dumps(record, indent=2) + "\n"
+        )  # first, so that no change is unrecorded
+        write(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
-def find_run(root: str, experiment: str, config: dict[str, Any], *, resume: str) -> Run | None:
+def find_run(
+    root: str,
+    experiment: str,
+    config: Mapping[str, Any],
+    *,
+    resume: str,
+    changes: Sequence[str] = (),
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> Run | None:
     """The run that a command goes on with, held for this process, or none where it means a new one.
 
     Args:
         root: folder of all runs.
         experiment: the experiment's name.
         config: the resolved config; what it leaves out (paths of this run) may differ between starts.
-        resume: "auto" goes on with the newest run of this experiment that comes to the same result
-            (`result_hash`), "never" with none, anything else is the folder of a run.
+        resume: "auto" goes on with the newest run of this experiment that comes to the same result, "never"
+            with none, anything else is the folder of a run.
+        changes: options that may differ from the run's own, which goes on with their new values.
+        aliases: keys of the config that repeat another key's value, and that key.
 
     Raises:
-        ValueError: `resume` names a folder that is no run, or another process trains the run.
+        ValueError: `resume` names a folder that is no run, another process trains the run, or it was trained
+            with other options, data or networks.
     """
-    if resume not in ("auto", "never"):
+    if resume == "never":
+        if changes:
+            raise ValueError(f"resume_changes={list(changes)} but resume=never resumes no run: leave one out")
+        return None
+    reads = contents(config)
+
+    def compared(run: Run) -> Run:
+        old, read = run.config(), run.record().get("inputs", {})
+        found = differences(old, config, read=read, reads=reads, aliases=aliases)
+        return replace(run, changed=found, replaced=replaced(found, old, config))
+
+    if resume != "auto":
         if not (Path(resume) / RECORD).is_file():
             raise ValueError(
                 f"resume={resume} is no run directory (it has no {RECORD}); write auto, never or a run"
             )
-        return _held(Run(path=Path(resume)))
-    if resume == "never":
-        return None
-    wanted = result_hash(config)
-    runs = [Run(path=record.parent) for record in (Path(root) / experiment).glob(f"*/{RECORD}")]
-    same = (run for run in sorted(runs, key=_age) if run.hash == wanted)
-    return _held(next(same, None), below=Path(root))
+        run = compared(Run(path=Path(resume)))
+        check_changes(run.changed, changes, run=run.path)
+        return _held(run)
+    runs = list(_readable(compared, Path(root) / experiment))
+    same = next((run for run in runs if not run.changed), None)
+    listed = next((run for run in runs if all(is_below(key, changes) for key in run.changed)), None)
+    under_its_paths = next((run for run in runs if run.replaced and not run.finished), None)
+    run = same or listed or under_its_paths
+    if run is not None:
+        check_changes(run.changed, changes, run=run.path)
+    elif changes:
+        raise ValueError(
+            f"no run of {experiment} in {root} differs in resume_changes={list(changes)} alone: name one "
+            "with resume=<its folder>, or leave resume_changes out for a new run"
+        )
+    return _held(run, below=Path(root))
 
 
-def new_run(root: str, experiment: str, config: dict[str, Any]) -> Run:
+def _readable(compared: Callable[[Run], Run], folder: Path) -> Iterator[Run]:
+    """The runs in a folder, the one that was active last first; those with a damaged record are left out."""
+    for run in sorted((Run(path=record.parent) for record in folder.glob(f"*/{RECORD}")), key=_age):
+        with suppress(OSError, ValueError):
+            yield compared(run)
+
+
+def new_run(root: str, experiment: str, config: Mapping[str, Any]) -> Run:
     """A run directory of its own, with its config and record, held for this process."""
     started = datetime.now(UTC)
     path = Path(root) / experiment / f"{started:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
     hold(make_folder(path, below=Path(root)))
-    write(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write(path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started.isoformat()}
-    hashes = {"config_hash": config_hash(config), "result_hash": result_hash(config)}
-    record = owner | {"command": command(), "generator": GENERATOR} | hashes | git_state() | environment()
+    inputs = {"config_hash": config_hash(config), "inputs": contents(config)}
+    record = owner | {"command": command(), "generator": GENERATOR} | inputs | git_state() | environment()
     # last and whole: a folder without its record is no run
     write(path / RECORD, json.dumps(record, indent=2) + "\n")
     return Run(path=path)
@@ -128,7 +221,7 @@ def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
         ValueError: it was begun with another generator of random numbers, so that its end would not be that
             of an uninterrupted run.
     """
-    if run is not None and not run.finished:
+    if run is not None and (run.changed or not run.finished):
         hold(run.path, below=below)
         if run.generator != GENERATOR:
             raise ValueError(

@@ -60,6 +60,7 @@ class Positions(Sampler[list[int]]):
         self.batch_size, self.num_batches = batch_size, num_batches
         self.rank, self.world_size = rank, world_size
         self.start = 0  # positions consumed by all ranks before the first batch
+        self.done = 0  # batches that they were consumed in, perhaps of another size
 
     @property
     def global_batch_size(self) -> int:
@@ -69,13 +70,13 @@ class Positions(Sampler[list[int]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        stop = self.num_batches * self.global_batch_size
+        stop = self.start + (self.num_batches - self.done) * self.global_batch_size
         for first in range(self.start, stop, self.global_batch_size):
             yield list(range(first + self.rank, first + self.global_batch_size, self.world_size))
 
 
 class StreamLoader(DataLoader[Any]):
-    """Loader over a stream whose state is the number of samples consumed.
+    """Loader over a stream whose state is the number of samples consumed, and of batches.
 
     Its length stays that of the whole training, also when it starts in the middle: Lightning counts the
     batches done before a resume towards it.
@@ -94,14 +95,15 @@ class StreamLoader(DataLoader[Any]):
     ) -> None:
         super().__init__(dataset, batch_sampler=positions, **options)
         self.positions, self.patience = positions, patience
-        self._consumed = 0
+        self._consumed = self._batches = 0
 
     def __iter__(self) -> Iterator[Any]:
-        self._consumed = self.positions.start
+        self._consumed, self._batches = self.positions.start, self.positions.done
         batches = super().__iter__()
         try:
             while (batch := self._next(batches)) is not None:
                 self._consumed += self.positions.global_batch_size
+                self._batches += 1
                 yield batch
         except (DataError, RuntimeError, OSError, EOFError) as error:
             raise self._failure(error, _ended(getattr(batches, "_workers", []))) from error
@@ -131,10 +133,12 @@ class StreamLoader(DataLoader[Any]):
         )
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self._consumed}
+        return {"position": self._consumed, "batches": self._batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.positions.start = self._consumed = state["position"]
+        done = state["position"] // self.positions.global_batch_size  # as earlier versions had it
+        self.positions.done = self._batches = state.get("batches", done)
 
 
 def _kill(processes: list[BaseProcess]) -> None:

@@ -66,7 +66,7 @@ def test_the_state_is_the_number_of_samples_consumed_by_all_ranks():
     one = loader(rank=1, world=2)
     iterator = iter(one)
     next(iterator)
-    assert one.state_dict() == {"position": 6}
+    assert one.state_dict() == {"position": 6, "batches": 1}
 
 
 def test_a_loader_keeps_the_length_of_the_whole_training():
