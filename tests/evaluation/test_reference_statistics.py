@@ -121,6 +121,8 @@ def test_features_that_nobody_measures_are_refused(statistics):
         ({"mu": np.array(["a", "b", "c"]), "sigma": SIGMA}, "not all finite numbers"),
         ({"mu": MU, "sigma": SIGMA, "preparation": "{}"}, "tells its origin in another format"),
         ({"mu": MU, "sigma": SIGMA, "preparation": "{}", "format": 9}, "9, this version reads 2"),
+        ({"mu": MU, "sigma": SIGMA, "preparation": "[" * 100_000, "format": 2}, "nested more than 100 deep"),
+        ({"mu": MU, "sigma": SIGMA, "preparation": "3", "format": [2, 2]}, "its origin in another format"),
         ({"mu": MU, "sigma": -SIGMA}, "negative variances"),
         ({"mu": MU, "sigma": np.diag([1.0, 1.0, -0.01])}, "negative variances"),
         ({"mu": MU, "sigma": [[1.0, 2, 0], [2, 1, 0], [0, 0, 1]]}, "negative variances"),  # correlation 2
