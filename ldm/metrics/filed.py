@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import BinaryIO
 from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ldm.files import free_bytes, make_folder
 
 ROWS_AT_ONCE = 1024  # of a table that is written or read: bounds its memory, whatever came as a batch
 AROUND = 2**16  # bytes before and behind what is read that Linux brings into memory with it
@@ -90,7 +92,7 @@ class _Growing:
     """A table in a file without a name, to which rows are added."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.file = _nameless(folder)
+        self.file, self.folder = _nameless(folder)
         self.rows, self.width, self.dtype = 0, 0, torch.float32
 
     def add(self, rows: Float[Tensor, "_ d"]) -> None:
@@ -100,18 +102,18 @@ class _Growing:
         except OSError as error:
             size = self.rows * self.width * rows.element_size() / 1e9
             raise ValueError(
-                f"there is no room for {size:.3g} GB of features ({error.strerror}): name a folder that has "
-                f"more with cache=<folder>, or with TMPDIR in the environment"
+                f"{self.folder} has no room for {size:.3g} GB of features ({error.strerror}; "
+                f"{free_bytes(self.folder):,} bytes are free): name a folder that has more with "
+                "cache=<folder>, or with TMPDIR in the environment"
             ) from error
 
     def whole(self) -> Float[Tensor, "n d"]:
         return mapped(self.file, shape=(self.rows, self.width), dtype=self.dtype)
 
 
-def _nameless(folder: Path | None) -> BinaryIO:
-    """A new file that is gone with its last reader."""
+def _nameless(folder: Path | None) -> tuple[BinaryIO, Path]:
+    """A new file that is gone with its last reader, and the folder on whose disk it is."""
     if folder is not None:
         with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            return TemporaryFile(dir=folder)
-    return TemporaryFile()
+            return TemporaryFile(dir=make_folder(folder)), folder
+    return TemporaryFile(), Path(gettempdir())
