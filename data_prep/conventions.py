@@ -48,7 +48,7 @@ def collect(source: Path, pictures: Mapping[str, Place], captions: str, columns:
         DataError: no captions, several conventions, or files that can't be read.
     """
     if captions and captions not in KINDS:
-        return listed(Path(captions), pictures, columns)
+        return listed(Path(captions), source, pictures, columns)
     files = found_files(source)
     kind = captions or recognise(source, pictures, files)
     paths = [source / name for name in files[kind]]
@@ -116,8 +116,8 @@ def holds_captions(path: Path) -> bool:
     return bool(sample_captions({"json": path.read_bytes()}))
 
 
-def listed(path: Path, pictures: Mapping[str, Place], columns: Columns) -> Collection:
-    """The pairs that a table names.
+def listed(path: Path, source: Path, pictures: Mapping[str, Place], columns: Columns) -> Collection:
+    """The pairs that a table names by paths in the source, or metadata in one of its folders by paths there.
 
     Raises:
         DataError: no such file, of another kind, or without the columns.
@@ -127,7 +127,10 @@ def listed(path: Path, pictures: Mapping[str, Place], columns: Columns) -> Colle
     if path.suffix.lower() not in READERS:
         raise DataError(f"captions={path}: expected a file of kind {', '.join(READERS)}")
     tally = Tally()
-    rows = caption_rows(path, tally, columns=columns)
+    own, whole = path.resolve().parent, source.resolve()
+    inner = path.name in METADATA and own != whole and own.is_relative_to(whole)
+    folder = own.relative_to(whole).as_posix() if inner else ""
+    rows = caption_rows(path, tally, columns=columns, folder=folder)
     return pair(rows, pictures, forms=[f"captions: {path}{form_of(path)}"], tally=tally)
 
 

@@ -99,7 +99,13 @@ def answer_errors(action: Callable[[], None]) -> None:
         if os.environ.get("LDM_TRACEBACK"):
             raise
         cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        refuse(" ".join(f"{error}{cause}".split()))
+        refuse(one_line(f"{error}{cause}"))
+
+
+def one_line(text: str) -> str:
+    """A text with a blank for each line break, and escapes for what can't be printed, such as a tab."""
+    joined = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in joined)
 
 
 def refuse(sentence: str) -> NoReturn:

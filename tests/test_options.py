@@ -93,6 +93,17 @@ def test_what_can_not_be_read_is_refused_in_one_sentence(arguments, sentence):
         read_options(Options, arguments)
 
 
+def test_a_refusal_is_one_line_that_shows_a_path_as_it_is(capsys):
+    def refuse(options: Options) -> None:
+        raise ValueError(f"{options.source} is no folder:\n    name another")
+
+    with pytest.raises(SystemExit) as ended:
+        command_line(refuse, Options, ["source=two  blanks\ta tab\x1b[31m caf\udce9"])
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown == "ldm: two  blanks\\ta tab\\x1b[31m caf\\udce9 is no folder: name another\n"
+
+
 @pytest.mark.parametrize("command", [emoji, flickr30k, folder, latents, verify, webdataset, report, sweeps])
 def test_help_names_every_option_with_its_type_default_and_a_sentence(command, capsys):
     command_line(command.main, command.Options, ["root=x", "--help"])

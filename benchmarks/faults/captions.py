@@ -53,7 +53,7 @@ def run_folder(file: str, content: str, culprit: str, root: Path, _trials: int) 
         num_workers=0,
     )
     pictures = {name: Place.of(source / name) for name in files_under(source, (".jpg",))}
-    return run_preparation(lambda: listed(root / file, pictures, Columns()), options, culprit=culprit)
+    return run_preparation(lambda: listed(root / file, source, pictures, Columns()), options, culprit=culprit)
 
 
 def bar_file() -> str:

@@ -82,6 +82,19 @@ def test_metadata_in_each_split_folder_with_lists_of_texts(source, prepared):
     assert texts(index, "val")["validation_p13"] == [caption(13, 0), caption(13, 1)]
 
 
+def test_two_metadata_files_in_one_folder_are_refused_and_a_path_chooses(source, prepared):
+    write_pictures(source / "deep")
+    write_pictures(source / "other")
+    (source / "deep" / "metadata.csv").write_text("file_name,text\np00.jpg,wrong\n")
+    rows = ({"file_name": name_of(n), "text": caption(n)} for n in NUMBERS)
+    (source / "deep" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"deep/metadata\.csv and another in the same folder: name one with"):
+        prepared()
+    index = prepared(captions=str(source / "deep" / "metadata.jsonl"), max_skip_share=0.6)
+    assert texts(index)["deep_p03"] == [caption(3)]
+    assert not any(key.startswith("other") for key in texts(index))
+
+
 @pytest.mark.parametrize("suffix", [".caption", ".txt"])
 def test_text_files_beside_the_pictures_have_a_caption_a_line(source, prepared, suffix, capsys):
     write_pictures(source)
