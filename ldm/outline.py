@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import get_ident
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
+# torch's hooks are of all threads: one must not be added or removed while another thread calls them
+ONE_AT_A_TIME = RLock()
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def outline(*, most: float = math.inf) -> Iterator[None]:
         if count > most:
             raise ValueError(f"it has more than {most:,} weights")
 
-    with torch.device("meta"), _NothingDrawn():
+    with ONE_AT_A_TIME, torch.device("meta"), _NothingDrawn():
         hook = register_module_parameter_registration_hook(counted)
         try:
             yield

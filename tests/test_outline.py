@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -47,3 +48,19 @@ def test_it_draws_no_random_numbers():
 def test_the_compiler_stays_out():
     done = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+def test_two_threads_may_build_networks_at_once():
+    """torch's hooks are of all threads, and going through them fails where another thread adds one."""
+
+    def build(_):
+        with outline(most=10**6):
+            make()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(pool.map(build, range(60)))
+    finally:
+        sys.setswitchinterval(interval)
