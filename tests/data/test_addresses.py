@@ -38,6 +38,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.server.elsewhere)
+            return self.end_headers()
         data = self.server.files.get(self.path.rpartition("/")[2], b"")
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
@@ -109,6 +113,13 @@ def test_a_transfer_that_breaks_is_a_damaged_shard(server, caplog):
         batches = streamed(f"{server.url}/{{cut,whole}}/a.tar", steps=40, damaged_share=1.0)
     assert len(batches) == 40
     assert f"passed over: shard {server.url}/cut/a.tar is damaged or can't be read" in caplog.text
+
+
+def test_a_redirect_leads_to_no_file_of_this_machine(server, tmp_path):
+    (tmp_path / "private.tar").write_bytes(whole())
+    server.elsewhere = f"file://{tmp_path}/private.tar"
+    with pytest.raises(DataError, match="is damaged or can't be read"):
+        list(read_samples(f"{server.url}/moved/a.tar"))
 
 
 def test_what_a_client_raises_is_an_oserror_with_its_name(monkeypatch):
