@@ -81,10 +81,13 @@ def fit(config: DictConfig) -> None:
     from ldm.callbacks.metrics_log import MetricsLog
     from ldm.callbacks.new_options import NewOptions
     from ldm.callbacks.progress import ProgressBar
+    from ldm.checkpoints.initial import follow_init
     from ldm.distributed import is_first
     from ldm.room import check_needs, needs_of_cache
     from ldm.start import batch_line, caption_lines, check_start, plugins, validation_options
 
+    for line in follow_init(config, overrides()):
+        tell(line)
     run, identity = find(config)
     if run is not None and run.finished and not run.changed:
         return tell(
