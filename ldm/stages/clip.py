@@ -15,7 +15,7 @@ from ldm.data.batch import PictureBatch
 from ldm.distributed import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss
-from ldm.stages.optim import Decay, OptimizerFactory, configure
+from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
 from ldm.tokenizers import Tokenizer
 
 Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
@@ -58,6 +58,7 @@ class ContrastiveStage(LightningModule):
         self.tokenizer = tokenizer
         self.optimizer, self.decay = optimizer, decay
         self.augment, self.seed = augment, seed
+        self._step_mean = StepMean()
         self.retrieval = Retrieval()
         self.retrieval.sync_on_compute = False  # every rank validates on all pictures
 
@@ -78,7 +79,7 @@ class ContrastiveStage(LightningModule):
         )
         keys = self._from_all_ranks(batch["index"])
         loss = contrastive_loss(images, texts, output.scale, keys=keys)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", self._step_mean(loss, self, batch_idx), prog_bar=True)
         self.log("train/logit_scale", output.scale)
         return loss
 

@@ -20,7 +20,7 @@ from ldm.diffusion.samplers import Sampling
 from ldm.distributed import is_first, whole_state
 from ldm.pipeline import TextToImage
 from ldm.sharding import Sharded
-from ldm.stages.optim import Decay, OptimizerFactory, configure
+from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
 
 
 class LatentDiffusion(LightningModule):
@@ -72,6 +72,7 @@ class LatentDiffusion(LightningModule):
         self.optimizer, self.decay = optimizer, decay
         self.caption_drop, self.time_bins, self.seed = caption_drop, time_bins, seed
         self._null: Tensor | None = None
+        self._step_mean = StepMean()
 
     def configure_model(self) -> None:
         """Deals the network out over the ranks if the trainer says so."""
@@ -88,7 +89,7 @@ class LatentDiffusion(LightningModule):
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        self.log("train/loss", loss)
+        self.log("train/loss", self._step_mean(loss, self, batch_idx))
         return loss
 
     def loss(self, batch: LatentBatch) -> Tensor:

@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -32,6 +34,20 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in trained if p.ndim >= 2]},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+class StepMean:
+    """Mean of a scalar over the batches of an optimizer step so far: of all of them at the last one."""
+
+    def __init__(self) -> None:
+        self._values: list[Tensor] = []
+
+    def __call__(self, value: Tensor, stage: LightningModule, batch_idx: int) -> Tensor:
+        trainer = stage._trainer  # null where a step is taken by hand
+        if trainer is None or batch_idx % trainer.accumulate_grad_batches == 0:
+            self._values = []
+        self._values.append(value.detach())
+        return torch.stack(self._values).mean()
 
 
 def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> tuple[Optimizer, LambdaLR]:

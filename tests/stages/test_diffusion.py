@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader
 from ldm.callbacks.ema import EMA
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
+from ldm.data.datamodule import PictureData
+from ldm.data.latents import LatentData
 from ldm.stages.diffusion import check_codec
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -142,3 +144,18 @@ def test_a_network_for_another_codec_is_refused(codec, change, sentence):
         setattr(net, name, value)
     with pytest.raises(ValueError, match=sentence):
         check_codec(net, codec)
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_accumulated_batches(
+    copy_emoji, diffusion_stage, make_trainer
+):
+    def logged(batch_size: int, accumulated: int) -> float:
+        pictures = PictureData(root=str(root), size=16, batch_size=batch_size, seed=3)
+        trainer = make_trainer(
+            1, precision="32-true", accumulate_grad_batches=accumulated, log_every_n_steps=1
+        )
+        trainer.fit(diffusion_stage(), datamodule=LatentData(pictures=pictures))
+        return float(trainer.callback_metrics["train/loss"])
+
+    root = copy_emoji()
+    assert logged(4, 2) == pytest.approx(logged(8, 1), rel=1e-5)  # the same eight samples
