@@ -32,7 +32,7 @@ import torch
 
 from benchmarks.drawn_pictures import BATCH, draw, read, write_inception
 from benchmarks.metric_peers import PEERS, Numbers, Task, bare_network
-from ldm.evaluation.observing import parts_of
+from ldm.evaluation.feature_pass import parts_of
 from ldm.evaluation.scoring import score
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.filed import filed

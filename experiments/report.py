@@ -1,7 +1,7 @@
 """The index of what was learned: `python -m experiments.report` writes experiments/README.md and its figures.
 
-The folder holds <name>/results.json, perhaps with <name>/curves, sweep/<name>/README.md, and published.yaml.
-Measured rows and the literature's stand apart, and a table holds rows of one protocol only.
+The folder holds <name>/results.json, perhaps with <name>/curves, and sweep/<name>/README.md. Measured rows
+and the literature's stand apart, and a table holds rows of one protocol only.
 """
 
 import sys
@@ -53,7 +53,7 @@ def main(options: Options) -> None:
         ValueError: a file of results or of published rows that is wrong.
     """
     folder = Path(options.folder)
-    published, protocols = read_published(folder / "published.yaml"), read_protocols(folder)
+    published, protocols = read_published(), read_protocols(folder)
     figures = folder / "figures"
     tables, sections = [literature_table(published)], [TITLE, "## Measured here", READING]
     pictures: set[Path | None] = {draw_literature(published, figures / "literature.png")}

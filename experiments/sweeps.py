@@ -12,9 +12,8 @@ from typing import Any
 
 from experiments.sweep_figure import draw_sweep, is_number
 from experiments.tables import Table
-from hydra_plugins.ldm_sweeps.points import Point, read_points
-from ldm.evaluation.curves import read_curves
-from ldm.evaluation.results import read_results, values
+from hydra_plugins.ldm_sweeps.points import Point, newest, numbers, read_points
+from ldm.evaluation.results import read_results
 from ldm.evaluation.tables import csv_text
 from ldm.files import write
 from ldm.options import command_line, option
@@ -85,23 +84,6 @@ def outcome(point: Point) -> Outcome:
         commit="unknown" if commit is None else commit[:10],
         ruler=ruler,
     )
-
-
-def numbers(point: Point) -> dict[str, float]:
-    """Numbers that a point has come to so far, by name."""
-    if point.results.is_file():
-        return values(read_results(point.results))
-    return {
-        name: curve[-1][1]
-        for log in newest(point, "metrics.jsonl")
-        for name, curve in read_curves(log).items()
-        if name.startswith("val/")
-    }
-
-
-def newest(point: Point, name: str) -> list[Path]:
-    """The file of that name in the newest run of a point, if there is one."""
-    return sorted(point.folder.glob(f"*/*/{name}"))[-1:]
 
 
 def chosen(outcomes: Sequence[Outcome], asked: Sequence[str]) -> list[str]:

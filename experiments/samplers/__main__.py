@@ -20,7 +20,7 @@ from ldm.checkpoints.pipeline import open_pipeline
 from ldm.config import CONF, answer_errors, build
 from ldm.diffusion import Schedule
 from ldm.diffusion.samplers import Sampling
-from ldm.evaluation.observing import OWN_CLIP
+from ldm.evaluation.feature_pass import OWN_CLIP
 from ldm.evaluation.subject import own_judges
 from ldm.files import write
 from ldm.metrics.clip_score import pair_cosines

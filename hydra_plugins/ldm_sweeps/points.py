@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from ldm.checkpoints.log_lines import read_curves
 from ldm.files import write
 
 RECORD = "point.json"
@@ -165,3 +166,22 @@ def read_point(path: Path) -> Point:
         return Point(folder=path.parent, swept=record["swept"], command=record["command"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a point's record ({error!r}): start the sweep again") from error
+
+
+def numbers(point: Point) -> dict[str, float]:
+    """Numbers of a point by name: an evaluation's results, or what a training logged last."""
+    if point.results.is_file():
+        from ldm.evaluation.results import read_results, values  # imports torch, and Hydra imports this file
+
+        return values(read_results(point.results))
+    return {
+        name: curve[-1][1]
+        for log in newest(point, "metrics.jsonl")
+        for name, curve in read_curves(log).items()
+        if name.startswith("val/")
+    }
+
+
+def newest(point: Point, name: str) -> list[Path]:
+    """The file of that name in the newest run of a point, if there is one."""
+    return sorted(point.folder.glob(f"*/*/{name}"))[-1:]

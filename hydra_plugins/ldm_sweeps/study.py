@@ -16,7 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.ldm_sweeps.points import label_of, parsed, read_points, written
+from hydra_plugins.ldm_sweeps.points import label_of, numbers, parsed, read_points, written
 from ldm.files import append
 from ldm.seeds import key_of
 
@@ -105,8 +105,6 @@ class OptunaSweeper(Sweeper):
     def run(self, study: "Study", trials: Sequence["Trial"], fixed: list[str], folder: Path) -> bool:
         """Runs a batch and tells the study what it reached; whether any of it succeeded."""
         from optuna.trial import TrialState
-
-        from experiments.sweeps import numbers
 
         assert self.launcher is not None
         batch = {  # by label: of trials that are alike one is run

@@ -11,20 +11,19 @@ from torch import nn
 
 from ldm.evaluation.captions import CaptionSet
 from ldm.evaluation.feature_cache import FeatureCache
+from ldm.evaluation.feature_pass import Observers, observe, parts_of
 from ldm.evaluation.few import few_results
-from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.generation import drawn_by, requests_for
-from ldm.evaluation.observing import Observers, observe, parts_of
 from ldm.evaluation.pictures import Split
-from ldm.evaluation.published import read_published, reference_lines
+from ldm.evaluation.published import PUBLISHED, read_published, reference_lines
 from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.scoring import score
 from ldm.evaluation.training_pictures import name_training_pictures
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
 
 TIMEOUT = 60.0  # seconds that a process waits for the others
-PUBLISHED = Path(__file__).resolve().parents[2] / "experiments" / "published.yaml"  # in a wheel, too
 LABEL = "_few"  # ends the name of a number that is of too few pictures to be set beside others'
 
 
@@ -83,8 +82,7 @@ class GenerationMetrics(Callback):
         few_results(self.captions, metrics, drawn=captions * samples, real=None)  # told before the training
         self.batch_size, self.every = batch_size, every
         self.cache = cache
-        rows = PUBLISHED if published is None else Path(published)
-        self.published = read_published(rows) if published or rows.is_file() else []
+        self.published = read_published(PUBLISHED if published is None else Path(published))
         self.ranks = Ranks()
         self.gallery: Gallery | None = None
         self._last = -every  # step of the latest measurement

@@ -5,7 +5,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ldm.evaluation.results import peak_memory_mb
+from ldm.checkpoints.provenance import peak_memory_mb
 
 
 class Pace(Callback):

@@ -10,7 +10,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
 from ldm.callbacks.facts import facts_of
-from ldm.evaluation.curves import LITERATURE, Curves, beside, read_curves, save_curves
+from ldm.checkpoints.log_lines import read_curves
+from ldm.evaluation.figures import LITERATURE, Curves, literature_beside, save_curves
 from ldm.evaluation.tables import markdown_table
 from ldm.files import write
 
@@ -93,7 +94,7 @@ def _literature(curves: Curves) -> list[str]:
     """Tables of the numbers that others printed for what was measured here."""
     sections = []
     for name in sorted(curves):
-        if lines := beside(curves, name):
+        if lines := literature_beside(curves, name):
             ours = [["**this run, last**", f"{curves[name][-1][1]:.4g}"]]
             rows = ours + [[system, f"{number:.4g}"] for system, number in lines.items()]
             sections.append(

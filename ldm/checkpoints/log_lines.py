@@ -24,6 +24,15 @@ def read_lines(path: Path) -> tuple[list[Line], int]:
     return whole, len(lines) - len(whole)
 
 
+def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Curves of a log by name, each a list of (step, value); damaged lines are left out."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in read_lines(path)[0]:
+        for name, value in line.values.items():
+            curves.setdefault(name, []).append((line.step, value))
+    return curves
+
+
 def _line(raw: bytes) -> Line | None:
     """One line, or None if it is something else than a step and numbers."""
     try:

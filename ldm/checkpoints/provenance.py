@@ -1,8 +1,9 @@
-"""Where a number or a file comes from: commit, command, versions, hashes."""
+"""Where a number or a file comes from: commit, command, versions, hashes, and the memory that it took."""
 
 import hashlib
 import json
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -52,6 +53,17 @@ def config_hash(config: Mapping[str, Any]) -> str:
 def origin(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a bundle tells of its training: experiment, config hash, commit."""
     return {"experiment": config["name"], "config_hash": config_hash(config), **git_state()}
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Largest memory that this process has held so far, in MB: of the host and, where used, of the GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB here
+    peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)}
+    import torch  # seconds that the other functions here do without
+
+    if torch.cuda.is_available():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return peak
 
 
 def _git(*arguments: str) -> str | None:

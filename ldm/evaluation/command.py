@@ -12,8 +12,8 @@ import torch
 
 from ldm.checkpoints.provenance import config_hash
 from ldm.checkpoints.snapshot import bundle_of_length
-from ldm.evaluation.gallery import Gallery
-from ldm.evaluation.observing import Observers
+from ldm.evaluation.feature_pass import Observers
+from ldm.evaluation.figures import draw_sweep
 from ldm.evaluation.opening import (
     held_out,
     open_evaluator,
@@ -25,14 +25,14 @@ from ldm.evaluation.opening import (
 from ldm.evaluation.prompts import write_prompts
 from ldm.evaluation.protocol import caption_sets
 from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Statistics
 from ldm.evaluation.report import write_report
+from ldm.evaluation.result_types import Row, SetResult
 from ldm.evaluation.results import results, write_results
 from ldm.evaluation.round_trip import reconstruct
-from ldm.evaluation.rows import Row, SetResult
 from ldm.evaluation.subject import Subject
 from ldm.evaluation.sweep import Point, lines_of, points, write_table
-from ldm.evaluation.sweep_curves import draw_sweep
 from ldm.evaluation.tables import sweep_report
 from ldm.files import new_folder, write
 from ldm.metrics.features import FeatureExtractor

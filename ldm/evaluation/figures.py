@@ -1,19 +1,34 @@
-"""Pictures of a report: what was generated beside the real ones."""
+"""Figures of a report: generated pictures beside real ones, curves of a training, curves of a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ldm.checkpoints.pictures import encode_png, to_picture
-from ldm.evaluation.rows import Pair, Shown
+from ldm.checkpoints.pictures import encode_png, save_figure, to_picture
+from ldm.evaluation.result_types import Pair, Shown
+from ldm.evaluation.sweep import AXES
 from ldm.files import write
 
 MAX_BYTES = 400_000  # of one figure: reports are committed
 MARGIN, TEXT_HEIGHT, TEXT_SIZE = 6, 16, 11
 INK, PAPER = (30, 30, 30), (255, 255, 255)
+LITERATURE = "literature/"  # what others printed, as `literature/<result>/<system>`
+DISTANCES = ("fid", "fd_")  # beginnings of results' names
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]  # name -> (step, value), ...
+
+
+class Place(NamedTuple):
+    """A point of a curve, labelled with its value on the axis that the curve follows."""
+
+    x: float
+    y: float
+    label: str
 
 
 def picture_grid(
@@ -107,3 +122,136 @@ def save_png(image: Image.Image, path: Path, *, max_bytes: int = MAX_BYTES) -> P
         )
         data = encode_png(image.quantize(256), optimize=True)
     return write(path, data)
+
+
+def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
+    """One panel a name, smoothed by a running mean where there are many points.
+
+    Numbers of the literature are straight lines in the panel of `val/<result>`.
+
+    Raises:
+        ValueError: there is no curve.
+    """
+    from matplotlib.figure import Figure  # half a second that only figures need
+
+    names = sorted(name for name in curves if not name.startswith(LITERATURE))
+    if not names:
+        raise ValueError("there are no curves to draw: metrics.jsonl is empty")
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for panel, name in zip(axes.flat, names, strict=False):
+        steps, values = zip(*curves[name], strict=True)
+        many = len(steps) > 100
+        panel.plot(
+            steps, values, linewidth=0.6 if many else 1.4, alpha=0.35 if many else 1.0, color="tab:blue"
+        )
+        if many:
+            panel.plot(steps, running_mean(values, window=len(values) // 25), color="tab:blue")
+        for system, number in literature_beside(curves, name).items():
+            panel.axhline(number, linestyle=":", linewidth=0.8, color="tab:gray")
+            panel.annotate(system, (steps[0], number), fontsize=6, color="tab:gray", va="bottom")
+        panel.set_title(name, fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
+    for panel in axes.flat[len(names) :]:
+        panel.set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    return save_figure(figure, path, dpi=90)
+
+
+def literature_beside(curves: Curves, name: str) -> dict[str, float]:
+    """The numbers of the literature for a curve named `val/<result>`, by system."""
+    head = f"{LITERATURE}{name.removeprefix('val/')}/"
+    found = {each.removeprefix(head): curves[each] for each in curves if each.startswith(head)}
+    return {system: points[-1][1] for system, points in found.items()}
+
+
+def running_mean(values: Sequence[float], *, window: int) -> list[float]:
+    """Mean of the last `window` values at each place."""
+    sums = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
+
+
+def draw_sweep(lines: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, str]:
+    """Distance against CLIP score, evaluations and length of the average, for each set.
+
+    A curve follows the scale, the steps or the length; the other axes name it.
+
+    Returns the names of the PNG files by title; each has an SVG beside it. A figure is left out where the
+    sweep doesn't hold what it needs.
+    """
+    files = {}
+    for set_name in dict.fromkeys(line["set"] for line in lines):
+        mine = [line for line in lines if line["set"] == set_name]
+        distance = _first(mine, lambda name: name.startswith(DISTANCES))
+        score = _first(mine, lambda name: "clip" in name and name.endswith("_score"))
+        for x, along in ((score, "scale"), ("nfe", "steps"), ("ema_length", "ema_length")):
+            if distance is not None and x is not None:
+                found = curves_of(mine, x=x, y=distance, along=along)
+                if any(len(places) > 1 for places in found.values()):
+                    title = f"{set_name}: {distance} against {x}"
+                    name = f"{set_name}_{distance}_{x}"
+                    files[title] = save_curves_of(found, folder / name, title=title, x=x, y=distance)
+    return files
+
+
+def curves_of(lines: Sequence[Mapping[str, Any]], *, x: str, y: str, along: str) -> dict[str, list[Place]]:
+    """Curves of one set by name, each in the order of what it follows.
+
+    Args:
+        lines: of the sweep's table, of one set.
+        x, y: metrics; for x also "nfe" and "ema_length".
+        along: the axis that each curve follows; the others name it.
+    """
+    values: dict[tuple[Any, ...], dict[str, float]] = {}
+    for line in lines:
+        point = values.setdefault(tuple(line[axis] for axis in AXES), {})
+        point[line["metric"]] = line["value"]
+        point |= {name: line[name] for name in ("nfe", "ema_length") if line[name] is not None}
+    found: dict[str, list[Place]] = {}
+    number = AXES.index(along)
+    for key in sorted(values, key=lambda key: (key[number] is not None, key[number])):
+        numbers, point = values[key], dict(zip(AXES, key, strict=True))
+        if x in numbers and y in numbers:
+            label = "" if point[along] is None else f"{point[along]:g}"
+            found.setdefault(_name(point, along), []).append(Place(numbers[x], numbers[y], label))
+    return found
+
+
+def save_curves_of(curves: Mapping[str, Sequence[Place]], stem: Path, *, title: str, x: str, y: str) -> str:
+    """Writes `<stem>.png` and `<stem>.svg`; returns the first one's name."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    panel = figure.subplots()
+    for name, places in curves.items():
+        panel.plot([place.x for place in places], [place.y for place in places], marker="o", label=name)
+        for place in places:
+            panel.annotate(
+                place.label, (place.x, place.y), textcoords="offset points", xytext=(4, 4), fontsize=7
+            )
+    panel.set(title=title, xlabel=x, ylabel=f"{y}, lower is better")
+    panel.grid(alpha=0.3)
+    if any(curves):
+        panel.legend(fontsize=7)
+    for ending in ("png", "svg"):
+        save_figure(figure, stem.with_name(f"{stem.name}.{ending}"), dpi=110)
+    return f"{stem.name}.png"
+
+
+def _first(lines: Sequence[Mapping[str, Any]], fits: Any) -> str | None:
+    return next((line["metric"] for line in lines if fits(line["metric"])), None)
+
+
+def _name(point: Mapping[str, Any], along: str) -> str:
+    """What the other axes have, as `ddim, scale 2`."""
+    parts = (
+        str(value) if axis in ("bundle", "sampler") else f"{axis} {value:g}"
+        for axis, value in point.items()
+        if axis != along and value is not None
+    )
+    return ", ".join(parts)

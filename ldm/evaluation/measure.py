@@ -10,14 +10,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet
+from ldm.evaluation.feature_pass import Observers, Seen, batched, observe, parts_of
 from ldm.evaluation.few import few_results
-from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.generation import Draw, Request, requests_for
-from ldm.evaluation.observing import Observers, Seen, batched, observe, parts_of
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Statistics
-from ldm.evaluation.rows import Row, SetResult
+from ldm.evaluation.result_types import Row, SetResult
 from ldm.evaluation.scoring import score, spread
 from ldm.evaluation.showing import closest_pairs, first_captions
 from ldm.metrics.filed import filed

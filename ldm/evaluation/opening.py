@@ -12,12 +12,12 @@ from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
 from ldm.data.pictures import PictureDataset
 from ldm.evaluation.captions import Caption, CaptionSet, identified
 from ldm.evaluation.feature_cache import FeatureCache
-from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.feature_pass import Observers, readers
 from ldm.evaluation.measure import Evaluator
-from ldm.evaluation.observing import Observers, readers
 from ldm.evaluation.pictures import RESIZE, PictureFolder, Pictures, Split
 from ldm.evaluation.protocol import Protocol, caption_sets, describe, describe_measures
 from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
 from ldm.evaluation.training_pictures import name_training_pictures

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ldm.evaluation.captions import CaptionSet
-from ldm.evaluation.gallery import Gallery
 from ldm.evaluation.generation import requests_for
+from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.tables import csv_text
 from ldm.files import write
 

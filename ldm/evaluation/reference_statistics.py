@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.reference_set import Gallery
 from ldm.files import writing
 from ldm.foreign import parse_json, read_arrays
 from ldm.metrics.features import FeatureIdentity

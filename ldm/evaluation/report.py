@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluation.curves import read_curves, save_curves
-from ldm.evaluation.figures import beside, comparison, pair_sheet, save_png
+from ldm.checkpoints.log_lines import read_curves
+from ldm.evaluation.figures import beside, comparison, pair_sheet, save_curves, save_png
+from ldm.evaluation.result_types import SetResult
 from ldm.evaluation.results import FILE_NAME, write_results
-from ldm.evaluation.rows import SetResult
 from ldm.evaluation.tables import memorisation_sentence, report
 from ldm.files import write
 

@@ -1,8 +1,6 @@
 """Numbers with their provenance, written whole or not at all."""
 
 import json
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoints.provenance import command, environment, git_state
+from ldm.checkpoints.provenance import command, environment, git_state, peak_memory_mb
 from ldm.evaluation.protocol import Protocol
-from ldm.evaluation.rows import Closest, Row, SetResult
+from ldm.evaluation.result_types import Closest, Row, SetResult
 from ldm.evaluation.subject import Subject
 from ldm.fields import Fields
 from ldm.files import write
@@ -42,9 +40,7 @@ def results(
             "hash": protocol.hash,
             "ruler": protocol.ruler,
         },
-        "bundle": {
-            name: getattr(subject, name) for name in ("kind", "path", "sha256", "weak", "params", "origin")
-        },
+        "bundle": {name: getattr(subject, name) for name in SUBJECT},
         "rows": [asdict(replace(row, protocol=protocol.hash)) for row in rows],
         "sets": {each.name: _set(each) for each in sets},
         "provenance": {
@@ -93,15 +89,6 @@ def read_results(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{error}: evaluate again") from error
     return document
-
-
-def peak_memory_mb() -> dict[str, float]:
-    """Largest memory that this process has held so far, in MB: of the host and, where used, of the GPU."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB here
-    peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)}
-    if torch.cuda.is_available():
-        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    return peak
 
 
 def _set(result: SetResult) -> dict[str, Any]:

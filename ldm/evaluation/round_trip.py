@@ -8,9 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.codec import Codec
-from ldm.evaluation.gallery import BATCH
 from ldm.evaluation.pictures import Pictures
-from ldm.evaluation.rows import Row
+from ldm.evaluation.reference_set import BATCH
+from ldm.evaluation.result_types import Row
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import ENOUGH
 from ldm.metrics.perceptual import NamedDistance

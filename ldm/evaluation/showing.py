@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.captions import ELSEWHERE
-from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.feature_pass import Seen, batched
 from ldm.evaluation.generation import Draw, Request
-from ldm.evaluation.observing import Seen, batched
-from ldm.evaluation.rows import Closest, Pair, Shown
+from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.result_types import Closest, Pair, Shown
 from ldm.metrics.memorisation import Memorisation, find_copies
 from ldm.metrics.nearest import nearest
 from ldm.metrics.picture_metric import PictureMetric

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import identified
-from ldm.evaluation.gallery import BATCH
+from ldm.evaluation.feature_pass import OWN_CLIP, Observers, OwnClip, text_reader
 from ldm.evaluation.generation import Draw, Request, drawn_by
-from ldm.evaluation.observing import OWN_CLIP, Observers, OwnClip, text_reader
 from ldm.evaluation.pictures import Pictures, fit
 from ldm.evaluation.protocol import describe
+from ldm.evaluation.reference_set import BATCH
 from ldm.evaluation.round_trip import round_trip
 from ldm.pipeline import TextToImage
 from ldm.tokenizers import Tokenizer

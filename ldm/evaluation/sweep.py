@@ -9,7 +9,7 @@ from ldm.evaluation.tables import csv_text
 from ldm.files import write
 
 if TYPE_CHECKING:  # the command checks a sweep before it loads torch
-    from ldm.evaluation.rows import Row
+    from ldm.evaluation.result_types import Row
 
 LISTS = {  # list -> axis
     "bundles": "bundle",

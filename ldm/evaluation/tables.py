@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ldm.evaluation.rows import Closest
+from ldm.evaluation.result_types import Closest
 
 READING = {
     "fid": "Frechet inception distance, lower is better; few pictures add a bias: see the floor",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.reference_set import Gallery
 from ldm.metrics.memorisation import Memorisation
 from ldm.metrics.picture_metric import PictureMetric
 

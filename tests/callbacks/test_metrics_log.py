@@ -10,8 +10,8 @@ from pytorch_lightning import Callback
 from benchmarks.chaos.resumes import EndedError, InValidation
 from ldm.callbacks.metrics_log import MetricsLog
 from ldm.callbacks.saving import SaveStates, StoppedBySignal
+from ldm.checkpoints.log_lines import read_curves
 from ldm.checkpoints.store import newest_state
-from ldm.evaluation.curves import read_curves
 
 
 def lines(log: MetricsLog) -> list[dict]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ldm.callbacks.metrics_log import MetricsLog
 from ldm.callbacks.run_report import RunReport, write_run_report
-from ldm.evaluation.curves import beside
+from ldm.evaluation.figures import literature_beside
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_numbers_of_the_literature_are_lines_and_a_table(run):
     assert "| **this run, last** | 88 |\n| A | 10 |\n| B | 27.5 |" in page
     assert "| literature" not in page
     curves = {"val/fid": [(9, 99.0)], **{name: [(9, value)] for name, value in printed.items()}}
-    assert beside(curves, "val/fid") == {"A": 10.0, "B": 27.5}
-    assert beside(curves, "val/fd_pixels") == {}
+    assert literature_beside(curves, "val/fid") == {"A": 10.0, "B": 27.5}
+    assert literature_beside(curves, "val/fd_pixels") == {}
 
 
 def test_a_page_that_can_not_be_written_warns(diffusion_stage, latents, make_trainer, tmp_path):

@@ -11,9 +11,7 @@ from data_prep.sheets import Specimen, draw_histograms, draw_sheet
 from ldm.checkpoints.pictures import save_picture, save_sheet
 from ldm.data.picture_files import find_pictures, is_hidden
 from ldm.drawing.jobs import pictures_at
-from ldm.evaluation.curves import save_curves
-from ldm.evaluation.figures import save_png
-from ldm.evaluation.sweep_curves import Place, save_curves_of
+from ldm.evaluation.figures import Place, save_curves, save_curves_of, save_png
 from tests.data.test_decode import encoded, scene
 
 

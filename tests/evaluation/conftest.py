@@ -10,11 +10,11 @@ from ldm.data.index import ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import Sample, write_shards
 from ldm.evaluation.captions import CaptionSet, digest
-from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.feature_pass import Observers
 from ldm.evaluation.measure import Evaluator
-from ldm.evaluation.observing import Observers
 from ldm.evaluation.pictures import Split
 from ldm.evaluation.protocol import Protocol
+from ldm.evaluation.reference_set import Gallery
 from ldm.metrics.clip_score import ClipScore
 from ldm.metrics.diversity import CaptionDiversity
 from ldm.metrics.features import FeatureIdentity

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ldm.evaluation.feature_cache import CHECKSUM, FeatureCache, identity_of
-from ldm.evaluation.gallery import Gallery
-from ldm.evaluation.observing import Observers
+from ldm.evaluation.feature_pass import Observers
+from ldm.evaluation.reference_set import Gallery
 
 
 class Counting:

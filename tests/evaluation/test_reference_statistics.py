@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.evaluation.captions import ELSEWHERE
-from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.tables import measured_cells
 from ldm.metrics.frechet import FrechetDistance, Moments

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ldm.evaluation.report import write_report
+from ldm.evaluation.result_types import Row
 from ldm.evaluation.results import read_results, results, values, write_results
-from ldm.evaluation.rows import Row
 from ldm.evaluation.subject import Subject
 
 

@@ -5,9 +5,9 @@ import csv
 import pytest
 from PIL import Image
 
-from ldm.evaluation.rows import Row
+from ldm.evaluation.figures import curves_of, draw_sweep
+from ldm.evaluation.result_types import Row
 from ldm.evaluation.sweep import lines_of, points, write_table
-from ldm.evaluation.sweep_curves import curves_of, draw_sweep
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from ldm.evaluation.rows import Row
+from ldm.evaluation.result_types import Row
 from ldm.evaluation.sweep import AXES, lines_of, points
 from ldm.evaluation.tables import COLUMNS, READING, numbers_table
 

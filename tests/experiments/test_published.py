@@ -1,11 +1,9 @@
 import pytest
 import yaml
 
-from experiments.report import FOLDER
 from ldm.evaluation.published import COCO, METRICS, Printed, PublishedRow, read_published, reference_lines
 from ldm.metrics.names import LITERATURE
 
-PATH = FOLDER / "published.yaml"
 ENTRY = {
     "system": "Tiny",
     "values": {"fid": 12.5, "is_mean": [20.0, 0.3]},
@@ -27,7 +25,7 @@ ENTRY = {
 
 @pytest.fixture(scope="module")
 def rows():
-    return read_published(PATH)
+    return read_published()
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ def document():
 @pytest.fixture
 def folder(tmp_path, document):
     """Two runs under one protocol and a third under another, with the literature."""
-    shutil.copy(FOLDER / "published.yaml", tmp_path)
     for name, digest in (("first", "a" * 64), ("second", "a" * 64), ("other", "b" * 64)):
         run = copy.deepcopy(document)
         run["protocol"] |= {"name": "tiny", "hash": digest}
@@ -57,7 +56,7 @@ def test_the_literature_stands_apart_under_two_sentences(folder):
     assert APART.endswith(".")
     assert text.index("## Measured here") < text.index("## Literature") < text.index(APART)
     literature = table_under(text, APART)
-    published = read_published(folder / "published.yaml")
+    published = read_published()
     assert [line.split(" | ")[0].removeprefix("| ") for line in literature[2:]] == [
         row.system for row in published
     ]
@@ -195,7 +194,7 @@ def test_wandb_gets_the_cells_of_the_index(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    table = literature_table(read_published(FOLDER / "published.yaml"))
+    table = literature_table(read_published())
     logger = wandb_logger(project="ldm", name="experiments", folder=str(tmp_path))
     assert log_table([logger], name=table.name, header=table.header, rows=table.rows) == 1
     logger.end()

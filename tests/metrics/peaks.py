@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from ldm.evaluation.feature_cache import FeatureCache
-from ldm.evaluation.gallery import Gallery
+from ldm.evaluation.feature_pass import Observers, observe, parts_of
 from ldm.evaluation.generation import Request
-from ldm.evaluation.observing import Observers, observe, parts_of
+from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.scoring import score
 from ldm.metrics.clip_score import ClipScore
 from ldm.metrics.cmmd import Cmmd

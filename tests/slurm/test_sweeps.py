@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments.sweep_figure import axis_of
-from experiments.sweeps import Options, main, numbers
-from hydra_plugins.ldm_sweeps.points import Point, label_of
+from experiments.sweeps import Options, main
+from hydra_plugins.ldm_sweeps.points import Point, label_of, numbers
 from hydra_plugins.ldm_sweeps.study import distribution, num_complete, open_study, parsed
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, read_captions
 from ldm.evaluation.feature_cache import FeatureCache, identity_of
-from ldm.evaluation.observing import Features, Observers, batched, parts_of
+from ldm.evaluation.feature_pass import Features, Observers, batched, parts_of
 from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.ranks import Ranks
 from ldm.metrics.filed import ROWS_AT_ONCE, filed, read
