@@ -24,7 +24,7 @@ from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_
 from ldm.models.perceptual import PerceptualDistance
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.stages.latent_statistics import LatentStatistics, measure_latents, sampled
-from ldm.stages.optim import Decay, OptimizerFactory, configure, parameter_groups
+from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure, parameter_groups
 
 STATISTICS_BATCH = 16  # pictures encoded at once for the statistics of the latents
 Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
@@ -92,6 +92,7 @@ class AutoencoderStage(LightningModule):
         self.discriminator = discriminator
         self.discriminator_weight, self.discriminator_start = discriminator_weight, discriminator_start
         self.automatic_optimization = discriminator is None
+        self._step_mean = StepMean()
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = configure(self.net, self.optimizer, self.decay)
@@ -114,7 +115,8 @@ class AutoencoderStage(LightningModule):
         noise = keyed.normal(shape, **key, device=posterior.mean.device).to(posterior.mean)
         decoded = self.net.decode(posterior.sample(noise))
         terms = self.terms(images, decoded, posterior)
-        self.log_dict({f"train/{name}": value for name, value in terms._asdict().items()}, prog_bar=False)
+        means = Terms(*self._step_mean(torch.stack(terms), self, batch_idx))
+        self.log_dict({f"train/{name}": value for name, value in means._asdict().items()}, prog_bar=False)
         if self.automatic_optimization:
             return terms.total
         self._alternate(images, decoded, terms)

@@ -37,7 +37,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 class StepMean:
-    """Mean of a scalar over the batches of an optimizer step so far: of all of them at the last one."""
+    """Mean of losses over the batches of an optimizer step so far: of all of them at the last one."""
 
     def __init__(self) -> None:
         self._values: list[Tensor] = []
@@ -47,7 +47,7 @@ class StepMean:
         if trainer is None or batch_idx % trainer.accumulate_grad_batches == 0:
             self._values = []
         self._values.append(value.detach())
-        return torch.stack(self._values).mean()
+        return torch.stack(self._values).mean(dim=0)
 
 
 def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> tuple[Optimizer, LambdaLR]:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.codec import to_float, to_uint8
+from ldm.data.datamodule import PictureData
 from ldm.metrics.reconstruction import psnr
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.perceptual import PerceptualDistance
@@ -62,6 +63,21 @@ def test_the_loss_is_the_sum_of_its_terms(make_stage, perceptual, batch):
     assert_close(terms.total, terms.pixel + 0.3 * terms.kl + 0.7 * terms.perceptual)
     terms.perceptual.backward()
     assert stage.net.decoder.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_the_losses_of_a_step_are_the_means_over_its_accumulated_batches(
+    make_stage, copy_emoji, make_trainer
+):
+    def logged(batch_size: int, accumulated: int) -> dict[str, float]:
+        pictures = PictureData(root=str(root), size=16, batch_size=batch_size, seed=3)
+        trainer = make_trainer(
+            1, precision="32-true", accumulate_grad_batches=accumulated, log_every_n_steps=1
+        )
+        trainer.fit(make_stage(), datamodule=pictures)
+        return {name: float(trainer.callback_metrics[f"train/{name}"]) for name in ("total", "pixel", "kl")}
+
+    root = copy_emoji()
+    assert logged(4, 2) == pytest.approx(logged(8, 1), rel=1e-5)  # the same eight samples
 
 
 def test_frozen_features_are_in_no_state_and_get_no_gradient(make_stage, perceptual, batch):
