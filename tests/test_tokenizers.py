@@ -220,6 +220,7 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path, damage):
         gzip.compress(b"a\n" * 9),
         b"\x1f\x8b\x08" + bytes(40),
     ],
+    ids=["no gzip", "cut", "few merges", "zeros"],
 )
 def test_a_vocabulary_that_is_damaged_is_refused(tmp_path, content):
     (tmp_path / "vocabulary.gz").write_bytes(content)
