@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ldm import UserError
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import Sample, write_shards
 from ldm.options import command_line, option
@@ -37,11 +38,11 @@ def main(options: Options) -> None:
     """Writes the shards, index last; leaves a complete set alone.
 
     Raises:
-        ValueError: a share outside (0, 1).
+        UserError: a share outside (0, 1).
         DataError: a complete set of other pictures or other splits is there.
     """
     if not 0 < options.val_share < 1:
-        raise ValueError(f"val_share={options.val_share} must lie between 0 and 1: it is the share held out")
+        raise UserError(f"val_share={options.val_share} must lie between 0 and 1: it is the share held out")
     check_seed(options.seed)
     root = Path(options.out)
     captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))

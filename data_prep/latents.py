@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ldm import UserError
 from ldm.checkpoints.bundle import load_codec
 from ldm.data.index import ShardIndex
 from ldm.data.moments import stored_moments
@@ -41,11 +42,11 @@ def main(options: Options) -> None:
     """Encodes the training and the validation pictures and their captions.
 
     Raises:
-        ValueError: an unknown kind of texts, or a size that the autoencoder can't divide.
+        UserError: an unknown kind of texts, or a size that the autoencoder can't divide.
         DataError, BundleError: no such set or networks.
     """
     if options.texts not in TEXTS:
-        raise ValueError(f"texts={options.texts} is unknown: write {' or '.join(TEXTS)}")
+        raise UserError(f"texts={options.texts} is unknown: write {' or '.join(TEXTS)}")
     names = [name for name in ("train", "val") if name in ShardIndex.load(options.root).splits]
     cache = options.cache or None
     splits = [PictureDataset(options.root, split=name, size=options.size, cache=cache) for name in names]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pictures import PictureRules
+from ldm import UserError
 from ldm.options import option
 from ldm.seeds import check_seed
 
@@ -41,21 +42,21 @@ class PreparationOptions:
     seed: int = option(0, "Seed of a random split.")
 
     def check(self) -> None:
-        """Raises ValueError for the first option that can't be."""
+        """Raises UserError for the first option that can't be."""
         if not self.out:
-            raise ValueError("out= is missing: name the folder for the shards")
+            raise UserError("out= is missing: name the folder for the shards")
         if self.resolution != 0 and not 8 <= self.resolution <= 4096:
-            raise ValueError(
+            raise UserError(
                 f"resolution={self.resolution} must be 0 (keep all sizes) or lie between 8 and 4096 pixels"
             )
         if self.min_side < 1 or not self.max_aspect >= 1:
-            raise ValueError(
+            raise UserError(
                 f"min_side={self.min_side} and max_aspect={self.max_aspect} must be at least 1 each"
             )
         if not 0 <= self.max_skip_share <= 1:
-            raise ValueError(f"max_skip_share={self.max_skip_share} must lie between 0 and 1")
+            raise UserError(f"max_skip_share={self.max_skip_share} must lie between 0 and 1")
         if self.samples_per_shard < 1 or not 0 <= self.num_workers <= 256:
-            raise ValueError(
+            raise UserError(
                 f"samples_per_shard={self.samples_per_shard} must be at least 1 and"
                 f" num_workers={self.num_workers} lie between 0 and 256"
             )
@@ -64,10 +65,10 @@ class PreparationOptions:
 
     def _check_split(self) -> None:
         if self.split not in ("auto", *LISTED, "random"):
-            raise ValueError(f"split={self.split} is unknown: write auto, {', '.join(LISTED)} or random")
+            raise UserError(f"split={self.split} is unknown: write auto, {', '.join(LISTED)} or random")
         shares = (self.val_share, self.test_share)
         if not (min(shares) >= 0 and sum(shares) < 1):
-            raise ValueError(
+            raise UserError(
                 f"val_share={self.val_share} and test_share={self.test_share} must be at least 0"
                 " and leave some to train on"
             )
@@ -80,10 +81,10 @@ class PreparationOptions:
         """The source, if it is a folder.
 
         Raises:
-            ValueError: it isn't.
+            UserError: it isn't.
         """
         if not self.source:
-            raise ValueError("source= is missing: name the folder of the pictures; --help lists the options")
+            raise UserError("source= is missing: name the folder of the pictures; --help lists the options")
         if not Path(self.source).is_dir():
-            raise ValueError(f"source={self.source} is no folder")
+            raise UserError(f"source={self.source} is no folder")
         return Path(self.source)

@@ -35,7 +35,7 @@ def prepare(collection: Collection, options: PreparationOptions, *, name: str) -
     """Writes the set, or what it lacks; leaves a complete one alone.
 
     Raises:
-        ValueError: an option that can't be.
+        UserError: an option that can't be.
         DataError: too much is left out, another set is there, or something stopped the work.
     """
     options.check()

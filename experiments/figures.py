@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ldm import UserError
 from ldm.checkpoints.pictures import save_figure
 from ldm.evaluation.published import COCO, PublishedRow
 
@@ -50,11 +51,11 @@ def draw_literature(rows: Sequence[PublishedRow], path: Path) -> Path:
     A dot is filled where the number was verified.
 
     Raises:
-        ValueError: no row has such a number.
+        UserError: no row has such a number.
     """
     shown = [row for row in rows if row.dataset == COCO and "fid" in row.values]
     if not shown:
-        raise ValueError(f"no published row has a FID on {COCO}: there is nothing to draw")
+        raise UserError(f"no published row has a FID on {COCO}: there is nothing to draw")
     blocks = {regime: [row for row in shown if row.zero_shot is regime] for regime in REGIMES}
     blocks = {regime: block for regime, block in blocks.items() if block}
     figure = Figure(figsize=(9, 0.27 * len(shown) + 0.5 * len(blocks) + 1), layout="constrained")

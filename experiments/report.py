@@ -50,7 +50,7 @@ def main(options: Options) -> None:
     """Writes the index.
 
     Raises:
-        ValueError: a file of results or of published rows that is wrong.
+        UserError: a file of results or of published rows that is wrong.
     """
     folder = Path(options.folder)
     published, protocols = read_published(), read_protocols(folder)

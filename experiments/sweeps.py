@@ -13,6 +13,7 @@ from typing import Any
 from experiments.sweep_figure import draw_sweep, is_number
 from experiments.tables import Table
 from hydra_plugins.ldm_sweeps.points import Point, newest, numbers, read_points
+from ldm import UserError
 from ldm.evaluation.results import read_results
 from ldm.evaluation.tables import csv_text
 from ldm.files import write
@@ -54,10 +55,10 @@ def main(options: Options) -> None:
     """Writes the table and the figure.
 
     Raises:
-        ValueError: no folder, no sweep there, no numbers yet, or numbers that can't be compared.
+        UserError: no folder, no sweep there, no numbers yet, or numbers that can't be compared.
     """
     if not options.folder:
-        raise ValueError("folder= is empty: name the sweep, as folder=runs/sweep/learning_rate")
+        raise UserError("folder= is empty: name the sweep, as folder=runs/sweep/learning_rate")
     folder = Path(options.folder)
     points = read_points(folder)
     outcomes = sorted(map(outcome, points), key=place)
@@ -90,17 +91,17 @@ def chosen(outcomes: Sequence[Outcome], asked: Sequence[str]) -> list[str]:
     """Names of the numbers to show: those asked for, or all.
 
     Raises:
-        ValueError: a number that no point has, none at all, or numbers taken under several protocols.
+        UserError: a number that no point has, none at all, or numbers taken under several protocols.
     """
     known = sorted({name for each in outcomes for name in each.numbers})
     for name in asked:
         if name not in known:
-            raise ValueError(f"metrics: no point has a {name}; there are: {', '.join(known) or 'none yet'}")
+            raise UserError(f"metrics: no point has a {name}; there are: {', '.join(known) or 'none yet'}")
     if not known:
-        raise ValueError("no point of the sweep has a number yet: a training logs them at its validations")
+        raise UserError("no point of the sweep has a number yet: a training logs them at its validations")
     rulers = {each.ruler for each in outcomes if each.numbers}
     if len(rulers) > 1:
-        raise ValueError(
+        raise UserError(
             f"the points were measured under {len(rulers)} protocols and can't be compared: sweep under one"
         )
     return list(asked) or known

@@ -1,3 +1,12 @@
 """A config-driven laboratory for text-to-image latent diffusion."""
 
 __version__ = "0.1.0"
+
+
+class UserError(ValueError):
+    """A user's mistake, told in one sentence: what is wrong, its limit and the way out.
+
+    Commands print the sentence alone and exit with status 1; any other error is a fault of the program and
+    shows its traceback. It lives here so that networks and samplers, which import nothing else of ldm, can
+    raise it.
+    """

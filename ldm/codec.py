@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 
+from ldm import UserError
 from ldm.models.clip import TextTransformer
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.tokenizers import Tokenizer
@@ -65,13 +66,11 @@ class Codec:
         """Shape (c, h, w) of the latents of pictures of `size` pixels a side.
 
         Raises:
-            ValueError: a side that the autoencoder can't divide.
+            UserError: a side that the autoencoder can't divide.
         """
         factor = self.autoencoder.factor
         if size % factor:
-            raise ValueError(
-                f"a side of {size} pixels is not a multiple of the autoencoder's factor {factor}"
-            )
+            raise UserError(f"a side of {size} pixels is not a multiple of the autoencoder's factor {factor}")
         return self.autoencoder.latent_channels, size // factor, size // factor
 
     @torch.no_grad()

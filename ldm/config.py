@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm import UserError
 from ldm.construct import construct
 from ldm.seeds import SEED, is_seed
 
@@ -139,12 +140,12 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
         sweep: whether a key may have several values, to be tried one after the other.
 
     Raises:
-        ValueError: the key or value with the nearest valid one.
+        UserError: the key or value with the nearest valid one.
     """
     overrides = [parsed(argument) for argument in arguments]
     for override in overrides:
         if override.is_sweep_override() and not sweep:
-            raise ValueError(
+            raise UserError(
                 f"{override.input_line} lists several values: quote a text with commas, write a list in [ ],"
                 " or add --multirun to run each"
             )
@@ -167,16 +168,16 @@ def parsed(argument: str) -> Override:
     """An override as Hydra reads it.
 
     Raises:
-        ValueError: Hydra can't read it; says what to type instead.
+        UserError: Hydra can't read it; says what to type instead.
     """
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException as error:
         if "=" not in argument:
-            raise ValueError(f"{argument!r} is not of the form key=value") from error
+            raise UserError(f"{argument!r} is not of the form key=value") from error
         typed = quoted(argument)
         typed = shlex.quote(typed) if set(typed) & set('"$`\\!') else f'"{typed}"'
-        raise ValueError(f"{argument} can't be read, as its value needs quotes: type {typed}") from error
+        raise UserError(f"{argument} can't be read, as its value needs quotes: type {typed}") from error
 
 
 def quoted(argument: str) -> str:
@@ -202,9 +203,9 @@ def check_group(override: Override) -> None:
     group, value = override.key_or_group, override.value()
     options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     if group in OPTIONAL_GROUPS and not override.is_add() and not override.is_delete():
-        raise ValueError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
+        raise UserError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
     if isinstance(value, str) and value not in options:
-        raise ValueError(
+        raise UserError(
             f"there is no {group} {value!r}{nearest(value, options)}; there are: {', '.join(options)}"
         )
 
@@ -213,7 +214,7 @@ def check_read(override: Override, command: str) -> None:
     """Refuses a group that the command would not look at."""
     group = override.key_or_group
     if command not in DRAWING.get(group, (command,)):
-        raise ValueError(f"{group} has no place in ldm.{command}, only in {', '.join(DRAWING[group])}")
+        raise UserError(f"{group} has no place in ldm.{command}, only in {', '.join(DRAWING[group])}")
 
 
 def check_value(override: Override, config: DictConfig) -> None:
@@ -223,9 +224,9 @@ def check_value(override: Override, config: DictConfig) -> None:
     parent = key.rpartition(".")[0]
     if key not in known and not (override.is_add() and parent in known):
         names = known + [group.name for group in CONF.iterdir() if group.is_dir()]
-        raise ValueError(f"there is no key {key!r}{nearest(key, names)}")
+        raise UserError(f"there is no key {key!r}{nearest(key, names)}")
     if override.is_delete() and not parent:
-        raise ValueError(f"{key} can't be removed: the command reads it")
+        raise UserError(f"{key} can't be removed: the command reads it")
     if override.is_delete() or override.is_sweep_override() or key not in known:
         return
     value, default = override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False)
@@ -241,7 +242,7 @@ def check_range(key: str, value: Any) -> None:
     if isinstance(value, str) and "${" in value:
         return
     if not isinstance(value, int | float) or not rule(value):
-        raise ValueError(f"{key}={value} {sentence}")
+        raise UserError(f"{key}={value} {sentence}")
 
 
 def check_type(key: str, value: Any, default: Any) -> None:
@@ -250,7 +251,7 @@ def check_type(key: str, value: Any, default: Any) -> None:
         return
     if value is None:
         if isinstance(default, str):  # a number or an object may be optional; a name or a path is not
-            raise ValueError(f"{key}=null is empty, expected text like {default!r}")
+            raise UserError(f"{key}=null is empty, expected text like {default!r}")
         return
     kinds: dict[type, tuple[type, ...]] = {
         bool: (bool,),
@@ -260,7 +261,7 @@ def check_type(key: str, value: Any, default: Any) -> None:
     }
     accepted = kinds.get(type(default))
     if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)):
-        raise ValueError(
+        raise UserError(
             f"{key}={value} is {type(value).__name__}, expected {type(default).__name__} like {default}"
         )
 

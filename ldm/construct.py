@@ -12,6 +12,8 @@ from inspect import signature
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
+from ldm import UserError
+
 SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
     int: (int,),
     float: (float, int),
@@ -28,7 +30,7 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
     With `_partial_: true` the call is left open (`functools.partial`). Lists and mappings are followed.
 
     Raises:
-        ValueError: a target that is not on the list, does not exist, or has other arguments.
+        UserError: a target that is not on the list, does not exist, or has other arguments.
     """
     if isinstance(node, Mapping):
         built = {key: construct(child, allowed=allowed) for key, child in node.items()}
@@ -45,7 +47,7 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
                 return partial(target, **built) if built else target
             return target(**built)
         except TypeError as error:
-            raise ValueError(f"_target_ {name!r} can't be called with what it is given: {error}") from error
+            raise UserError(f"_target_ {name!r} can't be called with what it is given: {error}") from error
     if isinstance(node, list | tuple):
         return [construct(child, allowed=allowed) for child in node]
     return node
@@ -55,19 +57,19 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     """The class, function or class method with a dotted name.
 
     Raises:
-        ValueError: the name is not under an allowed prefix, does not exist, or is an alias of something else.
+        UserError: the name is not under an allowed prefix, does not exist, or is an alias of something else.
     """
     prefixes = tuple(allowed)
     if not isinstance(name, str) or not name.startswith(prefixes):
-        raise ValueError(f"_target_ {name!r} is refused: targets start with one of {', '.join(prefixes)}")
+        raise UserError(f"_target_ {name!r} is refused: targets start with one of {', '.join(prefixes)}")
     module_name, _, attribute = name.rpartition(".")
     try:
         owner = _module_or_class(module_name)
         found = getattr(owner, attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"_target_ {name!r} does not exist ({error})") from error
+        raise UserError(f"_target_ {name!r} does not exist ({error})") from error
     if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(prefixes):
-        raise ValueError(f"_target_ {name!r} is refused: it is not defined under {', '.join(prefixes)}")
+        raise UserError(f"_target_ {name!r} is refused: it is not defined under {', '.join(prefixes)}")
     return found
 
 
@@ -75,20 +77,20 @@ def _check_scalars(name: str, target: Any, arguments: Mapping[str, Any]) -> None
     """Refuses a text where a number or a function belongs, and the like, by the annotations of `target`.
 
     Raises:
-        ValueError: the argument.
+        UserError: the argument.
     """
     for key, parameter in signature(target).parameters.items():
         annotation = parameter.annotation
         if get_origin(annotation) is Callable and key in arguments and not callable(arguments[key]):
             value = str(arguments[key])[:40]
-            raise ValueError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be a _target_")
+            raise UserError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be a _target_")
         kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
         if key not in arguments or any(each not in SCALARS for each in kinds):
             continue
         if type(arguments[key]) not in {kind for each in kinds for kind in SCALARS[each]}:
             words = " or ".join(each.__name__ for each in kinds)
             value = str(arguments[key])[:40]
-            raise ValueError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be {words}")
+            raise UserError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be {words}")
 
 
 def _module_or_class(name: str) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ldm import UserError
 from ldm.config import CONF, build, entry, nearest, plain
 from ldm.evaluation.sweep import AXES, points
 
@@ -50,50 +51,48 @@ def check_options(config: DictConfig) -> None:
     """What can be refused before anything heavy loads.
 
     Raises:
-        ValueError: an option outside its range, or a folder that is there already.
+        UserError: an option outside its range, or a folder that is there already.
     """
     if config.steps is not None and not isinstance(config.steps, int):
-        raise ValueError(f"steps={config.steps} must be a whole number, or null for the bundle's")
+        raise UserError(f"steps={config.steps} must be a whole number, or null for the bundle's")
     if config.scale is not None and not isinstance(config.scale, int | float):
-        raise ValueError(f"scale={config.scale} must be a number, or null for the bundle's")
+        raise UserError(f"scale={config.scale} must be a number, or null for the bundle's")
     if config.ema_length is not None and not isinstance(config.ema_length, int | float):
-        raise ValueError(f"ema_length={config.ema_length} must be a number, or null for the bundle's")
+        raise UserError(f"ema_length={config.ema_length} must be a number, or null for the bundle's")
     if config.ema_length is not None and (config.pictures or config.real):
-        raise ValueError("ema_length is of a bundle, and pictures or real name others: leave one of them out")
+        raise UserError("ema_length is of a bundle, and pictures or real name others: leave one of them out")
     if config.show < 1:
-        raise ValueError(f"show={config.show} must be at least 1")
+        raise UserError(f"show={config.show} must be at least 1")
     if config.pictures is not None and config.real is not None:
-        raise ValueError("pictures and real both say what is measured: give one of them")
+        raise UserError("pictures and real both say what is measured: give one of them")
     if any(config.sweep.values()) and (config.pictures or config.real):
-        raise ValueError(
+        raise UserError(
             "a sweep draws, and what pictures or real name is there already: leave one of them out"
         )
     if config.reference is not None and config.statistics is not None:
-        raise ValueError("reference and statistics both say what pictures are held against: give one of them")
+        raise UserError("reference and statistics both say what pictures are held against: give one of them")
     if config.write_statistics is not None:
         return check_new_statistics(config)
     points(plain(config.sweep))
     for name in config.sweep.samplers or ():
         sampler_node(name)
     if config.list_prompts is None and Path(config.out).exists():
-        raise ValueError(
-            f"out={config.out} exists already: name a new folder with out=<folder>, or remove it"
-        )
+        raise UserError(f"out={config.out} exists already: name a new folder with out=<folder>, or remove it")
 
 
 def check_new_statistics(config: DictConfig) -> None:
     """What can be refused of a file of statistics to write.
 
     Raises:
-        ValueError: a name that doesn't end with .npz or is taken, or statistics to make statistics of.
+        UserError: a name that doesn't end with .npz or is taken, or statistics to make statistics of.
     """
     path = Path(config.write_statistics)
     if path.suffix != ".npz":
-        raise ValueError(f"write_statistics={path} must end with .npz")
+        raise UserError(f"write_statistics={path} must end with .npz")
     if path.exists():
-        raise ValueError(f"write_statistics={path} exists already: name a new file, or remove it")
+        raise UserError(f"write_statistics={path} exists already: name a new file, or remove it")
     if config.statistics is not None:
-        raise ValueError("write_statistics takes real pictures, not statistics: leave statistics out")
+        raise UserError("write_statistics takes real pictures, not statistics: leave statistics out")
 
 
 def fetch_weights(names: Iterable[str]) -> None:
@@ -111,11 +110,11 @@ def sampler_node(name: str) -> dict[str, Any]:
     """The config of a sampler in conf/sampler.
 
     Raises:
-        ValueError: there is no such sampler.
+        UserError: there is no such sampler.
     """
     names = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
     if name not in names:
-        raise ValueError(f"sweep.samplers: there is no sampler {name!r}{nearest(name, names)}")
+        raise UserError(f"sweep.samplers: there is no sampler {name!r}{nearest(name, names)}")
     return plain(OmegaConf.load(CONF / "sampler" / f"{name}.yaml"))
 
 
@@ -123,13 +122,13 @@ def choose_device(name: str) -> "torch.device":
     """`auto` is the GPU where there is one.
 
     Raises:
-        ValueError: an unknown name, or a GPU that isn't there.
+        UserError: an unknown name, or a GPU that isn't there.
     """
     import torch
 
     gpu = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
-        raise ValueError(f"device={name} is unknown or not there: write device=auto or device=cpu")
+        raise UserError(f"device={name} is unknown or not there: write device=auto or device=cpu")
     return torch.device("cuda" if gpu and name != "cpu" else "cpu")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ldm import UserError
 from ldm.config import build, entry, overrides, plain
 
 FORMS = ("diffusers", "safetensors", "onnx")
@@ -113,48 +114,46 @@ def check_options(config: DictConfig) -> None:
     """What can be refused before anything heavy loads.
 
     Raises:
-        ValueError: several directions or none, an unknown form, packages that a form needs, or an `out` that
+        UserError: several directions or none, an unknown form, packages that a form needs, or an `out` that
             is missing or there already.
     """
     form = config.to
     if sum(config[name] is not None for name in ("from", "state", "to")) != 1:
-        raise ValueError(
+        raise UserError(
             "write from=<weights> to make a bundle, or to=diffusers to export one, "
             "or state=<state>: one of them"
         )
     if form is not None and form not in FORMS:
-        raise ValueError(f"to={form} is unknown: write {' or '.join(f'to={name}' for name in FORMS)}")
+        raise UserError(f"to={form} is unknown: write {' or '.join(f'to={name}' for name in FORMS)}")
     if config.precision not in PRECISIONS:
-        raise ValueError(f"precision={config.precision} is unknown: write one of {', '.join(PRECISIONS)}")
+        raise UserError(f"precision={config.precision} is unknown: write one of {', '.join(PRECISIONS)}")
     if config.declared not in DECLARED:
-        raise ValueError(f"declared={config.declared} is unknown: write one of {', '.join(DECLARED)}")
+        raise UserError(f"declared={config.declared} is unknown: write one of {', '.join(DECLARED)}")
     if config.ema_length is not None and (
         config.state is None or not isinstance(config.ema_length, int | float)
     ):
-        raise ValueError(f"ema_length={config.ema_length} must be a number, and goes with state=<state>")
+        raise UserError(f"ema_length={config.ema_length} must be a number, and goes with state=<state>")
     if form == "onnx":
         check_onnx(config.precision)
     if config.out is None:
-        raise ValueError("out is missing: name what is to be made with out=<folder>")
+        raise UserError("out is missing: name what is to be made with out=<folder>")
     if Path(config.out).exists():
-        raise ValueError(f"out={config.out} exists already: name another with out=<folder>, or remove it")
+        raise UserError(f"out={config.out} exists already: name another with out=<folder>, or remove it")
     if form == "safetensors" and not str(config.out).endswith(".safetensors"):
-        raise ValueError(f"out={config.out} is to be one file: name it out={config.out}.safetensors")
+        raise UserError(f"out={config.out} is to be one file: name it out={config.out}.safetensors")
 
 
 def check_onnx(precision: str) -> None:
     """Refuses what ONNX graphs can't be written with.
 
     Raises:
-        ValueError: a package is missing, or another precision than float32.
+        UserError: a package is missing, or another precision than float32.
     """
     missing = [name for name in ONNX if find_spec(name) is None]
     if missing:
-        raise ValueError(
-            f"to=onnx needs {' and '.join(missing)}: pip install {' '.join(missing)} onnxruntime"
-        )
+        raise UserError(f"to=onnx needs {' and '.join(missing)}: pip install {' '.join(missing)} onnxruntime")
     if precision != "float32":
-        raise ValueError(f"precision={precision} is not for to=onnx, which writes float32: leave it out")
+        raise UserError(f"precision={precision} is not for to=onnx, which writes float32: leave it out")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ldm import UserError
 from ldm.foreign import read_json
 
 Choice = TypeVar("Choice")
@@ -16,7 +17,7 @@ MAX_FLOAT = 1e6  # of any option of a network, a process or a sampler
 
 @dataclass(frozen=True)
 class Fields:
-    """A mapping with the name to call it by in sentences; every reader raises ValueError on a wrong value."""
+    """A mapping with the name to call it by in sentences; every reader raises UserError on a wrong value."""
 
     name: str
     values: Mapping[str, Any]
@@ -27,14 +28,14 @@ class Fields:
         try:
             values = read_json(path)
         except FileNotFoundError:
-            raise ValueError(f"there is no {path}: fetch the folder again") from None
+            raise UserError(f"there is no {path}: fetch the folder again") from None
         return cls.of(values, name=str(path))
 
     @classmethod
     def of(cls, values: Any, *, name: str) -> "Fields":
         """The fields of a value that must be a mapping with names as keys."""
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-            raise ValueError(f"{name} holds a {type(values).__name__}, expected a mapping of names")
+            raise UserError(f"{name} holds a {type(values).__name__}, expected a mapping of names")
         return cls(name, values)
 
     def mapping(self, key: str) -> "Fields":
@@ -45,37 +46,35 @@ class Fields:
         """A text that isn't empty."""
         value = self._get(key, None)
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{self.name}: {key}={_short(value)} must be a text")
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a text")
         return value
 
     def texts(self, key: str) -> list[str]:
         """A list of texts, of any length."""
         value = self._get(key, None)
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            raise ValueError(f"{self.name}: {key}={_short(value)} must be a list of texts")
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of texts")
         return list(value)
 
     def numbers(self, key: str, *, low: float, high: float) -> list[float]:
         """A list of numbers in [low, high]."""
         value = self._get(key, None)
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{self.name}: {key}={_short(value)} must be a list of numbers")
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of numbers")
         return [float(Fields(self.name, {key: each}).number(key, low=low, high=high)) for each in value]
 
     def number(self, key: str, default: float | None = None, *, low: float, high: float) -> float:
         """A number in [low, high]; where the field is missing or null, `default`."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ValueError(f"{self.name}: {key}={_short(value)} must be a number from {low:g} to {high:g}")
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a number from {low:g} to {high:g}")
         return value
 
     def whole(self, key: str, default: int | None = None, *, low: int = 1, high: int) -> int:
         """A whole number in [low, high]."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(
-                f"{self.name}: {key}={_short(value)} must be a whole number from {low} to {high}"
-            )
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a whole number from {low} to {high}")
         return value
 
     def wholes(self, key: str, default: int | None = None, *, count: int, high: int) -> list[int]:
@@ -83,16 +82,14 @@ class Fields:
         value = self._get(key, default)
         listed = list(value) if isinstance(value, list | tuple) else [value] * count
         if len(listed) != count:
-            raise ValueError(
-                f"{self.name}: {key}={_short(value)} has {len(listed)} entries, expected {count}"
-            )
+            raise UserError(f"{self.name}: {key}={_short(value)} has {len(listed)} entries, expected {count}")
         return [Fields(self.name, {key: each}).whole(key, high=high) for each in listed]
 
     def names(self, key: str) -> list[str]:
         """A list of names, 1 to 16 of them."""
         value = self._get(key, None)
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= 16:
-            raise ValueError(f"{self.name}: {key}={_short(value)} must be a list of 1 to 16 entries")
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of 1 to 16 entries")
         return [str(each) for each in value]
 
     def choice(self, key: str, options: Mapping[Any, Choice], default: Any = None) -> Choice:
@@ -100,7 +97,7 @@ class Fields:
         value = self._get(key, default)
         if not isinstance(value, str | bool) or value not in options:
             known = ", ".join(str(option) for option in options)
-            raise ValueError(f"{self.name}: {key}={_short(value)} is not covered, only {known}")
+            raise UserError(f"{self.name}: {key}={_short(value)} is not covered, only {known}")
         return options[value]
 
     def only(self, fixed: Mapping[str, Any]) -> None:
@@ -111,7 +108,7 @@ class Fields:
             if key in self.values and not _same(self.values[key], value)
         ]
         if wrong:
-            raise ValueError(f"{self.name} is not covered by our networks: {', '.join(wrong)}")
+            raise UserError(f"{self.name} is not covered by our networks: {', '.join(wrong)}")
 
     def known(self, names: set[str]) -> None:
         """Refuses a field that is none of `names`, unless it is off: null, false, or private (`_name`)."""
@@ -121,13 +118,13 @@ class Fields:
             if key not in names and not key.startswith("_") and value not in (None, False)
         ]
         if strange:
-            raise ValueError(f"{self.name} asks for what our networks lack: {', '.join(sorted(strange))}")
+            raise UserError(f"{self.name} asks for what our networks lack: {', '.join(sorted(strange))}")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         value = default if value is None else value
         if value is None:
-            raise ValueError(f"{self.name} lacks the field {key}: fetch the folder again")
+            raise UserError(f"{self.name} lacks the field {key}: fetch the folder again")
         return value
 
 
@@ -135,12 +132,12 @@ def check_tree(tree: Any, *, name: str) -> None:
     """Refuses a number in a `_target_` tree that no option of ours takes, before anything is built of it.
 
     Raises:
-        ValueError: the name of the tree, and the number with its key.
+        UserError: the name of the tree, and the number with its key.
     """
     for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
         high = MAX_WIDTH if isinstance(value, int) else MAX_FLOAT
         if isinstance(value, int | float) and not abs(value) <= high:
-            raise ValueError(f"{name}: {key}={_short(value)} must lie between -{high:g} and {high:g}")
+            raise UserError(f"{name}: {key}={_short(value)} must lie between -{high:g} and {high:g}")
         if isinstance(value, Mapping | list):
             check_tree(value, name=name)
 

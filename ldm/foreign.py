@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ldm import UserError
+
 MAX_JSON = 64 * 2**20  # bytes; the index of a million pictures takes about as many
 MAX_YAML = 2**18  # bytes, which the parser reads in some seconds; a bundle's config takes 2**13
 MAX_ARRAYS = 2**29  # bytes of all arrays in a file; a covariance of 8,192 features takes as many
@@ -32,7 +34,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file and what is wrong with it.
+        UserError: the file and what is wrong with it.
     """
     return parse_json(_bytes(path, most=MAX_JSON), name=str(path))
 
@@ -44,19 +46,19 @@ def parse_json(text: str | bytes, *, name: str) -> Any:
         name: what the text is called in messages.
 
     Raises:
-        ValueError: the name and what is wrong with the text.
+        UserError: the name and what is wrong with the text.
     """
     try:
         if len(text) > MAX_JSON:
-            raise ValueError(f"it has more than {MAX_JSON} bytes")
+            raise UserError(f"it has more than {MAX_JSON} bytes")
         value = json.loads(text, object_pairs_hook=_mapping)
         _check(value)
     except RecursionError:
-        raise ValueError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
+        raise UserError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: it is no json ({error})") from None
+        raise UserError(f"{name}: it is no json ({error})") from None
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
     return value
 
 
@@ -65,12 +67,12 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file and what is wrong with it.
+        UserError: the file and what is wrong with it.
     """
     try:
         text = _bytes(path, most=MAX_YAML)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     return parse_yaml(text, name=str(path))
 
 
@@ -81,23 +83,23 @@ def parse_yaml(text: str | bytes, *, name: str) -> Any:
         name: what the text is called in messages.
 
     Raises:
-        ValueError: the name and what is wrong with the text.
+        UserError: the name and what is wrong with the text.
     """
     try:
         if len(text) > MAX_YAML:
-            raise ValueError(f"it has more than {MAX_YAML} bytes")
+            raise UserError(f"it has more than {MAX_YAML} bytes")
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None and _size(node, {}) > MAX_NODES:
-            raise ValueError(f"it has more than {MAX_NODES} entries, or an alias that stands for itself")
+            raise UserError(f"it has more than {MAX_NODES} entries, or an alias that stands for itself")
         value = None if node is None else loader.construct_document(node)
         _check(value)
     except RecursionError:
-        raise ValueError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
+        raise UserError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{name}: it is no yaml ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{name}: it is no yaml ({' '.join(str(error).split())[:200]})") from None
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
     return value
 
 
@@ -106,7 +108,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file and what is wrong with it.
+        UserError: the file and what is wrong with it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -114,35 +116,35 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if any(
                 entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries
             ):
-                raise ValueError("it is compressed in another way than numpy's")
+                raise UserError("it is compressed in another way than numpy's")
             if sum(entry.file_size for entry in entries) > MAX_ARRAYS:
-                raise ValueError(f"its arrays take more than {MAX_ARRAYS} bytes")
+                raise UserError(f"its arrays take more than {MAX_ARRAYS} bytes")
             read = {entry.filename.removesuffix(".npy"): archive.read(entry) for entry in entries}
         return {name: parse_array(data, name=f"array {name!r}") for name, data in read.items()}
     except FileNotFoundError:
         raise
     except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no npz file of numbers ({error})") from error
+        raise UserError(f"{path} is no npz file of numbers ({error})") from error
 
 
 def parse_array(data: bytes, *, name: str) -> np.ndarray:
     """The array of an npy file's bytes; no object is made of them.
 
     Raises:
-        ValueError: the name and what is wrong with the bytes.
+        UserError: the name and what is wrong with the bytes.
     """
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
         if version not in _HEADERS:
-            raise ValueError(f"it has npy format {version}")
+            raise UserError(f"it has npy format {version}")
         shape, _, dtype = _HEADERS[version](stream)
         claimed, held = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
         if claimed != held:
-            raise ValueError(f"it claims {claimed} bytes and has {held}")
+            raise UserError(f"it claims {claimed} bytes and has {held}")
         return np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{name} is no array of numbers ({error})") from error
+        raise UserError(f"{name} is no array of numbers ({error})") from error
 
 
 def is_plain_name(name: object) -> bool:
@@ -156,7 +158,7 @@ def _bytes(path: Path, *, most: int) -> bytes:
     with path.open("rb") as stream:
         data = stream.read(most + 1)
     if len(data) > most:
-        raise ValueError(f"it has more than {most} bytes")
+        raise UserError(f"it has more than {most} bytes")
     return data
 
 
@@ -165,9 +167,9 @@ def _mapping(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for key, value in pairs:
         if not isinstance(key, Hashable):
-            raise ValueError(f"a key is a {type(key).__name__}")
+            raise UserError(f"a key is a {type(key).__name__}")
         if key in found:
-            raise ValueError(f"the key {str(key)[:40]!r} comes twice: keep one of them")
+            raise UserError(f"the key {str(key)[:40]!r} comes twice: keep one of them")
         found[key] = value
     return found
 
@@ -176,11 +178,11 @@ def _check(value: Any, *, key: object = None, depth: int = 0) -> None:
     """Refuses what is no plain data of a sensible size; `key` is the innermost one that leads to it.
 
     Raises:
-        ValueError: the first of it.
+        UserError: the first of it.
     """
     if isinstance(value, str):
         if "\0" in value or not _is_whole(value):
-            raise ValueError(f"{_place(key)}{value[:40]!r} holds half a character or a null byte")
+            raise UserError(f"{_place(key)}{value[:40]!r} holds half a character or a null byte")
     elif isinstance(value, dict | list):
         if depth == MAX_NESTING:
             raise RecursionError
@@ -194,14 +196,12 @@ def _check(value: Any, *, key: object = None, depth: int = 0) -> None:
                     _check(each, key=key, depth=depth + 1)
     elif isinstance(value, int):
         if abs(value) >= 10**MAX_DIGITS:
-            raise ValueError(f"{_place(key)}{str(value)[:20]}... has more than {MAX_DIGITS} digits")
+            raise UserError(f"{_place(key)}{str(value)[:20]}... has more than {MAX_DIGITS} digits")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{_place(key)}{value} is no finite number")
+            raise UserError(f"{_place(key)}{value} is no finite number")
     elif value is not None:
-        raise ValueError(
-            f"{_place(key)}{str(value)[:40]} is a {type(value).__name__}, which is no plain data"
-        )
+        raise UserError(f"{_place(key)}{str(value)[:40]} is a {type(value).__name__}, which is no plain data")
 
 
 def _place(key: object) -> str:

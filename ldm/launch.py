@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ldm import UserError
 from ldm.hangs import Pulse, places, tell_place
 
 GRACE = 10.0  # seconds that the other ranks have to end by themselves once one has failed
@@ -88,12 +89,12 @@ def ranks_to_start(trainer: Mapping[str, Any]) -> int:
     """How many ranks this process is to start for a trainer's config; 1 if it trains itself.
 
     Raises:
-        ValueError: more GPUs than there are, or several machines, which only srun or torchrun can start.
+        UserError: more GPUs than there are, or several machines, which only srun or torchrun can start.
     """
     if is_rank():
         return 1
     if trainer.get("num_nodes", 1) > 1:
-        raise ValueError(
+        raise UserError(
             f"trainer.num_nodes={trainer['num_nodes']}: a process starts the ranks of one machine only; "
             "start each rank with srun or torchrun (slurm/README.md)"
         )
@@ -107,7 +108,7 @@ def ranks_to_start(trainer: Mapping[str, Any]) -> int:
     there = device_count()
     wanted = there if devices in ("auto", -1) else devices
     if not isinstance(wanted, int) or not 0 < wanted <= there:
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={devices}: there are {there} GPUs here; write auto or how many of them, or "
             "take trainer=cpu_ddp"
         )

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ldm import UserError
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DESCRIPTORS = Path("/proc/self/fd")  # by number, what this process has open
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 OWN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a pipe in a file's place must not hang
 
 
-class LinkRefused(ValueError):
+class LinkRefused(UserError):
     """A link, or something else that is no plain file or folder, lies where one is to be written."""
 
 

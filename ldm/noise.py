@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm import philox
+from ldm import UserError, philox
 from ldm.seeds import EARLIER_GENERATOR, GENERATOR, check_seed, key_of
 
 
@@ -21,7 +21,7 @@ class SeededNoise:
         device: where it is generated; the numbers are the same on all of them.
 
     Raises:
-        ValueError: no seed, see `check_seed`.
+        UserError: no seed, see `check_seed`.
     """
 
     name: ClassVar[str] = GENERATOR
@@ -69,9 +69,9 @@ def noise_of(generator: object) -> type[SeededNoise]:
     """The noise that a generator's name stands for.
 
     Raises:
-        ValueError: an unknown name, with those that there are.
+        UserError: an unknown name, with those that there are.
     """
     noise = NOISES.get(generator) if isinstance(generator, str) else None
     if noise is None:
-        raise ValueError(f"generator={generator} is unknown: write {' or '.join(NOISES)}")
+        raise UserError(f"generator={generator} is unknown: write {' or '.join(NOISES)}")
     return noise

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import Field, field, fields
 from typing import Any, NamedTuple
 
+from ldm import UserError
 from ldm.config import answer_errors, nearest
 
 
@@ -64,18 +65,18 @@ def read_options(options: type, arguments: list[str]) -> Any:
     """The options that the arguments set, all others at their defaults.
 
     Raises:
-        ValueError: an unknown, repeated or emptied option, or a value that is not of the option's type.
+        UserError: an unknown, repeated or emptied option, or a value that is not of the option's type.
     """
     known = {own.name: own for own in fields(options)}
     values: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if key not in known:
-            raise ValueError(f"there is no option {key!r}{nearest(key, known) or '; --help lists them'}")
+            raise UserError(f"there is no option {key!r}{nearest(key, known) or '; --help lists them'}")
         if not equals:
-            raise ValueError(f"{key} has no value: write {key}={KINDS[known[key].type].name}")
+            raise UserError(f"{key} has no value: write {key}={KINDS[known[key].type].name}")
         if key in values:
-            raise ValueError(f"{key}= is given twice: keep one of them")
+            raise UserError(f"{key}= is given twice: keep one of them")
         values[key] = _read(known[key], text)
     return options(**values)
 
@@ -83,11 +84,11 @@ def read_options(options: type, arguments: list[str]) -> Any:
 def _read(own: Field, text: str) -> Any:
     kind = KINDS[own.type]  # type: ignore[index]
     if not text and own.default != "":
-        raise ValueError(
+        raise UserError(
             f"{own.name}= is empty: write {kind.expected}, or leave it out for {_shown(own.default)}"
         )
     if not kind.pattern.fullmatch(text):
-        raise ValueError(f"{own.name}={text} is not {kind.expected}")
+        raise UserError(f"{own.name}={text} is not {kind.expected}")
     return kind.read(text)
 
 

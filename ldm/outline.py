@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from ldm import UserError
+
 FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 # torch's hooks are of all threads: one must not be added or removed while another thread calls them
 ONE_AT_A_TIME = RLock()
@@ -27,7 +29,7 @@ def outline(*, most: float = math.inf) -> Iterator[None]:
             the construction, so that one from a stranger's config takes no more time than its file is long.
 
     Raises:
-        ValueError: they have more.
+        UserError: they have more.
     """
     count, owner = 0, get_ident()  # other threads may build networks, too
 
@@ -35,7 +37,7 @@ def outline(*, most: float = math.inf) -> Iterator[None]:
         nonlocal count
         count += 0 if weight is None or get_ident() != owner else max(1, weight.numel())
         if count > most:
-            raise ValueError(f"it has more than {most:,} weights")
+            raise UserError(f"it has more than {most:,} weights")
 
     with ONE_AT_A_TIME, torch.device("meta"), _NothingDrawn():
         hook = register_module_parameter_registration_hook(counted)

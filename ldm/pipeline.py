@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.codec import Codec
 from ldm.diffusion import Denoiser, Guidance
 from ldm.diffusion.editing import from_strength, keeping, noised
@@ -49,7 +50,7 @@ class TextToImage:
         noise: what makes noise of seeds; the earlier generator is for pictures that were made with it.
 
     Raises:
-        ValueError: a negative prompt beside a weak network, which leaves it no place.
+        UserError: a negative prompt beside a weak network, which leaves it no place.
     """
 
     net: nn.Module
@@ -65,7 +66,7 @@ class TextToImage:
 
     def __post_init__(self) -> None:
         if self.weak is not None and self.negative:
-            raise ValueError(
+            raise UserError(
                 f"negative={self.negative!r} has no place beside a weak network, which is told the prompt:"
                 " leave one of them out"
             )
@@ -80,7 +81,7 @@ class TextToImage:
         value of a picture by 1 of 255 here and there.
 
         Raises:
-            ValueError: not one seed, and picture if there are any, for each prompt; a seed or strength out of
+            UserError: not one seed, and picture if there are any, for each prompt; a seed or strength out of
                 range; a source of another size.
         """
         drawn = self.codec.decode(self.latents(prompts, seeds, source=source))
@@ -94,7 +95,7 @@ class TextToImage:
     ) -> Float[Tensor, "b c h w"]:
         """The scaled latents of the pictures."""
         if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
+            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
         noise = self.noise(seeds, self.codec.latent_shape(self.size), device=self.codec.device)
         schedule, device = self.process.schedule, self.codec.device.type
         x, times = noise.draw(), self.sampling.times(self.process.schedule)
@@ -122,9 +123,7 @@ class TextToImage:
         """The posterior means of a source's scaled latents."""
         expected = (count, 3, self.size, self.size)
         if source.images.shape != expected:
-            raise ValueError(
-                f"pictures to start from have shape {tuple(source.images.shape)}, not {expected}"
-            )
+            raise UserError(f"pictures to start from have shape {tuple(source.images.shape)}, not {expected}")
         return self.codec.encode_images(source.images).mean
 
     def _touched(self, redrawn: Bool[Tensor, "b 1 H W"]) -> Bool[Tensor, "b 1 h w"]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
+from ldm import UserError
 from ldm.config import build, entry, plain
 
 
@@ -36,24 +37,24 @@ def check_tasks(*, devices: object, num_nodes: int, accelerator: str, environmen
     """Compares a trainer with what SLURM gives the job, one task a device; elsewhere there is nothing to say.
 
     Raises:
-        ValueError: tasks without their number a node, or another number than devices, nodes or GPUs.
+        UserError: tasks without their number a node, or another number than devices, nodes or GPUs.
     """
     if "SLURM_JOB_ID" not in environment:
         return
     nodes, tasks = int(environment.get("SLURM_NNODES", 1)), tasks_a_node(environment)
     gpus = None if accelerator == "cpu" else gpus_a_node(environment)
     if gpus is not None and gpus != tasks:
-        raise ValueError(
+        raise UserError(
             f"--ntasks-per-node={tasks} but {gpus} GPUs a node: one task has one GPU, submit with "
             f"--ntasks-per-node={gpus} or --gpus-per-node={tasks}"
         )
     if isinstance(devices, int) and devices > 0 and devices != tasks:
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={devices} but --ntasks-per-node={tasks}: one task has one device, submit with "
             f"--ntasks-per-node={devices} or leave trainer.devices out"
         )
     if num_nodes != nodes:
-        raise ValueError(
+        raise UserError(
             f"trainer.num_nodes={num_nodes} but --nodes={nodes}: submit with --nodes={num_nodes} or leave "
             "trainer.num_nodes out"
         )
@@ -63,13 +64,13 @@ def tasks_a_node(environment: Mapping[str, str]) -> int:
     """Tasks on each node of the job.
 
     Raises:
-        ValueError: several tasks of which SLURM wasn't told how many go to a node.
+        UserError: several tasks of which SLURM wasn't told how many go to a node.
     """
     if "SLURM_NTASKS_PER_NODE" in environment:
         return int(environment["SLURM_NTASKS_PER_NODE"])
     tasks = int(environment.get("SLURM_NTASKS", 1))
     if tasks > 1:
-        raise ValueError(
+        raise UserError(
             f"--ntasks={tasks} doesn't say how many tasks a node has: submit with --ntasks-per-node"
         )
     return tasks

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule
 
+from ldm import UserError
 from ldm.data.latents import LatentData
 
 MB = 2**20
@@ -77,7 +78,7 @@ def check_needs(needs: Sequence[Need]) -> None:
     """Tries to write into each folder, and compares what is free on each disk with all that goes there.
 
     Raises:
-        ValueError: a folder that can't be written, or a disk with too little room.
+        UserError: a folder that can't be written, or a disk with too little room.
     """
     left: dict[int, int] = {}  # bytes by disk
     for need in needs:
@@ -87,12 +88,12 @@ def check_needs(needs: Sequence[Need]) -> None:
             disk = folder.stat().st_dev
             free = left.setdefault(disk, shutil.disk_usage(folder).free)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{need.place} can't be written ({error.strerror}), and the training writes {need.size} "
                 f"there: {need.remedy}"
             ) from error
         if need.num_bytes > free:
-            raise ValueError(
+            raise UserError(
                 f"{need.place} has {free / MB:.1f} MB free for it, and the training writes {need.size} "
                 f"there: make room, or {need.remedy}"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from ldm import UserError
 from ldm.config import entry, overrides
 from ldm.drawing.job import Job
 from ldm.drawing.jobs import asked_jobs
@@ -70,7 +71,7 @@ def draw_again(config: DictConfig) -> None:
     """Draws one picture from what it carries, and tells whether it is the same."""
     typed = {each.lstrip("+~").partition("=")[0] for each in overrides()} - set(WITH_AGAIN)
     if typed:
-        raise ValueError(f"again= takes all from the picture: leave out {', '.join(sorted(typed))}")
+        raise UserError(f"again= takes all from the picture: leave out {', '.join(sorted(typed))}")
 
     from ldm.checkpoints.pictures import save_picture
     from ldm.drawing.again import Redrawing, compared
@@ -81,7 +82,7 @@ def draw_again(config: DictConfig) -> None:
     redrawing = Redrawing.open(Path(config.again), bundle=config.bundle if moved else None)
     file = open_output(config.out, overwrite=True) / f"{redrawing.path.stem}_again.png"
     if file.exists() and not config.overwrite:
-        raise ValueError(f"{file} is there already: name another folder or set overwrite=true")
+        raise UserError(f"{file} is there already: name another folder or set overwrite=true")
     check_place(file)
     for line in redrawing.drawer.cuts([redrawing.job]):
         print(line)
@@ -94,16 +95,16 @@ def open_output(folder: str, *, overwrite: bool) -> Path:
     """The folder for the pictures, made if it is missing.
 
     Raises:
-        ValueError: it is a file, can't be written to, or holds pictures that must not be overwritten.
+        UserError: it is a file, can't be written to, or holds pictures that must not be overwritten.
     """
     out = Path(folder)
     if out.exists() and not out.is_dir():
-        raise ValueError(f"out={out} is a file: name a folder")
+        raise UserError(f"out={out} is a file: name a folder")
     if out.is_dir() and not overwrite and any(out.glob("*.png")):
-        raise ValueError(f"out={out} holds pictures already: name another folder or set overwrite=true")
+        raise UserError(f"out={out} holds pictures already: name another folder or set overwrite=true")
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK):
-        raise ValueError(f"out={out} can't be written to: name another folder")
+        raise UserError(f"out={out} can't be written to: name another folder")
     return out
 
 
@@ -111,11 +112,11 @@ def sheet_at(sheet: str | Path) -> Path:
     """Where the sheet goes.
 
     Raises:
-        ValueError: its folder is not there.
+        UserError: its folder is not there.
     """
     path = Path(sheet)
     if not path.parent.is_dir():
-        raise ValueError(f"sheet={path} lies in no folder that is there: make {path.parent} first")
+        raise UserError(f"sheet={path} lies in no folder that is there: make {path.parent} first")
     return path
 
 

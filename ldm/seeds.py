@@ -2,6 +2,8 @@
 
 import hashlib
 
+from ldm import UserError
+
 GENERATOR = "philox4x32-10"  # how records name what makes random numbers of seeds; see ldm/philox.py
 EARLIER_GENERATOR = "mt19937"  # of pictures and runs whose record names none
 SEED_LIMIT = 2**63
@@ -17,17 +19,17 @@ def check_seed(seed: object, name: str = "seed") -> None:
     """Refuses what is no seed.
 
     Raises:
-        ValueError: its name and what a seed is.
+        UserError: its name and what a seed is.
     """
     if not is_seed(seed):
-        raise ValueError(f"{name}={seed!r} {SEED}")
+        raise UserError(f"{name}={seed!r} {SEED}")
 
 
 def key_of(seed: int, *purpose: object) -> int:
     """A hash of a seed and what it is used for: 64 bits, so that neighbouring seeds share nothing.
 
     Raises:
-        ValueError: as `check_seed`.
+        UserError: as `check_seed`.
     """
     check_seed(seed)
     text = "/".join(map(str, (seed, *purpose)))

@@ -8,6 +8,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from ldm import UserError
 from ldm.data.datamodule import PictureData
 from ldm.distributed import is_first, world_size
 from ldm.tokenizers import cut_line
@@ -69,11 +70,11 @@ def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:
     """Refuses what would fail, or would not be what it seems, once the training runs.
 
     Raises:
-        ValueError: a guidance that a training can't draw with; float16 on a CPU; shards for a stage, a
+        UserError: a guidance that a training can't draw with; float16 on a CPU; shards for a stage, a
             compiler or a callback that wants whole weights.
     """
     if "weak" in config.get("guidance", {}):
-        raise ValueError(
+        raise UserError(
             "guidance: a training has no weak bundle to be guided by: choose autoguidance for ldm.sample, "
             "and guidance=cfg here"
         )
@@ -81,13 +82,13 @@ def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:
     if config["trainer"].get("strategy", {}).get("_target_") != SHARDED:
         return
     if not is_overridden("configure_model", stage):
-        raise ValueError(
+        raise UserError(
             "trainer=fsdp shards the denoiser alone, and this stage trains another network: take trainer=ddp"
         )
     if config["compile"]:
-        raise ValueError("compile=true with trainer=fsdp is not supported: take one of them, or trainer=ddp")
+        raise UserError("compile=true with trainer=fsdp is not supported: take one of them, or trainer=ddp")
     if any(callback["_target_"] == UNEVEN for callback in config["callbacks"].values()):
-        raise ValueError(
+        raise UserError(
             "callbacks: GenerationMetrics draws more batches on one rank than on another, and trainer=fsdp "
             "wants every rank for each: take trainer=ddp, or callbacks=diffusion"
         )
@@ -97,11 +98,11 @@ def check_precision(trainer: Mapping[str, Any]) -> None:
     """Refuses float16 where Lightning would take bfloat16 in its place.
 
     Raises:
-        ValueError: float16 on a CPU.
+        UserError: float16 on a CPU.
     """
     precision = trainer.get("precision")
     on_cpu = trainer.get("accelerator") == "cpu" or not torch.accelerator.is_available()
     if str(precision) in ("16", "16-mixed") and on_cpu:
-        raise ValueError(
+        raise UserError(
             f"trainer.precision={precision}: a CPU does not train in float16; write bf16-mixed, or take a GPU"
         )

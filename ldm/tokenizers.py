@@ -21,6 +21,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
+from ldm import UserError
 from ldm.fields import MAX_WIDTH, Fields
 from ldm.foreign import read_json
 
@@ -73,14 +74,14 @@ class Tokenizer:
 
     def __init__(self, merges: Sequence[Merge], *, vocab_size: int, context_length: int, pad_id: int):
         if vocab_size < NUM_BYTE_TOKENS + len(merges) + NUM_CONTROL:
-            raise ValueError(
+            raise UserError(
                 f"{vocab_size=} is too small for {len(merges)} merges: use at least "
                 f"{NUM_BYTE_TOKENS + len(merges) + NUM_CONTROL}"
             )
         if context_length < NUM_CONTROL + 1:
-            raise ValueError(f"{context_length=} leaves no room for text: use at least {NUM_CONTROL + 1}")
+            raise UserError(f"{context_length=} leaves no room for text: use at least {NUM_CONTROL + 1}")
         if not 0 <= pad_id < vocab_size:
-            raise ValueError(f"{pad_id=} is outside the vocabulary: use 0 to {vocab_size - 1}")
+            raise UserError(f"{pad_id=} is outside the vocabulary: use 0 to {vocab_size - 1}")
         self.merges = list(merges)
         self.vocab_size = vocab_size
         self.context_length = context_length
@@ -92,7 +93,7 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
         """Start, text, end, pads up to the context length; a long text loses its tail, not the end token."""
         if isinstance(texts, str):
-            raise ValueError("encode takes a list of texts, not one string: write encode([text])")
+            raise UserError("encode takes a list of texts, not one string: write encode([text])")
         tokens = torch.full((len(texts), self.context_length), self.pad_id, dtype=torch.int64)
         for row, text in zip(tokens, texts, strict=True):
             ids = [self.start_id, *self._ids(text)[: self.context_length - NUM_CONTROL], self.eot_id]
@@ -139,13 +140,13 @@ class Tokenizer:
         try:
             content = Fields.of(read_json(Path(path)), name=f"{path}")
             if content.text("format") != FORMAT:
-                raise ValueError(f"format {content.text('format')!r} is not {FORMAT!r}")
+                raise UserError(f"format {content.text('format')!r} is not {FORMAT!r}")
             sizes = {name: content.whole(name, low=0, high=MAX_WIDTH) for name in SIZES}
             return cls([_merge(line) for line in content.texts("merges")], **sizes)
         except FileNotFoundError:
-            raise ValueError(f"there is no tokenizer at {path}: give the path of a tokenizer.json") from None
+            raise UserError(f"there is no tokenizer at {path}: give the path of a tokenizer.json") from None
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not a tokenizer written by ldm ({error}): train or copy it again"
             ) from None
 
@@ -185,7 +186,7 @@ def clip_bpe(vocabulary: Path | str | None = None, *, context_length: int = 77, 
         num_merges = CLIP_VOCAB_SIZE - NUM_BYTE_TOKENS - NUM_CONTROL
         merges = [_merge(line) for line in lines[1 : num_merges + 1]]  # the first line names the version
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(
+        raise UserError(
             f"CLIP's vocabulary {path} cannot be read ({error}): give the path of {CLIP_VOCABULARY}"
         ) from None
     return Tokenizer(merges, vocab_size=CLIP_VOCAB_SIZE, context_length=context_length, pad_id=pad_id)
@@ -199,7 +200,7 @@ def train(texts: Iterable[str], *, vocab_size: int = 2048, context_length: int =
     """
     num_merges = vocab_size - NUM_BYTE_TOKENS - NUM_CONTROL
     if num_merges < 1:
-        raise ValueError(
+        raise UserError(
             f"{vocab_size=} leaves no room for merges: use more than {NUM_BYTE_TOKENS + NUM_CONTROL}"
         )
     learner = BytePairTokenizer(BPE(end_of_word_suffix=WORD_END))
@@ -238,7 +239,7 @@ def _byte_pairs(merges: Sequence[Merge]) -> BytePairTokenizer:
     vocabulary = {token: id for id, token in enumerate(tokens)}
     missing = next((part for merge in merges for part in merge if part not in vocabulary), None)
     if missing is not None:
-        raise ValueError(f"the merges use {missing!r}, which no other merge makes: the vocabulary is damaged")
+        raise UserError(f"the merges use {missing!r}, which no other merge makes: the vocabulary is damaged")
     tokenizer = BytePairTokenizer(BPE(vocabulary, list(merges), end_of_word_suffix=WORD_END))
     tokenizer.pre_tokenizer = BYTES
     return tokenizer
@@ -257,7 +258,7 @@ def _wheel_vocabulary() -> Path:
         listed = []
     found = [Path(str(file.locate())) for file in listed if file.name == CLIP_VOCABULARY]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{CLIP_VOCABULARY} was not found: pip install open-clip-torch, or give its path as vocabulary"
         )
     return found[0]

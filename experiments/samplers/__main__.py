@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.samplers.figures import draw_curves, draw_sheet
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
 from ldm.config import CONF, answer_errors, build
@@ -110,7 +111,7 @@ def steps_within(sampling: Sampling, schedule: Schedule, calls: int) -> int:
         replace(sampling, steps=steps)(denoise, schedule, start, noise=torch.zeros_like)
         if count <= calls:
             return steps
-    raise ValueError(f"no step of this sampler takes at most {calls} calls: allow more")
+    raise UserError(f"no step of this sampler takes at most {calls} calls: allow more")
 
 
 def table(rows: list[Row]) -> str:

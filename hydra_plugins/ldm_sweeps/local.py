@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from hydra_plugins.ldm_sweeps.points import OUTPUT, Point, points_of
 from hydra_plugins.ldm_sweeps.returns import returned
+from ldm import UserError
 from ldm.files import appending
 
 POLL = 0.2  # seconds between two looks at the processes
@@ -31,14 +32,14 @@ class LocalLauncher(Launcher):
         devices: values of CUDA_VISIBLE_DEVICES, one a job: two trainings never share a GPU.
 
     Raises:
-        ValueError: fewer than one job, or another number of devices than jobs.
+        UserError: fewer than one job, or another number of devices than jobs.
     """
 
     def __init__(self, *, jobs: int, devices: Sequence[Any] | None = None) -> None:
         if jobs < 1:
-            raise ValueError(f"hydra.launcher.jobs={jobs} must be at least 1")
+            raise UserError(f"hydra.launcher.jobs={jobs} must be at least 1")
         if devices is not None and len(devices) != jobs:
-            raise ValueError(
+            raise UserError(
                 f"hydra.launcher.devices names {len(devices)} devices for hydra.launcher.jobs={jobs}: "
                 "name one a job"
             )

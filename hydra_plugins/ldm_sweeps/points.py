@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from ldm import UserError
 from ldm.checkpoints.log_lines import read_curves
 from ldm.files import write
 
@@ -53,12 +54,12 @@ class Point:
         """Writes the record that `read_point` reads.
 
         Raises:
-            ValueError: the folder holds what another command has finished.
+            UserError: the folder holds what another command has finished.
         """
         record = self.folder / RECORD
         if self.finished and record.is_file() and (other := read_point(record).command) != self.command:
             differing = sorted(set(other) ^ set(self.command))
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} is of a finished point with another command ({', '.join(differing)}): choose "
                 "another folder with hydra.sweep.dir=, or remove this one"
             )
@@ -74,13 +75,13 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
         job_overrides: arguments of each job. A key that has one value for all jobs is not part of the label.
 
     Raises:
-        ValueError: two jobs with one label, a command that writes to no folder that can be chosen, a folder
+        UserError: two jobs with one label, a command that writes to no folder that can be chosen, a folder
             that holds what another command has finished.
     """
     name = config.hydra.job.config_name
     key = next((key for key in PLACES if key in config), None)
     if key is None:
-        raise ValueError(f"{name} can't be swept: it has neither of the keys {', '.join(PLACES)}")
+        raise UserError(f"{name} can't be swept: it has neither of the keys {', '.join(PLACES)}")
     alike = keys_of_one_value(config)
     jobs = [list(overrides) for overrides in job_overrides]
     pairs = [dict(override.split("=", 1) for override in overrides) for overrides in jobs]
@@ -123,7 +124,7 @@ def labels_of(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the points' folders; where two settings would have one name, a hash of each is added.
 
     Raises:
-        ValueError: two points have the same settings.
+        UserError: two points have the same settings.
     """
     counts = Counter(map(label_of, points))
     labels = []
@@ -133,7 +134,7 @@ def labels_of(points: Sequence[Mapping[str, Any]]) -> list[str]:
         labels.append(label if counts[label] == 1 else f"{label}_{digest}")
     label, count = Counter(labels).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{count} points of the sweep are called {label}: give each value once")
+        raise UserError(f"{count} points of the sweep are called {label}: give each value once")
     return labels
 
 
@@ -147,11 +148,11 @@ def read_points(folder: Path) -> list[Point]:
     """Points that were started below a folder, in the order of their labels.
 
     Raises:
-        ValueError: there is none, or a record that can't be read.
+        UserError: there is none, or a record that can't be read.
     """
     points = [read_point(path) for path in sorted(folder.glob(f"*/{RECORD}"))]
     if not points:
-        raise ValueError(f"there is no sweep at {folder}: start one with python -m ldm.train +sweep=<name>")
+        raise UserError(f"there is no sweep at {folder}: start one with python -m ldm.train +sweep=<name>")
     return points
 
 
@@ -159,13 +160,13 @@ def read_point(path: Path) -> Point:
     """The point of a record.
 
     Raises:
-        ValueError: it can't be read.
+        UserError: it can't be read.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return Point(folder=path.parent, swept=record["swept"], command=record["command"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a point's record ({error!r}): start the sweep again") from error
+        raise UserError(f"{path} is not a point's record ({error!r}): start the sweep again") from error
 
 
 def numbers(point: Point) -> dict[str, float]:

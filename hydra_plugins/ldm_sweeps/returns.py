@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.ldm_sweeps.points import Point
+from ldm import UserError
 
 
 def returned(points: Sequence[Point], *, words: str) -> list[JobReturn]:
@@ -14,7 +15,7 @@ def returned(points: Sequence[Point], *, words: str) -> list[JobReturn]:
         words: where a reader finds what went wrong.
     """
     unfinished = [point.label for point in points if not point.finished]
-    error = ValueError(
+    error = UserError(
         f"{len(unfinished)} of {len(points)} points did not finish: {'; '.join(unfinished)}; {words}; "
         "the same command goes on with them"
     )

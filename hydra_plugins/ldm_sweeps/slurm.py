@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from hydra_plugins.ldm_sweeps.points import Point, points_of
 from hydra_plugins.ldm_sweeps.returns import returned, submitted
+from ldm import UserError
 from ldm.files import write
 
 SCRIPT = Path("slurm") / "sweep.sbatch"
@@ -28,7 +29,7 @@ class SlurmLauncher(Launcher):
         poll: seconds between two looks at the queue.
 
     Raises:
-        ValueError: `parallel` or `poll` that isn't above 0.
+        UserError: `parallel` or `poll` that isn't above 0.
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class SlurmLauncher(Launcher):
         poll: float = 10.0,
     ) -> None:
         if parallel is not None and parallel < 1:
-            raise ValueError(f"hydra.launcher.parallel={parallel} must be at least 1, or null")
+            raise UserError(f"hydra.launcher.parallel={parallel} must be at least 1, or null")
         if not poll > 0:
-            raise ValueError(f"hydra.launcher.poll={poll} must be above 0 seconds")
+            raise UserError(f"hydra.launcher.poll={poll} must be above 0 seconds")
         self.options, self.parallel, self.wait, self.poll = list(options), parallel, wait, poll
         self.config: DictConfig | None = None
 
@@ -68,7 +69,7 @@ class SlurmLauncher(Launcher):
         """Submits the array; returns its job id.
 
         Raises:
-            ValueError: sbatch is not there or refuses; the sentence has its words.
+            UserError: sbatch is not there or refuses; the sentence has its words.
         """
         text = "".join(f"{point.folder}\n" for point in points)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -84,9 +85,9 @@ class SlurmLauncher(Launcher):
                 check=True,
             )
         except FileNotFoundError:
-            raise ValueError("there is no sbatch here: take hydra/launcher=local, which needs none") from None
+            raise UserError("there is no sbatch here: take hydra/launcher=local, which needs none") from None
         except subprocess.CalledProcessError as error:
-            raise ValueError(f"sbatch refuses the sweep ({' '.join(error.stderr.split())})") from None
+            raise UserError(f"sbatch refuses the sweep ({' '.join(error.stderr.split())})") from None
         return done.stdout.strip().partition(";")[0]
 
 

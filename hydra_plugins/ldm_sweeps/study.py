@@ -17,6 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.ldm_sweeps.points import label_of, numbers, parsed, read_points, written
+from ldm import UserError
 from ldm.files import append
 from ldm.seeds import key_of
 
@@ -43,7 +44,7 @@ class OptunaSweeper(Sweeper):
             `int(interval(1, 9))`, by magnitude `tag(log, interval(1e-4, 1e-2))`.
 
     Raises:
-        ValueError: fewer than one trial or batch.
+        UserError: fewer than one trial or batch.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class OptunaSweeper(Sweeper):
     ) -> None:
         for name, value in (("trials", trials), ("batch", batch)):
             if value < 1:
-                raise ValueError(f"hydra.sweeper.{name}={value} must be at least 1")
+                raise UserError(f"hydra.sweeper.{name}={value} must be at least 1")
         self.metric, self.direction, self.seed = metric, direction, seed
         self.trials, self.batch, self.params = trials, batch, dict(params or {})
         self.config: DictConfig | None = None
@@ -67,7 +68,7 @@ class OptunaSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if find_spec("optuna") is None:
-            raise ValueError("hydra/sweeper=optuna needs Optuna 4 or later: pip install 'ldm[sweep]'")
+            raise UserError("hydra/sweeper=optuna needs Optuna 4 or later: pip install 'ldm[sweep]'")
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -77,7 +78,7 @@ class OptunaSweeper(Sweeper):
         """Runs what is left of the study's trials; returns the best value.
 
         Raises:
-            ValueError: nothing to vary, a launcher that doesn't wait, or no trial that succeeded.
+            UserError: nothing to vary, a launcher that doesn't wait, or no trial that succeeded.
         """
         assert self.config is not None
         overrides = parsed([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
@@ -85,9 +86,9 @@ class OptunaSweeper(Sweeper):
         fixed = [written(each) for each in last.values() if not each.is_sweep_override()]
         space = {key: distribution(each) for key, each in last.items() if each.is_sweep_override()}
         if not space:
-            raise ValueError("the sweep varies nothing: give hydra.sweeper.params or key=interval(low,high)")
+            raise UserError("the sweep varies nothing: give hydra.sweeper.params or key=interval(low,high)")
         if not getattr(self.launcher, "wait", True):
-            raise ValueError("Optuna learns from points that have ended: add hydra.launcher.wait=true")
+            raise UserError("Optuna learns from points that have ended: add hydra.launcher.wait=true")
         folder = Path(self.config.hydra.sweep.dir)
         study = open_study(
             folder, name=self.metric, direction=self.direction, seed=self.seed, batch=self.batch
@@ -97,7 +98,7 @@ class OptunaSweeper(Sweeper):
             if not self.run(study, trials, fixed, folder):
                 break
         if not num_complete(study):
-            raise ValueError(f"no trial of {folder} ended with a {self.metric}: see the output of its points")
+            raise UserError(f"no trial of {folder} ended with a {self.metric}: see the output of its points")
         best = f"{self.metric}={study.best_value:.6g} at {label_of(study.best_params)}"
         print(f"best of {num_complete(study)}: {best}")
         return study.best_value
@@ -159,7 +160,7 @@ def distribution(override: Override) -> "BaseDistribution":
     """Optuna's form of what Hydra's grammar varies.
 
     Raises:
-        ValueError: a form that has none.
+        UserError: a form that has none.
     """
     from optuna import distributions
 
@@ -173,6 +174,6 @@ def distribution(override: Override) -> "BaseDistribution":
         if isinstance(value.start, int) and isinstance(value.end, int):
             return distributions.IntDistribution(value.start, value.end, log=log)
         return distributions.FloatDistribution(float(value.start), float(value.end), log=log)
-    raise ValueError(
+    raise UserError(
         f"{override.input_line} can't be varied: write choice(...), range(...) or interval(low, high)"
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
+from ldm import UserError
 from ldm.callbacks.following import Follower, Following
 
 
@@ -20,7 +21,7 @@ class EMA(Following):
 
     def __init__(self, *, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"{decay=} must lie in [0, 1)")
+            raise UserError(f"{decay=} must lie in [0, 1)")
         super().__init__()
         self.decay = decay
         self.updates = 0

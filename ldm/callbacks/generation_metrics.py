@@ -9,6 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
+from ldm import UserError
 from ldm.evaluation.captions import CaptionSet
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.feature_pass import Observers, observe, parts_of
@@ -55,7 +56,7 @@ class GenerationMetrics(Callback):
             the code.
 
     Raises:
-        ValueError: an option out of range, or fewer captions than a metric wants that isn't in `few`.
+        UserError: an option out of range, or fewer captions than a metric wants that isn't in `few`.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class GenerationMetrics(Callback):
         published: str | None = None,
     ) -> None:
         if every < 1 or batch_size < 1:
-            raise ValueError(f"{every=} and {batch_size=} must be at least 1")
+            raise UserError(f"{every=} and {batch_size=} must be at least 1")
         self.observers = Observers(pictures=extractors)
         self.metrics = dict(metrics)
         self.captions = CaptionSet(
@@ -120,7 +121,7 @@ class GenerationMetrics(Callback):
         """The numbers by the names under which they are logged, the same in every process.
 
         Raises:
-            ValueError: fewer real pictures than a metric wants that isn't in `few`.
+            UserError: fewer real pictures than a metric wants that isn't in `few`.
         """
         gallery = self._gallery(trainer)
         captions = gallery.captions(self.captions, seed=0)

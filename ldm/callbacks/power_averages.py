@@ -6,6 +6,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
+from ldm import UserError
 from ldm.callbacks.following import Follower, Following
 from ldm.checkpoints.power_average import Averages, Profile, decay, exponent_of
 from ldm.files import sweep
@@ -28,7 +29,7 @@ class PowerAverages(Following):
 
     def __init__(self, *, lengths: Sequence[float], every: int, folder: str) -> None:
         if every < 1:
-            raise ValueError(f"callbacks.averages.{every=} must be at least 1 step")
+            raise UserError(f"callbacks.averages.{every=} must be at least 1 step")
         super().__init__()
         self.every, self.averages = every, Averages(Path(folder))
         self.exponents = {length: exponent_of(length) for length in lengths}
@@ -62,7 +63,7 @@ class PowerAverages(Following):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._by_length.keys() != state_dict.keys():
-            raise ValueError(
+            raise UserError(
                 f"callbacks.averages.lengths={sorted(self._by_length)} are not those of the state, "
                 f"{sorted(state_dict)}: averages can't begin in the middle of a training"
             )

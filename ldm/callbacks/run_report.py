@@ -43,7 +43,7 @@ def write_run_report(folder: Path) -> Path:
     """Writes `report.md` and `curves.png` of a run directory; returns the page.
 
     Raises:
-        ValueError: nothing was logged.
+        UserError: nothing was logged.
         OSError: there is no `metrics.jsonl`, or no room.
     """
     curves, facts = read_curves(folder / LOG), facts_of(folder)

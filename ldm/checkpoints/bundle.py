@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.checkpoints.mapped import give_back
 from ldm.checkpoints.tensors import save_tensors
 from ldm.codec import Codec
@@ -39,7 +40,7 @@ CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "emoji" / "bundle"
 
 
-class BundleError(ValueError):
+class BundleError(UserError):
     """A bundle that is missing, damaged or lacks a part; the sentence names the file."""
 
 
@@ -69,7 +70,7 @@ class Bundle:
         try:
             config = Fields.of(read_yaml(found / CONFIG), name=CONFIG)
             if config.values.get("format") != FORMAT:
-                raise ValueError(f"it has format {config.values.get('format')}, this version reads {FORMAT}")
+                raise UserError(f"it has format {config.values.get('format')}, this version reads {FORMAT}")
             check_config(config)
         except ValueError as error:
             raise BundleError(f"bundle {found}: {CONFIG} is damaged ({error}): copy it again") from error
@@ -172,13 +173,13 @@ def check_config(config: Fields) -> None:
     """Refuses what no bundle's config holds, before anything is built of it.
 
     Raises:
-        ValueError: the entry, and what is wrong with it.
+        UserError: the entry, and what is wrong with it.
     """
     parts = config.mapping("parts")
     for name in parts.values:
         part = parts.mapping(name)
         if not is_plain_name(part.text("file")):
-            raise ValueError(f"{part.name}: file={part.values['file']!r} is no file in the bundle's folder")
+            raise UserError(f"{part.name}: file={part.values['file']!r} is no file in the bundle's folder")
         part.text("sha256")
         check_tree({"spec": part.mapping("spec").values}, name=part.name)
     for name in config.values.keys() & {"process", "sampler", "guidance"}:

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ldm import UserError
+
 PARTS = {"state_dict", "loops", "global_step"}  # what Lightning resumes from
 
 
@@ -12,16 +14,16 @@ def read_state(path: Path) -> dict[str, Any]:
     """What a training state holds; its tensors stay on the disk until they are used.
 
     Raises:
-        ValueError: it can't be read, or is something else.
+        UserError: it can't be read, or is something else.
     """
     try:
         held = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # a forged or torn pickle may end in any of them
-        raise ValueError(
+        raise UserError(
             f"{path} is no training state of ours, or damaged ({type(error).__name__})"
         ) from error
     if not isinstance(held, dict) or not held.keys() >= PARTS:
-        raise ValueError(f"{path} is no training state of ours: it lacks one of {', '.join(sorted(PARTS))}")
+        raise UserError(f"{path} is no training state of ours: it lacks one of {', '.join(sorted(PARTS))}")
     return held
 
 

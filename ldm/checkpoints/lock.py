@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+from ldm import UserError
 from ldm.files import make_folder
 from ldm.links import open_plain, opened
 
@@ -31,7 +32,7 @@ def hold(
         instead: what else a user can do, for the refusal.
 
     Raises:
-        ValueError: another process has it, or a link is in the lock's place.
+        UserError: another process has it, or a link is in the lock's place.
         OSError: the folder can't be written to.
     """
     path = make_folder(folder, below=below) / LOCK
@@ -66,8 +67,8 @@ def _identity(folder: int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _refusal(folder: Path, file: int, instead: str) -> ValueError:
+def _refusal(folder: Path, file: int, instead: str) -> UserError:
     """Names who has the folder, which it has written into the lock."""
     owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
     os.close(file)
-    return ValueError(f"{folder} is in use by {owner}: wait for it, end it, or {instead}")
+    return UserError(f"{folder} is in use by {owner}: wait for it, end it, or {instead}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm import UserError
 from ldm.checkpoints.bundle import UNBUILDABLE, Bundle, BundleError
 from ldm.checkpoints.thrift import held_in, thrifty
 from ldm.construct import construct
@@ -26,7 +27,7 @@ def sampling_nodes(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         BundleError: a bundle without a denoiser.
-        ValueError: a scale for a guidance that has none.
+        UserError: a scale for a guidance that has none.
     """
     if "backbone" not in bundle.names:
         held = ", ".join(bundle.names)
@@ -50,10 +51,10 @@ def open_pipeline(bundle: Bundle, *, precision: str = "float32", **options: Any)
 
     Raises:
         BundleError: a bundle without a denoiser, or a weak one that doesn't go with it.
-        ValueError: an unknown precision, or a scale for a guidance that has none.
+        UserError: an unknown precision, or a scale for a guidance that has none.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"{precision=} is unknown: write {' or '.join(PRECISIONS)}")
+        raise UserError(f"{precision=} is unknown: write {' or '.join(PRECISIONS)}")
     nodes = sampling_nodes(bundle, options)
     with ThreadPoolExecutor(max_workers=1) as aside:
         codec = aside.submit(bundle.codec)
@@ -115,10 +116,10 @@ def weak_path(guidance: Mapping[str, Any]) -> str:
     """The weak bundle that a guidance node names.
 
     Raises:
-        ValueError: none is named.
+        UserError: none is named.
     """
     if guidance["weak"] is None:
-        raise ValueError("guidance.weak is missing: name the weak bundle with guidance.weak=<bundle>")
+        raise UserError("guidance.weak is missing: name the weak bundle with guidance.weak=<bundle>")
     return str(guidance["weak"])
 
 
@@ -146,10 +147,10 @@ def with_scale(guidance: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """A guidance's constructor with another scale, also where it lies inside another guidance.
 
     Raises:
-        ValueError: a guidance that has no scale.
+        UserError: a guidance that has no scale.
     """
     if "scale" in guidance:
         return guidance | {"scale": float(scale)}
     if "within" in guidance:
         return {**guidance, "within": with_scale(guidance["within"], scale)}
-    raise ValueError(f"guidance {guidance['_target_']} has no scale to set to {scale}: choose guidance=cfg")
+    raise UserError(f"guidance {guidance['_target_']} has no scale to set to {scale}: choose guidance=cfg")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.tensors import save_tensors
 from ldm.files import drafting
 
@@ -54,10 +55,10 @@ def exponent_of(length: float) -> float:
     It is the root above 0 of length^2 (gamma + 2)^2 (gamma + 3) = gamma + 1.
 
     Raises:
-        ValueError: a length outside (0, 0.2887).
+        UserError: a length outside (0, 0.2887).
     """
     if not 0 < length < LONGEST:
-        raise ValueError(f"an average's length of {length:g} must lie above 0 and below {LONGEST:.4f}")
+        raise UserError(f"an average's length of {length:g} must lie above 0 and below {LONGEST:.4f}")
     inverse = length**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(roots.real.max())
@@ -104,11 +105,11 @@ class Averages:
         """Parameters of an average of any length, float32.
 
         Raises:
-            ValueError: a length that no average has, nothing to make one of, or a damaged file.
+            UserError: a length that no average has, nothing to make one of, or a damaged file.
         """
         kept = self.kept(until=wanted.step)
         if not kept:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds no averages up to step {wanted.step}: train with "
                 "callbacks.averages.lengths=[0.05,0.1], and take a state after callbacks.averages.every steps"
             )
@@ -134,7 +135,7 @@ class Written:
         """Opens a file.
 
         Raises:
-            ValueError: it is cut or damaged.
+            UserError: it is cut or damaged.
         """
         try:
             file = safe_open(path, framework="pt")
@@ -146,7 +147,7 @@ class Written:
         """One tensor.
 
         Raises:
-            ValueError: it is missing, or not the one that was written.
+            UserError: it is missing, or not the one that was written.
         """
         try:
             tensor = self.file.get_tensor(name)
@@ -168,5 +169,5 @@ def checksum(tensor: Tensor) -> str:
     return f"{zlib.crc32(tensor.flatten().view(torch.uint8).numpy()):08x}"
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} is not a whole average ({what}): remove it, the others do without")
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is not a whole average ({what}): remove it, the others do without")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.loading import read_state
 from ldm.checkpoints.provenance import ASIDE
@@ -103,17 +104,17 @@ def check_changes(found: Mapping[str, Difference], changes: Sequence[str], *, ru
     """Refuses to resume a run with options that differ and are not listed, or that no run can change.
 
     Raises:
-        ValueError: the options, both values of each, and what to type.
+        UserError: the options, both values of each, and what to type.
     """
     fixed = {key: each for key, each in found.items() if is_below(key, FIXED) and key not in FREE}
     if fixed:
-        raise ValueError(
+        raise UserError(
             f"{run} was trained with {told(fixed)}, which can't change within a run: leave it as it was, or "
             "make a new run with resume=never"
         )
     unlisted = {key: each for key, each in found.items() if not is_below(key, changes)}
     if unlisted:
-        raise ValueError(
+        raise UserError(
             f"{run} was trained with {told(unlisted)}: to resume it with the new values type "
             f"'resume_changes=[{','.join(unlisted)}]', for a new run resume=never"
         )
@@ -123,7 +124,7 @@ def check_state(state: Path, stage: nn.Module) -> None:
     """Refuses a checkpoint whose weights are not those of the stage that is to resume from it.
 
     Raises:
-        ValueError: a weight that only one of them has, or of another shape.
+        UserError: a weight that only one of them has, or of another shape.
     """
     if state.is_dir():  # of shards, which are read once the stage is dealt out
         return
@@ -133,7 +134,7 @@ def check_state(state: Path, stage: nn.Module) -> None:
     different = sorted(name for name in shapes.keys() | wanted if shapes.get(name) != wanted.get(name))
     if different:
         name = different[0]
-        raise ValueError(
+        raise UserError(
             f"{state} is of another network: {len(different)} weights differ, such as {name} of shape "
             f"{shapes.get(name)} where this training has {wanted.get(name)}: leave the run's options as they "
             "were, or make a new run with resume=never"

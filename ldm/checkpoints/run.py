@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from ldm import UserError
 from ldm.checkpoints.loading import is_readable
 from ldm.checkpoints.lock import hold
 from ldm.checkpoints.provenance import command, config_hash, environment, git_state
@@ -76,7 +77,7 @@ class Run:
         """
         record = read_json(self.path / RECORD)
         if not isinstance(record, dict) or not record.get("config_hash"):
-            raise ValueError(f"{self.path / RECORD} is damaged")
+            raise UserError(f"{self.path / RECORD} is damaged")
         return record
 
     def config(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class Run:
         """
         config = read_yaml(self.path / CONFIG)
         if not isinstance(config, dict):
-            raise ValueError(f"{self.path / CONFIG} is damaged")
+            raise UserError(f"{self.path / CONFIG} is damaged")
         return config
 
     def resumed(self, config: Mapping[str, Any], *, step: int) -> None:
@@ -97,13 +98,13 @@ class Run:
         that had finished gets another name, since the run is no longer finished.
 
         Raises:
-            ValueError: options that differ, and no step left to take with them.
+            UserError: options that differ, and no step left to take with them.
         """
         record = self.record()
         changed = {key: list(each) for key, each in self.changed.items()}
         last = config["trainer"]["max_steps"] if changed else None
         if last is not None and step >= last:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} has taken {step} steps, and trainer.max_steps={last} leaves none to take with "
                 "other options: raise steps= and list it in resume_changes, or make a new run by resume=never"
             )
@@ -142,12 +143,12 @@ def find_run(
         aliases: keys of the config that repeat another key's value, and that key.
 
     Raises:
-        ValueError: `resume` names a folder that is no run, another process trains the run, or it was trained
+        UserError: `resume` names a folder that is no run, another process trains the run, or it was trained
             with other options, data or networks.
     """
     if resume == "never":
         if changes:
-            raise ValueError(f"resume_changes={list(changes)} but resume=never resumes no run: leave one out")
+            raise UserError(f"resume_changes={list(changes)} but resume=never resumes no run: leave one out")
         return None
     reads = contents(config)
 
@@ -158,7 +159,7 @@ def find_run(
 
     if resume != "auto":
         if not (Path(resume) / RECORD).is_file():
-            raise ValueError(
+            raise UserError(
                 f"resume={resume} is no run directory (it has no {RECORD}); write auto, never or a run"
             )
         run = compared(Run(path=Path(resume)))
@@ -172,7 +173,7 @@ def find_run(
     if run is not None:
         check_changes(run.changed, changes, run=run.path)
     elif changes:
-        raise ValueError(
+        raise UserError(
             f"no run of {experiment} in {root} differs in resume_changes={list(changes)} alone: name one "
             "with resume=<its folder>, or leave resume_changes out for a new run"
         )
@@ -218,13 +219,13 @@ def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
     """The same run, which no other process can take now; a finished one isn't written to any more.
 
     Raises:
-        ValueError: it was begun with another generator of random numbers, so that its end would not be that
+        UserError: it was begun with another generator of random numbers, so that its end would not be that
             of an uninterrupted run.
     """
     if run is not None and (run.changed or not run.finished):
         hold(run.path, below=below)
         if run.generator != GENERATOR:
-            raise ValueError(
+            raise UserError(
                 f"{run.path} was begun with random numbers of {run.generator}, and this version of ldm has"
                 f" {GENERATOR}: resume it with the version that began it, or train anew with resume=never"
             )

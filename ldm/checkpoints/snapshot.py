@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part, find
 from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
 from ldm.checkpoints.loading import read_state
@@ -37,16 +38,16 @@ def bundle_of_state(
         dtype: of the stored weights.
 
     Raises:
-        ValueError: no whole state of a denoiser's training, or no averaged weights to be had.
+        UserError: no whole state of a denoiser's training, or no averaged weights to be had.
         FileExistsError: `out` is there already.
     """
     state = state.parent if state.name == STATE else state
     if not is_whole(state):
-        raise ValueError(f"state={state} is no whole training state: name one of <run>/checkpoints/step=...")
+        raise UserError(f"state={state} is no whole training state: name one of <run>/checkpoints/step=...")
     run = Run(path=state.parent.parent)
     config = read_yaml(run.path / "config.yaml")
     if not {"backbone", "codec"} <= config.keys():
-        raise ValueError(f"state={state} is of {config['name']}, which trains no denoiser")
+        raise UserError(f"state={state} is of {config['name']}, which trains no denoiser")
     own = Bundle.open(run.path) if run.finished else None
     codec = CodecBundles(own, own) if own else CodecBundles.named(config)
     weights, told = averaged_weights(state), {"experiment": config["name"], "step": step_of(state)}
@@ -73,12 +74,12 @@ def bundle_of_length(bundle: str, out: Path, *, length: float) -> Path:
 
     Raises:
         BundleError: there is no bundle.
-        ValueError: it lies in no run with a whole state, or no such average can be made.
+        UserError: it lies in no run with a whole state, or no such average can be made.
     """
     found = find(Path(bundle))
     state = Run(path=found.parent).state()
     if state is None:
-        raise ValueError(
+        raise UserError(
             f"ema_length={length} needs the run that bundle {found} came from, and its newest state"
         )
     return bundle_of_state(state, out, length=length)
@@ -88,19 +89,19 @@ def averaged_weights(state: Path) -> dict[str, Tensor]:
     """The averaged network of a state, by name of its weights.
 
     Raises:
-        ValueError: the state is in shards or can't be read, or its training kept no average.
+        UserError: the state is in shards or can't be read, or its training kept no average.
     """
     if (state / STATE).is_dir():
-        raise ValueError(
+        raise UserError(
             f"state={state} lies in shards: go on from it with trainer.strategy.save_shards=false, and take"
             " the next state"
         )
     try:
         held = read_state(state / STATE)
     except ValueError as error:
-        raise ValueError(f"state={error}: take another") from error
+        raise UserError(f"state={error}: take another") from error
     if AVERAGE not in held.get("callbacks", {}):
-        raise ValueError(f"state={state} holds no averaged weights: train with callbacks.ema")
+        raise UserError(f"state={state} holds no averaged weights: train with callbacks.ema")
     return held["callbacks"][AVERAGE]["net"]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm import UserError
 from ldm.data import keyed
 
 
@@ -21,7 +22,7 @@ class Buckets:
         shapes: (height, width) of each bucket, from tall to wide.
 
     Raises:
-        ValueError: no shape has such sides.
+        UserError: no shape has such sides.
     """
 
     def __init__(self, *, size: int, multiple: int = 32, stretch: float = 2.0) -> None:
@@ -32,7 +33,7 @@ class Buckets:
             upright | {shape[::-1] for shape in upright}, key=lambda shape: shape[1] / shape[0]
         )
         if not self.shapes:
-            raise ValueError(f"no bucket of {size=} has sides that are multiples of {multiple}: lower that")
+            raise UserError(f"no bucket of {size=} has sides that are multiples of {multiple}: lower that")
 
     def nearest(self, aspects: Sequence[float]) -> np.ndarray:
         """The bucket of each picture by its width over height: int64, an index of `shapes`."""

@@ -21,13 +21,14 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ldm import UserError
 from ldm.data.tables import SURROGATE, decode
 
 MAX_CHARACTERS = 10_000
 CONTROL = re.compile("[\x01-\x1f\x7f-\x9f]")
 
 
-class UnusableCaption(ValueError):
+class UnusableCaption(UserError):
     """A caption that is left out; the message is the reason, one of those in the table above."""
 
 

@@ -17,7 +17,7 @@ def cut(picture: EncodedPicture, box: Box, *, height: int, width: int) -> Tensor
     of those: its blocks of 8 x 8 frequencies are transformed back to fewer pixels.
 
     Raises:
-        ValueError: a damaged or cut picture.
+        UserError: a damaged or cut picture.
     """
     reduction = _reduction(picture, box, height=height, width=width)
     top, left = box.top // reduction, box.left // reduction

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from simplejpeg import decode_jpeg
 
+from ldm import UserError
 from ldm.data import png
 
 RULES = 2  # counts changes of the table: what is kept of pictures that were read by another is not used
@@ -52,7 +53,7 @@ SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of ICC profiles, as PIL
 SAME = 2  # levels of 255: a profile that moves no colour further is sRGB, whatever its name
 
 
-class PictureError(ValueError):
+class PictureError(UserError):
     """A picture that can't be read.
 
     Attributes:
@@ -225,7 +226,7 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = SPACES[source.profile.xcolor_space]
     if space != mode and (mode, space) != ("L", "RGB"):
-        raise ValueError(f"a profile for {space} in a picture of {mode}")
+        raise UserError(f"a profile for {space} in a picture of {mode}")
     transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), space, "RGB")
     if space == "CMYK":
         return transform

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+from ldm import UserError
 from ldm.fields import Fields
 from ldm.files import write
 from ldm.foreign import is_plain_name, read_json
@@ -17,7 +18,7 @@ FILE_NAME = "shards.json"
 TAR_BLOCK = 512  # bytes; a member's header is the block before its data
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Shards, index or samples that can't be used; the sentence names the file and the remedy."""
 
 
@@ -158,19 +159,19 @@ def _shard(entry: dict) -> Shard:
     shard = Shard(**(entry | spans | {"checksums": _pairs(entry.get("checksums", []))}))
     numbers = {len(own) for own in (shard.keys, shard.images, shard.records, shard.checksums or shard.keys)}
     if len(numbers) > 1:
-        raise ValueError(f"{shard.file}: keys, images, records and checksums differ in number")
+        raise UserError(f"{shard.file}: keys, images, records and checksums differ in number")
     if not all(isinstance(text, str) for text in (shard.file, shard.split, shard.sha256, *shard.keys)):
-        raise ValueError(f"{shard.file}: names and keys must be texts")
+        raise UserError(f"{shard.file}: names and keys must be texts")
     if not is_plain_name(shard.file):
-        raise ValueError(f"shard {shard.file!r} is not a plain file name")
+        raise UserError(f"shard {shard.file!r} is not a plain file name")
     members = chain(shard.images, shard.records)
     if any(offset < TAR_BLOCK or offset + size > shard.bytes for offset, size in members):
-        raise ValueError("a sample lies outside its shard")
+        raise UserError("a sample lies outside its shard")
     return shard
 
 
 def _pairs(pairs: list) -> list[tuple[int, int]]:
     found = [(first, second) for first, second in pairs]
     if not all(type(number) is int and number >= 0 for pair in found for number in pair):
-        raise ValueError("offsets, sizes and checksums must be whole numbers of at least 0")
+        raise UserError("offsets, sizes and checksums must be whole numbers of at least 0")
     return found

@@ -23,7 +23,7 @@ def key(seed: int, position: int, stream: str) -> int:
     """64-bit key of one draw: a hash, so that neighbouring positions share nothing.
 
     Raises:
-        ValueError: no seed, see `check_seed`.
+        UserError: no seed, see `check_seed`.
     """
     return key_of(seed, stream, position)
 

@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm import UserError
 from ldm.codec import Codec
 from ldm.data import keyed
 from ldm.data.batch import LatentBatch
@@ -75,18 +76,18 @@ class LatentData(LightningDataModule):
         texts: how captions are kept: `stored_states` or `stored_tokens`.
 
     Raises:
-        ValueError: pictures that are streamed, or cut otherwise than to centred squares.
+        UserError: pictures that are streamed, or cut otherwise than to centred squares.
     """
 
     def __init__(self, *, pictures: PictureData, texts: TextsOf = stored_states) -> None:
         super().__init__()
         if not isinstance(pictures, PictureData):
-            raise ValueError(
+            raise UserError(
                 f"data={type(pictures).__name__}: latents are stored of prepared sets only; prepare it, "
                 "or train on ldm.data.latents.EncodedPictures, which encodes every batch"
             )
         if pictures.crop is not centre or pictures.buckets is not None:
-            raise ValueError(
+            raise UserError(
                 "data.crop and data.buckets: latents are stored of centred squares only; leave both as they "
                 "are, or train on ldm.data.latents.EncodedPictures, which encodes every batch"
             )

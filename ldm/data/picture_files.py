@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm import UserError
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".tif", ".tiff")  # never decoded
 LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini"}
@@ -61,7 +63,7 @@ def find_pictures(folder: Path) -> Found:
     """The pictures in and under a folder.
 
     Raises:
-        ValueError: a list of ours names a picture that is gone.
+        UserError: a list of ours names a picture that is gone.
     """
     lists = _lists_under(folder)
     found = Found([], {})
@@ -71,7 +73,7 @@ def find_pictures(folder: Path) -> Found:
         else:
             found.pictures.append(name)
     if gone := sorted(set().union(*lists.values()).difference(found.pictures)):
-        raise ValueError(
+        raise UserError(
             f"{folder}: {LIST} names {gone[0]}, which is not there: generate it again, or take its line out"
         )
     return found

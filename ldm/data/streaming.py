@@ -15,6 +15,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm import UserError
 from ldm.data import flips, keyed
 from ldm.data.caption_rules import UnusableCaption, sample_captions, usable_caption
 from ldm.data.crops import Crop, centre
@@ -169,11 +170,11 @@ def picture(sample: dict) -> bytes:
     """The encoded picture of a sample.
 
     Raises:
-        ValueError: it has none, or several.
+        UserError: it has none, or several.
     """
     found = [sample[extension] for extension in PICTURES if extension in sample]
     if len(found) != 1:
-        raise ValueError(f"it has {len(found)} pictures")
+        raise UserError(f"it has {len(found)} pictures")
     return found[0]
 
 
@@ -181,7 +182,7 @@ def captions(sample: dict) -> list[str]:
     """The captions of a sample that can be used, as `ldm/data/caption_rules.py` finds and stores them.
 
     Raises:
-        ValueError: it has none.
+        UserError: it has none.
     """
     texts, reason = [], "it has no caption"
     for _, text in sorted(sample_captions(sample), key=lambda caption: caption[0]):
@@ -190,5 +191,5 @@ def captions(sample: dict) -> list[str]:
         except UnusableCaption as unusable:
             reason = f"it has no usable caption: {unusable}"
     if not texts:
-        raise ValueError(reason)
+        raise UserError(reason)
     return texts

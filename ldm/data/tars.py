@@ -10,6 +10,7 @@ from math import prod
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
+from ldm import UserError
 from ldm.data.addresses import check_address, is_local, open_address
 from ldm.data.decode import MAX_BYTES
 from ldm.data.index import DataError
@@ -97,7 +98,7 @@ def read_samples(url: str) -> Iterator[dict]:
             sample: dict = {"__key__": key, "__url__": url}
             for _, extension, data in members:
                 if extension in sample:
-                    raise ValueError(f"it has {key}.{extension} twice")
+                    raise UserError(f"it has {key}.{extension} twice")
                 sample[extension] = data
             yield sample
     except DAMAGE as error:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ldm import UserError
 from ldm.diffusion import Denoiser, Schedule
 
 State = Float[Tensor, "b *shape"]
@@ -16,10 +17,10 @@ def from_strength(times: Float[Tensor, " times"], strength: float) -> Float[Tens
     The grid is cut and not made anew, so every sampler takes it and visits the times that it always visits.
     Strength 1 is the whole grid; 0 is its last time alone, from which there is nothing to sample.
 
-    Raises ValueError for a strength outside [0, 1].
+    Raises UserError for a strength outside [0, 1].
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"{strength=} is outside [0, 1]: 0 keeps the picture, 1 draws it anew")
+        raise UserError(f"{strength=} is outside [0, 1]: 0 keeps the picture, 1 draws it anew")
     return times[(times - strength).abs().argmin() :]
 
 

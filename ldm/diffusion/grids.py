@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ldm import UserError
 from ldm.diffusion import Schedule
 from ldm.diffusion.schedules import noise_ratio, time_of_ratio
 
@@ -27,11 +28,11 @@ def uniform(steps: int, *, schedule: Schedule | None = None, shift: float = 1.0,
 
     A `first` of 0.999 is where diffusers' flow schedulers begin, and keeps log(alpha / sigma) finite.
 
-    Raises ValueError unless 0 < first <= 1.
+    Raises UserError unless 0 < first <= 1.
     """
     _check(steps)
     if not 0 < first <= 1:
-        raise ValueError(f"even steps from {first=}: 0 < first <= 1 must hold")
+        raise UserError(f"even steps from {first=}: 0 < first <= 1 must hold")
     return shifted(torch.linspace(first, 0, steps + 1, dtype=torch.float64), shift)
 
 
@@ -64,7 +65,7 @@ def leading(
     _check(steps, num_steps)
     stride = num_steps // steps
     if (steps - 1) * stride + offset >= num_steps:
-        raise ValueError(f"{offset=} moves {steps} leading steps past a table of {num_steps}: lower it")
+        raise UserError(f"{offset=} moves {steps} leading steps past a table of {num_steps}: lower it")
     counts = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * stride + offset + 1
     return _of_table(counts, num_steps=num_steps, clean=clean)
 
@@ -101,14 +102,14 @@ def log_snr(steps: int, *, schedule: Schedule, first: float = 0.999, last: float
 
     Between the same two levels it is `exponential`; said in times, it fits any schedule.
 
-    Raises ValueError unless 1 >= first > last > 0, and for first = 1 of a schedule that ends in pure noise.
+    Raises UserError unless 1 >= first > last > 0, and for first = 1 of a schedule that ends in pure noise.
     """
     _check(steps)
     if not 1 >= first > last > 0:
-        raise ValueError(f"log-SNR steps from {first=} to {last=}: 1 >= first > last > 0 must hold")
+        raise UserError(f"log-SNR steps from {first=} to {last=}: 1 >= first > last > 0 must hold")
     high, low = noise_ratio(schedule, torch.tensor([first, last], dtype=torch.float64)).tolist()
     if not math.isfinite(high):
-        raise ValueError(f"the log SNR at {first=} is not finite on this schedule: take a first below 1")
+        raise UserError(f"the log SNR at {first=} is not finite on this schedule: take a first below 1")
     return exponential(steps, schedule=schedule, sigma_min=low, sigma_max=high)
 
 
@@ -131,4 +132,4 @@ def _ending_clean(levels: Float64[Tensor, " steps"], schedule: Schedule) -> Time
 def _check(steps: int, limit: int | None = None) -> None:
     if steps < 1 or (limit is not None and steps > limit):
         allowed = "at least 1" if limit is None else f"between 1 and {limit}"
-        raise ValueError(f"{steps=} sampling steps asked for: the number must be {allowed}")
+        raise UserError(f"{steps=} sampling steps asked for: the number must be {allowed}")

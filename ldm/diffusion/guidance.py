@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm import UserError
 from ldm.diffusion import Denoiser, Guidance
 
 State = Float[Tensor, "b *shape"]
@@ -63,10 +64,10 @@ def interval(cond: Denoiser, uncond: Denoiser, *, within: Guidance, low: float, 
 
     Outside the interval uncond is not called, which halves the cost there.
 
-    Raises ValueError for an empty interval.
+    Raises UserError for an empty interval.
     """
     if not low < high:
-        raise ValueError(f"guidance interval from {low} to {high} is empty: low must be below high")
+        raise UserError(f"guidance interval from {low} to {high} is empty: low must be below high")
     guided = within(cond, uncond)
 
     def denoise(x: State, t: Time) -> State:
@@ -95,10 +96,10 @@ def apg(
         momentum: beta, the weight of the changes before; below 0 it pushes away from them.
         threshold: r, the largest norm of the change of one picture; None: any.
 
-    Raises ValueError for a threshold that is not above 0.
+    Raises UserError for a threshold that is not above 0.
     """
     if threshold is not None and not threshold > 0:
-        raise ValueError(f"{threshold=} of guidance must be above 0; None cuts nothing")
+        raise UserError(f"{threshold=} of guidance must be above 0; None cuts nothing")
     if scale == 1:
         return cond
     average: State | None = None

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm import UserError
+
 Latents = Float[Tensor, "*shape"]
 Coefficient = Float[Tensor, "..."]
 
@@ -99,14 +101,14 @@ class Edm:
     variance-preserving path. F has unit variance at every time, so the loss needs no weight. c_in is the
     path's matter: see `schedules.edm`.
 
-    Raises ValueError for a sigma_data that is not above 0.
+    Raises UserError for a sigma_data that is not above 0.
     """
 
     sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data={self.sigma_data} is a standard deviation: it must be above 0")
+            raise UserError(f"sigma_data={self.sigma_data} is a standard deviation: it must be above 0")
 
     def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
         spread = self._spread(alpha, sigma)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm import UserError
 from ldm.diffusion import Denoiser, Schedule, densities
 from ldm.diffusion.predictions import Prediction, unweighted
 
@@ -39,7 +40,7 @@ class Process:
     times         even draws in [0, 1) -> training times (densities.py)
     weight        (prediction, alpha, sigma) -> weight of the squared error of the output
 
-    Raises ValueError where the prediction cannot be undone at t = 1.
+    Raises UserError where the prediction cannot be undone at t = 1.
     """
 
     schedule: Schedule
@@ -51,7 +52,7 @@ class Process:
     def __post_init__(self) -> None:
         alpha, sigma = self.schedule(torch.ones((), dtype=torch.float64))
         if not self.prediction.gain(alpha, sigma).isfinite():
-            raise ValueError(
+            raise UserError(
                 f"{type(self.prediction).__name__} prediction cannot be used with a schedule that ends at "
                 f"alpha = {alpha.item():g}, where eps says nothing of the picture: take V, X0 or Flow"
             )

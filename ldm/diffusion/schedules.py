@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm import UserError
 from ldm.diffusion import Schedule
 
 
@@ -20,7 +21,7 @@ class Table:
     in a last interval that ends at alpha-bar = 0, where alpha is.
 
     Raises:
-        ValueError: an alpha-bar that does not fall from 1 to 0 or above.
+        UserError: an alpha-bar that does not fall from 1 to 0 or above.
     """
 
     alpha_bar: Float[Tensor, " steps_and_clean"]
@@ -28,7 +29,7 @@ class Table:
     def __post_init__(self) -> None:
         falls = self.alpha_bar[0] == 1 and (self.alpha_bar.diff() <= 0).all() and self.alpha_bar[-1] >= 0
         if self.num_steps < 1 or not falls:  # NaN is neither above nor below
-            raise ValueError("a schedule's alpha-bar must fall from 1, and not below 0: take betas in [0, 1)")
+            raise UserError("a schedule's alpha-bar must fall from 1, and not below 0: take betas in [0, 1)")
 
     @property
     def num_steps(self) -> int:

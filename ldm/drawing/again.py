@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.bundle import SHIPPED, Bundle
 from ldm.checkpoints.pipeline import identified, open_pipeline, weak_path
 from ldm.drawing.drawer import Drawer
@@ -51,7 +52,7 @@ class Redrawing:
             bundle: where its bundle lies now, if it has moved.
 
         Raises:
-            ValueError: no record, another version or bundle, or a file that has changed, by its name.
+            UserError: no record, another version or bundle, or a file that has changed, by its name.
         """
         facts = read_facts(path)
         try:
@@ -72,7 +73,7 @@ class Redrawing:
                 size=facts["batch"]["size"],
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: its record is damaged ({type(error).__name__}: {error})") from error
+            raise UserError(f"{path}: its record is damaged ({type(error).__name__}: {error})") from error
 
     def __call__(self) -> tuple[Tensor, dict[str, Any]]:
         """The picture, uint8 3 h w, and its record, both of now."""
@@ -85,11 +86,11 @@ def check_version(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuses a picture of another version of the code.
 
     Raises:
-        ValueError: both versions.
+        UserError: both versions.
     """
     own = environment()["version"]
     if facts["version"] != own:
-        raise ValueError(
+        raise UserError(
             f"{path} was drawn by ldm {facts['version']} and this is ldm {own}, which may draw otherwise: "
             f"install ldm=={facts['version']}"
         )
@@ -99,12 +100,12 @@ def bundle_of(path: Path, facts: Mapping[str, Any], place: str | None) -> Bundle
     """The bundle that drew a picture.
 
     Raises:
-        ValueError: another one lies there now.
+        UserError: another one lies there now.
     """
     bundle = Bundle.open(place or facts["bundle_path"])
     if bundle.sha256 != facts["bundle"]:
         named = "shipped" if bundle.path == SHIPPED else bundle.path
-        raise ValueError(
+        raise UserError(
             f"{path} was drawn by a bundle with sha256 {facts['bundle'][:12]}, and {named} has"
             f" {bundle.sha256[:12]}: name the one that drew it with bundle="
         )
@@ -115,28 +116,26 @@ def check_files(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuses where a picture to start from, a mask or a weak bundle is not what it was.
 
     Raises:
-        ValueError: its name and place.
+        UserError: its name and place.
     """
     for name in ("image", "mask"):
         if name in facts:
             file = Path(facts[name]["file"])
             if not file.is_file() or identity(file)["sha256"] != facts[name]["sha256"]:
-                raise ValueError(
-                    f"{path} was drawn from {name}={file}, which is gone or changed: put it back"
-                )
+                raise UserError(f"{path} was drawn from {name}={file}, which is gone or changed: put it back")
     if "weak" in facts and identified(facts["guidance"])["weak"] != facts["weak"]:
         weak = weak_path(facts["guidance"])
-        raise ValueError(f"{path} was drawn beside guidance.weak={weak}, which is another bundle now")
+        raise UserError(f"{path} was drawn beside guidance.weak={weak}, which is another bundle now")
 
 
 def check_batch(path: Path, *, place: int, size: int) -> None:
     """Refuses a batch that no command draws.
 
     Raises:
-        ValueError: place and size.
+        UserError: place and size.
     """
     if type(place) is not int or type(size) is not int or not 0 <= place < size <= MOST:
-        raise ValueError(f"{path}: its record has place {place} in a batch of {size}: it is damaged")
+        raise UserError(f"{path}: its record has place {place} in a batch of {size}: it is damaged")
 
 
 def job_of(facts: Mapping[str, Any], *, name: str) -> Job:

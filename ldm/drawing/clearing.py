@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm import UserError
 from ldm.data.picture_files import FIGURE, LIST, carries, listed_pictures
 from ldm.drawing.job import Job
 from ldm.drawing.record import FIELD
@@ -18,11 +19,11 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
     """Refuses a folder in which the pictures of a command would take the place of somebody else's files.
 
     Raises:
-        ValueError: a file that `ldm.sample` has not written, or a picture to start from, by its name.
+        UserError: a file that `ldm.sample` has not written, or a picture to start from, by its name.
     """
     earlier = listed_pictures(folder / LIST)
     if earlier is None and os.path.lexists(folder / LIST):
-        raise ValueError(f"out={folder} holds a {LIST} that ldm.sample has not written: name another folder")
+        raise UserError(f"out={folder} holds a {LIST} that ldm.sample has not written: name another folder")
     names = sorted({f"{job.name}.png" for job in jobs})
     for name in names:
         check_place(folder / name)
@@ -30,7 +31,7 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
     for job in jobs:
         for field, file in (("image", job.image), ("mask", job.mask)):
             if file is not None and file.resolve() in going:
-                raise ValueError(
+                raise UserError(
                     f"{field}={file} would be removed, for out={folder} is drawn anew: name another folder"
                 )
 
@@ -39,10 +40,10 @@ def check_place(path: Path) -> None:
     """Refuses to put a picture in the place of somebody else's file, or of a link.
 
     Raises:
-        ValueError: its name.
+        UserError: its name.
     """
     if os.path.lexists(path) and not _is_ours(path):
-        raise ValueError(
+        raise UserError(
             f"out={path.parent} holds {path.name}, which ldm.sample has not written: name another folder"
         )
 

@@ -34,7 +34,7 @@ class Drawer:
         """The guidance node of a job.
 
         Raises:
-            ValueError: the job has a scale, the guidance none.
+            UserError: the job has a scale, the guidance none.
         """
         return self.nodes["guidance"] if job.scale is None else with_scale(self.nodes["guidance"], job.scale)
 
@@ -42,7 +42,7 @@ class Drawer:
         """The pipeline as a job asks for it.
 
         Raises:
-            ValueError: the job has a scale and the guidance none, or a negative prompt that has no place.
+            UserError: the job has a scale and the guidance none, or a negative prompt that has no place.
         """
         return self.pipeline.with_options(negative=job.negative, guidance=guidance_of(self.guidance(job)))
 
@@ -50,7 +50,7 @@ class Drawer:
         """Refuses at once what a later batch would refuse.
 
         Raises:
-            ValueError: as `configured`.
+            UserError: as `configured`.
         """
         for job in {(job.negative, job.scale): job for job in jobs}.values():
             self.configured(job)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm import UserError
 from ldm.data.crops import centre
 from ldm.data.cut import cut
 from ldm.data.decode import EncodedPicture
@@ -18,7 +19,7 @@ def source_of(jobs: Sequence[Job], *, size: int) -> Source | None:
     """The pictures that jobs start from, all of them or none; jobs without a mask are redrawn everywhere.
 
     Raises:
-        ValueError: a file that is no whole picture.
+        UserError: a file that is no whole picture.
     """
     if jobs[0].image is None:
         return None
@@ -34,13 +35,13 @@ def prepared(path: Path, *, size: int) -> Tensor:
     """The largest centred square of a picture, resized (bicubic, antialiased): uint8, 3 h w.
 
     Raises:
-        ValueError: the file is no whole picture.
+        UserError: the file is no whole picture.
     """
     picture = opened(path)
     try:
         return cut(picture, centre(picture.height, picture.width, aspect=1.0), height=size, width=size)
     except ValueError as error:
-        raise ValueError(f"{path} can't be decoded ({error}): take another picture") from error
+        raise UserError(f"{path} can't be decoded ({error}): take another picture") from error
 
 
 def redrawn_pixels(path: Path | None, *, size: int) -> Tensor:
@@ -54,14 +55,14 @@ def check_inputs(jobs: Sequence[Job], *, size: int) -> list[str]:
     """Reads the headers of all pictures and masks; returns what there is to tell, in lines.
 
     Raises:
-        ValueError: no picture, or a mask that has not the size of its picture.
+        UserError: no picture, or a mask that has not the size of its picture.
     """
     resized = set()
     for image, mask in {(job.image, job.mask): None for job in jobs if job.image is not None}:
         height, width = shape(image)
         if mask is not None and shape(mask) != (height, width):
             other_height, other_width = shape(mask)
-            raise ValueError(
+            raise UserError(
                 f"mask={mask} has {other_width} x {other_height} pixels and image={image} {width} x {height}:"
                 " draw the mask over the picture, at its size"
             )
@@ -80,7 +81,7 @@ def shape(path: Path) -> tuple[int, int]:
     """Height and width of a picture, held upright.
 
     Raises:
-        ValueError: the file is no picture.
+        UserError: the file is no picture.
     """
     picture = opened(path)
     return picture.height, picture.width
@@ -90,9 +91,9 @@ def opened(path: Path) -> EncodedPicture:
     """A picture whose header has been read.
 
     Raises:
-        ValueError: the file is no picture.
+        UserError: the file is no picture.
     """
     try:
         return EncodedPicture(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no picture ({error}): take a PNG, JPEG or WebP file") from error
+        raise UserError(f"{path} is no picture ({error}): take a PNG, JPEG or WebP file") from error

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm import UserError
 from ldm.seeds import check_seed
 
 PROMPT_LIMIT = 10_000  # characters; a CLIP text encoder reads about 300
@@ -24,7 +25,7 @@ class Job:
         strength: how much of `image` is drawn anew, 0 to 1.
 
     Raises:
-        ValueError: a field that can't be, by its name.
+        UserError: a field that can't be, by its name.
     """
 
     prompt: str
@@ -39,22 +40,20 @@ class Job:
     def __post_init__(self) -> None:
         check_text("prompt", self.prompt)
         if not self.prompt.strip():
-            raise ValueError(f"prompt {self.prompt!r} holds no text: write one or more words")
+            raise UserError(f"prompt {self.prompt!r} holds no text: write one or more words")
         check_text("negative", self.negative)
         check_name(self.name)
         check_seed(self.seed)
         if self.scale is not None and not (is_number(self.scale) and math.isfinite(self.scale)):
-            raise ValueError(f"scale={self.scale} must be a finite number")
+            raise UserError(f"scale={self.scale} must be a finite number")
         if self.image is None and (self.mask or self.strength is not None):
-            raise ValueError("mask and strength go with a picture to start from: name it with image=<file>")
+            raise UserError("mask and strength go with a picture to start from: name it with image=<file>")
         for field in ("image", "mask"):
             file = getattr(self, field)
             if file is not None and not file.is_file():
-                raise ValueError(f"{field}={file} is not there: name a PNG, JPEG or WebP file")
+                raise UserError(f"{field}={file} is not there: name a PNG, JPEG or WebP file")
         if self.strength is not None and not (is_number(self.strength) and 0 <= self.strength <= 1):
-            raise ValueError(
-                f"strength={self.strength} must lie in [0, 1]: 0 keeps the picture, 1 redraws it"
-            )
+            raise UserError(f"strength={self.strength} must lie in [0, 1]: 0 keeps the picture, 1 redraws it")
 
     @property
     def drawn_strength(self) -> float:
@@ -73,16 +72,16 @@ def check_text(field: str, text: object) -> None:
     """Refuses what is no text that can be encoded and written, or too long.
 
     Raises:
-        ValueError: the field and what is wrong.
+        UserError: the field and what is wrong.
     """
     if not isinstance(text, str):
-        raise ValueError(f"{field} {text!r} holds no text: write one or more words")
+        raise UserError(f"{field} {text!r} holds no text: write one or more words")
     if len(text) > PROMPT_LIMIT:
-        raise ValueError(f"a {field} of {len(text)} characters is too long: the limit is {PROMPT_LIMIT}")
+        raise UserError(f"a {field} of {len(text)} characters is too long: the limit is {PROMPT_LIMIT}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{field} {text[:40]!r} holds half a character at {error.start}: write it whole"
         ) from error
 
@@ -91,10 +90,10 @@ def check_name(name: str) -> None:
     """Refuses a name that is not one of a plain file in the output folder.
 
     Raises:
-        ValueError: the name.
+        UserError: the name.
     """
     plain = name.strip() == name and name.isprintable() and not set(name) & set('/\\:*?"<>|')
     if not plain or not name or name.startswith(".") or name in TAKEN:
-        raise ValueError(f"name={name!r} can't be a file's: take letters, digits, - and _, without folders")
+        raise UserError(f"name={name!r} can't be a file's: take letters, digits, - and _, without folders")
     if len(name.encode()) > NAME_LIMIT:
-        raise ValueError(f"a name of {len(name.encode())} bytes is too long: the limit is {NAME_LIMIT}")
+        raise UserError(f"a name of {len(name.encode())} bytes is too long: the limit is {NAME_LIMIT}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ldm import UserError
 from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.drawing.job import Job
 from ldm.drawing.lists import Line, is_list, read_list
@@ -16,7 +17,7 @@ def asked_jobs(written: Mapping[str, Any], *, seed: int) -> list[Job]:
     """The pictures that a command asks for; `num_pictures` is spread evenly over the prompts.
 
     Raises:
-        ValueError: what can't be drawn, by its field, and its file and line if it stands in a list.
+        UserError: what can't be drawn, by its field, and its file and line if it stands in a list.
     """
     lines = asked_lines(written["prompts"])
     count = written["per_prompt"]
@@ -30,13 +31,13 @@ def asked_lines(prompts: object) -> list[Line]:
     """The prompts of a command, or the lines of the list that it names.
 
     Raises:
-        ValueError: no prompt, or a list that can't be read.
+        UserError: no prompt, or a list that can't be read.
     """
     if is_list(prompts):
         return read_list(Path(str(prompts)))
     written = prompts if isinstance(prompts, list) else [prompts]
     if not written:
-        raise ValueError("prompts is empty: write prompts='[\"a red apple\"]', or a file of them")
+        raise UserError("prompts is empty: write prompts='[\"a red apple\"]', or a file of them")
     return [
         # Hydra wants an unpaired ${ escaped
         Line("", {"prompt": prompt.replace(r"\${", "${") if isinstance(prompt, str) else prompt})
@@ -53,7 +54,7 @@ def jobs_of(lines: Sequence[Line], *, defaults: Mapping[str, Any]) -> list[Job]:
         defaults: `count` and `seed`, and whatever other field of a line holds where it says nothing.
 
     Raises:
-        ValueError: a field that can't be, too many pictures, or two of one name.
+        UserError: a field that can't be, too many pictures, or two of one name.
     """
     jobs: list[Job] = []
     for line in lines:
@@ -61,11 +62,11 @@ def jobs_of(lines: Sequence[Line], *, defaults: Mapping[str, Any]) -> list[Job]:
         try:
             jobs += _jobs_of_line(fields, first=len(jobs))
         except ValueError as error:
-            raise ValueError(f"{line.where}: {error}" if line.where else str(error)) from error
+            raise UserError(f"{line.where}: {error}" if line.where else str(error)) from error
     seen: set[str] = set()
     for job in jobs:
         if job.name in seen:
-            raise ValueError(f"two pictures have name={job.name!r}: give each a name of its own, or none")
+            raise UserError(f"two pictures have name={job.name!r}: give each a name of its own, or none")
         seen.add(job.name)
     return jobs
 
@@ -74,7 +75,7 @@ def _jobs_of_line(fields: Mapping[str, Any], *, first: int) -> list[Job]:
     count, image = fields["count"], fields.get("image")
     images = [None] if image is None else pictures_at(Path(str(image)))
     if type(count) is not int or count < 1 or first + count * len(images) > MOST:
-        raise ValueError(
+        raise UserError(
             f"{count=} pictures a prompt: it must be a whole number, at least 1, and {MOST} in all"
         )
     check_seed(fields["seed"])  # before numbers are added to it: true + 1 is 2
@@ -105,11 +106,11 @@ def pictures_at(path: Path) -> list[Path]:
     """A file, or the pictures in a folder by name; not those of folders in it.
 
     Raises:
-        ValueError: a folder without any.
+        UserError: a folder without any.
     """
     if not path.is_dir():
         return [path]
     found = [path / name for name in find_pictures(path).pictures if "/" not in name]
     if not found:
-        raise ValueError(f"image={path} holds no picture: it must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"image={path} holds no picture: it must end in {', '.join(SUFFIXES)}")
     return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldm import UserError
 from ldm.data import tables
 from ldm.data.tables import SURROGATE, numbered_lines
 from ldm.foreign import parse_json
@@ -42,12 +43,12 @@ def is_list(value: object) -> bool:
     """Whether a value of `prompts` means a file: it is text that ends like one.
 
     Raises:
-        ValueError: it ends so, and there is no such file.
+        UserError: it ends so, and there is no such file.
     """
     if not isinstance(value, str) or not value.lower().endswith(KINDS):
         return False
     if not Path(value).is_file():
-        raise ValueError(f"there is no file prompts={value}; if it is a prompt, write prompts=['{value}']")
+        raise UserError(f"there is no file prompts={value}; if it is a prompt, write prompts=['{value}']")
     return True
 
 
@@ -55,11 +56,11 @@ def read_list(path: Path) -> list[Line]:
     """The lines of a list; relative paths of pictures are taken from its folder.
 
     Raises:
-        ValueError: no prompts, or a line that can't be, by file and number.
+        UserError: no prompts, or a line that can't be, by file and number.
     """
     lines = READERS[path.suffix.lower()](path, decoded(path))
     if not lines:
-        raise ValueError(f"{path} holds no prompt: write one a line")
+        raise UserError(f"{path} holds no prompt: write one a line")
     return [_from_folder(line, path.parent) for line in lines]
 
 
@@ -67,14 +68,14 @@ def decoded(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        ValueError: it is too large, or not UTF-8.
+        UserError: it is too large, or not UTF-8.
     """
     size = path.stat().st_size
     if size > BYTES_LIMIT:
-        raise ValueError(f"{path} has {size / 2**20:.0f} MiB: a list has at most {BYTES_LIMIT // 2**20}")
+        raise UserError(f"{path} has {size / 2**20:.0f} MiB: a list has at most {BYTES_LIMIT // 2**20}")
     text = tables.read_text(path)
     if wrong := next((number for number, line in numbered_lines(text) if SURROGATE.search(line)), None):
-        raise ValueError(f"{path}, line {wrong}: it is no UTF-8 text: save it as UTF-8")
+        raise UserError(f"{path}, line {wrong}: it is no UTF-8 text: save it as UTF-8")
     return text
 
 
@@ -96,7 +97,7 @@ def read_csv(path: Path, text: str) -> list[Line]:
     for row in table.rows:
         where = f"{path}, {row.lines}"
         if len(row.cells) > len(header):
-            raise ValueError(
+            raise UserError(
                 f"{where}: {len(row.cells)} cells under {len(header)} columns: put text with commas in quotes"
             )
         cells = {name: cell for name, cell in zip(header, row.cells, strict=False) if cell.strip()}
@@ -124,30 +125,30 @@ def check_columns(where: str, names: Iterable[str]) -> None:
     """Refuses a column that there is not, one that comes twice, and a list without prompts.
 
     Raises:
-        ValueError: the column.
+        UserError: the column.
     """
     seen: set[str] = set()
     for name in names:
         if name not in COLUMNS:
-            raise ValueError(f"{where}: there is no column {name!r}; there are: {', '.join(COLUMNS)}")
+            raise UserError(f"{where}: there is no column {name!r}; there are: {', '.join(COLUMNS)}")
         if name in seen:
-            raise ValueError(f"{where}: the column {name} comes twice: keep one of them")
+            raise UserError(f"{where}: the column {name} comes twice: keep one of them")
         seen.add(name)
     if "prompt" not in seen:
-        raise ValueError(f"{where}: the column prompt is missing: the others only say more of a prompt")
+        raise UserError(f"{where}: the column prompt is missing: the others only say more of a prompt")
 
 
 def _of_cell(where: str, name: str, cell: str) -> Any:
     try:
         return COLUMNS[name](cell)
     except ValueError as error:
-        raise ValueError(f"{where}: {name}={repr(cell)[:60]} is no {_told(name)}") from error
+        raise UserError(f"{where}: {name}={repr(cell)[:60]} is no {_told(name)}") from error
 
 
 def _of_json(where: str, name: str, value: Any) -> Any:
     accepted = (int, float) if COLUMNS[name] is float else COLUMNS[name]
     if not isinstance(value, accepted) or isinstance(value, bool):
-        raise ValueError(f"{where}: {name}={repr(value)[:60]} is no {_told(name)}")
+        raise UserError(f"{where}: {name}={repr(value)[:60]} is no {_told(name)}")
     return value
 
 
@@ -159,7 +160,7 @@ def _object(where: str, line: str) -> dict[str, Any]:
     """The object of a line, without what is null."""
     value = parse_json(line, name=where)
     if not isinstance(value, dict):
-        raise ValueError(f'{where}: it is no JSON object: write {{"prompt": "red apple"}}')
+        raise UserError(f'{where}: it is no JSON object: write {{"prompt": "red apple"}}')
     return {key: each for key, each in value.items() if each is not None}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ldm import UserError
 from ldm.checkpoints.bundle import SHIPPED, Bundle
 from ldm.checkpoints.provenance import git_state
 from ldm.data.decode import MAX_PIXELS
@@ -119,21 +120,21 @@ def read_facts(path: Path) -> dict[str, Any]:
     """What a picture tells of how it was made.
 
     Raises:
-        ValueError: the file is no PNG of ours, or its record is damaged.
+        UserError: the file is no PNG of ours, or its record is damaged.
     """
     if not path.is_file():
-        raise ValueError(f"there is no picture {path}")
+        raise UserError(f"there is no picture {path}")
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"it has {picture.width} x {picture.height} pixels")
+                raise UserError(f"it has {picture.width} x {picture.height} pixels")
             picture.load()  # text may come after the pixels
             record = Fields.of(parse_json(picture.text[FIELD], name="its record"), name="its record")
         check_record(record)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no whole PNG with a record ({error})") from error
+        raise UserError(f"{path} is no whole PNG with a record ({error})") from error
     except KeyError as error:
-        raise ValueError(f"{path} tells nothing of how it was made: ldm.sample has not drawn it") from error
+        raise UserError(f"{path} tells nothing of how it was made: ldm.sample has not drawn it") from error
     return dict(record.values)
 
 
@@ -141,7 +142,7 @@ def check_record(record: Fields) -> None:
     """Refuses a record that no command writes, before anything that it names is opened or built.
 
     Raises:
-        ValueError: the entry, and what is wrong with it.
+        UserError: the entry, and what is wrong with it.
     """
     for name in ("version", "bundle", "bundle_path", "precision", "prompt"):
         record.text(name)

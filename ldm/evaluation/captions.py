@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ldm import UserError
 from ldm.data.index import hash_file
 from ldm.data.tables import read_columns
 
@@ -54,12 +55,12 @@ class CaptionSet:
         for name in ("metrics", "few"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.samples < 1 or (self.captions is not None and self.captions < 1):
-            raise ValueError(
+            raise UserError(
                 f"caption set {self.name!r}: captions={self.captions} and samples={self.samples} "
                 f"must be at least 1"
             )
         if self.unit not in ("picture", "caption"):
-            raise ValueError(f"caption set {self.name!r}: unit={self.unit!r} must be picture or caption")
+            raise UserError(f"caption set {self.name!r}: unit={self.unit!r} must be picture or caption")
 
     def draw(
         self, keys: Sequence[str], texts: Sequence[Sequence[str]], *, seed: int, offset: int
@@ -74,12 +75,12 @@ class CaptionSet:
             offset: number of the split's first picture among all real pictures.
 
         Raises:
-            ValueError: the split has fewer pictures or captions.
+            UserError: the split has fewer pictures or captions.
         """
         pairs = self._pictures(keys, texts, seed) if self.unit == "picture" else self._all(keys, texts, seed)
         wanted = len(pairs) if self.captions is None else self.captions
         if wanted > len(pairs):
-            raise ValueError(
+            raise UserError(
                 f"caption set {self.name!r} wants {wanted} captions, split {self.split!r} has {len(pairs)} "
                 f"{self.unit}s: ask for fewer, or for all of them with captions: null"
             )
@@ -103,10 +104,10 @@ class CaptionSet:
         """Refuses another list than the protocol's.
 
         Raises:
-            ValueError: `sha256` is stated and is not that of the captions.
+            UserError: `sha256` is stated and is not that of the captions.
         """
         if self.sha256 is not None and digest(captions) != self.sha256:
-            raise ValueError(
+            raise UserError(
                 f"caption set {self.name!r}: its {len(captions)} captions have sha256 "
                 f"{digest(captions)[:12]}, the protocol wants {self.sha256[:12]}: use the data set and the "
                 f"list that it was written for"
@@ -132,16 +133,16 @@ def read_captions(path: Path, *, rows: dict[str, int] | None) -> list[Caption]:
         rows: number of each real picture by its key; null where there are none, and any key will do.
 
     Raises:
-        ValueError: no such file, other columns, or a key that no real picture has.
+        UserError: no such file, other columns, or a key that no real picture has.
     """
     if not path.is_file():
-        raise ValueError(f"there is no caption list {path}: write one with the columns key and caption")
+        raise UserError(f"there is no caption list {path}: write one with the columns key and caption")
     lines = read_columns(path, ("key", "caption"))
     if rows is None:
         return [Caption(text=text, key=key, row=ELSEWHERE) for key, text in lines]
     unknown = [key for key, _ in lines if key not in rows]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"caption list {path}: {len(unknown)} of its {len(lines)} keys, {unknown[0]!r} first, name no "
             f"picture of protocol.splits: use the list of this data set"
         )

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ldm import UserError
 from ldm.files import make_folder, writing
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.filed import ROWS_AT_ONCE, append, give_back, mapped
@@ -61,7 +62,7 @@ class FeatureCache:
         Every byte is read and compared with the checksum that was written.
 
         Raises:
-            ValueError: the file under this name tells that it is another table, say of another protocol.
+            UserError: the file under this name tells that it is another table, say of another protocol.
         """
         path = self._path(identity)
         if path is None or not path.is_file():
@@ -81,7 +82,7 @@ class FeatureCache:
         checksum = told.pop(CHECKSUM, None)  # none in files of earlier versions
         if told != dict(identity):
             other = next((key for key in identity if told.get(key) != identity[key]), "a field")
-            raise ValueError(
+            raise UserError(
                 f"{path} holds features of another protocol, their {other} differ: remove the file, and it "
                 f"is made anew"
             )

@@ -132,7 +132,7 @@ def observe(
         folder: of the files, see `filed`.
 
     Raises:
-        ValueError: no room for the files.
+        UserError: no room for the files.
         RankError: another process failed.
     """
     ranks, names = ranks or Ranks(), {*wanted}

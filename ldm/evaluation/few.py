@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ldm import UserError
 from ldm.evaluation.captions import CaptionSet
 from ldm.metrics.frechet import ENOUGH, FrechetDistance
 from ldm.metrics.names import result_name
@@ -18,7 +19,7 @@ def few_results(
         drawn, real: pictures on each side; null where nobody knows how many are real.
 
     Raises:
-        ValueError: such a result that `few` doesn't name.
+        UserError: such a result that `few` doesn't name.
     """
     count = drawn if real is None else min(drawn, real)
     if count >= ENOUGH:
@@ -26,7 +27,7 @@ def few_results(
     distances = {name: each for name, each in metrics.items() if isinstance(each, FrechetDistance)}
     for name in distances:
         if name not in caption_set.few:
-            raise ValueError(
+            raise UserError(
                 f"caption set {caption_set.name!r} has {count} pictures for {name!r}, which wants {ENOUGH}: "
                 f"take more, or name it in the set's few: [{name}] to have it with a label"
             )

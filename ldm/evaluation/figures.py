@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.pictures import encode_png, save_figure, to_picture
 from ldm.evaluation.result_types import Pair, Shown
 from ldm.evaluation.sweep import AXES
@@ -130,13 +131,13 @@ def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
     Numbers of the literature are straight lines in the panel of `val/<result>`.
 
     Raises:
-        ValueError: there is no curve.
+        UserError: there is no curve.
     """
     from matplotlib.figure import Figure  # half a second that only figures need
 
     names = sorted(name for name in curves if not name.startswith(LITERATURE))
     if not names:
-        raise ValueError("there are no curves to draw: metrics.jsonl is empty")
+        raise UserError("there are no curves to draw: metrics.jsonl is empty")
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm import UserError
 from ldm.evaluation.captions import Caption
 
 Pipeline = Callable[[list[str], list[int]], Tensor]  # prompts, seeds -> uint8 b 3 h w
@@ -73,14 +74,14 @@ def generate(
     A picture depends on its request, and on the size of its batch only by rounding.
 
     Raises:
-        ValueError: something other than one 8-bit picture a request.
+        UserError: something other than one 8-bit picture a request.
     """
     with tqdm(total=len(requests), desc=title, unit="picture", disable=not progress) as bar:
         for start in range(0, len(requests), batch_size):
             batch = list(requests[start : start + batch_size])
             images = draw(batch)
             if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[:2] != (len(batch), 3):
-                raise ValueError(
+                raise UserError(
                     f"the pipeline gave {images.dtype} {tuple(images.shape)} for {len(batch)} prompts, "
                     f"expected torch.uint8 ({len(batch)}, 3, height, width)"
                 )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ldm import UserError
 from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet
 from ldm.evaluation.feature_pass import Observers, Seen, batched, observe, parts_of
 from ldm.evaluation.few import few_results
@@ -58,7 +59,7 @@ class Evaluator:
         """Draws a set's pictures, once for each of the protocol's seeds, and measures them with references.
 
         Raises:
-            ValueError: an unknown metric, or fewer pictures than one wants that isn't in the set's `few`.
+            UserError: an unknown metric, or fewer pictures than one wants that isn't in the set's `few`.
         """
         metrics, skipped = self._available(caption_set)
         count = len(self.captions[caption_set.name]) * caption_set.samples
@@ -116,7 +117,7 @@ class Evaluator:
         """Refuses what `measure` would refuse, for all sets, before the first picture is drawn.
 
         Raises:
-            ValueError: as `measure`.
+            UserError: as `measure`.
         """
         for each in self.protocol.sets:
             metrics, _ = self._available(each)
@@ -139,7 +140,7 @@ class Evaluator:
     def _available(self, caption_set: CaptionSet) -> tuple[dict[str, PictureMetric], list[str]]:
         unknown = set(caption_set.metrics) - set(self.metrics)
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"caption set {caption_set.name!r} asks for metric {sorted(unknown)[0]!r}, which is not "
                 f"in the config's metric: choose it there, one of conf/metric"
             )

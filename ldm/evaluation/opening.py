@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
 from ldm.data.pictures import PictureDataset
@@ -34,7 +35,7 @@ def open_subject(config: Mapping[str, Any], *, device: torch.device) -> Subject:
     """What a resolved config measures: `pictures`, a folder; `real`, a split; else `bundle`.
 
     Raises:
-        ValueError: it isn't there, or can't be read.
+        UserError: it isn't there, or can't be read.
     """
     subject = _open(config, device)
     return subject.at(config["protocol"]["size"] or subject.size)
@@ -73,7 +74,7 @@ def open_evaluator(
         extractors: of the protocol, by name.
 
     Raises:
-        ValueError: a protocol that doesn't fit the data or the subject.
+        UserError: a protocol that doesn't fit the data or the subject.
     """
     spec = spec_of(config)
     splits = real_splits(config, spec, subject.size)
@@ -201,7 +202,7 @@ def open_statistics(
     """Those of the real pictures, in the features that the protocol's Frechet distance is taken in.
 
     Raises:
-        ValueError: a protocol with no Frechet distance or with several.
+        UserError: a protocol with no Frechet distance or with several.
     """
     spec = spec_of(config)
     size = spec["size"] or config["data"]["size"]
@@ -209,7 +210,7 @@ def open_statistics(
     distances = (each for name, each in metrics.items() if name in used)
     found = {each.features for each in distances if isinstance(each, FrechetDistance)}
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"protocol {spec['name']!r} has Frechet distances in {', '.join(sorted(found)) or 'nothing'}, "
             f"and a file of statistics is of one kind: leave one such metric in its sets"
         )

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm import UserError
 from ldm.data.crops import centre
 from ldm.data.cut import cut
 from ldm.data.decode import RULES, EncodedPicture
@@ -82,19 +83,19 @@ class PictureFolder:
         size: side of the pictures.
 
     Raises:
-        ValueError: no folder, no pictures in it, a broken one, two with one key, or sizes that differ.
+        UserError: no folder, no pictures in it, a broken one, two with one key, or sizes that differ.
     """
 
     def __init__(self, path: str | Path, *, size: int | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ValueError(f"there is no folder {self.path}: name one that holds pictures")
+            raise UserError(f"there is no folder {self.path}: name one that holds pictures")
         found = find_pictures(self.path)
         for sentence in found.sentences(self.path):
             rank_zero_only(print)(sentence)
         self.files = [self.path / name for name in found.pictures]
         if not self.files:
-            raise ValueError(f"folder {self.path} holds no picture that ends with {', '.join(SUFFIXES)}")
+            raise UserError(f"folder {self.path} holds no picture that ends with {', '.join(SUFFIXES)}")
         self._check_keys()
         self.size = self._common_size() if size is None else size
 
@@ -112,7 +113,7 @@ class PictureFolder:
         """A picture.
 
         Raises:
-            ValueError: its file is damaged.
+            UserError: its file is damaged.
         """
         picture = self._opened(self.files[number])
         box = centre(picture.height, picture.width, aspect=1.0)
@@ -128,7 +129,7 @@ class PictureFolder:
         """The caption of each picture.
 
         Raises:
-            ValueError: a `captions.csv` with other columns, without a line for a file, or with several.
+            UserError: a `captions.csv` with other columns, without a line for a file, or with several.
         """
         table = self.path / CAPTIONS
         if not table.is_file():
@@ -137,11 +138,11 @@ class PictureFolder:
         captions = dict(lines)
         if len(captions) < len(set(lines)):
             twice = next(file for file, text in lines if captions[file] != text)
-            raise ValueError(f"{table} has several captions of {twice}: keep one of them")
+            raise UserError(f"{table} has several captions of {twice}: keep one of them")
         names = [self._name(file) for file in self.files]
         missing = [name for name in names if name not in captions]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{table} lacks {len(missing)} of the {len(self)} files, {missing[0]} first: add them"
             )
         return [[captions[name]] for name in names]
@@ -154,7 +155,7 @@ class PictureFolder:
         for file in self.files:
             twin = files.setdefault(file.with_suffix(""), file)
             if twin != file:
-                raise ValueError(
+                raise UserError(
                     f"{twin} and {file.name} differ only in their extension: rename one, or "
                     "remove it if both show the same"
                 )
@@ -167,7 +168,7 @@ class PictureFolder:
         if width == height and count == len(sizes):
             return int(height)
         odd = next((file for file, size in sizes.items() if size != common), self.files[0])
-        raise ValueError(
+        raise UserError(
             f"{odd} has {sizes[odd]} pixels; {count} of {len(sizes)} pictures have {common}: remove it if it "
             f"is not to be measured; if all are, protocol.size=<pixels> takes the largest centred square of "
             f"each, at one size"
@@ -179,8 +180,8 @@ class PictureFolder:
         except ValueError as error:
             raise self._damaged(file, error) from error
 
-    def _damaged(self, file: Path, error: ValueError) -> ValueError:
-        return ValueError(f"{file} can't be decoded ({' '.join(str(error).split())}): replace or remove it")
+    def _damaged(self, file: Path, error: ValueError) -> UserError:
+        return UserError(f"{file} can't be decoded ({' '.join(str(error).split())}): replace or remove it")
 
 
 def fit(images: UInt8[Tensor, "b 3 h w"], *, size: int) -> UInt8[Tensor, "b 3 s s"]:

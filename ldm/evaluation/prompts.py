@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from ldm import UserError
 from ldm.evaluation.captions import CaptionSet
 from ldm.evaluation.generation import requests_for
 from ldm.evaluation.reference_set import Gallery
@@ -20,10 +21,10 @@ def write_prompts(
     The names are those that a folder of pictures is searched for; the seeds are only a proposal.
 
     Raises:
-        ValueError: the file exists, or a set that the gallery can't give captions for.
+        UserError: the file exists, or a set that the gallery can't give captions for.
     """
     if path.exists():
-        raise ValueError(f"list_prompts={path} exists already: name a new file, or remove it")
+        raise UserError(f"list_prompts={path} exists already: name a new file, or remove it")
     rows = []
     for each in sets:
         captions = gallery.captions(each, seed=caption_seed)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ldm import UserError
 from ldm.evaluation.captions import CaptionSet
 from ldm.metrics.features import FeatureIdentity
 from ldm.seeds import GENERATOR, check_seed
@@ -68,23 +69,23 @@ class Protocol:
     def __post_init__(self) -> None:
         names = [each.name for each in self.sets]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"a protocol needs caption sets with names of their own, got {names}")
+            raise UserError(f"a protocol needs caption sets with names of their own, got {names}")
         check_seed(self.seed_base, "seed_base")
         check_seed(self.caption_seed, "caption_seed")
         if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} must be at least 1")
+            raise UserError(f"seeds={self.seeds} must be at least 1")
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], **identities: Any) -> "Protocol":
         """The protocol of a config node; what the node can't know comes beside it.
 
         Raises:
-            ValueError: a key that is unknown or missing.
+            UserError: a key that is unknown or missing.
         """
         try:
             return cls(**{**spec, "sets": caption_sets(spec), "splits": tuple(spec["splits"]), **identities})
         except (TypeError, KeyError) as error:
-            raise ValueError(
+            raise UserError(
                 f"protocol {spec.get('name')!r} has a key that is unknown or missing: {error}"
             ) from error
 
@@ -107,12 +108,12 @@ def caption_sets(spec: Mapping[str, Any]) -> tuple[CaptionSet, ...]:
     """The caption sets of a protocol's config node.
 
     Raises:
-        ValueError: a key that is unknown or missing.
+        UserError: a key that is unknown or missing.
     """
     try:
         return tuple(CaptionSet(**one) for one in spec["sets"])
     except (TypeError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"protocol {spec.get('name')!r} has a key that is unknown or missing: {error}"
         ) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+from ldm import UserError
 from ldm.foreign import read_yaml
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "assets" / "published.yaml"
@@ -72,34 +73,34 @@ class PublishedRow:
         for name in ("images", "resolution", "page"):
             number = getattr(self, name)
             if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1, or null where the source doesn't tell")
+                raise UserError(f"{name}={number} must be at least 1, or null where the source doesn't tell")
         known = {field.name for field in fields(self)} | set(METRICS)
         if strangers := sorted(set(self.unverified) - known):
-            raise ValueError(
+            raise UserError(
                 f"unverified names {strangers[0]!r}, which is neither a field nor one of {METRICS}"
             )
         if not self.values and not self.note:
-            raise ValueError("a row without values needs a note that says why it is here")
+            raise UserError("a row without values needs a note that says why it is here")
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "PublishedRow":
         """The row of a yaml entry.
 
         Raises:
-            ValueError: a field that is missing, unknown, of another type or out of range.
+            UserError: a field that is missing, unknown, of another type or out of range.
         """
         names = {field.name for field in fields(cls)}
         needed = [field.name for field in fields(cls) if field.default is MISSING]
         if strangers := sorted(map(str, set(entry) - names)):
-            raise ValueError(f"there is no field {strangers[0]!r}: a row has {', '.join(sorted(names))}")
+            raise UserError(f"there is no field {strangers[0]!r}: a row has {', '.join(sorted(names))}")
         if missing := [name for name in needed if name not in entry]:
-            raise ValueError(f"{missing[0]} is missing: write null where the source doesn't tell")
+            raise UserError(f"{missing[0]} is missing: write null where the source doesn't tell")
         plain = {name: value for name, value in entry.items() if name not in {"values", "unverified"}}
         for name, value in plain.items():
             _check_type(name, value, get_type_hints(cls)[name])
         unverified = entry.get("unverified", [])
         if not isinstance(unverified, list):
-            raise ValueError(f"unverified={unverified!r} must be a list of names")
+            raise UserError(f"unverified={unverified!r} must be a list of names")
         return cls(values=_printed(entry["values"]), unverified=tuple(map(str, unverified)), **plain)
 
     def verified(self, name: str) -> bool:
@@ -111,23 +112,23 @@ def read_published(path: Path = PUBLISHED) -> list[PublishedRow]:
     """The rows of a yaml file, in its order; by default those that come with the code.
 
     Raises:
-        ValueError: no such file, no list of rows, a row that is wrong, or two with one system and data set.
+        UserError: no such file, no list of rows, a row that is wrong, or two with one system and data set.
     """
     try:
         entries = read_yaml(path)
     except FileNotFoundError:
-        raise ValueError(f"there is no {path}: it holds the rows that others published") from None
+        raise UserError(f"there is no {path}: it holds the rows that others published") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path} must be a list of rows, each with fields as system: and values:")
+        raise UserError(f"{path} must be a list of rows, each with fields as system: and values:")
     rows = []
     for number, entry in enumerate(entries, start=1):
         try:
             rows.append(PublishedRow.of(entry))
         except ValueError as error:
-            raise ValueError(f"{path}, row {number} ({entry.get('system')}): {error}") from error
+            raise UserError(f"{path}, row {number} ({entry.get('system')}): {error}") from error
     for (system, dataset), count in Counter((row.system, row.dataset) for row in rows).items():
         if count > 1:
-            raise ValueError(
+            raise UserError(
                 f"{path} has {count} rows of {system} on {dataset}: name the printing in the system"
             )
     return rows
@@ -152,14 +153,14 @@ def reference_lines(rows: list[PublishedRow], metric: str, *, dataset: str = COC
 
 def _printed(values: Any) -> dict[str, Printed]:
     if not isinstance(values, dict):
-        raise ValueError(f"values={values!r} must be a map as fid: 23.35, or {{}} where none is printed")
+        raise UserError(f"values={values!r} must be a map as fid: 23.35, or {{}} where none is printed")
     if strangers := [name for name in values if name not in METRICS]:
-        raise ValueError(f"values names {strangers[0]!r}, which is not one of {METRICS}")
+        raise UserError(f"values names {strangers[0]!r}, which is not one of {METRICS}")
     found = {}
     for name, value in values.items():
         numbers = value if isinstance(value, list) else [value]
         if len(numbers) not in (1, 2) or not all(_is_positive(number) for number in numbers):
-            raise ValueError(f"{name}={value!r} must be a positive number, or a list of it and its ±")
+            raise UserError(f"{name}={value!r} must be a positive number, or a list of it and its ±")
         found[name] = Printed(*map(float, numbers))
     return found
 
@@ -172,4 +173,4 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     is_stray_bool = isinstance(value, bool) and bool not in get_args(kind)  # Python counts true as the int 1
     if not isinstance(value, kind) or is_stray_bool or (value == "" and name != "note"):
         names = " or ".join(TYPES[one] for one in get_args(kind) or (kind,))
-        raise ValueError(f"{name}={value!r} must be {names}")
+        raise UserError(f"{name}={value!r} must be {names}")

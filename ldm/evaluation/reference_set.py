@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm import UserError
 from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, read_captions
 from ldm.evaluation.feature_cache import FeatureCache, identity_of
 from ldm.evaluation.feature_pass import Features, Observers, batched, parts_of
@@ -86,7 +87,7 @@ class Gallery:
             measured: the folder or split that is measured, whose captions a set without a split takes.
 
         Raises:
-            ValueError: a split that isn't among the gallery's or has too few pictures, or other captions than
+            UserError: a split that isn't among the gallery's or has too few pictures, or other captions than
                 the set's sha256 tells.
         """
         if caption_set.file is not None:
@@ -101,12 +102,12 @@ class Gallery:
 
     def _captions_of(self, measured: Pictures | None, caption_set: CaptionSet) -> list[Caption]:
         if measured is None:
-            raise ValueError(
+            raise UserError(
                 f"caption set {caption_set.name!r} takes its captions from pictures that are there already: "
                 f"name them with pictures=<folder>, or choose another protocol"
             )
         if len(measured) < (caption_set.captions or 1):
-            raise ValueError(
+            raise UserError(
                 f"caption set {caption_set.name!r} wants {caption_set.captions} pictures, there are "
                 f"{len(measured)}: add some, or set its captions to null for all"
             )
@@ -117,7 +118,7 @@ class Gallery:
     def _drawn(self, caption_set: CaptionSet, seed: int) -> list[Caption]:
         split = caption_set.split
         if split not in self.splits:
-            raise ValueError(
+            raise UserError(
                 f"caption set {caption_set.name!r}: split {split!r} is not in splits {list(self.splits)}"
             )
         pictures = self.splits[split]

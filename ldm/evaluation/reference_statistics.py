@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ldm import UserError
 from ldm.evaluation.reference_set import Gallery
 from ldm.files import writing
 from ldm.foreign import parse_json, read_arrays
@@ -62,7 +63,7 @@ class Statistics:
         """Those of all pictures of a gallery, summed in float64.
 
         Raises:
-            ValueError: fewer than two pictures.
+            UserError: fewer than two pictures.
         """
         parts = (Moments.of(batch.features[features]) for batch in gallery.observed())
         moments = reduce(lambda first, second: Moments(*map(torch.add, first, second)), parts)
@@ -81,14 +82,14 @@ class Statistics:
         Nothing in the file is executed.
 
         Raises:
-            ValueError: no such file, no mean and covariance in it, or other numbers than were written.
+            UserError: no such file, no mean and covariance in it, or other numbers than were written.
         """
         try:
             arrays = read_arrays(path)
         except FileNotFoundError:
-            raise ValueError(f"there is no file {path}: write_statistics=<file.npz> makes one") from None
+            raise UserError(f"there is no file {path}: write_statistics=<file.npz> makes one") from None
         except ValueError as error:
-            raise ValueError(f"{error}: write it anew") from error
+            raise UserError(f"{error}: write it anew") from error
         gaussian = _gaussian(arrays, path)
         return cls(gaussian=gaussian, **_origin(arrays, gaussian, path))
 
@@ -96,11 +97,11 @@ class Statistics:
         """Writes the file, whole or not at all.
 
         Raises:
-            ValueError: statistics without a preparation.
+            UserError: statistics without a preparation.
             OSError: a folder that can't be written.
         """
         if self.preparation is None:
-            raise ValueError(f"statistics of unknown preparation are not written again: {path} would lie")
+            raise UserError(f"statistics of unknown preparation are not written again: {path} would lie")
         arrays = {
             "format": np.array(FORMAT),
             "mu": self.gaussian.mean.numpy(),
@@ -121,10 +122,10 @@ class Statistics:
             source: what the statistics are called in the message.
 
         Raises:
-            ValueError: features that nobody measures, or another network, input size, resize or picture size.
+            UserError: features that nobody measures, or another network, input size, resize or picture size.
         """
         if self.features not in preparations:
-            raise ValueError(
+            raise UserError(
                 f"statistics={source} are of the features {self.features!r}, the protocol measures "
                 f"{', '.join(preparations)}: choose a protocol with that network, or other statistics"
             )
@@ -133,7 +134,7 @@ class Statistics:
         theirs, ours = _flat(self.preparation), _flat(preparations[self.features])
         other = next((name for name in ours if theirs[name] != ours[name]), None)
         if other is not None:
-            raise ValueError(
+            raise UserError(
                 f"statistics={source} were taken with {other} {str(theirs[other])[:40]!r}, the protocol has "
                 f"{str(ours[other])[:40]!r}: write them anew under this protocol, or measure under theirs"
             )
@@ -141,19 +142,19 @@ class Statistics:
 
 def _gaussian(arrays: Mapping[str, np.ndarray], path: Path) -> Gaussian:
     if not {"mu", "sigma"} <= arrays.keys():
-        raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}: statistics have mu and sigma")
+        raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}: statistics have mu and sigma")
     mean, covariance = arrays["mu"], arrays["sigma"]
     width = mean.size
     if not width or mean.shape != (width,) or covariance.shape != (width, width):
-        raise ValueError(
+        raise UserError(
             f"{path} has mu of shape {mean.shape} and sigma of {covariance.shape}, not (d,) and (d, d): "
             f"write it anew"
         )
     numbers = all(np.issubdtype(each.dtype, np.floating) for each in (mean, covariance))
     if not numbers or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError(f"{path} holds mu and sigma that are not all finite numbers: write it anew")
+        raise UserError(f"{path} holds mu and sigma that are not all finite numbers: write it anew")
     if min(mean.dtype.itemsize, covariance.dtype.itemsize) < 4:
-        raise ValueError(
+        raise UserError(
             f"{path} holds mu of {mean.dtype} and sigma of {covariance.dtype}, too coarse for a distance: "
             f"write both in float32 or float64"
         )
@@ -167,13 +168,13 @@ def _check_covariance(covariance: torch.Tensor, path: Path) -> None:
     trace = covariance.trace()
     asymmetry = (covariance - covariance.T).abs().max()
     if asymmetry > ROUNDING * trace.abs():
-        raise ValueError(
+        raise UserError(
             f"{path} holds a sigma that is not symmetric (by up to {asymmetry:.3g}): write it anew, whole"
         )
     smallest = max(ROUNDING * float(trace), np.finfo(np.float64).tiny)
     lifted = covariance + smallest * torch.eye(len(covariance), dtype=covariance.dtype)
     if torch.linalg.cholesky_ex(lifted).info:
-        raise ValueError(
+        raise UserError(
             f"{path} holds a sigma with negative variances (it is not positive semidefinite): write it anew"
         )
 
@@ -194,7 +195,7 @@ def _origin(arrays: Mapping[str, np.ndarray], gaussian: Gaussian, path: Path) ->
         return {"features": FOREIGN_FEATURES, "count": None, "preparation": None, "of": digest}
     try:
         if int(arrays["format"]) != FORMAT:
-            raise ValueError(f"{arrays['format']}, this version reads {FORMAT}")
+            raise UserError(f"{arrays['format']}, this version reads {FORMAT}")
         told, count = parse_json(str(arrays["preparation"]), name="preparation"), arrays["count"]
         origin = {
             "features": str(arrays["features"]),
@@ -203,11 +204,11 @@ def _origin(arrays: Mapping[str, np.ndarray], gaussian: Gaussian, path: Path) ->
             "of": str(arrays["of"]),
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} tells its origin in another format ({error}): write it anew") from error
+        raise UserError(f"{path} tells its origin in another format ({error}): write it anew") from error
     if count.dtype.kind not in "iu" or count < 2:
-        raise ValueError(f"{path} has count={count}: statistics are of two pictures or more; write it anew")
+        raise UserError(f"{path} has count={count}: statistics are of two pictures or more; write it anew")
     if str(arrays.get("sha256")) != _digest(arrays):
-        raise ValueError(f"{path} differs from what was written (sha256): write it anew")
+        raise UserError(f"{path} differs from what was written (sha256): write it anew")
     return origin
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ldm import UserError
 from ldm.checkpoints.provenance import command, environment, git_state, peak_memory_mb
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.result_types import Closest, Row, SetResult
@@ -65,12 +66,12 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
     """Writes the document, whole or not at all.
 
     Raises:
-        ValueError: a number that is NaN or infinite; nothing is written then.
+        UserError: a number that is NaN or infinite; nothing is written then.
     """
     try:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"{path} is not written: a result is NaN or infinite") from error
+        raise UserError(f"{path} is not written: a result is NaN or infinite") from error
     write(path, text + "\n")
 
 
@@ -78,16 +79,16 @@ def read_results(path: Path) -> dict[str, Any]:
     """A results document.
 
     Raises:
-        ValueError: no file, or not one that `write_results` wrote.
+        UserError: no file, or not one that `write_results` wrote.
     """
     try:
         document = Fields.of(read_json(path), name=str(path)).values
         if document.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {document.get('format')}, this version reads {FORMAT}")
+            raise UserError(f"{path} has format {document.get('format')}, this version reads {FORMAT}")
     except FileNotFoundError:
-        raise ValueError(f"there are no results at {path}: python -m ldm.evaluate writes them") from None
+        raise UserError(f"there are no results at {path}: python -m ldm.evaluate writes them") from None
     except ValueError as error:
-        raise ValueError(f"{error}: evaluate again") from error
+        raise UserError(f"{error}: evaluate again") from error
     return document
 
 

@@ -5,6 +5,7 @@ from statistics import mean, stdev
 
 import torch
 
+from ldm import UserError
 from ldm.metrics.picture_metric import Observed, PictureMetric
 
 
@@ -22,7 +23,7 @@ def score(
     Nothing is exchanged between processes: each has all the features already.
 
     Raises:
-        ValueError: two metrics with one name for their result, or a result that is not finite.
+        UserError: two metrics with one name for their result, or a result that is not finite.
     """
     for metric in metrics.values():
         metric.reset()
@@ -35,9 +36,9 @@ def score(
     for metric in metrics.values():
         for name, value in metric.compute().items():
             if name in values:
-                raise ValueError(f"two metrics call their result {name!r}: give one of them other features")
+                raise UserError(f"two metrics call their result {name!r}: give one of them other features")
             values[name] = float(value)
     broken = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
     if broken:
-        raise ValueError(f"metric {broken[0]!r} came out as {values[broken[0]]}: nothing is written")
+        raise UserError(f"metric {broken[0]!r} came out as {values[broken[0]]}: nothing is written")
     return values

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import identified
 from ldm.evaluation.feature_pass import OWN_CLIP, Observers, OwnClip, text_reader
@@ -126,7 +127,7 @@ def found_in(pictures: Pictures, *, path: str) -> Draw:
     """Draws by looking up the pictures that are called like the requests, with or without the set's folder.
 
     Raises:
-        ValueError: from the draw, where a picture is missing.
+        UserError: from the draw, where a picture is missing.
     """
     numbers = {key: number for number, key in enumerate(pictures.keys())}
 
@@ -137,7 +138,7 @@ def found_in(pictures: Pictures, *, path: str) -> Draw:
         places = [place(request) for request in requests]
         if None in places:
             missing = requests[places.index(None)].name
-            raise ValueError(
+            raise UserError(
                 f"{path} has no picture {missing!r} among its {len(numbers)}: name the files by the list "
                 f"that list_prompts=<file.csv> writes, or take protocol=pictures, which needs no captions"
             )

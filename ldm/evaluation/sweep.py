@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm import UserError
 from ldm.evaluation.tables import csv_text
 from ldm.files import write
 
@@ -42,13 +43,13 @@ def points(lists: Mapping[str, Sequence[Any] | None]) -> list[Point]:
     """All combinations of the values in `LISTS`; an axis whose list is null is not varied.
 
     Raises:
-        ValueError: a list that is unknown, empty or none.
+        UserError: a list that is unknown, empty or none.
     """
     for name, values in lists.items():
         if name not in LISTS:
-            raise ValueError(f"sweep.{name} is unknown: a sweep has {', '.join(LISTS)}")
+            raise UserError(f"sweep.{name} is unknown: a sweep has {', '.join(LISTS)}")
         if values is not None and (not isinstance(values, list) or not values):
-            raise ValueError(
+            raise UserError(
                 f"sweep.{name}={values} must be a list with a value or more, as sweep.scales=[1,2,4]"
             )
     combinations = product(*(lists.get(name) or [None] for name in LISTS))

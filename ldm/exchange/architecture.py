@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange import schedulers
 from ldm.exchange.clip_configs import hf_text_config, hf_text_spec
 from ldm.exchange.diffusers_configs import unet_config, unet_spec, vae_config, vae_latents, vae_spec
@@ -36,12 +37,12 @@ class Architecture:
     def __post_init__(self) -> None:
         width, context = self.text_encoder["width"], self.backbone["transformer"]["context_dim"]
         if width != context:
-            raise ValueError(
+            raise UserError(
                 f"the U-Net's cross_attention_dim is {context}, but the text encoder's states have {width}"
             )
         channels, latents = self.backbone["latent_channels"], self.autoencoder["latent_channels"]
         if channels != latents:
-            raise ValueError(f"the U-Net's in_channels is {channels}, but the autoencoder has {latents}")
+            raise UserError(f"the U-Net's in_channels is {channels}, but the autoencoder has {latents}")
 
     def settings(self) -> Config:
         """The entries of a bundle's config, but for those of its parts."""
@@ -55,7 +56,7 @@ def from_configs(configs: Mapping[str, Fields]) -> Architecture:
     """The pipeline of diffusers' configs under the names in CONFIGS.
 
     Raises:
-        ValueError: a field that ours lacks, or two configs that disagree.
+        UserError: a field that ours lacks, or two configs that disagree.
     """
     unet, vae, text, scheduler = (configs[name] for name in CONFIGS)
     backbone, autoencoder, text_encoder = unet_spec(unet), vae_spec(vae), hf_text_spec(text)
@@ -79,7 +80,7 @@ def to_configs(pipeline: Architecture, *, pad_id: int) -> dict[str, Config]:
         pad_id: the id that the tokenizer pads with.
 
     Raises:
-        ValueError: one sentence with every option that diffusers lacks.
+        UserError: one sentence with every option that diffusers lacks.
     """
     latent_size = pipeline.size // _factor(pipeline.autoencoder)
     linear, scale = pipeline.linear_projection, pipeline.latents["scale"][0]
@@ -97,7 +98,7 @@ def to_configs(pipeline: Architecture, *, pad_id: int) -> dict[str, Config]:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
     return configs
 
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ldm import UserError
 from ldm.construct import NETWORKS, locate
 
 
@@ -11,10 +12,10 @@ def arguments(spec: Mapping[str, Any], *, target: str, what: str) -> dict[str, A
     """Arguments of a tree whose `_target_` must be `target`; nested trees stay as they are.
 
     Raises:
-        ValueError: another target, which the format that is written has no place for.
+        UserError: another target, which the format that is written has no place for.
     """
     if spec.get("_target_") != target:
-        raise ValueError(
+        raise UserError(
             f"{what} is a {spec.get('_target_')}, which has no place there: only {target} has one"
         )
     parameters = inspect.signature(locate(target, allowed=NETWORKS)).parameters
@@ -30,8 +31,8 @@ def refuse_options(what: str, options: Mapping[str, Any], only: Mapping[str, Any
     """Refuses each option whose value is not the only one that the other format has.
 
     Raises:
-        ValueError: one sentence with every such option.
+        UserError: one sentence with every such option.
     """
     wrong = [f"{key}={options[key]} (only {value})" for key, value in only.items() if options[key] != value]
     if wrong:
-        raise ValueError(f"{what} can't be written for diffusers, which lacks {', '.join(wrong)}")
+        raise UserError(f"{what} can't be written for diffusers, which lacks {', '.join(wrong)}")

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange.arguments import arguments
 from ldm.fields import MAX_DEPTH, MAX_WIDTH, Fields
 from ldm.models import clip
@@ -29,7 +30,7 @@ def hf_text_spec(fields: Fields, *, embed_dim: int | None = None) -> dict[str, A
     """Text tower of a CLIPTextConfig; without `embed_dim` it has no projection.
 
     Raises:
-        ValueError: a field that our network has no option for, or a number out of range.
+        UserError: a field that our network has no option for, or a number out of range.
     """
     return {"_target_": TEXT, **_hf_tower(fields, embed_dim, width=512, heads=8)} | {
         "vocab_size": fields.whole("vocab_size", 49_408, high=MAX_WIDTH),
@@ -41,7 +42,7 @@ def hf_vision_spec(fields: Fields, *, embed_dim: int) -> dict[str, Any]:
     """Image tower of a CLIPVisionConfig.
 
     Raises:
-        ValueError: a field that our network has no option for, or a number out of range.
+        UserError: a field that our network has no option for, or a number out of range.
     """
     return {"_target_": VISION, **_hf_tower(fields, embed_dim, width=768, heads=12)} | {
         "image_size": fields.whole("image_size", 224, high=MAX_WIDTH),
@@ -53,7 +54,7 @@ def hf_text_config(spec: Mapping[str, Any], *, pad_id: int) -> dict[str, Any]:
     """CLIPTextModel's config for a text tower of ours; its projection has no place there.
 
     Raises:
-        ValueError: an activation that transformers doesn't have under a name of ours.
+        UserError: an activation that transformers doesn't have under a name of ours.
     """
     net = arguments(spec, target=TEXT, what="the text encoder")
     return {
@@ -81,7 +82,7 @@ def openclip_specs(fields: Fields, *, quick_gelu: bool = False) -> tuple[dict[st
         quick_gelu: whatever the config says, as for OpenAI's own weights.
 
     Raises:
-        ValueError: a field that our networks have no option for, or a number out of range.
+        UserError: a field that our networks have no option for, or a number out of range.
     """
     fields.known(OPENCLIP_ROOT)
     text, vision = (
@@ -119,7 +120,7 @@ def openclip_config(name: str) -> Fields:
     """The config of a model of open_clip, from its wheel or from a json file.
 
     Raises:
-        ValueError: there is no such model.
+        UserError: there is no such model.
     """
     if name.endswith(".json"):
         return Fields.read(Path(name))
@@ -130,7 +131,7 @@ def openclip_config(name: str) -> Fields:
     found = {Path(str(file)).stem: file for file in listed if file.parent.name == "model_configs"}
     if name not in found:
         known = ", ".join(sorted(each for each in found if each.startswith("ViT-")))
-        raise ValueError(f"open_clip has no model {name!r}; those of our kind are among {known}")
+        raise UserError(f"open_clip has no model {name!r}; those of our kind are among {known}")
     return Fields.read(Path(str(found[name].locate())))
 
 
@@ -140,7 +141,7 @@ def _hf_tower(fields: Fields, embed_dim: int | None, *, width: int, heads: int) 
     inner = fields.whole("intermediate_size", 4 * width, high=4 * MAX_WIDTH)
     width = fields.whole("hidden_size", width, high=MAX_WIDTH)
     if inner != 4 * width:
-        raise ValueError(f"{fields.name}: intermediate_size must be four times hidden_size, as ours is")
+        raise UserError(f"{fields.name}: intermediate_size must be four times hidden_size, as ours is")
     return {
         "width": width,
         "num_layers": fields.whole("num_hidden_layers", 12, high=MAX_DEPTH),
@@ -161,5 +162,5 @@ def _activation_name(node: Any) -> str:
     else:
         name = functions.get(node)
     if name is None:
-        raise ValueError(f"the text encoder's activation {node} has no name in transformers, gelu has one")
+        raise UserError(f"the text encoder's activation {node} has no name in transformers, gelu has one")
     return name

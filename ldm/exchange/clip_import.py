@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Part
 from ldm.exchange.clip_configs import (
     activation,
@@ -39,7 +40,7 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
         model: name of open_clip's model or a json file with its config; a tag tells its own.
 
     Raises:
-        ValueError: no model, or one that our networks or the weights don't fit, or that the file or the
+        UserError: no model, or one that our networks or the weights don't fit, or that the file or the
             config beside it contradicts.
     """
     name = source.model or model
@@ -48,16 +49,16 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
     if beside.is_file() and source.model is None:
         own = Fields.read(beside)
         if config is not None and openclip_specs(config) != openclip_specs(own.mapping("model_cfg")):
-            raise ValueError(f"{beside} is of another model than architecture={name}: leave it out")
+            raise UserError(f"{beside} is of another model than architecture={name}: leave it out")
         config, pixels = own.mapping("model_cfg"), _pixels(own.mapping("preprocess_cfg"), "mean", "std")
     if config is None:
-        raise ValueError(
+        raise UserError(
             f"from={source.name} is a CLIP; its tensors don't tell which one: write architecture=ViT-B-32, "
             "or architecture=ViT-B-32-quickgelu for OpenAI's own"
         )
     text, image = openclip_specs(config, quick_gelu=source.quick_gelu)
     if weights.outline.keys() >= OPENAI and text["activation"] != activation("quick_gelu"):
-        raise ValueError(
+        raise UserError(
             f"{weights.path} is OpenAI's own CLIP, trained with quick_gelu, but architecture={name} has "
             f"gelu: write architecture={name}-quickgelu"
         )
@@ -70,7 +71,7 @@ def import_transformers(weights: Weights, config: Fields) -> Imported:
     """The towers of a CLIPModel.
 
     Raises:
-        ValueError: a config that our networks or the weights don't fit.
+        UserError: a config that our networks or the weights don't fit.
     """
     embed_dim = _embed_dim(config)
     text, image = (
@@ -97,7 +98,7 @@ def import_text(weights: Weights, config: Fields, *, state: str | None) -> Impor
         state: last or penultimate, of the states that a denoiser reads.
 
     Raises:
-        ValueError: a config that our network or the weights don't fit.
+        UserError: a config that our network or the weights don't fit.
     """
     embed_dim = _embed_dim(config) if TEXT_PROJECTION in weights.outline else None
     fits = {"text_encoder": text_fit(hf_text_spec(config, embed_dim=embed_dim), weights, state=state)}
@@ -110,10 +111,10 @@ def import_vision(weights: Weights, config: Fields) -> Imported:
     """The image tower of a CLIPVisionModelWithProjection.
 
     Raises:
-        ValueError: one without its projection, or a config that our network or the weights don't fit.
+        UserError: one without its projection, or a config that our network or the weights don't fit.
     """
     if PICTURE_PROJECTION not in weights.outline:
-        raise ValueError(
+        raise UserError(
             f"{weights.path} lacks {PICTURE_PROJECTION}, which leads to the space of CLIP's features: "
             "take a CLIPVisionModelWithProjection or a whole CLIPModel"
         )
@@ -142,7 +143,7 @@ def _pixels(config: Fields, mean: str, std: str) -> tuple[list[float], list[floa
         return None
     values = config.numbers(mean, low=0, high=1), config.numbers(std, low=1e-3, high=1)
     if any(len(each) != 3 for each in values):
-        raise ValueError(f"{config.name}: {mean} and {std} must have 3 numbers, one for each colour")
+        raise UserError(f"{config.name}: {mean} and {std} must have 3 numbers, one for each colour")
     return values
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange.noise_tables import BUFFERS, read_tables
 from ldm.exchange.schedulers import NOISE_TABLE
 from ldm.exchange.weights import Weights
@@ -53,11 +54,11 @@ class Declared:
         """Takes (field, value, place); the same field twice must have the same value.
 
         Raises:
-            ValueError: two places that contradict each other.
+            UserError: two places that contradict each other.
         """
         for name, value, place in entries:
             if name in self.values and not agree(self.values[name], value):
-                raise ValueError(
+                raise UserError(
                     f"{self.path} contradicts itself: {name} is {self.values[name]!r} by its "
                     f"{self.places[name]}, but {value!r} by its {place}; write declared=ignore and what is "
                     "right, as in process=sd15"
@@ -87,7 +88,7 @@ def read_declared(weights: Weights) -> Declared:
     """All that a file says of its process, its latents and its text encoder.
 
     Raises:
-        ValueError: it contradicts itself, or says what none of our processes does.
+        UserError: it contradicts itself, or says what none of our processes does.
     """
     told = Declared(weights.path)
     told.add(_header(weights))
@@ -121,7 +122,7 @@ def _marks(weights: Weights) -> Iterator[tuple[str, Any, str]]:
         if name in MARKS:
             yield *MARKS[name], f"tensor {name}"
         if is_mark(name) and name not in MARKS:
-            raise ValueError(
+            raise UserError(
                 f"{weights.path}: its tensor {name} says that it was trained on EDM's noise levels, which no "
                 "process for a network of Stable Diffusion's kind has here"
             )
@@ -207,7 +208,7 @@ def _entries(entries: Mapping[str, Any], place: str, path: Path) -> Iterator[tup
         name = ALIASES.get(key)
         if name == PREDICTION:
             if str(value).lower() not in PREDICTIONS:
-                raise ValueError(
+                raise UserError(
                     f"{path}: its {place} says {key}={value!r}, known are {', '.join(PREDICTIONS)}"
                 )
             yield PREDICTION, PREDICTIONS[str(value).lower()], place
@@ -223,7 +224,7 @@ def _entries(entries: Mapping[str, Any], place: str, path: Path) -> Iterator[tup
 def _flag(value: Any, place: str, path: Path) -> bool:
     known = {"true": True, "1": True, "false": False, "0": False}
     if str(value).lower() not in known:
-        raise ValueError(f"{path}: its {place} is {value!r}, expected true or false")
+        raise UserError(f"{path}: its {place} is {value!r}, expected true or false")
     return known[str(value).lower()]
 
 
@@ -233,7 +234,7 @@ def _number(value: Any, place: str, path: Path) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if not 0 <= number < float("inf"):
-        raise ValueError(f"{path}: its {place} is {value!r}, expected a number")
+        raise UserError(f"{path}: its {place} is {value!r}, expected a number")
     return number
 
 

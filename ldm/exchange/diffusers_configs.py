@@ -6,6 +6,7 @@ What our networks don't have is refused by the field's name; what diffusers does
 from collections.abc import Mapping
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange.arguments import arguments, refuse_options
 from ldm.exchange.kinds import refuse_channels
 from ldm.fields import MAX_DEPTH, MAX_WIDTH, Fields
@@ -78,7 +79,7 @@ def unet_spec(fields: Fields) -> dict[str, Any]:
     """The tree of :class:`ldm.models.unet.UNet` for a UNet2DConditionModel's config.
 
     Raises:
-        ValueError: a field that our network has no option for, or a number out of range.
+        UserError: a field that our network has no option for, or a number out of range.
     """
     fields.only(UNET_FIXED)
     fields.known({*UNET_FIXED, *UNET_READ})
@@ -116,7 +117,7 @@ def unet_config(
         linear_projection: whether the weights are to be written as Stable Diffusion 2.x has them.
 
     Raises:
-        ValueError: an option that diffusers has no field for.
+        UserError: an option that diffusers has no field for.
     """
     net = arguments(spec, target=UNET, what="the backbone")
     attention = arguments(net["transformer"], target=TRANSFORMER, what="the backbone's transformer")
@@ -153,7 +154,7 @@ def vae_spec(fields: Fields) -> dict[str, Any]:
     """The tree of :class:`ldm.models.vae.AutoencoderKL` for a config of diffusers' class of that name.
 
     Raises:
-        ValueError: a field that our network has no option for, or a number out of range.
+        UserError: a field that our network has no option for, or a number out of range.
     """
     fields.only(VAE_FIXED)
     fields.known({*VAE_FIXED, *VAE_READ})
@@ -181,7 +182,7 @@ def vae_config(spec: Mapping[str, Any], *, scale: float, size: int) -> dict[str,
     """AutoencoderKL's config for an autoencoder of ours whose latents have one scale and no shift.
 
     Raises:
-        ValueError: an option that diffusers has no field for.
+        UserError: an option that diffusers has no field for.
     """
     net = arguments(spec, target=AUTOENCODER, what="the autoencoder")
     refuse_options("the autoencoder", net, {"patch": 1})
@@ -207,13 +208,13 @@ def _levels(fields: Fields, *, down: Mapping[str, bool], up: Mapping[str, bool])
     falling = [_block(fields, name, down) for name in fields.names("down_block_types")]
     rising = [_block(fields, name, up) for name in fields.names("up_block_types")]
     if rising != falling[::-1]:
-        raise ValueError(f"{fields.name}: up_block_types do not mirror down_block_types, as ours do")
+        raise UserError(f"{fields.name}: up_block_types do not mirror down_block_types, as ours do")
     return falling
 
 
 def _block(fields: Fields, name: str, kinds: Mapping[str, bool]) -> bool:
     if name not in kinds:
-        raise ValueError(f"{fields.name}: blocks of type {name} are not covered, only {', '.join(kinds)}")
+        raise UserError(f"{fields.name}: blocks of type {name} are not covered, only {', '.join(kinds)}")
     return kinds[name]
 
 
@@ -221,7 +222,7 @@ def _equal(fields: Fields, key: str, count: int, *, default: int, high: int = MA
     """A number that theirs may give per level and ours has once."""
     values = fields.wholes(key, default, count=count, high=high)
     if len(set(values)) > 1:
-        raise ValueError(f"{fields.name}: {key}={values} differs between levels, ours is the same at all")
+        raise UserError(f"{fields.name}: {key}={values} differs between levels, ours is the same at all")
     return values[0]
 
 
@@ -231,7 +232,7 @@ def _heads(fields: Fields, widths: list[int], heads: list[int]) -> dict[str, int
         return {"num_heads": heads[0]}
     if len(sizes) == 1:
         return {"head_dim": sizes.pop()}
-    raise ValueError(f"{fields.name}: attention_head_dim={heads} gives heads of unequal width and number")
+    raise UserError(f"{fields.name}: attention_head_dim={heads} gives heads of unequal width and number")
 
 
 def _number_of_heads(transformer: Mapping[str, Any], width: int) -> int:
@@ -244,7 +245,7 @@ def _pools(fields: Fields, transformer: Mapping[str, Any]) -> bool:
     theirs = fields.whole("addition_embed_type_num_heads", 64, high=MAX_WIDTH)
     ours = _number_of_heads(transformer, transformer["context_dim"])
     if pools and theirs != ours:
-        raise ValueError(f"{fields.name}: addition_embed_type_num_heads={theirs}, ours has {ours} there")
+        raise UserError(f"{fields.name}: addition_embed_type_num_heads={theirs}, ours has {ours} there")
     return pools
 
 

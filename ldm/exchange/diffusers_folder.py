@@ -4,6 +4,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange.architecture import CONFIGS, from_configs
 from ldm.exchange.clip_import import import_text, import_transformers, import_vision
 from ldm.exchange.diffusers import has_early_names, unet_rules, vae_rules
@@ -33,13 +34,13 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     """All that draws pictures: three networks, tokenizer, process and sampler.
 
     Raises:
-        ValueError: a pipeline of another kind, or a part that is missing, damaged or not covered.
+        UserError: a pipeline of another kind, or a part that is missing, damaged or not covered.
     """
     index = Fields.read(folder / INDEX)
     kind = index.values.get("_class_name")
     refuse_class(folder, kind)
     if kind not in PIPELINES:
-        raise ValueError(f"{folder} is a {kind}: only {' and '.join(PIPELINES)} have our three networks")
+        raise UserError(f"{folder} is a {kind}: only {' and '.join(PIPELINES)} have our three networks")
     configs = {name: Fields.read(_config(folder, name)) for name in CONFIGS}
     told = from_configs(configs)
     text = text_fit(told.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
@@ -72,7 +73,7 @@ def import_network(folder: Path, *, text_state: str | None) -> Imported:
     """The one network of a folder with a config.json.
 
     Raises:
-        ValueError: a network of another kind, or weights that are missing, damaged or don't fit.
+        UserError: a network of another kind, or weights that are missing, damaged or don't fit.
     """
     config = Fields.read(folder / "config.json")
     kind = config.values.get("_class_name") or config.values.get("model_type")
@@ -85,7 +86,7 @@ def import_network(folder: Path, *, text_state: str | None) -> Imported:
         "clip": _import_clip,
     }
     if kind not in readers:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a {kind}: only {', '.join(readers)} are covered, or a whole pipeline"
         )
     return readers[kind](folder, config, text_state)
@@ -95,7 +96,7 @@ def find_weights(folder: Path) -> Weights:
     """The weights in a folder: safetensors before torch's own, the plain file before a variant in 16 bits.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     for ending, variant, stem in product(ENDINGS, VARIANTS, STEMS):
         single, cut = f"{stem}{variant}{ending}", f"{stem}{ending}.index{variant}.json"
@@ -103,7 +104,7 @@ def find_weights(folder: Path) -> Weights:
             if path.is_file():
                 note = f"{folder.name}/{path.name} was read: there is no file without {variant}"
                 return Weights(path, note=note if variant else "")
-    raise ValueError(
+    raise UserError(
         f"{folder} lacks its weights: hf download <owner>/<name> --include '{folder.name}/*' "
         f"--local-dir {folder.parent}"
     )
@@ -112,7 +113,7 @@ def find_weights(folder: Path) -> Weights:
 def _config(folder: Path, name: str) -> Path:
     path = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} lacks {path.relative_to(folder)}: hf download <owner>/<name> --include '{name}/*' "
             f"--local-dir {folder}"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.checkpoints.tensors import save_tensors
@@ -78,7 +79,7 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
 
     Raises:
         BundleError: a bundle that can't draw, or is damaged.
-        ValueError: an option of the bundle that diffusers has no place for, by its name.
+        UserError: an option of the bundle that diffusers has no place for, by its name.
     """
     nodes = sampling_nodes(bundle, options)
     specs = {name: _spec(bundle, name) for name in PARTS}
@@ -165,7 +166,7 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
     """
     spec = export.architecture
     if spec.backbone["transformer"].get("pool_context"):
-        raise ValueError("transformer.pool_context=True has no names in CompVis' files: write to=diffusers")
+        raise UserError("transformer.pool_context=True has no names in CompVis' files: write to=diffusers")
     tables: dict[str, tuple[str, Sequence[Rule]]] = {
         "backbone": (
             compvis.BACKBONE,

@@ -6,6 +6,7 @@ It is the scheduler of theirs that knows flows and that StableDiffusionPipeline 
 from collections.abc import Mapping
 from typing import Any
 
+from ldm import UserError
 from ldm.fields import Fields
 
 DIFFUSION = "ldm.diffusion"
@@ -39,7 +40,7 @@ def process_spec(fields: Fields) -> dict[str, Any]:
     """The process of a flow's scheduler.
 
     Raises:
-        ValueError: an option that ours lacks.
+        UserError: an option that ours lacks.
     """
     fields.only(FIXED)
     num_steps = fields.whole("num_train_timesteps", 1000, high=10_000)
@@ -74,24 +75,24 @@ def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> 
     """The scheduler that draws as a rectified flow and a sampler of ours do.
 
     Raises:
-        ValueError: a clock, prediction, method or grid that theirs has no field for.
+        UserError: a clock, prediction, method or grid that theirs has no field for.
     """
     if process["prediction"].get("_target_") != PREDICTION:
-        raise ValueError("process.prediction of a rectified flow must be Flow to be written for diffusers")
+        raise UserError("process.prediction of a rectified flow must be Flow to be written for diffusers")
     clock = process["network_time"]
     if not isinstance(clock, Mapping) or clock.get("_target_") != CLOCK:
-        raise ValueError(f"process.network_time of a flow must be {CLOCK} to be written for diffusers")
+        raise UserError(f"process.network_time of a flow must be {CLOCK} to be written for diffusers")
     num_steps = clock.get("num_steps", 1000)
     method, grid = sampler["method"], sampler["grid"]
     order = next((order for order, target in METHODS.items() if method.get("_target_") == target), None)
     if order is None or method.get("eta", 0.0) != 0:
         known = ", ".join(target.rpartition(".")[2] for target in METHODS.values())
-        raise ValueError(
+        raise UserError(
             f"sampler.method {method.get('_target_')} can't be written for diffusers' flows, only {known}"
         )
     first = 1 - 1 / num_steps
     if grid.get("_target_") != GRID or abs(grid.get("first", 1.0) - first) > 1e-9:
-        raise ValueError(f"sampler.grid of a flow must be uniform with first={first:g}, as in diffusers")
+        raise UserError(f"sampler.grid of a flow must be uniform with first={first:g}, as in diffusers")
     return {
         **FIXED,
         "solver_order": order,

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm import UserError
+
 HUB, OPENCLIP = "hf://", "open_clip://"
 PINNED = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?:/(.+))?")
 TAGGED = re.compile(r"open_clip://([\w.-]+)/([\w.-]+)")
@@ -33,7 +35,7 @@ def locate(name: str) -> Source:
     """Finds weights by their path, `hf://owner/name@commit[/file]` or `open_clip://model/tag`.
 
     Raises:
-        ValueError: a name of another form, nothing there, or a hub out of reach.
+        UserError: a name of another form, nothing there, or a hub out of reach.
     """
     if name.startswith(HUB):
         return Source(path=_fetch(name), name=name)
@@ -41,7 +43,7 @@ def locate(name: str) -> Source:
         return _tagged(name)
     path = Path(name)
     if not path.exists():
-        raise ValueError(
+        raise UserError(
             f"from={name} is not there: hf download <owner>/<name> --revision <commit> --local-dir {name}"
         )
     return Source(path=path, name=name)
@@ -50,7 +52,7 @@ def locate(name: str) -> Source:
 def _fetch(name: str) -> Path:
     match = PINNED.fullmatch(name)
     if match is None:
-        raise ValueError(
+        raise UserError(
             f"from={name} is not pinned: write hf://owner/name@commit, with the 40 digits of a commit, "
             "since a branch or a tag can be moved"
         )
@@ -61,13 +63,13 @@ def _fetch(name: str) -> Path:
         from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise ValueError(f"from={name} wants huggingface_hub: pip install huggingface_hub") from error
+        raise UserError(f"from={name} wants huggingface_hub: pip install huggingface_hub") from error
     try:
         if file:
             return Path(hf_hub_download(repository, file, revision=commit))
         return Path(snapshot_download(repository, revision=commit, allow_patterns=KINDS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"from={name} was not fetched ({type(error).__name__}): where there is a network, "
             f"{' '.join(command.split())}; then from={target}"
         ) from None
@@ -76,19 +78,19 @@ def _fetch(name: str) -> Path:
 def _tagged(name: str) -> Source:
     match = TAGGED.fullmatch(name)
     if match is None:
-        raise ValueError(f"from={name} is no tag of open_clip: write open_clip://ViT-B-32/openai")
+        raise UserError(f"from={name} is no tag of open_clip: write open_clip://ViT-B-32/openai")
     model, tag = match.groups()
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
     published = get_pretrained_cfg(model, tag)
     if not published:
         tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
-        raise ValueError(f"open_clip has no weights {tag!r} of {model!r}; there are: {tags}")
+        raise UserError(f"open_clip has no weights {tag!r} of {model!r}; there are: {tags}")
     try:
         path = Path(download_pretrained(published))
     except Exception as error:  # whatever the client of the day raises without a network
         where = published.get("url") or f"https://huggingface.co/{published.get('hf_hub')}"
-        raise ValueError(
+        raise UserError(
             f"from={name} was not fetched ({type(error).__name__}): fetch {where} where there is a network; "
             f"then from=<file> architecture={model}"
         ) from None

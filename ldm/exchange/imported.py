@@ -42,7 +42,7 @@ class Imported:
             others: tokenizer, settings, left_out.
 
         Raises:
-            ValueError: tensors that don't fit, or hold NaN or Inf.
+            UserError: tensors that don't fit, or hold NaN or Inf.
         """
         weights = [fit.weights for fit in fits.values()]
         return cls(
@@ -70,7 +70,7 @@ def read_parts(fits: Mapping[str, Fit]) -> dict[str, Part]:
     """Reads every network, once all of them have been compared with their files.
 
     Raises:
-        ValueError: tensors that don't fit, or hold NaN or Inf.
+        UserError: tensors that don't fit, or hold NaN or Inf.
     """
     for fit in fits.values():
         fit.check()

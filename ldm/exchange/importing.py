@@ -12,6 +12,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from ldm import UserError
 from ldm.exchange.architecture import Architecture
 from ldm.exchange.clip_import import import_openclip, is_openclip
 from ldm.exchange.diffusers_folder import import_network, import_pipeline, is_pipeline
@@ -50,7 +51,7 @@ def import_weights(
         trusted: whether what a file says of its process and latents counts.
 
     Raises:
-        ValueError: contents that are unknown, damaged, unsafe, don't fit our networks, or contradict an
+        UserError: contents that are unknown, damaged, unsafe, don't fit our networks, or contradict an
             option that was typed.
     """
     path = source.path
@@ -72,4 +73,4 @@ def import_weights(
     if is_openclip(weights):
         return import_openclip(source, weights, model=clip)
     some = ", ".join(sorted(weights.outline)[:3])
-    raise ValueError(f"{path} holds no Stable Diffusion, autoencoder or CLIP, but tensors such as {some}")
+    raise UserError(f"{path} holds no Stable Diffusion, autoencoder or CLIP, but tensors such as {some}")

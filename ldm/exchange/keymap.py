@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from ldm import UserError
+
 Tensors = list[Tensor]
 Change = Callable[[Tensors], Tensors]
 
@@ -97,7 +99,7 @@ def translate(
 ) -> dict[str, Tensor]:
     """``state`` under the names, and in the shapes, of ``expected``; None where only the way back can tell.
 
-    ``drop`` names tensors to leave out (``*`` matches anything). Raises one ValueError that lists the tensors
+    ``drop`` names tensors to leave out (``*`` matches anything). Raises one UserError that lists the tensors
     that are missing, unexpected, claimed by two rules or of the wrong shape: ten of them and the number of
     the others, an unexpected one with the nearest name that is missing.
     """
@@ -124,7 +126,7 @@ def translate(
     if expected is not None:
         problems += _compare(result, expected)
     if problems:
-        raise ValueError(_sentence(problems, _wanted(rules, (expected or {}).keys() - result.keys())))
+        raise UserError(_sentence(problems, _wanted(rules, (expected or {}).keys() - result.keys())))
     return result
 
 
@@ -134,7 +136,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     That is `_orig_mod` of torch.compile anywhere, and a prefix out of WRAPPERS that every name has.
 
     Raises:
-        ValueError: two names that become one.
+        UserError: two names that become one.
     """
     short = {name: ".".join(part for part in name.split(".") if part != "_orig_mod") for name in names}
     while short and not any(name.startswith(OWN) for name in short.values()):
@@ -145,7 +147,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     seen: dict[str, str] = {}
     for name, inner in short.items():
         if inner in seen:
-            raise ValueError(f"tensors {seen[inner]!r} and {name!r} are both {inner!r}: save one of them")
+            raise UserError(f"tensors {seen[inner]!r} and {name!r} are both {inner!r}: save one of them")
         seen[inner] = name
     return short
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from ldm import UserError
+
 XL = "Stable Diffusion XL, which has two text encoders and is told the picture's size"
 SD3 = "Stable Diffusion 3, a transformer with three text encoders"
 FLUX = "Flux, a transformer with a T5 text encoder"
@@ -62,15 +64,15 @@ def refuse_channels(where: object, channels: int, *, latents: int) -> None:
     """Refuses a U-Net that reads more than the `latents` channels of a noisy picture.
 
     Raises:
-        ValueError: another number of channels.
+        UserError: another number of channels.
     """
     if channels != latents:
         kind = CHANNELS.get(channels, "of another kind")
-        raise ValueError(f"{where} has {channels} input channels, ours has {latents}: it is {kind}")
+        raise UserError(f"{where} has {channels} input channels, ours has {latents}: it is {kind}")
 
 
 def _refuse(where: object, names: Iterable[str], kinds: Mapping[str, str]) -> None:
     for name in names:
         kind = next((kind for pattern, kind in kinds.items() if re.fullmatch(pattern, name)), None)
         if kind is not None:
-            raise ValueError(f"{where} is not covered ({name}): it is {kind}")
+            raise UserError(f"{where} is not covered ({name}): it is {kind}")

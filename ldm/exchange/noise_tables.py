@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm import UserError
 from ldm.construct import construct
 from ldm.exchange.schedulers import table_spec
 from ldm.fields import Fields
@@ -66,7 +67,7 @@ def read_tables(buffers: Mapping[str, Tensor], where: object) -> tuple[str, dict
         `trained_betas` a table that none of ours is; None where there is no buffer.
 
     Raises:
-        ValueError: numbers that are no noise table, two buffers that are of different tables, or a table that
+        UserError: numbers that are no noise table, two buffers that are of different tables, or a table that
             is not ours and has too few digits to be taken as it is.
     """
     found = {each.name: buffers[each.name] for each in BUFFERS if each.name in buffers}
@@ -77,7 +78,7 @@ def read_tables(buffers: Mapping[str, Tensor], where: object) -> tuple[str, dict
     for name, tensor in found.items():
         other = _alpha_bar(name, tensor, where)
         if other.shape != alpha_bar.shape or (other - alpha_bar).abs().max() > 2 * max(near, _near(tensor)):
-            raise ValueError(
+            raise UserError(
                 f"{where}: its {first} and its {name} are of different noise tables: write declared=ignore "
                 "and process=<what it was trained with>"
             )
@@ -86,7 +87,7 @@ def read_tables(buffers: Mapping[str, Tensor], where: object) -> tuple[str, dict
     if least <= near:
         return first, distances[least]
     if near > NEAR_FLOAT:
-        raise ValueError(f"{where}: its {first} is none of our tables, in 16 bits: take the file in float32")
+        raise UserError(f"{where}: its {first} is none of our tables, in 16 bits: take the file in float32")
     before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     exact = found["betas"].double() if "betas" in found else 1 - alpha_bar / before
     betas = [float(f"{beta:.7g}") for beta in exact.tolist()]
@@ -99,11 +100,11 @@ def _near(tensor: Tensor) -> float:
 
 def _alpha_bar(name: str, tensor: Tensor, where: object) -> Tensor:
     if tensor.ndim != 1 or not 2 <= len(tensor) <= MAX_STEPS or not tensor.is_floating_point():
-        raise ValueError(f"{where}: {name} has the shape {tuple(tensor.shape)}, expected a noise table")
+        raise UserError(f"{where}: {name} has the shape {tuple(tensor.shape)}, expected a noise table")
     alpha_bar = Buffer(name).alpha_bar(tensor)
     falls = (alpha_bar.diff() <= _near(tensor)).all()
     if not (alpha_bar.isfinite().all() and alpha_bar[-1] >= 0 and 0 < alpha_bar[0] <= 1 and falls):
-        raise ValueError(
+        raise UserError(
             f"{where}: {name} is no noise table, it must fall from 1 to 0: write declared=ignore and "
             "process=<what it was trained with>"
         )

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.codec import Codec
@@ -83,11 +84,11 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
     Raises:
         BundleError: a bundle that can't draw, or is damaged.
         FileExistsError: `out` is there already.
-        ValueError: guidance by a second network, or a graph that computes something else than its network.
+        UserError: guidance by a second network, or a graph that computes something else than its network.
     """
     nodes = sampling_nodes(bundle, options)
     if "weak" in nodes["guidance"]:
-        raise ValueError(
+        raise UserError(
             "guidance.weak can't be written for ONNX, which gets one U-Net: export another bundle"
         )
     codec = bundle.codec()
@@ -143,7 +144,7 @@ def difference(graph: Graph, path: Path) -> float:
     """How far a file's output is from its network's for another batch, as a share of its largest value.
 
     Raises:
-        ValueError: more than LIMIT.
+        UserError: more than LIMIT.
     """
     import onnxruntime
 
@@ -153,7 +154,7 @@ def difference(graph: Graph, path: Path) -> float:
     expected = graph.net(*inputs.values())
     share = ((torch.from_numpy(found) - expected).abs().max() / expected.abs().max()).item()
     if not share <= LIMIT:
-        raise ValueError(f"{path.name} is {share:.1e} away from its network, limit {LIMIT:.0e}: not written")
+        raise UserError(f"{path.name} is {share:.1e} away from its network, limit {LIMIT:.0e}: not written")
     return share
 
 

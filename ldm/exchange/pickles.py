@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from ldm import UserError
 from ldm.files import full_disk_told
 
 SCRIPTED = "__torch__."  # how TorchScript names the classes of a module tree
@@ -49,7 +50,7 @@ def read_pickle(path: Path, *, outline: bool) -> dict[str, Tensor]:
         outline: shapes and dtypes alone, on the meta device; no weight is read.
 
     Raises:
-        ValueError: a pickle that names anything but tensors, a compressed or damaged archive, no tensors in
+        UserError: a pickle that names anything but tensors, a compressed or damaged archive, no tensors in
             it, or tensors that claim more bytes than the file has.
     """
     _check_archive(path)
@@ -59,7 +60,7 @@ def read_pickle(path: Path, *, outline: bool) -> dict[str, Tensor]:
     tensors = dict(scripted_tensors(content)) if tree else _state_dict(content, path)
     claimed = sum(tensor.nbytes for tensor in tensors.values())
     if claimed > path.stat().st_size:
-        raise ValueError(f"{path} is forged: its tensors claim {claimed} bytes, more than the file has")
+        raise UserError(f"{path} is forged: its tensors claim {claimed} bytes, more than the file has")
     return tensors
 
 
@@ -67,7 +68,7 @@ def read_entries(path: Path) -> dict[str, Any]:
     """The entries of a torch file beside its weights, such as `hyper_parameters`: plain values alone.
 
     Raises:
-        ValueError: as `read_pickle`.
+        UserError: as `read_pickle`.
     """
     _check_archive(path)
     with _without_code(path) as (archive, scripted):
@@ -82,11 +83,11 @@ def _check_archive(path: Path) -> None:
             compressed = [info.filename for info in read if info.compress_type]
             size = sum(info.file_size for info in read)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole torch file ({error}): fetch it again") from None
+        raise UserError(f"{path} is not a whole torch file ({error}): fetch it again") from None
     if compressed:
-        raise ValueError(f"{path} is not a file of torch.save: its entry {compressed[0]} is compressed")
+        raise UserError(f"{path} is not a file of torch.save: its entry {compressed[0]} is compressed")
     if size > path.stat().st_size:
-        raise ValueError(f"{path} is forged: its entries claim {size} bytes, more than the file has")
+        raise UserError(f"{path} is forged: its entries claim {size} bytes, more than the file has")
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def _copy(path: Path, copy: Path, names: Iterable[str]) -> None:
                 with source.open(name) as entry, target.open(name, "w", force_zip64=True) as kept:
                     shutil.copyfileobj(entry, kept)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole torch file ({error}): fetch it again") from None
+        raise UserError(f"{path} is not a whole torch file ({error}): fetch it again") from None
 
 
 def _load(path: Path, archive: Path, *, scripted: bool, outline: bool) -> Any:
@@ -122,7 +123,7 @@ def _load(path: Path, archive: Path, *, scripted: bool, outline: bool) -> Any:
     except Exception as error:  # a forged pickle may end in any of them
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it names {found[1]}" if found else f"{type(error).__name__}"
-        raise ValueError(
+        raise UserError(
             f"{path} is refused, it holds more than weights or is damaged ({reason}): "
             "take the .safetensors file of the same weights"
         ) from None
@@ -136,15 +137,15 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and not _is_state(content):
         inner = {str(name): value for name, value in content.items() if _is_state(value)}
         if "state_dict" not in inner and len(inner) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds several sets of weights, {', '.join(inner)}: save the one to take by itself"
             )
         content = content.get("state_dict", next(iter(inner.values()), content))
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected named tensors")
+        raise UserError(f"{path} holds a {type(content).__name__}, expected named tensors")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{path}: {name!r} is a {type(value).__name__}, expected named tensors")
+            raise UserError(f"{path}: {name!r} is a {type(value).__name__}, expected named tensors")
     return {name: tensor.detach() for name, tensor in content.items()}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Part, is_finite
 from ldm.construct import construct
 from ldm.exchange.imported import Imported
@@ -83,7 +84,7 @@ def restored(found: Imported, content: Any, tensors: State, *, where: object) ->
         where: the record's place, for sentences.
 
     Raises:
-        ValueError: a record that is damaged.
+        UserError: a record that is damaged.
     """
     try:
         changed = _changed(found, content)
@@ -95,7 +96,7 @@ def restored(found: Imported, content: Any, tensors: State, *, where: object) ->
             check_tree(settings[name], name=name)
             construct({key: value for key, value in settings[name].items() if key != "weak"})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where} is damaged ({error}): fetch it again, or remove it and its {TENSORS}"
         ) from None
     listed = ", ".join(sorted(changed))
@@ -136,9 +137,9 @@ def _part(name: str, entry: Config, found: Imported, tensors: State) -> Part:
     state = {**(there.state if there else {}), **extra}
     check_tree(entry["spec"], name=name)
     if shapes(state) != expected_shapes(entry["spec"]):
-        raise ValueError(f"the weights of {name} are not of its network")
+        raise UserError(f"the weights of {name} are not of its network")
     if not all(map(is_finite, extra.values())):
-        raise ValueError(f"the weights of {name} hold NaN or Inf")
+        raise UserError(f"the weights of {name} hold NaN or Inf")
     return Part(spec=entry["spec"], state=state)
 
 

@@ -7,6 +7,7 @@ rectified flow in flow_schedulers.py.
 from collections.abc import Mapping
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange import flow_schedulers, solvers
 from ldm.exchange.arguments import arguments
 from ldm.fields import Fields
@@ -42,12 +43,12 @@ def process_spec(fields: Fields) -> dict[str, Any]:
     """The process that a scheduler's config tells of; which scheduler it is does not matter.
 
     Raises:
-        ValueError: a table, a prediction or an option that ours lacks.
+        UserError: a table, a prediction or an option that ours lacks.
     """
     if flow_schedulers.is_flow(fields):
         return flow_schedulers.process_spec(fields)
     if not fields.values.keys() & NOISE_TABLE and not solvers.is_covered(fields):
-        raise ValueError(
+        raise UserError(
             f"{fields.name}: a {fields.values.get('_class_name')} without betas is of none of our processes"
         )
     fields.only(OF_OTHER_PROCESSES)
@@ -67,7 +68,7 @@ def table_spec(fields: Fields) -> dict[str, Any]:
     """The noise table of a scheduler's config.
 
     Raises:
-        ValueError: a table that ours lacks.
+        UserError: a table that ours lacks.
     """
     num_steps = fields.whole("num_train_timesteps", 1000, high=10_000)
     if fields.values.get("trained_betas") is not None:
@@ -96,7 +97,7 @@ def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> 
     """The scheduler that draws as a process and a sampler of ours do.
 
     Raises:
-        ValueError: a schedule, clock, prediction, method or grid that diffusers' pipeline has no field for.
+        UserError: a schedule, clock, prediction, method or grid that diffusers' pipeline has no field for.
     """
     node = arguments(process, target=PROCESS, what="the process")
     if node["schedule"].get("_target_") == flow_schedulers.SCHEDULE:
@@ -106,7 +107,7 @@ def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> 
     solver = solvers.solver_of(sampler["method"])
     if (solver.of_eps and prediction != "epsilon") or (zero_snr and not solver.rescaled):
         other = "zero_terminal_snr" if zero_snr else prediction
-        raise ValueError(
+        raise UserError(
             f"sampler.method {solver.method} can't be written for diffusers with {other}, which a "
             f"{solver.kind} draws otherwise: write another, as in +sampler=ddim"
         )
@@ -121,7 +122,7 @@ def process_fields(process: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a scheduler that say what a process with a noise table does.
 
     Raises:
-        ValueError: a schedule, clock or prediction that diffusers has no field for.
+        UserError: a schedule, clock or prediction that diffusers has no field for.
     """
     node = arguments(process, target=PROCESS, what="the process")
     schedule = node["schedule"]
@@ -130,7 +131,7 @@ def process_fields(process: Mapping[str, Any]) -> dict[str, Any]:
     clock = node["network_time"]
     clock = clock if isinstance(clock, Mapping) else {}  # a default: `scaled`
     if clock.get("_target_") != TABLE_INDEX or clock.get("num_steps", 1000) != fields["num_train_timesteps"]:
-        raise ValueError(
+        raise UserError(
             f"process.network_time can't be written for diffusers, which has only {TABLE_INDEX} "
             "with the table's num_steps"
         )
@@ -141,7 +142,7 @@ def process_fields(process: Mapping[str, Any]) -> dict[str, Any]:
 def _trained_betas(fields: Fields, num_steps: int) -> list[float]:
     betas = fields.values["trained_betas"]
     if not isinstance(betas, list) or len(betas) != num_steps:
-        raise ValueError(f"{fields.name}: trained_betas must have num_train_timesteps={num_steps} numbers")
+        raise UserError(f"{fields.name}: trained_betas must have num_train_timesteps={num_steps} numbers")
     return [Fields(fields.name, {"trained_betas": b}).number("trained_betas", low=0, high=1) for b in betas]
 
 
@@ -151,7 +152,7 @@ def _table(node: Mapping[str, Any]) -> dict[str, Any]:
     kind = _key(SCHEDULES, node, "process.schedule")
     table = arguments(node, target=SCHEDULES[kind], what="the schedule")
     if any(table.get(key, value) != value for key, value in COSINE.items()):
-        raise ValueError(f"process.schedule can't be written for diffusers: its cosine is that of {COSINE}")
+        raise UserError(f"process.schedule can't be written for diffusers: its cosine is that of {COSINE}")
     betas = {key: table[key] for key in ("beta_start", "beta_end") if key in table}
     steps = {"num_train_timesteps": table["num_steps"], "trained_betas": None}
     return {"beta_schedule": kind, **steps, **betas}
@@ -163,4 +164,4 @@ def _key(table: Mapping[str, str], node: Mapping[str, Any], what: str) -> str:
         if node.get("_target_") == target:
             return name
     known = ", ".join(target.rpartition(".")[2] for target in table.values())
-    raise ValueError(f"{what} {node.get('_target_')} can't be written for diffusers, only {known}")
+    raise UserError(f"{what} {node.get('_target_')} can't be written for diffusers, only {known}")

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from ldm import UserError
 from ldm.checkpoints.pipeline import READ_BY_DENOISER
 from ldm.exchange.architecture import Architecture
 from ldm.exchange.declared import PREDICTION, SCALE, ZERO_SNR, Declared, agree, scheduler_fields
@@ -23,7 +24,7 @@ def settled(
         typed: those of the options that the user typed.
 
     Raises:
-        ValueError: an option that was typed, or the heads of the U-Net, contradict the file.
+        UserError: an option that was typed, or the heads of the U-Net, contradict the file.
     """
     process, changed = _process(told, architecture.process, typed=typed)
     sampler, scale = architecture.sampler, architecture.latents["scale"]
@@ -55,7 +56,7 @@ def asked(
         trusted: whether the files' word counts; else what was typed replaces it.
 
     Raises:
-        ValueError: a process or a scale that contradicts the files.
+        UserError: a process or a scale that contradicts the files.
     """
     options = {
         "process": ("process", architecture.process),
@@ -67,7 +68,7 @@ def asked(
             continue
         if trusted:
             says = [_words(entry, each) for each in (settings[entry], value)]
-            raise ValueError(
+            raise UserError(
                 f"{where} says {says[0]}, {option}= says {says[1]}: {WAY_OUT.format(option=option)}"
             )
         result[entry] = value
@@ -83,7 +84,7 @@ def _process(
     own, fields = _fields(process), scheduler_fields(told)
     if fields.get(ZERO_SNR) and (own | fields).get(PREDICTION) == "epsilon":
         if PREDICTION in fields:
-            raise ValueError(
+            raise UserError(
                 f"{told.path} contradicts itself: {told.phrase([PREDICTION, ZERO_SNR])}: at pure noise a "
                 "prediction of it says nothing; write declared=ignore and process=sd15 or process=zero_snr"
             )
@@ -104,7 +105,7 @@ def _refuse_typed(
 
 
 def _contradiction(said: str, option: str, value: object) -> NoReturn:
-    raise ValueError(f"{said}, {option}= says {value}: {WAY_OUT.format(option=option)}")
+    raise UserError(f"{said}, {option}= says {value}: {WAY_OUT.format(option=option)}")
 
 
 def _sampler(process: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _check_heads(told: Declared, transformer: Mapping[str, Any]) -> None:
     """Refuses other heads than the file's, which no shape of a weight would tell."""
     for name, ours in (("num_heads", "num_heads"), ("num_head_channels", "head_dim")):
         if told.values.get(name, transformer.get(ours)) != transformer.get(ours):
-            raise ValueError(
+            raise UserError(
                 f"{told.path} says {told.phrase([name])}, but backbone.transformer.{ours} is "
                 f"{transformer.get(ours)}: choose the backbone= that has it"
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange import compvis
 from ldm.exchange.architecture import CONFIGS, Architecture, from_configs
 from ldm.exchange.declared import PREDICTION, SCALE, Declared, is_mark, read_declared
@@ -60,7 +61,7 @@ def import_single_file(
         trusted: whether what the file says of itself is read.
 
     Raises:
-        ValueError: tensors that don't fit the architecture, a header that is damaged, or a file that says
+        UserError: tensors that don't fit the architecture, a header that is damaged, or a file that says
             other than what was typed.
     """
     carried, notes = weights.metadata.get(HEADER), []
@@ -110,7 +111,7 @@ def import_autoencoder(
         typed, trusted: as for a whole pipeline.
 
     Raises:
-        ValueError: tensors that don't fit the architecture, or a file that says another scale than was typed.
+        UserError: tensors that don't fit the architecture, or a file that says another scale than was typed.
     """
     told = read_declared(weights) if trusted else Declared(weights.path)
     architecture, notes = settled(told.only(SCALE), architecture, typed=typed)
@@ -138,7 +139,7 @@ def _read_header(text: str, path: Path) -> tuple[Architecture, Tokenizer]:
         configs = {name: replace(content.mapping(name), name=f"{path}: {name}") for name in CONFIGS}
         vocabulary = content.mapping("tokenizer").values
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: the header's entry {HEADER!r} is damaged ({error}): write it again"
         ) from None
     with TemporaryDirectory() as folder:
@@ -190,7 +191,7 @@ def _check_sizes(weights: Weights, architecture: Architecture) -> None:
     }
     expected = architecture.backbone["transformer"]["context_dim"]
     if len(widths) == 1 and widths != {expected}:
-        raise ValueError(
+        raise UserError(
             f"{weights.path}: its U-Net reads text states of width {widths.pop()}, backbone= has {expected}; "
             "a Stable Diffusion 2.x (1024) wants backbone=unet_sd2 text_encoder=sd2 tokenizer=sd2"
         )
@@ -199,7 +200,7 @@ def _check_sizes(weights: Weights, architecture: Architecture) -> None:
 def _check_version(weights: Weights, told: Declared, typed: Collection[str]) -> None:
     """Refuses to guess: some of Stable Diffusion 2.x predict noise, some v, with the same tensors."""
     if _has(weights, compvis.OPENCLIP) and PREDICTION not in told.values and "process" not in typed:
-        raise ValueError(
+        raise UserError(
             f"{weights.path} is of Stable Diffusion 2.x and does not say what it predicts: put its yaml "
             "beside it, or write process=sd2_v for one of 768 px, process=sd15 for a base of 512 px"
         )
@@ -208,7 +209,7 @@ def _check_version(weights: Weights, told: Declared, typed: Collection[str]) -> 
 def _text_state(told: Declared, asked: str | None) -> str | None:
     said = told.values.get("text_state")
     if said is not None and asked not in (None, said):
-        raise ValueError(
+        raise UserError(
             f"{told.path} says {told.phrase(['text_state'])}, text_state={asked}: leave it out, or add "
             "declared=ignore if the file is wrong"
         )
@@ -219,11 +220,11 @@ def _left_out(weights: Weights) -> list[str]:
     """Which of the kinds that are left out on purpose the file has.
 
     Raises:
-        ValueError: a tensor that is of no network and of no such kind.
+        UserError: a tensor that is of no network and of no such kind.
     """
     others = [name for name in weights.outline if not name.startswith(PREFIXES) and not is_mark(name)]
     kinds = [glob for glob in compvis.LEFT_OUT if any(fnmatchcase(name, glob) for name in others)]
     strange = [name for name in others if not any(fnmatchcase(name, glob) for glob in kinds)]
     if strange:
-        raise ValueError(f"{weights.path}: unexpected {', '.join(sorted(strange))}")
+        raise UserError(f"{weights.path}: unexpected {', '.join(sorted(strange))}")
     return kinds

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange.arguments import arguments
 from ldm.fields import Fields
 
@@ -171,12 +172,12 @@ def solver_of(method: Mapping[str, Any]) -> Solver:
     """The class that a sampler of ours is written as.
 
     Raises:
-        ValueError: there is none for the sampler, or for one of its options.
+        UserError: there is none for the sampler, or for one of its options.
     """
     same = [solver for solver in SOLVERS if method.get("_target_") == solver.target]
     if not same:
         known = ", ".join(dict.fromkeys(solver.method for solver in SOLVERS))
-        raise ValueError(
+        raise UserError(
             f"sampler.method {method.get('_target_')} can't be written for diffusers, only {known}"
         )
     given = arguments(method, target=same[0].target, what="the sampler")
@@ -187,28 +188,28 @@ def solver_of(method: Mapping[str, Any]) -> Solver:
             return solver
     name = next(name for name, value in same[0].options.items() if given[name] != value)
     known = ", ".join(str(solver.options[name]) for solver in same)
-    raise ValueError(f"sampler.method.{name}={given[name]} can't be written for diffusers, only {known}")
+    raise UserError(f"sampler.method.{name}={given[name]} can't be written for diffusers, only {known}")
 
 
 def solver_fields(solver: Solver, grid: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a scheduler's config that tells its class and the times that it visits.
 
     Raises:
-        ValueError: a grid that the class has no field for.
+        UserError: a grid that the class has no field for.
     """
     name = str(grid.get("_target_")).rpartition(".")[2]
     even = name == "uniform" and grid.get("shift", 1.0) == grid.get("first", 1.0) == 1.0
     spacing = "trailing" if even else name
     if spacing not in solver.spacings:
-        raise ValueError(
+        raise UserError(
             f"sampler.grid {name} can't be written for {solver.method} of diffusers, only "
             f"{' and '.join(solver.spacings)}: write +grid={solver.spacings[0]}"
         )
     if spacing == "leading" and grid.get("offset", 0) != 1:
-        raise ValueError("sampler.grid.offset must be 1: StableDiffusionPipeline sets every other to it")
+        raise UserError("sampler.grid.offset must be 1: StableDiffusionPipeline sets every other to it")
     clean = grid.get("clean", True)
     if not clean and solver.kind not in CLEAN:
-        raise ValueError(f"sampler.grid.clean=False is no field of a {solver.kind}: leave it out")
+        raise UserError(f"sampler.grid.clean=False is no field of a {solver.kind}: leave it out")
     return {
         "_class_name": solver.kind,
         "timestep_spacing": spacing,

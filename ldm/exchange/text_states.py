@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ldm import UserError
 from ldm.exchange.clip_names import COUNTERS, openclip_text_rules, text_prefix, text_rules
 from ldm.exchange.weights import Fit, Weights
 
@@ -25,14 +26,14 @@ def text_fit(
         openclip: whether the names are open_clip's.
 
     Raises:
-        ValueError: another state, or a network that has no layer to leave out.
+        UserError: another state, or a network that has no layer to leave out.
     """
     state = state or ("penultimate" if openclip else "last")
     if state not in STATES:
-        raise ValueError(f"text_state={state} is unknown: write {' or '.join(STATES)}")
+        raise UserError(f"text_state={state} is unknown: write {' or '.join(STATES)}")
     layers = spec["num_layers"]
     if state == "penultimate" and layers < 2:
-        raise ValueError("text_state=penultimate wants a text encoder of two layers or more: write last")
+        raise UserError("text_state=penultimate wants a text encoder of two layers or more: write last")
     own = [name.removeprefix(prefix) for name in weights.outline if name.startswith(prefix)]
     names = text_prefix(own)
     blocks = "transformer.resblocks" if openclip else f"{names}encoder.layers"

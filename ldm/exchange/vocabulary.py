@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
+from ldm import UserError
 from ldm.fields import MAX_WIDTH, Fields
 from ldm.foreign import MAX_JSON
 from ldm.tokenizers import Merge, Tokenizer
@@ -29,12 +30,12 @@ def padding(tokenizer: Tokenizer) -> str:
     """The token that a tokenizer pads with.
 
     Raises:
-        ValueError: an id that has no spelling.
+        UserError: an id that has no spelling.
     """
     for token, number in ids(tokenizer.merges, vocab_size=tokenizer.vocab_size).items():
         if number == tokenizer.pad_id:
             return token
-    raise ValueError(f"the tokenizer's pad_id={tokenizer.pad_id} has no spelling, which diffusers wants")
+    raise UserError(f"the tokenizer's pad_id={tokenizer.pad_id} has no spelling, which diffusers wants")
 
 
 def read_vocabulary(folder: Path, *, context_length: int, vocab_size: int) -> Tokenizer:
@@ -44,19 +45,19 @@ def read_vocabulary(folder: Path, *, context_length: int, vocab_size: int) -> To
         context_length, vocab_size: of the text encoder, which the files must agree with.
 
     Raises:
-        ValueError: a file that is missing or damaged, another layout of ids, or other sizes.
+        UserError: a file that is missing or damaged, another layout of ids, or other sizes.
     """
     vocabulary, merges = _tables(folder)
     wanted = ids(merges, vocab_size=vocab_size)
     if vocabulary != wanted:
         strange = min(vocabulary.items() ^ wanted.items(), key=lambda item: str(item))
-        raise ValueError(
+        raise UserError(
             f"{folder}: token {strange[0]!r} is not where CLIP's layout of {vocab_size} ids has it"
         )
     config = _config(folder)
     length = config.whole("model_max_length", context_length, high=10**31)  # a huge one means: not told
     if length != context_length and length <= MAX_WIDTH:
-        raise ValueError(f"{folder}: model_max_length={length}, but the text encoder reads {context_length}")
+        raise UserError(f"{folder}: model_max_length={length}, but the text encoder reads {context_length}")
     return Tokenizer(
         merges, vocab_size=vocab_size, context_length=context_length, pad_id=_pad_id(config, vocabulary)
     )
@@ -68,7 +69,7 @@ def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
     It takes the padding token for padding in a prompt, too; ours has no such reading.
 
     Raises:
-        ValueError: pads with an id that has no spelling.
+        UserError: pads with an id that has no spelling.
     """
     vocabulary = ids(tokenizer.merges, vocab_size=tokenizer.vocab_size)
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": padding(tokenizer)}
@@ -87,7 +88,7 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
         vocabulary = dict(Fields.read(folder / "vocab.json").values)
         path = folder / "merges.txt"
         if not path.is_file() or path.stat().st_size > MAX_JSON:
-            raise ValueError(f"there is no {path}: fetch the folder again")
+            raise UserError(f"there is no {path}: fetch the folder again")
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         pairs: list[Any] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     else:
@@ -99,7 +100,7 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
         added = fields.values.get("added_tokens") or []
         vocabulary |= {str(entry["content"]): entry["id"] for entry in added if isinstance(entry, dict)}
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"{folder}: the merges are damaged: fetch the folder again")
+        raise UserError(f"{folder}: the merges are damaged: fetch the folder again")
     return vocabulary, [(str(left), str(right)) for left, right in pairs]
 
 
@@ -113,7 +114,7 @@ def _pad_id(config: Fields, vocabulary: Mapping[str, int]) -> int:
     pad = config.values.get("pad_token", END)
     pad = pad.get("content") if isinstance(pad, dict) else pad
     if pad not in vocabulary:
-        raise ValueError(f"{config.name}: pad_token={pad!r} is no token of the vocabulary")
+        raise UserError(f"{config.name}: pad_token={pad!r} is no token of the vocabulary")
     return vocabulary[pad]
 
 

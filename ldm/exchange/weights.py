@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Part, is_finite
 from ldm.construct import construct
 from ldm.exchange.keymap import Rule, shapes, translate, unwrapped
@@ -44,7 +45,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
-            raise ValueError(f"there are no weights at {self.path}: fetch the file or folder again")
+            raise UserError(f"there are no weights at {self.path}: fetch the file or folder again")
 
     @cached_property
     def files(self) -> list[Path]:
@@ -56,7 +57,7 @@ class Weights:
         """Every tensor's name, shape and dtype, on the meta device.
 
         Raises:
-            ValueError: a file that is damaged, forged, or no weights at all.
+            UserError: a file that is damaged, forged, or no weights at all.
         """
         return {self.names[name]: tensor for name, tensor in self._stored.items()}
 
@@ -66,7 +67,7 @@ class Weights:
         try:
             return unwrapped(self._stored)
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
+            raise UserError(f"{self.path}: {error}") from None
 
     @property
     def notes(self) -> list[str]:
@@ -116,7 +117,7 @@ class Weights:
             with self._header(path) as file:
                 return {name: self._meta(name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, UnicodeDecodeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is neither a whole safetensors file nor a zip of torch.save ({error}): "
                 "fetch it again"
             ) from None
@@ -126,11 +127,11 @@ class Weights:
 
     def _meta(self, name: str, view: Any) -> Tensor:
         if view.get_dtype() not in DTYPES:
-            raise ValueError(f"{self.path}: tensor {name!r} is of type {view.get_dtype()}, expected floats")
+            raise UserError(f"{self.path}: tensor {name!r} is of type {view.get_dtype()}, expected floats")
         try:
             return torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
         except (RuntimeError, TypeError, OverflowError):
-            raise ValueError(f"{self.path}: tensor {name!r} has the shape {view.get_shape()}") from None
+            raise UserError(f"{self.path}: tensor {name!r} has the shape {view.get_shape()}") from None
 
 
 def _tensors(path: Path, kept: Collection[str]) -> dict[str, Tensor]:
@@ -161,26 +162,26 @@ class Fit:
         """Compares names, shapes and dtypes; no weight is read.
 
         Raises:
-            ValueError: one sentence with every tensor that is missing, unexpected or of another shape.
+            UserError: one sentence with every tensor that is missing, unexpected or of another shape.
         """
         try:
             made = self._translate(self.weights.outline)
         except ValueError as error:
-            raise ValueError(f"{self.weights.path}: {error}") from None
+            raise UserError(f"{self.weights.path}: {error}") from None
         for name, tensor in made.items():
             if not tensor.is_floating_point():
-                raise ValueError(f"{self.weights.path}: {name} is {tensor.dtype}, expected floats")
+                raise UserError(f"{self.weights.path}: {name} is {tensor.dtype}, expected floats")
 
     def part(self) -> Part:
         """The network's constructor and weights, after `check`.
 
         Raises:
-            ValueError: a weight is NaN or Inf.
+            UserError: a weight is NaN or Inf.
         """
         state = self._translate(self.weights.load())
         for name, tensor in state.items():
             if not is_finite(tensor):
-                raise ValueError(f"{self.weights.path}: {name} holds NaN or Inf: fetch or train it again")
+                raise UserError(f"{self.weights.path}: {name} holds NaN or Inf: fetch or train it again")
         return Part(spec=self.spec, state=state)
 
     def _translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.metrics.features import CPU_BATCH, FeatureIdentity
 from ldm.metrics.resize import resize_pictures
 from ldm.metrics.weights import digest, load_strictly, locate, read_state
@@ -36,13 +37,13 @@ class ClipFeatures(nn.Module):
         sha256: what that file must have; by default the published file's.
 
     Raises:
-        ValueError: an unknown name, no weights, other weights, weights of another network.
+        UserError: an unknown name, no weights, other weights, weights of another network.
     """
 
     def __init__(self, *, name: str, weights: str | None = None, sha256: str | None = None) -> None:
         super().__init__()
         if name not in ARCHITECTURES:
-            raise ValueError(f"{name=} is not one of {', '.join(ARCHITECTURES)}")
+            raise UserError(f"{name=} is not one of {', '.join(ARCHITECTURES)}")
         path = locate(name, weights, sha256=sha256)
         self.name, self.sha256 = name, digest(path)
         self.net = open_clip.CLIP(**open_clip.get_model_config(ARCHITECTURES[name]))

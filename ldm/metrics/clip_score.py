@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm import UserError
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 
 
@@ -49,5 +50,5 @@ class ClipScore(PictureMetric):
 
     def compute(self) -> dict[str, Tensor]:
         if self.count == 0:
-            raise ValueError("a CLIP score needs at least one picture")
+            raise UserError("a CLIP score needs at least one picture")
         return {f"{self.clip}_score": self.total / self.count}

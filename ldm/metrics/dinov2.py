@@ -29,7 +29,7 @@ class Dinov2(nn.Module):
         sha256: what that file must have; by default the published file's.
 
     Raises:
-        ValueError: no weights, other weights, weights of another network.
+        UserError: no weights, other weights, weights of another network.
     """
 
     name: ClassVar[str] = "dinov2_vitl14"

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.utilities import dim_zero_cat
 
+from ldm import UserError
 from ldm.metrics.perceptual import NamedDistance, PictureDistance
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 from ldm.metrics.pixels import as_pictures
@@ -21,11 +22,11 @@ def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     The cosines of all n^2 ordered pairs add up to the squared length of the sum of the unit rows.
 
     Raises:
-        ValueError: fewer than two rows.
+        UserError: fewer than two rows.
     """
     count = len(features)
     if count < 2:
-        raise ValueError(f"a pairwise distance needs at least 2 pictures, got {count}")
+        raise UserError(f"a pairwise distance needs at least 2 pictures, got {count}")
     return 1 - _mean_cosine(F.normalize(features.double(), dim=1).sum(0), count)
 
 
@@ -33,7 +34,7 @@ def diversity_by_caption(features: Rows, captions: Int[Tensor, "n"]) -> Float[Te
     """Mean over captions of the mean pairwise distance of the caption's pictures.
 
     Raises:
-        ValueError: a caption with a single picture.
+        UserError: a caption with a single picture.
     """
     distances = [mean_pairwise_distance(picked(features, mine)).item() for mine in _of_each(captions)]
     return torch.tensor(distances, dtype=torch.float64).mean()
@@ -49,7 +50,7 @@ def perceptual_diversity(
         distance: of pairs of pictures in [-1, 1], say `Lpips` or a `PerceptualDistance`.
 
     Raises:
-        ValueError: a caption with a single picture.
+        UserError: a caption with a single picture.
     """
     means = []
     for mine in _of_each(captions):
@@ -138,7 +139,7 @@ def _of_each(captions: Int[Tensor, "n"]) -> Iterator[Int[Tensor, "k"]]:
     for caption in captions.unique().tolist():
         mine = (captions == caption).nonzero().flatten()
         if len(mine) < 2:
-            raise ValueError(
+            raise UserError(
                 f"diversity needs at least 2 pictures a caption, caption {caption} has one: more samples"
             )
         yield mine

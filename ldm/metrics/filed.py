@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ldm import UserError
 from ldm.files import free_bytes, make_folder
 
 ROWS_AT_ONCE = 1024  # of a table that is written or read: bounds its memory, whatever came as a batch
@@ -35,7 +36,7 @@ def filed(
             can't be written.
 
     Raises:
-        ValueError: the folder has no room.
+        UserError: the folder has no room.
     """
     tables = defaultdict(partial(_Growing, folder))
     for part in parts:
@@ -101,7 +102,7 @@ class _Growing:
             append(self.file, rows)
         except OSError as error:
             size = self.rows * self.width * rows.element_size() / 1e9
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} has no room for {size:.3g} GB of features ({error.strerror}; "
                 f"{free_bytes(self.folder):,} bytes are free): name a folder that has more with "
                 "cache=<folder>, or with TMPDIR in the environment"

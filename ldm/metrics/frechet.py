@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm import UserError
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 
@@ -36,10 +37,10 @@ class Moments(NamedTuple):
         """Mean and unbiased covariance.
 
         Raises:
-            ValueError: fewer than two pictures.
+            UserError: fewer than two pictures.
         """
         if self.count < 2:
-            raise ValueError(
+            raise UserError(
                 f"a Frechet distance needs at least 2 pictures on each side, got {int(self.count)}"
             )
         mean = self.total / self.count
@@ -113,7 +114,7 @@ class FrechetDistance(PictureMetric):
     def update(self, batch: Observed, *, real: bool) -> None:
         features = features_of(batch, self.features)
         if features.shape[1] != self.dims:
-            raise ValueError(
+            raise UserError(
                 f"features {self.features!r} have {features.shape[1]} numbers, metric.dims is {self.dims}"
             )
         side = "real" if real else "generated"

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from ldm import UserError
 from ldm.metrics.picture_metric import Observed, PictureMetric, features_of
 from ldm.metrics.table import Table, blocks, stacked
 
@@ -60,12 +61,12 @@ class GatheredFeatures(PictureMetric):
             at_least: how many there must be.
 
         Raises:
-            ValueError: fewer pictures than the measure takes.
+            UserError: fewer pictures than the measure takes.
         """
         rows = getattr(self, f"{name}_rows")  # a list of batches, or one tensor once ranks have met
         count = len(dim_zero_cat(rows)) if len(rows) else 0
         if count < at_least:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} of {self.features!r} needs at least {at_least} {name} pictures, "
                 f"got {count}: measure more"
             )

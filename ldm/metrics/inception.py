@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torch_fidelity import feature_extractor_inceptionv3 as blocks
 
+from ldm import UserError
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.resize import resize_pictures
 from ldm.metrics.weights import digest, load_strictly, locate, read_state
@@ -50,7 +51,7 @@ class Inception2015(nn.Module):
         sha256: what that file must have; by default the published file's.
 
     Raises:
-        ValueError: an unknown calculator, no weights, other weights, weights of another network.
+        UserError: an unknown calculator, no weights, other weights, weights of another network.
     """
 
     name: ClassVar[str] = "inception"
@@ -61,7 +62,7 @@ class Inception2015(nn.Module):
     ) -> None:
         super().__init__()
         if like not in CALCULATORS:
-            raise ValueError(f"{like=} is not one of {', '.join(CALCULATORS)}")
+            raise UserError(f"{like=} is not one of {', '.join(CALCULATORS)}")
         path = locate("inception", weights, sha256=sha256)
         net = inception_2015()
         load_strictly(net, read_state(path), source=path)

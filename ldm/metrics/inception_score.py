@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ldm import UserError
 from ldm.metrics.filed import ROWS_AT_ONCE
 from ldm.metrics.gathered import GatheredFeatures
 from ldm.metrics.names import result_name
@@ -32,11 +33,11 @@ def inception_score(logits: Rows, *, splits: int = 10, seed: int = 2020) -> Scor
         seed: of the shuffle; this one and the cuts are torch-fidelity's.
 
     Raises:
-        ValueError: fewer pictures than parts.
+        UserError: fewer pictures than parts.
     """
     count = len(logits)
     if count < splits:
-        raise ValueError(f"an Inception Score in {splits} parts needs as many pictures, got {count}")
+        raise UserError(f"an Inception Score in {splits} parts needs as many pictures, got {count}")
     order = np.random.RandomState(seed).permutation(count)
     edges = [part * count // splits for part in range(splits + 1)]
     parts = torch.empty(count, dtype=torch.long)  # which one each picture is in

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ldm import UserError
 from ldm.metrics.gathered import GatheredFeatures
 from ldm.metrics.mmd import polynomial, unbiased_mmd
 from ldm.metrics.names import result_name
@@ -28,11 +29,11 @@ def kernel_distances(
         subset_size: pictures in each; None takes all of both sides, once.
 
     Raises:
-        ValueError: fewer pictures than a subset takes, or than two.
+        UserError: fewer pictures than a subset takes, or than two.
     """
     smallest = min(len(generated), len(real))
     if smallest < (subset_size or 2):
-        raise ValueError(
+        raise UserError(
             f"a kernel distance of subsets of {subset_size or 'all'} pictures needs at least "
             f"{subset_size or 2} on each side, got {smallest}: set subset_size=null to take all"
         )

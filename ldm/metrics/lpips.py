@@ -20,7 +20,7 @@ class Lpips(nn.Module):
         sha256: what that file must have; by default the published file's.
 
     Raises:
-        ValueError: no weights, other weights, weights of another network.
+        UserError: no weights, other weights, weights of another network.
     """
 
     name: ClassVar[str] = "lpips"

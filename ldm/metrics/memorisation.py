@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ldm import UserError
 from ldm.metrics.gathered import GatheredFeatures, Side
 from ldm.metrics.names import result_name
 from ldm.metrics.neighbours import distances_to
@@ -43,10 +44,10 @@ def find_copies(generated: Rows, real: Rows, *, quantile: float = 0.01, limit: f
         limit: that quantile, where it is known already: finding it is most of the work.
 
     Raises:
-        ValueError: fewer than two real pictures.
+        UserError: fewer than two real pictures.
     """
     if len(real) < 2:
-        raise ValueError(f"memorisation needs at least 2 real pictures to judge by, got {len(real)}")
+        raise UserError(f"memorisation needs at least 2 real pictures to judge by, got {len(real)}")
     made, seen = unit_rows(generated), unit_rows(real)
     if limit is None:
         limit = distances_to(seen, seen, count=2)[0][:, 1].quantile(quantile).item()
@@ -75,7 +76,7 @@ class Memorisation(GatheredFeatures):
     def __init__(self, *, features: str, quantile: float = 0.01, split: str | None = None) -> None:
         super().__init__(features=features)
         if not 0 < quantile < 1:
-            raise ValueError(f"{quantile=} of the real pictures' distances must lie between 0 and 1")
+            raise UserError(f"{quantile=} of the real pictures' distances must lie between 0 and 1")
         self.quantile, self.split = quantile, split
         self.limit: float | None = None
         self.seen: Tensor | None = None

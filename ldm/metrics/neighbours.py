@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ldm import UserError
 from ldm.metrics.table import Rows, blocks
 
 
@@ -21,10 +22,10 @@ def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
     """Distance of each point to its k-th nearest other one, float64.
 
     Raises:
-        ValueError: no more points than neighbours.
+        UserError: no more points than neighbours.
     """
     if len(points) <= neighbours:
-        raise ValueError(
+        raise UserError(
             f"balls that reach to the neighbour number {neighbours} need more than {neighbours} pictures, "
             f"got {len(points)}"
         )

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from ldm import UserError
+
 Reference = Literal["floor", "ceiling", "real"]
 
 
@@ -61,14 +63,14 @@ def features_of(batch: Observed, name: str) -> Float[Tensor, "b d"]:
     """The rows of one extractor.
 
     Raises:
-        ValueError: no such extractor ran, or its features are not finite.
+        UserError: no such extractor ran, or its features are not finite.
     """
     if name not in batch.features:
         ran = ", ".join(sorted(batch.features)) or "none"
-        raise ValueError(f"there are no features {name!r} to measure with; there are: {ran}")
+        raise UserError(f"there are no features {name!r} to measure with; there are: {ran}")
     features = batch.features[name]
     if not features.isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"features {name!r} hold NaN or infinity: the pictures or the network's weights are broken"
         )
     return features

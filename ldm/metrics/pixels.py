@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ldm import UserError
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.resize import resize_pictures
 
@@ -18,12 +19,12 @@ class Pixels:
             it is.
 
     Raises:
-        ValueError: a size below 1.
+        UserError: a size below 1.
     """
 
     def __init__(self, *, size: int) -> None:
         if size < 1:
-            raise ValueError(f"{size=} of the pictures to compare must be at least 1 pixel")
+            raise UserError(f"{size=} of the pictures to compare must be at least 1 pixel")
         self.dims: Mapping[str, int] = {"pixels": 3 * size**2}
         self.identity = FeatureIdentity(
             name="pixels", sha256="no weights", size=size, resize="bicubic", rounded=True

@@ -18,7 +18,7 @@ def precision_recall(generated: Rows, real: Rows, *, neighbours: int = 3) -> dic
     The balls reach to each picture's k-th nearest neighbour of its own side.
 
     Raises:
-        ValueError: no more pictures than neighbours.
+        UserError: no more pictures than neighbours.
     """
     inside_real = balls_around(generated, real, radii(real, neighbours=neighbours)) > 0
     inside_generated = balls_around(real, generated, radii(generated, neighbours=neighbours)) > 0
@@ -31,7 +31,7 @@ def density_coverage(generated: Rows, real: Rows, *, neighbours: int = 5) -> dic
     Real balls alone, so that outliers among generated pictures change nothing. Density is not cut at 1.
 
     Raises:
-        ValueError: no more real pictures than neighbours.
+        UserError: no more real pictures than neighbours.
     """
     radius = radii(real, neighbours=neighbours)
     nearest = distances_to(real, generated, count=1)[0][:, 0]

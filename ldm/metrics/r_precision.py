@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from ldm import UserError
 from ldm.metrics.filed import ROWS_AT_ONCE
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 from ldm.metrics.table import Rows, Table, blocks, stacked, unit_rows
@@ -27,11 +28,11 @@ def own_caption_first(
         candidates: the own one and the others together.
 
     Raises:
-        ValueError: fewer different captions than candidates.
+        UserError: fewer different captions than candidates.
     """
     numbers, owners = captions.unique(return_inverse=True)
     if len(numbers) < candidates:
-        raise ValueError(
+        raise UserError(
             f"R-precision among {candidates} captions needs as many different ones, got {len(numbers)}: "
             f"draw more captions or lower candidates"
         )
@@ -79,7 +80,7 @@ class RPrecision(PictureMetric):
     def __init__(self, *, clip: str, candidates: int = 100) -> None:
         super().__init__()
         if candidates < 2:
-            raise ValueError(f"{candidates=} of R-precision must be at least 2: the own caption and another")
+            raise UserError(f"{candidates=} of R-precision must be at least 2: the own caption and another")
         self.clip, self.candidates = clip, candidates
         for name in ("images", "texts", "captions"):
             self.add_state(name, [], dist_reduce_fx="cat")

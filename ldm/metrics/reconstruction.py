@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from ldm import UserError
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.perceptual import PictureDistance
@@ -32,10 +33,10 @@ def ssim(images: UInt8[Tensor, "b c h w"], originals: UInt8[Tensor, "b c h w"]) 
     """Structural similarity of each picture (Wang et al. 2004: Gaussian window of 11, sigma 1.5).
 
     Raises:
-        ValueError: pictures smaller than the window.
+        UserError: pictures smaller than the window.
     """
     if min(images.shape[-2:]) < MIN_SIDE:
-        raise ValueError(f"SSIM needs pictures of at least {MIN_SIDE} px, got {tuple(images.shape[-2:])}")
+        raise UserError(f"SSIM needs pictures of at least {MIN_SIDE} px, got {tuple(images.shape[-2:])}")
     parts = zip(images.float().split(AT_ONCE), originals.float().split(AT_ONCE), strict=True)
     return torch.cat([_ssim(*pair) for pair in parts])
 
@@ -90,7 +91,7 @@ class Reconstruction(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         if self.count == 0:
-            raise ValueError("PSNR and SSIM need at least one picture")
+            raise UserError("PSNR and SSIM need at least one picture")
         names = ("psnr", "ssim", *self.distances)
         numbers = {name: getattr(self, f"{name}_total") / self.count for name in names}
         if self.extractor is not None:

@@ -5,6 +5,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm import UserError
+
 RESIZE_MODES = ("bilinear", "bicubic", "bilinear_aliased", "tensorflow")
 
 
@@ -18,7 +20,7 @@ def resize_pictures(images: UInt8[Tensor, "b 3 h w"], *, size: int, mode: str) -
             1's grid, which begins in the corner of the picture instead of half a pixel inside.
 
     Raises:
-        ValueError: an unknown mode.
+        UserError: an unknown mode.
     """
     check_resize(mode)
     pictures = images.float()
@@ -32,9 +34,9 @@ def resize_pictures(images: UInt8[Tensor, "b 3 h w"], *, size: int, mode: str) -
 
 
 def check_resize(mode: str) -> None:
-    """Raises a ValueError that names the modes there are."""
+    """Raises a UserError that names the modes there are."""
     if mode not in RESIZE_MODES:
-        raise ValueError(f"resize={mode!r} is not one of {', '.join(RESIZE_MODES)}")
+        raise UserError(f"resize={mode!r} is not one of {', '.join(RESIZE_MODES)}")
 
 
 def _from_the_corner(pictures: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 s s"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from ldm import UserError
 from ldm.metrics.filed import ROWS_AT_ONCE
 from ldm.metrics.table import Rows, blocks
 
@@ -22,13 +23,11 @@ def ranks(
     every item the same feature finds nothing.
 
     Raises:
-        ValueError: a query without a right item in the gallery.
+        UserError: a query without a right item in the gallery.
     """
     absent = ~torch.isin(query_keys, gallery_keys)
     if absent.any():
-        raise ValueError(
-            f"{int(absent.sum())} of {len(query_keys)} queries have no right item in the gallery"
-        )
+        raise UserError(f"{int(absent.sum())} of {len(query_keys)} queries have no right item in the gallery")
     found = []
     for rows, keys in zip(blocks(queries), query_keys.split(ROWS_AT_ONCE), strict=True):
         best = torch.full((len(rows), 1), -torch.inf, device=rows.device)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm import UserError
 from ldm.metrics.names import result_name
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 
@@ -51,5 +52,5 @@ class VendiScore(PictureMetric):
 
     def compute(self) -> dict[str, Tensor]:
         if self.outer.trace() == 0:
-            raise ValueError("a Vendi score needs at least one picture whose features are not all 0")
+            raise UserError("a Vendi score needs at least one picture whose features are not all 0")
         return {result_name("vendi", self.features): vendi_score(self.outer)}

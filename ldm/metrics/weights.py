@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm import UserError
 from ldm.files import DiskFull, writing
 
 CHUNK = 1 << 20  # bytes read at once
@@ -92,7 +93,7 @@ def describe(names: Iterable[str]) -> str:
     """A line for each file that would be fetched: name, size, sha256, licence, address.
 
     Raises:
-        ValueError: a name that isn't in the table.
+        UserError: a name that isn't in the table.
     """
     lines = []
     for name in names:
@@ -106,10 +107,10 @@ def known(name: str) -> Weights:
     """The table's row.
 
     Raises:
-        ValueError: a name that isn't in the table.
+        UserError: a name that isn't in the table.
     """
     if name not in KNOWN:
-        raise ValueError(f"there are no known weights {name!r}; there are: {', '.join(KNOWN)}")
+        raise UserError(f"there are no known weights {name!r}; there are: {', '.join(KNOWN)}")
     return KNOWN[name]
 
 
@@ -121,12 +122,12 @@ def locate(name: str, path: str | Path | None = None, *, sha256: str | None = No
         sha256: what the file must have; by default the published one's.
 
     Raises:
-        ValueError: no such file, or another one.
+        UserError: no such file, or another one.
     """
     entry = known(name)
     found = folder() / entry.file if path is None else Path(path)
     if not found.is_file():
-        raise ValueError(
+        raise UserError(
             f"weights {name!r} are not at {found}: python -m ldm.evaluate fetch=true and a protocol that "
             f"reads them, such as protocol=flickr30k_heldout, downloads them; or give the path of a copy"
         )
@@ -138,11 +139,11 @@ def check(path: Path, *, sha256: str) -> None:
     """Compares a file's hash.
 
     Raises:
-        ValueError: another hash.
+        UserError: another hash.
     """
     found = digest(path)
     if found != sha256:
-        raise ValueError(
+        raise UserError(
             f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: "
             f"remove the file and fetch it again"
         )
@@ -160,7 +161,7 @@ def fetch(name: str, *, progress: bool = True) -> Path:
     What arrives is written beside its place and takes its name once its hash is right.
 
     Raises:
-        ValueError: the server can't be reached, or sent another file.
+        UserError: the server can't be reached, or sent another file.
         DiskFull: there is no room.
     """
     entry = known(name)
@@ -172,14 +173,14 @@ def fetch(name: str, *, progress: bool = True) -> Path:
         with writing(path, size=entry.bytes) as file:
             found = _download(entry, file, title=name, progress=progress)
             if found != entry.sha256:
-                raise ValueError(
+                raise UserError(
                     f"weights {name!r} from {entry.url} have sha256 {found[:12]}, expected "
                     f"{entry.sha256[:12]}: nothing was kept, fetch them again"
                 )
     except DiskFull:
         raise
     except OSError as error:  # URLError, HTTPError and time-outs are OSErrors
-        raise ValueError(
+        raise UserError(
             f"weights {name!r} can't be fetched from {entry.url} ({getattr(error, 'reason', error)}): on a "
             f"machine with network access, download that file and put it at {path}"
         ) from error
@@ -190,14 +191,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file by name; nothing in it is executed.
 
     Raises:
-        ValueError: a file that is neither.
+        UserError: a file that is neither.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
-        raise ValueError(
+        raise UserError(
             f"weights {path} are no file of tensors alone ({type(error).__name__}): save them as safetensors"
         ) from error
 
@@ -206,14 +207,14 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], *, source: Path) -> 
     """Gives a network its weights, every one of them and no other.
 
     Raises:
-        ValueError: a weight that is missing, unknown or of another shape.
+        UserError: a weight that is missing, unknown or of another shape.
     """
     own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}
     wrong = sorted(name for name in {*own, *theirs} if own.get(name) != theirs.get(name))
     if wrong:
         name = wrong[0]
-        raise ValueError(
+        raise UserError(
             f"weights {source} don't fit {type(net).__name__}: {len(wrong)} differ, first {name!r} with "
             f"shape {theirs.get(name, 'missing')}, expected {own.get(name, 'none')}"
         )

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.models.embeddings import rotate
 
 
@@ -44,12 +45,12 @@ class TransformerSpec:
     def heads(self, width: int) -> int:
         """Number of heads at a level of ``width`` channels."""
         if (self.num_heads is None) == (self.head_dim is None):
-            raise ValueError(
+            raise UserError(
                 f"num_heads={self.num_heads}, head_dim={self.head_dim}: give exactly one, the other null."
             )
         heads = self.num_heads or width // (self.head_dim or width)
         if heads < 1 or width % heads or (self.head_dim and width % self.head_dim):
-            raise ValueError(
+            raise UserError(
                 f"Width {width} does not divide into num_heads={self.num_heads} or head_dim={self.head_dim}; "
                 "choose a divisor of the width."
             )
@@ -116,7 +117,7 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"{width=} is not a multiple of {num_heads=}: change one of them")
+            raise UserError(f"{width=} is not a multiple of {num_heads=}: change one of them")
         self.num_heads = num_heads
         self.causal = causal
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)

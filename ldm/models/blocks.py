@@ -6,18 +6,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import UserError
+
 
 def level_widths(channels: int, multipliers: Sequence[float | int], *, norm_groups: int) -> list[int]:
     """Channel width of each level; a multiplier may be a fraction as long as the width is whole.
 
-    Raises ValueError where a width is not a whole multiple of ``norm_groups``.
+    Raises UserError where a width is not a whole multiple of ``norm_groups``.
     """
     if not multipliers:
-        raise ValueError("multipliers is empty; give one number per level, for example [1, 2, 4, 4].")
+        raise UserError("multipliers is empty; give one number per level, for example [1, 2, 4, 4].")
     for multiplier in multipliers:
         width = channels * multiplier
         if width <= 0 or width % norm_groups:
-            raise ValueError(
+            raise UserError(
                 f"channels={channels} times multiplier {multiplier} gives width {width:g}, not a positive "
                 f"multiple of norm_groups={norm_groups}; change channels or multipliers."
             )
@@ -25,10 +27,10 @@ def level_widths(channels: int, multipliers: Sequence[float | int], *, norm_grou
 
 
 def check_divides(latents: Float[Tensor, "b c h w"], factor: int) -> None:
-    """Raises ValueError for latents that a backbone can't cut into parts of `factor` a side."""
+    """Raises UserError for latents that a backbone can't cut into parts of `factor` a side."""
     height, width = latents.shape[-2:]
     if height % factor or width % factor:
-        raise ValueError(f"{height}x{width} latents do not divide by {factor}; choose another picture size.")
+        raise UserError(f"{height}x{width} latents do not divide by {factor}; choose another picture size.")
 
 
 class ResnetBlock(nn.Module):

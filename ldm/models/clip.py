@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.models.attention import SelfAttention
 from ldm.models.recompute import apply
 
@@ -150,7 +151,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.checkpointing = checkpointing
         if image_size % patch_size:
-            raise ValueError(f"{image_size=} is not a multiple of {patch_size=}: change one of them")
+            raise UserError(f"{image_size=} is not a multiple of {patch_size=}: change one of them")
         self.image_size = image_size
         self.width = width
         self.pixels = pixels
@@ -167,7 +168,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
         if images.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
+            raise UserError(
                 f"pictures of {tuple(images.shape[-2:])} pixels do not fit this encoder: "
                 f"resize them to {self.image_size} x {self.image_size}"
             )

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.models.attention import (
     AttentionPool,
     CrossAttention,
@@ -70,7 +71,7 @@ class DiT(nn.Module):
 
     Squares of ``patch`` x ``patch`` latents are the tokens. With ``long_skips`` each block of the second half
     reads the output of its counterpart in the first. ``checkpointing`` computes blocks again in the backward
-    pass, to save memory. Raises ValueError on sizes that do not fit.
+    pass, to save memory. Raises UserError on sizes that do not fit.
     """
 
     def __init__(
@@ -88,12 +89,12 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         if width % (4 * num_heads):
-            raise ValueError(
+            raise UserError(
                 f"width={width} does not divide into num_heads={num_heads} heads of a multiple of 4 "
                 "features; change one of them."
             )
         if long_skips and depth % 2 == 0:
-            raise ValueError(f"depth={depth} with long_skips has no middle block; make it odd.")
+            raise UserError(f"depth={depth} with long_skips has no middle block; make it odd.")
         self.latent_channels, self.context_dim = latent_channels, context_dim
         self.head_dim = width // num_heads
         self.patch = self.factor = patch

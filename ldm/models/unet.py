@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.models.attention import (
     AttentionPool,
     KeysValues,
@@ -110,7 +111,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = level_widths(channels, multipliers, norm_groups=norm_groups)
         if len(transformer.levels) != len(widths):
-            raise ValueError(
+            raise UserError(
                 f"transformer.levels={transformer.levels} has {len(transformer.levels)} entries for "
                 f"{len(widths)} multipliers; give one true or false per resolution."
             )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.models.attention import SpatialAttention
 from ldm.models.blocks import Downsample, ResnetBlock, Upsample, level_widths
 from ldm.models.recompute import apply
@@ -143,7 +144,7 @@ class AutoencoderKL(nn.Module):
 
     With ``patch`` above 1 the networks see patch x patch pixels as channels of one: a fraction of the work,
     which the full resolution dominates. ``checkpointing`` computes blocks again in the backward pass, to save
-    memory. Knows no latent scale: that belongs to the codec. Raises ValueError on sizes that do not fit.
+    memory. Knows no latent scale: that belongs to the codec. Raises UserError on sizes that do not fit.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class AutoencoderKL(nn.Module):
         """Gaussian over the latents of ``images``, whose sides must be multiples of ``factor``."""
         height, width = images.shape[-2:]
         if height % self.factor or width % self.factor:
-            raise ValueError(
+            raise UserError(
                 f"Images of {height}x{width} pixels do not divide by the autoencoder's factor {self.factor}; "
                 f"resize or crop them to multiples of {self.factor}."
             )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Part, write_bundle
 from ldm.checkpoints.provenance import origin
 from ldm.codec import to_float, to_uint8
@@ -58,7 +59,7 @@ class AutoencoderStage(LightningModule):
         seed: key of the posterior's noise, of the augmentation and of that sample.
 
     Raises:
-        ValueError: fewer than two pictures for the statistics.
+        UserError: fewer than two pictures for the statistics.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class AutoencoderStage(LightningModule):
     ) -> None:
         super().__init__()
         if statistics_pictures < 2:
-            raise ValueError(
+            raise UserError(
                 f"{statistics_pictures=} must be at least 2: the scale of latents is measured on them"
             )
         self.statistics_pictures = statistics_pictures

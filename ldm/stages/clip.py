@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Part, write_bundle
 from ldm.checkpoints.provenance import origin
 from ldm.codec import to_float
@@ -32,7 +33,7 @@ class ContrastiveStage(LightningModule):
         seed: key of the augmentation.
 
     Raises:
-        ValueError: a tokenizer that is not the text encoder's.
+        UserError: a tokenizer that is not the text encoder's.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ContrastiveStage(LightningModule):
         expected = (net.text.vocab_size, net.text.context_length)
         given = (tokenizer.vocab_size, tokenizer.context_length)
         if given != expected:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer's vocabulary and context length {given} are not the text encoder's "
                 f"{expected}: choose the tokenizer that the text encoder's yaml names"
             )

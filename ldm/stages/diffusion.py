@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
 from ldm.checkpoints.provenance import origin
@@ -42,7 +43,7 @@ class LatentDiffusion(LightningModule):
 
     Raises:
         BundleError: an `initial` that is missing, damaged or of another network.
-        ValueError: a `net` for other latents or text states than the codec makes.
+        UserError: a `net` for other latents or text states than the codec makes.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ def check_codec(net: nn.Module, codec: Codec) -> None:
     """Refuses a network that could not read what the codec makes of pictures and captions.
 
     Raises:
-        ValueError: other channels of latents, or text states of another width.
+        UserError: other channels of latents, or text states of another width.
     """
     made = {
         "latent_channels": (codec.autoencoder.latent_channels, "latents of", "codec.autoencoder"),
@@ -170,7 +171,7 @@ def check_codec(net: nn.Module, codec: Codec) -> None:
     for option, (count, what, part) in made.items():
         wanted = getattr(net, option, count)
         if wanted != count:
-            raise ValueError(
+            raise UserError(
                 f"backbone: {option}={wanted}, but {part} makes {what} {count}: choose a backbone for "
                 f"{count}, or another {part}"
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from ldm import UserError
 from ldm.distributed import rank, total, world_size
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, keeps singular values near 1
@@ -32,7 +33,7 @@ class Muon(Optimizer):
         iterations: of the orthogonalisation.
 
     Raises:
-        ValueError: parameters that are dealt out over ranks.
+        UserError: parameters that are dealt out over ranks.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Muon(Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps}
         super().__init__(params, defaults | {"weight_decay": weight_decay, "iterations": iterations})
         if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
-            raise ValueError(
+            raise UserError(
                 "optimizer=muon makes whole matrices orthogonal, and trainer=fsdp leaves each rank a shard "
                 "of them: take optimizer=adamw or trainer=ddp"
             )

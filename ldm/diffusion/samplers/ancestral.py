@@ -17,7 +17,7 @@ def ddim(
 ) -> State:
     """DDIM (Song et al. 2021, Eq. 12 and 16); eta = 0 is Euler on the probability flow and draws no noise.
 
-    eta is the share of DDPM's noise put back at each step. Raises ValueError outside [0, 1], and when
+    eta is the share of DDPM's noise put back at each step. Raises UserError outside [0, 1], and when
     eta > 0 comes without `noise`.
     """
     check_eta(eta)
@@ -54,6 +54,6 @@ def euler_ancestral(
     """Euler's step to less noise than asked for, then fresh noise up to it (k-diffusion's `euler_ancestral`).
 
     In (x / alpha, sigma / alpha) that is DDIM with the same eta, to the last term: two names of one sampler.
-    Raises ValueError as `ddim` does.
+    Raises UserError as `ddim` does.
     """
     return ddim(denoise, schedule, x, times, noise=noise, eta=eta)

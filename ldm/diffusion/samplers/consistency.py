@@ -12,7 +12,7 @@ def lcm(
     """Multistep consistency sampling (Song et al. 2023, Alg. 1; Luo et al. 2023): x0, new noise, x0, ...
 
     For 1 to 8 steps of a latent consistency model. Of any other denoiser it draws means, not samples: the
-    fewer the steps the smoother. Raises ValueError for more than one step without `noise`.
+    fewer the steps the smoother. Raises UserError for more than one step without `noise`.
     """
     for t, s in pairwise(times):
         x0 = denoise(x, t)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from ldm import UserError
 from ldm.diffusion import Denoiser, Noise, Schedule
 from ldm.diffusion.samplers.update import State, Time, Times, log_signal_ratio, mean_over_step, step
 
@@ -20,10 +21,10 @@ def unipc(
     Each x0 first corrects the step that led to it, then joins the polynomial that predicts the next. Starts
     and ends in lower orders; a step from alpha = 0 or to 0 is first order and is not corrected.
 
-    Raises ValueError for an order other than 1, 2 or 3.
+    Raises UserError for an order other than 1, 2 or 3.
     """
     if order not in (1, 2, 3):
-        raise ValueError(f"{order=} of UniPC is not 1, 2 or 3")
+        raise UserError(f"{order=} of UniPC is not 1, 2 or 3")
     steps = len(times) - 1
     past: list[tuple[Time, State]] = []  # (lambda, x0), newest first: what the last step was predicted from
     start, start_time = x, times[0]

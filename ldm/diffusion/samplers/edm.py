@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ldm import UserError
 from ldm.diffusion import Denoiser, Noise, Schedule
 from ldm.diffusion.samplers.update import State, Time, Times, given, step
 from ldm.diffusion.schedules import noise_ratio, time_of_ratio
@@ -20,7 +21,7 @@ class Churn:
         low, high: S_tmin and S_tmax, the sigma / alpha between which it happens.
         inflation: S_noise, the standard deviation of the fresh noise; a little over 1 keeps detail.
 
-    Raises ValueError for a negative amount and for an empty interval.
+    Raises UserError for a negative amount and for an empty interval.
     """
 
     amount: float
@@ -30,9 +31,9 @@ class Churn:
 
     def __post_init__(self) -> None:
         if self.amount < 0:
-            raise ValueError(f"churn amount={self.amount} is negative: 0 adds no noise")
+            raise UserError(f"churn amount={self.amount} is negative: 0 adds no noise")
         if not self.low < self.high:
-            raise ValueError(f"churn from {self.low} to {self.high} is empty: low must be below high")
+            raise UserError(f"churn from {self.low} to {self.high} is empty: low must be below high")
 
     def __call__(
         self, x: State, t: Time, schedule: Schedule, *, noise: Noise, steps: int
@@ -62,7 +63,7 @@ def euler(
 ) -> State:
     """Euler's method in (x / alpha, sigma / alpha) (Karras et al. 2022, Alg. 2 without lines 9 to 11).
 
-    First order, one call a step; without churn it is DDIM. Raises ValueError for churn without `noise`.
+    First order, one call a step; without churn it is DDIM. Raises UserError for churn without `noise`.
     """
     for t, s in pairwise(times):
         if churn is not None:
@@ -83,7 +84,7 @@ def edm(
     """Heun's method in (x / alpha, sigma / alpha), to the letter (Karras et al. 2022, Alg. 1 and 2).
 
     Second order, two calls a step. The last step, and one from alpha = 0, where the slope has no value, are
-    Euler's: one call. Made for `grids.karras`. Raises ValueError for churn without `noise`.
+    Euler's: one call. Made for `grids.karras`. Raises UserError for churn without `noise`.
     """
     for t, s in pairwise(times):
         if churn is not None:

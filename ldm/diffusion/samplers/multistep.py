@@ -39,7 +39,7 @@ def dpmpp_2m_sde(
     At eta = 1 it is DDPM with x0 extrapolated; at eta = 0 it is dpmpp_2m. In between the noise kept from x_t
     falls as (sigma / alpha)^(1 + eta). One call a step; the last step puts no noise in.
 
-    Raises ValueError for eta outside [0, 1], and when eta > 0 comes without `noise`.
+    Raises UserError for eta outside [0, 1], and when eta > 0 comes without `noise`.
     """
     check_eta(eta)
     previous, width_before = x, torch.full((), torch.inf, dtype=times.dtype)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ldm import UserError
 from ldm.diffusion import Denoiser, Grid, Noise, Sampler, Schedule
 from ldm.diffusion.samplers.update import State, Times
 
@@ -13,7 +14,7 @@ class Sampling:
     """A sampler with its grid and number of steps: what conf/sampler/*.yaml builds.
 
     Raises:
-        ValueError: fewer than 1 or more than `MAX_STEPS` steps, or a method or grid that can't be called.
+        UserError: fewer than 1 or more than `MAX_STEPS` steps, or a method or grid that can't be called.
     """
 
     method: Sampler
@@ -22,10 +23,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
-            raise ValueError(f"steps={self.steps} of a sampler must lie between 1 and {MAX_STEPS}")
+            raise UserError(f"steps={self.steps} of a sampler must lie between 1 and {MAX_STEPS}")
         for name in ("method", "grid"):
             if not callable(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r} of a sampler can't be called")
+                raise UserError(f"{name}={getattr(self, name)!r} of a sampler can't be called")
 
     def __call__(
         self,

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm import UserError
 from ldm.diffusion import Noise, Schedule
 
 State = Float[Tensor, "b *shape"]
@@ -49,16 +50,16 @@ def combined(weights: Iterable[Time | float], outputs: Sequence[State]) -> State
 
 
 def check_eta(eta: float) -> None:
-    """Raises ValueError for a share of fresh noise outside [0, 1]."""
+    """Raises UserError for a share of fresh noise outside [0, 1]."""
     if not 0 <= eta <= 1:
-        raise ValueError(f"{eta=} is outside [0, 1]: 0 adds no noise, 1 all that the reverse diffusion has")
+        raise UserError(f"{eta=} is outside [0, 1]: 0 adds no noise, 1 all that the reverse diffusion has")
 
 
 def given(noise: Noise | None, sampler: str) -> Noise:
     """The noise, where a sampler can't do without.
 
-    Raises ValueError if there is none.
+    Raises UserError if there is none.
     """
     if noise is None:
-        raise ValueError(f"{sampler} puts fresh noise in at each step: pass noise=")
+        raise UserError(f"{sampler} puts fresh noise in at each step: pass noise=")
     return noise
