@@ -90,9 +90,10 @@ class Drawing:
         return self.folder / f"{side}-{self.size}-{self.steps}-{self.precision}.png"
 
     def noise(self) -> Tensor:
-        """The latents that both sides start from: what ours draws for SEED."""
-        generator = torch.Generator().manual_seed(SEED)
-        return torch.randn((1, 4, self.size // 8, self.size // 8), generator=generator)
+        """The latents that both sides start from: what ours generates for SEED."""
+        from ldm.noise import SeededNoise
+
+        return SeededNoise([SEED], (4, self.size // 8, self.size // 8), device=torch.device("cpu")).draw()
 
 
 @dataclass

@@ -37,7 +37,7 @@ def outline(*, most: float = math.inf) -> Iterator[None]:
         nonlocal count
         count += 0 if weight is None or get_ident() != owner else max(1, weight.numel())
         if count > most:
-            raise UserError(f"it has more than {most:,} weights")
+            raise UserError(f"the network has more than {most:,} weights, far more than the file")
 
     with ONE_AT_A_TIME, torch.device("meta"), _NothingDrawn():
         hook = register_module_parameter_registration_hook(counted)

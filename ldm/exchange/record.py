@@ -136,7 +136,7 @@ def _part(name: str, entry: Config, found: Imported, tensors: State) -> Part:
     extra = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
     state = {**(there.state if there else {}), **extra}
     check_tree(entry["spec"], name=name)
-    if shapes(state) != expected_shapes(entry["spec"]):
+    if shapes(state) != expected_shapes(entry["spec"], held=state.values()):
         raise UserError(f"the weights of {name} are not of its network")
     if not all(map(is_finite, extra.values())):
         raise UserError(f"the weights of {name} hold NaN or Inf")

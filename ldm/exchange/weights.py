@@ -1,6 +1,7 @@
 """Foreign weight files: outlined first, compared with the network they are for, and only then read."""
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -190,10 +191,22 @@ class Fit:
             for name, tensor in tensors.items()
             if name.startswith(self.prefix)
         }
-        return translate(own, self.rules, expected=expected_shapes(self.spec), drop=self.drop)
+        expected = expected_shapes(self.spec, held=tensors.values())
+        return translate(own, self.rules, expected=expected, drop=self.drop)
 
 
-def expected_shapes(spec: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Shape of each weight of a network that is built as an outline, which takes no memory."""
-    with outline():
+def expected_shapes(
+    spec: Mapping[str, Any], *, held: Iterable[Tensor] | None = None
+) -> dict[str, torch.Size]:
+    """Shape of each weight of a network that is built as an outline, which takes no memory.
+
+    Args:
+        held: the tensors that a stranger's file holds, for a network out of its config: one of more than
+            twice as many weights is not built to its end, which could take minutes. None sets no limit.
+
+    Raises:
+        UserError: a network of more than twice the weights that are held.
+    """
+    most = math.inf if held is None else 2 * sum(max(1, tensor.numel()) for tensor in held)
+    with outline(most=most):
         return shapes(construct(spec).state_dict())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.testing import assert_close
 from transformers import CLIPTextModel
 
@@ -275,3 +276,26 @@ def test_a_config_that_is_none_is_refused(copied, tiny, content):
 def test_one_network_is_a_bundle_of_that_part(saved, tiny):
     for name, part in (("unet", "backbone"), ("vae", "autoencoder"), ("text_encoder", "text_encoder")):
         assert list(tiny(saved / name).parts) == [part]
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("unet", {"transformer_layers_per_block": 128, "layers_per_block": 128}),
+        ("vae", {"layers_per_block": 128, "block_out_channels": [16, 131072]}),
+        ("text_encoder", {"num_hidden_layers": 128}),
+    ],
+)
+def test_a_config_of_far_more_weights_than_the_file_is_not_built_to_its_end(copied, tiny, part, change):
+    built = []
+    path = copied / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    hook = register_module_parameter_registration_hook(lambda module, name, weight: built.append(name))
+    try:
+        with pytest.raises(
+            ValueError, match=rf"{part}/.*: the network has more than .* weights, far more than the file"
+        ):
+            tiny(copied)
+    finally:
+        hook.remove()
+    assert len(built) < 2000
