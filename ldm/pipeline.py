@@ -12,7 +12,7 @@ from ldm import UserError
 from ldm.codec import Codec
 from ldm.diffusion import Denoiser, Guidance
 from ldm.diffusion.editing import from_strength, keeping, noised
-from ldm.diffusion.halves import halves
+from ldm.diffusion.guidance import apart, batched
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
 from ldm.noise import SeededNoise
@@ -114,10 +114,10 @@ class TextToImage:
         context = self.codec.encode_prompts(prompts)
         cond = self.process.denoiser(self.net, context)
         if self.weak is not None:
-            return self.guidance(cond, self.process.denoiser(self.weak, context))
+            return self.guidance(cond, apart(cond, self.process.denoiser(self.weak, context)))
         nothing = self.codec.encode_prompts([self.negative] * len(prompts))
         both = self.process.denoiser(self.net, torch.cat([context, nothing]))
-        return self.guidance(*halves(both, alone=cond))
+        return self.guidance(cond, batched(both))
 
     def _encoded(self, source: Source, *, count: int) -> Float[Tensor, "b c h w"]:
         """The posterior means of a source's scaled latents."""

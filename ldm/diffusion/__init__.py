@@ -14,8 +14,11 @@ Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x, t) -> estimate of x0; x is a batch, t one 0-d time for all of it."""
 
-Guidance = Callable[[Denoiser, Denoiser], Denoiser]
-"""(conditional, unconditional) -> the denoiser that the sampler follows."""
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x, t) -> the conditional and the unconditional (or weak) x0, in one network call if it can."""
+
+Guidance = Callable[[Denoiser, Pair], Denoiser]
+"""(conditional, pair) -> the denoiser that the sampler follows."""
 
 Noise = Callable[[Tensor], Tensor]
 """x -> fresh standard normal noise shaped like x; the caller draws it picture by picture from its seeds."""

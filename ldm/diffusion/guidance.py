@@ -1,6 +1,7 @@
-"""Guidance: a denoiser made of two, the second of which is the worse; options are bound by the config.
+"""Guidance: a denoiser made of a conditional and a worse one; options are bound by the config.
 
-The second is asked first: a pipeline answers both at once then (halves.py).
+A guidance is given two things to call: `cond(x, t)`, the conditional x0 alone, and `pair(x, t)`, the
+conditional and the unconditional x0 together, for which the network is called once with twice the rows.
 
 Mixing x0 is the same as mixing eps, v or velocities: at a given (x, t) each is a linear function of x0.
 """
@@ -10,29 +11,48 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
-from ldm.diffusion import Denoiser, Guidance
+from ldm.diffusion import Denoiser, Guidance, Pair
 
 State = Float[Tensor, "b *shape"]
 Time = Float[Tensor, ""]
 
 
-def conditional(cond: Denoiser, uncond: Denoiser) -> Denoiser:
+def batched(both: Denoiser) -> Pair:
+    """The pair of a denoiser that is given the prompts of cond in its first rows and of uncond in the rest.
+
+    One call of twice the rows reads the network's weights once.
+    """
+
+    def pair(x: State, t: Time) -> tuple[State, State]:
+        cond, uncond = both(torch.cat([x, x]), t).chunk(2)
+        return cond, uncond
+
+    return pair
+
+
+def apart(cond: Denoiser, uncond: Denoiser) -> Pair:
+    """The pair of two networks, which can't share a call."""
+    return lambda x, t: (cond(x, t), uncond(x, t))
+
+
+def conditional(cond: Denoiser, pair: Pair) -> Denoiser:
     """No guidance: the conditional denoiser alone."""
     return cond
 
 
-def cfg(cond: Denoiser, uncond: Denoiser, *, scale: float) -> Denoiser:
+def cfg(cond: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, scale = 1 + w); at scale 1 only cond is called."""
     if scale == 1:
         return cond
 
     def denoise(x: State, t: Time) -> State:
-        return torch.lerp(uncond(x, t), cond(x, t), scale)
+        unguided, unconditional = pair(x, t)
+        return torch.lerp(unconditional, unguided, scale)
 
     return denoise
 
 
-def cfg_rescale(cond: Denoiser, uncond: Denoiser, *, scale: float, phi: float = 0.7) -> Denoiser:
+def cfg_rescale(cond: Denoiser, pair: Pair, *, scale: float, phi: float = 0.7) -> Denoiser:
     """cfg with each picture's contrast brought back to the conditional one's (Lin et al. 2023, Eq. 15-16).
 
     phi is the share of the correction, 0 to 1. The standard deviation is taken of x0, over one picture.
@@ -41,7 +61,7 @@ def cfg_rescale(cond: Denoiser, uncond: Denoiser, *, scale: float, phi: float = 
         return cond
 
     def denoise(x: State, t: Time) -> State:
-        unconditional, unguided = uncond(x, t), cond(x, t)
+        unguided, unconditional = pair(x, t)
         guided = torch.lerp(unconditional, unguided, scale)
         axes = tuple(range(1, x.ndim))
         restored = unguided.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
@@ -50,25 +70,25 @@ def cfg_rescale(cond: Denoiser, uncond: Denoiser, *, scale: float, phi: float = 
     return denoise
 
 
-def autoguidance(strong: Denoiser, weak: Denoiser, *, scale: float) -> Denoiser:
+def autoguidance(strong: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
     """Away from a bad version of the network (Karras et al. 2024, Eq. 3); at scale 1 only strong is called.
 
     It is cfg with a weak network, told the prompt too, in the place of the unconditional one: what both get
     wrong, the weak one more, is left behind, and the variety that cfg loses stays.
     """
-    return cfg(strong, weak, scale=scale)
+    return cfg(strong, pair, scale=scale)
 
 
-def interval(cond: Denoiser, uncond: Denoiser, *, within: Guidance, low: float, high: float) -> Denoiser:
+def interval(cond: Denoiser, pair: Pair, *, within: Guidance, low: float, high: float) -> Denoiser:
     """The guidance `within` at times low < t <= high, and cond alone elsewhere (Kynkäänniemi et al. 2024).
 
-    Outside the interval uncond is not called, which halves the cost there.
+    Outside the interval cond alone is called, which halves the cost there.
 
     Raises UserError for an empty interval.
     """
     if not low < high:
         raise UserError(f"guidance interval from {low} to {high} is empty: low must be below high")
-    guided = within(cond, uncond)
+    guided = within(cond, pair)
 
     def denoise(x: State, t: Time) -> State:
         return guided(x, t) if low < t <= high else cond(x, t)
@@ -78,7 +98,7 @@ def interval(cond: Denoiser, uncond: Denoiser, *, within: Guidance, low: float, 
 
 def apg(
     cond: Denoiser,
-    uncond: Denoiser,
+    pair: Pair,
     *,
     scale: float,
     parallel: float = 0.0,
@@ -106,7 +126,7 @@ def apg(
 
     def denoise(x: State, t: Time) -> State:
         nonlocal average
-        unconditional, unguided = uncond(x, t), cond(x, t)
+        unguided, unconditional = pair(x, t)
         change = unguided - unconditional
         average = change if average is None else change + momentum * average
         axes = tuple(range(1, x.ndim))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import identified
+from ldm.diffusion.guidance import apart
 from ldm.evaluation.feature_pass import OWN_CLIP, Observers, OwnClip, text_reader
 from ldm.evaluation.generation import Draw, Request, drawn_by
 from ldm.evaluation.pictures import Pictures, fit
@@ -171,8 +172,7 @@ def network_evaluations(pipeline: TextToImage) -> int:
         count += 1
         return torch.zeros_like(x)
 
+    guided = pipeline.guidance(denoise, apart(denoise, denoise))
     start = torch.zeros(1, 1, 2, 2)
-    pipeline.sampling(
-        pipeline.guidance(denoise, denoise), pipeline.process.schedule, start, noise=torch.zeros_like
-    )
+    pipeline.sampling(guided, pipeline.process.schedule, start, noise=torch.zeros_like)
     return count
