@@ -11,7 +11,7 @@ from typing import Any
 
 from ldm.callbacks.aside import Aside, Cell, say
 from ldm.callbacks.facts import facts_of
-from ldm.callbacks.wandb_sending import Sending, unsendable
+from ldm.callbacks.wandb_sending import Sending, address, unsendable
 from ldm.files import make_folder, write
 
 CLOSING = 30.0  # seconds that the end of a record may take beside its sending; it takes some hundredths
@@ -71,7 +71,7 @@ class WandbRecorder:
         self.unsent = unsendable()
         self.sending = None
         if self.unsent is None:
-            self.sending = Sending([*earlier, self.record], folder=folder)
+            self.sending = Sending([*earlier, self.record], folder=folder, url=address())
         else:
             say(f"W&B: recording in {self.record} and sending nothing: {self.unsent}")
 

@@ -4,6 +4,7 @@ The training itself never speaks to the service. `python -m ldm.callbacks.wandb_
 RECORD` sends the finished records first and then the one that process PARENT still writes, until its end.
 """
 
+import configparser
 import contextlib
 import ctypes
 import os
@@ -30,17 +31,20 @@ class Sending:
     Args:
         records: folders `offline-run-*` of one run, oldest first, from the root.
         folder: the run directory; W&B's command leaves logs in its `wandb`, and what it says is there too.
+        url: of the service. W&B would also read `wandb/settings` of its working folder, which a stranger may
+            have made, and send the key where that says: it works in the root folder.
     """
 
-    def __init__(self, records: Sequence[Path], *, folder: Path) -> None:
+    def __init__(self, records: Sequence[Path], *, folder: Path, url: str) -> None:
         self.log = folder / "wandb" / "sending.log"
         command = [sys.executable, "-P", "-m", __name__, str(os.getpid()), *map(str, records)]
         environment = {name: value for name, value in os.environ.items() if name != SHARED}
+        environment |= {"WANDB_BASE_URL": url, "WANDB_DIR": str(folder)}
         path = os.pathsep.join(map(os.path.abspath, sys.path))
         with appending(self.log, below=folder) as stream:
             self.process = subprocess.Popen(
                 command,
-                cwd=folder,
+                cwd=folder.anchor,
                 env=environment | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -79,13 +83,18 @@ def unsendable() -> str | None:
 
 
 def address() -> str:
-    """Where the service is: as the environment says, else as W&B's own settings do."""
-    import wandb
+    """Where the service is: as the environment says, else the user's own settings of W&B.
 
-    settings = wandb.Settings()
-    settings.update_from_system_settings()
-    settings.update_from_env_vars(dict(os.environ))
-    return settings.base_url
+    `wandb/settings` of the working folder, which W&B reads too, has no say: whoever made that folder would
+    be sent the key.
+    """
+    from wandb import Settings
+
+    own = configparser.ConfigParser(interpolation=None)
+    home = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    own.read(Path(home).expanduser() / "settings", encoding="utf-8")
+    url = os.environ.get("WANDB_BASE_URL") or own.get("default", "base_url", fallback=None)
+    return (Settings(base_url=url) if url else Settings()).base_url
 
 
 def api_key(url: str) -> str | None:

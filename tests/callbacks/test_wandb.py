@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 
 from benchmarks.rank_faults import is_alive
@@ -38,7 +39,7 @@ RATES = [0.0005, 0.001, 0.0015, 0.002]  # of four steps' warmup
 
 @pytest.fixture(autouse=True)
 def _nobody_logged_in(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_CONFIG_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -245,3 +246,29 @@ def test_a_key_of_wandb_login_is_found(monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text(f"machine wandb.example.org login user password {KEY}\n")
     assert wandb_sending.api_key("https://wandb.example.org") == KEY
     assert wandb_sending.api_key("https://elsewhere.example.org") is None
+
+
+def test_the_key_goes_to_no_service_that_a_folder_names(run, service, monkeypatch, tmp_path):
+    asked = []
+    stranger = service(lambda handler, body: asked.append(handler.path))
+    own = service(answers)
+    for folder in (run, tmp_path):  # the run's, and the one where the command is typed
+        (folder / "wandb").mkdir()
+        (folder / "wandb" / "settings").write_text(f"[default]\nbase_url = {stranger.url}\n")
+    monkeypatch.delenv("WANDB_BASE_URL")
+    settings = tmp_path / "home" / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"[default]\nbase_url = {own.url}\n")
+    monkeypatch.chdir(tmp_path)
+    logger = logger_of(run, patience=60.0)
+    logger.log_metrics({"loss": 1.0}, step=0)
+    logger.end()
+    assert asked == []
+    assert [line["loss"] for line in own.history] == [1.0]
+
+
+def test_without_settings_of_the_user_the_key_is_for_the_public_service(monkeypatch, tmp_path):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:1\n")
+    monkeypatch.chdir(tmp_path)
+    assert wandb_sending.address() == wandb.Settings().base_url
