@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ldm.distributed import any_rank, gather, is_first, whole
 from ldm.files import write
+from ldm.links import LinkRefused
 
 RECORD = "refused.json"
 
@@ -81,8 +82,11 @@ class Gradients(Callback):
         if self.folder is not None:
             path = Path(self.folder) / RECORD
             written = f"its batches are in {path}: "
-            if is_first():
-                write(path, json.dumps({"step": trainer.global_step, "ranks": ranks}, indent=1) + "\n")
+            try:
+                if is_first():
+                    write(path, json.dumps({"step": trainer.global_step, "ranks": ranks}, indent=1) + "\n")
+            except (OSError, LinkRefused) as error:  # the step is what the user must hear of
+                written = f"its batches could not be written ({error}): "
         guilty = [n for n, rank in enumerate(ranks) if {"nan", "inf", "-inf"} & set(rank["losses"])]
         of_ranks = f" (the loss is not finite on ranks {guilty})" if guilty and len(ranks) > 1 else ""
         positions = [position for rank in ranks for position in rank["positions"]]

@@ -18,7 +18,8 @@ class SampleGrid(Callback):
 
     Loggers that work aside get it too, and a table of the same pictures, one row a prompt.
 
-    All ranks draw, each its share; the first one writes.
+    All ranks draw, each its share; the first one writes. Pictures that are NaN or infinite leave no sheet,
+    which is said the first time, and the training continues.
 
     Args:
         prompts: one row each.
@@ -30,6 +31,7 @@ class SampleGrid(Callback):
         for seed in seeds:
             check_seed(seed, "callbacks.samples.seeds")
         self.prompts, self.seeds, self.folder = prompts, seeds, Path(folder)
+        self._told = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         line = cut_line(pl_module.codec.tokenizer, self.prompts, what="prompt")
@@ -43,10 +45,15 @@ class SampleGrid(Callback):
         ranks = trainer.world_size
         # a rank without a share draws one more, for the others may want its part of the network
         own = jobs[trainer.global_rank :: ranks] or jobs[:1]
-        drawn = pl_module.pipeline()([prompt for prompt, _ in own], [seed for _, seed in own]).cpu()
+        try:
+            drawn = pl_module.pipeline()([prompt for prompt, _ in own], [seed for _, seed in own]).cpu()
+        except FloatingPointError:
+            drawn = None
         shares = gather(drawn)
         if not trainer.is_global_zero:
             return
+        if any(share is None for share in shares):
+            return self._tell_once(trainer.global_step)
         images = [shares[number % ranks][number // ranks] for number in range(len(jobs))]
         path = self.folder / f"step={trainer.global_step:06d}.png"
         save_sheet(images, path, columns=len(self.seeds), below=self.folder.parent)
@@ -60,3 +67,10 @@ class SampleGrid(Callback):
             rows=[[prompt, *islice(pictures, len(self.seeds))] for prompt in self.prompts],
             step=trainer.global_step,
         )
+
+    def _tell_once(self, step: int) -> None:
+        if not self._told:
+            print(
+                f"samples: at step {step} the pictures are NaN or infinite, so there is no sheet", flush=True
+            )
+        self._told = True

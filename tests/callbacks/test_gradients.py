@@ -52,6 +52,16 @@ def test_a_step_that_is_no_number_is_refused_and_nothing_is_saved_after_it(
     assert all(torch.equal(value, averaged[key]) for key, value in stage.averaged.state_dict().items())
 
 
+def test_a_refused_step_is_told_where_its_batches_cannot_be_written(
+    diffusion_stage, latents, make_trainer, tmp_path
+):
+    (tmp_path / "refused.json").symlink_to(tmp_path / "elsewhere")
+    trainer = make_trainer(6, Gradients(clip=1.0, folder=str(tmp_path)), Poison(float("nan")))
+    with pytest.raises(FloatingPointError, match=r"step 2: the gradients.* not be written \(.* is a link to"):
+        trainer.fit(diffusion_stage(), datamodule=latents)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_the_norm_is_logged_and_scaled_down_to_the_limit(diffusion_stage, latents, make_trainer):
     before, after = Norms(), Norms()
     trainer = make_trainer(3, before, Gradients(clip=1e-3), after)

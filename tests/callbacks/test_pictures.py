@@ -45,3 +45,16 @@ def test_drawing_does_not_change_the_training(diffusion_stage, latents, make_tra
     make_trainer(4, grid, **VALIDATED).fit(watched, datamodule=latents)
     ours, theirs = plain.state_dict(), watched.state_dict()
     assert all(ours[key].equal(theirs[key]) for key in ours)
+
+
+def test_pictures_that_are_not_finite_leave_no_sheet_and_end_no_training(
+    diffusion_stage, latents, make_trainer, sheets, capsys
+):
+    stage = diffusion_stage()
+    stage.guidance = lambda cond, uncond: lambda x, t: cond(x, t) * float("nan")
+    grid = SampleGrid(prompts=["a cat"], seeds=[0], folder=str(sheets))
+    trainer = make_trainer(4, grid, **VALIDATED)
+    trainer.fit(stage, datamodule=latents)
+    assert trainer.global_step == 4
+    assert capsys.readouterr().out.count("at step 2 the pictures are NaN or infinite") == 1
+    assert not sheets.exists()
