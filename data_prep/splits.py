@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from ldm.data.index import DataError
+from ldm.data.picture_files import OTHERS, SUFFIXES, is_hidden
 from ldm.data.tables import numbered_lines, read_text
 from ldm.files import write
 
@@ -17,13 +18,20 @@ SPLIT_FOLDERS = {  # as Hugging Face reads them
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 FILE_NAME = "splits.json"
+ENDINGS = SUFFIXES + OTHERS  # a name without one of them may have dots
 LIST_NAME = re.compile(r"(?:karpathy|flickr_?\d+k)?[._-]?(train|val|dev|test)(?:images)?\.txt", re.IGNORECASE)
 
 
 def find_lists(folders: Iterable[Path]) -> list[Path]:
-    """The split lists (`karpathy_train.txt`, `train.txt`, ...) of the first folder that has any."""
+    """The split lists (`karpathy_train.txt`, `train.txt`, ...) of the first folder that has any.
+
+    A `train.txt` beside a picture `train.jpg` is that picture's caption.
+    """
     for folder in folders:
-        if found := sorted(path for path in folder.iterdir() if LIST_NAME.fullmatch(path.name)):
+        names = {path.name for path in folder.iterdir() if not is_hidden(path.name)}
+        lists = {name for name in names if LIST_NAME.fullmatch(name)}
+        pictures = {Path(name).stem for name in names if name.lower().endswith(SUFFIXES)}
+        if found := sorted(folder / name for name in lists if Path(name).stem not in pictures):
             return found
     return []
 
@@ -58,9 +66,16 @@ def _split_of(path: Path) -> str:
 
 def _read_list(path: Path) -> list[str]:
     names = [line.strip() for _, line in numbered_lines(read_text(path))]
-    if wrong := next((name for name in names if re.search(r"[\s|,]", name)), None):
+    if wrong := next((name for name in names if not _is_name(name)), None):
         raise DataError(f"{path}: {wrong[:60]!r} is no name of a picture; a split list has one name a line")
     return [key_of(name) for name in names]
+
+
+def _is_name(line: str) -> bool:
+    """Whether a line can be one name: nothing follows a picture's ending; without one it has no columns."""
+    if line.lower().endswith(SUFFIXES):
+        return not re.search(r"\.(?:jpe?g|png|webp)[\s|,]", line, re.IGNORECASE)
+    return not re.search(r"[\t|,]|\.(?:jpe?g|png|webp)\b", line, re.IGNORECASE)
 
 
 def _read_json(path: Path) -> dict[str, list[str]]:
@@ -103,7 +118,8 @@ def folder_splits(pictures: Iterable[str]) -> dict[str, str]:
 
 def key_of(name: str) -> str:
     """The key of a picture by its name: without the extension, and what is no letter, digit, - or _ as _."""
-    return re.sub(r"[^\w-]", "_", str(PurePosixPath(name).with_suffix("")))
+    path = PurePosixPath(name)
+    return re.sub(r"[^\w-]", "_", str(path.with_suffix("") if path.suffix.lower() in ENDINGS else path))
 
 
 def draw_splits(keys: Iterable[str], *, val_share: float, test_share: float, seed: int) -> dict[str, str]:

@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from braceexpand import braceexpand
-
 from data_prep.options import PreparationOptions
 from data_prep.pairing import SEVERAL, Collection, Place, Row, pair
 from data_prep.preparation import prepare
@@ -23,7 +21,7 @@ from ldm.data.caption_rules import sample_captions
 from ldm.data.index import DataError
 from ldm.data.picture_files import is_hidden
 from ldm.data.shards import is_plain, tar_members
-from ldm.data.tars import FIRST_DOT, PICTURES, TEXTS, beyond_first_dot, part_of
+from ldm.data.tars import FIRST_DOT, PICTURES, TEXTS, beyond_first_dot, expanded, part_of
 from ldm.options import command_line, option
 
 SPLIT_NAME = re.compile(r"(train|validation|val|test)(?![a-z])")
@@ -62,7 +60,7 @@ def find_tars(source: str) -> list[Path]:
         if tars := sorted(path for path in Path(source).glob("*.tar") if not is_hidden(path.name)):
             return tars
         raise DataError(f"source={source}: no .tar there")
-    tars = [Path(path) for path in braceexpand(source)]
+    tars = [Path(path) for path in expanded(source)]
     if missing := [path for path in tars if not path.is_file()]:
         raise DataError(f"source={source}: {missing[0]} is no file, nor a folder")
     return tars
@@ -101,10 +99,11 @@ def splits_by_name(names: list[str]) -> list[str]:
 def tar_samples(path: Path, tally: Tally) -> dict[str, Parts]:
     """Key -> pictures and texts, of one tar; what is no plain file of a plain name is left out."""
     samples: dict[str, Parts] = {}
+    dotted: list[tuple[str, str]] = []  # key, sentence
     for member in tar_members(path):
         part = part_of(member.name)
-        if dotted := beyond_first_dot(member.name):
-            tally.leave_picture(FIRST_DOT, f"{path.name}: {dotted}")
+        if found := beyond_first_dot(member.name):
+            dotted.append(found)
         if part is None or member.isdir():
             continue
         key, extension = part
@@ -117,6 +116,9 @@ def tar_samples(path: Path, tally: Tally) -> dict[str, Parts]:
             samples[key]["twice"] = Place("", 0)
         else:
             samples[key][extension] = Place(str(path), member.size, member.offset_data)
+    for key, sentence in dotted:
+        if not samples.get(key, {}).keys() & PICTURES:  # else it is a companion, as 0.mask.png of 0.jpg
+            tally.leave_picture(FIRST_DOT, f"{path.name}: {sentence}")
     return samples
 
 

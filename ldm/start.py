@@ -32,7 +32,10 @@ def caption_lines(stage: LightningModule, data: LightningDataModule) -> Iterator
     """What there is to tell, a line a split, of captions that are longer than the stage's tokenizer reads."""
     tokenizer = getattr(getattr(stage, "codec", stage), "tokenizer", None)
     pictures = getattr(data, "pictures", data)
-    if tokenizer is None or not isinstance(pictures, PictureData):
+    if tokenizer is None:
+        return
+    if not isinstance(pictures, PictureData):
+        yield f"captions are streamed: beyond {tokenizer.context_length} tokens each is cut, and not counted"
         return
     for split in (pictures.train, pictures.val):
         texts = [text for own in split.texts() for text in own] if split else []

@@ -25,7 +25,7 @@ from ldm import UserError
 from ldm.data.tables import SURROGATE, decode
 
 MAX_CHARACTERS = 10_000
-CONTROL = re.compile("[\x01-\x1f\x7f-\x9f]")
+CONTROL = re.compile("\r\n|[\x01-\x1f\x7f-\x9f]")
 
 
 class UnusableCaption(UserError):
@@ -65,7 +65,7 @@ def usable_caption(text: object) -> Caption:
 
 
 def sample_captions(members: Mapping[str, bytes]) -> list[tuple[int, object]]:
-    """(number, caption) of each caption of a sample, not judged yet; a number below 0 means: in order.
+    """(number from 0, caption) of each caption of a sample, not judged yet.
 
     Args:
         members: bytes by extension, of which `json` and `txt` are read.
@@ -73,12 +73,16 @@ def sample_captions(members: Mapping[str, bytes]) -> list[tuple[int, object]]:
     record = _json_object(members.get("json", b""))
     texts, numbers = record.get("texts"), record.get("comment_nos")
     if isinstance(texts, list) and texts:
-        if not isinstance(numbers, list) or [type(number) for number in numbers] != [int] * len(texts):
-            numbers = [-1] * len(texts)
+        if not isinstance(numbers, list) or len(numbers) != len(texts) or not all(map(_is_number, numbers)):
+            numbers = range(len(texts))
         return list(zip(numbers, texts, strict=True))
     if "txt" in members:
-        return [(-1, decode(members["txt"]))]
-    return [(-1, record["caption"])] if "caption" in record else []
+        return [(0, decode(members["txt"]))]
+    return [(0, record["caption"])] if "caption" in record else []
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _json_object(data: bytes) -> dict:

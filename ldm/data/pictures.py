@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm.data.crops import Box, centre
 from ldm.data.cut import cut
-from ldm.data.decode import EncodedPicture
+from ldm.data.decode import RULES, EncodedPicture
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import ShardReader
 
@@ -41,7 +41,7 @@ class PictureDataset(Dataset[Picture]):
         self.reader = ShardReader(self.index, split=split)
         self.split = split
         self.size = size
-        self.transform = f"centre {size} px v2"
+        self.transform = f"centre {size} px v{RULES}"
 
     def __len__(self) -> int:
         return len(self.reader)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex
 from ldm.data.pictures import PictureDataset
-from ldm.data.shards import Sample, ShardReader, scan_shard, write_shard
+from ldm.data.shards import CHECKED_AT_START, Sample, ShardReader, scan_shard, write_shard
 from ldm.fields import Fields
 from ldm.files import make_folder, sweep, write
 from ldm.foreign import parse_array, read_json
@@ -27,7 +27,6 @@ from ldm.foreign import parse_array, read_json
 ORIGIN = "made_from.json"
 SAMPLES_PER_SHARD = 1024
 SAMPLE = 3 * 2**10  # bytes: about what a shard holds of a picture beside its array: tar headers and captions
-CHECKED_AT_START = 2**28  # bytes: a set up to this size is hashed whole when it is opened, in about a second
 MAGIC, LENGTH_AT, HEADER_AT = b"\x93NUMPY\x01\x00", 8, 10  # an npy file of version 1 begins with these
 HALF_INFINITY = 0x7C00  # infinity's bits in float16; NaN's are above, all other numbers' below
 

@@ -184,12 +184,13 @@ def captions(sample: dict) -> list[str]:
     Raises:
         UserError: it has none.
     """
-    texts, reason = [], "it has no caption"
-    for _, text in sorted(sample_captions(sample), key=lambda caption: caption[0]):
+    kept, reason = {}, "it has no caption"
+    for number, text in sample_captions(sample):
         try:
-            texts.append(usable_caption(text).text)
+            kept[number, usable_caption(text).text] = None  # twice under one number is once
         except UnusableCaption as unusable:
             reason = f"it has no usable caption: {unusable}"
+    texts = [text for _, text in sorted(kept, key=lambda caption: caption[0])]
     if not texts:
         raise UserError(reason)
     return texts

@@ -7,19 +7,22 @@
 | end of a line               | \\n, \\r\\n or \\r, nothing else; blank lines and rows are passed over       |
 | delimiter of a table        | the comma, semicolon or tab that its header has most, else the usual one     |
 | quotes                      | as in csv: a quoted field holds delimiters, line ends, quotes written twice  |
-| quotes in a table with tabs | as in csv if all of it can be read so, else plain characters; a quoted field |
-|                             | with a tab and a line end can't: it is a stray quote that swallows rows      |
+| quotes in a table with tabs | as in csv if all of it can be read so, else plain characters                 |
+| a quoted field that holds   | a stray quote has swallowed rows: a table with tabs has plain quotes then,   |
+| the start of another row    | any other is refused                                                         |
 | names of columns            | without the blanks around them                                               |
 """
 
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from ldm.data.index import DataError
+from ldm.data.picture_files import SUFFIXES
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # usual ones, by suffix
 LINE_END = re.compile(r"\r\n|\n|\r")
@@ -52,7 +55,7 @@ class Table(NamedTuple):
 
     form: str
     header: TableRow
-    rows: Iterator[TableRow]
+    rows: list[TableRow]
 
 
 def read_text(path: Path) -> str:
@@ -63,7 +66,7 @@ def read_text(path: Path) -> str:
     """
     data = path.read_bytes()
     if data.startswith(UTF_16):
-        raise DataError(f"{path} is UTF-16: save it as UTF-8")
+        raise DataError(f"{path} is UTF-16: save it as UTF-8 (in Excel: 'CSV UTF-8')")
     return decode(data)
 
 
@@ -81,14 +84,19 @@ def read_table(path: Path, text: str | None = None) -> Table:
     """The table in a file; rows may have more or fewer cells than the header.
 
     Raises:
-        DataError: UTF-16, or (as it is read) quotes that do not pair up.
+        DataError: UTF-16, or quotes that do not pair up.
     """
     text = read_text(path) if text is None else text
     delimiter = delimiter_of(text, DELIMITERS.get(path.suffix.lower(), ","))
-    quoting = csv.QUOTE_MINIMAL if delimiter != "\t" or _is_quoted(text) else csv.QUOTE_NONE
-    rows = _rows(path, text, delimiter, quoting)
-    header = next(rows, TableRow(1, 1, []))
-    form = f"columns by {delimiter!r}{', quotes as plain characters' if quoting == csv.QUOTE_NONE else ''}"
+    form = f"columns by {delimiter!r}"
+    try:
+        rows = _rows(path, text, delimiter, csv.QUOTE_MINIMAL)
+        _check_swallowed(path, rows, delimiter)
+    except DataError:
+        if delimiter != "\t":
+            raise
+        rows, form = _rows(path, text, delimiter, csv.QUOTE_NONE), f"{form}, quotes as plain characters"
+    header, *rows = rows or [TableRow(1, 1, [])]
     return Table(form, header._replace(cells=[name.strip() for name in header.cells]), rows)
 
 
@@ -101,7 +109,7 @@ def read_columns(path: Path, names: tuple[str, ...]) -> list[tuple[str, ...]]:
     table = read_table(path)
     header = table.header.cells
     wrong = [name for name in names if header.count(name) != 1]
-    rows = [] if wrong else list(table.rows)
+    rows = [] if wrong else table.rows
     if not rows:
         raise DataError(
             f"{path} must have the columns {' and '.join(names)}, each once, and at least one row below;"
@@ -123,22 +131,14 @@ def delimiter_of(text: str, usual: str) -> str:
     return max(",;\t", key=lambda each: (bare.count(each), each == usual))
 
 
-def _is_quoted(text: str) -> bool:
-    try:
-        rows = _rows(Path(), text, "\t", csv.QUOTE_MINIMAL)
-        return not any("\t" in cell and LINE_END.search(cell) for row in rows for cell in row.cells)
-    except DataError:
-        return False
-
-
-def _rows(path: Path, text: str, delimiter: str, quoting: int) -> Iterator[TableRow]:
+def _rows(path: Path, text: str, delimiter: str, quoting: int) -> list[TableRow]:
     stream = io.StringIO(text, newline="")
     reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
-    first = 1
+    rows, first = [], 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield TableRow(first, reader.line_num, cells)
+                rows.append(TableRow(first, reader.line_num, cells))
             first = reader.line_num + 1
     except csv.Error as error:
         lines = TableRow(first, reader.line_num, []).lines
@@ -146,3 +146,41 @@ def _rows(path: Path, text: str, delimiter: str, quoting: int) -> Iterator[Table
             f"{path}, {lines}: a quote opens a field in line {first} and closes neither before {delimiter!r}"
             ' nor at the end of a line: write the field in quotes, and each quote inside it twice ("")'
         ) from error
+    return rows
+
+
+def _check_swallowed(path: Path, rows: Sequence[TableRow], delimiter: str) -> None:
+    """Refuses a quoted field in which another row begins: its quote is a stray one that closes lines later.
+
+    A caption may well have lines, and delimiters in them. A line end in it is that of a row only if what
+    stands before and after it is in all other columns what these columns hold.
+
+    Raises:
+        DataError: the lines, and the row that was swallowed.
+    """
+    width = len(rows[0].cells) if rows else 0
+    whole = [row for row in rows[1:] if len(row.cells) == width]
+    broken = [(row, place) for row in whole for place in range(width) if LINE_END.search(row.cells[place])]
+    kinds = [{_kind(row.cells[place]) for row in whole} for place in range(width if broken else 0)]
+    for row, place in broken:
+        for before, after in pairwise(LINE_END.split(row.cells[place])):
+            ends, starts = before.split(delimiter)[::-1], after.split(delimiter)
+            if len(ends) < width - place or len(starts) <= place:
+                continue
+            outer = [*zip(starts, kinds[:place], strict=False), *zip(ends, kinds[:place:-1], strict=False)]
+            # where some cells of a column are mere words, as a second caption's, it tells nothing
+            alike = [_kind(cell) in known for cell, known in outer if "" not in known]
+            if (alike and all(alike)) or (delimiter == "\t" and width > 1):
+                raise DataError(
+                    f"{path}, {row.lines}: the quoted field that opens in line {row.first} holds another row,"
+                    f" {after[:60]!r}: close its quote, or write it twice; if the line is the field's own, "
+                    "write it without a line end"
+                )
+
+
+def _kind(cell: str) -> str:
+    """What a cell looks like: the name of a picture, or signs, digits and letters; nothing for mere words."""
+    if cell.strip().lower().endswith(SUFFIXES):
+        return "picture"
+    shape = re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell.strip()))
+    return shape if re.search(r"[^a\s]", shape) else ""

@@ -40,7 +40,7 @@ def shard_urls(shards: str) -> list[str]:
             names files of this machine.
     """
     lines = _listed(shards) if shards.endswith(LIST_SUFFIX) else [shards]
-    named = chain.from_iterable(_expanded(line.strip()) for line in lines if line.strip())
+    named = chain.from_iterable(expanded(line.strip()) for line in lines if line.strip())
     urls = list(islice(named, MOST + 1))
     if len(urls) > MOST:
         raise DataError(f"{shards!r} names more than {MOST:,} shards: list those that are there")
@@ -53,7 +53,7 @@ def shard_urls(shards: str) -> list[str]:
     return urls
 
 
-def _expanded(line: str) -> Iterator[str]:
+def expanded(line: str) -> Iterator[str]:
     """The addresses that a line stands for; they are counted before the first is made."""
     most = prod(map(_choices, INNERMOST.findall(line)))
     outer = INNERMOST.sub("", line)
@@ -114,17 +114,17 @@ def part_of(name: str) -> tuple[str, str] | None:
     return posixpath.join(folder, stem), extension.lower()
 
 
-def beyond_first_dot(name: str) -> str:
-    """How a picture is named that is in no sample, as a key ends at the first dot; else nothing."""
-    base = posixpath.basename(name)
+def beyond_first_dot(name: str) -> tuple[str, str] | None:
+    """(key, sentence) of a picture that is in no sample, as a key ends at the first dot; else None."""
+    folder, base = posixpath.split(name)
     stem, _, extension = base.partition(".")
     if is_hidden(name) or "." not in extension or extension.rpartition(".")[2].lower() not in PICTURES:
-        return ""
-    return f"{base} is part {extension!r} of {stem!r}"
+        return None
+    return posixpath.join(folder, stem), f"{base} is part {extension!r} of {stem!r}"
 
 
 def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
-    empty, dotted = True, ""
+    empty, dotted = True, None
     with open_address(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
         for member in tar:
             tar.members = []  # type: ignore[misc]  # or all headers stay in memory
@@ -134,7 +134,7 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
                 empty = False
                 yield *part, tar.extractfile(member).read()
     if empty and dotted:
-        raise DataError(f"{FIRST_DOT}: {dotted}")
+        raise DataError(f"{FIRST_DOT}: {dotted[1]}")
 
 
 class _Member(tarfile.TarInfo):

@@ -194,10 +194,23 @@ def test_sets_without_checksums_are_read_as_before(broken):
     assert [ours.image(n) for n in range(len(ours))] == [theirs.image(n) for n in range(len(theirs))]
 
 
+def test_sets_without_checksums_are_read_whole_at_start_or_said_to_be_unchecked(broken, monkeypatch, caplog):
+    old, shard = without_checksums(broken), broken.shards[0]
+    flip(broken.root / shard.file, shard.images[2][0] + shard.images[2][1] - 1)
+    with pytest.raises(DataError, match=rf"{shard.file} differs from what was prepared \(sha256\)"):
+        ShardReader(old, split="train")
+    monkeypatch.setattr("ldm.data.shards.CHECKED_AT_START", 1)
+    assert not caplog.records
+    ShardReader(old, split="train")
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        f"{old.root} was made by an earlier version"
+    ]
+
+
 def test_a_damaged_record_names_its_sample(broken):
     shard = broken.shards[0]
-    flip(broken.root / shard.file, shard.records[2][0])
     reader = ShardReader(without_checksums(broken), split="train")
+    flip(broken.root / shard.file, shard.records[2][0])
     assert reader.record(1)["key"] == shard.keys[1]
     with pytest.raises(DataError, match=f"record of sample '{shard.keys[2]}' is damaged"):
         reader.record(2)
@@ -205,9 +218,9 @@ def test_a_damaged_record_names_its_sample(broken):
 
 def test_a_damaged_picture_names_its_sample(broken):
     shard = broken.shards[0]
-    flip(broken.root / shard.file, shard.images[2][0] + 1)
     without_checksums(broken)
     pictures = PictureDataset(str(broken.root), split="train", size=16)
+    flip(broken.root / shard.file, shard.images[2][0] + 1)
     with pytest.raises(DataError, match=f"picture '{shard.keys[2]}' can't be decoded"):
         pictures.image(2)
 

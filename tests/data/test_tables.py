@@ -70,6 +70,29 @@ def test_quotes_that_do_not_pair_up_are_named_by_all_their_lines(table, content)
         table(f"image,caption\n{content}")
 
 
+SWALLOWING = {
+    "last": 'image,caption\np0.jpg,one\np1.jpg,"a cat\np2.jpg,two, too\np3.jpg,a hen"\n',
+    "first": 'caption;image\n"a cat;p1.jpg\na hen";red dog.PNG\n',
+    "middle": 'key,caption,n\n101,one,1\n102,"a cat,2\n103,a hen",3\n',
+    "own picture": 'image,number,caption\np1.jpg,0,"a cat\np1.jpg,1,a hen"\n',
+}
+
+
+@pytest.mark.parametrize("name", SWALLOWING)
+def test_a_stray_quote_that_closes_lines_later_takes_no_other_row_for_a_caption(table, name):
+    with pytest.raises(DataError, match=r"c\.csv, lines \d to \d: the quoted field .* holds another row"):
+        table(SWALLOWING[name])
+
+
+@pytest.mark.parametrize("caption", ["a cat\nand a dog, too", "1. red, 2. green\n3. blue, 4. grey"])
+def test_a_caption_of_several_lines_with_commas_is_no_row(table, caption):
+    for key in ("image", "key"):
+        rows = [["p0.jpg" if key == "image" else "7", "one"], ["p1.jpg" if key == "image" else "8", caption]]
+        stream = io.StringIO()
+        csv.writer(stream).writerows([[key, "caption"], *rows])
+        assert table(stream.getvalue())[2] == rows
+
+
 def test_utf_16_is_refused_and_other_bytes_stay_recognisable(tmp_path):
     (tmp_path / "a.txt").write_bytes("caf\xe9".encode("utf-16"))
     with pytest.raises(DataError, match=r"a\.txt is UTF-16: save it as UTF-8"):
@@ -83,6 +106,9 @@ TEXTS = {
     "mark": ({"txt": b"\xef\xbb\xbfa red car\r\n"}, ["a red car"]),
     "lines": ({"txt": b"line one\nline two"}, ["line one line two"]),
     "both": ({"txt": b"cap", "json": b'{"texts": ["one", "two"], "caption": "zz"}'}, ["one", "two"]),
+    "windows": ({"txt": b"line one\r\nline two\r\n"}, ["line one line two"]),
+    "below 0": ({"json": b'{"texts": ["one", "two"], "comment_nos": [-1, -2]}'}, ["one", "two"]),
+    "repeated": ({"json": b'{"texts": ["one", "one"], "comment_nos": [3, 3]}'}, ["one"]),
     "numbers": ({"json": b'{"texts": ["one", "two"], "comment_nos": [1, 0]}'}, ["two", "one"]),
     "caption": ({"json": b'\xef\xbb\xbf{"caption": "c"}'}, ["c"]),
     "txt first": ({"txt": b"t", "json": b'{"caption": "c"}'}, ["t"]),

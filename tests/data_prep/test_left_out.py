@@ -11,7 +11,7 @@ from data_prep import folder, webdataset
 from data_prep.emoji import draw_validation
 from data_prep.matching import match_names
 from data_prep.reports import read_report
-from data_prep.splits import draw_splits
+from data_prep.splits import draw_splits, find_lists, read_splits
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import ShardReader
 from ldm.data.tars import read_samples
@@ -153,6 +153,46 @@ def test_a_tar_of_dotted_names_says_where_a_key_ends(tmp_path):
     assert len(read_report(tmp_path / "out")["pictures_left_out"][reason]) == 6
     with pytest.raises(DataError, match=rf"{reason}: photo\.0\.jpg is part"):
         list(read_samples(str(tmp_path / "00000.tar")))
+
+
+def test_pictures_beside_that_of_a_sample_leave_nothing_out(tmp_path):
+    parts = [("0.jpg", b"x"), ("0.mask.png", b"x"), ("0.txt", b"a"), ("1.mask.png", b"x")]
+    (tmp_path / "0.tar").write_bytes(pack(parts))
+    collection = webdataset.collect([tmp_path / "0.tar"])
+    assert [entry.name for entry in collection.entries] == ["0.jpg"]
+    assert collection.tally.pictures == {
+        "a key ends at the first dot": ["0.tar: 1.mask.png is part 'mask.png' of '1'"]
+    }
+
+
+def test_a_pattern_of_tars_that_cannot_be_is_refused_at_once():
+    for pattern in ("{0..9999999999}.tar", "a{.tar}{", "{1..2"):
+        with pytest.raises(DataError, match=r"stand for more than|Unbalanced|is no file"):
+            webdataset.find_tars(pattern)
+
+
+LISTS = {"my p0.jpg\nb.v1\n": ["my_p0", "b_v1"], "a, b.PNG\ni/c.webp\n": ["a__b", "i/c".replace("/", "_")]}
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_names_in_split_lists_may_have_blanks_and_dots(tmp_path, text):
+    (tmp_path / "train.txt").write_text(text)
+    assert list(read_splits(tmp_path)) == LISTS[text]
+
+
+@pytest.mark.parametrize("line", ["p0.jpg a dog", "p0.jpg,a.jpg", "p0|0| a dog", "p0,0"])
+def test_a_table_is_no_split_list(tmp_path, line):
+    (tmp_path / "train.txt").write_text(f"{line}\n")
+    with pytest.raises(DataError, match="one name a line"):
+        read_splits(tmp_path)
+
+
+def test_hidden_files_and_captions_beside_pictures_are_no_split_lists(tmp_path):
+    for name in (".train.txt", "._val.txt", "test.jpg", "test.txt"):
+        (tmp_path / name).write_text("a red car")
+    assert find_lists([tmp_path]) == []
+    (tmp_path / "val.txt").write_text("test")
+    assert find_lists([tmp_path]) == [tmp_path / "val.txt"]
 
 
 def test_lists_that_name_no_picture_to_train_on_are_refused_with_one_of_each_side(prepared, pictures):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from pytorch_lightning import Callback
 
+from ldm.data.streaming import StreamingPictureData
 from ldm.start import caption_lines, check_start, plugins
 from ldm.tokenizers import Tokenizer
 
@@ -87,3 +88,6 @@ def test_captions_longer_than_the_model_reads_are_told_once_a_split(diffusion_st
             assert f"{len(cut)} of {len(captions)} captions" in lines[0]
         assert len(lines) == bool(cut)
     assert list(caption_lines(autoencoder, latents)) == []  # no tokenizer
+    streamed = StreamingPictureData(root="a.tar", size=64, batch_size=2)
+    (line,) = caption_lines(stage, streamed)
+    assert "beyond 6 tokens each is cut" in line
