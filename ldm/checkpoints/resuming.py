@@ -18,6 +18,7 @@ from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.loading import read_state
 from ldm.checkpoints.provenance import ASIDE
 from ldm.data.index import FILE_NAME, DataError, ShardIndex
+from ldm.distributed import world_size
 
 Flat = dict[str, Any]  # value by dotted key
 SHOWN = 5  # differences that a sentence lists
@@ -44,9 +45,12 @@ class Difference(NamedTuple):
     new: Any
 
 
-def contents(config: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 of what a training reads, by the option that holds its path; what can't be read is left out."""
-    found = {}
+def contents(config: Mapping[str, Any]) -> dict[str, Any]:
+    """sha256 of what a training reads, by the option that holds its path; what can't be read is left out.
+
+    Beside them the number of ranks, which no option tells where devices are `auto` or srun starts the tasks.
+    """
+    found: dict[str, Any] = {"ranks": world_size()}
     stage, options = config.get("model", {}).get("stage", {}), flat(config)
     root = options.get("data.root")
     if root is not None and (Path(root) / FILE_NAME).is_file():
@@ -66,8 +70,8 @@ def differences(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     *,
-    read: Mapping[str, str],
-    reads: Mapping[str, str],
+    read: Mapping[str, Any],
+    reads: Mapping[str, Any],
     aliases: Mapping[str, str],
 ) -> dict[str, Difference]:
     """What decides the result and is not the same in two configs, by option.
@@ -88,10 +92,12 @@ def differences(
             found[key] = Difference(was.get(key), asked.get(key))
     for key in read.keys() & reads.keys():
         if read[key] != reads[key]:
-            found[key] = Difference(
-                f"{was.get(key)} (sha256 {read[key][:12]})", f"{asked.get(key)} (sha256 {reads[key][:12]})"
-            )
+            found[key] = Difference(_content(was.get(key), read[key]), _content(asked.get(key), reads[key]))
     return found
+
+
+def _content(path: Any, content: Any) -> Any:
+    return content if path is None else f"{path} (sha256 {content[:12]})"
 
 
 def replaced(found: Mapping[str, Difference], old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -129,11 +129,23 @@ def test_what_does_not_decide_the_result_may_differ(call, stopped):
         "callbacks.saving.every=3",
         "summary=better",
         "patience=50",
+        "callbacks=diffusion",
     )
     status, _ = call(*options, f"resume={stopped.path}")
     assert status == 0
     assert stopped.record()["resumed"][-1]["changed"] == {}
     assert stopped.config()["name"] == Bundle.open(stopped.path).entry("origin")["experiment"] == "default"
+
+
+def test_another_number_of_ranks_is_told_where_no_option_says_it(call, stopped):
+    record = stopped.record()
+    record["inputs"]["ranks"] = 4  # `trainer.devices=auto` on another machine
+    (stopped.path / "run.json").write_text(json.dumps(record))
+    status, _ = call()
+    assert "trained with ranks=4 and you ask for 1: to resume it with the new values type" in status
+    status, _ = call("resume_changes=[ranks]")
+    assert status == 0
+    assert stopped.record()["resumed"][-1]["changed"] == {"ranks": [4, 1]}
 
 
 @pytest.mark.parametrize("resume", ["auto", "named"])
@@ -227,7 +239,8 @@ def test_a_run_of_an_earlier_version_is_resumed_and_says_what_was_not_compared(c
     status, printed = call()
     assert status == 0
     assert "is of an earlier version: its data and codec are not recorded, nor compared" in printed
-    assert stopped.record()["inputs"].keys() == {"data.root", "codec.autoencoder", "codec.text_encoder"}
+    inputs = {"data.root", "codec.autoencoder", "codec.text_encoder", "ranks"}
+    assert stopped.record()["inputs"].keys() == inputs
 
 
 def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(call, stopped):
