@@ -17,10 +17,18 @@ from pathlib import Path
 import PIL
 from tqdm import tqdm
 
-from data_prep.making import NOTES, ShardNote, ShardTask, finished, make_shard, note_path, source_hashes
+from data_prep.making import (
+    NOTES,
+    ShardNote,
+    ShardTask,
+    finished,
+    make_shard,
+    note_path,
+    over_processes,
+    source_hashes,
+)
 from data_prep.options import LISTED, PreparationOptions
 from data_prep.pairing import Collection
-from data_prep.processes import over_processes
 from data_prep.reports import Speed, check_left_out, describe, read_report, write_report
 from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
 from data_prep.texts import printable

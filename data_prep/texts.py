@@ -1,9 +1,9 @@
-"""Captions under the rules of `ldm/data/caption_rules.py`: what happened to each goes into the tally."""
+"""Captions under the rules of `ldm/data/captions.py`: what happened to each goes into the tally."""
 
 from functools import lru_cache
 
 from data_prep.tally import LeftOut, Tally
-from ldm.data.caption_rules import UnusableCaption, usable_caption
+from ldm.data.captions import UnusableCaption, usable_caption
 from ldm.tokenizers import Tokenizer, clip_bpe
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from ldm.data.batch import LatentBatch, PictureBatch
+from ldm.data.stream import LatentBatch, PictureBatch
 from ldm.meter import Meter
 from ldm.stages.diffusion import LatentDiffusion
 

@@ -23,7 +23,7 @@ from benchmarks.faults.world import (
 )
 from data_prep import folder
 from data_prep.caption_files import Columns
-from data_prep.conventions import listed
+from data_prep.folder import listed
 from data_prep.pairing import Place
 from ldm.data.picture_files import files_under
 

@@ -1,5 +1,9 @@
-"""Random changes of pictures, keyed by position: a resumed run sees the same ones."""
+"""Random changes of pictures, keyed by position: a resumed run sees the same ones.
 
+Flips heed the caption; `turns_and_colours` and `shifts` are for autoencoders and CLIP on small sets.
+"""
+
+import re
 from itertools import permutations
 
 import torch
@@ -8,6 +12,7 @@ from torch import Tensor
 from ldm.data import keyed
 
 CHANNEL_ORDERS = list(permutations(range(3)))
+SIDES = re.compile(r"\b(?:left|right)(?:y|s|most|wards?|side|-?hand\w*)?\b|clockwise\b", re.IGNORECASE)
 
 
 def turns_and_colours(images: Tensor, *, seed: int, positions: Tensor) -> Tensor:
@@ -36,3 +41,18 @@ def shifts(images: Tensor, *, seed: int, positions: Tensor, reach: int = 4) -> T
         columns = (torch.arange(width) + right - reach).clamp(0, width - 1)
         changed.append(image[:, rows][:, :, columns])
     return torch.stack(changed)
+
+
+def names_a_side(text: str) -> bool:
+    """Whether a caption says left or right, which its picture mirrored would contradict.
+
+    Any left or right counts, "left behind" and "right now" too: few captions use the words otherwise, and one
+    that is never mirrored loses little: of 155,070 captions of Flickr30k 1,064 name a side, 0.7 %
+    (`data_prep.verify` counts them). Lettering that comes out mirrored is accepted.
+    """
+    return SIDES.search(text) is not None
+
+
+def flip(*, seed: int, position: int, text: str) -> bool:
+    """Whether the picture at a position is mirrored: a fair draw, or no where the caption names a side."""
+    return not names_a_side(text) and keyed.integer(2, seed=seed, position=position, stream="flip") == 1

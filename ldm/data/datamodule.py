@@ -8,13 +8,13 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ldm.data import flips, keyed
-from ldm.data.batch import PictureBatch
+from ldm.data import keyed
+from ldm.data.augment import flip
 from ldm.data.buckets import BucketOrder, Buckets
 from ldm.data.crops import Crop, centre
 from ldm.data.index import DataError
 from ldm.data.pictures import PictureDataset
-from ldm.data.stream import Order, Positions, StreamDataset, StreamLoader
+from ldm.data.stream import Order, PictureBatch, Positions, StreamDataset, StreamLoader
 
 
 class PictureData(LightningDataModule):
@@ -77,7 +77,7 @@ class PictureData(LightningDataModule):
         crop = partial(self.crop, aspect=width / height, seed=self.seed, position=position)
         image = self.train.part(number, crop, height=height, width=width)
         text = self._caption(self.train, number, position)
-        if self.flip and flips.flip(seed=self.seed, position=position, text=text):
+        if self.flip and flip(seed=self.seed, position=position, text=text):
             image = image.flip(-1)
         return {"image": image, "text": text, "position": position, "index": number}
 

@@ -21,17 +21,19 @@ read by it.
 """
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
 from simplejpeg import decode_jpeg
 
 from ldm import UserError
-from ldm.data import png
 
 RULES = 2  # counts changes of the table: what is kept of pictures that were read by another is not used
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -51,6 +53,12 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by its value, EXIF
 }
 SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of ICC profiles, as PIL's modes
 SAME = 2  # levels of 255: a profile that moves no colour further is sRGB, whatever its name
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of the first frame, where there are several
+FRAME = 12  # bytes of a chunk beside its data: size, kind and checksum (PNG, third edition, section 5.3)
+DEPTH = 24  # place of the bits of a sample
+MAX_PROFILE = 2**22  # bytes; printers' largest have two million
+UNREADABLE = b"?"
 
 
 class PictureError(UserError):
@@ -87,7 +95,7 @@ class EncodedPicture:
             raise PictureError("zero bytes")
         if len(data) > MAX_BYTES:
             raise PictureError("too many bytes", f"more than {MAX_BYTES:,}")
-        parts = png.take_apart(data) if data.startswith(png.SIGNATURE) else png.Parts(data)
+        parts = take_apart(data) if data.startswith(SIGNATURE) else Parts(data)
         self.data = parts.bare
         with _refusals(data):
             self._picture = picture = Image.open(io.BytesIO(self.data), formats=FORMATS)
@@ -176,7 +184,7 @@ class EncodedPicture:
         return transform
 
     def _read_colours(self, is_clear: bool) -> None:
-        info, deep = self._picture.info, self.format == "PNG" and self.data[png.DEPTH] == 16
+        info, deep = self._picture.info, self.format == "PNG" and self.data[DEPTH] == 16
         if deep:
             self.changes.append("16 bits to 8")
             if isinstance(clear := info.get("transparency"), tuple):
@@ -236,3 +244,43 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     moved = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform)).astype(int)
     same = np.abs(moved - colours.reshape(1, moved.shape[1], -1)).max() <= SAME
     return None if same else transform
+
+
+class Parts(NamedTuple):
+    """A PNG of its pixels alone, and what was around them; empty where there was none.
+
+    Attributes:
+        profile: ICC; `UNREADABLE` where it can't be unpacked.
+        exif: wherever in the file it stood.
+    """
+
+    bare: bytes
+    profile: bytes = b""
+    exif: bytes = b""
+    is_animated: bool = False
+
+
+def take_apart(data: bytes) -> Parts:
+    """The parts of a PNG, cut or whole."""
+    kept, start, found = [SIGNATURE], len(SIGNATURE), {}
+    while start + FRAME <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, start)
+        end = start + FRAME + size
+        if kind in PIXELS:
+            kept.append(data[start:end])
+        else:
+            found.setdefault(kind, data[start + 8 : end - 4])
+        start = end
+    bare = b"".join(kept) if found else data
+    return Parts(bare, _unpacked(found.get(b"iCCP", b"")), found.get(b"eXIf", b""), b"acTL" in found)
+
+
+def _unpacked(chunk: bytes) -> bytes:
+    if not chunk:
+        return b""
+    inflate = zlib.decompressobj()
+    try:
+        profile = inflate.decompress(chunk.partition(b"\0")[2][1:], MAX_PROFILE)
+    except zlib.error:
+        return UNREADABLE
+    return profile if inflate.eof else UNREADABLE

@@ -15,14 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from ldm import UserError
 from ldm.codec import Codec
 from ldm.data import keyed
-from ldm.data.batch import LatentBatch
+from ldm.data.augment import flip
 from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData, stream_loader
-from ldm.data.flips import flip
 from ldm.data.moments import moments_recipe
 from ldm.data.pictures import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays
-from ldm.data.stream import StreamLoader
+from ldm.data.stream import LatentBatch, StreamLoader
 from ldm.data.streaming import StreamingPictureData
 from ldm.data.texts import Texts, stored_states
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ldm.data.crops import Box, centre
-from ldm.data.cut import cut
+from ldm.data.crops import Box, centre, cut
 from ldm.data.decode import RULES, EncodedPicture
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import ShardReader

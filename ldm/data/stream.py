@@ -10,13 +10,34 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from multiprocessing.process import BaseProcess
 from threading import Timer
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm.data import keyed
 from ldm.data.index import DataError
+
+
+class PictureBatch(TypedDict):
+    """Pictures, each with one of its captions."""
+
+    image: Tensor  # uint8, b 3 h w
+    text: list[str]  # b captions, one chosen per picture
+    position: Tensor  # int64, b: place in the stream of samples, the key of every random draw
+    index: Tensor  # int64, b: the picture's number in its split
+
+
+class LatentBatch(TypedDict):
+    """Posterior moments of pictures, in the codec's scaled units, with the states of one caption each."""
+
+    mean: Tensor  # float32, b c h w
+    std: Tensor  # float32, b c h w
+    context: Tensor  # float32, b n d
+    position: Tensor  # int64, b
+    index: Tensor  # int64, b
+
 
 Order = Callable[[int, int, int], np.ndarray]  # seed, epoch, positions an epoch -> the sample at each
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm import UserError
-from ldm.data import flips, keyed
-from ldm.data.caption_rules import UnusableCaption, sample_captions, usable_caption
-from ldm.data.crops import Crop, centre
-from ldm.data.cut import cut
+from ldm.data import keyed
+from ldm.data.augment import flip
+from ldm.data.captions import UnusableCaption, sample_captions, usable_caption
+from ldm.data.crops import Crop, centre, cut
 from ldm.data.datamodule import PictureData, loader_over, positions_of
 from ldm.data.decode import EncodedPicture
 from ldm.data.index import DataError
@@ -154,7 +154,7 @@ class StreamedPictures(Dataset[dict]):
         texts = captions(sample)
         text = texts[keyed.integer(len(texts), seed=self.seed, position=position, stream="caption")]
         image = self._image(picture(sample), position)
-        if self.flip and flips.flip(seed=self.seed, position=position, text=text):
+        if self.flip and flip(seed=self.seed, position=position, text=text):
             image = image.flip(-1)
         index = keyed.key(0, 0, f"{sample['__url__']}/{sample['__key__']}") >> 1
         return {"image": image, "text": text, "position": position, "index": index}
@@ -179,7 +179,7 @@ def picture(sample: dict) -> bytes:
 
 
 def captions(sample: dict) -> list[str]:
-    """The captions of a sample that can be used, as `ldm/data/caption_rules.py` finds and stores them.
+    """The captions of a sample that can be used, as `ldm/data/captions.py` finds and stores them.
 
     Raises:
         UserError: it has none.

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm import UserError
-from ldm.data.crops import centre
-from ldm.data.cut import cut
+from ldm.data.crops import centre, cut
 from ldm.data.decode import EncodedPicture
 from ldm.drawing.job import Job
 from ldm.pipeline import Source

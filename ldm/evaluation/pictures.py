@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm import UserError
-from ldm.data.crops import centre
-from ldm.data.cut import cut
+from ldm.data.crops import centre, cut
 from ldm.data.decode import RULES, EncodedPicture
 from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.data.pictures import PictureDataset

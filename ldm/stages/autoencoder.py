@@ -16,9 +16,9 @@ from ldm.checkpoints.bundle import Part, write_bundle
 from ldm.checkpoints.provenance import origin
 from ldm.codec import to_float, to_uint8
 from ldm.data import keyed
-from ldm.data.batch import PictureBatch
 from ldm.data.datamodule import PictureData
 from ldm.data.pictures import PictureDataset
+from ldm.data.stream import PictureBatch
 from ldm.distributed import average, is_first
 from ldm.metrics.reconstruction import psnr, ssim
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss

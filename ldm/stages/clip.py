@@ -12,7 +12,7 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Part, write_bundle
 from ldm.checkpoints.provenance import origin
 from ldm.codec import to_float
-from ldm.data.batch import PictureBatch
+from ldm.data.stream import PictureBatch
 from ldm.distributed import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss

@@ -14,7 +14,7 @@ from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
 from ldm.checkpoints.provenance import origin
 from ldm.codec import Codec
 from ldm.data import keyed
-from ldm.data.batch import LatentBatch
+from ldm.data.stream import LatentBatch
 from ldm.diffusion import Guidance
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling

@@ -13,10 +13,9 @@ import fsspec
 import pytest
 from PIL import Image
 
-from ldm.data.addresses import open_address
 from ldm.data.index import DataError
 from ldm.data.streaming import StreamingPictureData
-from ldm.data.tars import MAX_HEADER, read_samples, shard_urls
+from ldm.data.tars import MAX_HEADER, open_address, read_samples, shard_urls
 
 
 def whole(count: int = 20) -> bytes:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.crops import Box, centre, largest, random_resized
-from ldm.data.cut import cut
+from ldm.data.crops import Box, centre, cut, largest, random_resized
 from ldm.data.decode import EncodedPicture
 from tests.data.test_decode import encoded
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.data.flips import flip, names_a_side
+from ldm.data.augment import flip, names_a_side
 
 SIDED = [
     "A boy throws a ball with his left hand.",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.sheets import Specimen, draw_histograms, draw_sheet
+from data_prep.verify import Specimen, draw_histograms, draw_sheet
 from ldm.checkpoints.pictures import save_picture, save_sheet
 from ldm.data.picture_files import find_pictures, is_hidden
 from ldm.drawing.jobs import pictures_at

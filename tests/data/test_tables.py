@@ -8,7 +8,7 @@ import pytest
 from benchmarks.faults.tars import pack
 from benchmarks.faults.world import encoded, flat
 from data_prep import webdataset
-from ldm.data.caption_rules import sample_captions, usable_caption
+from ldm.data.captions import sample_captions, usable_caption
 from ldm.data.index import DataError
 from ldm.data.streaming import captions
 from ldm.data.tables import numbered_lines, read_table, read_text

@@ -9,7 +9,7 @@ from benchmarks.faults.tars import pack
 from benchmarks.faults.world import NUM_PICTURES, caption, name_of, write_pictures
 from data_prep import folder, webdataset
 from data_prep.emoji import draw_validation
-from data_prep.matching import match_names
+from data_prep.pairing import match_names
 from data_prep.reports import read_report
 from data_prep.splits import draw_splits, find_lists, read_splits
 from ldm.data.index import DataError, ShardIndex
