@@ -6,7 +6,7 @@ LDM := $(RUN) -m
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench peers weights faults ranks chaos slurm golden report
+.PHONY: help setup demo test check format bench peers weights faults ranks chaos slurm golden report docs
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -79,6 +79,12 @@ slurm: setup  ## trainings and a sweep on a SLURM cluster of this machine alone:
 
 golden: setup  ## rewrite tests/golden/*.json: only with a reason in the commit message
 	LDM_GOLDEN=write $(LDM) pytest tests/test_golden.py
+
+docs: setup  ## build the documentation into site/: no network after the first time, no warnings
+	@$(RUN) -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || \
+		$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(LDM) mkdocs build --strict --quiet
+	@echo "open site/index.html, or: $(RUN) -m http.server --directory site"
 
 report: setup  ## redraw experiments/README.md and its figures from results and published rows
 	$(LDM) experiments.report

@@ -32,78 +32,78 @@ PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 MOST = 64  # micro-batches a step
 TITLE = """# Scaling from 8 to 256 GPUs
 
-A model, not a measurement: no cluster of GPUs has run any of this. What was measured is two ranks on two
-cores (`python -m benchmarks.weak_scaling`). `python -m benchmarks.scaling_page` writes this page;
+This page is a model, not a measurement: no cluster of GPUs has run any of it. Only two ranks on two cores
+were measured (`python -m benchmarks.weak_scaling`). `python -m benchmarks.scaling_page` writes this page;
 `python -m benchmarks.scaling_model --mfu 0.5` prints its tables for another speed."""
 MODEL = """## The model
 
-For `P` parameters on `N` ranks a step takes the sum of four terms. Its efficiency is samples a second
-and rank, beside those of one GPU that holds everything and waits for nobody.
+With `P` parameters on `N` ranks, a step takes the sum of four terms. The efficiency is the number of samples
+per second and rank, divided by that of one GPU that holds everything and waits for no other.
 
 | term | seconds |
 | --- | --- |
-| computing | samples x operations / (peak x share of it) |
+| computing | samples x operations / (peak x share of the peak) |
 | update | 36 P bytes / memory's speed; with fsdp each rank updates its share |
-| waiting for links | what of the traffic below computing doesn't hide |
+| waiting for links | the part of the traffic below that does not overlap with computing |
 | waiting for the slowest rank | jitter x sqrt(2 ln N) x computing |
 
-| strategy | bytes that each rank sends | when |
+| strategy | bytes sent by each rank | when |
 | --- | --- | --- |
-| ddp | 2 (N-1)/N x 4 P: the all-reduce of float32 gradients | once a step, behind the last backward pass |
+| ddp | 2 (N-1)/N x 4 P: the all-reduce of float32 gradients | once per step, during the last backward pass |
 | fsdp | 3 (N-1)/N x 4 P: weights gathered twice, gradients scattered once | for every micro-batch |
 
-(Rajbhandari et al. 2020, sec. 7.) Messages go round rings, at the speed of the slowest link on them.
-Operations and parameters are counted from the yaml of the networks. The text encoder, loading, saving,
-and what small batches cost a GPU are left out: the model is kinder than a cluster."""
+(Rajbhandari et al. 2020, sec. 7.) Messages travel along rings, at the speed of the slowest link in the ring.
+Operations and parameters are counted from the networks' yaml. The model omits the text encoder, loading,
+saving, and the lower speed of small batches, so it is optimistic."""
 EFFICIENCY = f"""## Efficiency
 
-By the number of GPUs, over three networks. *Stops at*: the first number at which it is below {FLOOR:g}.
-*States*: weights, gradients, moments and average on each of {RANKS[0]} GPUs; activations come on top.
-Above 1: with fsdp each rank updates its share alone. A row with a dot varies the one above it that has
-none."""
+By the number of GPUs, over three networks. *Stops at* is the first number of GPUs at which the efficiency is
+below {FLOOR:g}. *States* is the memory for weights, gradients, moments and EMA on each of {RANKS[0]} GPUs,
+without activations. Values above 1 occur because with fsdp each rank updates only its shard. A row with a dot
+is a variant of the last row without one."""
 ADVICE = """## Where it stops, and what to change
 
-- **A step of fixed size** (`flickr_base`: 256 samples in all) stops first, over any network: every doubling
-  of the GPUs halves the computing that hides the same gradients. Take more samples a step and raise
-  `optimizer.lr` with the square root of their number. Where a GPU is left with fewer than some 64 of them,
-  further GPUs don't pay.
-- **A step that grows with the GPUs** goes on to 256, for both networks, where every GPU has a card of its
-  own. With one card a node it stops at the second node: gradients then take longer to leave a node than to
-  be computed. More micro-batches (`trainer.accumulate_grad_batches`) help ddp, which sends once a step, but
-  the steps become larger than a training can use; runs on several such nodes are better spent on several
+- **A fixed number of samples per step** (`flickr_base`: 256 in all) stops scaling first, over any network:
+  every doubling of the GPUs halves the computing that overlaps with the same gradients. Take more samples per
+  step and raise `optimizer.lr` with the square root of their number. Below about 64 samples per GPU, further
+  GPUs bring nothing.
+- **A number of samples that grows with the GPUs** scales to 256 for both networks, if every GPU has its own
+  network card. With one card per node it stops at the second node: gradients then take longer to leave a node
+  than to be computed. More micro-batches (`trainer.accumulate_grad_batches`) help ddp, which sends once per
+  step, but the steps become larger than a training can use. Several such nodes are better used for several
   trainings (a sweep).
-- **A thousand million parameters** have states that fit a GPU of 80 GB under `trainer=ddp`, which sends a
-  third less than `trainer=fsdp` and does so once a step. Where they don't fit, give each rank more samples
-  at a time (with `backbone.checkpointing=true`): fsdp sends all weights for every micro-batch, so many
-  small ones are the worst choice.
-- Over slow networks most is gained by dealing weights out within a node and sending gradients in between,
-  and by gradients in bfloat16. No trainer of `conf/` does either yet."""
+- **A thousand million parameters** with their states fit on a GPU of 80 GB under `trainer=ddp`, which sends a
+  third less than `trainer=fsdp` and does so once per step. If they do not fit, give each rank more samples at
+  a time (with `backbone.checkpointing=true`): fsdp sends all weights for every micro-batch, so many small
+  ones are the worst choice.
+- Over slow networks, sharding within a node and replicating between nodes helps most, and gradients in
+  bfloat16. No trainer of `conf/` does either yet."""
 
 
 def page() -> str:
-    """All of it, in Markdown."""
+    """The whole page in Markdown."""
     everything = list(trainings())
     tables = [part for name, speed in NETWORKS.items() for part in network_table(name, speed, everything)]
     return "\n\n".join([TITLE, MODEL, constants(), EFFICIENCY, *tables, *remedies(everything), ADVICE]) + "\n"
 
 
 def constants() -> str:
-    """What goes into the model beside the networks."""
+    """The constants of the model."""
     rows = [
         ["bfloat16 operations, H100 SXM data sheet, dense", f"{PEAK / 1e12:.0f} T/s"],
-        ["share of them that computing reaches", f"{100 * MFU:.0f} %"],
+        ["share of the peak that computing reaches", f"{100 * MFU:.0f} %"],
         ["memory, same data sheet", f"{HBM / 1e12:.2f} TB/s"],
         [f"NVLink 4 within {NODE} GPUs, each direction", f"{NVLINK / 1e9:.0f} GB/s"],
         *([name, f"{speed / 1e9:.1f} GB/s"] for name, speed in NETWORKS.items()),
         ["share of a link's speed that messages reach", f"{100 * REACHED:.0f} %"],
-        ["a hop of a ring", f"{1e6 * LATENCY:.0f} us"],
+        ["latency of one hop of a ring", f"{1e6 * LATENCY:.0f} us"],
         *(
-            [f"share of computing behind which {name} sends", f"{100 * share:.0f} %"]
+            [f"share of computing that overlaps with the messages of {name}", f"{100 * share:.0f} %"]
             for name, share in OVERLAP.items()
         ),
         ["spread of the ranks' steps, one standard deviation", f"{100 * JITTER:.0f} %"],
-        ["weight, gradient, two moments and average in float32", f"{STATE} bytes a parameter"],
-        ["read and written by an update", f"{TRAFFIC} bytes a parameter"],
+        ["weight, gradient, two moments and EMA in float32", f"{STATE} bytes per parameter"],
+        ["read and written by an update", f"{TRAFFIC} bytes per parameter"],
     ]
     return markdown_table(["what", "taken as"], rows)
 
@@ -124,8 +124,9 @@ def remedies(everything: list[Training]) -> Iterator[str]:
     """How many micro-batches a step hide what the most GPUs send, over each network."""
     yield f"## What {RANKS[-1]} GPUs need"
     yield (
-        f"Micro-batches a step with which {RANKS[-1]} GPUs reach {FLOOR:g}, and the samples of such a step; "
-        f"-: no number up to {MOST} does. fsdp sends its weights again for each."
+        f"The fewest micro-batches per step with which {RANKS[-1]} GPUs reach {FLOOR:g}, and in brackets the "
+        f"samples per step; - means that no number up to {MOST} suffices. fsdp sends its weights again "
+        "for each micro-batch."
     )
     growing = [training for training in everything if not training.total and training.accumulated == 1]
     rows = [
