@@ -123,7 +123,7 @@ def moment() -> None:
 def overrides(fault: Fault) -> list[str]:
     """Of ldm.train: the measures, with the fault in them."""
     ours = "benchmarks.metric_faults"
-    metrics = "{nearest: {_target_: ldm.metrics.nearest.PictureRecall, features: pixels, ks: [1, 5]}}"
+    metrics = "{nearest: {_target_: ldm.metrics.retrieval.PictureRecall, features: pixels, ks: [1, 5]}}"
     extractors = f"{{pixels: {{_target_: {ours}.Pixels, act: {fault.act}}}}}"
     measures = (
         "+callbacks.generation={_target_: ldm.callbacks.generation_metrics.GenerationMetrics, "

@@ -33,14 +33,13 @@ import torch
 from benchmarks.drawn_pictures import BATCH, draw, read, write_inception
 from benchmarks.metric_peers import PEERS, Numbers, Task, bare_network
 from ldm.evaluation.feature_pass import parts_of
-from ldm.evaluation.scoring import score
 from ldm.metrics.features import FeatureExtractor
-from ldm.metrics.filed import filed
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.inception import SIZE, Inception2015
 from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel_distance import KernelDistance
-from ldm.metrics.picture_metric import Observed, PictureMetric
+from ldm.metrics.mmap_tables import store_tables
+from ldm.metrics.picture_metric import Observed, PictureMetric, score
 from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
 from ldm.metrics.weights import digest
 
@@ -123,7 +122,7 @@ def ours(task: Task, *, like: str, count: int | None = None) -> Numbers:
 
 def looked_at(folder: Path, extractor: FeatureExtractor, count: int | None) -> Observed:
     """Features of a folder's pictures, in files as in an evaluation."""
-    features = filed(extractor(images) for images, _ in read(folder, count=count))
+    features = store_tables(extractor(images) for images, _ in read(folder, count=count))
     numbers = torch.arange(len(features["inception"]))
     return Observed(features, rows=numbers, captions=numbers)
 

@@ -19,10 +19,9 @@ from ldm.evaluation.pictures import Split
 from ldm.evaluation.published import PUBLISHED, read_published, reference_lines
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_set import Gallery
-from ldm.evaluation.scoring import score
 from ldm.evaluation.training_pictures import name_training_pictures
 from ldm.metrics.features import FeatureExtractor
-from ldm.metrics.picture_metric import PictureMetric
+from ldm.metrics.picture_metric import PictureMetric, score
 
 TIMEOUT = 60.0  # seconds that a process waits for the others
 LABEL = "_few"  # ends the name of a number that is of too few pictures to be set beside others'

@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm import UserError
 from ldm.files import make_folder, writing
 from ldm.metrics.features import FeatureIdentity
-from ldm.metrics.filed import ROWS_AT_ONCE, append, give_back, mapped
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, append, mapped
 
 ALIGNMENT = 8  # bytes, of the numbers in a safetensors file
 CHECKSUM = "sha256"  # of the numbers, in the file's metadata
@@ -124,7 +124,6 @@ def _checksum(table: Float[Tensor, "n d"]) -> str:
     digest = hashlib.sha256()
     for rows in table.split(ROWS_AT_ONCE):
         digest.update(rows.contiguous().numpy())
-        give_back(rows)
     return digest.hexdigest()
 
 

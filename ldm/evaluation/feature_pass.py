@@ -12,10 +12,9 @@ from torch import Tensor
 from ldm.codec import Codec
 from ldm.evaluation.generation import Draw, Request, generate
 from ldm.evaluation.ranks import Ranks
-from ldm.metrics.features import FeatureExtractor, FeatureIdentity
-from ldm.metrics.filed import ROWS_AT_ONCE, filed, give_back
+from ldm.metrics.features import FeatureExtractor, FeatureIdentity, resize_pictures
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, store_tables
 from ldm.metrics.picture_metric import Observed
-from ldm.metrics.resize import resize_pictures
 
 OWN_CLIP = "own_clip"  # says in every result's name that the judge belongs to the model
 
@@ -129,7 +128,7 @@ def observe(
     Args:
         wanted: names of the features that are held.
         keep: how many of the first pictures are kept.
-        folder: of the files, see `filed`.
+        folder: of the files, see `store_tables`.
 
     Raises:
         UserError: no room for the files.
@@ -156,7 +155,7 @@ def observe(
 
     return Seen(
         observed=Observed(
-            features=filed(seen(), folder=folder),
+            features=store_tables(seen(), folder=folder),
             rows=torch.tensor([request.row for request in requests]),
             captions=torch.tensor([request.caption for request in requests]),
         ),
@@ -176,13 +175,9 @@ def batched(items: Sequence[T], size: int) -> list[Sequence[T]]:
 def parts_of(observed: Observed) -> Iterator[Observed]:
     """A table in parts of a fixed size, each a view of it; of an empty one there are none.
 
-    The sums of measures then don't depend on the batch size.
-
-    The memory of a part that lies in a file is given back when the next one is asked for.
+    The sums of metrics then don't depend on the batch size.
     """
     for start in range(0, len(observed.rows), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
         features = {name: values[part] for name, values in observed.features.items()}
         yield Observed(features=features, rows=observed.rows[part], captions=observed.captions[part])
-        for values in features.values():
-            give_back(values)

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from ldm import UserError
 from ldm.evaluation.captions import CaptionSet
 from ldm.metrics.frechet import ENOUGH, FrechetDistance
-from ldm.metrics.names import result_name
-from ldm.metrics.picture_metric import PictureMetric
+from ldm.metrics.picture_metric import PictureMetric, result_name
 
 
 def few_results(

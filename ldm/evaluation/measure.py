@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import mean, stdev
 
 import torch
 from jaxtyping import UInt8
@@ -19,12 +20,10 @@ from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Statistics
 from ldm.evaluation.result_types import Row, SetResult
-from ldm.evaluation.scoring import score, spread
 from ldm.evaluation.showing import closest_pairs, first_captions
-from ldm.metrics.filed import filed
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.names import result_name
-from ldm.metrics.picture_metric import Observed, PictureMetric, Reference
+from ldm.metrics.mmap_tables import store_tables
+from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, result_name, score
 from ldm.seeds import check_seed
 
 
@@ -258,7 +257,13 @@ class Evaluator:
         prompts = [request.prompt for request in requests]
         texts = (reader.read(part) for part in batched(prompts, self.protocol.batch_size))
         return Observed(
-            features=self.gallery.picked(rows) | filed(texts, folder=self.gallery.folder),
+            features=self.gallery.picked(rows) | store_tables(texts, folder=self.gallery.folder),
             rows=rows,
             captions=torch.tensor([request.caption for request in requests]),
         )
+
+
+def spread(numbers: Sequence[Mapping[str, float]], name: str) -> dict[str, float | None]:
+    """Mean and standard deviation of a number over the seeds."""
+    found = [each[name] for each in numbers]
+    return {"value": mean(found), "sd": stdev(found) if len(found) > 1 else None}

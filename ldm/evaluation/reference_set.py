@@ -17,7 +17,7 @@ from ldm.evaluation.feature_cache import FeatureCache, identity_of
 from ldm.evaluation.feature_pass import Features, Observers, batched, parts_of
 from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.ranks import Ranks
-from ldm.metrics.filed import ROWS_AT_ONCE, filed, read
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, store_tables
 from ldm.metrics.picture_metric import Observed
 
 BATCH = 32
@@ -65,11 +65,11 @@ class Gallery:
         names = {name for each in observers.pictures.values() for name in each.dims}
         names &= names if wanted is None else {*wanted}
         tables = (self._features(each, observers.only(names), names) for each in self.splits.values())
-        self.features = filed(tables, folder=self.folder)
+        self.features = store_tables(tables, folder=self.folder)
 
     @property
     def folder(self) -> Path | None:
-        """Where tables of features lie while they are needed, see `filed`."""
+        """Where tables of features lie while they are needed, see `store_tables`."""
         return self._cache.folder
 
     def identity(self, observers: Observers) -> str:
@@ -150,10 +150,9 @@ class Gallery:
     def picked(self, rows: Int[Tensor, "n"]) -> Features:
         """Features of the pictures with these numbers, in their order, in files of their own."""
         parts = (
-            {name: read(table, part) for name, table in self.features.items()}
-            for part in rows.split(ROWS_AT_ONCE)
+            {name: table[part] for name, table in self.features.items()} for part in rows.split(ROWS_AT_ONCE)
         )
-        return filed(parts, folder=self.folder)
+        return store_tables(parts, folder=self.folder)
 
     def _features(self, pictures: Pictures, observers: Observers, names: set[str]) -> Features:
         """Features of one split: what is kept is read, the rest is looked at in one pass and kept."""
@@ -172,7 +171,7 @@ class Gallery:
         lacking = set().union(*self._ranks.together(read))  # a process may see another disk
         if lacking:
             looked = self._ranks.in_turns(self._look(pictures, observers.only(lacking), lacking))
-            for name, table in filed(looked, folder=self.folder).items():
+            for name, table in store_tables(looked, folder=self.folder).items():
                 kept[name] = table
                 if self._ranks.number == 0:
                     self._cache.write(identities[name], table)

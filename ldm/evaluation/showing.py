@@ -11,9 +11,9 @@ from ldm.evaluation.generation import Draw, Request
 from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.result_types import Closest, Pair, Shown
 from ldm.metrics.memorisation import Memorisation, find_copies
-from ldm.metrics.nearest import nearest
+from ldm.metrics.mmap_tables import Table
+from ldm.metrics.neighbours import nearest
 from ldm.metrics.picture_metric import PictureMetric
-from ldm.metrics.table import Table
 
 
 def first_captions(requests: Sequence[Request], seen: Seen, gallery: Gallery, *, samples: int) -> list[Shown]:

@@ -1,18 +1,17 @@
 """A published CLIP as a judge of pictures and texts."""
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import open_clip
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm import UserError
-from ldm.metrics.features import CPU_BATCH, FeatureIdentity
-from ldm.metrics.resize import resize_pictures
+from ldm.metrics.features import FeatureNetwork
 from ldm.metrics.weights import digest, load_strictly, locate, read_state
 from ldm.tokenizers import clip_bpe
 
@@ -26,7 +25,7 @@ ARCHITECTURES = MappingProxyType(  # open_clip's names
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in files all the same
 
 
-class ClipFeatures(nn.Module):
+class ClipFeatures(FeatureNetwork):
     """Picture features `<name>_image` and text features `<name>_text` of one of OpenAI's CLIPs, not scaled.
 
     Pictures are resized bicubically to the network's square and rounded to 8 bit, as Radford et al. 2021 do.
@@ -40,6 +39,8 @@ class ClipFeatures(nn.Module):
         UserError: an unknown name, no weights, other weights, weights of another network.
     """
 
+    rounded = True
+
     def __init__(self, *, name: str, weights: str | None = None, sha256: str | None = None) -> None:
         super().__init__()
         if name not in ARCHITECTURES:
@@ -50,38 +51,17 @@ class ClipFeatures(nn.Module):
         load_strictly(self.net, _read_clip(path), source=path)
         self.tokenizer = clip_bpe()
         self.size = self.net.visual.image_size[0]
-        self.dims: Mapping[str, int] = {f"{name}_image": self.net.visual.output_dim}
-        for part, numbers in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
-            self.register_buffer(part, torch.tensor(numbers).view(1, 3, 1, 1), persistent=False)
+        self.dims = {f"{name}_image": self.net.visual.output_dim}
+        self._normalise_by(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         self.eval().requires_grad_(False)
 
-    @property
-    def device(self) -> torch.device:
-        return self.mean.device
-
-    @property
-    def identity(self) -> FeatureIdentity:
-        return FeatureIdentity(
-            name=self.name, sha256=self.sha256, size=self.size, resize="bicubic", rounded=True
-        )
-
-    def train(self, mode: bool = True) -> "ClipFeatures":
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
-        chunk = CPU_BATCH if self.device.type == "cpu" else len(images)
-        parts = [self._see(part) for part in images.to(self.device).split(chunk)]
-        return {f"{self.name}_image": torch.cat(parts)}
+    def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
+        return self.net.encode_image(self.normalised(images))
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Float[Tensor, "b _"]:
         """Features of texts, cut to the 77 tokens that CLIP reads."""
         return self.net.encode_text(self.tokenizer.encode(texts).to(self.device))
-
-    def _see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
-        resized = resize_pictures(images, size=self.size, mode="bicubic").round()
-        return self.net.encode_image((resized / 255 - self.mean) / self.std)
 
 
 def _read_clip(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """DINOv2's features: distances in them agree with people better than in Inception's (Stein et al. 2023)."""
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -8,18 +7,17 @@ import timm
 import torch
 from jaxtyping import Float, UInt8
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.metrics.features import CPU_BATCH, FeatureIdentity
-from ldm.metrics.resize import resize_pictures
+from ldm.metrics.features import FeatureNetwork
 from ldm.metrics.weights import digest, load_strictly, locate, read_state
 
 SIZE, PATCH = 224, 14
 OFFSET = 0.1  # Oquab et al.'s program adds it to the grid before it stretches the positions
 
 
-class Dinov2(nn.Module):
+class Dinov2(FeatureNetwork):
     """Class token of DINOv2's ViT-L/14 (Oquab et al. 2024), as FD-DINOv2 takes it.
 
     Pictures are resized bicubically to 224 px and rounded to 8 bit.
@@ -32,9 +30,11 @@ class Dinov2(nn.Module):
         UserError: no weights, other weights, weights of another network.
     """
 
-    name: ClassVar[str] = "dinov2_vitl14"
+    name = "dinov2_vitl14"
+    size = SIZE
+    rounded = True
     architecture: ClassVar[str] = "vit_large_patch14_dinov2"  # timm's name
-    dims: ClassVar[Mapping[str, int]] = MappingProxyType({"dinov2_vitl14": 1024})
+    dims = MappingProxyType({"dinov2_vitl14": 1024})
 
     def __init__(self, *, weights: str | None = None, sha256: str | None = None) -> None:
         super().__init__()
@@ -45,29 +45,11 @@ class Dinov2(nn.Module):
         if "pos_embed" in state:
             state["pos_embed"] = stretch_positions(state["pos_embed"], side=SIZE // PATCH)
         load_strictly(self.net, state, source=path)
-        for part, numbers in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
-            self.register_buffer(part, torch.tensor(numbers).view(1, 3, 1, 1), persistent=False)
+        self._normalise_by(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         self.eval().requires_grad_(False)
 
-    @property
-    def device(self) -> torch.device:
-        return self.mean.device
-
-    @property
-    def identity(self) -> FeatureIdentity:
-        return FeatureIdentity(name=self.name, sha256=self.sha256, size=SIZE, resize="bicubic", rounded=True)
-
-    def train(self, mode: bool = True) -> "Dinov2":
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
-        chunk = CPU_BATCH if self.device.type == "cpu" else len(images)
-        return {self.name: torch.cat([self._see(part) for part in images.to(self.device).split(chunk)])}
-
-    def _see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
-        resized = resize_pictures(images, size=SIZE, mode="bicubic").round()
-        return self.net((resized / 255 - self.mean) / self.std)
+    def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
+        return self.net(self.normalised(images))
 
 
 def stretch_positions(positions: Float[Tensor, "1 n d"], *, side: int) -> Float[Tensor, "1 m d"]:

@@ -1,4 +1,4 @@
-"""How different the pictures of one caption are from each other."""
+"""How different pictures are from each other: those of one caption, and all of a set (Vendi score)."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError
+from ldm.metrics.features import as_pictures
+from ldm.metrics.mmap_tables import Rows, picked, stacked
 from ldm.metrics.perceptual import NamedDistance, PictureDistance
-from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
-from ldm.metrics.pixels import as_pictures
-from ldm.metrics.table import Rows, picked, stacked
+from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of, result_name
 
 
 def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -46,7 +46,7 @@ def perceptual_diversity(
     """Mean over captions of the mean distance of the caption's pairs (Zhu et al. 2017, section 5).
 
     Args:
-        pixels: the pictures, in the form that `ldm.metrics.pixels.Pixels` gives them.
+        pixels: the pictures, in the form that `ldm.metrics.features.Pixels` gives them.
         distance: of pairs of pictures in [-1, 1], say `Lpips` or a `PerceptualDistance`.
 
     Raises:
@@ -106,7 +106,7 @@ class PerceptualDiversity(PictureMetric):
 
     Args:
         distance: of pairs of pictures in [-1, 1].
-        pixels: name of the features that are the pictures themselves, those of `ldm.metrics.pixels.Pixels`.
+        pixels: name of the features that are the pictures themselves, those of `ldm.metrics.features.Pixels`.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ()
@@ -132,6 +132,50 @@ class PerceptualDiversity(PictureMetric):
         captions = dim_zero_cat(self.captions)
         value = perceptual_diversity(stacked(self.generated), captions, distance=self.distance)
         return {f"diversity_{self.distance.name}": value}
+
+
+class VendiScore(PictureMetric):
+    """`vendi_<features>` of the generated pictures; read it beside as many real ones'.
+
+    Args:
+        features: name of the features.
+        dims: how many numbers they are.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    against_real: ClassVar[bool] = False
+
+    def __init__(self, *, features: str, dims: int) -> None:
+        super().__init__()
+        self.features = features
+        self.add_state("outer", torch.zeros(dims, dims, dtype=torch.float64), dist_reduce_fx="sum")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.features,)
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        if not real:
+            unit = F.normalize(features_of(batch, self.features).double(), dim=1)
+            self.outer = self.outer + unit.T @ unit
+
+    def compute(self) -> dict[str, Tensor]:
+        if self.outer.trace() == 0:
+            raise UserError("a Vendi score needs at least one picture whose features are not all 0")
+        return {result_name("vendi", self.features): vendi_score(self.outer)}
+
+
+def vendi_score(outer: Float[Tensor, "d d"]) -> Float[Tensor, ""]:
+    """exp(entropy of the eigenvalues of K / n), K the cosines of all pairs (Friedman & Dieng 2023, def. 3.1).
+
+    1 for equal pictures, n for n at right angles. K / n and the sum of the unit rows' outer products over n
+    have the same eigenvalues but for zeros, and the latter is as small for many pictures as for few.
+
+    Args:
+        outer: sum over pictures of the outer product of the unit row with itself.
+    """
+    values = torch.linalg.eigvalsh(outer / outer.trace()).clamp(min=0)
+    return torch.special.entr(values).sum().exp()
 
 
 def _of_each(captions: Int[Tensor, "n"]) -> Iterator[Int[Tensor, "k"]]:

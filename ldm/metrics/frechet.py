@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
-from ldm.metrics.names import result_name
-from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
+from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of, result_name
 
 ENOUGH = 2048  # pictures, for a distance in as many dimensions: fewer give a singular covariance
 

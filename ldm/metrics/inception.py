@@ -1,9 +1,8 @@
 """InceptionV3 of 2015, the network that FID, KID and the Inception Score are defined by."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -12,13 +11,11 @@ from torch.nn.utils import fuse_conv_bn_eval
 from torch_fidelity import feature_extractor_inceptionv3 as blocks
 
 from ldm import UserError
-from ldm.metrics.features import FeatureIdentity
-from ldm.metrics.resize import resize_pictures
+from ldm.metrics.features import FeatureNetwork, resize_pictures
 from ldm.metrics.weights import digest, load_strictly, locate, read_state
 
 SIZE = 299
 CLASSES = 1008  # the graph of 2015 has eight more than ImageNet
-CPU_BATCH = 16  # a larger one is no faster on a core and takes more memory
 
 
 class Preparation(NamedTuple):
@@ -38,7 +35,7 @@ CALCULATORS = MappingProxyType(
 )
 
 
-class Inception2015(nn.Module):
+class Inception2015(FeatureNetwork):
     """Pool features and logits of the network of Heusel et al. 2017 and Salimans et al. 2016.
 
     The logits are without bias, as the Inception Score takes them. Batch norms are folded into their
@@ -54,8 +51,9 @@ class Inception2015(nn.Module):
         UserError: an unknown calculator, no weights, other weights, weights of another network.
     """
 
-    name: ClassVar[str] = "inception"
-    dims: ClassVar[Mapping[str, int]] = MappingProxyType({"inception": 2048, "inception_logits": CLASSES})
+    name = "inception"
+    size = SIZE
+    dims = MappingProxyType({"inception": 2048, "inception_logits": CLASSES})
 
     def __init__(
         self, *, like: str = "torch_fidelity", weights: str | None = None, sha256: str | None = None
@@ -66,34 +64,22 @@ class Inception2015(nn.Module):
         path = locate("inception", weights, sha256=sha256)
         net = inception_2015()
         load_strictly(net, read_state(path), source=path)
-        self.like, self.sha256 = like, digest(path)
+        self.like = self.resize = like  # the identity tells which calculator, not which of our modes
+        self.sha256 = digest(path)
         self.trunk, self.classes = net.eval()[:-1], net.fc.weight
         for module in self.trunk.modules():
             if isinstance(module, blocks.BasicConv2d):
                 module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU
 
-    @property
-    def device(self) -> torch.device:
-        return self.classes.device
-
-    @property
-    def identity(self) -> FeatureIdentity:
-        return FeatureIdentity(name=self.name, sha256=self.sha256, size=SIZE, resize=self.like)
-
-    def train(self, mode: bool = True) -> "Inception2015":
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
-        chunk = CPU_BATCH if self.device.type == "cpu" else len(images)
-        pooled = torch.cat([self._pooled(part) for part in images.to(self.device).split(chunk)])
-        return {"inception": pooled, "inception_logits": pooled @ self.classes.T}
-
-    def _pooled(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2048"]:
+    def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2048"]:
         mode, grey = CALCULATORS[self.like]
         inputs = (resize_pictures(images, size=SIZE, mode=mode) - grey) / grey
         return self.trunk(inputs.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
+        pooled = super().forward(images)
+        return pooled | {"inception_logits": pooled["inception"] @ self.classes.T}
 
 
 def inception_2015() -> nn.Sequential:

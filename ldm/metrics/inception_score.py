@@ -9,11 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ldm import UserError
-from ldm.metrics.filed import ROWS_AT_ONCE
-from ldm.metrics.gathered import GatheredFeatures
-from ldm.metrics.names import result_name
-from ldm.metrics.picture_metric import Observed, Reference
-from ldm.metrics.table import Rows, blocks
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Rows, blocks
+from ldm.metrics.picture_metric import GatheredFeatures, Observed, Reference, result_name
 
 
 class Score(NamedTuple):

@@ -8,11 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ldm import UserError
-from ldm.metrics.gathered import GatheredFeatures, Side
-from ldm.metrics.names import result_name
+from ldm.metrics.mmap_tables import Rows, unit_rows
 from ldm.metrics.neighbours import distances_to
-from ldm.metrics.picture_metric import Reference
-from ldm.metrics.table import Rows, unit_rows
+from ldm.metrics.picture_metric import GatheredFeatures, Reference, Side, result_name
 
 ROUNDING = 1e-6  # equal pictures come out up to this far apart
 

@@ -1,13 +1,21 @@
-"""Distances to nearest pictures in feature space, a block of rows against a block of others at a time."""
+"""Nearest pictures in feature space, found with a block of rows against a block of others at a time."""
 
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldm import UserError
-from ldm.metrics.table import Rows, blocks
+from ldm.metrics.mmap_tables import Rows, blocks
+
+
+def nearest(queries: Float[Tensor, "q d"], gallery: Rows, *, count: int = 1) -> Int[Tensor, "q k"]:
+    """Rows of the gallery nearest to each query by cosine, nearest first."""
+    unit = F.normalize(queries.float(), dim=1)
+    cosines = torch.cat([unit @ F.normalize(block.float(), dim=1).T for block in blocks(gallery)], dim=1)
+    return cosines.topk(min(count, len(gallery)), dim=1).indices
 
 
 def distances_to(
@@ -26,8 +34,7 @@ def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
     """
     if len(points) <= neighbours:
         raise UserError(
-            f"balls that reach to the neighbour number {neighbours} need more than {neighbours} pictures, "
-            f"got {len(points)}"
+            f"k={neighbours} nearest neighbours need more than {neighbours} pictures, got {len(points)}"
         )
     return distances_to(points, points, count=neighbours + 1)[0][:, -1]  # the first is the point itself
 

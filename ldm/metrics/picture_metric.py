@@ -1,15 +1,30 @@
 """What every measure of generated pictures sees, and the shape that such a measure has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError
+from ldm.metrics.mmap_tables import Table, blocks, stacked
 
 Reference = Literal["floor", "ceiling", "real"]
+LITERATURE = MappingProxyType(  # names that belong to the Inception of 2015 and to nothing else
+    {
+        ("fd", "inception"): "fid",
+        ("kd", "inception"): "kid",
+        ("kd_sd", "inception"): "kid_sd",
+        ("is_mean", "inception_logits"): "is_mean",
+        ("is_sd", "inception_logits"): "is_sd",
+    }
+)
 
 
 class Observed(NamedTuple):
@@ -59,6 +74,35 @@ class PictureMetric(Metric):
         raise NotImplementedError
 
 
+def score(
+    metrics: Mapping[str, PictureMetric], *, real: Iterable[Observed], generated: Iterable[Observed]
+) -> dict[str, float]:
+    """Feeds both sides to every metric, a part at a time, and gathers what they say, by name.
+
+    Nothing is exchanged between processes: each has all the features already.
+
+    Raises:
+        UserError: two metrics with one name for their result, or a result that is not finite.
+    """
+    for metric in metrics.values():
+        metric.reset()
+        metric.distributed_available_fn = lambda: False
+    for batches, is_real in ((real, True), (generated, False)):
+        for batch in batches:
+            for metric in metrics.values():
+                metric.update(batch, real=is_real)
+    values: dict[str, float] = {}
+    for metric in metrics.values():
+        for name, value in metric.compute().items():
+            if name in values:
+                raise UserError(f"two metrics call their result {name!r}: give one of them other features")
+            values[name] = float(value)
+    broken = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
+    if broken:
+        raise UserError(f"metric {broken[0]!r} came out as {values[broken[0]]}: nothing is written")
+    return values
+
+
 def features_of(batch: Observed, name: str) -> Float[Tensor, "b d"]:
     """The rows of one extractor.
 
@@ -74,3 +118,76 @@ def features_of(batch: Observed, name: str) -> Float[Tensor, "b d"]:
             f"features {name!r} hold NaN or infinity: the pictures or the network's weights are broken"
         )
     return features
+
+
+def result_name(measure: str, features: str) -> str:
+    """`<measure>_<features>`, or the literature's name where these are the features that it means."""
+    return LITERATURE.get((measure, features), f"{measure}_{features}")
+
+
+class Side(NamedTuple):
+    """All pictures of one side.
+
+    Attributes:
+        rows, captions: as in `Observed`.
+    """
+
+    features: Table
+    rows: Int[Tensor, "n"]
+    captions: Int[Tensor, "n"]
+
+
+class GatheredFeatures(PictureMetric):
+    """A measure of two sets of features, which are read in blocks.
+
+    All such measures keep the tensors that they are given: 4 bytes a number and picture once for all of them,
+    8 KB with Inception's 2,048, and none of it in memory where they lie in files (`ldm.metrics.mmap_tables`).
+
+    Args:
+        features: name of the features.
+    """
+
+    def __init__(self, *, features: str) -> None:
+        super().__init__()
+        self.features = features
+        for side in ("real", "generated"):
+            for part in Side._fields:
+                self.add_state(f"{side}_{part}", [], dist_reduce_fx="cat")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.features,)
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        side = "real" if real else "generated"
+        kept = (features_of(batch, self.features), batch.rows, batch.captions)
+        for part, values in zip(Side._fields, kept, strict=True):
+            getattr(self, f"{side}_{part}").append(values)
+
+    def side(self, name: str, *, at_least: int = 1) -> Side:
+        """The pictures of one side, in an order that neither batches nor ranks decide.
+
+        Args:
+            name: "real" or "generated".
+            at_least: how many there must be.
+
+        Raises:
+            UserError: fewer pictures than the measure takes.
+        """
+        rows = getattr(self, f"{name}_rows")  # a list of batches, or one tensor once ranks have met
+        count = len(dim_zero_cat(rows)) if len(rows) else 0
+        if count < at_least:
+            raise UserError(
+                f"{type(self).__name__} of {self.features!r} needs at least {at_least} {name} pictures, "
+                f"got {count}: measure more"
+            )
+        table = stacked(getattr(self, f"{name}_features"))
+        return _sorted(table, dim_zero_cat(rows), dim_zero_cat(getattr(self, f"{name}_captions")))
+
+
+def _sorted(table: Table, rows: Int[Tensor, "n"], captions: Int[Tensor, "n"]) -> Side:
+    """By row, then caption; pictures of one caption by their first feature."""
+    first = torch.cat([block[:, 0].clone() for block in blocks(table)])
+    keys = (first, captions, rows)  # numpy's last key counts most
+    order = torch.from_numpy(np.lexsort([key.cpu().numpy() for key in keys])).to(rows.device)
+    return Side(replace(table, order=order), rows[order], captions[order])

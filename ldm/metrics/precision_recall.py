@@ -5,11 +5,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm.metrics.gathered import GatheredFeatures
-from ldm.metrics.names import result_name
+from ldm.metrics.mmap_tables import Rows
 from ldm.metrics.neighbours import balls_around, distances_to, radii
-from ldm.metrics.picture_metric import Reference
-from ldm.metrics.table import Rows
+from ldm.metrics.picture_metric import GatheredFeatures, Reference, result_name
 
 
 def precision_recall(generated: Rows, real: Rows, *, neighbours: int = 3) -> dict[str, Float[Tensor, ""]]:

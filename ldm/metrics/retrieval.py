@@ -1,6 +1,7 @@
 """Retrieval: does the right item come first when a gallery is sorted by cosine to a query?"""
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError
-from ldm.metrics.filed import ROWS_AT_ONCE
-from ldm.metrics.table import Rows, blocks
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Rows, blocks
+from ldm.metrics.picture_metric import GatheredFeatures, Reference
 
 
 def ranks(
@@ -81,6 +82,29 @@ def caption_recall(
     to_image = ranks(texts, images, query_keys=owners, gallery_keys=numbers)
     found = {"image_to_text": to_text, "text_to_image": to_image}
     return {f"r{k}_{way}": (rank < k).float().mean() for way, rank in found.items() for k in ks}
+
+
+class PictureRecall(GatheredFeatures):
+    """Share of generated pictures with the right real picture among the k nearest of all: `r<k>_<features>`.
+
+    By cosine of features: does the text decide the picture? Real pictures that show the same thing count as
+    wrong, so the score of the right pictures themselves ("real") can lie below 1.
+
+    Args:
+        features: name of the extractor.
+        ks: how many of the nearest are looked at.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+
+    def __init__(self, *, features: str, ks: Sequence[int] = (1, 5)) -> None:
+        super().__init__(features=features)
+        self.ks = tuple(ks)
+
+    def compute(self) -> dict[str, Tensor]:
+        made, real = self.side("generated"), self.side("real")
+        found = ranks(made.features, real.features, query_keys=made.rows, gallery_keys=real.rows)
+        return {f"r{k}_{self.features}": (found < k).double().mean() for k in self.ks}
 
 
 class Retrieval(Metric):

@@ -13,7 +13,7 @@ from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.distributed import rank, world_size
 from ldm.metrics.features import FeatureIdentity
-from ldm.metrics.nearest import PictureRecall
+from ldm.metrics.retrieval import PictureRecall
 
 BATCH = 4  # of all ranks together
 

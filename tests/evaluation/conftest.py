@@ -19,7 +19,7 @@ from ldm.metrics.clip_score import ClipScore
 from ldm.metrics.diversity import CaptionDiversity
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.nearest import PictureRecall
+from ldm.metrics.retrieval import PictureRecall
 
 SIDE = 16
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ldm.evaluation.captions import ELSEWHERE, CaptionSet
-from ldm.evaluation.scoring import score
+from ldm.metrics.diversity import VendiScore, vendi_score
 from ldm.metrics.frechet import Moments, frechet_distance
+from ldm.metrics.picture_metric import score
 from ldm.metrics.precision_recall import DensityCoverage
-from ldm.metrics.vendi import VendiScore, vendi_score
 
 
 def rows_of(result):

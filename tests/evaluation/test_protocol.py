@@ -117,7 +117,7 @@ def test_a_config_node_is_described_by_what_it_does_not_by_how_it_is_written():
 
 
 def test_a_distance_is_told_by_the_hash_of_its_weights_and_not_by_their_place():
-    node = {"_target_": "ldm.metrics.lpips.Lpips", "weights": None, "sha256": None}
+    node = {"_target_": "ldm.metrics.perceptual.Lpips", "weights": None, "sha256": None}
     assert describe(node) == "Lpips"
     placed = node | {"weights": "/mine/alexnet.pth", "sha256": "7be5"}
     assert describe(placed) == "Lpips(sha256=7be5)"
@@ -144,7 +144,7 @@ def test_the_measures_of_the_sets_are_told_with_all_their_settings():
             "subsets": 100,
         },
         "fid": {"_target_": "ldm.metrics.frechet.FrechetDistance", "features": "inception"},
-        "unused": {"_target_": "ldm.metrics.cmmd.Cmmd"},
+        "unused": {"_target_": "ldm.metrics.kernel_distance.Cmmd"},
     }
     sets = [CaptionSet(name="x", split="train", captions=3, metrics=("kid", "fid"))] * 2
     told = ("fid: FrechetDistance(features=inception)", "kid: KernelDistance(subset_size=1000, subsets=100)")

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from ldm.evaluation.published import COCO, METRICS, Printed, PublishedRow, read_published, reference_lines
-from ldm.metrics.names import LITERATURE
+from ldm.metrics.picture_metric import LITERATURE
 
 ENTRY = {
     "system": "Tiny",

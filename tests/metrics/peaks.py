@@ -17,20 +17,16 @@ from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.feature_pass import Observers, observe, parts_of
 from ldm.evaluation.generation import Request
 from ldm.evaluation.reference_set import Gallery
-from ldm.evaluation.scoring import score
-from ldm.metrics.clip_score import ClipScore
-from ldm.metrics.cmmd import Cmmd
-from ldm.metrics.diversity import CaptionDiversity, PerceptualDiversity
-from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.clip_score import ClipScore, RPrecision
+from ldm.metrics.diversity import CaptionDiversity, PerceptualDiversity, VendiScore
+from ldm.metrics.features import FeatureIdentity, Pixels
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.inception_score import InceptionScore
-from ldm.metrics.kernel_distance import KernelDistance
+from ldm.metrics.kernel_distance import Cmmd, KernelDistance
 from ldm.metrics.memorisation import Memorisation
-from ldm.metrics.nearest import PictureRecall
-from ldm.metrics.pixels import Pixels
+from ldm.metrics.picture_metric import score
 from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
-from ldm.metrics.r_precision import RPrecision
-from ldm.metrics.vendi import VendiScore
+from ldm.metrics.retrieval import PictureRecall
 
 SIDE = 16  # pixels; a picture's own numbers then weigh 3 KB
 NET = "net_image"
@@ -112,13 +108,15 @@ def measures(dims):
 
 
 def apart(what, action, *of):
-    """Does it in a process of its own, and prints the largest memory of that."""
+    """Does it in a process of its own, and prints the largest memory of that but for the pages of files."""
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0
         return
-    action(*of)
+    held = action(*of)  # keeps its tables mapped until their pages have been counted
     status = Path("/proc/self/status").read_text()
-    print(what, 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]), flush=True)
+    peak, files = (int(re.search(rf"{name}:\s*(\d+) kB", status)[1]) for name in ("VmHWM", "RssFile"))
+    print(what, 1024 * (peak - files), flush=True)
+    del held
     os._exit(0)
 
 

@@ -8,8 +8,8 @@ from ldm.metrics.diversity import (
     mean_pairwise_distance,
     perceptual_diversity,
 )
+from ldm.metrics.features import Pixels
 from ldm.metrics.picture_metric import Observed
-from ldm.metrics.pixels import Pixels
 
 
 def test_equal_pictures_have_no_diversity():

@@ -5,17 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from ldm.metrics.cmmd import Cmmd
-from ldm.metrics.diversity import CaptionDiversity
-from ldm.metrics.filed import filed
+from ldm.metrics.diversity import CaptionDiversity, VendiScore
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.inception_score import InceptionScore
-from ldm.metrics.kernel_distance import KernelDistance
+from ldm.metrics.kernel_distance import Cmmd, KernelDistance
 from ldm.metrics.memorisation import Memorisation
-from ldm.metrics.nearest import PictureRecall
+from ldm.metrics.mmap_tables import store_tables
 from ldm.metrics.picture_metric import Observed
 from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
-from ldm.metrics.vendi import VendiScore
+from ldm.metrics.retrieval import PictureRecall
 
 DIMS = 6
 REAL = torch.randn(50, DIMS, generator=torch.Generator().manual_seed(0))
@@ -89,7 +87,7 @@ def test_ranks_change_nothing(make, whole):
 def test_features_that_lie_in_files_change_no_bit(make, whole):
     metric = make(features="net")
     for side, real in ((REAL, True), (MADE, False)):
-        table = filed({"net": part} for part in side.split(7))
+        table = store_tables({"net": part} for part in side.split(7))
         rows = torch.arange(len(side))
         metric.update(Observed(table, rows=rows, captions=rows // 4), real=real)
     assert metric.compute() == whole(make)

@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from ldm.metrics.cmmd import Cmmd, cmmd
-from ldm.metrics.kernel_distance import KernelDistance, kernel_distances
-from ldm.metrics.mmd import gaussian, polynomial, unbiased_mmd
+from ldm.metrics.kernel_distance import (
+    Cmmd,
+    KernelDistance,
+    cmmd,
+    gaussian,
+    kernel_distances,
+    polynomial,
+    unbiased_mmd,
+)
 
 
 def draw(count, dims, seed=0, dtype=torch.float32):

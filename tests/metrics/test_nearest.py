@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ldm.metrics.nearest import PictureRecall, nearest
 from ldm.metrics.picture_metric import Observed
+from ldm.metrics.retrieval import PictureRecall, nearest
 
 
 def observed(features, rows):

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from ldm.metrics.features import FeatureExtractor
-from ldm.metrics.pixels import Pixels, as_pictures
+from ldm.metrics.features import FeatureExtractor, Pixels, as_pictures
 
 PICTURES = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 

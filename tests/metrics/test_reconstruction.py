@@ -7,7 +7,7 @@ from torchvision.models import alexnet
 
 from ldm.metrics.features import EfficientNetLite0
 from ldm.metrics.frechet import Moments, frechet_distance
-from ldm.metrics.lpips import Lpips
+from ldm.metrics.perceptual import Lpips
 from ldm.metrics.reconstruction import Reconstruction, psnr, ssim
 from ldm.metrics.weights import digest
 

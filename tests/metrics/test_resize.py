@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from ldm.metrics.resize import RESIZE_MODES, resize_pictures
+from ldm.metrics.features import RESIZE_MODES, resize_pictures
 
 
 def pictures(height, width):

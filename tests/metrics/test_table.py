@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ldm.metrics.mmd import biased_mmd, polynomial
+from ldm.metrics.kernel_distance import biased_mmd, polynomial
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Table, blocks, unit_rows
 from ldm.metrics.neighbours import balls_around, distances_to
-from ldm.metrics.table import ROWS_AT_ONCE, Table, blocks, unit_rows
 
 COUNT = 2 * ROWS_AT_ONCE + 52  # two whole blocks and a part of one
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from ldm.metrics.diversity import VendiScore
 from ldm.metrics.picture_metric import Observed
-from ldm.metrics.vendi import VendiScore
 
 
 def vendi(rows, splits=100):

@@ -1,29 +1,30 @@
-"""Tables that lie in files: memory lends room to the rows that are being read, and takes it back."""
+"""Tables of features that lie in files, read a block at a time: memory holds a block, never a whole table.
+
+The files are mapped. The system reads a page when it is needed, and takes it back when memory is short.
+"""
 
 import mmap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import TemporaryFile
 from typing import BinaryIO
-from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldm import UserError
-from ldm.files import free_bytes, make_folder
 
 ROWS_AT_ONCE = 1024  # of a table that is written or read: bounds its memory, whatever came as a batch
-AROUND = 2**16  # bytes before and behind what is read that Linux brings into memory with it
-
-_files: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by the address of their first byte
 
 
-def filed(
+def store_tables(
     parts: Iterable[Mapping[str, Float[Tensor, "_ _"]]], *, folder: Path | None = None
 ) -> dict[str, Float[Tensor, "n _"]]:
     """Tables below each other by name, each in a file of its own: only one part is in memory at a time.
@@ -54,39 +55,69 @@ def mapped(file: BinaryIO, *, shape: Sequence[int], dtype: torch.dtype, offset: 
     if 0 in shape:
         return torch.empty(*shape, dtype=dtype)
     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    whole = torch.frombuffer(mapping, dtype=torch.uint8)
-    _files[whole.data_ptr()] = mapping
-    return whole[offset:].view(dtype).view(*shape)
-
-
-def give_back(table: Float[Tensor, "_ _"]) -> None:
-    """Frees the memory of rows that lie in a file: they are read again when they are needed.
-
-    That costs no disk as long as the system keeps the file in its own cache. A table that lies in no file
-    stays as it is.
-    """
-    mapping = _files.get(table.untyped_storage().data_ptr())
-    if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    start = table.storage_offset() * table.element_size()
-    end = start + table.numel() * table.element_size() + AROUND
-    page = max(0, start - AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
-    mapping.madvise(mmap.MADV_DONTNEED, page, end - page)
-
-
-def read(table: Float[Tensor, "n d"], numbers: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
-    """A copy of the rows with these numbers; the table itself takes no memory afterwards."""
-    rows = table[numbers.to(table.device)]
-    give_back(table)
-    return rows
+    return torch.frombuffer(mapping, dtype=torch.uint8)[offset:].view(dtype).view(*shape)
 
 
 def append(file: BinaryIO, table: Float[Tensor, "n d"]) -> None:
     """Appends a table's rows to a file, a piece at a time."""
     for rows in table.split(ROWS_AT_ONCE):
         file.write(rows.contiguous().numpy())
-        give_back(rows)
     file.flush()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows that are never copied whole: metrics that share the parts cost one copy of the features together.
+
+    Attributes:
+        parts: tables one below the other.
+        order: in which their rows are read.
+        unit: whether rows are scaled to length 1 as they are read.
+    """
+
+    parts: Sequence[Float[Tensor, "_ d"]]
+    order: Int[Tensor, "n"]
+    unit: bool = False
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def block(self, numbers: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+        """The rows with these numbers in the table's order, float64."""
+        starts = torch.tensor([0, *accumulate(map(len, self.parts))])
+        wanted = self.order[numbers].cpu()
+        owners = torch.bucketize(wanted, starts, right=True) - 1
+        first = self.parts[0]
+        found = torch.empty(len(wanted), first.shape[1], dtype=torch.float64, device=first.device)
+        for owner in owners.unique().tolist():
+            mine = owners == owner
+            found[mine] = self.parts[owner][wanted[mine] - starts[owner]].double()
+        return F.normalize(found, dim=1) if self.unit else found
+
+
+Rows = Float[Tensor, "_ _"] | Table
+
+
+def stacked(parts: Sequence[Float[Tensor, "_ d"]] | Float[Tensor, "n d"]) -> Table:
+    """A measure's batches one below the other, or the one tensor that they are once ranks have met."""
+    parts = [parts] if isinstance(parts, Tensor) else parts
+    return Table(parts=parts, order=torch.arange(sum(map(len, parts))))
+
+
+def picked(rows: Rows, numbers: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+    """The rows with these numbers, float64."""
+    return rows.block(numbers) if isinstance(rows, Table) else rows[numbers.to(rows.device)].double()
+
+
+def blocks(rows: Rows) -> Iterator[Float[Tensor, "b d"]]:
+    """All rows in their order, `ROWS_AT_ONCE` of them at a time, float64."""
+    for numbers in torch.arange(len(rows)).split(ROWS_AT_ONCE):
+        yield picked(rows, numbers)
+
+
+def unit_rows(rows: Rows) -> Table:
+    """The same with every row scaled to length 1."""
+    return replace(rows if isinstance(rows, Table) else stacked(rows), unit=True)
 
 
 class _Growing:
