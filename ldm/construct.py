@@ -22,6 +22,14 @@ SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
     NoneType: (NoneType,),
 }
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
+MOVED = {  # names in configs and bundles of earlier versions -> where these are now
+    "ldm.metrics.cmmd.Cmmd": "ldm.metrics.kernel_distance.Cmmd",
+    "ldm.metrics.lpips.Lpips": "ldm.metrics.perceptual.Lpips",
+    "ldm.metrics.nearest.PictureRecall": "ldm.metrics.retrieval.PictureRecall",
+    "ldm.metrics.pixels.Pixels": "ldm.metrics.features.Pixels",
+    "ldm.metrics.r_precision.RPrecision": "ldm.metrics.clip_score.RPrecision",
+    "ldm.metrics.vendi.VendiScore": "ldm.metrics.diversity.VendiScore",
+}
 
 
 def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
@@ -62,7 +70,7 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     prefixes = tuple(allowed)
     if not isinstance(name, str) or not name.startswith(prefixes):
         raise UserError(f"_target_ {name!r} is refused: targets start with one of {', '.join(prefixes)}")
-    module_name, _, attribute = name.rpartition(".")
+    module_name, _, attribute = MOVED.get(name, name).rpartition(".")
     try:
         owner = _module_or_class(module_name)
         found = getattr(owner, attribute)

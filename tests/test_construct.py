@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.config import TARGETS
-from ldm.construct import construct
+from ldm.construct import MOVED, construct, locate
 from ldm.models.unet import UNet
 
 FOREIGN = [
@@ -133,3 +133,9 @@ def test_the_tree_itself_is_left_as_it_was(specs):
     with torch.device("meta"):
         assert isinstance(construct(specs["backbone"]), UNet)
     assert repr(specs["backbone"]) == before
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_config_of_an_earlier_version_finds_what_has_moved(old, new):
+    assert locate(old, allowed=TARGETS) is locate(new, allowed=TARGETS)
+    assert new not in MOVED  # one step

@@ -64,7 +64,7 @@ class Inception2015(FeatureNetwork):
         path = locate("inception", weights, sha256=sha256)
         net = inception_2015()
         load_strictly(net, read_state(path), source=path)
-        self.like = self.resize = like  # the identity tells which calculator, not which of our modes
+        self.resize = like  # the identity names the calculator, not one of our modes
         self.sha256 = digest(path)
         self.trunk, self.classes = net.eval()[:-1], net.fc.weight
         for module in self.trunk.modules():
@@ -73,7 +73,7 @@ class Inception2015(FeatureNetwork):
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU
 
     def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2048"]:
-        mode, grey = CALCULATORS[self.like]
+        mode, grey = CALCULATORS[self.resize]
         inputs = (resize_pictures(images, size=SIZE, mode=mode) - grey) / grey
         return self.trunk(inputs.contiguous(memory_format=torch.channels_last)).flatten(1)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import BinaryIO
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm import UserError
+from ldm.files import free_bytes, make_folder
 
 ROWS_AT_ONCE = 1024  # of a table that is written or read: bounds its memory, whatever came as a batch
 

@@ -50,7 +50,7 @@ def test_features_and_logits_are_torch_fidelitys(ours, theirs):
 def test_torchmetrics_preparation(ours, inception_path, monkeypatch):
     images = pictures(2)
     theirs = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(inception_path))
-    monkeypatch.setattr(ours, "like", "torchmetrics")
+    monkeypatch.setattr(ours, "resize", "torchmetrics")
     agree(ours(images)["inception"], theirs(images))
 
 
@@ -58,7 +58,7 @@ def test_pytorch_fid_preparation(ours, monkeypatch):
     """Their pictures lie in [0, 1], are resized without antialiasing and brought to [-1, 1]."""
     images = pictures(2)
     resized = interpolate(images / 255, (SIZE, SIZE), mode="bilinear", align_corners=False)
-    monkeypatch.setattr(ours, "like", "pytorch_fid")
+    monkeypatch.setattr(ours, "resize", "pytorch_fid")
     agree(ours(images)["inception"], ours.trunk(2 * resized - 1).flatten(1))
 
 
@@ -66,7 +66,7 @@ def test_clean_fid_preparation(ours, monkeypatch):
     """Their pictures are resized by Pillow, each channel as floats, and cut to [0, 255]."""
     images = pictures(2)
     resized = torch.stack([torch.stack([pillow(channel) for channel in image]) for image in images])
-    monkeypatch.setattr(ours, "like", "clean_fid")
+    monkeypatch.setattr(ours, "resize", "clean_fid")
     agree(ours(images)["inception"], ours.trunk((resized - 128) / 128).flatten(1))
 
 
@@ -74,7 +74,7 @@ def test_preparations_give_different_features(ours, monkeypatch):
     images = pictures(1)
     seen = []
     for like in CALCULATORS:
-        monkeypatch.setattr(ours, "like", like)
+        monkeypatch.setattr(ours, "resize", like)
         seen.append(ours(images)["inception"])
         assert ours.identity.resize == like
     for number, one in enumerate(seen):

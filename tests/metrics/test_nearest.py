@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from ldm.metrics.neighbours import nearest
 from ldm.metrics.picture_metric import Observed
-from ldm.metrics.retrieval import PictureRecall, nearest
+from ldm.metrics.retrieval import PictureRecall
 
 
 def observed(features, rows):
