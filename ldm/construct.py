@@ -8,7 +8,7 @@ foreign as the module that it leads to.
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
@@ -48,7 +48,7 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
         target = locate(name, allowed=allowed)
         is_partial = built.pop("_partial_", False)
         if name.startswith("ldm."):
-            _check_scalars(name, target, built)
+            _check_arguments(name, target, built)
         try:
             if is_partial:
                 signature(target).bind_partial(**built)
@@ -81,24 +81,52 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     return found
 
 
-def _check_scalars(name: str, target: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuses a text where a number or a function belongs, and the like, by the annotations of `target`.
+def accepts(function: Any, contract: Any) -> bool:
+    """Whether a function can be called as `Callable[[...], ...]` or a protocol's `__call__` says."""
+    if not callable(function):
+        return False
+    if get_origin(contract) is Callable:
+        wanted = get_args(contract)[0]
+        places, names = (None if wanted is Ellipsis else len(wanted)), []
+    else:
+        _, *wanted = signature(contract.__call__).parameters.values()
+        names = [each.name for each in wanted if each.kind is Parameter.KEYWORD_ONLY]
+        places = len(wanted) - len(names)
+    try:
+        if places is not None:
+            signature(function).bind(*[None] * places, **dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
+
+
+def _check_arguments(name: str, target: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuses a text where a number belongs, a schedule in a sampler's place, and the like.
+
+    The annotations of `target` say what belongs where: scalars, and functions with their arguments.
 
     Raises:
         UserError: the argument.
     """
     for key, parameter in signature(target).parameters.items():
         annotation = parameter.annotation
-        if get_origin(annotation) is Callable and key in arguments and not callable(arguments[key]):
-            value = str(arguments[key])[:40]
-            raise UserError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be a _target_")
         kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-        if key not in arguments or any(each not in SCALARS for each in kinds):
+        if key not in arguments or any(_suits(arguments[key], kind) for kind in kinds):
             continue
-        if type(arguments[key]) not in {kind for each in kinds for kind in SCALARS[each]}:
-            words = " or ".join(each.__name__ for each in kinds)
-            value = str(arguments[key])[:40]
-            raise UserError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be {words}")
+        words = " or ".join(getattr(kind, "__name__", "a function") for kind in kinds)
+        if not all(kind in SCALARS for kind in kinds):
+            words = f"a _target_ of another kind ({words})"
+        value = str(arguments[key])[:40]
+        raise UserError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be {words}")
+
+
+def _suits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotation's kind; only scalars and functions are looked at."""
+    if kind in SCALARS:
+        return type(value) in SCALARS[kind]
+    if get_origin(kind) is Callable or (getattr(kind, "_is_protocol", False) and "__call__" in vars(kind)):
+        return accepts(value, kind)
+    return True
 
 
 def _module_or_class(name: str) -> Any:

@@ -10,9 +10,10 @@ from torch import nn
 from ldm import UserError
 from ldm.checkpoints.bundle import UNBUILDABLE, Bundle, BundleError
 from ldm.checkpoints.thrift import held_in, thrifty
-from ldm.construct import construct
+from ldm.construct import accepts, construct
 from ldm.diffusion import Guidance
 from ldm.diffusion.process import Process
+from ldm.diffusion.samplers import Sampling
 from ldm.pipeline import TextToImage
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,7 +64,7 @@ def open_pipeline(bundle: Bundle, *, precision: str = "float32", **options: Any)
         net=held_in(PRECISIONS[precision], net, bundle),
         process=process_of(bundle),
         codec=codec.result(),
-        sampling=construct(nodes["sampler"]),
+        sampling=sampling_of(nodes["sampler"]),
         guidance=guidance_of(nodes["guidance"]),
         size=bundle.entry("size"),
         weak=weak_network(bundle, nodes["guidance"]),
@@ -88,8 +89,27 @@ def process_of(bundle: Bundle) -> Process:
 
 
 def guidance_of(node: Mapping[str, Any]) -> Guidance:
-    """The guidance of a node, of which `weak` names the second network and is nothing of its own."""
-    return construct({key: value for key, value in node.items() if key != "weak"})
+    """The guidance of a node, of which `weak` names the second network and is nothing of its own.
+
+    Raises:
+        UserError: the node builds something else.
+    """
+    guidance = construct({key: value for key, value in node.items() if key != "weak"})
+    if not accepts(guidance, Guidance):
+        raise UserError(f"guidance: {node.get('_target_')!r} is no guidance: take one of conf/guidance")
+    return guidance
+
+
+def sampling_of(node: Mapping[str, Any]) -> Sampling:
+    """The sampler of a node.
+
+    Raises:
+        UserError: the node builds something else.
+    """
+    sampling = construct(node)
+    if not isinstance(sampling, Sampling):
+        raise UserError(f"sampler: {node.get('_target_')!r} is no sampler: take one of conf/sampler")
+    return sampling
 
 
 def weak_network(bundle: Bundle, guidance: Mapping[str, Any]) -> nn.Module | None:

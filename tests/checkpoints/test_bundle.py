@@ -295,6 +295,8 @@ def changed(place: str, value: object):
 
 
 LINEAR = "ldm.diffusion.schedules.linear"
+GUIDANCE, UNET = "ldm.diffusion.guidance.conditional", "ldm.models.unet.UNet"
+PARTIAL = {"_partial_": True}
 ABSURD = [
     ("size", 10**9, "size=1000000000 must be a whole number from 1 to 8192"),
     ("size", -8, "size=-8 must be a whole number"),
@@ -327,14 +329,23 @@ ABSURD = [
     ),
     ("process.schedule", {"_target_": LINEAR, "num_steps": -3}, "can't be built"),
     ("process.prediction", 5, "its process can't be built"),
+    ("process.schedule", PARTIAL | {"_target_": GUIDANCE}, "must be a _target_ of another kind"),
+    ("process.times", PARTIAL | {"_target_": GUIDANCE}, "must be a _target_ of another kind"),
+    ("sampler.method", PARTIAL | {"_target_": LINEAR}, "must be a _target_ of another kind (Sampler)"),
+    ("sampler.grid", PARTIAL | {"_target_": LINEAR}, "must be a _target_ of another kind (Grid)"),
+    ("sampler.method", PARTIAL | {"_target_": UNET}, "must be a _target_ of another kind (Sampler)"),
+    ("sampler", PARTIAL | {"_target_": UNET}, f"sampler: '{UNET}' is no sampler"),
+    ("guidance", PARTIAL | {"_target_": LINEAR}, f"guidance: '{LINEAR}' is no guidance"),
+    ("guidance", {"_target_": "ldm.diffusion.predictions.Flow"}, "is no guidance"),
+    ("guidance", {}, "guidance: None is no guidance"),
     ("process", [], "process holds a list, expected a mapping"),
     ("parts.backbone.spec.channels", 10**9, "channels=1000000000 must lie between"),
     ("parts.backbone.spec.channels", 2**16, "the weights of backbone don't fit its config"),
     ("parts.backbone.spec.channels", -4, "the weights of backbone don't fit its config"),
     ("parts.backbone.spec.channels", "wide", "can't be called with channels='wide'"),
-    ("parts.backbone.spec.blocks_per_level", 2**17, "don't fit its config: it has more than"),
+    ("parts.backbone.spec.blocks_per_level", 2**17, "don't fit its config: the network has more than"),
     ("parts.backbone.spec.norm_groups", 0, "the weights of backbone don't fit its config"),
-    ("parts.text_encoder.spec.num_layers", 2**17, "don't fit its config: it has more than"),
+    ("parts.text_encoder.spec.num_layers", 2**17, "don't fit its config: the network has more than"),
     ("parts.backbone.file", "../backbone.safetensors", "is no file in the bundle"),
     ("parts.backbone.file", "/etc/passwd", "is no file in the bundle"),
     ("parts.backbone.file", ["a"], "file=['a'] must be a text"),
@@ -347,7 +358,7 @@ ABSURD = [
 @pytest.mark.parametrize(("place", "value", "sentence"), ABSURD)
 def test_an_absurd_config_is_refused_before_memory_is_taken(copied, place, value, sentence):
     edit(copied, changed(place, value))
-    with pytest.raises(ValueError, match=r"bundle|_target_|sampler") as refusal:
+    with pytest.raises(ValueError, match=r"bundle|_target_|sampler|guidance") as refusal:
         open_pipeline(Bundle.open(copied))
     assert sentence in str(refusal.value)
 
@@ -357,7 +368,7 @@ def test_a_network_stops_being_built_where_its_file_ends(copied):
     count = sum(tensor.numel() for tensor in load_file(copied / "text_encoder.safetensors").values())
     built = []
     hook = register_module_parameter_registration_hook(lambda *weight: built.append(weight[2].numel()))
-    with pytest.raises(BundleError, match="it has more than"):
+    with pytest.raises(BundleError, match="the network has more than"):
         Bundle.open(copied).network("text_encoder")
     hook.remove()
     assert sum(built) < 4 * count
