@@ -25,7 +25,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.construct import construct
-from ldm.exchange.diffusers import unet_rules
+from ldm.exchange.dialects.diffusers import unet_rules
 from ldm.exchange.keymap import shapes, translate
 from ldm.models.attention import TransformerSpec
 from ldm.models.unet import UNet

@@ -48,9 +48,9 @@ def import_foreign(config: DictConfig) -> None:
     import torch
 
     from ldm.exchange.architecture import Architecture
+    from ldm.exchange.dialects.schedulers import STABLE_DIFFUSION_SAMPLING
     from ldm.exchange.hub import locate
     from ldm.exchange.importing import import_weights
-    from ldm.exchange.schedulers import STABLE_DIFFUSION_SAMPLING
 
     options = plain(config)
     channels = options["autoencoder"]["latent_channels"]

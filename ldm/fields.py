@@ -24,9 +24,13 @@ class Fields:
 
     @classmethod
     def read(cls, path: Path) -> "Fields":
-        """The fields of a json file whose outermost value is a mapping."""
+        """The fields of a json file whose outermost value is a mapping.
+
+        `-Infinity` is read as a text, which is no number for any reader: diffusers writes it for
+        `lambda_min_clipped` of each DPMSolverMultistepScheduler.
+        """
         try:
-            values = read_json(path)
+            values = read_json(path, constants=str)
         except FileNotFoundError:
             raise UserError(f"there is no {path}: fetch the folder again") from None
         return cls.of(values, name=str(path))
@@ -99,6 +103,10 @@ class Fields:
             known = ", ".join(str(option) for option in options)
             raise UserError(f"{self.name}: {key}={_short(value)} is not covered, only {known}")
         return options[value]
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A truth value."""
+        return self.choice(key, {True: True, False: False}, default)
 
     def only(self, fixed: Mapping[str, Any]) -> None:
         """Refuses every field whose value is not the one that our networks have; a missing field passes."""

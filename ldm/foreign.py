@@ -10,7 +10,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +29,25 @@ MAX_DIGITS = 32  # of a whole number
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, constants: Callable[[str], Any] = float) -> Any:
     """The value in a json file.
+
+    Args:
+        constants: what `Infinity` and `NaN` become; as numbers they are refused, `str` reads them as texts.
 
     Raises:
         FileNotFoundError: there is no such file.
         UserError: the file and what is wrong with it.
     """
-    return parse_json(_bytes(path, most=MAX_JSON), name=str(path))
+    return parse_json(_bytes(path, most=MAX_JSON), name=str(path), constants=constants)
 
 
-def parse_json(text: str | bytes, *, name: str) -> Any:
+def parse_json(text: str | bytes, *, name: str, constants: Callable[[str], Any] = float) -> Any:
     """The value of a json text.
 
     Args:
         name: what the text is called in messages.
+        constants: as for `read_json`.
 
     Raises:
         UserError: the name and what is wrong with the text.
@@ -51,7 +55,7 @@ def parse_json(text: str | bytes, *, name: str) -> Any:
     try:
         if len(text) > MAX_JSON:
             raise UserError(f"it has more than {MAX_JSON} bytes")
-        value = json.loads(text, object_pairs_hook=_mapping)
+        value = json.loads(text, object_pairs_hook=_mapping, parse_constant=constants)
         _check(value)
     except RecursionError:
         raise UserError(f"{name}: it is nested more than {MAX_NESTING} deep") from None

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoints.bundle import Bundle, Part, load_codec, write_bundle
-from ldm.exchange.compvis import vae_rules
+from ldm.exchange.dialects.compvis import vae_rules
 from ldm.exchange.keymap import reverse, translate
 from ldm.export import main as export
 

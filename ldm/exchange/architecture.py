@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ldm import UserError
-from ldm.exchange import schedulers
-from ldm.exchange.clip_configs import hf_text_config, hf_text_spec
-from ldm.exchange.diffusers_configs import unet_config, unet_spec, vae_config, vae_latents, vae_spec
+from ldm.exchange.dialects.clip import hf_text_config, hf_text_spec
+from ldm.exchange.dialects.diffusers import unet_config, unet_spec, vae_config, vae_latents, vae_spec
+from ldm.exchange.dialects.processes import process_spec
+from ldm.exchange.dialects.schedulers import GUIDANCE, sampling_spec, scheduler_config
 from ldm.fields import Fields
 
 Config = dict[str, Any]
@@ -48,7 +49,7 @@ class Architecture:
         """The entries of a bundle's config, but for those of its parts."""
         names = ("size", "latents", "process", "sampler", "linear_projection")
         return {name: value for name, value in asdict(self).items() if name in names} | {
-            "guidance": dict(schedulers.GUIDANCE)
+            "guidance": dict(GUIDANCE)
         }
 
 
@@ -60,16 +61,15 @@ def from_configs(configs: Mapping[str, Fields]) -> Architecture:
     """
     unet, vae, text, scheduler = (configs[name] for name in CONFIGS)
     backbone, autoencoder, text_encoder = unet_spec(unet), vae_spec(vae), hf_text_spec(text)
-    channels = autoencoder["latent_channels"]
     return Architecture(
         backbone=backbone,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
-        process=schedulers.process_spec(scheduler),
-        sampler=schedulers.sampling_spec(scheduler),
-        latents=vae_latents(vae, channels=channels),
+        process=process_spec(scheduler),
+        sampler=sampling_spec(scheduler),
+        latents=vae_latents(vae),
         size=unet.whole("sample_size", high=4096) * _factor(autoencoder),
-        linear_projection=unet.choice("use_linear_projection", {True: True, False: False}, False),
+        linear_projection=unet.flag("use_linear_projection"),
     )
 
 
@@ -88,7 +88,7 @@ def to_configs(pipeline: Architecture, *, pad_id: int) -> dict[str, Config]:
         "unet": lambda: unet_config(pipeline.backbone, latent_size=latent_size, linear_projection=linear),
         "vae": lambda: vae_config(pipeline.autoencoder, scale=scale, size=pipeline.size),
         "text_encoder": lambda: hf_text_config(pipeline.text_encoder, pad_id=pad_id),
-        "scheduler": lambda: schedulers.scheduler_config(pipeline.process, pipeline.sampler),
+        "scheduler": lambda: scheduler_config(pipeline.process, pipeline.sampler),
     }
     configs: dict[str, Config] = {}
     problems: list[str] = []

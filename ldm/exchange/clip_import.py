@@ -5,14 +5,17 @@ from typing import Any
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Part
-from ldm.exchange.clip_configs import (
+from ldm.exchange.dialects.clip import (
+    COUNTERS,
     activation,
     hf_text_spec,
     hf_vision_spec,
     openclip_config,
+    openclip_rules,
     openclip_specs,
+    text_rules,
+    vision_rules,
 )
-from ldm.exchange.clip_names import COUNTERS, openclip_rules, text_rules, vision_rules
 from ldm.exchange.hub import Source
 from ldm.exchange.imported import Imported, read_parts
 from ldm.exchange.keymap import Rule, rename

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import UserError
-from ldm.exchange.noise_tables import BUFFERS, read_tables
-from ldm.exchange.schedulers import NOISE_TABLE
+from ldm.exchange.dialects.processes import ALPHA_BAR, NOISE_TABLE, read_tables
 from ldm.exchange.weights import Weights
 from ldm.foreign import parse_json, parse_yaml, read_yaml
 
@@ -135,7 +134,7 @@ def is_mark(name: str) -> bool:
 
 def _buffers(weights: Weights) -> Iterator[tuple[str, Any, str]]:
     """The noise tables and the latents' scale that CompVis keeps beside its weights."""
-    kept = weights.load(only=(*(buffer.name for buffer in BUFFERS), "scale_factor"))
+    kept = weights.load(only={*ALPHA_BAR, "scale_factor"})
     told = read_tables(kept, weights.path)
     if told is not None:
         yield from ((key, value, f"tensor {told[0]}") for key, value in told[1].items())

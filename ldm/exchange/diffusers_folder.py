@@ -7,16 +7,23 @@ from typing import Any
 from ldm import UserError
 from ldm.exchange.architecture import CONFIGS, from_configs
 from ldm.exchange.clip_import import import_text, import_transformers, import_vision
-from ldm.exchange.diffusers import has_early_names, unet_rules, vae_rules
-from ldm.exchange.diffusers_configs import unet_spec, vae_latents, vae_spec
+from ldm.exchange.dialects.diffusers import (
+    has_early_names,
+    unet_rules,
+    unet_spec,
+    vae_latents,
+    vae_rules,
+    vae_spec,
+)
+from ldm.exchange.dialects.schedulers import differences
+from ldm.exchange.dialects.vocabulary import read_vocabulary
 from ldm.exchange.imported import Imported
 from ldm.exchange.kinds import refuse_class
 from ldm.exchange.record import RECORD, TENSORS, restored
-from ldm.exchange.solvers import differences
 from ldm.exchange.text_states import text_fit
-from ldm.exchange.vocabulary import read_vocabulary
 from ldm.exchange.weights import Fit, Weights
 from ldm.fields import Fields
+from ldm.foreign import read_json
 
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -66,7 +73,7 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     if not record.is_file():
         return found
     kept = Weights(tensors).load() if tensors.is_file() else {}
-    return restored(found, dict(Fields.read(record).values), kept, where=record)
+    return restored(found, read_json(record), kept, where=record)
 
 
 def import_network(folder: Path, *, text_state: str | None) -> Imported:
@@ -140,7 +147,7 @@ def _vae(folder: Path, spec: dict[str, Any]) -> Fit:
 
 
 def _import_unet(folder: Path, config: Fields, text_state: str | None) -> Imported:
-    linear = config.choice("use_linear_projection", {True: True, False: False}, False)
+    linear = config.flag("use_linear_projection")
     fits = {"backbone": _unet(folder, unet_spec(config), linear_projection=linear)}
     settings = {"linear_projection": linear}
     return Imported.of(fits, settings=settings)
@@ -148,8 +155,7 @@ def _import_unet(folder: Path, config: Fields, text_state: str | None) -> Import
 
 def _import_vae(folder: Path, config: Fields, text_state: str | None) -> Imported:
     fits = {"autoencoder": _vae(folder, vae_spec(config))}
-    latents = vae_latents(config, channels=fits["autoencoder"].spec["latent_channels"])
-    return Imported.of(fits, settings={"latents": latents})
+    return Imported.of(fits, settings={"latents": vae_latents(config)})
 
 
 def _import_text(folder: Path, config: Fields, text_state: str | None) -> Imported:

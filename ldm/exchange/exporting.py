@@ -13,17 +13,17 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.checkpoints.tensors import save_tensors
-from ldm.exchange import compvis
 from ldm.exchange.architecture import Architecture, from_configs, to_configs
 from ldm.exchange.card import model_card
-from ldm.exchange.clip_names import text_rules
-from ldm.exchange.diffusers import unet_rules, vae_rules
+from ldm.exchange.dialects import compvis
+from ldm.exchange.dialects.clip import text_rules
+from ldm.exchange.dialects.diffusers import unet_rules, vae_rules
+from ldm.exchange.dialects.vocabulary import END, padding, write_vocabulary
 from ldm.exchange.imported import Imported
 from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.latent_scale import folded, has_one_scale
 from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
 from ldm.exchange.single_file import OWN, header
-from ldm.exchange.vocabulary import END, padding, write_vocabulary
 from ldm.fields import Fields
 from ldm.files import drafting, new_folder
 from ldm.tokenizers import Tokenizer

@@ -48,6 +48,11 @@ def rename(theirs: str, ours: str) -> Rule:
     return Rule(theirs=(theirs,), ours=(ours,))
 
 
+def renames(table: Mapping[str, str], theirs: str = "", ours: str = "") -> list[Rule]:
+    """Layers under other names: an entry `a: b` of the table renames `{theirs}a.*` to `{ours}b.*`."""
+    return [rename(f"{theirs}{a}.*", f"{ours}{b}.*") for a, b in table.items()]
+
+
 def merge(theirs: Sequence[str], ours: str, *, convolutions: bool = False) -> Rule:
     """Equal tensors stacked along their rows into one of ours: separate q, k, v into a fused projection.
 

@@ -8,7 +8,8 @@ from ldm import UserError
 from ldm.checkpoints.pipeline import READ_BY_DENOISER
 from ldm.exchange.architecture import Architecture
 from ldm.exchange.declared import PREDICTION, SCALE, ZERO_SNR, Declared, agree, scheduler_fields
-from ldm.exchange.schedulers import process_fields, process_spec, sampling_spec
+from ldm.exchange.dialects.processes import process_fields, process_spec
+from ldm.exchange.dialects.schedulers import sampling_spec
 from ldm.fields import Fields
 
 WAY_OUT = "leave {option}= out, or add declared=ignore if the file is wrong"

@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ldm import UserError
-from ldm.exchange import compvis
 from ldm.exchange.architecture import CONFIGS, Architecture, from_configs
 from ldm.exchange.declared import PREDICTION, SCALE, Declared, is_mark, read_declared
+from ldm.exchange.dialects import compvis
 from ldm.exchange.imported import Imported
 from ldm.exchange.kinds import refuse_channels
 from ldm.exchange.record import restored

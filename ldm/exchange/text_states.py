@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm import UserError
-from ldm.exchange.clip_names import COUNTERS, openclip_text_rules, text_prefix, text_rules
+from ldm.exchange.dialects.clip import COUNTERS, openclip_text_rules, text_prefix, text_rules
 from ldm.exchange.weights import Fit, Weights
 
 STATES = ("last", "penultimate")

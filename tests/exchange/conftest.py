@@ -14,10 +14,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.exchange.architecture import CONFIGS, from_configs
+from ldm.exchange.dialects.vocabulary import write_vocabulary
 from ldm.exchange.exporting import open_export, write_single_file
 from ldm.exchange.hub import locate
 from ldm.exchange.importing import import_weights
-from ldm.exchange.vocabulary import write_vocabulary
 from ldm.fields import Fields
 from ldm.tokenizers import Tokenizer
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from ldm.construct import construct
-from ldm.exchange.clip_names import openclip_rules
+from ldm.exchange.dialects.clip import openclip_rules
 from ldm.exchange.keymap import reverse, shapes, translate
 from ldm.models.clip import CLIP
 

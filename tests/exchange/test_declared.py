@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from ldm.construct import construct
-from ldm.exchange.schedulers import process_fields
+from ldm.exchange.dialects.processes import process_fields
 from tests.exchange.both import latents_apart
 from tests.exchange.conftest import SCHEDULE
 

@@ -15,9 +15,10 @@ from transformers import CLIPTextModel
 from ldm.checkpoints.bundle import Bundle, Part, write_bundle
 from ldm.config import CONF
 from ldm.exchange.architecture import from_configs
+from ldm.exchange.dialects.processes import process_spec
+from ldm.exchange.dialects.schedulers import sampling_spec, scheduler_config
 from ldm.exchange.exporting import open_export, write_diffusers
 from ldm.exchange.hub import locate
-from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
 from ldm.exchange.weights import expected_shapes
 from ldm.fields import Fields
 from tests.exchange.both import FILES, PROMPTS, export, largest_difference

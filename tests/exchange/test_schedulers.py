@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from ldm.config import CONF
 from ldm.construct import construct
-from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
+from ldm.exchange.dialects.processes import process_spec
+from ldm.exchange.dialects.schedulers import sampling_spec, scheduler_config
 from ldm.fields import Fields
 
 

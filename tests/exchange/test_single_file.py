@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.exchange import compvis
-from ldm.exchange.clip_names import text_rules
-from ldm.exchange.diffusers_configs import unet_config, vae_config
+from ldm.exchange.dialects import compvis
+from ldm.exchange.dialects.clip import text_rules
+from ldm.exchange.dialects.diffusers import unet_config, vae_config
 from ldm.exchange.keymap import reverse, shapes, translate
 from ldm.exchange.weights import expected_shapes
 

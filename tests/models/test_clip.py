@@ -11,7 +11,7 @@ import yaml
 from torch.testing import assert_close
 
 from ldm.construct import construct
-from ldm.exchange.clip_names import openclip_rules
+from ldm.exchange.dialects.clip import openclip_rules
 from ldm.exchange.keymap import shapes, translate
 from ldm.models.clip import (
     CLIP,

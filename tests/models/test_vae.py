@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL as Reference
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
-from ldm.exchange.diffusers import vae_rules
+from ldm.exchange.dialects.diffusers import vae_rules
 from ldm.exchange.keymap import shapes, translate
 from ldm.models.vae import AutoencoderKL, Posterior
 

@@ -1,13 +1,14 @@
-"""Configs of diffusers' UNet2DConditionModel and AutoencoderKL as `_target_` trees of ours, and back.
+"""diffusers' UNet2DConditionModel and AutoencoderKL against our networks: configs and names of tensors.
 
 What our networks don't have is refused by the field's name; what diffusers doesn't have, by the option's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ldm import UserError
-from ldm.exchange.arguments import arguments, refuse_options
+from ldm.exchange.dialects import arguments, refuse_options
+from ldm.exchange.keymap import Rule, linear, merge, rename, renames
 from ldm.exchange.kinds import refuse_channels
 from ldm.fields import MAX_DEPTH, MAX_WIDTH, Fields
 
@@ -15,7 +16,7 @@ UNET = "ldm.models.unet.UNet"
 AUTOENCODER = "ldm.models.vae.AutoencoderKL"
 TRANSFORMER = "ldm.models.attention.TransformerSpec"
 
-DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # whether a level has transformers
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 POOLS = {"text": True, "none": False}  # kinds of what joins the time embedding
 
@@ -37,21 +38,18 @@ UNET_FIXED: dict[str, Any] = {
     "attention_type": "default",
 }
 UNET_READ = {
-    "sample_size",
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "norm_num_groups",
-    "cross_attention_dim",
-    "transformer_layers_per_block",
-    "attention_head_dim",
-    "use_linear_projection",
-    "upcast_attention",  # softmax in float32, which ours has always
-    "addition_embed_type",
+    *(
+        "sample_size",
+        "in_channels",
+        "out_channels",
+        "down_block_types",
+        "up_block_types",
+        "block_out_channels",
+    ),
+    *("layers_per_block", "norm_num_groups", "cross_attention_dim", "transformer_layers_per_block"),
+    *("attention_head_dim", "use_linear_projection", "addition_embed_type"),
     "addition_embed_type_num_heads",  # of no meaning without an addition_embed_type
+    "upcast_attention",  # softmax in float32, which ours has always
 }
 VAE_FIXED: dict[str, Any] = {
     "in_channels": 3,
@@ -61,18 +59,32 @@ VAE_FIXED: dict[str, Any] = {
     "use_post_quant_conv": True,
 }
 VAE_READ = {
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "latent_channels",
-    "norm_num_groups",
-    "sample_size",
-    "scaling_factor",
-    "shift_factor",
+    *("down_block_types", "up_block_types", "block_out_channels", "layers_per_block", "latent_channels"),
+    *("norm_num_groups", "sample_size", "scaling_factor", "shift_factor", "mid_block_add_attention"),
     "force_upcast",  # float32 for the decoder, which ours has always
-    "mid_block_add_attention",
 }
+
+RESNET = {
+    "norm1": "norm_in",
+    "conv1": "conv_in",
+    "time_emb_proj": "time",
+    "norm2": "norm_out",
+    "conv2": "conv_out",
+    "conv_shortcut": "shortcut",
+}
+BLOCK = {
+    "norm1": "norm_self",
+    "attn1.to_out.0": "self_attention.out",
+    "norm2": "norm_cross",
+    "attn2.to_q": "cross_attention.q",
+    "attn2.to_out.0": "cross_attention.out",
+    "norm3": "norm_ff",
+    "ff.net.0.proj": "ff.hidden",
+    "ff.net.2": "ff.out",
+}
+POOL = {"norm1": "norm_in", "pool.q_proj": "q", "proj": "out", "norm2": "norm_out"}
+ATTENTION = (["to_q", "to_k", "to_v"], "to_out.0")
+EARLY_ATTENTION = (["query", "key", "value"], "proj_attn")
 
 
 def unet_spec(fields: Fields) -> dict[str, Any]:
@@ -123,14 +135,11 @@ def unet_config(
     attention = arguments(net["transformer"], target=TRANSFORMER, what="the backbone's transformer")
     options = net | {f"transformer.{key}": value for key, value in attention.items()}
     options["multipliers[0]"] = net["multipliers"][0]
-    only = {"patch": 1, "multipliers[0]": 1, "transformer.ff_mult": 4}
-    refuse_options("the backbone", options, only)
+    refuse_options("the backbone", options, {"patch": 1, "multipliers[0]": 1, "transformer.ff_mult": 4})
     widths = [int(net["channels"] * multiplier) for multiplier in net["multipliers"]]
     heads = [_number_of_heads(attention, width) for width in widths]
-    pool = {
-        "addition_embed_type": "text",
-        "addition_embed_type_num_heads": _number_of_heads(attention, attention["context_dim"]),
-    }
+    pool_heads = _number_of_heads(attention, attention["context_dim"])
+    pool = {"addition_embed_type": "text", "addition_embed_type_num_heads": pool_heads}
     return {
         "_class_name": "UNet2DConditionModel",
         **UNET_FIXED,
@@ -150,6 +159,48 @@ def unet_config(
     }
 
 
+def unet_rules(*, linear_projection: bool = False) -> list[Rule]:
+    """Names of UNet2DConditionModel against those of :class:`ldm.models.unet.UNet`.
+
+    Args:
+        linear_projection: their `use_linear_projection`: false in Stable Diffusion 1.x, true in 2.x.
+    """
+    projection = rename if linear_projection else linear
+    return [
+        *renames({"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out"}),
+        *renames({"time_embedding.linear_1": "time.hidden", "time_embedding.linear_2": "time.out"}),
+        *renames(POOL, "add_embedding.", "pool."),
+        rename("add_embedding.pool.positional_embedding", "pool.place"),
+        merge([f"add_embedding.pool.{x}_proj.*" for x in "kv"], "pool.kv.*"),
+        *renames(RESNET, "down_blocks.{}.resnets.{}.", "down.{}.units.{}.resnet."),
+        *transformer_rules("down_blocks.{}.attentions.{}", "down.{}.units.{}.transformer", projection),
+        rename("down_blocks.{}.downsamplers.0.conv.*", "down.{}.resample.conv.*"),
+        *renames(RESNET, "mid_block.resnets.{}.", "middle.{}.resnet."),
+        *transformer_rules("mid_block.attentions.{}", "middle.{}.transformer", projection),
+        *renames(RESNET, "up_blocks.{}.resnets.{}.", "up.{}.units.{}.resnet."),
+        *transformer_rules("up_blocks.{}.attentions.{}", "up.{}.units.{}.transformer", projection),
+        rename("up_blocks.{}.upsamplers.0.conv.*", "up.{}.resample.conv.*"),
+    ]
+
+
+def transformer_rules(theirs: str, ours: str, projection: Callable[[str, str], Rule]) -> list[Rule]:
+    """A transformer over pixels; the names inside it are the same in CompVis' code and in diffusers.
+
+    Args:
+        projection: the rule of its two outer layers: `linear` where theirs are convolutions, or `rename`.
+    """
+    block, our_block = f"{theirs}.transformer_blocks.{{}}", f"{ours}.blocks.{{}}"
+    outer = ("proj_in", "proj_out")
+    return [
+        rename(f"{theirs}.norm.*", f"{ours}.norm.*"),
+        *(projection(f"{theirs}.{name}.weight", f"{ours}.{name}.weight") for name in outer),
+        *(rename(f"{theirs}.{name}.bias", f"{ours}.{name}.bias") for name in outer),
+        *renames(BLOCK, f"{block}.", f"{our_block}."),
+        merge([f"{block}.attn1.to_{x}.weight" for x in "qkv"], f"{our_block}.self_attention.qkv.weight"),
+        merge([f"{block}.attn2.to_{x}.weight" for x in "kv"], f"{our_block}.cross_attention.kv.weight"),
+    ]
+
+
 def vae_spec(fields: Fields) -> dict[str, Any]:
     """The tree of :class:`ldm.models.vae.AutoencoderKL` for a config of diffusers' class of that name.
 
@@ -167,12 +218,13 @@ def vae_spec(fields: Fields) -> dict[str, Any]:
         "blocks_per_level": fields.whole("layers_per_block", 1, high=MAX_DEPTH),
         "latent_channels": fields.whole("latent_channels", 4, high=MAX_WIDTH),
         "norm_groups": fields.whole("norm_num_groups", 32, high=MAX_WIDTH),
-        "mid_attention": fields.choice("mid_block_add_attention", {True: True, False: False}, True),
+        "mid_attention": fields.flag("mid_block_add_attention", True),
     }
 
 
-def vae_latents(fields: Fields, *, channels: int) -> dict[str, list[float]]:
+def vae_latents(fields: Fields) -> dict[str, list[float]]:
     """Latent shift and scale of each channel, as a bundle keeps them."""
+    channels = fields.whole("latent_channels", 4, high=MAX_WIDTH)
     scale = fields.number("scaling_factor", 0.18215, low=1e-6, high=1e6)
     shift = fields.number("shift_factor", 0.0, low=-1e6, high=1e6)
     return {"shift": [float(shift)] * channels, "scale": [float(scale)] * channels}
@@ -180,6 +232,10 @@ def vae_latents(fields: Fields, *, channels: int) -> dict[str, list[float]]:
 
 def vae_config(spec: Mapping[str, Any], *, scale: float, size: int) -> dict[str, Any]:
     """AutoencoderKL's config for an autoencoder of ours whose latents have one scale and no shift.
+
+    Args:
+        scale: of the latents.
+        size: side of a picture of the usual size, in pixels.
 
     Raises:
         UserError: an option that diffusers has no field for.
@@ -201,6 +257,36 @@ def vae_config(spec: Mapping[str, Any], *, scale: float, size: int) -> dict[str,
         "force_upcast": True,
         "mid_block_add_attention": net["mid_attention"],
     }
+
+
+def vae_rules(*, early: bool = False) -> list[Rule]:
+    """Names of AutoencoderKL against those of :class:`ldm.models.vae.AutoencoderKL`.
+
+    Args:
+        early: whether the attention's layers are named as before 2023, in Stable Diffusion 1.x's own files.
+    """
+    projections, out = EARLY_ATTENTION if early else ATTENTION
+    rules = renames({"quant_conv": "to_moments", "post_quant_conv": "from_latents"})
+    for side, blocks, samplers in (("encoder", "down", "downsamplers"), ("decoder", "up", "upsamplers")):
+        theirs, attention = f"{side}.{blocks}_blocks.{{}}", f"{side}.mid_block.attentions.0"
+        middle = f"{side}.middle"
+        names = {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out"}
+        rules += [
+            *renames(names, f"{side}.", f"{side}."),
+            *renames(RESNET, f"{theirs}.resnets.{{}}.", f"{side}.levels.{{}}.blocks.{{}}."),
+            rename(f"{theirs}.{samplers}.0.conv.*", f"{side}.levels.{{}}.resample.conv.*"),
+            *renames(RESNET, f"{side}.mid_block.resnets.0.", f"{middle}.block_in."),
+            *renames(RESNET, f"{side}.mid_block.resnets.1.", f"{middle}.block_out."),
+            rename(f"{attention}.group_norm.*", f"{middle}.attention.norm.*"),
+            merge([f"{attention}.{name}.*" for name in projections], f"{middle}.attention.attention.qkv.*"),
+            rename(f"{attention}.{out}.*", f"{middle}.attention.attention.out.*"),
+        ]
+    return rules
+
+
+def has_early_names(names: Iterable[str]) -> bool:
+    """Whether an autoencoder's file has the early names of the attention's layers."""
+    return any(".attentions.0.query." in name for name in names)
 
 
 def _levels(fields: Fields, *, down: Mapping[str, bool], up: Mapping[str, bool]) -> list[bool]:

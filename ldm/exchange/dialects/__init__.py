@@ -1,4 +1,4 @@
-"""What a `_target_` tree passes to its constructor, defaults included: what an export writes down."""
+"""The parts of a pipeline as others name them: tables of tensors' names and configs, one library a module."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,26 +9,26 @@ from ldm.construct import NETWORKS, locate
 
 
 def arguments(spec: Mapping[str, Any], *, target: str, what: str) -> dict[str, Any]:
-    """Arguments of a tree whose `_target_` must be `target`; nested trees stay as they are.
+    """The arguments of a `_target_` tree with their defaults; nested trees stay as they are.
+
+    Args:
+        target: the only target that the other format has a place for.
+        what: the part that the tree describes, for the sentence.
 
     Raises:
-        UserError: another target, which the format that is written has no place for.
+        UserError: another target.
     """
     if spec.get("_target_") != target:
         raise UserError(
             f"{what} is a {spec.get('_target_')}, which has no place there: only {target} has one"
         )
-    parameters = inspect.signature(locate(target, allowed=NETWORKS)).parameters
-    defaults = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
+    parameters = inspect.signature(locate(target, allowed=NETWORKS)).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     return defaults | {key: value for key, value in spec.items() if not key.startswith("_")}
 
 
 def refuse_options(what: str, options: Mapping[str, Any], only: Mapping[str, Any]) -> None:
-    """Refuses each option whose value is not the only one that the other format has.
+    """Refuses each option whose value is not the only one that diffusers has.
 
     Raises:
         UserError: one sentence with every such option.

@@ -1,13 +1,17 @@
-"""Configs of CLIP's towers, in the forms of transformers and open_clip, as `_target_` trees of ours."""
+"""CLIP's towers as others have them: names of tensors and configs of transformers and of open_clip.
 
-from collections.abc import Mapping
+OpenAI's own files have the names of open_clip, which took them over.
+"""
+
+from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
 from ldm import UserError
-from ldm.exchange.arguments import arguments
+from ldm.exchange.dialects import arguments
+from ldm.exchange.keymap import Rule, merge, rename, renames, transpose
 from ldm.fields import MAX_DEPTH, MAX_WIDTH, Fields
 from ldm.models import clip
 
@@ -19,6 +23,80 @@ HF_FIXED: dict[str, Any] = {"layer_norm_eps": 1e-05, "attention_dropout": 0.0, "
 OPENCLIP_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
 OPENCLIP_VISION = {"image_size", "patch_size", "width", "head_width", "layers"}
 OPENCLIP_ROOT = {"embed_dim", "quick_gelu", "text_cfg", "vision_cfg"}
+
+OPENCLIP_LAYER = {
+    "ln_1": "norm1",
+    "attn.out_proj": "attention.out",
+    "ln_2": "norm2",
+    "mlp.c_fc": "mlp.wide",
+    "mlp.c_proj": "mlp.narrow",
+}
+LAYER = {
+    "layer_norm1": "norm1",
+    "self_attn.out_proj": "attention.out",
+    "layer_norm2": "norm2",
+    "mlp.fc1": "mlp.wide",
+    "mlp.fc2": "mlp.narrow",
+}
+COUNTERS = ("*position_ids",)  # 0, 1, 2, ... kept as a weight by earlier versions
+
+
+def openclip_text_rules(*, ours: str = "", projection: bool = False) -> list[Rule]:
+    """Names of the text side of open_clip.CLIP against those of :class:`ldm.models.clip.TextTransformer`."""
+    return [
+        rename("token_embedding.weight", f"{ours}tokens.weight"),
+        rename("positional_embedding", f"{ours}positions"),
+        *_openclip_layers("transformer.resblocks", f"{ours}blocks"),
+        rename("ln_final.*", f"{ours}norm.*"),
+        *[transpose("text_projection", f"{ours}projection.weight")] * projection,
+    ]
+
+
+def openclip_rules() -> list[Rule]:
+    """Names of open_clip.CLIP with a vision transformer against those of :class:`ldm.models.clip.CLIP`."""
+    return [
+        *openclip_text_rules(ours="text.", projection=True),
+        *renames({"conv1": "patches", "ln_pre": "norm_in", "ln_post": "norm_out"}, "visual.", "image."),
+        rename("visual.class_embedding", "image.class_token"),
+        rename("visual.positional_embedding", "image.positions"),
+        *_openclip_layers("visual.transformer.resblocks", "image.blocks"),
+        transpose("visual.proj", "image.projection.weight"),
+        rename("logit_scale", "logit_scale"),
+    ]
+
+
+def text_rules(*, prefix: str = "text_model.", ours: str = "", projection: bool = False) -> list[Rule]:
+    """Names of CLIPTextModel against those of :class:`ldm.models.clip.TextTransformer`.
+
+    Args:
+        prefix: of their names; transformers 5 writes none, all others and diffusers folders `text_model.`.
+        ours: prefix of our names.
+        projection: whether there is a text_projection, as in CLIPModel.
+    """
+    return [
+        rename(f"{prefix}embeddings.token_embedding.weight", f"{ours}tokens.weight"),
+        rename(f"{prefix}embeddings.position_embedding.weight", f"{ours}positions"),
+        *_layers(f"{prefix}encoder.layers", f"{ours}blocks"),
+        rename(f"{prefix}final_layer_norm.*", f"{ours}norm.*"),
+        *[rename("text_projection.weight", f"{ours}projection.weight")] * projection,
+    ]
+
+
+def text_prefix(names: Iterable[str]) -> str:
+    """Which of the two prefixes a text encoder's file has."""
+    return "text_model." if any(name.startswith("text_model.") for name in names) else ""
+
+
+def vision_rules(*, ours: str = "") -> list[Rule]:
+    """Names of CLIPModel's vision_model against those of :class:`ldm.models.clip.VisionTransformer`."""
+    outer = {"embeddings.patch_embedding": "patches", "pre_layrnorm": "norm_in", "post_layernorm": "norm_out"}
+    return [
+        *renames(outer, "vision_model.", ours),  # pre_layrnorm is their spelling
+        rename("vision_model.embeddings.class_embedding", f"{ours}class_token"),
+        rename("vision_model.embeddings.position_embedding.weight", f"{ours}positions"),
+        *_layers("vision_model.encoder.layers", f"{ours}blocks"),
+        rename("visual_projection.weight", f"{ours}projection.weight"),
+    ]
 
 
 def activation(name: str) -> dict[str, Any]:
@@ -91,7 +169,7 @@ def openclip_specs(fields: Fields, *, quick_gelu: bool = False) -> tuple[dict[st
     text.known(OPENCLIP_TEXT)
     vision.known(OPENCLIP_VISION)
     whole = partial(Fields.whole, high=MAX_WIDTH)
-    quick = quick_gelu or fields.choice("quick_gelu", {True: True, False: False}, False)
+    quick = quick_gelu or fields.flag("quick_gelu")
     shared = {
         "embed_dim": whole(fields, "embed_dim"),
         "activation": activation("quick_gelu" if quick else "gelu"),
@@ -164,3 +242,17 @@ def _activation_name(node: Any) -> str:
     if name is None:
         raise UserError(f"the text encoder's activation {node} has no name in transformers, gelu has one")
     return name
+
+
+def _openclip_layers(theirs: str, ours: str) -> list[Rule]:
+    return [
+        *renames(OPENCLIP_LAYER, f"{theirs}.{{}}.", f"{ours}.{{}}."),
+        rename(f"{theirs}.{{}}.attn.in_proj_*", f"{ours}.{{}}.attention.qkv.*"),  # rows q, k, v in both
+    ]
+
+
+def _layers(theirs: str, ours: str) -> list[Rule]:
+    return [
+        *renames(LAYER, f"{theirs}.{{}}.", f"{ours}.{{}}."),
+        merge([f"{theirs}.{{}}.self_attn.{x}_proj.*" for x in "qkv"], f"{ours}.{{}}.attention.qkv.*"),
+    ]
