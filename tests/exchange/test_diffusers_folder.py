@@ -220,7 +220,7 @@ def test_the_names_of_before_2023_are_read(copied, tiny, imported):
         ("unet", "config", {"use_linear_projection": True}, "proj_in"),
         ("vae", "config", {"use_quant_conv": False}, "use_quant_conv=False"),
         ("vae", "config", {"latent_channels": 8}, "the autoencoder has 8"),
-        ("vae", "config", {"scaling_factor": float("nan")}, "scaling_factor=nan"),
+        ("vae", "config", {"scaling_factor": float("nan")}, "scaling_factor='NaN' must be a number"),
         ("vae", "config", {"latents_mean": [0.0]}, "latents_mean"),
         ("text_encoder", "config", {"hidden_act": "silu"}, "hidden_act='silu'"),
         ("text_encoder", "config", {"num_hidden_layers": 3}, "missing blocks.2"),
