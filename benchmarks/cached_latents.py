@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.optim import Optimizer
 
-from ldm.config import CONF, answer_errors, build, plain
+from ldm.commands.answers import answer_errors
+from ldm.config import CONF, build, plain
 from ldm.data.latents import EncodedPictures
 from ldm.stages.diffusion import LatentDiffusion
 

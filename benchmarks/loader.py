@@ -30,11 +30,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image, read_file
 from torchvision.transforms import v2
 
+from ldm.commands.options import command_line, option
 from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData
 from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample, write_shards
-from ldm.options import command_line, option
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
 SIZES = (64, 128, 256)

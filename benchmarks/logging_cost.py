@@ -38,7 +38,8 @@ from ldm.callbacks.metrics_log import MetricsLog
 from ldm.callbacks.pace import Pace
 from ldm.callbacks.tensorboard_log import tensorboard_logger
 from ldm.callbacks.wandb_log import wandb_logger
-from ldm.config import CONF, answer_errors, build, plain
+from ldm.commands.answers import answer_errors
+from ldm.config import CONF, build, plain
 from ldm.trial import made_up_batch
 
 WARM = 10  # steps that are not counted

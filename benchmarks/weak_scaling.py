@@ -25,7 +25,8 @@ from statistics import median
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from ldm.config import CONF, answer_errors, build, plain
+from ldm.commands.answers import answer_errors
+from ldm.config import CONF, build, plain
 from ldm.launch import follow_watcher, launch
 
 WARM = 2  # steps that are not counted

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from data_prep.pairing import Row
 from data_prep.parquet import parquet_entries
 from data_prep.tally import Tally
-from ldm.config import nearest
+from ldm.construct import nearest
 from ldm.data.index import DataError
 from ldm.data.tables import DELIMITERS, numbered_lines, read_table, read_text
 

@@ -16,9 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm import UserError
+from ldm.commands.options import command_line, option
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import Sample, write_shards
-from ldm.options import command_line, option
 from ldm.seeds import check_seed
 
 ASSETS = Path(__file__).parents[1] / "ldm" / "assets" / "emoji"

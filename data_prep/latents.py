@@ -14,11 +14,11 @@ import torch
 
 from ldm import UserError
 from ldm.checkpoints.bundle import load_codec
+from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
 from ldm.data.moments import stored_moments
 from ldm.data.pictures import PictureDataset
 from ldm.data.texts import stored_states, stored_tokens
-from ldm.options import command_line, option
 from ldm.tokenizers import cut_line
 
 TEXTS = {"tokens": stored_tokens, "states": stored_states}

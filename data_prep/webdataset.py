@@ -22,7 +22,6 @@ from ldm.data.index import DataError
 from ldm.data.picture_files import is_hidden
 from ldm.data.shards import is_plain, tar_members
 from ldm.data.tars import FIRST_DOT, PICTURES, TEXTS, beyond_first_dot, expanded, part_of
-from ldm.options import command_line, option
 
 SPLIT_NAME = re.compile(r"(train|validation|val|test)(?![a-z])")
 

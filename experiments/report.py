@@ -14,11 +14,11 @@ from typing import Any
 from experiments.figures import draw_literature, draw_measured
 from experiments.linked import curves_of, sweeps_section
 from experiments.tables import UNVERIFIED, Table, literature_table, measured_table
+from ldm.commands.options import command_line, option
 from ldm.data.picture_files import FIGURE, carries
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.results import FILE_NAME, read_results
 from ldm.files import discard, make_folder, write
-from ldm.options import command_line, option
 
 FOLDER = Path(__file__).parent
 TITLE = """# Experiments

@@ -14,10 +14,10 @@ from experiments.sweep_figure import draw_sweep, is_number
 from experiments.tables import Table
 from hydra_plugins.ldm_sweeps.points import Point, newest, numbers, read_points
 from ldm import UserError
+from ldm.commands.options import command_line, option
 from ldm.evaluation.results import read_results
 from ldm.evaluation.tables import csv_text
 from ldm.files import write
-from ldm.options import command_line, option
 
 HOME = Path(__file__).parent / "sweep"
 PLACES = ("data.root=", "runs=", "out=", "hydra.")  # arguments that only one machine needs

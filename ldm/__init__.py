@@ -10,3 +10,7 @@ class UserError(ValueError):
     shows its traceback. It lives here so that networks and samplers, which import nothing else of ldm, can
     raise it.
     """
+
+
+class NotFinite(UserError, FloatingPointError):
+    """Numbers of a training or of its pictures have become NaN or infinite."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 
-from ldm import UserError
+from ldm import NotFinite, UserError
 from ldm.models.clip import TextTransformer
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.tokenizers import Tokenizer
@@ -85,13 +85,13 @@ class Codec:
         """Pictures of scaled latents, a few at a time.
 
         Raises:
-            FloatingPointError: latents or pictures that are NaN or infinite, and would be saved black.
+            NotFinite: latents or pictures that are NaN or infinite, and would be saved black.
         """
         shift, scale = self._affine(latents.float())
         parts = (latents.float() / scale + shift).split(self.chunk)
         pictures = [self.autoencoder.decode(part) for part in parts]
         if not all(picture.isfinite().all() for picture in pictures):
-            raise FloatingPointError(
+            raise NotFinite(
                 "the pictures are NaN or infinite: lower the guidance scale, take precision=float32,"
                 " or take another bundle"
             )

@@ -1,14 +1,13 @@
 """The door between the command line and the code: configs are checked here, before anything heavy loads."""
 
-import difflib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
@@ -18,10 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ldm import UserError
-from ldm.construct import construct
+from ldm.commands.answers import answer_errors
+from ldm.construct import construct, nearest
 from ldm.seeds import SEED, is_seed
 
 PACKAGE = Path(__file__).resolve().parent
@@ -40,7 +39,6 @@ TARGETS = (
 )
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
 DRAWING = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
-USER_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
 
 # Numbers that no constructor needs to be reached to refuse: name of the last key -> (rule, sentence).
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -69,7 +67,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         @wraps(function)
         def task(config: DictConfig) -> None:
-            answer_errors(lambda: function(config))
+            answer_errors(lambda: function(config), named=lambda: texts_of(config))
 
         run = hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(task)
 
@@ -84,35 +82,6 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
         return command
 
     return decorate
-
-
-def answer_errors(action: Callable[[], None]) -> None:
-    """Runs an action; what a user did wrong ends in one sentence and exit status 1."""
-    try:
-        action()
-    except BrokenPipeError:  # the reader of our output has gone: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("ldm: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except USER_ERRORS as error:
-        if os.environ.get("LDM_TRACEBACK"):
-            raise
-        cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        refuse(one_line(f"{error}{cause}"))
-
-
-def one_line(text: str) -> str:
-    """A text with a blank for each line break, and escapes for what can't be printed, such as a tab."""
-    joined = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in joined)
-
-
-def refuse(sentence: str) -> NoReturn:
-    """Ends the program with a sentence on standard error."""
-    print(f"ldm: {sentence}", file=sys.stderr)
-    sys.exit(1)
 
 
 def build(node: Any) -> Any:
@@ -276,6 +245,17 @@ def key_paths(config: DictConfig, prefix: str = "") -> Iterable[str]:
             yield from key_paths(child, prefix=f"{path}.")
 
 
+def texts_of(config: DictConfig) -> Iterator[str]:
+    """Every text in a config; the paths are among them."""
+    waiting: list[Any] = [OmegaConf.to_container(config, resolve=False)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict | list):
+            waiting += node.values() if isinstance(node, dict) else node
+        elif isinstance(node, str):
+            yield node
+
+
 def repeated_keys(config: DictConfig, prefix: str = "") -> Iterable[tuple[str, str]]:
     """Keys whose value is another key's (`${other}`), each with that key."""
     for key in config:
@@ -285,9 +265,3 @@ def repeated_keys(config: DictConfig, prefix: str = "") -> Iterable[tuple[str, s
                 yield f"{prefix}{key}", whole[1]
         elif isinstance(child, DictConfig) and not child._is_none():
             yield from repeated_keys(child, prefix=f"{prefix}{key}.")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The words ", did you mean X?", or none where nothing is near."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f", did you mean {found[0]!r}?" if found else ""

@@ -5,12 +5,13 @@ start with an allowed prefix and must be *defined* there: an alias such as `ldm.
 foreign as the module that it leads to.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from ldm import UserError
 
@@ -21,6 +22,7 @@ SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
     str: (str,),
     NoneType: (NoneType,),
 }
+LISTS = (Sequence, Iterable, list)
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
 MOVED = {  # names in configs and bundles of earlier versions -> where these are now
     "ldm.metrics.cmmd.Cmmd": "ldm.metrics.kernel_distance.Cmmd",
@@ -47,15 +49,10 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
         name = built.pop("_target_")
         target = locate(name, allowed=allowed)
         is_partial = built.pop("_partial_", False)
-        if name.startswith("ldm."):
-            _check_arguments(name, target, built)
-        try:
-            if is_partial:
-                signature(target).bind_partial(**built)
-                return partial(target, **built) if built else target
-            return target(**built)
-        except TypeError as error:
-            raise UserError(f"_target_ {name!r} can't be called with what it is given: {error}") from error
+        check_arguments(name, target, built, is_partial=is_partial)
+        if is_partial:
+            return partial(target, **built) if built else target
+        return target(**built)  # an error from inside is the target's own, and shows its traceback
     if isinstance(node, list | tuple):
         return [construct(child, allowed=allowed) for child in node]
     return node
@@ -100,33 +97,84 @@ def accepts(function: Any, contract: Any) -> bool:
     return True
 
 
-def _check_arguments(name: str, target: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuses a text where a number belongs, a schedule in a sampler's place, and the like.
+def check_arguments(name: str, target: Any, arguments: Mapping[str, Any], *, is_partial: bool) -> None:
+    """Compares arguments with the signature of what they are for, before it is called.
 
-    The annotations of `target` say what belongs where: scalars, and functions with their arguments.
+    Args:
+        is_partial: whether other arguments may follow.
 
     Raises:
-        UserError: the argument.
+        UserError: an unknown argument, with the nearest known one, a missing one, or one of another type.
     """
-    for key, parameter in signature(target).parameters.items():
-        annotation = parameter.annotation
-        kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-        if key not in arguments or any(_suits(arguments[key], kind) for kind in kinds):
-            continue
-        words = " or ".join(getattr(kind, "__name__", "a function") for kind in kinds)
-        if not all(kind in SCALARS for kind in kinds):
-            words = f"a _target_ of another kind ({words})"
-        value = str(arguments[key])[:40]
-        raise UserError(f"_target_ {name!r} can't be called with {key}={value!r}: it must be {words}")
+    try:
+        known = signature(target)
+    except ValueError:  # some functions that are written in C have none
+        return
+    try:
+        known.bind_partial(**arguments)
+        if not is_partial:
+            known.bind(**arguments)
+    except TypeError as error:
+        strange = next((key for key in arguments if key not in known.parameters), None)
+        hint = "" if strange is None else nearest(str(strange), known.parameters)
+        raise UserError(f"_target_ {name!r} can't be called with what it is given: {error}{hint}") from None
+    if name.startswith("ldm."):
+        _check_values(name, known.parameters, arguments)
 
 
-def _suits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotation's kind; only scalars and functions are looked at."""
-    if kind in SCALARS:
-        return type(value) in SCALARS[kind]
-    if get_origin(kind) is Callable or (getattr(kind, "_is_protocol", False) and "__call__" in vars(kind)):
-        return accepts(value, kind)
-    return True
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The words ", did you mean X?", or none where nothing is near."""
+    found = get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def _check_values(name: str, parameters: Mapping[str, Parameter], arguments: Mapping[str, Any]) -> None:
+    """Refuses a text where a number, a list or a function belongs, and the like, by annotations.
+
+    Raises:
+        UserError: the argument and what it must be.
+    """
+    for key, value in arguments.items():
+        annotation = parameters[key].annotation if key in parameters else Any
+        if not _fits(value, annotation):
+            given = f"{key}={str(value)[:40]!r}"
+            raise UserError(
+                f"_target_ {name!r} can't be called with {given}: it must be {_words(annotation)}"
+            )
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value may stand where an annotation is; what is no plain data, and no known form, may."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if annotation in SCALARS:
+        return type(value) in SCALARS[annotation]
+    if origin in (UnionType, Union):
+        return any(_fits(value, each) for each in inner)
+    if is_function(annotation):
+        return accepts(value, annotation)
+    if not isinstance(value, str | int | float | list | Mapping | None):
+        return True
+    if origin in LISTS:
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    return origin is not Mapping or isinstance(value, Mapping)
+
+
+def is_function(annotation: Any) -> bool:
+    """Whether an annotation is a Callable's, or a protocol of one."""
+    is_protocol = getattr(annotation, "_is_protocol", False)
+    return get_origin(annotation) is Callable or (is_protocol and "__call__" in vars(annotation))
+
+
+def _words(annotation: Any) -> str:
+    """An annotation as a part of a sentence."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if is_function(annotation):
+        return f"a _target_ of another kind ({getattr(annotation, '__name__', 'a function')})"
+    if origin in (UnionType, Union):
+        return " or ".join(map(_words, inner))
+    if origin in LISTS:
+        return f"a list of {_words(inner[0])}"
+    return "a mapping" if origin is Mapping else getattr(annotation, "__name__", str(annotation))
 
 
 def _module_or_class(name: str) -> Any:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm import UserError
-from ldm.config import CONF, build, entry, nearest, plain
+from ldm.config import CONF, build, entry, plain
+from ldm.construct import nearest
 from ldm.evaluation.sweep import AXES, points
 
 if TYPE_CHECKING:

@@ -18,13 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ldm.links import DESCRIPTORS, FULL, OWN, enter, open_plain, opened, reachable, refuse_link
+from ldm import UserError
+from ldm.links import DESCRIPTORS, FULL, OWN, CannotWrite, enter, open_plain, opened, reachable, refuse_link
 
 DRAFT = ".tmp-"  # what the names of unfinished files and folders begin with
 LEFTOVER = re.compile(r"\.tmp(-.*|\w{6})")  # the second form is that of the safetensors library
 
 
-class DiskFull(OSError):
+class DiskFull(CannotWrite):
     """No room on a disk, in a sentence; `errno` and `strerror` are the system's.
 
     Args:
@@ -46,6 +47,10 @@ class DiskFull(OSError):
 
     def __str__(self) -> str:
         return self.sentence
+
+
+class NameTaken(FileExistsError, UserError):
+    """A new folder or file has the name of one that is there already."""
 
 
 @contextmanager
@@ -127,12 +132,12 @@ def new_folder(
             Without a claim the name must be free from the start.
 
     Raises:
-        FileExistsError: `path` is there already.
+        NameTaken: `path` is there already.
     """
     with full_disk_told(path, size), opened(path.parent, below=below, make=True) as parent:
         _check_room(parent, size)
         if claim is None and _exists(parent, path.name):
-            raise FileExistsError(f"{path} exists already: name another folder or remove it")
+            raise NameTaken(f"{path} exists already: name another folder or remove it")
         name = _draft_name()
         os.mkdir(name, dir_fd=parent)
         try:
@@ -186,14 +191,17 @@ def full_disk_told(path: Path, size: int = 0) -> Iterator[None]:
 
     Raises:
         DiskFull: there was no room.
+        OSError: whatever else the system answered, about `path` where it was about its draft.
     """
     try:
         yield
     except OSError as error:
         told = isinstance(error, DiskFull) and not error.path.is_relative_to(DESCRIPTORS)
-        if error.errno not in FULL or told:
-            raise
-        raise DiskFull(error.errno, path, size or getattr(error, "size", 0)) from error
+        if error.errno in FULL and not told:
+            raise DiskFull(error.errno, path, size or getattr(error, "size", 0)) from error
+        if isinstance(error.filename, str) and LEFTOVER.fullmatch(error.filename):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Json and yaml are plain data: mappings with each key once, lists, text that can 
 Arrays come with the size that they claim compared with the bytes that are there. Nothing in a file is run.
 """
 
+import errno
 import io
 import json
 import math
@@ -158,7 +159,7 @@ def is_plain_name(name: object) -> bool:
 
 def _bytes(path: Path, *, most: int) -> bytes:
     if not path.is_file():  # a pipe would never end
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(errno.ENOENT, "there is no file", str(path))
     with path.open("rb") as stream:
         data = stream.read(most + 1)
     if len(data) > most:

@@ -19,6 +19,10 @@ class LinkRefused(UserError):
     """A link, or something else that is no plain file or folder, lies where one is to be written."""
 
 
+class CannotWrite(OSError, UserError):
+    """The system refuses to write a file or folder, in a sentence."""
+
+
 @contextmanager
 def opened(folder: Path, *, below: Path | None = None, make: bool = False) -> Iterator[int]:
     """Descriptor of a folder, reached from `below` (or itself) without following a link.
@@ -105,6 +109,6 @@ def _make_base(folder: Path) -> None:
     except OSError as error:
         if error.errno in FULL:
             raise
-        raise OSError(f"{folder} can't be made ({error.strerror}): name another folder") from error
+        raise CannotWrite(f"{folder} can't be made ({error.strerror}): name another folder") from error
     with opened(folder.parent) as parent:
         os.fsync(parent)

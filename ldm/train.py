@@ -17,7 +17,8 @@ if __name__ == "__main__":  # Python may lose a KeyboardInterrupt while modules 
 
 from omegaconf import DictConfig
 
-from ldm.config import build, entry, overrides, plain, refuse, repeated_keys
+from ldm.commands.answers import refuse
+from ldm.config import build, entry, overrides, plain, repeated_keys
 from ldm.launch import LOST, follow_watcher, launch, ranks_to_start
 from ldm.seeds import key_of
 

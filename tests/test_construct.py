@@ -1,10 +1,13 @@
 """Facts about the list of what a config may name."""
 
+import re
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
 import torch
 
+from ldm import UserError
 from ldm.config import TARGETS
 from ldm.construct import MOVED, construct, locate
 from ldm.models.unet import UNet
@@ -139,3 +142,44 @@ def test_the_tree_itself_is_left_as_it_was(specs):
 def test_a_config_of_an_earlier_version_finds_what_has_moved(old, new):
     assert locate(old, allowed=TARGETS) is locate(new, allowed=TARGETS)
     assert new not in MOVED  # one step
+
+
+class Planted(torch.nn.Module):
+    """A network whose constructor has a bug for a width of 3."""
+
+    def __init__(self, *, width: int, factors: Sequence[int] = ()) -> None:
+        super().__init__()
+        if width == 3:
+            len(width)
+        if width == 4:
+            raise ValueError("torch's own")
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    monkeypatch.setattr("ldm.models.vae.Planted", Planted, raising=False)
+    monkeypatch.setattr(Planted, "__module__", "ldm.models.vae")
+    return {"_target_": "ldm.models.vae.Planted"}
+
+
+@pytest.mark.parametrize(("width", "kind"), [(3, TypeError), (4, ValueError)])
+def test_a_bug_inside_a_constructor_is_no_wrong_argument(planted, width, kind):
+    with pytest.raises(kind) as caught:
+        construct(planted | {"width": width})
+    assert not isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"wdth": 2}, "got an unexpected keyword argument 'wdth', did you mean 'width'?"),
+        ({}, "missing a required argument: 'width'"),
+        ({"width": "2"}, "width='2': it must be int"),
+        ({"width": 2, "factors": 2}, "factors='2': it must be a list of int"),
+        ({"width": 2, "factors": [1, "a"]}, "it must be a list of int"),
+        ({"width": 2, 3: 4}, "keywords must be strings"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_is_built(planted, given, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        construct(planted | given)

@@ -18,7 +18,8 @@ from experiments.samplers.figures import draw_curves, draw_sheet
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
-from ldm.config import CONF, answer_errors, build
+from ldm.commands.answers import answer_errors
+from ldm.config import CONF, build
 from ldm.diffusion import Schedule
 from ldm.diffusion.samplers import Sampling
 from ldm.evaluation.feature_pass import OWN_CLIP

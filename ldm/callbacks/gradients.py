@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from ldm import NotFinite
 from ldm.distributed import any_rank, gather, is_first, whole
 from ldm.files import write
 from ldm.links import LinkRefused
@@ -70,7 +71,7 @@ class Gradients(Callback):
             return "losses"
         return "optimizer's moments" if moments_are_not else ""
 
-    def _refusal(self, trainer: Trainer, what: str) -> FloatingPointError:
+    def _refusal(self, trainer: Trainer, what: str) -> NotFinite:
         """The error, once the batches of all ranks are written."""
         own = {
             "losses": [str(loss.item()) for loss in self._losses],  # as text: json has no NaN
@@ -90,7 +91,7 @@ class Gradients(Callback):
         guilty = [n for n, rank in enumerate(ranks) if {"nan", "inf", "-inf"} & set(rank["losses"])]
         of_ranks = f" (the loss is not finite on ranks {guilty})" if guilty and len(ranks) > 1 else ""
         positions = [position for rank in ranks for position in rank["positions"]]
-        return FloatingPointError(
+        return NotFinite(
             f"step {trainer.global_step}: the {what} are not finite{of_ranks}, so the step was refused and"
             f" nothing was changed or saved; its batch has positions {min(positions)} to {max(positions)}:"
             f" {written}lower optimizer.lr, or look at these samples"

@@ -72,7 +72,7 @@ class Bundle:
             if config.values.get("format") != FORMAT:
                 raise UserError(f"it has format {config.values.get('format')}, this version reads {FORMAT}")
             check_config(config)
-        except ValueError as error:
+        except UserError as error:
             raise BundleError(f"bundle {found}: {CONFIG} is damaged ({error}): copy it again") from error
         return cls(path=found, config=dict(config.values))
 
@@ -287,7 +287,7 @@ def write_bundle(
         dtype: of the stored floating-point weights.
 
     Raises:
-        FileExistsError: `path` is there already.
+        NameTaken: `path` is there already.
     """
     size = sum(_bytes(tensor, dtype) for part in parts.values() for tensor in part.state.values())
     with new_folder(path, size=size) as draft:

@@ -57,7 +57,7 @@ def write_denoiser(
         dtype: of the stored weights.
 
     Raises:
-        FileExistsError: `path` is there already.
+        NameTaken: `path` is there already.
     """
     texts = [name for name in ("text_encoder", "image_encoder") if name in codec.texts.names]
     parts = {"backbone": backbone, "autoencoder": codec.pictures.part("autoencoder")}

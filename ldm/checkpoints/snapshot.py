@@ -39,7 +39,7 @@ def bundle_of_state(
 
     Raises:
         UserError: no whole state of a denoiser's training, or no averaged weights to be had.
-        FileExistsError: `out` is there already.
+        NameTaken: `out` is there already.
     """
     state = state.parent if state.name == STATE else state
     if not is_whole(state):
@@ -98,7 +98,7 @@ def averaged_weights(state: Path) -> dict[str, Tensor]:
         )
     try:
         held = read_state(state / STATE)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"state={error}: take another") from error
     if AVERAGE not in held.get("callbacks", {}):
         raise UserError(f"state={state} holds no averaged weights: train with callbacks.ema")

@@ -18,6 +18,7 @@ from typing import Any
 from ldm.data.index import hash_file
 from ldm.files import discard, make_folder, new_folder, sweep, write
 from ldm.foreign import read_json
+from ldm.links import CannotWrite
 
 STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
 NAME = re.compile(r"step=(\d{8})")
@@ -178,14 +179,14 @@ def pointed_at(root: Path) -> Path | None:
     return root / name if NAME.fullmatch(name) else None
 
 
-def _failure(error: OSError, root: Path, step: int) -> OSError:
+def _failure(error: OSError, root: Path, step: int) -> CannotWrite:
     """The same error in a sentence that a user can act on."""
     try:
         room = f"{shutil.disk_usage(root).free / 1e6:.0f} MB are free there"
     except OSError:
         room = "its disk does not answer"
     cause = f"{error.strerror or error}; {room}"
-    return OSError(
+    return CannotWrite(
         f"{root}: saving the state of step {step} stopped ({cause}) and the earlier ones are as they were: "
         "make room, or the folder writable, and run the same command again"
     )

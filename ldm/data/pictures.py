@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ldm import UserError
 from ldm.data.crops import Box, centre, cut
 from ldm.data.decode import RULES, EncodedPicture
 from ldm.data.index import DataError, ShardIndex
@@ -68,7 +69,7 @@ class PictureDataset(Dataset[Picture]):
             return cut(picture, crop(picture.height, picture.width), height=height, width=width)
         except DataError:
             raise  # of the shard, which it names
-        except ValueError as error:
+        except UserError as error:
             raise self._damaged(number, error) from error
 
     def images(self) -> Tensor:
@@ -90,11 +91,11 @@ class PictureDataset(Dataset[Picture]):
     def _aspect(self, number: int) -> float:
         try:
             picture = EncodedPicture(self.reader.image(number))
-        except ValueError as error:
+        except UserError as error:
             raise self._damaged(number, error) from error
         return picture.width / picture.height
 
-    def _damaged(self, number: int, error: ValueError) -> DataError:
+    def _damaged(self, number: int, error: UserError) -> DataError:
         key = self.reader.keys()[number]
         return DataError(f"data set {self.index.root}: picture {key!r} can't be decoded ({error})")
 

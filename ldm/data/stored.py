@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ldm import UserError
 from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import CHECKED_AT_START, Sample, ShardReader, scan_shard, write_shard
@@ -77,7 +78,7 @@ class StoredArrays:
     def _first(self) -> np.ndarray:
         try:
             first = parse_array(self.reader.image(0), name="it")
-        except ValueError as error:
+        except UserError as error:
             raise self._damaged(0, f"can't be read ({error})") from error
         if not first.size:
             raise self._damaged(0, "holds no numbers")

@@ -146,7 +146,7 @@ class StreamedPictures(Dataset[dict]):
         for sample in self._stream:
             try:
                 return self._row(sample, position)
-            except ValueError as error:
+            except UserError as error:
                 self.samples.pass_over(f"sample {sample['__key__']!r} of {sample['__url__']}: {error}")
         raise AssertionError("the stream has no end")
 

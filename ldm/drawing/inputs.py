@@ -39,7 +39,7 @@ def prepared(path: Path, *, size: int) -> Tensor:
     picture = opened(path)
     try:
         return cut(picture, centre(picture.height, picture.width, aspect=1.0), height=size, width=size)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} can't be decoded ({error}): take another picture") from error
 
 
@@ -94,5 +94,5 @@ def opened(path: Path) -> EncodedPicture:
     """
     try:
         return EncodedPicture(path.read_bytes())
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} is no picture ({error}): take a PNG, JPEG or WebP file") from error

@@ -61,7 +61,7 @@ def jobs_of(lines: Sequence[Line], *, defaults: Mapping[str, Any]) -> list[Job]:
         fields = dict(defaults) | line.fields
         try:
             jobs += _jobs_of_line(fields, first=len(jobs))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{line.where}: {error}" if line.where else str(error)) from error
     seen: set[str] = set()
     for job in jobs:

@@ -118,7 +118,7 @@ class PictureFolder:
         box = centre(picture.height, picture.width, aspect=1.0)
         try:
             return cut(picture, box, height=self.size, width=self.size)
-        except ValueError as error:
+        except UserError as error:
             raise self._damaged(self.files[number], error) from error
 
     def keys(self) -> list[str]:
@@ -176,10 +176,10 @@ class PictureFolder:
     def _opened(self, file: Path) -> EncodedPicture:
         try:
             return EncodedPicture(file.read_bytes())
-        except ValueError as error:
+        except UserError as error:
             raise self._damaged(file, error) from error
 
-    def _damaged(self, file: Path, error: ValueError) -> UserError:
+    def _damaged(self, file: Path, error: UserError) -> UserError:
         return UserError(f"{file} can't be decoded ({' '.join(str(error).split())}): replace or remove it")
 
 

@@ -124,7 +124,7 @@ def read_published(path: Path = PUBLISHED) -> list[PublishedRow]:
     for number, entry in enumerate(entries, start=1):
         try:
             rows.append(PublishedRow.of(entry))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{path}, row {number} ({entry.get('system')}): {error}") from error
     for (system, dataset), count in Counter((row.system, row.dataset) for row in rows).items():
         if count > 1:

@@ -88,7 +88,7 @@ class Statistics:
             arrays = read_arrays(path)
         except FileNotFoundError:
             raise UserError(f"there is no file {path}: write_statistics=<file.npz> makes one") from None
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{error}: write it anew") from error
         gaussian = _gaussian(arrays, path)
         return cls(gaussian=gaussian, **_origin(arrays, gaussian, path))

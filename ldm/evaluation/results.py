@@ -87,7 +87,7 @@ def read_results(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} has format {document.get('format')}, this version reads {FORMAT}")
     except FileNotFoundError:
         raise UserError(f"there are no results at {path}: python -m ldm.evaluate writes them") from None
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}: evaluate again") from error
     return document
 

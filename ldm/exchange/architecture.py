@@ -95,7 +95,7 @@ def to_configs(pipeline: Architecture, *, pad_id: int) -> dict[str, Config]:
     for name, write in writers.items():
         try:
             configs[name] = write()
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("; ".join(problems))

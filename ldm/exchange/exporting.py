@@ -25,7 +25,7 @@ from ldm.exchange.latent_scale import folded, has_one_scale
 from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
 from ldm.exchange.single_file import OWN, header
 from ldm.fields import Fields
-from ldm.files import drafting, new_folder
+from ldm.files import NameTaken, drafting, new_folder
 from ldm.tokenizers import Tokenizer
 
 Config = dict[str, Any]
@@ -125,7 +125,7 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
     """The folder that StableDiffusionPipeline.from_pretrained reads.
 
     Raises:
-        FileExistsError: `out` is there already.
+        NameTaken: `out` is there already.
     """
     rules = {
         "unet": unet_rules(linear_projection=export.architecture.linear_projection),
@@ -162,7 +162,7 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
     """One safetensors file with CompVis' names; its header carries the configs and the tokenizer.
 
     Raises:
-        FileExistsError: `out` is there already.
+        NameTaken: `out` is there already.
     """
     spec = export.architecture
     if spec.backbone["transformer"].get("pool_context"):
@@ -190,7 +190,7 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
     record = export.record(dtype)
     state |= {f"{OWN}{name}": tensor for name, tensor in record.tensors.items()}
     if out.exists():
-        raise FileExistsError(f"{out} exists already: name another or remove it")
+        raise NameTaken(f"{out} exists already: name another or remove it")
     with drafting(out, size=_bytes([state], dtype)) as file:
         _save(file, state, dtype, metadata=header(export.configs, export.tokenizer, record.content))
     return out

@@ -56,7 +56,7 @@ class Imported:
         """Writes the bundle, whole or not at all; its origin holds the source's name and the files' sha256.
 
         Raises:
-            FileExistsError: `path` is there already.
+            NameTaken: `path` is there already.
         """
         root = source.path if source.path.is_dir() else source.path.parent
         hashes = {str(file.relative_to(root)): hash_file(file) for file in self.files}

@@ -83,7 +83,7 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
 
     Raises:
         BundleError: a bundle that can't draw, or is damaged.
-        FileExistsError: `out` is there already.
+        NameTaken: `out` is there already.
         UserError: guidance by a second network, or a graph that computes something else than its network.
     """
     nodes = sampling_nodes(bundle, options)

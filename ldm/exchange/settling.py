@@ -130,7 +130,7 @@ def _fields(process: Mapping[str, Any]) -> dict[str, Any]:
     """A process as a scheduler's fields; none where diffusers has no fields for it."""
     try:
         return process_fields(process)
-    except ValueError:
+    except UserError:
         return {}
 
 

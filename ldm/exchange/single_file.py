@@ -138,7 +138,7 @@ def _read_header(text: str, path: Path) -> tuple[Architecture, Tokenizer]:
         content = Fields.of(parse_json(text, name="json"), name="it")
         configs = {name: replace(content.mapping(name), name=f"{path}: {name}") for name in CONFIGS}
         vocabulary = content.mapping("tokenizer").values
-    except ValueError as error:
+    except UserError as error:
         raise UserError(
             f"{path}: the header's entry {HEADER!r} is damaged ({error}): write it again"
         ) from None

@@ -67,7 +67,7 @@ class Weights:
         """By the name in the file, the name without the wrappers of a training."""
         try:
             return unwrapped(self._stored)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{self.path}: {error}") from None
 
     @property
@@ -167,7 +167,7 @@ class Fit:
         """
         try:
             made = self._translate(self.weights.outline)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{self.weights.path}: {error}") from None
         for name, tensor in made.items():
             if not tensor.is_floating_point():

@@ -12,7 +12,8 @@ from dataclasses import Field, field, fields
 from typing import Any, NamedTuple
 
 from ldm import UserError
-from ldm.config import answer_errors, nearest
+from ldm.commands.answers import answer_errors
+from ldm.construct import nearest
 
 
 class Kind(NamedTuple):
@@ -58,7 +59,7 @@ def command_line(function: Callable[[Any], None], options: type, arguments: list
         else:
             function(read_options(options, arguments))
 
-    answer_errors(run)
+    answer_errors(run, named=lambda: [argument.partition("=")[2] for argument in arguments])
 
 
 def read_options(options: type, arguments: list[str]) -> Any:

@@ -12,8 +12,9 @@ import pytest
 from benchmarks.faults.world import write_pictures
 from data_prep import emoji, flickr30k, folder, latents, verify, webdataset
 from experiments import report, sweeps
+from ldm import UserError
+from ldm.commands.options import KINDS, command_line, help_of, option, read_options
 from ldm.data.index import ShardIndex
-from ldm.options import KINDS, command_line, help_of, option, read_options
 
 
 @dataclass(kw_only=True)
@@ -95,7 +96,7 @@ def test_what_can_not_be_read_is_refused_in_one_sentence(arguments, sentence):
 
 def test_a_refusal_is_one_line_that_shows_a_path_as_it_is(capsys):
     def refuse(options: Options) -> None:
-        raise ValueError(f"{options.source} is no folder:\n    name another")
+        raise UserError(f"{options.source} is no folder:\n    name another")
 
     with pytest.raises(SystemExit) as ended:
         command_line(refuse, Options, ["source=two  blanks\ta tab\x1b[31m caf\udce9"])

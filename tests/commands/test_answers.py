@@ -1,0 +1,83 @@
+"""Facts about how a command ends that goes wrong."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ldm import NotFinite, UserError
+from ldm.commands.answers import answer_errors
+from ldm.files import DiskFull, NameTaken
+
+
+def raising(error: BaseException):
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def opening(path: Path):
+    return lambda: path.open("rb").close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("a sentence"),
+        NotFinite("a sentence"),
+        NameTaken("a sentence"),
+        DiskFull(errno.ENOSPC, Path("/tmp/file"), 5),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/file"),
+        OSError(errno.EROFS, os.strerror(errno.EROFS), ".tmp-1"),
+    ],
+    ids=repr,
+)
+def test_a_mistake_or_a_disk_is_answered_in_one_sentence(error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        answer_errors(raising(error))
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"ldm: {error}\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("torch's own"),
+        TypeError("ours"),
+        FileNotFoundError("no name of a file"),
+        FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), 3),
+        FloatingPointError("numpy's own"),
+        OSError(errno.EBADF, os.strerror(errno.EBADF)),
+    ],
+    ids=repr,
+)
+def test_a_fault_of_ours_shows_its_traceback(error, capsys):
+    with pytest.raises(type(error)) as caught:
+        answer_errors(raising(error), named=lambda: ["", "auto", "runs"])
+    assert caught.value is error
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("missing", ["set", "set/train/0.tar", "."])
+def test_a_file_that_is_missing_where_an_option_points_is_the_users(tmp_path, missing, capsys):
+    named = tmp_path / "absent" / "set"
+    with pytest.raises(SystemExit):
+        answer_errors(opening(named.parent / missing), named=lambda: ["float32", str(named)])
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["other", "set-2"])
+def test_a_file_that_is_missing_elsewhere_is_missing_by_our_fault(tmp_path, missing):
+    with pytest.raises(FileNotFoundError):
+        answer_errors(opening(tmp_path / missing), named=lambda: [str(tmp_path / "set")])
+
+
+def test_a_relative_path_is_that_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        answer_errors(opening(tmp_path / "runs" / "config.yaml"), named=lambda: ["runs"])
+    with pytest.raises(FileNotFoundError):
+        answer_errors(opening(Path("config.yaml")), named=lambda: ["runs"])
