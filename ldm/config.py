@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm import UserError
 from ldm.commands.answers import answer_errors
+from ldm.commands.limits import check_limit
 from ldm.construct import construct, nearest
-from ldm.seeds import SEED, is_seed
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
@@ -39,26 +39,6 @@ TARGETS = (
 )
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
 DRAWING = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
-
-# Numbers that no constructor needs to be reached to refuse: name of the last key -> (rule, sentence).
-LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "lr": (lambda x: 0 < x < float("inf"), "must be a finite number above 0"),
-    "batch_size": (lambda x: x >= 1, "must be at least 1"),
-    "num_pictures": (lambda x: x >= 1, "must be at least 1"),
-    "max_steps": (lambda x: x >= 1, "must be at least 1"),
-    "steps": (
-        lambda x: isinstance(x, int) and 1 <= x <= 10**7,
-        "must lie between 1 and 10000000 and be a whole number",
-    ),
-    "scale": (lambda x: abs(x) < float("inf"), "must be a finite number"),
-    "patience": (lambda x: 1 <= x < float("inf"), "must be a finite number of seconds, at least 1"),
-    "num_workers": (lambda x: x >= 0, "must be at least 0"),
-    **dict.fromkeys(("seed", "seed_base", "caption_seed"), (is_seed, SEED)),
-    "decay": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
-    "caption_drop": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
-    "warmup": (lambda x: x >= 0, "must be at least 0"),
-    "size": (lambda x: x >= 8, "must be at least 8 pixels"),
-}
 
 
 def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -127,7 +107,7 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
             name, overrides=[each.input_line or "" for each in groups if not each.is_sweep_override()]
         )
     for key in key_paths(config):
-        check_range(key, OmegaConf.select(config, key, throw_on_resolution_failure=False))
+        check_limit(key, OmegaConf.select(config, key, throw_on_resolution_failure=False))
     for override in overrides:
         if override not in groups and not override.key_or_group.startswith("hydra"):
             check_value(override, config)
@@ -200,18 +180,7 @@ def check_value(override: Override, config: DictConfig) -> None:
         return
     value, default = override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False)
     check_type(key, value, default)
-    check_range(key, value)
-
-
-def check_range(key: str, value: Any) -> None:
-    """Refuses what the rule of the last part of the key refuses; null, nodes and interpolations pass."""
-    rule, sentence = LIMITS.get(key.rpartition(".")[2], (None, ""))
-    if rule is None or value is None or OmegaConf.is_config(value):
-        return
-    if isinstance(value, str) and "${" in value:
-        return
-    if not isinstance(value, int | float) or not rule(value):
-        raise UserError(f"{key}={value} {sentence}")
+    check_limit(key, value)
 
 
 def check_type(key: str, value: Any, default: Any) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from ldm import config
+from ldm.commands.limits import LIMITS, check_limit
 from ldm.config import CONF, build, check, key_paths, plain
 from ldm.construct import construct
 
@@ -198,10 +200,20 @@ def test_the_defaults_of_every_command_resolve_and_pass_their_own_check(command)
     plain(chosen)
     keys = set(key_paths(chosen))
     assert keys
-    for name, (rule, _) in config.LIMITS.items():
-        value = chosen.get(name)
+    for name, (rule, _) in LIMITS.items():
+        value = OmegaConf.select(chosen, name)
         if isinstance(value, int | float):
             assert rule(value), name
+
+
+def test_each_limit_is_that_of_a_key_that_some_command_has():
+    everywhere = [composed("train", "logger=wandb"), *map(composed, ("sample", "evaluate", "export"))]
+    assert LIMITS.keys() <= {key for each in everywhere for key in key_paths(each)}
+
+
+def test_a_limit_is_of_a_whole_key_not_of_every_key_with_its_last_name():
+    check_limit("callbacks.sheet.size", 2)
+    check_limit("callbacks.other.decay", 1.5)
 
 
 def test_the_config_folder_does_not_hang_on_the_working_directory():

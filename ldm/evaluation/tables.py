@@ -3,9 +3,10 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldm.evaluation.result_types import Closest
+if TYPE_CHECKING:  # a command that refuses its options has not loaded torch
+    from ldm.evaluation.result_types import Closest
 
 READING = {
     "fid": "Frechet inception distance, lower is better; few pictures add a bias: see the floor",
@@ -172,7 +173,7 @@ def _skipped(sets: Mapping[str, Any]) -> str:
     return f"Not measured, for want of a network or of real pictures: {', '.join(names)}." if names else ""
 
 
-def memorisation_sentence(closest: Closest) -> str:
+def memorisation_sentence(closest: "Closest") -> str:
     """How many pictures count as copies, by which limit, and what the figure shows."""
     limit = (
         f"a distance of {closest.limit:.3f} in {closest.features}, which {1 - closest.quantile:.0%} of the "

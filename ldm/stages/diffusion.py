@@ -43,7 +43,8 @@ class LatentDiffusion(LightningModule):
 
     Raises:
         BundleError: an `initial` that is missing, damaged or of another network.
-        UserError: a `net` for other latents or text states than the codec makes.
+        UserError: a `net` for other latents or text states than the codec makes, or a `caption_drop` that is
+            no share.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class LatentDiffusion(LightningModule):
     ) -> None:
         super().__init__()
         check_codec(net, codec)
+        if not 0 <= caption_drop <= 1:
+            raise UserError(f"{caption_drop=} must lie in [0, 1]: it is a share of the samples")
         if initial is not None:
             Bundle.open(initial).copy_into(net, "backbone")
         self.net = net

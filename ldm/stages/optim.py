@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm import UserError
+
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 Decay = Callable[[int], float]  # step -> factor of the learning rate
 
@@ -51,6 +53,13 @@ class StepMean:
 
 
 def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> tuple[Optimizer, LambdaLR]:
-    """An optimizer over a module's parameters and the schedule that steps with it."""
+    """An optimizer over a module's parameters and the schedule that steps with it.
+
+    Raises:
+        UserError: a learning rate that is not a finite number above 0.
+    """
     made = optimizer(parameter_groups(module))
+    for group in made.param_groups:
+        if not 0 < group["lr"] < math.inf:
+            raise UserError(f"optimizer.lr={group['lr']} must be a finite number above 0")
     return made, LambdaLR(made, decay)

@@ -1,10 +1,13 @@
 """Facts about the denoiser's stage."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from ldm import UserError
 from ldm.callbacks.ema import EMA
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
@@ -68,6 +71,20 @@ def test_dropped_captions_are_the_empty_prompt(
     empty = codec.encode_prompts([""]).expand_as(batch["context"])
     losses = [stage.training_step(batch | {"context": context}, 0) for context in (batch["context"], empty)]
     assert torch.equal(*losses) == same
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_captions_to_drop_that_is_none_is_refused(diffusion_stage, share):
+    with pytest.raises(UserError, match=f"caption_drop={share} must lie in"):
+        diffusion_stage(caption_drop=share)
+
+
+@pytest.mark.parametrize("lr", [0.0, float("inf"), float("nan")])
+def test_a_learning_rate_with_which_nothing_is_learned_is_refused(diffusion_stage, lr):
+    stage = diffusion_stage()
+    stage.optimizer = partial(torch.optim.AdamW, lr=lr)
+    with pytest.raises(UserError, match=r"optimizer\.lr=.* must be a finite number above 0"):
+        stage.configure_optimizers()
 
 
 def test_the_stated_share_of_captions_is_dropped(diffusion_stage):
