@@ -25,6 +25,7 @@ from data_prep import splits
 from data_prep.making import over_processes
 from data_prep.reports import read_report
 from ldm.checkpoints.pictures import save_figure, write_png
+from ldm.commands.options import command_line, option
 from ldm.data.augment import names_a_side
 from ldm.data.decode import EncodedPicture
 from ldm.data.index import DataError, Shard, ShardIndex

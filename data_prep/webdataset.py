@@ -17,6 +17,7 @@ from data_prep.options import PreparationOptions
 from data_prep.pairing import SEVERAL, Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.tally import LeftOut, Tally, total
+from ldm.commands.options import command_line, option
 from ldm.data.captions import sample_captions
 from ldm.data.index import DataError
 from ldm.data.picture_files import is_hidden

@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
+from ldm.commands.options import read_options
 from ldm.config import CONF, check
-from ldm.options import read_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

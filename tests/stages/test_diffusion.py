@@ -79,7 +79,7 @@ def test_a_share_of_captions_to_drop_that_is_none_is_refused(diffusion_stage, sh
         diffusion_stage(caption_drop=share)
 
 
-@pytest.mark.parametrize("lr", [0.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("lr", [0.0, float("inf")])
 def test_a_learning_rate_with_which_nothing_is_learned_is_refused(diffusion_stage, lr):
     stage = diffusion_stage()
     stage.optimizer = partial(torch.optim.AdamW, lr=lr)
