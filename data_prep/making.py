@@ -24,6 +24,7 @@ from data_prep.texts import is_long, printable
 from ldm.data.index import DataError, Shard, hash_file
 from ldm.data.shards import Sample, write_shard
 from ldm.files import write
+from ldm.foreign import read_json
 
 NOTES = ".notes"  # folder of the notes; gone once the index is there
 
@@ -114,7 +115,7 @@ def source_hashes(entries: Iterable[Entry]) -> dict[str, str]:
 def finished(task: ShardTask) -> ShardNote | None:
     """The note of a shard that was made by the same plan from the same bytes and is whole, or None."""
     try:
-        entry = json.loads(note_path(task.path).read_bytes())
+        entry = read_json(note_path(task.path))
         if entry["plan"] != task.plan or hash_file(task.path) != entry["shard"]["sha256"]:
             return None
         if entry["hashes"] != source_hashes(task.entries):

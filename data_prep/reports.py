@@ -15,6 +15,7 @@ from data_prep.tally import Ledger, counts, total
 from ldm.checkpoints.provenance import command, environment, git_state
 from ldm.data.index import DataError
 from ldm.files import write
+from ldm.foreign import read_json
 
 FILE_NAME = "report.json"
 
@@ -144,7 +145,7 @@ def write_report(root: Path, report: dict) -> None:
 def read_report(root: Path) -> dict:
     """The report of a set; empty if there is none that can be read."""
     try:
-        report = json.loads((root / FILE_NAME).read_text(encoding="utf-8"))
+        report = read_json(root / FILE_NAME)
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}

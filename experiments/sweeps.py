@@ -3,7 +3,6 @@
 A training's numbers are the last that it logged at a validation, an evaluation's are its results.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ldm.commands.options import command_line, option
 from ldm.evaluation.results import read_results
 from ldm.evaluation.tables import csv_text
 from ldm.files import write
+from ldm.foreign import read_json
 
 HOME = Path(__file__).parent / "sweep"
 PLACES = ("data.root=", "runs=", "out=", "hydra.")  # arguments that only one machine needs
@@ -77,7 +77,7 @@ def outcome(point: Point) -> Outcome:
         ruler, commit = document["protocol"]["ruler"], document["provenance"]["commit"]
     else:
         for record in newest(point, "run.json"):
-            commit = json.loads(record.read_text(encoding="utf-8"))["commit"]
+            commit = read_json(record)["commit"]
     return Outcome(
         swept=point.swept,
         state=state,

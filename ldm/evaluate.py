@@ -1,5 +1,6 @@
 """Measures a bundle or any pictures: `python -m ldm.evaluate bundle=<folder> out=<new folder>`."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def check_options(config: DictConfig) -> None:
     points(plain(config.sweep))
     for name in config.sweep.samplers or ():
         sampler_node(name)
-    if config.list_prompts is None and Path(config.out).exists():
+    if config.list_prompts is None and os.path.lexists(config.out):
         raise UserError(f"out={config.out} exists already: name a new folder with out=<folder>, or remove it")
 
 
@@ -90,7 +91,7 @@ def check_new_statistics(config: DictConfig) -> None:
     path = Path(config.write_statistics)
     if path.suffix != ".npz":
         raise UserError(f"write_statistics={path} must end with .npz")
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"write_statistics={path} exists already: name a new file, or remove it")
     if config.statistics is not None:
         raise UserError("write_statistics takes real pictures, not statistics: leave statistics out")

@@ -3,6 +3,7 @@
 `state=<run>/checkpoints/step=...` makes a bundle of a training that goes on.
 """
 
+import os
 import re
 from functools import partial
 from importlib.util import find_spec
@@ -137,7 +138,7 @@ def check_options(config: DictConfig) -> None:
         check_onnx(config.precision)
     if config.out is None:
         raise UserError("out is missing: name what is to be made with out=<folder>")
-    if Path(config.out).exists():
+    if os.path.lexists(config.out):
         raise UserError(f"out={config.out} exists already: name another with out=<folder>, or remove it")
     if form == "safetensors" and not str(config.out).endswith(".safetensors"):
         raise UserError(f"out={config.out} is to be one file: name it out={config.out}.safetensors")

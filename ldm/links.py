@@ -94,6 +94,12 @@ def refuse_link(folder: int, path: Path) -> None:
         )
 
 
+def check_no_link(path: Path) -> None:
+    """Raises LinkRefused if a file is a link: asked before the work that it is to be written after."""
+    with opened(path.parent) as folder:
+        refuse_link(folder, path)
+
+
 def reachable(descriptor: int, path: Path) -> Path:
     """A path to an open folder that no link leads elsewhere; where the system has none, its own path."""
     own = DESCRIPTORS / str(descriptor)

@@ -11,6 +11,7 @@ from ldm import UserError
 from ldm.config import entry, overrides
 from ldm.drawing.job import Job
 from ldm.drawing.jobs import asked_jobs
+from ldm.links import check_no_link
 
 SHEET_LIMIT = 512  # pictures on one sheet: the first ones
 CHOSEN = ("sampler", "guidance", "grid", "steps", "scale")  # instead of the bundle's own
@@ -112,11 +113,12 @@ def sheet_at(sheet: str | Path) -> Path:
     """Where the sheet goes.
 
     Raises:
-        UserError: its folder is not there.
+        UserError: its folder is not there, or it is a link.
     """
     path = Path(sheet)
     if not path.parent.is_dir():
         raise UserError(f"sheet={path} lies in no folder that is there: make {path.parent} first")
+    check_no_link(path)
     return path
 
 

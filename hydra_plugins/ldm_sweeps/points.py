@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from ldm import UserError
 from ldm.checkpoints.log_lines import read_curves
 from ldm.files import write
+from ldm.foreign import read_json
 
 RECORD = "point.json"
 OUTPUT = "output.txt"
@@ -163,7 +164,7 @@ def read_point(path: Path) -> Point:
         UserError: it can't be read.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         return Point(folder=path.parent, swept=record["swept"], command=record["command"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a point's record ({error!r}): start the sweep again") from error

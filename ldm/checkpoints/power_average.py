@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.tensors import save_tensors
+from ldm.fields import Fields
 from ldm.files import drafting
+from ldm.foreign import parse_json
 
 NAME = re.compile(r"step=(\d{8})_length=([\d.e-]+)\.safetensors")
 CHECKSUMS = "crc32"  # of each tensor, in a file's metadata
@@ -139,9 +141,10 @@ class Written:
         """
         try:
             file = safe_open(path, framework="pt")
-        except SafetensorError as error:
+            text = (file.metadata() or {}).get(CHECKSUMS, "{}")
+            return cls(path, file, Fields.of(parse_json(text, name=CHECKSUMS), name=CHECKSUMS).values)
+        except (SafetensorError, ValueError) as error:
             raise _damaged(path, str(error)) from error
-        return cls(path, file, json.loads((file.metadata() or {}).get(CHECKSUMS, "{}")))
 
     def tensor(self, name: str) -> Tensor:
         """One tensor.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm import UserError
+from ldm.foreign import is_plain_name
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".tif", ".tiff")  # never decoded
@@ -108,11 +109,12 @@ def listed_pictures(path: Path) -> list[str] | None:
     A last line that is cut, as a process that is killed may leave it, names nothing.
     """
     try:
-        entries = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else [b""]  # a pipe would never end
+        entries = [json.loads(line) for line in lines]
         names = [entry["file"] for entry in entries if entry["bundle"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return names if all(isinstance(name, str) and Path(name).name == name for name in names) else None
+    return names if all(map(is_plain_name, names)) else None
 
 
 def carries(path: Path, keyword: str) -> bool:

@@ -10,6 +10,8 @@ from ldm.data.picture_files import FIGURE, LIST, carries, listed_pictures
 from ldm.drawing.job import Job
 from ldm.drawing.record import FIELD
 from ldm.files import discard, write
+from ldm.foreign import is_plain_name, read_json
+from ldm.links import check_no_link
 
 SHEET = "sheet.png"
 DOOMED = ".doomed.json"  # names that are being removed, while they are
@@ -19,13 +21,17 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
     """Refuses a folder in which the pictures of a command would take the place of somebody else's files.
 
     Raises:
-        UserError: a file that `ldm.sample` has not written, or a picture to start from, by its name.
+        UserError: a file that `ldm.sample` has not written, a link, or a picture to start from, by its name.
     """
+    for name in (LIST, DOOMED):
+        check_no_link(folder / name)
     earlier = listed_pictures(folder / LIST)
     if earlier is None and os.path.lexists(folder / LIST):
         raise UserError(f"out={folder} holds a {LIST} that ldm.sample has not written: name another folder")
     names = sorted({f"{job.name}.png" for job in jobs})
-    for name in names:
+    for name in (
+        names if earlier is not None else (SHEET, *names)
+    ):  # earlier versions did not mark their sheets
         check_place(folder / name)
     going = {(folder / name).resolve() for name in [*names, *(earlier or [])]}
     for job in jobs:
@@ -64,10 +70,10 @@ def clear(folder: Path) -> None:
 
 def _put_aside(folder: Path) -> list[str]:
     try:
-        names = json.loads((folder / DOOMED).read_text(encoding="utf-8"))
+        names = read_json(folder / DOOMED)
     except (OSError, ValueError):
         return []
-    return [name for name in names if Path(name).name == name]
+    return [name for name in names if is_plain_name(name)] if isinstance(names, list) else []
 
 
 def _is_ours(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The list by which any other system can draw what a protocol measures."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def write_prompts(
     Raises:
         UserError: the file exists, or a set that the gallery can't give captions for.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"list_prompts={path} exists already: name a new file, or remove it")
     rows = []
     for each in sets:

@@ -1,6 +1,7 @@
 """Facts about drawing into a folder again: what goes, what stays, and what the folder's list says."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -115,7 +116,33 @@ def test_what_was_being_removed_goes_with_the_next_command(sample):
     assert names(out) == ["0000.png", "pictures.jsonl", "sheet.png"]
 
 
-@pytest.mark.parametrize("name", ["0001.png", "pictures.jsonl"])
+@pytest.mark.parametrize("name", ["pictures.jsonl", DOOMED, "sheet.png"])
+def test_a_link_in_the_place_of_what_is_written_is_refused_before_a_picture_is_made(
+    sample, refused, tmp_path, name
+):
+    out = sample("prompts=[a hat]")
+    if (out / name).exists():
+        shutil.move(out / name, tmp_path / "moved")
+    (out / name).symlink_to(tmp_path / "moved")
+    before = names(out)
+    assert f"{name} is a link to" in refused("prompts=[a cat]", "num_pictures=1")
+    assert names(out) == before
+
+
+def test_names_that_are_put_aside_and_are_none_are_passed_over(sample):
+    out = sample("prompts=[a hat]")
+    (out / DOOMED).write_text('[1, "../a", ["0000.png"], "b\\u0000"]')
+    sample("prompts=[a hat]", "num_pictures=1")
+    assert names(out) == ["0000.png", "pictures.jsonl", "sheet.png"]
+
+
+def test_a_pipe_in_the_place_of_the_list_is_refused(refused, tmp_path):
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "pictures.jsonl")
+    assert "pictures.jsonl that ldm.sample has not written" in refused("prompts=[a hat]")
+
+
+@pytest.mark.parametrize("name", ["0001.png", "pictures.jsonl", "sheet.png"])
 def test_a_users_file_is_never_overwritten(refused, tmp_path, name):
     (tmp_path / "out").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "out" / name, format="PNG")
