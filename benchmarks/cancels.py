@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.rank_faults import LIMIT, TRAINING, found_of, is_alive, rank_of
-from ldm.launch import WATCHER
+from ldm.distributed.launch import WATCHER
 
 LEFT = 30.0  # seconds after which a process counts as left behind
 BEYOND = 1.5  # cancels come within so many times what a training takes to its first steps

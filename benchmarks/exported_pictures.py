@@ -20,7 +20,7 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
 from ldm.drawing.lists import read_list
 from ldm.exchange.exporting import Export, open_export, write_diffusers
-from ldm.noise import Mt19937Noise
+from ldm.randomness.noise import Mt19937Noise
 
 PROMPTS = Path("experiments/emoji/prompts.txt")
 LIMIT = 1  # levels of 255

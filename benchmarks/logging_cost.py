@@ -32,15 +32,15 @@ from pytorch_lightning.loggers import Logger
 from torch.utils.data import DataLoader
 
 from benchmarks.wandb_services import KEY, Behaviour, Service, answers, black_hole, drips, errs
-from ldm.callbacks.aside import end_all
 from ldm.callbacks.gradients import Gradients
-from ldm.callbacks.metrics_log import MetricsLog
 from ldm.callbacks.pace import Pace
-from ldm.callbacks.tensorboard_log import tensorboard_logger
-from ldm.callbacks.wandb_log import wandb_logger
 from ldm.commands.answers import answer_errors
 from ldm.config import CONF, build, plain
-from ldm.trial import made_up_batch
+from ldm.loggers.background import end_all
+from ldm.loggers.metrics_log import MetricsLog
+from ldm.loggers.tensorboard_log import tensorboard_logger
+from ldm.loggers.wandb_log import wandb_logger
+from ldm.planning.trial import made_up_batch
 
 WARM = 10  # steps that are not counted
 LIMIT = 0.01

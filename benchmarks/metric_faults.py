@@ -24,8 +24,8 @@ from torch import Tensor
 
 import ldm.config
 from benchmarks.chaos.world import SMALL, write_pictures
-from ldm.distributed import rank
-from ldm.launch import launch
+from ldm.distributed.launch import launch
+from ldm.distributed.ranks import rank
 from ldm.metrics.features import FeatureIdentity
 
 LIMIT = 60.0  # seconds from a fault to the end

@@ -91,7 +91,7 @@ class Drawing:
 
     def noise(self) -> Tensor:
         """The latents that both sides start from: what ours generates for SEED."""
-        from ldm.noise import SeededNoise
+        from ldm.randomness.noise import SeededNoise
 
         return SeededNoise([SEED], (4, self.size // 8, self.size // 8), device=torch.device("cpu")).draw()
 

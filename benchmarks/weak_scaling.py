@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from ldm.commands.answers import answer_errors
 from ldm.config import CONF, build, plain
-from ldm.launch import follow_watcher, launch
+from ldm.distributed.launch import follow_watcher, launch
 
 WARM = 2  # steps that are not counted
 SAMPLES = ("batch_size=16",)  # of a rank, unless another is given
@@ -47,10 +47,10 @@ def be_rank(overrides: Sequence[str], *, ranks: int, apart: bool, steps: int, ou
     follow_watcher()
     from torch.utils.data import DataLoader
 
-    from ldm.distributed import join, leave, rank
-    from ldm.dry_run import made_up_stage
+    from ldm.distributed.ranks import join, leave, rank
+    from ldm.planning.dry_run import made_up_stage
+    from ldm.planning.trial import Observer, made_up_batch
     from ldm.train import quiet
-    from ldm.trial import Observer, made_up_batch
 
     quiet()
     config = configured(overrides, ranks=1 if apart else ranks)

@@ -19,7 +19,7 @@ from ldm import UserError
 from ldm.commands.options import command_line, option
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import Sample, write_shards
-from ldm.seeds import check_seed
+from ldm.randomness.seeds import check_seed
 
 ASSETS = Path(__file__).parents[1] / "ldm" / "assets" / "emoji"
 SIDE, COLUMNS = 64, 32  # the sheet holds tiles of SIDE px, row by row

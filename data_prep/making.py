@@ -23,8 +23,8 @@ from data_prep.tally import LeftOut, Tally
 from data_prep.texts import is_long, printable
 from ldm.data.index import DataError, Shard, hash_file
 from ldm.data.shards import Sample, write_shard
-from ldm.files import write
-from ldm.foreign import read_json
+from ldm.io.reading import read_json
+from ldm.io.writing import write
 
 NOTES = ".notes"  # folder of the notes; gone once the index is there
 

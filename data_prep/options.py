@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.pictures import PictureRules
 from ldm import UserError
 from ldm.commands.options import option
-from ldm.seeds import check_seed
+from ldm.randomness.seeds import check_seed
 
 LISTED = ("listed", "karpathy")
 

@@ -33,8 +33,8 @@ from data_prep.reports import Speed, check_left_out, describe, read_report, writ
 from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
 from data_prep.texts import printable
 from ldm.data.index import FILE_NAME, DataError, ShardIndex
-from ldm.files import DiskFull, discard, make_folder, sweep
-from ldm.links import open_plain, opened
+from ldm.io.links import open_plain, opened
+from ldm.io.writing import DiskFull, discard, make_folder, sweep
 
 RULES = 3  # counts changes of the rules for pictures and captions
 

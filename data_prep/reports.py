@@ -14,8 +14,8 @@ from data_prep.pairing import Collection
 from data_prep.tally import Ledger, counts, total
 from ldm.checkpoints.provenance import command, environment, git_state
 from ldm.data.index import DataError
-from ldm.files import write
-from ldm.foreign import read_json
+from ldm.io.reading import read_json
+from ldm.io.writing import write
 
 FILE_NAME = "report.json"
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from ldm.data.index import DataError
 from ldm.data.picture_files import OTHERS, SUFFIXES, is_hidden
 from ldm.data.tables import numbered_lines, read_text
-from ldm.files import write
+from ldm.io.writing import write
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {  # as Hugging Face reads them

@@ -30,7 +30,7 @@ from ldm.data.augment import names_a_side
 from ldm.data.decode import EncodedPicture
 from ldm.data.index import DataError, Shard, ShardIndex
 from ldm.data.shards import ShardReader, scan_shard
-from ldm.files import discard, make_folder, write
+from ldm.io.writing import discard, make_folder, write
 
 NUM_SPECIMENS = 40
 SHOWN = 20  # problems on the screen; all are in summary.json

@@ -18,7 +18,7 @@ from ldm.commands.options import command_line, option
 from ldm.data.picture_files import FIGURE, carries
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.results import FILE_NAME, read_results
-from ldm.files import discard, make_folder, write
+from ldm.io.writing import discard, make_folder, write
 
 FOLDER = Path(__file__).parent
 TITLE = """# Experiments
@@ -107,8 +107,8 @@ def literature_section(rows: Sequence[PublishedRow], table: Table, figure: Path)
 
 def send(tables: Sequence[Table], *, project: str, folder: Path) -> None:
     """Logs the tables to one W&B run, the same again each time that `folder` is the same."""
-    from ldm.callbacks.wandb_log import wandb_logger  # Lightning takes seconds that only this needs
-    from ldm.callbacks.wandb_table import log_table
+    from ldm.loggers.wandb_log import wandb_logger  # Lightning takes seconds that only this needs
+    from ldm.loggers.wandb_table import log_table
 
     make_folder(folder)
     logger = wandb_logger(project=project, name="experiments", folder=str(folder))

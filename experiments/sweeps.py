@@ -16,8 +16,8 @@ from ldm import UserError
 from ldm.commands.options import command_line, option
 from ldm.evaluation.results import read_results
 from ldm.evaluation.tables import csv_text
-from ldm.files import write
-from ldm.foreign import read_json
+from ldm.io.reading import read_json
+from ldm.io.writing import write
 
 HOME = Path(__file__).parent / "sweep"
 PLACES = ("data.root=", "runs=", "out=", "hydra.")  # arguments that only one machine needs

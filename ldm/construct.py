@@ -25,6 +25,9 @@ SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
 LISTS = (Sequence, Iterable, list)
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
 MOVED = {  # names in configs and bundles of earlier versions -> where these are now
+    "ldm.callbacks.tensorboard_log.tensorboard_logger": "ldm.loggers.tensorboard_log.tensorboard_logger",
+    "ldm.callbacks.wandb_log.wandb_logger": "ldm.loggers.wandb_log.wandb_logger",
+    "ldm.sharding.Sharded": "ldm.distributed.sharding.Sharded",
     "ldm.metrics.cmmd.Cmmd": "ldm.metrics.kernel_distance.Cmmd",
     "ldm.metrics.lpips.Lpips": "ldm.metrics.perceptual.Lpips",
     "ldm.metrics.nearest.PictureRecall": "ldm.metrics.retrieval.PictureRecall",

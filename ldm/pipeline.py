@@ -15,7 +15,7 @@ from ldm.diffusion.editing import from_strength, keeping, noised
 from ldm.diffusion.guidance import apart, batched
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
-from ldm.noise import SeededNoise
+from ldm.randomness.noise import SeededNoise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,11 @@ def main(config: DictConfig) -> None:
         accelerator=config.trainer.accelerator,
         environment=os.environ,
     )
-    from ldm.room import check_needs, needs_of  # Lightning, which what is refused above needn't wait for
-    from ldm.start import check_start
+    from ldm.planning.disk_room import (  # Lightning, which what is refused above needn't wait for
+        check_needs,
+        needs_of,
+    )
+    from ldm.planning.launch_checks import check_start
 
     stage, data = build(config.model.stage), build(config.model.datamodule)
     check_start(stage, plain(config))

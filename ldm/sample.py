@@ -11,7 +11,7 @@ from ldm import UserError
 from ldm.config import entry, overrides
 from ldm.drawing.job import Job
 from ldm.drawing.jobs import asked_jobs
-from ldm.links import check_no_link
+from ldm.io.links import check_no_link
 
 SHEET_LIMIT = 512  # pictures on one sheet: the first ones
 CHOSEN = ("sampler", "guidance", "grid", "steps", "scale")  # instead of the bundle's own
@@ -42,7 +42,7 @@ def draw(config: DictConfig) -> None:
     from ldm.drawing.drawer import Drawer, batches
     from ldm.drawing.inputs import check_inputs
     from ldm.drawing.saving import Saver
-    from ldm.noise import noise_of
+    from ldm.randomness.noise import noise_of
 
     bundle = Bundle.open(config.bundle)
     options = {name: written.get(name) for name in CHOSEN}

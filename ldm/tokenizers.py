@@ -22,8 +22,6 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from ldm import UserError
-from ldm.fields import MAX_WIDTH, Fields
-from ldm.foreign import read_json
 
 Merge = tuple[str, str]
 
@@ -33,9 +31,7 @@ NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
 CLIP_VOCAB_SIZE = 49_408  # Radford et al. 2021, section 2.4
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 MAX_BYTES = 2**24  # of an unpacked vocabulary; CLIP's takes 3.2 MB
-FORMAT = "ldm-tokenizer-1"
 SEEN = 30  # characters before a cut that are shown
-SIZES = ("vocab_size", "context_length", "pad_id")
 
 # contractions, runs of letters, single digits, runs of anything else that is not a space; by the package that
 # CLIP's own code uses, for what counts as a letter differs between regular expressions of different ages
@@ -123,33 +119,6 @@ class Tokenizer:
         sizes = f"{self.vocab_size} {self.context_length} {self.pad_id}"
         return [sizes, *(" ".join(merge) for merge in self.merges)]
 
-    def save(self, path: Path | str) -> None:
-        """One json file that `load` turns into the same tokenizer."""
-        content = {
-            "format": FORMAT,
-            "vocab_size": self.vocab_size,
-            "context_length": self.context_length,
-            "pad_id": self.pad_id,
-            "merges": [" ".join(merge) for merge in self.merges],
-        }
-        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path | str) -> Tokenizer:
-        """The tokenizer that `save` wrote; ValueError when the file is anything else."""
-        try:
-            content = Fields.of(read_json(Path(path)), name=f"{path}")
-            if content.text("format") != FORMAT:
-                raise UserError(f"format {content.text('format')!r} is not {FORMAT!r}")
-            sizes = {name: content.whole(name, low=0, high=MAX_WIDTH) for name in SIZES}
-            return cls([_merge(line) for line in content.texts("merges")], **sizes)
-        except FileNotFoundError:
-            raise UserError(f"there is no tokenizer at {path}: give the path of a tokenizer.json") from None
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not a tokenizer written by ldm ({error}): train or copy it again"
-            ) from None
-
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._bpe.encode(words(text), is_pretokenized=True, add_special_tokens=False).ids
         return ids
@@ -184,7 +153,7 @@ def clip_bpe(vocabulary: Path | str | None = None, *, context_length: int = 77, 
         with gzip.open(path) as stream:
             lines = stream.read(MAX_BYTES).decode("utf-8").splitlines()
         num_merges = CLIP_VOCAB_SIZE - NUM_BYTE_TOKENS - NUM_CONTROL
-        merges = [_merge(line) for line in lines[1 : num_merges + 1]]  # the first line names the version
+        merges = [parse_merge(line) for line in lines[1 : num_merges + 1]]  # the first line names the version
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
             f"CLIP's vocabulary {path} cannot be read ({error}): give the path of {CLIP_VOCABULARY}"
@@ -245,8 +214,9 @@ def _byte_pairs(merges: Sequence[Merge]) -> BytePairTokenizer:
     return tokenizer
 
 
-def _merge(line: str) -> Merge:
-    left, right = line.split(" ")  # a line of any other form raises ValueError
+def parse_merge(line: str) -> Merge:
+    """The two parts of a merge, with a blank between them; ValueError for a line of any other form."""
+    left, right = line.split(" ")
     return left, right
 
 

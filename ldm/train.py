@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from ldm.commands.answers import refuse
 from ldm.config import build, entry, overrides, plain, repeated_keys
-from ldm.launch import LOST, follow_watcher, launch, ranks_to_start
-from ldm.seeds import key_of
+from ldm.distributed.launch import LOST, follow_watcher, launch, ranks_to_start
+from ldm.randomness.seeds import key_of
 
 
 class EndedEarly(Exception):
@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     """Starts the ranks of the training, or is one of them; or tells what the training would take."""
     if config.dry_run:
         quiet()
-        from ldm.dry_run import dry_run
+        from ldm.planning.dry_run import dry_run
 
         return dry_run(config)
     count = ranks_to_start(plain(config.trainer))
@@ -54,7 +54,7 @@ def train(config: DictConfig) -> None:
 
     from ldm.callbacks.saving import StoppedBySignal
     from ldm.data.index import DataError
-    from ldm.distributed import is_lost, join, leave, rank
+    from ldm.distributed.ranks import is_lost, join, leave, rank
 
     torch.set_float32_matmul_precision("high")
     try:
@@ -78,14 +78,14 @@ def fit(config: DictConfig) -> None:
     """One training on this rank; the first rank opens the run and prints."""
     import torch
 
-    from ldm.callbacks.aside import end_all
-    from ldm.callbacks.metrics_log import MetricsLog
     from ldm.callbacks.new_options import NewOptions
     from ldm.callbacks.progress import ProgressBar
     from ldm.checkpoints.initial import follow_init
-    from ldm.distributed import is_first
-    from ldm.room import check_needs, needs_of_cache
-    from ldm.start import batch_line, caption_lines, check_start, plugins, validation_options
+    from ldm.distributed.ranks import is_first
+    from ldm.loggers.background import end_all
+    from ldm.loggers.metrics_log import MetricsLog
+    from ldm.planning.disk_room import check_needs, needs_of_cache
+    from ldm.planning.launch_checks import batch_line, caption_lines, check_start, plugins, validation_options
 
     for line in follow_init(config, overrides()):
         tell(line)
@@ -136,7 +136,7 @@ def fit(config: DictConfig) -> None:
 def find(config: DictConfig) -> tuple[Any, dict[str, Any]]:
     """The run that the command resumes, or none, and the part of its config that a run records."""
     from ldm.checkpoints.run import find_run
-    from ldm.distributed import is_first, share
+    from ldm.distributed.ranks import is_first, share
 
     identity = plain(config)
     del identity["run_dir"], identity["dry_run"], identity["patience"]
@@ -149,7 +149,7 @@ def begin(run: Any, identity: dict[str, Any], stage: Any, *, runs: str) -> tuple
     """A new run, or the one that is resumed with its record brought up to date, its config, and its state."""
     from ldm.checkpoints.resuming import check_state
     from ldm.checkpoints.run import new_run
-    from ldm.distributed import is_first, share
+    from ldm.distributed.ranks import is_first, share
 
     if not is_first():
         return share(None)
@@ -165,7 +165,7 @@ def begin(run: Any, identity: dict[str, Any], stage: Any, *, runs: str) -> tuple
 
 def tell(line: str) -> None:
     """Prints a line once, whatever the number of ranks."""
-    from ldm.distributed import is_first
+    from ldm.distributed.ranks import is_first
 
     if is_first():
         print(line, flush=True)

@@ -46,7 +46,7 @@ FOREIGN = [
     "ldm.checkpoints.provenance.subprocess.run",
     "ldm.checkpoints.bundle.shutil.rmtree",
     "ldm.checkpoints.bundle.yaml.unsafe_load",
-    "ldm.checkpoints.store.os.remove",
+    "ldm.checkpoints.training_state.os.remove",
     "ldm.config.compose",
     "ldm.construct.partial",
     "ldm.construct.import_module",

@@ -11,9 +11,9 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline, with_scale
 from ldm.config import CONF, build
 from ldm.diffusion import grids
-from ldm.noise import Mt19937Noise, SeededNoise
 from ldm.pipeline import Source
-from ldm.seeds import SEED_LIMIT
+from ldm.randomness.noise import Mt19937Noise, SeededNoise
+from ldm.randomness.seeds import SEED_LIMIT
 
 PROMPTS, SEEDS = ["red apple", "a cat with a hat", "", "🍎"], [0, 1, 7, SEED_LIMIT - 1]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.chaos import saver
 from benchmarks.chaos.verdict import Kind, Verdict
-from ldm.checkpoints.store import MANIFEST, STATE, save_state, states
+from ldm.checkpoints.training_state import MANIFEST, STATE, save_state, states
 
 NOBODY = 65534
 SENTENCE = "make room, or the folder writable"

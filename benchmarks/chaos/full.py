@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.chaos import saver
 from benchmarks.chaos.disk import SENTENCE
-from ldm.checkpoints.store import save_state
+from ldm.checkpoints.training_state import save_state
 
 
 def main(folder: Path, tries: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.chaos.saver import BEGUN, DONE, end, start, wrong
 from benchmarks.chaos.verdict import Kind, Verdict
-from ldm.checkpoints.store import save_state
+from ldm.checkpoints.training_state import save_state
 
 SPAN = 5.0  # a kill at any moment comes within this many saves and the naps between them
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from benchmarks.chaos import saver
 from benchmarks.chaos.verdict import Kind, Verdict
-from ldm import files, links
-from ldm.checkpoints import store
+from ldm.checkpoints import training_state
+from ldm.io import links
+from ldm.io import writing as files
 
-WATCHED = {store.__file__, files.__file__, links.__file__, saver.__file__}
+WATCHED = {training_state.__file__, files.__file__, links.__file__, saver.__file__}
 STEP = 3  # the one that is saved when the crash comes
 
 
@@ -49,7 +50,7 @@ def traced(root: Path, fatal: int | None) -> int:
         return trace
 
     sys.settrace(trace)
-    store.save_state(root, STEP, saver.write(STEP), keep=2)
+    training_state.save_state(root, STEP, saver.write(STEP), keep=2)
     sys.settrace(None)
     return lines
 
@@ -73,7 +74,7 @@ def crash(prepare: Callable[[Path], int], folder: Path, tries: int) -> Verdict:
         step, wrongs = saver.wrong(root, before)
         wrongs += [f"ended with {status}"] * (status != -signal.SIGKILL)
         lost = max(lost, STEP - step)
-        store.save_state(root, STEP + 1, saver.write(STEP + 1), keep=2)
+        training_state.save_state(root, STEP + 1, saver.write(STEP + 1), keep=2)
         wrongs += saver.wrong(root, STEP + 1)[1] + saver.untidy(root)
         failures += [f"line {line}: {sentence}" for sentence in wrongs]
     return Verdict(tries=len(fatal), failures=failures, lost=lost, interval=interval, says=f"{total} lines")
@@ -87,17 +88,17 @@ def nothing(root: Path) -> int:
 def some(root: Path) -> int:
     """Two states."""
     for step in (STEP - 2, STEP - 1):
-        store.save_state(root, step, saver.write(step), keep=2)
+        training_state.save_state(root, step, saver.write(step), keep=2)
     return STEP - 1
 
 
 def damaged(root: Path) -> int:
     """Two states, a damaged one of the step that is saved, and the rest of an interrupted save."""
     newest = some(root)
-    folder = store.save_state(root, STEP, saver.write(0), keep=3)
-    os.truncate(folder / store.STATE, 1000)
+    folder = training_state.save_state(root, STEP, saver.write(0), keep=3)
+    os.truncate(folder / training_state.STATE, 1000)
     (root / ".tmp-rest").mkdir()
-    (root / ".tmp-rest" / store.STATE).write_bytes(b"torn")
+    (root / ".tmp-rest" / training_state.STATE).write_bytes(b"torn")
     return newest
 
 

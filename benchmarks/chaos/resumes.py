@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from benchmarks.chaos.equality import compared, differences
 from benchmarks.chaos.verdict import Kind, Verdict, verdict_of
 from benchmarks.chaos.world import EVERY, STEPS, config, train, write_pictures
-from ldm.checkpoints.store import newest_state, step_of
+from ldm.checkpoints.training_state import newest_state, step_of
 
 VALIDATIONS = range(8, STEPS + 1, 8)
 NO_VALIDATION = "trainer.val_check_interval=1000000"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ldm.checkpoints.store import newest_state, save_state, step_of
+from ldm.checkpoints.training_state import newest_state, save_state, step_of
 
 SIZE = 400_000  # bytes of a state
 PIECES = 8  # in which it is written, so that it can be torn

@@ -16,7 +16,7 @@ from benchmarks.chaos import saver
 from benchmarks.chaos.equality import compared, differences
 from benchmarks.chaos.verdict import Kind, Verdict
 from benchmarks.chaos.world import EVERY, SMALL, last_state, write_pictures
-from ldm.checkpoints.store import newest_state, step_of
+from ldm.checkpoints.training_state import newest_state, step_of
 
 LIMIT = 120.0  # seconds after which a training that was asked to stop hangs
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
-from ldm.checkpoints.store import newest_state
+from ldm.checkpoints.training_state import newest_state
 from ldm.config import CONF, build, plain
 from ldm.data.index import ShardIndex
 from ldm.data.shards import write_shards

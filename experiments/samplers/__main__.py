@@ -24,11 +24,11 @@ from ldm.diffusion import Schedule
 from ldm.diffusion.samplers import Sampling
 from ldm.evaluation.feature_pass import OWN_CLIP
 from ldm.evaluation.subject import own_judges
-from ldm.files import write
+from ldm.io.writing import write
 from ldm.metrics.clip_score import pair_cosines
 from ldm.metrics.features import EfficientNetLite0
-from ldm.noise import Mt19937Noise
 from ldm.pipeline import TextToImage
+from ldm.randomness.noise import Mt19937Noise
 
 FOLDER = Path(__file__).parent
 PROMPTS = ["red apple", "grinning face", "blue circle", "dog face"]

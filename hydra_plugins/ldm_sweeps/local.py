@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from hydra_plugins.ldm_sweeps.points import OUTPUT, Point, points_of
 from hydra_plugins.ldm_sweeps.returns import returned
 from ldm import UserError
-from ldm.files import appending
+from ldm.io.writing import appending
 
 POLL = 0.2  # seconds between two looks at the processes
 GRACE = 60.0  # seconds that stopped processes have to save

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from ldm import UserError
 from ldm.checkpoints.log_lines import read_curves
-from ldm.files import write
-from ldm.foreign import read_json
+from ldm.io.reading import read_json
+from ldm.io.writing import write
 
 RECORD = "point.json"
 OUTPUT = "output.txt"

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from hydra_plugins.ldm_sweeps.points import Point, points_of
 from hydra_plugins.ldm_sweeps.returns import returned, submitted
 from ldm import UserError
-from ldm.files import write
+from ldm.io.writing import write
 
 SCRIPT = Path("slurm") / "sweep.sbatch"
 

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 
 from hydra_plugins.ldm_sweeps.points import label_of, numbers, parsed, read_points, written
 from ldm import UserError
-from ldm.files import append
-from ldm.seeds import key_of
+from ldm.io.writing import append
+from ldm.randomness.seeds import key_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -5,7 +5,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm import UserError
-from ldm.callbacks.following import Follower, Following
+from ldm.callbacks.weight_copies import Follower, Following
 
 
 class EMA(Following):

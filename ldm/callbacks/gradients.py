@@ -11,9 +11,9 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ldm import NotFinite
-from ldm.distributed import any_rank, gather, is_first, whole
-from ldm.files import write
-from ldm.links import LinkRefused
+from ldm.distributed.ranks import any_rank, gather, is_first, whole
+from ldm.io.links import LinkRefused
+from ldm.io.writing import write
 
 RECORD = "refused.json"
 

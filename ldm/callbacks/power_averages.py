@@ -7,9 +7,9 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm import UserError
-from ldm.callbacks.following import Follower, Following
+from ldm.callbacks.weight_copies import Follower, Following
 from ldm.checkpoints.power_average import Averages, Profile, decay, exponent_of
-from ldm.files import sweep
+from ldm.io.writing import sweep
 
 
 class PowerAverages(Following):

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ldm.callbacks.aside import asides
 from ldm.checkpoints.pictures import save_sheet
 from ldm.codec import to_float, to_uint8
+from ldm.loggers.background import asides
 
 
 class Reconstructions(Callback):

@@ -9,11 +9,11 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from ldm.callbacks.facts import facts_of
 from ldm.checkpoints.log_lines import read_curves
+from ldm.checkpoints.run import facts_of
 from ldm.evaluation.figures import LITERATURE, Curves, literature_beside, save_curves
 from ldm.evaluation.tables import markdown_table
-from ldm.files import write
+from ldm.io.writing import write
 
 FILE_NAME, LOG = "report.md", "metrics.jsonl"
 

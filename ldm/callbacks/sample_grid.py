@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ldm.callbacks.aside import asides
-from ldm.callbacks.wandb_table import log_table
 from ldm.checkpoints.pictures import save_sheet, to_picture
-from ldm.distributed import gather
-from ldm.seeds import check_seed
+from ldm.distributed.ranks import gather
+from ldm.loggers.background import asides
+from ldm.loggers.wandb_table import log_table
+from ldm.randomness.seeds import check_seed
 from ldm.tokenizers import cut_line
 
 

@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import distributed
 
 from ldm.checkpoints.loading import is_readable
-from ldm.checkpoints.store import discard_damaged, save_state
+from ldm.checkpoints.training_state import discard_damaged, save_state
 
 
 class StoppedBySignal(Exception):

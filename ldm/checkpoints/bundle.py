@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from ldm import UserError
 from ldm.checkpoints.mapped import give_back
 from ldm.checkpoints.tensors import save_tensors
+from ldm.checkpoints.tokenizer_file import load_tokenizer, save_tokenizer
 from ldm.codec import Codec
 from ldm.construct import construct
 from ldm.data.index import hash_file
-from ldm.fields import MAX_FLOAT, Fields, check_tree
-from ldm.files import new_folder, write
-from ldm.foreign import MAX_YAML, is_plain_name, read_yaml
-from ldm.outline import outline
+from ldm.io.fields import MAX_FLOAT, Fields, check_tree
+from ldm.io.reading import MAX_YAML, is_plain_name, read_yaml
+from ldm.io.writing import new_folder, write
+from ldm.models.meta_init import meta_init
 from ldm.tokenizers import Tokenizer
 
 FORMAT = 1
@@ -124,7 +125,7 @@ class Bundle:
         """
         part = self.part(name)
         try:
-            with outline(most=2 * sum(max(1, tensor.numel()) for tensor in part.state.values())):
+            with meta_init(most=2 * sum(max(1, tensor.numel()) for tensor in part.state.values())):
                 module = construct(part.spec)
             module.load_state_dict(part.state, assign=True)
         except UNBUILDABLE as error:
@@ -157,7 +158,7 @@ class Bundle:
     def tokenizer(self) -> Tokenizer:
         path = self._present(TOKENIZER)
         check_hash(path, hash_file(path), self.entry("tokenizer")["sha256"])
-        return Tokenizer.load(path)
+        return load_tokenizer(path)
 
     def codec(self) -> Codec:
         return load_codec(autoencoder=str(self.path), text_encoder=str(self.path))
@@ -297,7 +298,7 @@ def write_bundle(
             save_tensors({key: _stored(tensor, dtype) for key, tensor in part.state.items()}, file)
             config["parts"][name] = {"file": file.name, "sha256": hash_file(file), "spec": dict(part.spec)}
         if tokenizer is not None:
-            tokenizer.save(draft / TOKENIZER)
+            save_tokenizer(tokenizer, draft / TOKENIZER)
             config["tokenizer"] = {"sha256": hash_file(draft / TOKENIZER)}
         write(draft / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return path

@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 
 from ldm import UserError
-from ldm.files import make_folder
-from ldm.links import open_plain, opened
+from ldm.io.links import open_plain, opened
+from ldm.io.writing import make_folder
 
 LOCK = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.data.picture_files import FIGURE
-from ldm.files import write
+from ldm.io.writing import write
 
 NO_SAMPLE = "to be looked at; no sample"
 

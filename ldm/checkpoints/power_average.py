@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.tensors import save_tensors
-from ldm.fields import Fields
-from ldm.files import drafting
-from ldm.foreign import parse_json
+from ldm.io.fields import Fields
+from ldm.io.reading import parse_json
+from ldm.io.writing import drafting
 
 NAME = re.compile(r"step=(\d{8})_length=([\d.e-]+)\.safetensors")
 CHECKSUMS = "crc32"  # of each tensor, in a file's metadata

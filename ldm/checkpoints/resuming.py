@@ -17,8 +17,9 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.loading import read_state
 from ldm.checkpoints.provenance import ASIDE
+from ldm.construct import MOVED
 from ldm.data.index import FILE_NAME, DataError, ShardIndex
-from ldm.distributed import world_size
+from ldm.distributed.ranks import world_size
 
 Flat = dict[str, Any]  # value by dotted key
 SHOWN = 5  # differences that a sentence lists
@@ -88,12 +89,17 @@ def differences(
         repeated = source != key and was.get(key) == was.get(source)
         if key in LABELS or repeated or (key in read and key in reads):
             continue
-        if was.get(key) != asked.get(key):
+        if _now(was.get(key)) != asked.get(key):
             found[key] = Difference(was.get(key), asked.get(key))
     for key in read.keys() & reads.keys():
         if read[key] != reads[key]:
             found[key] = Difference(_content(was.get(key), read[key]), _content(asked.get(key), reads[key]))
     return found
+
+
+def _now(value: Any) -> Any:
+    """A value of an earlier version's config, with the name that a target has in this one."""
+    return MOVED.get(value, value) if isinstance(value, str) else value
 
 
 def _content(path: Any, content: Any) -> Any:

@@ -30,10 +30,10 @@ from ldm.checkpoints.resuming import (
     is_below,
     replaced,
 )
-from ldm.checkpoints.store import POINTER, newest_state
-from ldm.files import make_folder, write
-from ldm.foreign import read_json, read_yaml
-from ldm.seeds import EARLIER_GENERATOR, GENERATOR
+from ldm.checkpoints.training_state import POINTER, newest_state
+from ldm.io.reading import read_json, read_yaml
+from ldm.io.writing import make_folder, write
+from ldm.randomness.seeds import EARLIER_GENERATOR, GENERATOR
 
 RECORD, CONFIG = "run.json", "config.yaml"
 
@@ -230,3 +230,10 @@ def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
                 f" {GENERATOR}: resume it with the version that began it, or train anew with resume=never"
             )
     return run
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Contents of a run's `config.yaml`, and under `run` of its `run.json`, as far as they are there."""
+    config, record = folder / CONFIG, folder / RECORD
+    facts = read_yaml(config) if config.is_file() else {}
+    return facts | ({"run": read_json(record)} if record.is_file() else {})

@@ -17,8 +17,8 @@ from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
 from ldm.checkpoints.loading import read_state
 from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.run import RECORD, Run
-from ldm.checkpoints.store import STATE, is_whole, step_of
-from ldm.foreign import read_json, read_yaml
+from ldm.checkpoints.training_state import STATE, is_whole, step_of
+from ldm.io.reading import read_json, read_yaml
 
 AVERAGE = "EMA"  # the callback under whose name a state holds the averaged weights
 

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ldm import UserError
-from ldm.seeds import SEED, is_seed
+from ldm.randomness.seeds import SEED, is_seed
 
 Limit = tuple[Callable[[Any], bool], str]  # a rule, and what it asks for
 

@@ -9,9 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 from ldm import UserError
-from ldm.fields import Fields
-from ldm.files import write
-from ldm.foreign import is_plain_name, read_json
+from ldm.io.fields import Fields
+from ldm.io.reading import is_plain_name, read_json
+from ldm.io.writing import write
 
 FORMAT = 1
 FILE_NAME = "shards.json"

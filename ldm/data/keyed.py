@@ -3,7 +3,7 @@
 Order, caption choice, noise and timesteps are all keyed by the seed and by a sample's position in the
 endless stream of training samples. A resumed run, or one with other workers or ranks, therefore draws the
 same numbers without any generator state being saved. A single draw is a hash of its key; the many numbers of
-a sample's noise come from the counter-based generator of `ldm.philox`.
+a sample's noise come from the counter-based generator of `ldm.randomness.philox`.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm import philox
-from ldm.seeds import key_of
+from ldm.randomness import philox
+from ldm.randomness.seeds import key_of
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # its fraction in units of 2**-64, as int64
 MANTISSA = 24  # bits of a float32: a draw of so many is below 1 and exact

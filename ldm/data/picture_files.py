@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm import UserError
-from ldm.foreign import is_plain_name
+from ldm.io.reading import is_plain_name
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".tif", ".tiff")  # never decoded

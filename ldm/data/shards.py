@@ -15,8 +15,8 @@ from typing import BinaryIO
 import webdataset
 
 from ldm.data.index import TAR_BLOCK, DataError, Shard, ShardIndex, hash_file
-from ldm.files import writing
-from ldm.foreign import parse_json
+from ldm.io.reading import parse_json
+from ldm.io.writing import writing
 
 IMAGE, RECORD = 0, 1  # the halves of a sample
 Span = tuple[int, int]  # offset and size of a member's bytes

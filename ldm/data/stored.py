@@ -21,9 +21,9 @@ from ldm import UserError
 from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import CHECKED_AT_START, Sample, ShardReader, scan_shard, write_shard
-from ldm.fields import Fields
-from ldm.files import make_folder, sweep, write
-from ldm.foreign import parse_array, read_json
+from ldm.io.fields import Fields
+from ldm.io.reading import parse_array, read_json
+from ldm.io.writing import make_folder, sweep, write
 
 ORIGIN = "made_from.json"
 SAMPLES_PER_SHARD = 1024

@@ -16,8 +16,8 @@ from ldm.checkpoints.pipeline import identified, open_pipeline, weak_path
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
 from ldm.drawing.record import environment, facts_of, identity, read_facts
-from ldm.noise import noise_of
-from ldm.seeds import EARLIER_GENERATOR
+from ldm.randomness.noise import noise_of
+from ldm.randomness.seeds import EARLIER_GENERATOR
 
 MOST = 4096  # pictures in a batch
 MAY_DIFFER = (

@@ -9,9 +9,9 @@ from ldm import UserError
 from ldm.data.picture_files import FIGURE, LIST, carries, listed_pictures
 from ldm.drawing.job import Job
 from ldm.drawing.record import FIELD
-from ldm.files import discard, write
-from ldm.foreign import is_plain_name, read_json
-from ldm.links import check_no_link
+from ldm.io.links import check_no_link
+from ldm.io.reading import is_plain_name, read_json
+from ldm.io.writing import discard, write
 
 SHEET = "sheet.png"
 DOOMED = ".doomed.json"  # names that are being removed, while they are

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm import UserError
-from ldm.seeds import check_seed
+from ldm.randomness.seeds import check_seed
 
 PROMPT_LIMIT = 10_000  # characters; a CLIP text encoder reads about 300
 NAME_LIMIT = 100

@@ -8,7 +8,7 @@ from ldm import UserError
 from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.drawing.job import Job
 from ldm.drawing.lists import Line, is_list, read_list
-from ldm.seeds import check_seed
+from ldm.randomness.seeds import check_seed
 
 MOST = 100_000  # pictures a command
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ldm import UserError
 from ldm.data import tables
 from ldm.data.tables import SURROGATE, numbered_lines
-from ldm.foreign import parse_json
+from ldm.io.reading import parse_json
 
 KINDS = (".txt", ".csv", ".jsonl")
 BYTES_LIMIT = 2**26  # of a file

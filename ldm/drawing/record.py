@@ -22,8 +22,8 @@ from ldm.data.decode import MAX_PIXELS
 from ldm.data.index import hash_file
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
-from ldm.fields import Fields, check_tree
-from ldm.foreign import parse_json
+from ldm.io.fields import Fields, check_tree
+from ldm.io.reading import parse_json
 
 FIELD, READABLE = "ldm", "parameters"  # text chunks; other programs show the second
 

@@ -13,7 +13,7 @@ from ldm.drawing.clearing import clear
 from ldm.drawing.drawer import Drawer
 from ldm.drawing.job import Job
 from ldm.drawing.record import chunks, facts_of
-from ldm.files import append
+from ldm.io.writing import append
 
 
 class Saver:

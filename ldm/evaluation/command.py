@@ -34,7 +34,7 @@ from ldm.evaluation.round_trip import reconstruct
 from ldm.evaluation.subject import Subject
 from ldm.evaluation.sweep import Point, lines_of, points, write_table
 from ldm.evaluation.tables import sweep_report
-from ldm.files import new_folder, write
+from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm import UserError
-from ldm.files import make_folder, writing
+from ldm.io.writing import make_folder, writing
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.mmap_tables import ROWS_AT_ONCE, append, mapped
 

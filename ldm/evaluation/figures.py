@@ -13,7 +13,7 @@ from ldm import UserError
 from ldm.checkpoints.pictures import encode_png, save_figure, to_picture
 from ldm.evaluation.result_types import Pair, Shown
 from ldm.evaluation.sweep import AXES
-from ldm.files import write
+from ldm.io.writing import write
 
 MAX_BYTES = 400_000  # of one figure: reports are committed
 MARGIN, TEXT_HEIGHT, TEXT_SIZE = 6, 16, 11

@@ -24,7 +24,7 @@ from ldm.evaluation.showing import closest_pairs, first_captions
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.mmap_tables import store_tables
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, result_name, score
-from ldm.seeds import check_seed
+from ldm.randomness.seeds import check_seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from ldm.evaluation.captions import CaptionSet
 from ldm.evaluation.generation import requests_for
 from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.tables import csv_text
-from ldm.files import write
+from ldm.io.writing import write
 
 COLUMNS = ("file", "caption", "seed")
 

@@ -9,7 +9,7 @@ from typing import Any
 from ldm import UserError
 from ldm.evaluation.captions import CaptionSet
 from ldm.metrics.features import FeatureIdentity
-from ldm.seeds import GENERATOR, check_seed
+from ldm.randomness.seeds import GENERATOR, check_seed
 
 DRAWING = ("sampler", "guidance", "nfe", "precision", "generator", "batch_size", "seed_base", "seeds")
 

@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from ldm import UserError
-from ldm.foreign import read_yaml
+from ldm.io.reading import read_yaml
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "assets" / "published.yaml"
 METRICS = ("fid", "is_mean")

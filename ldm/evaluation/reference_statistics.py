@@ -13,8 +13,8 @@ import torch
 
 from ldm import UserError
 from ldm.evaluation.reference_set import Gallery
-from ldm.files import writing
-from ldm.foreign import parse_json, read_arrays
+from ldm.io.reading import parse_json, read_arrays
+from ldm.io.writing import writing
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import Gaussian, Moments
 

@@ -9,7 +9,7 @@ from ldm.evaluation.figures import beside, comparison, pair_sheet, save_curves, 
 from ldm.evaluation.result_types import SetResult
 from ldm.evaluation.results import FILE_NAME, write_results
 from ldm.evaluation.tables import memorisation_sentence, report
-from ldm.files import write
+from ldm.io.writing import write
 
 
 def write_report(

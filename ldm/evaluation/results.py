@@ -13,9 +13,9 @@ from ldm.checkpoints.provenance import command, environment, git_state, peak_mem
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.result_types import Closest, Row, SetResult
 from ldm.evaluation.subject import Subject
-from ldm.fields import Fields
-from ldm.files import write
-from ldm.foreign import read_json
+from ldm.io.fields import Fields
+from ldm.io.reading import read_json
+from ldm.io.writing import write
 
 FORMAT = 1
 SUBJECT = ("kind", "path", "sha256", "weak", "params", "origin")  # what is recorded of it

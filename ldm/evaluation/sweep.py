@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm import UserError
 from ldm.evaluation.tables import csv_text
-from ldm.files import write
+from ldm.io.writing import write
 
 if TYPE_CHECKING:  # the command checks a sweep before it loads torch
     from ldm.evaluation.result_types import Row

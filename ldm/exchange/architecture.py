@@ -9,7 +9,7 @@ from ldm.exchange.dialects.clip import hf_text_config, hf_text_spec
 from ldm.exchange.dialects.diffusers import unet_config, unet_spec, vae_config, vae_latents, vae_spec
 from ldm.exchange.dialects.processes import process_spec
 from ldm.exchange.dialects.schedulers import GUIDANCE, sampling_spec, scheduler_config
-from ldm.fields import Fields
+from ldm.io.fields import Fields
 
 Config = dict[str, Any]
 CONFIGS = ("unet", "vae", "text_encoder", "scheduler")

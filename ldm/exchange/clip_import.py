@@ -21,7 +21,7 @@ from ldm.exchange.imported import Imported, read_parts
 from ldm.exchange.keymap import Rule, rename
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.weights import Fit, Weights
-from ldm.fields import MAX_WIDTH, Fields
+from ldm.io.fields import MAX_WIDTH, Fields
 from ldm.tokenizers import CLIP_VOCAB_SIZE, Tokenizer, clip_bpe
 
 # what TorchScript files keep beside the weights: three numbers in OpenAI's, the causal mask in open_clip's

@@ -12,7 +12,7 @@ from typing import Any
 from ldm import UserError
 from ldm.exchange.dialects.processes import ALPHA_BAR, NOISE_TABLE, read_tables
 from ldm.exchange.weights import Weights
-from ldm.foreign import parse_json, parse_yaml, read_yaml
+from ldm.io.reading import parse_json, parse_yaml, read_yaml
 
 PREDICTION, ZERO_SNR, SCALE = "prediction_type", "rescale_betas_zero_snr", "latent_scale"
 PREDICTIONS = {

@@ -22,8 +22,8 @@ from ldm.exchange.kinds import refuse_class
 from ldm.exchange.record import RECORD, TENSORS, restored
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.weights import Fit, Weights
-from ldm.fields import Fields
-from ldm.foreign import read_json
+from ldm.io.fields import Fields
+from ldm.io.reading import read_json
 
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")

@@ -24,8 +24,8 @@ from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.latent_scale import folded, has_one_scale
 from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
 from ldm.exchange.single_file import OWN, header
-from ldm.fields import Fields
-from ldm.files import NameTaken, drafting, new_folder
+from ldm.io.fields import Fields
+from ldm.io.writing import NameTaken, drafting, new_folder
 from ldm.tokenizers import Tokenizer
 
 Config = dict[str, Any]

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import sampling_nodes
+from ldm.checkpoints.tokenizer_file import save_tokenizer
 from ldm.codec import Codec
 from ldm.construct import construct
-from ldm.files import new_folder
+from ldm.io.writing import new_folder
 
 TRACED, CHECKED = 2, 3  # samples: an export takes a batch of 1 for a constant
 LIMIT = 1e-3  # of a difference, as a share of the largest value
@@ -97,7 +98,7 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
         for name, graph in graphs(bundle, codec).items():
             write_graph(graph, folder / f"{name}.onnx")
             differences[name] = difference(graph, folder / f"{name}.onnx") if find_spec(RUNTIME) else None
-        codec.tokenizer.save(folder / "tokenizer.json")
+        save_tokenizer(codec.tokenizer, folder / "tokenizer.json")
         told = json.dumps(pipeline_fields(bundle, nodes, codec), indent=2)
         (folder / "pipeline.json").write_text(told + "\n", encoding="utf-8")
     return differences

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ldm import UserError
-from ldm.files import full_disk_told
+from ldm.io.writing import full_disk_told
 
 SCRIPTED = "__torch__."  # how TorchScript names the classes of a module tree
 READ = re.compile(r"[^/]+/(data\.pkl|version|byteorder|data/\d+)")  # the entries that torch.load reads

@@ -20,7 +20,7 @@ from ldm.construct import construct
 from ldm.exchange.imported import Imported
 from ldm.exchange.keymap import shapes
 from ldm.exchange.weights import expected_shapes
-from ldm.fields import check_tree
+from ldm.io.fields import check_tree
 
 RECORD, TENSORS = "ldm.json", "ldm.safetensors"  # in an exported folder; diffusers does not look at them
 NOT_SETTINGS = ("format", "parts", "tokenizer")

@@ -10,7 +10,7 @@ from ldm.exchange.architecture import Architecture
 from ldm.exchange.declared import PREDICTION, SCALE, ZERO_SNR, Declared, agree, scheduler_fields
 from ldm.exchange.dialects.processes import process_fields, process_spec
 from ldm.exchange.dialects.schedulers import sampling_spec
-from ldm.fields import Fields
+from ldm.io.fields import Fields
 
 WAY_OUT = "leave {option}= out, or add declared=ignore if the file is wrong"
 

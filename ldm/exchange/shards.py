@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from ldm import UserError
-from ldm.fields import Fields
-from ldm.foreign import is_plain_name
+from ldm.io.fields import Fields
+from ldm.io.reading import is_plain_name
 
 NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ldm import UserError
+from ldm.checkpoints.tokenizer_file import content_of, tokenizer_of
 from ldm.exchange.architecture import CONFIGS, Architecture, from_configs
 from ldm.exchange.declared import PREDICTION, SCALE, Declared, is_mark, read_declared
 from ldm.exchange.dialects import compvis
@@ -23,8 +23,8 @@ from ldm.exchange.record import restored
 from ldm.exchange.settling import settled
 from ldm.exchange.text_states import text_fit
 from ldm.exchange.weights import Fit, Weights
-from ldm.fields import Fields
-from ldm.foreign import parse_json
+from ldm.io.fields import Fields
+from ldm.io.reading import parse_json
 from ldm.tokenizers import Tokenizer
 
 HEADER = "ldm"  # the key in a safetensors header
@@ -126,26 +126,19 @@ def import_autoencoder(
 
 def header(configs: dict[str, Any], tokenizer: Tokenizer, record: dict[str, Any]) -> dict[str, str]:
     """What a safetensors header says of the pipeline in its file."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        tokenizer.save(path)
-        content = configs | {"tokenizer": json.loads(path.read_text(encoding="utf-8"))}
-    return {HEADER: json.dumps(content | {"record": record})}
+    return {HEADER: json.dumps(configs | {"tokenizer": content_of(tokenizer), "record": record})}
 
 
 def _read_header(text: str, path: Path) -> tuple[Architecture, Tokenizer]:
     try:
         content = Fields.of(parse_json(text, name="json"), name="it")
         configs = {name: replace(content.mapping(name), name=f"{path}: {name}") for name in CONFIGS}
-        vocabulary = content.mapping("tokenizer").values
+        tokenizer = tokenizer_of(content.mapping("tokenizer").values, name=f"{path}: its tokenizer")
     except UserError as error:
         raise UserError(
             f"{path}: the header's entry {HEADER!r} is damaged ({error}): write it again"
         ) from None
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "tokenizer.json"
-        file.write_text(json.dumps(vocabulary), encoding="utf-8")
-        return from_configs(configs), Tokenizer.load(file)
+    return from_configs(configs), tokenizer
 
 
 def has_linear_projection(weights: Weights) -> bool:

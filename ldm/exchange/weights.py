@@ -17,7 +17,7 @@ from ldm.construct import construct
 from ldm.exchange.keymap import Rule, shapes, translate, unwrapped
 from ldm.exchange.pickles import is_torch_file, read_entries, read_pickle
 from ldm.exchange.shards import check_names, is_index, shards
-from ldm.outline import outline
+from ldm.models.meta_init import meta_init
 
 DTYPES = {
     "F64": torch.float64,
@@ -54,7 +54,7 @@ class Weights:
         return list(self._shards) or [self.path]
 
     @cached_property
-    def outline(self) -> dict[str, Tensor]:
+    def meta_init(self) -> dict[str, Tensor]:
         """Every tensor's name, shape and dtype, on the meta device.
 
         Raises:
@@ -208,5 +208,5 @@ def expected_shapes(
         UserError: a network of more than twice the weights that are held.
     """
     most = math.inf if held is None else 2 * sum(max(1, tensor.numel()) for tensor in held)
-    with outline(most=most):
+    with meta_init(most=most):
         return shapes(construct(spec).state_dict())

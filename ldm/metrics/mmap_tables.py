@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm import UserError
-from ldm.files import free_bytes, make_folder
+from ldm.io.writing import free_bytes, make_folder
 
 ROWS_AT_ONCE = 1024  # of a table that is written or read: bounds its memory, whatever came as a batch
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm import UserError
-from ldm.files import DiskFull, writing
+from ldm.io.writing import DiskFull, writing
 
 CHUNK = 1 << 20  # bytes read at once
 PATIENCE = 30.0  # seconds without an answer after which a server counts as out of reach

@@ -19,7 +19,7 @@ from ldm.data import keyed
 from ldm.data.datamodule import PictureData
 from ldm.data.pictures import PictureDataset
 from ldm.data.stream import PictureBatch
-from ldm.distributed import average, is_first
+from ldm.distributed.ranks import average, is_first
 from ldm.metrics.reconstruction import psnr, ssim
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from ldm.models.perceptual import PerceptualDistance

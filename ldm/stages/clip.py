@@ -13,7 +13,7 @@ from ldm.checkpoints.bundle import Part, write_bundle
 from ldm.checkpoints.provenance import origin
 from ldm.codec import to_float
 from ldm.data.stream import PictureBatch
-from ldm.distributed import is_first
+from ldm.distributed.ranks import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure

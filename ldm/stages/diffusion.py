@@ -18,9 +18,9 @@ from ldm.data.stream import LatentBatch
 from ldm.diffusion import Guidance
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
-from ldm.distributed import is_first, whole_state
+from ldm.distributed.ranks import is_first, whole_state
+from ldm.distributed.sharding import Sharded
 from ldm.pipeline import TextToImage
-from ldm.sharding import Sharded
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
 
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ldm import UserError
-from ldm.distributed import rank, total, world_size
+from ldm.distributed.ranks import rank, total, world_size
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, keeps singular values near 1
 ADAM_SIZE = 0.2  # root mean square of an Adam step per learning rate (Liu et al. 2025)

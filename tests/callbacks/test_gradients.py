@@ -9,7 +9,7 @@ from torch.amp import GradScaler
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.saving import SaveStates
-from ldm.checkpoints.store import newest_state
+from ldm.checkpoints.training_state import newest_state
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
 

@@ -6,8 +6,8 @@ import pytest
 from pytorch_lightning import Callback
 
 from ldm.callbacks import pace
-from ldm.callbacks.metrics_log import MetricsLog
 from ldm.callbacks.pace import Pace
+from ldm.loggers.metrics_log import MetricsLog
 
 BATCH, STEP, VALIDATION = 4, 0.5, 60.0  # samples, seconds
 

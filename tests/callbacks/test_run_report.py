@@ -6,9 +6,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from ldm.callbacks.metrics_log import MetricsLog
 from ldm.callbacks.run_report import RunReport, write_run_report
 from ldm.evaluation.figures import literature_beside
+from ldm.loggers.metrics_log import MetricsLog
 
 
 @pytest.fixture

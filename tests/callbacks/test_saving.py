@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import Callback
 
 from ldm.callbacks.saving import SIGNALS, SaveStates, StoppedBySignal
-from ldm.checkpoints.store import newest_state
+from ldm.checkpoints.training_state import newest_state
 
 
 class Signals(Callback):

@@ -10,7 +10,7 @@ from benchmarks.chaos.__main__ import KINDS, main, run
 from benchmarks.chaos.disk import damage, flip
 from benchmarks.chaos.kills import kill
 from benchmarks.chaos.world import STEPS
-from ldm.checkpoints import store
+from ldm.checkpoints import training_state
 
 FAST = {"saves", "disk"}  # of the resumes, those of one process are in tests/stages/test_resume.py
 CHOSEN = {"SIGKILL to a training", "SIGTERM to a training", "two ranks, SIGTERM to one"}
@@ -57,7 +57,7 @@ def test_the_command_prints_a_table_and_writes_results(monkeypatch, capsys, tmp_
 def test_a_saver_that_removes_the_old_state_first_is_noticed(monkeypatch, tmp_path):
     def careless(root, step, write, *, keep):
         shutil.rmtree(root, ignore_errors=True)
-        return store.save_state(root, step, write, keep=keep)
+        return training_state.save_state(root, step, write, keep=keep)
 
     monkeypatch.setattr(saver, "save_state", careless)
     assert any("there is no state" in sentence for sentence in kill(tmp_path, 6, inside=True).failures)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.resuming import flat, source_of
+from ldm.checkpoints.resuming import differences, flat, source_of
 from ldm.checkpoints.run import Run
 from ldm.train import main as train
 
@@ -257,3 +257,11 @@ def test_options_are_compared_by_value_and_repeated_ones_once():
     aliases = {"model.net": "backbone", "trainer.max_steps": "steps", "model.data.root": "data.root"}
     assert source_of("model.net.channels", aliases) == "backbone.channels"
     assert source_of("model.network", aliases) == "model.network"
+
+
+def test_a_target_that_has_moved_is_no_difference():
+    old = {"trainer": {"strategy": {"_target_": "ldm.distributed.sharding.Sharded"}}, "steps": 4}
+    new = {"trainer": {"strategy": {"_target_": "ldm.distributed.sharding.Sharded"}}, "steps": 4}
+    same = {"read": {}, "reads": {}, "aliases": {}}
+    assert differences(old, new, **same) == {}
+    assert differences(new, old | {"steps": 5}, **same).keys() == {"steps", "trainer.strategy._target_"}

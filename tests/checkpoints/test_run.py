@@ -17,7 +17,7 @@ import yaml
 
 from ldm.checkpoints.loading import is_readable
 from ldm.checkpoints.run import find_run, new_run
-from ldm.checkpoints.store import discard_damaged, save_state, states
+from ldm.checkpoints.training_state import discard_damaged, save_state, states
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}, "logger": {}}
@@ -69,7 +69,7 @@ def test_another_config_makes_another_run(opened):
     "changes",
     [
         {"data": {"root": "data", "num_workers": 4, "worker_timeout": 9}},
-        {"logger": {"_target_": "ldm.callbacks.wandb_log.wandb_logger", "project": "mine"}},
+        {"logger": {"_target_": "ldm.loggers.wandb_log.wandb_logger", "project": "mine"}},
         {"trainer": {"precision": 32, "log_every_n_steps": 50, "enable_progress_bar": False}},
         {"callbacks": {"saving": {"every": 7}}},
         {"summary": "said better"},

@@ -8,7 +8,7 @@ import pytest
 
 from ldm import NotFinite, UserError
 from ldm.commands.answers import answer_errors
-from ldm.files import DiskFull, NameTaken
+from ldm.io.writing import DiskFull, NameTaken
 
 
 def raising(error: BaseException):

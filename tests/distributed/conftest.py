@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.distributed import join
-from ldm.launch import PLACE, WATCHER, follow_watcher
+from ldm.distributed.launch import PLACE, WATCHER, follow_watcher
+from ldm.distributed.ranks import join
 
 LIMIT = 120.0  # seconds that ranks may take, on a machine with other work too
 

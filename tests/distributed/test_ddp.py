@@ -12,11 +12,11 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.saving import SaveStates
-from ldm.checkpoints.store import states, step_of
+from ldm.checkpoints.training_state import states, step_of
 from ldm.construct import construct
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
-from ldm.distributed import world_size
+from ldm.distributed.ranks import world_size
 from ldm.models.clip import CLIP
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage

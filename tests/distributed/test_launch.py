@@ -11,13 +11,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from ldm.config import CONF, build, plain
-from ldm.launch import LOST, launch, ranks_to_start
+from ldm.distributed.launch import LOST, launch, ranks_to_start
 
 ROOT = Path(__file__).parents[2]
 PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path
-from ldm.launch import follow_watcher
+from ldm.distributed.launch import follow_watcher
 follow_watcher()
 rank = int(os.environ["RANK"])
 def note(word):
@@ -50,7 +50,7 @@ def watcher(tmp_path):
 
     def start(code: str) -> subprocess.Popen[bytes]:
         ranks = [sys.executable, "-c", PRELUDE + code, str(tmp_path)]
-        command = f"from ldm.launch import launch\nprint(launch({ranks!r}, 2, patience=60))"
+        command = f"from ldm.distributed.launch import launch\nprint(launch({ranks!r}, 2, patience=60))"
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         started.append(
             subprocess.Popen([sys.executable, "-c", command], env=environment, stdout=subprocess.PIPE)
@@ -91,7 +91,7 @@ def test_ranks_get_their_numbers_and_end_well(run, tmp_path):
 
 
 def test_a_killed_rank_is_named_and_the_others_are_ended(run, monkeypatch):
-    monkeypatch.setattr("ldm.launch.GRACE", 1.0)
+    monkeypatch.setattr("ldm.distributed.launch.GRACE", 1.0)
     (status, cause), seconds, found = run(
         "time.sleep(0.2)\nif rank: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)"
     )
@@ -180,7 +180,7 @@ def test_a_signal_that_comes_while_ranks_are_started_reaches_them_all():
 
 
 def test_ranks_that_a_signal_killed_are_waited_for_no_longer_than_any_that_failed(run, monkeypatch):
-    monkeypatch.setattr("ldm.launch.GRACE", 1.0)
+    monkeypatch.setattr("ldm.distributed.launch.GRACE", 1.0)
     (status, cause), seconds, found = run(
         "if rank: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "time.sleep(0.5)\n"

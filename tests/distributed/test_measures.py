@@ -11,7 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from ldm.callbacks.generation_metrics import GenerationMetrics
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
-from ldm.distributed import rank, world_size
+from ldm.distributed.ranks import rank, world_size
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.retrieval import PictureRecall
 

@@ -4,7 +4,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.distributed import world_size
+from ldm.distributed.ranks import world_size
 from ldm.stages.muon import Muon, orthogonal
 from ldm.stages.optim import parameter_groups
 

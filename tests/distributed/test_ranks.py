@@ -3,8 +3,8 @@
 import torch
 from torch.testing import assert_close
 
-from ldm import distributed
-from ldm.distributed import any_rank, average, gather, is_first, rank, share, world_size
+from ldm.distributed import ranks as distributed
+from ldm.distributed.ranks import any_rank, average, gather, is_first, rank, share, world_size
 
 
 def test_ranks_know_each_other(ranks):

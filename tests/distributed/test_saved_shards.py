@@ -7,11 +7,11 @@ import torch
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.saving import SaveStates
-from ldm.checkpoints.store import is_whole, newest_state, states
+from ldm.checkpoints.training_state import is_whole, newest_state, states
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
-from ldm.distributed import whole_state, world_size
-from ldm.sharding import Sharded
+from ldm.distributed.ranks import whole_state, world_size
+from ldm.distributed.sharding import Sharded
 
 BATCH, STEPS, STOP = 4, 4, 2
 

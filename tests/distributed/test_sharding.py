@@ -16,12 +16,12 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
-from ldm.distributed import local, whole, whole_state, world_size
-from ldm.sharding import Sharded, shard
+from ldm.distributed.ranks import local, whole, whole_state, world_size
+from ldm.distributed.sharding import Sharded, shard
+from ldm.planning.launch_checks import check_start
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.muon import Muon
 from ldm.stages.optim import parameter_groups
-from ldm.start import check_start
 
 BATCH = 6  # of all ranks together
 STEPS = 4
@@ -143,7 +143,7 @@ def test_a_state_in_shards_goes_on_with_another_number_of_ranks(train, ranks, tm
 
 def test_what_wants_whole_weights_is_refused_by_name(diffusion_stage, autoencoder_stage):
     config = {
-        "trainer": {"strategy": {"_target_": "ldm.sharding.Sharded"}},
+        "trainer": {"strategy": {"_target_": "ldm.distributed.sharding.Sharded"}},
         "compile": False,
         "callbacks": {},
     }

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
 from ldm.exchange.exporting import open_export, write_diffusers
-from ldm.noise import Mt19937Noise
+from ldm.randomness.noise import Mt19937Noise
 
 FILES = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 PROMPTS, SEEDS = ["grinning face", "a cat with a hat"], [3, 4]

@@ -18,7 +18,7 @@ from ldm.exchange.dialects.vocabulary import write_vocabulary
 from ldm.exchange.exporting import open_export, write_single_file
 from ldm.exchange.hub import locate
 from ldm.exchange.importing import import_weights
-from ldm.fields import Fields
+from ldm.io.fields import Fields
 from ldm.tokenizers import Tokenizer
 
 UNET = {

@@ -28,7 +28,7 @@ import yaml
 
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.snapshot import bundle_of_state
-from ldm.checkpoints.store import save_state
+from ldm.checkpoints.training_state import save_state
 from ldm.data.index import hash_file
 from ldm.exchange.pickles import SCRIPTED
 

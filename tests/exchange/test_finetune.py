@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.config import CONF
 from ldm.construct import construct
-from ldm.dry_run import dry_run
 from ldm.export import main as export
+from ldm.planning.dry_run import dry_run
 from ldm.train import main as train
 
 TINY = [
@@ -105,7 +105,7 @@ def test_a_bundle_of_another_network_is_refused_with_the_name_of_a_weight(import
 
 
 def test_what_does_not_fit_here_is_counted_without_memory(monkeypatch, capsys):
-    monkeypatch.setattr("ldm.dry_run.memory_here", lambda: 2**30)
+    monkeypatch.setattr("ldm.planning.dry_run.memory_here", lambda: 2**30)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         dry_run(compose("train", overrides=["+experiment=sd15_finetune"]))
     printed = capsys.readouterr().out

@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
-from ldm.noise import Mt19937Noise
 from ldm.pipeline import Source
+from ldm.randomness.noise import Mt19937Noise
 
 PROMPTS, SEEDS, SCALE, STEPS = ["grinning face", "a cat with a hat"], [3, 4], 3.0, 5
 IMAGES = torch.randint(256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

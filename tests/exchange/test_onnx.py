@@ -9,9 +9,9 @@ import torch
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.pipeline import open_pipeline
+from ldm.checkpoints.tokenizer_file import load_tokenizer
 from ldm.exchange.onnx import write_onnx
-from ldm.noise import SeededNoise
-from ldm.tokenizers import Tokenizer
+from ldm.randomness.noise import SeededNoise
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -55,7 +55,7 @@ def test_numpy_and_the_folder_draw_the_pictures_of_the_pipeline(written, graph, 
     """DDIM (Song et al. 2021, Eq. 12) with guidance, of nothing but the files."""
     folder, _ = written
     fields = json.loads((folder / "pipeline.json").read_text())
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     prompts, nothing = (
         graph("text_encoder", tokens=tokenizer.encode(texts).numpy()) for texts in (PROMPTS, [""] * 3)
     )

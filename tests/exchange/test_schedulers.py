@@ -10,7 +10,7 @@ from ldm.config import CONF
 from ldm.construct import construct
 from ldm.exchange.dialects.processes import process_spec
 from ldm.exchange.dialects.schedulers import sampling_spec, scheduler_config
-from ldm.fields import Fields
+from ldm.io.fields import Fields
 
 
 def option(group: str, name: str):

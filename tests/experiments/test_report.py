@@ -8,10 +8,10 @@ from PIL import Image
 from experiments.figures import draw_measured
 from experiments.report import APART, FOLDER, Options, main, measured_section
 from experiments.tables import literature_table, measured_table
-from ldm.callbacks.wandb_log import wandb_logger
-from ldm.callbacks.wandb_table import log_table
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.results import read_results
+from ldm.loggers.wandb_log import wandb_logger
+from ldm.loggers.wandb_table import log_table
 
 EMOJI = FOLDER / "emoji" / "results.json"
 

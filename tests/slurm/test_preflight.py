@@ -10,9 +10,9 @@ import pytest
 
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
+from ldm.planning.disk_room import Need, check_needs, needs_of
 from ldm.preflight import check_tasks
 from ldm.preflight import main as preflight
-from ldm.room import Need, check_needs, needs_of
 from ldm.train import main as train
 
 TINY = ("batch_size=4", "data.size=16")

@@ -6,7 +6,7 @@ from benchmarks.chaos.equality import compared, differences
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.saving import SaveStates
-from ldm.checkpoints.store import newest_state
+from ldm.checkpoints.training_state import newest_state
 
 
 def test_a_compiled_network_leaves_the_states_and_sheets_of_one_that_is_not(

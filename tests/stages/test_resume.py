@@ -13,7 +13,7 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.saving import SaveStates
-from ldm.checkpoints.store import newest_state, save_state
+from ldm.checkpoints.training_state import newest_state, save_state
 from ldm.data.augment import turns_and_colours
 from ldm.data.latents import LatentData
 from ldm.models.discriminator import PatchDiscriminator

@@ -12,7 +12,7 @@ from typing import Any
 from ldm import UserError
 from ldm.exchange.dialects import arguments
 from ldm.exchange.keymap import Rule, merge, rename, renames, transpose
-from ldm.fields import MAX_DEPTH, MAX_WIDTH, Fields
+from ldm.io.fields import MAX_DEPTH, MAX_WIDTH, Fields
 from ldm.models import clip
 
 TEXT = "ldm.models.clip.TextTransformer"

@@ -10,7 +10,7 @@ from ldm import UserError
 from ldm.exchange.dialects import arguments, refuse_options
 from ldm.exchange.keymap import Rule, linear, merge, rename, renames
 from ldm.exchange.kinds import refuse_channels
-from ldm.fields import MAX_DEPTH, MAX_WIDTH, Fields
+from ldm.io.fields import MAX_DEPTH, MAX_WIDTH, Fields
 
 UNET = "ldm.models.unet.UNet"
 AUTOENCODER = "ldm.models.vae.AutoencoderKL"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm import UserError
 from ldm.construct import construct
 from ldm.exchange.dialects import arguments
-from ldm.fields import Fields
+from ldm.io.fields import Fields
 
 Config = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 from ldm import UserError
 from ldm.exchange.dialects import arguments
 from ldm.exchange.dialects.processes import DIFFUSION, FLOW, count_steps, flow_fields, is_flow, process_fields
-from ldm.fields import Fields
+from ldm.io.fields import Fields
 
 Config = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers.pre_tokenizers import ByteLevel
 
 from ldm import UserError
-from ldm.fields import MAX_WIDTH, Fields
-from ldm.foreign import MAX_JSON
+from ldm.io.fields import MAX_WIDTH, Fields
+from ldm.io.reading import MAX_JSON
 from ldm.tokenizers import Merge, Tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"

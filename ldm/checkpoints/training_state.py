@@ -1,0 +1,192 @@
+"""Where training states lie: a state exists only once its manifest does, whatever happens while saving.
+
+Order of a save: a temporary folder beside the others, the state, its manifest with sha256 and size, all of it
+on disk; then the folder's name, the pointer to it, and only then the oldest go. Nothing but the process that
+holds the run (`lock.py`) writes here.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from errno import ENOSPC
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from ldm.data.index import hash_file
+from ldm.io.links import CannotWrite
+from ldm.io.reading import read_json
+from ldm.io.writing import discard, make_folder, new_folder, sweep, write
+
+STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
+NAME = re.compile(r"step=(\d{8})")
+
+
+def save_state(root: Path, step: int, save: Callable[[Path], None], *, keep: int) -> Path:
+    """Saves with `save(path)` under `root/step=<step>` and keeps the newest `keep` states up to it.
+
+    Returns the folder. A failure (a full disk, say) leaves the earlier states as they were and nothing else.
+    A whole state of the same step stays: a run comes to a step with the same bits every time.
+
+    Args:
+        root: folder of all states of one run, in the run's own.
+        step: optimizer steps done.
+        save: makes a file, or a folder of files, at the path that it is given.
+        keep: how many states stay.
+
+    Raises:
+        OSError: what stopped the save, with the folder and the room left on its disk.
+    """
+    final = root / f"step={step:08d}"
+    run = root.parent
+    try:
+        make_folder(root, below=run)
+        sweep(root, below=run)
+        check_room(root)
+        with new_folder(final, below=run, claim=partial(make_way, final)) as draft:
+            save(draft / STATE)
+            (draft / MANIFEST).write_text(json.dumps({"step": step, "files": contents(draft)}))
+        write(root / POINTER, f"{final.name}\n", below=run)
+        prune(root, step, keep=keep)
+    except OSError as error:
+        raise _failure(error, root, step) from error
+    return final
+
+
+def check_room(root: Path) -> None:
+    """Refuses a save for which the disk has less room than the state before it took.
+
+    Raises:
+        OSError: ENOSPC.
+    """
+    sizes = [sum(each.lstat().st_size for each in path.rglob("*")) for path in states(root)[-1:]]
+    if sizes and shutil.disk_usage(root).free < sizes[0]:
+        raise OSError(ENOSPC, f"No space left for the {sizes[0] / 1e6:.1f} MB of a state")
+
+
+def contents(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size in bytes and sha256 of every file in a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in files
+    }
+
+
+def make_way(final: Path) -> bool:
+    """Removes a damaged state that has the name of a new one; whether the name is free."""
+    if not os.path.lexists(final):
+        return True
+    if is_whole(final):
+        return False
+    discard(final, below=final.parents[1])
+    return True
+
+
+def prune(root: Path, step: int, *, keep: int) -> None:
+    """Removes all but the newest `keep` of the states up to a step, the oldest first; links stay."""
+    own = [folder for folder in states(root) if step_of(folder) <= step and not is_link(folder)]
+    for folder in own[:-keep]:
+        discard(folder, below=root.parent)
+
+
+def is_link(folder: Path) -> bool:
+    """Whether a state is a link, say to another disk, where it was moved; says once that it stays."""
+    if folder.is_symlink():
+        say_once(f"{folder} is a link to {folder.readlink()}: it is left as it is")
+    return folder.is_symlink()
+
+
+@cache
+def say_once(sentence: str) -> None:
+    """Prints a line, unless this process has."""
+    print(sentence, flush=True)
+
+
+def newest_state(root: Path, *, usable: Callable[[Path], bool] = Path.exists) -> Path | None:
+    """State of the newest step that is whole; what had to be passed over is said in one line.
+
+    Args:
+        usable: whether a state whose manifest matches is a training state at all.
+    """
+    whole, passed = None, []
+    for folder in reversed(states(root)):
+        if not is_whole(folder):
+            passed.append(f"{folder.name} is damaged (its manifest does not match)")
+        elif not usable(folder / STATE):
+            passed.append(f"{folder.name} can't be loaded (it is no training state of torch's)")
+        else:
+            whole = folder
+            break
+    named = pointed_at(root)
+    if named is not None and not named.exists() and (whole is None or whole.name < named.name):
+        passed.insert(0, f"{named.name}, the last one that was saved, is gone")
+    if passed:
+        instead = "the training starts again" if whole is None else f"going back to {whole.name}"
+        print(f"checkpoints in {root}: {', '.join(passed)}; {instead}", flush=True)
+    return None if whole is None else whole / STATE
+
+
+def discard_damaged(root: Path, *, after: int, usable: Callable[[Path], bool] = Path.exists) -> None:
+    """Removes what a training that goes on from step `after` has passed over, so that it isn't counted.
+
+    Args:
+        usable: as for `newest_state`.
+    """
+    for folder in states(root):
+        good = step_of(folder) <= after or (is_whole(folder) and usable(folder / STATE))
+        if not good and not is_link(folder):
+            discard(folder, below=root.parent)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a state is what its manifest says."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        files = manifest.get("files", {STATE: manifest})  # version 0.1.0 wrote of one file
+        named = any(Path(name).parts[0] == STATE for name in files)
+        return (
+            named
+            and manifest["step"] == step_of(folder)
+            and all(
+                (folder / name).stat().st_size == entry["bytes"]
+                and hash_file(folder / name) == entry["sha256"]
+                for name, entry in files.items()
+            )
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def states(root: Path) -> list[Path]:
+    """Folders that have the name of a state, by step, whole or not."""
+    return sorted(path for path in root.glob("step=*") if NAME.fullmatch(path.name))
+
+
+def step_of(folder: Path) -> int:
+    """The step that a state's folder is named by."""
+    return int(folder.name.removeprefix("step="))
+
+
+def pointed_at(root: Path) -> Path | None:
+    """The state that was saved last, which may be gone since."""
+    try:
+        name = (root / POINTER).read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return root / name if NAME.fullmatch(name) else None
+
+
+def _failure(error: OSError, root: Path, step: int) -> CannotWrite:
+    """The same error in a sentence that a user can act on."""
+    try:
+        room = f"{shutil.disk_usage(root).free / 1e6:.0f} MB are free there"
+    except OSError:
+        room = "its disk does not answer"
+    cause = f"{error.strerror or error}; {room}"
+    return CannotWrite(
+        f"{root}: saving the state of step {step} stopped ({cause}) and the earlier ones are as they were: "
+        "make room, or the folder writable, and run the same command again"
+    )

@@ -1,0 +1,163 @@
+"""Fields of a foreign config, each checked as it is read: a forged number costs a sentence, not memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ldm import UserError
+from ldm.io.reading import read_json
+
+Choice = TypeVar("Choice")
+
+MAX_WIDTH = 2**17  # of any one side of a weight; CLIP's vocabulary, the longest, has 49,408 rows
+MAX_DEPTH = 128  # of any count of layers
+MAX_FLOAT = 1e6  # of any option of a network, a process or a sampler
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A mapping with the name to call it by in sentences; every reader raises UserError on a wrong value."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Fields":
+        """The fields of a json file whose outermost value is a mapping.
+
+        `-Infinity` is read as a text, which is no number for any reader: diffusers writes it for
+        `lambda_min_clipped` of each DPMSolverMultistepScheduler.
+        """
+        try:
+            values = read_json(path, constants=str)
+        except FileNotFoundError:
+            raise UserError(f"there is no {path}: fetch the folder again") from None
+        return cls.of(values, name=str(path))
+
+    @classmethod
+    def of(cls, values: Any, *, name: str) -> "Fields":
+        """The fields of a value that must be a mapping with names as keys."""
+        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+            raise UserError(f"{name} holds a {type(values).__name__}, expected a mapping of names")
+        return cls(name, values)
+
+    def mapping(self, key: str) -> "Fields":
+        """The fields of a field."""
+        return Fields.of(self._get(key, None), name=f"{self.name}: {key}")
+
+    def text(self, key: str) -> str:
+        """A text that isn't empty."""
+        value = self._get(key, None)
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a text")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts, of any length."""
+        value = self._get(key, None)
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of texts")
+        return list(value)
+
+    def numbers(self, key: str, *, low: float, high: float) -> list[float]:
+        """A list of numbers in [low, high]."""
+        value = self._get(key, None)
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of numbers")
+        return [float(Fields(self.name, {key: each}).number(key, low=low, high=high)) for each in value]
+
+    def number(self, key: str, default: float | None = None, *, low: float, high: float) -> float:
+        """A number in [low, high]; where the field is missing or null, `default`."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a number from {low:g} to {high:g}")
+        return value
+
+    def whole(self, key: str, default: int | None = None, *, low: int = 1, high: int) -> int:
+        """A whole number in [low, high]."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a whole number from {low} to {high}")
+        return value
+
+    def wholes(self, key: str, default: int | None = None, *, count: int, high: int) -> list[int]:
+        """One whole number per level; a single one stands for `count` of them."""
+        value = self._get(key, default)
+        listed = list(value) if isinstance(value, list | tuple) else [value] * count
+        if len(listed) != count:
+            raise UserError(f"{self.name}: {key}={_short(value)} has {len(listed)} entries, expected {count}")
+        return [Fields(self.name, {key: each}).whole(key, high=high) for each in listed]
+
+    def names(self, key: str) -> list[str]:
+        """A list of names, 1 to 16 of them."""
+        value = self._get(key, None)
+        if not isinstance(value, list | tuple) or not 1 <= len(value) <= 16:
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of 1 to 16 entries")
+        return [str(each) for each in value]
+
+    def choice(self, key: str, options: Mapping[Any, Choice], default: Any = None) -> Choice:
+        """What `options` has for the field."""
+        value = self._get(key, default)
+        if not isinstance(value, str | bool) or value not in options:
+            known = ", ".join(str(option) for option in options)
+            raise UserError(f"{self.name}: {key}={_short(value)} is not covered, only {known}")
+        return options[value]
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A truth value."""
+        return self.choice(key, {True: True, False: False}, default)
+
+    def only(self, fixed: Mapping[str, Any]) -> None:
+        """Refuses every field whose value is not the one that our networks have; a missing field passes."""
+        wrong = [
+            f"{key}={self.values[key]!r} (only {value!r})"
+            for key, value in fixed.items()
+            if key in self.values and not _same(self.values[key], value)
+        ]
+        if wrong:
+            raise UserError(f"{self.name} is not covered by our networks: {', '.join(wrong)}")
+
+    def known(self, names: set[str]) -> None:
+        """Refuses a field that is none of `names`, unless it is off: null, false, or private (`_name`)."""
+        strange = [
+            f"{key}={value!r}"
+            for key, value in self.values.items()
+            if key not in names and not key.startswith("_") and value not in (None, False)
+        ]
+        if strange:
+            raise UserError(f"{self.name} asks for what our networks lack: {', '.join(sorted(strange))}")
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise UserError(f"{self.name} lacks the field {key}: fetch the folder again")
+        return value
+
+
+def check_tree(tree: Any, *, name: str) -> None:
+    """Refuses a number in a `_target_` tree that no option of ours takes, before anything is built of it.
+
+    Raises:
+        UserError: the name of the tree, and the number with its key.
+    """
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        high = MAX_WIDTH if isinstance(value, int) else MAX_FLOAT
+        if isinstance(value, int | float) and not abs(value) <= high:
+            raise UserError(f"{name}: {key}={_short(value)} must lie between -{high:g} and {high:g}")
+        if isinstance(value, Mapping | list):
+            check_tree(value, name=name)
+
+
+def _short(value: Any) -> str:
+    """A value as a message can hold it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _same(value: Any, expected: Any) -> bool:
+    """Equal, and both or neither a truth value; null stands for false."""
+    if isinstance(expected, bool):
+        return value is expected or (value is None and not expected)
+    return not isinstance(value, bool) and value == expected

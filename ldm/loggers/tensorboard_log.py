@@ -1,0 +1,78 @@
+"""TensorBoard beside `metrics.jsonl`: curves, sheets of pictures, tables and the config."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from ldm.checkpoints.run import facts_of
+from ldm.evaluation.tables import markdown_table
+from ldm.io.writing import make_folder
+from ldm.loggers.background import Aside, Cell
+
+LITERATURE = ("fid", "is_mean")  # curves that share their panel with numbers that others printed
+
+
+def tensorboard_logger(*, folder: str, patience: float = 30.0) -> Aside:
+    """A logger that writes to `<folder>/tensorboard`: `tensorboard --logdir runs` shows all runs.
+
+    Args:
+        folder: the run directory; its config and record become a text.
+        patience: seconds that the end waits for what is still to be written.
+    """
+    return Aside(partial(TensorBoardRecorder, Path(folder)), title="TensorBoard", patience=patience)
+
+
+class TensorBoardRecorder:
+    """Event files of one run; what a resumed run takes again replaces what was there.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: Any = None
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        writer = self._open(step if any(name.startswith("train/") for name in values) else step + 1)
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        with Image.open(path) as picture:
+            self._open(step + 1).add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def table(
+        self, name: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], step: int | None
+    ) -> None:
+        texts = [[cell if isinstance(cell, str) else "picture" for cell in row] for row in rows]
+        self._open((step or 0) + 1).add_text(name, markdown_table(header, texts), step)
+
+    def bundle(self, path: Path) -> None:
+        """TensorBoard keeps no bundles."""
+
+    def close(self, *, failed: bool) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, purge_step: int) -> Any:
+        """The writer; when it is made it drops an earlier start's entries from a step on.
+
+        A validation at a state's own step is logged again, and what was trained at that step is not, hence
+        the step after it where no training comes first.
+        """
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            place = make_folder(self.folder / "tensorboard", below=self.folder)
+            self._writer = SummaryWriter(str(place), purge_step=purge_step)
+            facts = yaml.safe_dump(facts_of(self.folder), sort_keys=False, allow_unicode=True)
+            self._writer.add_text("config", f"```yaml\n{facts}```")
+            panels = {name: ["Multiline", [f"val/{name}$", f"literature/{name}/.*"]] for name in LITERATURE}
+            self._writer.add_custom_scalars({"beside the literature": panels})
+        return self._writer

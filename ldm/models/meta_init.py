@@ -1,0 +1,64 @@
+"""Networks that are shapes alone: built in no time and no memory, to be counted or to be given weights."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import RLock, get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from ldm import UserError
+
+FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
+# torch's hooks are of all threads: one must not be added or removed while another thread calls them
+ONE_AT_A_TIME = RLock()
+
+
+@contextmanager
+def meta_init(*, most: float = math.inf) -> Iterator[None]:
+    """Networks that are built inside lie on the meta device, and no weight of theirs is drawn.
+
+    PyTorch would go through the motions of drawing them, for which it imports its compiler: 1.4 s.
+
+    Args:
+        most: weights that they may have together, an empty tensor counted as one; the first beyond it stops
+            the construction, so that one from a stranger's config takes no more time than its file is long.
+
+    Raises:
+        UserError: they have more.
+    """
+    count, owner = 0, get_ident()  # other threads may build networks, too
+
+    def counted(module: nn.Module, name: str, weight: Tensor | None) -> None:
+        nonlocal count
+        count += 0 if weight is None or get_ident() != owner else max(1, weight.numel())
+        if count > most:
+            raise UserError(f"the network has more than {most:,} weights, far more than the file")
+
+    with ONE_AT_A_TIME, torch.device("meta"), _NothingDrawn():
+        hook = register_module_parameter_registration_hook(counted)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves tensors as they are where they would be filled with random numbers."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in FILLS:
+            tensor: Tensor = args[0] if args else kwargs["tensor"]
+            return tensor
+        return func(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Random numbers as a function of a seed, a purpose and a position."""
