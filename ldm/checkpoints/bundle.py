@@ -4,6 +4,7 @@
 bundle/config.yaml            parts with their constructors and hashes, latent statistics, process, defaults
 bundle/<part>.safetensors     backbone, autoencoder, text_encoder, image_encoder: whichever a stage trained
 bundle/tokenizer.json
+bundle/README.md              model card; nothing reads it
 ```
 """
 
@@ -21,6 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm import UserError
+from ldm.checkpoints.card import FILE_NAME as CARD
+from ldm.checkpoints.card import model_card
 from ldm.checkpoints.mapped import give_back
 from ldm.checkpoints.tensors import save_tensors
 from ldm.checkpoints.tokenizer_file import load_tokenizer, save_tokenizer
@@ -300,6 +303,7 @@ def write_bundle(
         if tokenizer is not None:
             save_tokenizer(tokenizer, draft / TOKENIZER)
             config["tokenizer"] = {"sha256": hash_file(draft / TOKENIZER)}
+        write(draft / CARD, model_card(config))
         write(draft / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return path
 

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ldm.data.index import FILE_NAME, ShardIndex
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASIDE = frozenset(  # keys, at any depth, that change what a training costs or tells and not what it comes to
     {
@@ -51,8 +53,12 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def origin(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bundle tells of its training: experiment, config hash, commit."""
-    return {"experiment": config["name"], "config_hash": config_hash(config), **git_state()}
+    """What a bundle records of its training: experiment, config hash, commit, name and sha256 of its data."""
+    told = {"experiment": config["name"], "config_hash": config_hash(config), **git_state()}
+    root = config.get("data", {}).get("root")
+    if root is not None and (Path(root) / FILE_NAME).is_file():
+        told["data"] = {"name": Path(root).resolve().name, "sha256": ShardIndex.load(root).sha256}
+    return told
 
 
 def peak_memory_mb() -> dict[str, float]:

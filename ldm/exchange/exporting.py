@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
+from ldm.checkpoints.card import FILE_NAME as CARD
+from ldm.checkpoints.card import model_card, results_of
 from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.checkpoints.tensors import save_tensors
 from ldm.exchange.architecture import Architecture, from_configs, to_configs
-from ldm.exchange.card import model_card
 from ldm.exchange.dialects import compvis
 from ldm.exchange.dialects.clip import text_rules
 from ldm.exchange.dialects.diffusers import unet_rules, vae_rules
@@ -40,6 +41,15 @@ LIBRARIES = {
 }
 PARTS = ("backbone", "autoencoder", "text_encoder")
 ABSENT = ("feature_extractor", "image_encoder", "safety_checker")
+USAGE = """```python
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("<this folder>")
+pipeline("a red apple", num_inference_steps={steps}, guidance_scale={guidance:g}).images[0]
+```
+
+The folder has no safety checker. `ldm.json` keeps what diffusers has no place for:
+`python -m ldm.export from=<this folder> out=<bundle>` makes the bundle again."""
 DIFFUSERS = "0.42.1"  # the version whose files these are
 
 
@@ -54,6 +64,7 @@ class Export:
         guidance: the bundle's own scale, 1 where it has none.
         own: the bundle's settings and parts as they are.
         notes: what the form has no place for and what was changed to fit it, in sentences.
+        results: numbers that were measured of the bundle, for the model card.
     """
 
     architecture: Architecture
@@ -63,6 +74,7 @@ class Export:
     guidance: float
     own: Imported
     notes: list[str] = field(default_factory=list)
+    results: Mapping[str, Any] | None = None
 
     def record(self, dtype: torch.dtype) -> Record:
         """What the bundle says beyond the files that are written."""
@@ -118,6 +130,7 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
         guidance=_scale(nodes["guidance"]),
         own=Imported(parts=own, settings=settings),
         notes=notes,
+        results=results_of(bundle.path, bundle.sha256),
     )
 
 
@@ -145,17 +158,18 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
             _save(folder / name / f"{stem}.safetensors", _theirs(export.states[ours[name]], table), dtype)
         write_vocabulary(export.tokenizer, folder / "tokenizer")
         _write_json(folder / "model_index.json", _index(export.configs))
-        card = model_card(
-            size=export.architecture.size,
-            steps=export.architecture.sampler["steps"],
-            guidance=export.guidance,
-            notes=export.notes,
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(_card(export), encoding="utf-8")
         _write_json(folder / RECORD, record.content)
         if record.tensors:
             _save(folder / TENSORS, record.tensors, dtype)
     return out
+
+
+def _card(export: Export) -> str:
+    """The model card of a folder for diffusers."""
+    usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=export.guidance)
+    config = {**export.own.settings, "parts": export.own.parts}
+    return model_card(config, usage=usage, library="diffusers", notes=export.notes, results=export.results)
 
 
 def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:

@@ -1,0 +1,108 @@
+"""The README.md of bundles and exports: what hubs read, and what no stranger may read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm.checkpoints import card
+from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.card import model_card, results_of
+from ldm.checkpoints.provenance import origin
+from ldm.data.index import ShardIndex
+
+CONFIG = {"parts": {"backbone": {}, "autoencoder": {}}, "size": 64, "origin": {"experiment": "mine"}}
+
+
+def front(text: str) -> dict:
+    """The YAML at the head of a card."""
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_a_bundle_has_a_card_that_hubs_read(bundle_path):
+    text = (bundle_path / "README.md").read_text()
+    found = front(text)
+    assert (found["library_name"], found["pipeline_tag"]) == ("ldm", "text-to-image")
+    assert found["license"] == "unknown"
+    assert "text-to-image" in found["tags"]
+    for section in ("# tests", "## Use", "## Training", "## Numbers", "## Licence", "## Limits and misuse"):
+        assert f"\n{section}\n" in text
+
+
+def test_an_autoencoder_is_no_text_to_image_model():
+    text = model_card({"parts": {"autoencoder": {}}, "size": 64, "origin": {"experiment": "vae"}})
+    assert "pipeline_tag" not in front(text)
+    assert "codec.autoencoder=<this folder>" in text
+
+
+def test_the_training_set_is_named_with_the_hash_of_its_index(emoji):
+    told = origin({"name": "mine", "data": {"root": str(emoji)}})
+    text = model_card(CONFIG | {"origin": told})
+    assert f"trained on {emoji.name} (sha256 of its index: {ShardIndex.load(emoji).sha256})" in text
+    assert str(emoji.parent) not in text
+
+
+def test_data_without_an_index_has_no_hash(tmp_path):
+    assert "data" not in origin({"name": "mine", "data": {"root": str(tmp_path / "{0..9}.tar")}})
+    assert "data" not in origin({"name": "mine"})
+
+
+def test_a_card_tells_the_command_without_the_home_folder(monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "ldm.train", f"data.root={Path.home()}/secret"])
+    text = model_card(CONFIG)
+    assert "python -m ldm.train data.root=~/secret" in text
+    assert str(Path.home()) + "/" not in text
+
+
+def test_an_import_is_named_without_its_folders():
+    text = model_card(CONFIG | {"origin": {"imported_from": "/home/me/models/v1-5.safetensors"}})
+    assert "imported from v1-5.safetensors" in text
+    assert "/home/me" not in text
+    text = model_card(CONFIG | {"origin": {"imported_from": "hf://owner/name@0123"}})
+    assert "imported from hf://owner/name@0123" in text
+
+
+@pytest.mark.parametrize("forged", ["x\n---\nlicense: mit", "<script>", "a](http://b)", "`rm`"])
+def test_what_strangers_wrote_into_a_bundle_is_text_in_its_card(forged):
+    text = model_card(CONFIG | {"origin": {"experiment": forged, "commit": forged, "data": {"name": forged}}})
+    assert front(text) == front(model_card(CONFIG))
+    assert forged not in text
+
+
+@pytest.mark.parametrize("entry", [5, None, "text", []])
+def test_an_origin_that_is_no_mapping_is_an_unknown_one(entry):
+    assert "# Imported weights" in model_card(CONFIG | {"origin": entry, "codec_origin": entry})
+
+
+ROW = {"set": "train", "metric": "fid", "value": 12.345, "sd": 0.5, "images": 300, "few": True, "floor": 9}
+RESULTS = {
+    "bundle": {"sha256": "?"},
+    "protocol": {"name": "quick", "hash": "ab" * 32},
+    "provenance": {"commit": "cd" * 20},
+    "rows": [ROW],
+}
+
+
+@pytest.mark.parametrize("place", card.RESULTS)
+def test_numbers_come_with_protocol_and_count(place, write_tiny_bundle, tmp_path):
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "run" / "bundle"))
+    (bundle.path / place).resolve().parent.mkdir(exist_ok=True)
+    document = RESULTS | {"bundle": {"sha256": bundle.sha256}}
+    (bundle.path / place).write_text(json.dumps(document))
+    text = model_card(bundle.config, results=results_of(bundle.path, bundle.sha256))
+    assert "Protocol quick (`abababababab`), measured at commit cdcdcdcdcdcd" in text
+    assert "| train/fid | 12.35 ± 0.5 | 300, too few | 9 |" in text
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[1]", '{"bundle": {"sha256": "of another"}}', "{", '{"bundle": 3}']
+)
+def test_numbers_of_another_bundle_are_passed_over(content, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    assert results_of(tmp_path, "0" * 64) is None
+
+
+@pytest.mark.parametrize("rows", [None, 3, [{"set": "a"}], [{"value": "b"}]])
+def test_rows_that_are_not_whole_break_no_card(rows):
+    assert "## Numbers" in model_card(CONFIG, results={"rows": rows})
