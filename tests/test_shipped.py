@@ -36,7 +36,7 @@ def held_out(tmp_path_factory) -> torch.Tensor:
 def test_it_is_small_and_holds_data_only():
     files = sorted(SHIPPED.iterdir())
     assert sum(file.stat().st_size for file in files) <= 25e6
-    assert {file.suffix for file in files} == {".safetensors", ".yaml", ".json"}
+    assert {file.suffix for file in files} == {".safetensors", ".yaml", ".json", ".md"}
 
 
 def test_its_autoencoder_keeps_27_db_of_pictures_that_it_has_not_seen(held_out):

@@ -27,7 +27,8 @@ LICENCE = """The licence of the weights depends on the data and the weights that
 this card does not know. Find it out, and change `license:` above, before you publish the model."""
 LIMITS = """The model reproduces what is common in its training set, including its errors and prejudices, and
 may reproduce single training pictures. Nothing filters prompts or pictures. Do not use it to deceive, to
-depict real persons without their consent, or where a wrong picture does harm. Measure it on your own data first."""
+depict real persons without their consent, or where a wrong picture does harm. Measure it on your
+own data first."""
 UNMEASURED = {
     True: "Not measured yet: `python -m ldm.evaluate bundle=<this folder>` does it.",
     False: "The validation numbers are in `report.md` of the training's run directory.",
