@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.provenance import command
-from ldm.foreign import read_json
+from ldm.io.reading import read_json
 
 FILE_NAME = "README.md"
 RESULTS = ("results.json", "../evaluation/results.json")  # places of measured numbers, from a bundle's folder
