@@ -21,7 +21,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch.optim import Optimizer
 
 from ldm.commands.answers import answer_errors
-from ldm.config import CONF, build, plain
+from ldm.config import CONF, build, build_data, plain
 from ldm.data.latents import EncodedPictures
 from ldm.stages.diffusion import LatentDiffusion
 
@@ -61,7 +61,8 @@ def compare(config: DictConfig, *, rounds: int, steps: int) -> None:
     trainer = Trainer(**{name: value for name, value in plain(config.trainer).items() if name != "_target_"})
     trainer.strategy.connect(stage)
     stage.on_fit_start()
-    stored, encoded = build(config.model.datamodule), EncodedPictures(pictures=build(config.data))
+    stored = build_data(config, stage)
+    encoded = EncodedPictures(pictures=build(config.data), codec=stage.codec)
     sources = {"stored": batches(stored, trainer), "encoded": batches(encoded, trainer)}
     print(f"largest difference of the first batches: {difference(*map(next, sources.values())):.1e}")
     optimizer = stage.configure_optimizers()["optimizer"]

@@ -16,8 +16,8 @@ from ldm import UserError
 from ldm.checkpoints.bundle import load_codec
 from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
-from ldm.data.moments import stored_moments
 from ldm.data.pictures import PictureDataset
+from ldm.data.stored import stored_moments
 from ldm.data.texts import stored_states, stored_tokens
 from ldm.tokenizers import cut_line
 
@@ -55,16 +55,15 @@ def main(options: Options) -> None:
     codec.to(device_of(options.device))
     for pictures in splits:
         started = time.perf_counter()
-        moments = stored_moments(pictures, codec, mirrored=options.flip and pictures.split == "train")
-        texts = TEXTS[options.texts](pictures, codec)
-        if line := cut_line(
-            codec.tokenizer, [text for own in pictures.texts() for text in own], what="caption"
-        ):
+        recipe = stored_moments(pictures, codec, mirrored=options.flip and pictures.split == "train")
+        moments, texts = recipe.arrays(), TEXTS[options.texts](pictures, codec).arrays()
+        captions = [text for own in pictures.texts() for text in own]
+        if line := cut_line(codec.tokenizer, captions, what="caption"):
             print(f"{pictures.split}: {line}")
         seconds = time.perf_counter() - started
         print(
             f"{pictures.split}: {len(moments)} pictures, moments {moments.shape}, {options.texts} "
-            f"{texts.rows.shape}, {seconds:.0f} s, {moments.folder}"
+            f"{texts.shape}, {seconds:.0f} s, {moments.folder}"
         )
 
 

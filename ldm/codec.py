@@ -117,8 +117,8 @@ class Codec:
         return self._in_chunks(encode, images)
 
     @torch.no_grad()
-    def states(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
-        """Text states of token ids, as a denoiser is trained on them; the same care as for `moments`."""
+    def context(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
+        """What a denoiser is trained to read of token ids: text states, with the same care as `moments`."""
         return self._in_chunks(lambda chunk: self.text_encoder(chunk).states.half(), tokens)
 
     def _in_chunks(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

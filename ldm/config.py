@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm import UserError
 from ldm.commands.answers import answer_errors
 from ldm.commands.limits import check_limit
-from ldm.construct import construct, nearest
+from ldm.construct import construct, locate, nearest
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
@@ -68,6 +69,13 @@ def build(node: Any) -> Any:
     """Objects of a config node: `_target_` calls from an allowed list, `_partial_` as functools.partial."""
     data = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     return construct(data, allowed=TARGETS)
+
+
+def build_data(config: DictConfig, stage: Any) -> Any:
+    """The data module of a training; one that encodes for its stage is given the stage's own codec."""
+    node = plain(config.model.datamodule)
+    target = locate(node["_target_"], allowed=TARGETS)
+    return build(node | ({"codec": stage.codec} if "codec" in signature(target).parameters else {}))
 
 
 def overrides() -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from omegaconf import DictConfig
 
 from ldm import UserError
-from ldm.config import build, entry, plain
+from ldm.config import build, build_data, entry, plain
 
 
 @entry("train")
@@ -29,7 +29,8 @@ def main(config: DictConfig) -> None:
     )
     from ldm.planning.launch_checks import check_start
 
-    stage, data = build(config.model.stage), build(config.model.datamodule)
+    stage = build(config.model.stage)
+    data = build_data(config, stage)
     check_start(stage, plain(config))
     needs = needs_of(stage, data, config.runs)
     check_needs(needs)

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # Python may lose a KeyboardInterrupt while modules 
 from omegaconf import DictConfig
 
 from ldm.commands.answers import refuse
-from ldm.config import build, entry, overrides, plain, repeated_keys
+from ldm.config import build, build_data, entry, overrides, plain, repeated_keys
 from ldm.distributed.launch import LOST, follow_watcher, launch, ranks_to_start
 from ldm.randomness.seeds import key_of
 
@@ -97,10 +97,11 @@ def fit(config: DictConfig) -> None:
     # Initial weights, of which there are 2**32: torch's CPU generator takes no more of a seed. Every later
     # draw is keyed by sample position.
     torch.manual_seed(key_of(config.seed, "weights"))
-    stage, data = build(config.model.stage), build(config.model.datamodule)
+    stage = build(config.model.stage)
+    data = build_data(config, stage)
     check_start(stage, plain(config))
     if is_first():
-        check_needs(needs_of_cache(stage, data))
+        check_needs(needs_of_cache(data))
     if config.compile:
         stage.net.compile()
     # only now: what can't be built leaves no folder

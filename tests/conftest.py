@@ -185,8 +185,8 @@ def pictures(emoji) -> PictureData:
 
 
 @pytest.fixture
-def latents(pictures) -> LatentData:
-    return LatentData(pictures=pictures)
+def latents(pictures, codec) -> LatentData:
+    return LatentData(pictures=pictures, codec=codec)
 
 
 @pytest.fixture

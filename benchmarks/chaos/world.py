@@ -11,7 +11,7 @@ from pytorch_lightning import Callback
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
 from ldm.checkpoints.training_state import newest_state
-from ldm.config import CONF, build, plain
+from ldm.config import CONF, build, build_data, plain
 from ldm.data.index import ShardIndex
 from ldm.data.shards import write_shards
 from ldm.train import quiet
@@ -63,7 +63,8 @@ def train(config: DictConfig, *callbacks: Callback) -> dict[str, Any]:
     quiet()
     folder = Path(config.callbacks.saving.folder)
     torch.manual_seed(config.seed)
-    stage, data = build(config.model.stage), build(config.model.datamodule)
+    stage = build(config.model.stage)
+    data = build_data(config, stage)
     trainer = build(
         plain(config.trainer)
         | {

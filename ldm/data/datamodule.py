@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.data import keyed
@@ -60,12 +60,16 @@ class PictureData(LightningDataModule):
         self.shapes = [(size, size)] * len(self.train)  # height and width of each picture to train on
 
     def train_dataloader(self) -> StreamLoader:
+        return self.stream(self.trainer)
+
+    def stream(self, trainer: Trainer) -> StreamLoader:
+        """Loader over the whole training that a trainer is set up for."""
         if self.buckets is None:
-            return stream_loader(self, self._sample, size=len(self.train), timeout=self.worker_timeout)
+            return stream_loader(self, trainer, self._sample, size=len(self.train))
         nearest = self.buckets.nearest(self.train.aspects())
         self.shapes = [self.buckets.shapes[bucket] for bucket in nearest]
-        order = BucketOrder(nearest, self.batch_size * self.trainer.world_size)
-        return stream_loader(self, self._sample, size=order.size, order=order, timeout=self.worker_timeout)
+        order = BucketOrder(nearest, self.batch_size * trainer.world_size)
+        return stream_loader(self, trainer, self._sample, size=order.size, order=order)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         if self.val is None:
@@ -82,7 +86,7 @@ class PictureData(LightningDataModule):
         return {"image": image, "text": text, "position": position, "index": number}
 
     def _caption(self, pictures: PictureDataset, number: int, position: int) -> str:
-        texts = pictures.reader.record(number)["texts"]
+        texts = pictures.captions(number)
         return texts[keyed.integer(len(texts), seed=self.seed, position=position, stream="caption")]
 
 
@@ -101,54 +105,50 @@ class _Centres(Dataset[dict]):
 
 
 def stream_loader(
-    data: LightningDataModule,
+    data: Any,
+    trainer: Trainer,
     make: Callable[[int, int], Any],
     *,
     size: int,
     order: Order = keyed.permutation,
     collate: Callable | None = None,
-    timeout: float = 60.0,
 ) -> StreamLoader:
-    """Loader over the whole training that `data.trainer` is set up for.
+    """Loader over the whole training that a trainer is set up for.
+
+    Args:
+        data: whose batch size, seed, workers and timeout are used.
+        make: from a sample's number and its position to the sample.
+        size: positions an epoch.
 
     Raises:
         DataError: fewer samples than all ranks take in one step.
     """
-    positions = positions_of(data)
+    dataset = StreamDataset(make, size=size, seed=data.seed, order=order)
+    loader = loader_over(data, trainer, dataset, collate=collate)
+    positions = loader.positions
     if size < positions.global_batch_size:
         raise DataError(
             f"the {size} samples to train on are fewer than a batch: {positions.batch_size} a rank on "
             f"{positions.world_size} ranks are {positions.global_batch_size}; lower batch_size"
         )
-    dataset = StreamDataset(make, size=size, seed=data.seed, order=order)
-    return loader_over(data, dataset, positions, collate=collate, timeout=timeout)
+    return loader
 
 
-def positions_of(data: LightningDataModule) -> Positions:
-    """This rank's positions of the whole training that `data.trainer` is set up for."""
-    trainer = data.trainer
-    return Positions(
+def loader_over(
+    data: Any, trainer: Trainer, dataset: Dataset[Any], *, collate: Callable | None = None
+) -> StreamLoader:
+    """Loader of this rank's positions of a dataset, by `data.num_workers` processes."""
+    positions = Positions(
         batch_size=data.batch_size,
         num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
-
-
-def loader_over(
-    data: LightningDataModule,
-    dataset: Dataset[Any],
-    positions: Positions,
-    *,
-    collate: Callable | None = None,
-    timeout: float = 60.0,
-) -> StreamLoader:
-    """Loader of a dataset's positions by `data.num_workers` processes."""
     return StreamLoader(
         dataset,
         positions,
         num_workers=data.num_workers,
-        patience=timeout,
+        patience=data.worker_timeout,
         collate_fn=collate or _collate,
         persistent_workers=data.num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -1,4 +1,4 @@
-"""What a denoiser is trained on: latents and text states, from the disk or encoded at every step.
+"""What a denoiser is trained on: latents and the context of captions, from the disk or encoded at every step.
 
 Both data modules here give the same batches to the bit at the same seed; the first is the fast one.
 """
@@ -18,23 +18,20 @@ from ldm.data import keyed
 from ldm.data.augment import flip
 from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData, stream_loader
-from ldm.data.moments import moments_recipe
 from ldm.data.pictures import PictureDataset
-from ldm.data.stored import Recipe, StoredArrays
+from ldm.data.stored import Recipe, StoredArrays, stored_moments
 from ldm.data.stream import LatentBatch, StreamLoader
 from ldm.data.streaming import StreamingPictureData
-from ldm.data.texts import Texts, stored_states
-
-TextsOf = Callable[[PictureDataset, Codec], Texts]
+from ldm.data.texts import stored_states
 
 
-class StoredSplit:
-    """Moments and captions of one split, by picture.
+class StoredSplit(Dataset[dict[str, Any]]):
+    """Moments and encoded captions of one split, by picture.
 
     Args:
-        moments: of the pictures.
+        moments: of each picture, and mirrored in a second row if `flips`.
         captions: of each picture.
-        texts: of each picture, one row a caption.
+        encoded: tokens or context of each picture's captions.
         flips: whether pictures are mirrored, where their caption allows it.
         seed: key of the choice of captions and of flips.
     """
@@ -43,110 +40,117 @@ class StoredSplit:
         self,
         moments: StoredArrays,
         captions: list[list[str]],
-        texts: StoredArrays,
+        encoded: StoredArrays,
         *,
         flips: bool,
         seed: int,
     ) -> None:
-        self.moments, self.captions, self.texts = moments, captions, texts
+        self.moments, self.captions, self.encoded = moments, captions, encoded
         self.flips, self.seed = flips, seed
 
     def __len__(self) -> int:
         return len(self.moments)
 
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.row(number, number)  # for validation: from first to last, always with the same captions
+
     def row(self, number: int, position: int) -> dict[str, Any]:
-        """Picture `number` as it is met at a position of the stream."""
+        """Picture `number` as it is met at a position of the stream; `caption` is its tokens or context."""
         own = self.captions[number]
         choice = keyed.integer(len(own), seed=self.seed, position=position, stream="caption")
         mirrored = self.flips and flip(seed=self.seed, position=position, text=own[choice])
         return {
             "moments": self.moments.read(number)[int(mirrored)],
-            "text": self.texts.read(number)[choice],
+            "caption": self.encoded.read(number)[choice],
             "position": position,
             "index": number,
         }
 
 
 class LatentData(LightningDataModule):
-    """Batches of latents and text states, computed once by the codec of the stage that is trained.
+    """Batches of latents and context, encoded once and kept on the disk.
 
     Args:
         pictures: the data set; its batch size, seed, workers and flips are used.
+        codec: what encodes them: that of the stage that is trained.
         texts: how captions are kept: `stored_states` or `stored_tokens`.
 
     Raises:
         UserError: pictures that are streamed, or cut otherwise than to centred squares.
     """
 
-    def __init__(self, *, pictures: PictureData, texts: TextsOf = stored_states) -> None:
+    def __init__(
+        self,
+        *,
+        pictures: PictureData,
+        codec: Codec,
+        texts: Callable[[PictureDataset, Codec], Recipe] = stored_states,
+    ) -> None:
         super().__init__()
+        encoded = "or train on ldm.data.latents.EncodedPictures, which encodes every batch"
         if not isinstance(pictures, PictureData):
             raise UserError(
                 f"data={type(pictures).__name__}: latents are stored of prepared sets only; prepare it, "
-                "or train on ldm.data.latents.EncodedPictures, which encodes every batch"
+                f"{encoded}"
             )
         if pictures.crop is not centre or pictures.buckets is not None:
             raise UserError(
                 "data.crop and data.buckets: latents are stored of centred squares only; leave both as they "
-                "are, or train on ldm.data.latents.EncodedPictures, which encodes every batch"
+                f"are, {encoded}"
             )
-        self.pictures, self.texts = pictures, texts
-        self.batch_size, self.seed, self.num_workers = (
-            pictures.batch_size,
-            pictures.seed,
-            pictures.num_workers,
-        )
+        self.pictures, self.codec, self.texts = pictures, codec, texts
         self.train: StoredSplit | None = None
         self.val: StoredSplit | None = None
-        self.context: Callable[[Tensor], Tensor] = Tensor.float  # rows of captions -> their states
 
     def prepare_data(self) -> None:
         """On one process of a machine, before any other reads the files."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        train, *val = self._recipes(self.trainer.lightning_module.codec)
-        self.train, self.context = self._split(*train), train[1].context
-        self.val = self._split(*val[0]) if val else None
+        train, *val = [
+            StoredSplit(
+                moments.arrays(),
+                moments.pictures.texts(),
+                captions.arrays(),
+                flips=moments.origin["mirrored"],
+                seed=self.pictures.seed,
+            )
+            for moments, captions in self._recipes()
+        ]
+        self.train, self.val = train, val[0] if val else None
 
-    def missing_bytes(self, codec: Codec) -> dict[str, int]:
+    def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
-        recipes = self._recipes(codec)
+        moments, captions = zip(*self._recipes(), strict=True)
         return {
-            "latents": sum(moments.missing_bytes for moments, _ in recipes),
-            "texts": sum(texts.recipe.missing_bytes for _, texts in recipes),
+            "latents": sum(recipe.missing_bytes for recipe in moments),
+            "texts": sum(recipe.missing_bytes for recipe in captions),
         }
 
-    def _recipes(self, codec: Codec) -> list[tuple[Recipe, Texts]]:
-        """How the moments and the texts of the training split, and of that for validation, are computed."""
-        flips = {self.pictures.train: self.pictures.flip, self.pictures.val: False}
+    def _recipes(self) -> list[tuple[Recipe, Recipe]]:
+        """How moments and captions are encoded, of the training split and of that for validation."""
+        splits = [(self.pictures.train, self.pictures.flip), (self.pictures.val, False)]
         return [
-            (moments_recipe(split, codec, mirrored=flip), self.texts(split, codec))
-            for split, flip in flips.items()
+            (stored_moments(split, self.codec, mirrored=flips), self.texts(split, self.codec))
+            for split, flips in splits
             if split is not None
         ]
-
-    def _split(self, moments: Recipe, texts: Texts) -> StoredSplit:
-        captions, flips = moments.pictures.texts(), moments.origin["mirrored"]
-        return StoredSplit(moments.arrays(), captions, texts.rows, flips=flips, seed=self.seed)
 
     def train_dataloader(self) -> StreamLoader:
         assert self.train is not None
         return stream_loader(
-            self,
-            self.train.row,
-            size=len(self.train),
-            collate=collate,
-            timeout=self.pictures.worker_timeout,
+            self.pictures, self.trainer, self.train.row, size=len(self.train), collate=collate
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         if self.val is None:
             return []
-        return DataLoader(_InOrder(self.val), batch_size=self.batch_size, collate_fn=collate)
+        return DataLoader(self.val, batch_size=self.pictures.batch_size, collate_fn=collate)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> LatentBatch:
-        return latent_batch(batch["moments"], self.context(batch["text"]), batch)
+        caption = batch["caption"]
+        context = caption if caption.is_floating_point() else self.codec.context(caption)
+        return latent_batch(batch["moments"], context, batch)
 
 
 class EncodedPictures(LightningDataModule):
@@ -154,48 +158,34 @@ class EncodedPictures(LightningDataModule):
 
     Args:
         pictures: the data set, prepared or streamed.
+        codec: that of the stage that is trained.
     """
 
-    def __init__(self, *, pictures: PictureData | StreamingPictureData) -> None:
+    def __init__(self, *, pictures: PictureData | StreamingPictureData, codec: Codec) -> None:
         super().__init__()
-        self.pictures = pictures
+        self.pictures, self.codec = pictures, codec
 
     def train_dataloader(self) -> StreamLoader:
-        self.pictures.trainer = self.trainer
-        return self.pictures.train_dataloader()
+        return self.pictures.stream(self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         return self.pictures.val_dataloader()
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:
-        codec = self.trainer.lightning_module.codec
-        states = codec.states(codec.tokenizer.encode(batch["text"]))
-        return latent_batch(codec.moments(batch["image"]), states.float(), batch)
+        context = self.codec.context(self.codec.tokenizer.encode(batch["text"]))
+        return latent_batch(self.codec.moments(batch["image"]), context, batch)
 
 
 def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> LatentBatch:
-    """A batch for the denoiser's stage from moments (b 2 c h w) and text states."""
+    """A batch for the denoiser's stage from moments (b 2 c h w) and context (b n d)."""
     mean, logvar = moments.float().unbind(1)
     return LatentBatch(
         mean=mean.contiguous(),
         std=torch.exp(0.5 * logvar),
-        context=context,
+        context=context.float(),
         position=batch["position"],
         index=batch["index"],
     )
-
-
-class _InOrder(Dataset[dict[str, Any]]):
-    """A split from its first picture to its last."""
-
-    def __init__(self, split: StoredSplit) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.split.row(number, number)
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -80,9 +80,13 @@ class PictureDataset(Dataset[Picture]):
         """The pictures with these numbers, so many at a time: uint8, b 3 h w."""
         return DataLoader(Subset(_Images(self), numbers), batch_size=size)
 
+    def captions(self, number: int) -> list[str]:
+        """The captions of a picture."""
+        return self.reader.record(number)["texts"]
+
     def texts(self) -> list[list[str]]:
         """The captions of each picture."""
-        return [self.reader.record(number)["texts"] for number in range(len(self))]
+        return [self.captions(number) for number in range(len(self))]
 
     def aspects(self) -> list[float]:
         """Width over height of each picture, from its header."""

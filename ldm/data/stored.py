@@ -1,4 +1,4 @@
-"""What frozen networks make of a split, as shards beside it: computed once, checked at every read.
+"""Outputs of frozen networks for a split, as shards beside it: computed once, checked at every read.
 
 The layout is that of the pictures (`shards.py`), with one array, as `.npy`, in each picture's place. A folder
 is named by what decides its contents and states it in `made_from.json`. Each finished shard has its sha256 in
@@ -11,13 +11,16 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from ldm import UserError
+from ldm.codec import Codec
 from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import CHECKED_AT_START, Sample, ShardReader, scan_shard, write_shard
@@ -142,6 +145,34 @@ class Recipe:
             shards = tuple(_shards(pictures, self.encode, folder, title=title, chunk=self.chunk))
             ShardIndex(root=folder, name=self.kind, shards=shards).save(below=pictures.cache)
         return StoredArrays(folder, origin=self.origin)
+
+
+def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) -> Recipe:
+    """Moments of the latents of each picture, float16; not sampled latents, which are sampled at each step.
+
+    A row (2, c, h, w) is the mean and the log-variance; if `mirrored`, a second row is of the mirrored one.
+    """
+
+    def encode(numbers: range) -> np.ndarray:
+        images = torch.stack([pictures.image(number) for number in numbers])
+        orientations = [images, images.flip(-1)] if mirrored else [images]
+        return torch.stack([codec.moments(each) for each in orientations], dim=1).cpu().numpy()
+
+    return Recipe(
+        pictures=pictures,
+        encode=encode,
+        chunk=codec.chunk,
+        kind="latents",
+        name=f"{pictures.size}px",
+        origin={
+            "autoencoder": codec.picture_fingerprint(),
+            "pictures": pictures.index.sha256,
+            "split": pictures.split,
+            "transform": pictures.transform,
+            "mirrored": mirrored,
+        },
+        bytes_each=(1 + mirrored) * 2 * prod(codec.latent_shape(pictures.size)) * 2,  # of two bytes each
+    )
 
 
 def write_origin(folder: Path, origin: Mapping[str, Any], *, below: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,7 +20,7 @@ from ldm.data import keyed
 from ldm.data.augment import flip
 from ldm.data.captions import UnusableCaption, sample_captions, usable_caption
 from ldm.data.crops import Crop, centre, cut
-from ldm.data.datamodule import PictureData, loader_over, positions_of
+from ldm.data.datamodule import PictureData, loader_over
 from ldm.data.decode import EncodedPicture
 from ldm.data.index import DataError
 from ldm.data.stream import StreamLoader
@@ -71,8 +71,12 @@ class StreamingPictureData(LightningDataModule):
         self.pictures = StreamedPictures(self.samples, size=size, seed=seed, crop=crop, flip=flip)
 
     def train_dataloader(self) -> StreamLoader:
+        return self.stream(self.trainer)
+
+    def stream(self, trainer: Trainer) -> StreamLoader:
+        """Loader over the whole training that a trainer is set up for."""
         log.warning("streaming %d shards: not exactly resumable", len(self.samples.urls))
-        return loader_over(self, self.pictures, positions_of(self), timeout=self.worker_timeout)
+        return loader_over(self, trainer, self.pictures)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         return self.validation.val_dataloader() if self.validation else []

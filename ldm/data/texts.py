@@ -1,73 +1,44 @@
-"""Captions of a split as a denoiser reads them: token ids, or the states that a text encoder makes of them.
+"""Captions of a split, encoded once and kept beside the pictures: as tokens, or as the context of each.
 
-Both are computed once and lie beside the pictures (`stored.py`). States cost nothing at a step but take
-`context_length * width * 2` bytes a caption; tokens take four bytes each and one pass of the text encoder at
-every step. Small sets keep states, large ones tokens.
+`context` is what the denoiser reads: the text encoder's output for every token. It costs nothing at a step
+but takes `context_length * width * 2` bytes a caption; tokens take four bytes each and one pass of the text
+encoder at every step. Small sets keep the context, large ones the tokens.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ldm.codec import Codec
 from ldm.data.pictures import PictureDataset
-from ldm.data.stored import Recipe, StoredArrays
+from ldm.data.stored import Recipe
 
-CHUNK = 64  # pictures whose captions are read at once
-COUNTED = 64  # pictures whose captions are counted to know the number of all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """The captions of each picture of a split, as rows.
-
-    Attributes:
-        recipe: how the rows are computed.
-        context: rows of a batch, on the device -> their states, float32, b n d.
-    """
-
-    recipe: Recipe
-    context: Callable[[Tensor], Tensor]
-
-    @cached_property
-    def rows(self) -> StoredArrays:
-        """One row a caption of a picture, from the disk or computed now: tokens (n) int32, or states (n, d).
-
-        Raises:
-            DataError: they were made from something else.
-        """
-        return self.recipe.arrays()
+CHUNK = 64  # pictures whose captions are encoded at once
+COUNTED = 64  # pictures whose captions are counted to estimate the number of all
 
 
-def stored_states(pictures: PictureDataset, codec: Codec) -> Texts:
-    """States of every caption, float16."""
+def stored_states(pictures: PictureDataset, codec: Codec) -> Recipe:
+    """The context of every caption: float16, (captions, n, d) a picture."""
+
+    def encode(captions: Sequence[str]) -> np.ndarray:
+        return codec.context(codec.tokenizer.encode(captions)).cpu().numpy()
+
+    size = codec.tokenizer.context_length * codec.text_encoder.width * 2
     origin = {"text_encoder": codec.text_fingerprint(), "dtype": "float16"}
-
-    def states(captions: Sequence[str]) -> np.ndarray:
-        return codec.states(codec.tokenizer.encode(captions)).cpu().numpy()
-
-    size = codec.tokenizer.context_length * codec.text_encoder.width * 2  # bytes a caption
-    return Texts(recipe=_recipe(pictures, "states", states, origin, size=size), context=Tensor.float)
+    return _recipe(pictures, "states", encode, origin, bytes_each=size)
 
 
-def stored_tokens(pictures: PictureDataset, codec: Codec) -> Texts:
-    """Tokens of every caption; a batch's are encoded when it is used."""
-    tokenizer = hashlib.sha256("\n".join(codec.tokenizer.fingerprint()).encode()).hexdigest()
+def stored_tokens(pictures: PictureDataset, codec: Codec) -> Recipe:
+    """The tokens of every caption: int32, (captions, n) a picture; `LatentData` encodes those of a batch."""
 
-    def tokens(captions: Sequence[str]) -> np.ndarray:
+    def encode(captions: Sequence[str]) -> np.ndarray:
         return codec.tokenizer.encode(captions).numpy().astype(np.int32)
 
+    tokenizer = hashlib.sha256("\n".join(codec.tokenizer.fingerprint()).encode()).hexdigest()
     origin = {"tokenizer": tokenizer, "dtype": "int32"}
-    size = codec.tokenizer.context_length * 4  # bytes a caption
-    return Texts(
-        recipe=_recipe(pictures, "tokens", tokens, origin, size=size),
-        context=lambda rows: codec.states(rows).float(),
-    )
+    return _recipe(pictures, "tokens", encode, origin, bytes_each=codec.tokenizer.context_length * 4)
 
 
 def _recipe(
@@ -76,24 +47,23 @@ def _recipe(
     encode: Callable[[Sequence[str]], np.ndarray],
     made_by: dict[str, Any],
     *,
-    size: int,
+    bytes_each: int,
 ) -> Recipe:
-    """How `encode` is applied to the captions of each picture; a caption's row takes `size` bytes."""
+    """How `encode` is applied to the captions of each picture; one caption takes `bytes_each`."""
 
-    def of_pictures(numbers: range) -> list[np.ndarray]:
-        captions = [pictures.reader.record(number)["texts"] for number in numbers]
-        rows = encode([text for own in captions for text in own])
-        return np.split(rows, np.cumsum([len(own) for own in captions])[:-1])
+    def encode_pictures(numbers: range) -> list[np.ndarray]:
+        captions = [pictures.captions(number) for number in numbers]
+        encoded = encode([caption for own in captions for caption in own])
+        return np.split(encoded, np.cumsum([len(own) for own in captions])[:-1])
 
-    origin = {"captions": pictures.index.sha256, "split": pictures.split} | made_by
-    numbers = range(0, len(pictures), max(1, len(pictures) // COUNTED))
-    captions = sum(len(pictures.reader.record(number)["texts"]) for number in numbers) / len(numbers)
+    counted = range(0, len(pictures), max(1, len(pictures) // COUNTED))
+    mean = sum(len(pictures.captions(number)) for number in counted) / len(counted)
     return Recipe(
         pictures=pictures,
-        encode=of_pictures,
+        encode=encode_pictures,
         chunk=CHUNK,
         kind="texts",
         name=name,
-        origin=origin,
-        bytes_each=round(captions * size),
+        origin={"captions": pictures.index.sha256, "split": pictures.split} | made_by,
+        bytes_each=round(mean * bytes_each),
     )

@@ -51,14 +51,14 @@ def needs_of(stage: LightningModule, data: Any, runs: str) -> list[Need]:
         what="checkpoints and bundle",
         remedy="name another folder with runs=",
     )
-    return [*needs_of_cache(stage, data), run]
+    return [*needs_of_cache(data), run]
 
 
-def needs_of_cache(stage: LightningModule, data: Any) -> list[Need]:
+def needs_of_cache(data: Any) -> list[Need]:
     """What is computed of a data set before the first step; nothing if all of it is there already."""
     if not isinstance(data, LatentData):
         return []
-    missing = {kind: number for kind, number in data.missing_bytes(stage.codec).items() if number}
+    missing = {kind: number for kind, number in data.missing_bytes().items() if number}
     if not missing:
         return []
     pictures = data.pictures.train

@@ -16,7 +16,7 @@ from torch import nn
 
 from ldm.checkpoints.bundle import Bundle, BundleError, find
 from ldm.codec import Codec
-from ldm.config import build, plain
+from ldm.config import build, build_data, plain
 from ldm.data.index import FILE_NAME
 from ldm.models.meta_init import meta_init
 from ldm.planning.disk_room import check_needs, needs_of
@@ -54,7 +54,7 @@ def dry_run(config: DictConfig) -> None:
     torch.manual_seed(key_of(config.seed, "weights"))
     stage, absent = made_up_stage(config)
     if (Path(config.data.root) / FILE_NAME).is_file():  # else the set is not prepared yet
-        check_needs(needs_of(stage, build(config.model.datamodule), config.runs))
+        check_needs(needs_of(stage, build_data(config, stage), config.runs))
     chosen = any(module.checkpointing for module in checkpointed(stage))
     trier = Trier(
         stage=stage,

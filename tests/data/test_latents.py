@@ -13,10 +13,9 @@ from ldm.data.crops import random_resized
 from ldm.data.datamodule import PictureData
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.latents import EncodedPictures, LatentData, StoredSplit
-from ldm.data.moments import origin_of, stored_moments
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import scan_shard
-from ldm.data.stored import ORIGIN, StoredArrays, check_origin, is_finite
+from ldm.data.stored import ORIGIN, StoredArrays, check_origin, is_finite, stored_moments
 from ldm.data.streaming import StreamingPictureData
 from ldm.data.texts import stored_states, stored_tokens
 
@@ -33,7 +32,7 @@ def folders(pictures) -> list:
 
 
 def test_stored_moments_are_the_codecs_to_the_bit(own_pictures, codec):
-    moments = stored_moments(own_pictures, codec, mirrored=True)
+    moments = stored_moments(own_pictures, codec, mirrored=True).arrays()
     images = own_pictures.images()
     for mirrored, changed in ((False, images), (True, images.flip(-1))):
         stored = np.stack([moments.read(number)[int(mirrored)] for number in range(len(moments))])
@@ -49,7 +48,7 @@ def test_moments_and_states_do_not_depend_on_the_company(codec, count):
     images = torch.randint(256, (CPU_CHUNK + 3, 3, SIZE, SIZE), dtype=torch.uint8)
     tokens = codec.tokenizer.encode([f"a picture of {number}" for number in range(len(images))])
     assert torch.equal(codec.moments(images)[-count:], codec.moments(images[-count:]))
-    assert torch.equal(codec.states(tokens)[-count:], codec.states(tokens[-count:]))
+    assert torch.equal(codec.context(tokens)[-count:], codec.context(tokens[-count:]))
 
 
 def test_the_codec_stays_in_full_precision_under_autocast(codec):
@@ -62,25 +61,26 @@ def test_the_codec_stays_in_full_precision_under_autocast(codec):
 def test_states_are_made_of_the_tokens(own_pictures, codec):
     tokens, states = stored_tokens(own_pictures, codec), stored_states(own_pictures, codec)
     captions = [text for own in own_pictures.texts() for text in own]
-    rows = torch.from_numpy(np.concatenate([tokens.rows.read(number) for number in range(4)]))
+    rows = torch.from_numpy(np.concatenate([tokens.arrays().read(number) for number in range(4)]))
     assert torch.equal(rows.long(), codec.tokenizer.encode(captions))
-    stored = torch.from_numpy(np.concatenate([states.rows.read(number) for number in range(4)]))
-    assert torch.equal(tokens.context(rows), states.context(stored))
+    stored = torch.from_numpy(np.concatenate([states.arrays().read(number) for number in range(4)]))
+    assert torch.equal(codec.context(rows), stored)
     assert_close(stored.float(), codec.encode_prompts(captions), rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("texts", [stored_states, stored_tokens])
 def test_a_row_has_a_caption_of_its_own_picture(own_pictures, codec, texts):
-    moments = stored_moments(own_pictures, codec, mirrored=False)
-    stored = texts(own_pictures, codec)
-    split = StoredSplit(moments, own_pictures.texts(), stored.rows, flips=False, seed=1)
+    moments = stored_moments(own_pictures, codec, mirrored=False).arrays()
+    stored = texts(own_pictures, codec).arrays()
+    split = StoredSplit(moments, own_pictures.texts(), stored, flips=False, seed=1)
     for number, own in enumerate(own_pictures.texts()):
-        possible = codec.states(codec.tokenizer.encode(own)).float()
+        possible = codec.context(codec.tokenizer.encode(own))
         for position in range(5):
             row = split.row(number, position)
             assert (row["index"], row["position"]) == (number, position)
-            context = stored.context(torch.from_numpy(np.array(row["text"]))[None])
-            assert any(torch.equal(context[0], states) for states in possible)
+            caption = torch.from_numpy(np.array(row["caption"]))[None]
+            context = caption if caption.is_floating_point() else codec.context(caption)
+            assert any(torch.equal(context[0], own) for own in possible)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -94,20 +94,22 @@ def test_training_on_stored_latents_is_training_on_pictures_to_the_bit(
     def trained(kind, **options) -> dict[str, torch.Tensor]:
         stage = diffusion_stage()
         pictures = PictureData(root=root, size=SIZE, batch_size=6, seed=3, flip=flip)
-        make_trainer(9, precision=precision).fit(stage, datamodule=kind(pictures=pictures, **options))
+        make_trainer(9, precision=precision).fit(
+            stage, datamodule=kind(pictures=pictures, codec=stage.codec, **options)
+        )
         return stage.state_dict()
 
     stored, encoded = trained(LatentData, texts=texts), trained(EncodedPictures)
     assert all(torch.equal(stored[name], encoded[name]) for name in stored)
 
 
-def test_flips_change_the_training(copy_emoji, diffusion_stage, make_trainer):
+def test_flips_change_the_training(copy_emoji, codec, make_trainer):
     root = str(copy_emoji())
     batches = []
     for flip in (False, True):
-        data = LatentData(pictures=PictureData(root=root, size=SIZE, batch_size=20, seed=3, flip=flip))
+        pictures = PictureData(root=root, size=SIZE, batch_size=20, seed=3, flip=flip)
+        data = LatentData(pictures=pictures, codec=codec)
         data.trainer = make_trainer(1)
-        data.trainer.strategy.connect(diffusion_stage())
         data.setup("fit")
         batches.append(next(iter(data.train_dataloader())))
     straight, mirrored = (batch["moments"] for batch in batches)
@@ -115,64 +117,69 @@ def test_flips_change_the_training(copy_emoji, diffusion_stage, make_trainer):
     assert 0 < changed.sum() < len(changed)  # some, since a fair coin decides and some captions forbid it
 
 
-def test_crops_that_can_not_be_stored_are_refused(emoji):
+def test_crops_that_can_not_be_stored_are_refused(emoji, codec):
+    pictures = PictureData(root=str(emoji), size=SIZE, batch_size=4, crop=random_resized)
     with pytest.raises(
         ValueError, match=r"data\.crop and data\.buckets: latents are stored of centred squares"
     ):
-        LatentData(pictures=PictureData(root=str(emoji), size=SIZE, batch_size=4, crop=random_resized))
+        LatentData(pictures=pictures, codec=codec)
 
 
-def test_streamed_pictures_are_encoded_at_each_step_and_never_stored(emoji, diffusion_stage, make_trainer):
+def test_streamed_pictures_are_encoded_at_each_step_and_never_stored(
+    codec, emoji, diffusion_stage, make_trainer
+):
     shard = ShardIndex.load(emoji).split("train")[0].file
     streamed = StreamingPictureData(root=str(emoji / shard), size=SIZE, batch_size=2, shuffle=5)
     trainer, before = make_trainer(2), set(emoji.rglob("*"))
-    trainer.fit(diffusion_stage(), EncodedPictures(pictures=streamed))
+    trainer.fit(diffusion_stage(), EncodedPictures(pictures=streamed, codec=codec))
     assert trainer.global_step == 2
     assert set(emoji.rglob("*")) == before
     with pytest.raises(ValueError, match=r"data=StreamingPictureData: latents are stored of prepared sets"):
-        LatentData(pictures=streamed)
+        LatentData(pictures=streamed, codec=codec)
 
 
 def test_what_is_stored_is_made_once(own_pictures, codec):
-    stored_moments(own_pictures, codec, mirrored=False)
+    stored_moments(own_pictures, codec, mirrored=False).arrays()
     (folder,) = folders(own_pictures)
     stamp = (folder / "shards.json").stat().st_mtime_ns
-    stored_moments(own_pictures, codec, mirrored=False)
+    stored_moments(own_pictures, codec, mirrored=False).arrays()
     assert folders(own_pictures) == [folder]
     assert (folder / "shards.json").stat().st_mtime_ns == stamp
 
 
 def test_other_weights_scale_size_or_pictures_have_a_folder_of_their_own(own_pictures, codec):
     root = str(own_pictures.index.root)
-    stored_moments(own_pictures, codec, mirrored=False)
-    stored_moments(own_pictures, codec, mirrored=True)
+    stored_moments(own_pictures, codec, mirrored=False).arrays()
+    stored_moments(own_pictures, codec, mirrored=True).arrays()
     assert len(folders(own_pictures)) == 2
-    stored_moments(own_pictures, replace(codec, latent_scale=codec.latent_scale * 2), mirrored=False)
+    stored_moments(own_pictures, replace(codec, latent_scale=codec.latent_scale * 2), mirrored=False).arrays()
     assert len(folders(own_pictures)) == 3
-    stored_moments(PictureDataset(root, split="val", size=32), codec, mirrored=False)
+    stored_moments(PictureDataset(root, split="val", size=32), codec, mirrored=False).arrays()
     assert len(folders(own_pictures)) == 4
-    stored_moments(PictureDataset(root, split="train", size=SIZE), codec, mirrored=False)
+    stored_moments(PictureDataset(root, split="train", size=SIZE), codec, mirrored=False).arrays()
     assert len(folders(own_pictures)) == 5
 
 
 def test_a_stopped_computation_goes_on_after_its_last_whole_shard(own_pictures, codec, monkeypatch):
     monkeypatch.setattr("ldm.data.stored.SAMPLES_PER_SHARD", 2)
-    stored_moments(own_pictures, codec, mirrored=False)
+    stored_moments(own_pictures, codec, mirrored=False).arrays()
     (folder,) = folders(own_pictures)
     first, second = sorted(folder.glob("*.tar"))
     whole = second.read_bytes()
     stamp = first.stat().st_mtime_ns
     (folder / "shards.json").unlink()
     second.unlink()
-    stored_moments(own_pictures, codec, mirrored=False)
+    stored_moments(own_pictures, codec, mirrored=False).arrays()
     assert first.stat().st_mtime_ns == stamp
     assert second.read_bytes() == whole
 
 
 def test_latents_made_from_something_else_are_refused(own_pictures, codec):
-    origin = origin_of(own_pictures, codec, mirrored=False)
-    folder = stored_moments(own_pictures, codec, mirrored=False).folder
-    other = origin_of(own_pictures, replace(codec, latent_shift=codec.latent_shift + 1), mirrored=False)
+    origin = stored_moments(own_pictures, codec, mirrored=False).origin
+    folder = stored_moments(own_pictures, codec, mirrored=False).arrays().folder
+    other = stored_moments(
+        own_pictures, replace(codec, latent_shift=codec.latent_shift + 1), mirrored=False
+    ).origin
     check_origin(folder, origin)
     with pytest.raises(DataError, match=r"made from something else: autoencoder \w+ instead of \w+"):
         StoredArrays(folder, origin=other)
@@ -182,15 +189,15 @@ def test_latents_made_from_something_else_are_refused(own_pictures, codec):
 
 
 def moments_of(pictures, codec) -> StoredArrays:
-    return stored_moments(pictures, codec, mirrored=False)
+    return stored_moments(pictures, codec, mirrored=False).arrays()
 
 
 def states_of(pictures, codec) -> StoredArrays:
-    return stored_states(pictures, codec).rows
+    return stored_states(pictures, codec).arrays()
 
 
 def tokens_of(pictures, codec) -> StoredArrays:
-    return stored_tokens(pictures, codec).rows
+    return stored_tokens(pictures, codec).arrays()
 
 
 @pytest.mark.parametrize("stored", [moments_of, states_of, tokens_of])
@@ -238,27 +245,27 @@ def test_a_set_too_large_to_hash_at_each_start_is_checked_as_it_is_read(
 
 def test_only_the_damaged_shard_is_computed_again(own_pictures, codec, monkeypatch):
     monkeypatch.setattr("ldm.data.stored.SAMPLES_PER_SHARD", 2)
-    moments = stored_moments(own_pictures, codec, mirrored=False)
+    moments = stored_moments(own_pictures, codec, mirrored=False).arrays()
     first, second = (moments.folder / shard.file for shard in moments.reader.shards)
     whole, stamp = second.read_bytes(), first.stat().st_mtime_ns
     second.write_bytes(whole[:700] + bytes(100) + whole[800:])
-    stored_moments(own_pictures, codec, mirrored=False)
+    stored_moments(own_pictures, codec, mirrored=False).arrays()
     assert (second.read_bytes(), first.stat().st_mtime_ns) == (whole, stamp)
 
 
 def test_a_shard_changed_while_the_computation_was_stopped_is_computed_again(own_pictures, codec):
-    states = stored_states(own_pictures, codec).rows
+    states = stored_states(own_pictures, codec).arrays()
     path, expected = states.folder / states.reader.shards[0].file, states.read(0)
     offset, size = states.reader.shards[0].images[0]
     (states.folder / "shards.json").unlink()
     whole = path.read_bytes()
     path.write_bytes(whole[: offset + 128] + bytes(size - 128) + whole[offset + size :])
-    assert np.array_equal(stored_states(own_pictures, codec).rows.read(0), expected)
+    assert np.array_equal(stored_states(own_pictures, codec).arrays().read(0), expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_moments_that_are_no_numbers_are_refused_by_name(own_pictures, codec, value):
-    moments = stored_moments(own_pictures, codec, mirrored=False)
+    moments = stored_moments(own_pictures, codec, mirrored=False).arrays()
     shard = moments.reader.shards[0]
     start, size = shard.images[2]
     with (moments.folder / shard.file).open("r+b") as stream:
@@ -270,7 +277,9 @@ def test_moments_that_are_no_numbers_are_refused_by_name(own_pictures, codec, va
     shard = scan_shard(moments.folder / shard.file, split=shard.split)  # as if they had been computed so
     ShardIndex(root=moments.folder, name="moments", shards=(shard,)).save()
     with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' holds NaN or Inf"):
-        StoredArrays(moments.folder, origin=origin_of(own_pictures, codec, mirrored=False)).read(2)
+        StoredArrays(moments.folder, origin=stored_moments(own_pictures, codec, mirrored=False).origin).read(
+            2
+        )
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 65504, -65504, 6e-8, -0.0])
@@ -280,7 +289,7 @@ def test_a_number_of_16_bits_is_finite_if_numpy_says_so(value):
 
 
 def test_an_origin_is_written_in_words(own_pictures, codec):
-    folder = stored_moments(own_pictures, codec, mirrored=False).folder
+    folder = stored_moments(own_pictures, codec, mirrored=False).arrays().folder
     origin = json.loads((folder / ORIGIN).read_text())
     assert set(origin) == {"autoencoder", "pictures", "split", "transform", "mirrored"}
 
@@ -292,6 +301,6 @@ def test_a_damaged_picture_ends_the_computation_without_an_index(own_pictures, c
     content[shard.images[3][0]] ^= 255  # the last picture is none any more
     path.write_bytes(content)
     with pytest.raises(DataError, match="differs from what was prepared"):
-        stored_moments(own_pictures, codec, mirrored=False)
+        stored_moments(own_pictures, codec, mirrored=False).arrays()
     (folder,) = folders(own_pictures)
     assert [path.name for path in folder.iterdir()] == [ORIGIN]

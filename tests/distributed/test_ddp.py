@@ -56,11 +56,11 @@ def train(make_trainer, emoji, codec):
         count = world_size()
         several = {"devices": count, "strategy": DDPStrategy()} if count > 1 else {}
         data = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
+        if hasattr(stage, "codec"):
+            data = LatentData(pictures=data, codec=stage.codec)
         first = FirstGradients()
         settings = {"precision": "32-true"} | several | options
-        make_trainer(steps, first, *callbacks, **settings).fit(
-            stage, datamodule=LatentData(pictures=data) if hasattr(stage, "codec") else data
-        )
+        make_trainer(steps, first, *callbacks, **settings).fit(stage, datamodule=data)
         return [first.found, {name: p.detach().clone() for name, p in stage.named_parameters()}]
 
     return run
@@ -199,7 +199,8 @@ def test_a_sheet_is_drawn_by_all_ranks(diffusion_stage, ranks, tmp_path, make_tr
         count = world_size()
         grid = SampleGrid(prompts=["a cat", "red apple"], seeds=[3], folder=str(tmp_path / str(count)))
         several = {"devices": count, "strategy": DDPStrategy()} if count > 1 else {}
-        data = LatentData(pictures=PictureData(root=str(emoji), size=16, batch_size=2, seed=3))
+        pictures = PictureData(root=str(emoji), size=16, batch_size=2, seed=3)
+        data = LatentData(pictures=pictures, codec=codec)
         trainer = make_trainer(
             1, grid, limit_val_batches=1, val_check_interval=1, precision="32-true", **several
         )

@@ -58,8 +58,9 @@ def fit(make_trainer, diffusion_stage, emoji):
         several = {"devices": count, "strategy": DDPStrategy()} if count > 1 else {}
         options = {"limit_val_batches": 1.0, "val_check_interval": 1, "precision": "32-true"}
         trainer = make_trainer(steps, measures, *callbacks, logged, **options, **several)
-        data = LatentData(pictures=PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3))
         stage = diffusion_stage()
+        pictures = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
+        data = LatentData(pictures=pictures, codec=stage.codec)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             trainer.fit(stage, datamodule=data)

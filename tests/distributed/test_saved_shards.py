@@ -24,7 +24,8 @@ def train(make_trainer, diffusion_stage, emoji):
         count = world_size()
         stage = diffusion_stage(decay=lambda step: 1.0)
         stage.optimizer = partial(torch.optim.AdamW, lr=1e-3)
-        data = LatentData(pictures=PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3))
+        pictures = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
+        data = LatentData(pictures=pictures, codec=stage.codec)
         saving = SaveStates(folder=str(folder), every=STOP)
         strategy = Sharded(save_shards=save_shards)
         trainer = make_trainer(

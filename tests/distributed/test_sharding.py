@@ -100,7 +100,8 @@ def train(make_trainer, diffusion_stage, emoji):
         count = world_size()
         stage = diffusion_stage(decay=lambda step: 1.0)
         stage.optimizer = partial(torch.optim.AdamW, lr=1e-3, eps=1e-3)
-        data = LatentData(pictures=PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3))
+        pictures = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
+        data = LatentData(pictures=pictures, codec=stage.codec)
         callbacks = [EMA(decay=0.5), Gradients(clip=0.1), *([SaveAt(*save)] if save else [])]
         several = {"devices": count, "strategy": strategy()} if strategy else {}
         trainer = make_trainer(STEPS, *callbacks, precision="32-true", **several)

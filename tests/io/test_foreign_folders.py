@@ -11,9 +11,8 @@ from hydra_plugins.ldm_sweeps.points import Point
 from ldm.checkpoints.bundle import write_bundle
 from ldm.checkpoints.pictures import save_sheet
 from ldm.checkpoints.power_average import Averages, Profile
-from ldm.data.moments import stored_moments
 from ldm.data.pictures import PictureDataset
-from ldm.data.stored import ORIGIN
+from ldm.data.stored import ORIGIN, stored_moments
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.prompts import write_prompts
 from ldm.io.links import LinkRefused
@@ -111,12 +110,12 @@ def test_a_link_under_the_name_of_an_old_temporary_file_is_not_written_through(v
 def test_links_in_a_data_set_are_refused(place, victim, copy_emoji, codec):
     root = copy_emoji()
     pictures = PictureDataset(str(root), split="val", size=16)
-    folder = stored_moments(pictures, codec, mirrored=False).folder  # its name follows from the set
+    folder = stored_moments(pictures, codec, mirrored=False).arrays().folder  # its name follows from the set
     shutil.rmtree(root / "latents")
     found = link(root / place.replace("*", folder.name), victim / ("notes.txt" if "." in place else "."))
     before = state(victim)
     with pytest.raises(LinkRefused, match=f"^{found} is a link to {victim}"):
-        stored_moments(pictures, codec, mirrored=False)
+        stored_moments(pictures, codec, mirrored=False).arrays()
     assert state(victim) == before
 
 

@@ -66,7 +66,8 @@ def needs(diffusion_stage, copy_emoji, tmp_path):
 
     def make(**options) -> list[Need]:
         pictures = PictureData(root=root, size=16, batch_size=4, **options)
-        return needs_of(diffusion_stage(), LatentData(pictures=pictures), str(tmp_path / "runs"))
+        stage = diffusion_stage()
+        return needs_of(stage, LatentData(pictures=pictures, codec=stage.codec), str(tmp_path / "runs"))
 
     return make
 
@@ -77,7 +78,8 @@ def test_the_room_that_latents_and_texts_take_is_known_before_they_are_written(
     cache, run = needs(cache=str(tmp_path / "cache"))
     assert run.place == f"runs={tmp_path / 'runs'}"
     pictures = PictureData(root=str(tmp_path / "emoji"), size=16, batch_size=4, cache=str(tmp_path / "cache"))
-    make_trainer(1).fit(diffusion_stage(), LatentData(pictures=pictures))
+    stage = diffusion_stage()
+    make_trainer(1).fit(stage, LatentData(pictures=pictures, codec=stage.codec))
     written = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
     assert cache.num_bytes / 2 < written < 2 * cache.num_bytes
     assert [need.place for need in needs(cache=str(tmp_path / "cache"))] == [run.place]  # all is there

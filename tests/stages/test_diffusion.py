@@ -164,14 +164,14 @@ def test_a_network_for_another_codec_is_refused(codec, change, sentence):
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_accumulated_batches(
-    copy_emoji, diffusion_stage, make_trainer
+    copy_emoji, codec, diffusion_stage, make_trainer
 ):
     def logged(batch_size: int, accumulated: int) -> float:
         pictures = PictureData(root=str(root), size=16, batch_size=batch_size, seed=3)
         trainer = make_trainer(
             1, precision="32-true", accumulate_grad_batches=accumulated, log_every_n_steps=1
         )
-        trainer.fit(diffusion_stage(), datamodule=LatentData(pictures=pictures))
+        trainer.fit(diffusion_stage(), datamodule=LatentData(pictures=pictures, codec=codec))
         return float(trainer.callback_metrics["train/loss"])
 
     root = copy_emoji()

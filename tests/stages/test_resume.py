@@ -104,8 +104,8 @@ VALIDATING = {"val_check_interval": 4, "limit_val_batches": 1}
         pytest.param([InSampling(8)], VALIDATING | {"draws": True}, id="while drawing"),
     ],
 )
-def test_a_denoiser_resumes_exactly(train, train_with_stops, diffusion_stage, pictures, ends, options):
-    data = partial(LatentData, pictures=pictures)
+def test_a_denoiser_resumes_exactly(train, train_with_stops, diffusion_stage, pictures, codec, ends, options):
+    data = partial(LatentData, pictures=pictures, codec=codec)
     whole = train(diffusion_stage(), data(), "whole", **options)
     stopped = train_with_stops(diffusion_stage, data, "stopped", *ends, **options)
     assert differences(compared(whole.state), compared(stopped.state)) == []
@@ -115,12 +115,11 @@ def test_a_denoiser_resumes_exactly(train, train_with_stops, diffusion_stage, pi
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
 def test_another_number_of_loader_processes_changes_nothing(
-    train, train_with_stops, diffusion_stage, pictures, before, after
+    train, train_with_stops, diffusion_stage, pictures, codec, before, after
 ):
     def data(num_workers: int) -> LatentData:
-        module = LatentData(pictures=pictures)
-        module.num_workers = num_workers
-        return module
+        pictures.num_workers = num_workers
+        return LatentData(pictures=pictures, codec=codec)
 
     whole = train(diffusion_stage(), data(0), "whole")
     numbers = iter((before, after))
