@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import open_pipeline
-from ldm.drawing.lists import read_list
 from ldm.exchange.exporting import Export, open_export, write_diffusers
+from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.randomness.noise import Mt19937Noise
+from ldm.sampling.lists import read_list
 
 PROMPTS = Path("experiments/emoji/prompts.txt")
 LIMIT = 1  # levels of 255
@@ -28,7 +28,7 @@ LIMIT = 1  # levels of 255
 
 def by_ours(bundle: Bundle, export: Export, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """The bundle's own pictures: uint8, b 3 h w."""
-    pipeline = open_pipeline(bundle, steps=export.architecture.sampler["steps"])
+    pipeline = open_latent_diffusion(bundle, steps=export.architecture.sampler["steps"])
     return pipeline.with_options(noise=Mt19937Noise)(prompts, seeds)
 
 

@@ -171,11 +171,11 @@ def draw_ours(drawing: Drawing, clock: Clock) -> int:
     """Draws with our pipeline; returns how often a step calls the denoiser."""
     from ldm.checkpoints.bundle import Bundle
     from ldm.checkpoints.pictures import to_picture
-    from ldm.checkpoints.pipeline import open_pipeline
+    from ldm.generators.diffusion_bundle import open_latent_diffusion
 
     clock.mark("begun")
     bundle = Bundle.open(drawing.folder / "bundle")
-    pipeline = open_pipeline(bundle, precision=drawing.precision, steps=drawing.steps, scale=SCALE)
+    pipeline = open_latent_diffusion(bundle, precision=drawing.precision, steps=drawing.steps, scale=SCALE)
     pipeline = pipeline.with_options(size=drawing.size, negative=NEGATIVE)
     clock.mark("loaded")
     clock.watch(pipeline.net, "denoiser")

@@ -9,12 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm import UserError
 from ldm.config import entry, overrides
-from ldm.drawing.job import Job
-from ldm.drawing.jobs import asked_jobs
 from ldm.io.links import check_no_link
+from ldm.sampling.jobs import Job, asked_jobs
 
 SHEET_LIMIT = 512  # pictures on one sheet: the first ones
-CHOSEN = ("sampler", "guidance", "grid", "steps", "scale")  # instead of the bundle's own
+OPTIONS = ("sampler", "guidance", "grid", "steps", "scale", "precision", "generator")  # of a generator
 WITH_AGAIN = ("again", "bundle", "out", "overwrite")
 
 
@@ -37,29 +36,23 @@ def draw(config: DictConfig) -> None:
 
     from ldm.checkpoints.bundle import Bundle
     from ldm.checkpoints.pictures import save_sheet
-    from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
-    from ldm.drawing.clearing import SHEET, check_folder
-    from ldm.drawing.drawer import Drawer, batches
-    from ldm.drawing.inputs import check_inputs
-    from ldm.drawing.saving import Saver
-    from ldm.randomness.noise import noise_of
+    from ldm.generators.opening import open_generator
+    from ldm.sampling.batches import batches, check_jobs, cut_lines, generate_batch
+    from ldm.sampling.inputs import check_inputs
+    from ldm.sampling.output import SHEET, Saver, check_folder
 
-    bundle = Bundle.open(config.bundle)
-    options = {name: written.get(name) for name in CHOSEN}
-    nodes = sampling_nodes(bundle, options)
-    pipeline = open_pipeline(bundle, precision=config.precision, **nodes)
-    drawer = Drawer(pipeline=pipeline.with_options(noise=noise_of(config.generator)), nodes=nodes)
-    drawer.check(jobs)
-    for line in (*check_inputs(jobs, size=drawer.pipeline.size), *drawer.cuts(jobs)):
+    opened = open_generator(Bundle.open(config.bundle), **{name: written.get(name) for name in OPTIONS})
+    check_jobs(opened, jobs)
+    for line in (*check_inputs(jobs, size=opened.generator.size), *cut_lines(opened, jobs)):
         print(line)
     out = open_output(config.out, overwrite=config.overwrite)
     check_folder(out, jobs)
     sheet = sheet_at(config.sheet or out / SHEET)
-    saver = Saver(out, drawer=drawer, bundle=bundle, precision=config.precision)
+    saver = Saver(out, opened)
     images = {}
     with tqdm(total=len(jobs), desc="drawing", unit="picture", disable=None) as bar:
         for batch in batches(jobs, size=config.batch_size):
-            drawn = drawer(batch)
+            drawn = generate_batch(opened, batch)
             saver.save(batch, drawn)
             images |= {job.name: image for job, image in zip(batch, drawn, strict=True) if job.name in shown}
             bar.update(len(batch))
@@ -69,27 +62,28 @@ def draw(config: DictConfig) -> None:
 
 
 def draw_again(config: DictConfig) -> None:
-    """Draws one picture from what it carries, and tells whether it is the same."""
+    """Generates one picture from its record, and prints whether it is the same."""
     typed = {each.lstrip("+~").partition("=")[0] for each in overrides()} - set(WITH_AGAIN)
     if typed:
         raise UserError(f"again= takes all from the picture: leave out {', '.join(sorted(typed))}")
 
     from ldm.checkpoints.pictures import save_picture
-    from ldm.drawing.again import Redrawing, compared
-    from ldm.drawing.clearing import check_place
-    from ldm.drawing.record import chunks
+    from ldm.sampling.batches import cut_lines
+    from ldm.sampling.output import check_place
+    from ldm.sampling.record import chunks
+    from ldm.sampling.reproduce import Reproduction, compared
 
     moved = any(each.startswith("bundle=") for each in overrides())
-    redrawing = Redrawing.open(Path(config.again), bundle=config.bundle if moved else None)
-    file = open_output(config.out, overwrite=True) / f"{redrawing.path.stem}_again.png"
+    earlier = Reproduction.open(Path(config.again), bundle=config.bundle if moved else None)
+    file = open_output(config.out, overwrite=True) / f"{earlier.path.stem}_again.png"
     if file.exists() and not config.overwrite:
         raise UserError(f"{file} is there already: name another folder or set overwrite=true")
     check_place(file)
-    for line in redrawing.drawer.cuts([redrawing.job]):
+    for line in cut_lines(earlier.opened, [earlier.job]):
         print(line)
-    image, facts = redrawing()
+    image, facts = earlier()
     save_picture(image, file, texts=chunks(facts))
-    print(f"{file}: {compared(image, redrawing)}")
+    print(f"{file}: {compared(image, earlier)}")
 
 
 def open_output(folder: str, *, overwrite: bool) -> Path:

@@ -11,11 +11,11 @@ from PIL import Image
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
 from ldm.checkpoints.bundle import SHIPPED, Bundle
-from ldm.checkpoints.pipeline import open_pipeline
 from ldm.data.index import ShardIndex
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import write_shards
 from ldm.evaluation.round_trip import round_trip
+from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.metrics.reconstruction import psnr
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def test_its_latents_have_mean_0_and_deviation_1(held_out):
 
 
 def test_the_same_seed_draws_the_same_picture_to_the_bit():
-    first, second = (open_pipeline(Bundle.open("shipped"), steps=5) for _ in range(2))
+    first, second = (open_latent_diffusion(Bundle.open("shipped"), steps=5) for _ in range(2))
     assert torch.equal(first(["red apple"], [7]), second(["red apple"], [7]))
 
 

@@ -17,17 +17,17 @@ from tqdm import tqdm
 from experiments.samplers.figures import draw_curves, draw_sheet
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import open_pipeline
 from ldm.commands.answers import answer_errors
 from ldm.config import CONF, build
 from ldm.diffusion import Schedule
 from ldm.diffusion.samplers import Sampling
 from ldm.evaluation.feature_pass import OWN_CLIP
 from ldm.evaluation.subject import own_judges
+from ldm.generators.diffusion_bundle import open_latent_diffusion
+from ldm.generators.latent_diffusion import TextToImage
 from ldm.io.writing import write
 from ldm.metrics.clip_score import pair_cosines
 from ldm.metrics.features import EfficientNetLite0
-from ldm.pipeline import TextToImage
 from ldm.randomness.noise import Mt19937Noise
 
 FOLDER = Path(__file__).parent
@@ -57,7 +57,9 @@ class Row(NamedTuple):
 def main() -> None:
     """Draws, measures and writes."""
     bundle = Bundle.open("shipped")
-    pipeline = open_pipeline(bundle).with_options(noise=Mt19937Noise)  # that of the table's pictures
+    pipeline = open_latent_diffusion(bundle).with_options(
+        generator=Mt19937Noise.name
+    )  # that of the table's pictures
     rows = list(measured(bundle, pipeline))
     draw_sheet([(row.sampler, row.calls, row.images) for row in rows], FOLDER / "sheet.png")
     draw_curves([(row.sampler, row.calls, row.distance, row.clip) for row in rows[1:]], FOLDER / "curve.png")
@@ -69,7 +71,7 @@ def main() -> None:
 
 def measured(bundle: Bundle, pipeline: TextToImage) -> Iterator[Row]:
     """The reference's row, then one for each sampler and number of calls."""
-    features, judge = EfficientNetLite0(), own_judges(bundle, pipeline)
+    features, judge = EfficientNetLite0(), own_judges(bundle, device=torch.device("cpu"))
     texts = judge.texts[f"{OWN_CLIP}_text"](PROMPTS)
     jobs = [("reference", replace(sampler("ddim"), steps=REFERENCE_STEPS), REFERENCE_STEPS)]
     for name in sorted(path.stem for path in (CONF / "sampler").glob("*.yaml")):
@@ -79,7 +81,7 @@ def measured(bundle: Bundle, pipeline: TextToImage) -> Iterator[Row]:
             jobs.append((name, replace(sampling, steps=steps), calls))
     reference: Tensor | None = None
     for name, sampling, calls in tqdm(jobs, unit="run", disable=None):
-        images = pipeline.with_options(sampling=sampling)(PROMPTS, SEEDS)
+        images = replace(pipeline, sampling=sampling)(PROMPTS, SEEDS)
         (seen,) = features(images).values()
         reference = seen if reference is None else reference
         (pictures,) = judge.pictures[OWN_CLIP](images).values()

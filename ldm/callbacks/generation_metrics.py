@@ -127,7 +127,7 @@ class GenerationMetrics(Callback):
         drawn = len(captions) * self.captions.samples
         few = few_results(self.captions, self.metrics, drawn=drawn, real=gallery.count)
         seen = observe(
-            drawn_by(pl_module.pipeline()),
+            drawn_by(pl_module.generator()),
             requests_for(captions, samples=self.captions.samples, seed_base=0),
             observers=self.observers,
             wanted=self.observers.names,

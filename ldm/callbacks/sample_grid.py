@@ -46,7 +46,7 @@ class SampleGrid(Callback):
         # a rank without a share draws one more, for the others may want its part of the network
         own = jobs[trainer.global_rank :: ranks] or jobs[:1]
         try:
-            drawn = pl_module.pipeline()([prompt for prompt, _ in own], [seed for _, seed in own]).cpu()
+            drawn = pl_module.generator()([prompt for prompt, _ in own], [seed for _, seed in own]).cpu()
         except FloatingPointError:
             drawn = None
         shares = gather(drawn)

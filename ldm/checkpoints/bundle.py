@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from ldm import UserError
 from ldm.checkpoints.card import FILE_NAME as CARD
 from ldm.checkpoints.card import model_card
-from ldm.checkpoints.mapped import give_back
 from ldm.checkpoints.tensors import save_tensors
 from ldm.checkpoints.tokenizer_file import load_tokenizer, save_tokenizer
 from ldm.codec import Codec
@@ -81,6 +80,11 @@ class Bundle:
         return cls(path=found, config=dict(config.values))
 
     @property
+    def place(self) -> str:
+        """The bundle as `bundle=` names it: its path, or `shipped`."""
+        return "shipped" if self.path == SHIPPED else str(self.path)
+
+    @property
     def names(self) -> list[str]:
         return sorted(self.config["parts"])
 
@@ -117,7 +121,6 @@ class Bundle:
                 check_hash(path, digest.result(), sha256)  # a file that was changed is told of as that
                 raise
             check_hash(path, digest.result(), sha256)
-        give_back(path)  # looked at from end to end, and not needed before the network runs
         return Part(spec=spec, state=state)
 
     def network(self, name: str) -> nn.Module:
@@ -154,10 +157,6 @@ class Bundle:
             )
         net.load_state_dict(state)
 
-    def give_back(self, name: str) -> None:
-        """Gives back the memory that a large part's weights take, until they are used again."""
-        give_back(self.path / self.config["parts"][name]["file"])
-
     def tokenizer(self) -> Tokenizer:
         path = self._present(TOKENIZER)
         check_hash(path, hash_file(path), self.entry("tokenizer")["sha256"])
@@ -186,7 +185,7 @@ def check_config(config: Fields) -> None:
             raise UserError(f"{part.name}: file={part.values['file']!r} is no file in the bundle's folder")
         part.text("sha256")
         check_tree({"spec": part.mapping("spec").values}, name=part.name)
-    for name in config.values.keys() & {"process", "sampler", "guidance"}:
+    for name in config.values.keys() & {"process", "sampler", "guidance", "generator"}:
         check_tree(config.mapping(name).values, name=f"{config.name}: {name}")
     if config.values.get("size") is not None:
         config.whole("size", high=MAX_SIDE)

@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import READ_BY_DENOISER
 from ldm.checkpoints.resuming import BUNDLES, flat, is_below
+from ldm.diffusion.process import READ_BY_DENOISER
 
 CODEC = ("codec.autoencoder", "codec.text_encoder")
 

@@ -11,6 +11,8 @@ from ldm import UserError
 from ldm.diffusion import Denoiser, Schedule, densities
 from ldm.diffusion.predictions import Prediction, unweighted
 
+READ_BY_DENOISER = ("schedule", "prediction", "network_time")  # what trained weights depend on of a process
+
 Network = Callable[..., Tensor]
 """net(x: b c h w, t: b in network time, context) -> b c h w."""
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ldm.checkpoints.provenance import config_hash
-from ldm.checkpoints.snapshot import bundle_of_length
 from ldm.evaluation.feature_pass import Observers
 from ldm.evaluation.figures import draw_sweep
 from ldm.evaluation.opening import (
@@ -34,6 +33,7 @@ from ldm.evaluation.round_trip import reconstruct
 from ldm.evaluation.subject import Subject
 from ldm.evaluation.sweep import Point, lines_of, points, write_table
 from ldm.evaluation.tables import sweep_report
+from ldm.generators.snapshot import bundle_of_length
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric

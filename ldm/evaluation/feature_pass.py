@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ldm.codec import Codec
 from ldm.evaluation.generation import Draw, Request, generate
 from ldm.evaluation.ranks import Ranks
 from ldm.metrics.features import FeatureExtractor, FeatureIdentity, resize_pictures
@@ -88,11 +87,6 @@ class OwnClip:
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
         resized = resize_pictures(images.to(self.device), size=self.identity.size, mode="bicubic")
         return {f"{OWN_CLIP}_image": self.encoder(resized / 127.5 - 1)}
-
-
-def text_reader(codec: Codec) -> TextFeatures:
-    """The text tower of a model's codec, as features of whole texts."""
-    return lambda texts: codec.text_encoder(codec.tokenizer.encode(texts).to(codec.device)).pooled
 
 
 class Seen(NamedTuple):

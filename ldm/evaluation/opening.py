@@ -9,7 +9,6 @@ import torch
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
 from ldm.data.pictures import PictureDataset
 from ldm.evaluation.captions import Caption, CaptionSet, identified
 from ldm.evaluation.feature_cache import FeatureCache
@@ -22,12 +21,14 @@ from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
 from ldm.evaluation.training_pictures import name_training_pictures
+from ldm.generators.opening import open_generator
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.picture_metric import PictureMetric
 from ldm.tokenizers import cut_line
 
 NAMED = ("reference", "statistics")  # options that stand for the real pictures
+OPTIONS = ("sampler", "guidance", "grid", "steps", "scale", "precision")  # of a generator
 NETWORKS = ("extractors", "distances")  # keys of a protocol's node that hold what is built
 
 
@@ -50,13 +51,9 @@ def _open(config: Mapping[str, Any], device: torch.device) -> Subject:
         split = _split(config, config["real"], size or config["data"]["size"])
         path = f"{config['data']['root']}, split {config['real']}"
         return picture_subject(split, path=path, size=split.pictures.size)
-    bundle = Bundle.open(config["bundle"])
-    nodes = sampling_nodes(bundle, config)
-    pipeline = open_pipeline(bundle, **nodes, precision=config["precision"])
-    for part in (pipeline.net, pipeline.codec):
-        part.to(device)
-    options = {"precision": config["precision"], "batch_size": config["batch_size"]}
-    return bundle_subject(bundle, pipeline, nodes, **options)
+    options = {name: config.get(name) for name in OPTIONS}
+    opened = open_generator(Bundle.open(config["bundle"]), **options).to(device)
+    return bundle_subject(opened, device=device, batch_size=config["batch_size"])
 
 
 def open_evaluator(
@@ -140,7 +137,9 @@ def _protocol(
     del spec["size"]
     return Protocol.of(
         spec,
-        **subject.drawing,
+        generation=subject.generation,
+        batch_size=subject.batch_size,
+        **({} if subject.pictures is None else {"seed_base": 0, "seeds": 1}),
         size=subject.size,
         resize=RESIZE,
         data=data,

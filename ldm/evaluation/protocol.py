@@ -3,15 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ldm import UserError
 from ldm.evaluation.captions import CaptionSet
 from ldm.metrics.features import FeatureIdentity
-from ldm.randomness.seeds import GENERATOR, check_seed
+from ldm.randomness.seeds import check_seed
 
-DRAWING = ("sampler", "guidance", "nfe", "precision", "generator", "batch_size", "seed_base", "seeds")
+GENERATED = ("generation", "batch_size", "seed_base", "seeds")  # fields that say how pictures are made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,8 @@ class Protocol:
         features: feature networks, their weights, input sizes, resize modes and rounding.
         distances: of pairs of pictures, that the autoencoder's round trip is measured by.
         measures: what the sets name, with all settings.
-        sampler, guidance: name and settings.
-        nfe: network evaluations a picture; null where nobody knows, as of a folder's pictures.
-        precision: number format of the networks.
-        generator: of the pictures' noise.
+        generation: the generator's settings, such as its sampler, and `nfe`, network evaluations a picture;
+            null where nobody knows, as of a folder's pictures. In results they stand among the other fields.
         batch_size: pictures generated and looked at together. Sums are rounded by it, so that numbers under
             other batch sizes differ by about 1e-5 of their value.
         seed_base: the first picture's seed; the others follow one by one.
@@ -55,13 +53,9 @@ class Protocol:
     splits: tuple[str, ...]
     held_out: str | None
     features: tuple[FeatureIdentity, ...]
-    sampler: str
-    guidance: str
-    nfe: int | None
+    generation: Mapping[str, Any]
     distances: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
-    precision: str = "float32"
-    generator: str = GENERATOR
     batch_size: int = 16
     seed_base: int = 0
     seeds: int = 1
@@ -74,6 +68,10 @@ class Protocol:
         check_seed(self.caption_seed, "caption_seed")
         if self.seeds < 1:
             raise UserError(f"seeds={self.seeds} must be at least 1")
+        if taken := sorted(self.generation.keys() & {each.name for each in fields(self)}):
+            raise UserError(
+                f"a generator's setting can't be called {taken[0]!r}: a protocol has such a field"
+            )
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], **identities: Any) -> "Protocol":
@@ -90,18 +88,30 @@ class Protocol:
             ) from error
 
     @property
+    def nfe(self) -> int | None:
+        """Network evaluations a picture; None where nobody knows."""
+        return self.generation.get("nfe")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All fields as plain data, the generator's settings among them."""
+        own = asdict(self)
+        settings = own.pop("generation")
+        return own | settings
+
+    @property
     def hash(self) -> str:
         """sha256 over every field."""
-        return _hash(asdict(self))
+        return _hash(self.record)
 
     @property
     def ruler(self) -> str:
-        """sha256 over the fields that say how pictures are measured, not how they are drawn.
+        """sha256 over the fields that say how pictures are measured, not how they are generated.
 
         A sweep over samplers, and pictures of another system, share it with the protocol that they came from:
         their numbers may stand in one figure, which names what differs.
         """
-        return _hash({name: value for name, value in asdict(self).items() if name not in DRAWING})
+        return _hash({name: value for name, value in asdict(self).items() if name not in GENERATED})
 
 
 def caption_sets(spec: Mapping[str, Any]) -> tuple[CaptionSet, ...]:

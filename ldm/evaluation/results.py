@@ -18,7 +18,7 @@ from ldm.io.reading import read_json
 from ldm.io.writing import write
 
 FORMAT = 1
-SUBJECT = ("kind", "path", "sha256", "weak", "params", "origin")  # what is recorded of it
+SUBJECT = ("kind", "path", "sha256", "files", "params", "origin")  # what is recorded of it
 FILE_NAME = "results.json"
 
 
@@ -37,7 +37,8 @@ def results(
     return {
         "format": FORMAT,
         "protocol": {
-            **json.loads(json.dumps(asdict(protocol))),
+            **json.loads(json.dumps(protocol.record)),
+            "generation": list(protocol.generation),
             "hash": protocol.hash,
             "ruler": protocol.ruler,
         },

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.codec import Codec
 from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.reference_set import BATCH
 from ldm.evaluation.result_types import Row
@@ -17,11 +15,6 @@ from ldm.metrics.perceptual import NamedDistance
 from ldm.metrics.reconstruction import Reconstruction
 
 FRECHET = "rf"  # how its results' names begin: rfid, rfd_<features>
-
-
-def round_trip(codec: Codec, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-    """Pictures through the autoencoder and back, by the posterior's mean."""
-    return codec.decode(codec.encode_images(images).mean).cpu()
 
 
 def reconstruct(

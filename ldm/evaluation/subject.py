@@ -1,8 +1,7 @@
-"""What is measured: a bundle that draws pictures, a folder of anybody's pictures, or a split of real ones."""
+"""What is measured: a bundle that generates pictures, a folder of pictures, or a split of real ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,15 +9,12 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import identified
-from ldm.diffusion.guidance import apart
-from ldm.evaluation.feature_pass import OWN_CLIP, Observers, OwnClip, text_reader
+from ldm.evaluation.feature_pass import OWN_CLIP, Observers, OwnClip
 from ldm.evaluation.generation import Draw, Request, drawn_by
 from ldm.evaluation.pictures import Pictures, fit
 from ldm.evaluation.protocol import describe
 from ldm.evaluation.reference_set import BATCH
-from ldm.evaluation.round_trip import round_trip
-from ldm.pipeline import TextToImage
+from ldm.generators.generator import Opened, by_content, files_of
 from ldm.tokenizers import Tokenizer
 
 ELSEWHERE_DRAWN = "not known: the pictures were there"
@@ -33,9 +29,10 @@ class Subject:
         draw: requests to pictures.
         path, sha256, origin: the place, the identity and what is told of the training.
         size: side of its pictures in pixels.
-        weak: path and sha256 of the bundle that guides it by its errors; null where there is none.
-        params: of the denoiser; null where it isn't known.
-        drawing: how its pictures come, for the protocol: its fields from `sampler` to `batch_size`.
+        generation: how its pictures are generated, for the protocol: the generator's settings and `nfe`.
+        batch_size: pictures that are generated together.
+        files: those that its settings name, {path: ..., sha256: ...} by dotted key.
+        params: of the network that was trained; null where it isn't known.
         judges: networks of its own that look beside the protocol's.
         pictures: those that are measured, where they are there already.
         tokenizer: that reads its prompts; null where nobody knows it.
@@ -47,9 +44,10 @@ class Subject:
     path: str
     sha256: str
     size: int
-    drawing: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    batch_size: int = BATCH
     origin: Mapping[str, Any] = field(default_factory=dict)
-    weak: Mapping[str, str] | None = None
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     params: int | None = None
     judges: Observers = field(default_factory=lambda: Observers(pictures={}))
     pictures: Pictures | None = None
@@ -69,37 +67,35 @@ class Subject:
         )
 
 
-def bundle_subject(
-    bundle: Bundle, pipeline: TextToImage, nodes: Mapping[str, Any], *, precision: str, batch_size: int
-) -> Subject:
-    """A bundle, drawing with its pipeline.
+def bundle_subject(opened: Opened, *, device: torch.device, batch_size: int) -> Subject:
+    """A bundle that was opened: its generator's pictures.
 
     Args:
-        nodes: the `sampler` and `guidance` that the pipeline was opened with.
+        device: where its own judges look.
         batch_size: pictures that it generates together.
     """
-    guidance = identified(nodes["guidance"])
+    generator, bundle, settings = opened.generator, opened.bundle, opened.generator.settings()
     return Subject(
         kind="bundle",
-        draw=drawn_by(pipeline),
+        draw=drawn_by(generator),
         path=str(bundle.path),
         sha256=bundle.sha256,
         origin=bundle.config.get("origin", {}),
-        size=pipeline.size,
-        weak={"path": nodes["guidance"]["weak"], "sha256": guidance["weak"]} if "weak" in guidance else None,
-        params=sum(parameter.numel() for parameter in pipeline.net.parameters()),
-        drawing={
-            "sampler": describe(nodes["sampler"]),
-            "guidance": describe(guidance),
-            "nfe": network_evaluations(pipeline),
-            "precision": precision,
-            "generator": pipeline.noise.name,
-            "batch_size": batch_size,
-        },
-        judges=own_judges(bundle, pipeline),
-        tokenizer=pipeline.codec.tokenizer,
-        round_trip=partial(round_trip, pipeline.codec),
+        size=generator.size,
+        files=files_of(settings),
+        params=generator.num_parameters,
+        generation={name: described(value) for name, value in by_content(settings).items()}
+        | {"nfe": generator.nfe},
+        batch_size=batch_size,
+        judges=own_judges(bundle, device=device),
+        tokenizer=generator.tokenizer,
+        round_trip=generator.reconstruct,
     )
+
+
+def described(value: Any) -> Any:
+    """A setting as the protocol tells it: a config node as one line, all else as it is."""
+    return describe(value) if isinstance(value, Mapping) and "_target_" in value else value
 
 
 def picture_subject(pictures: Pictures, *, path: str, size: int) -> Subject:
@@ -110,15 +106,12 @@ def picture_subject(pictures: Pictures, *, path: str, size: int) -> Subject:
         path=path,
         sha256=pictures.sha256,
         size=size,
-        drawing={
+        generation={
             "sampler": ELSEWHERE_DRAWN,
             "guidance": ELSEWHERE_DRAWN,
             "nfe": None,
             "precision": "uint8",
             "generator": ELSEWHERE_DRAWN,
-            "batch_size": BATCH,
-            "seed_base": 0,
-            "seeds": 1,
         },
         pictures=pictures,
     )
@@ -148,31 +141,21 @@ def found_in(pictures: Pictures, *, path: str) -> Draw:
     return draw
 
 
-def own_judges(bundle: Bundle, pipeline: TextToImage) -> Observers:
-    """The bundle's own CLIP as a judge, where it carries a vision tower: that and the codec's text tower."""
-    if "image_encoder" not in bundle.names:
+def own_judges(bundle: Bundle, *, device: torch.device) -> Observers:
+    """The bundle's own CLIP as a judge, where it carries both of its towers."""
+    if not {"image_encoder", "text_encoder"} <= {*bundle.names}:
         return Observers(pictures={})
-    encoder = bundle.network("image_encoder").to(pipeline.codec.device)
+    images, texts = (bundle.network(name).to(device) for name in ("image_encoder", "text_encoder"))
+    tokenizer = bundle.tokenizer()
     judge = OwnClip(
-        encoder,
-        dims=encoder.projection.out_features,
-        size=encoder.image_size,
+        images,
+        dims=images.projection.out_features,
+        size=images.image_size,
         sha256=bundle.config["parts"]["image_encoder"]["sha256"],
-        device=pipeline.codec.device,
+        device=device,
     )
-    return Observers(pictures={OWN_CLIP: judge}, texts={f"{OWN_CLIP}_text": text_reader(pipeline.codec)})
 
+    def read(prompts: Sequence[str]) -> Tensor:
+        return texts(tokenizer.encode(prompts).to(device)).pooled
 
-def network_evaluations(pipeline: TextToImage) -> int:
-    """Evaluations of the network for a picture, both of guidance's counted, by a run on four numbers."""
-    count = 0
-
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
-        return torch.zeros_like(x)
-
-    guided = pipeline.guidance(denoise, apart(denoise, denoise))
-    start = torch.zeros(1, 1, 2, 2)
-    pipeline.sampling(guided, pipeline.process.schedule, start, noise=torch.zeros_like)
-    return count
+    return Observers(pictures={OWN_CLIP: judge}, texts={f"{OWN_CLIP}_text": read})

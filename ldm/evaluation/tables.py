@@ -35,6 +35,12 @@ READING = {
     "psnr": "dB, autoencoder's round trip of held-out pictures",
     "ssim": "structural similarity of the same, 1 is equal",
 }
+GENERATION = (
+    "sampler",
+    "guidance",
+    "nfe",
+    "precision",
+)  # where a document lists no settings
 COLUMNS = ("set", "metric", "value", "floor", "ceiling", "real", "images", "NFE", "s", "params")
 SWEPT = (
     "bundle",
@@ -203,10 +209,10 @@ def _protocol_table(protocol: Mapping[str, Any]) -> str:
         ),
         "distances": "; ".join(protocol["distances"]),
         "measures": "; ".join(protocol["measures"]),
-        "sampler": protocol["sampler"],
-        "guidance": protocol["guidance"],
-        "NFE": _cell(protocol["nfe"]),
-        "precision": protocol["precision"],
+        **{
+            "NFE" if name == "nfe" else name: _cell(protocol[name])
+            for name in protocol.get("generation", GENERATION)
+        },
         "batches": f"of {protocol['batch_size']} pictures",
         "data": f"{protocol['data'][:12]}, splits {', '.join(protocol['splits'])}",
         "reference": protocol["reference"][:12],

@@ -13,7 +13,6 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.card import FILE_NAME as CARD
 from ldm.checkpoints.card import model_card, results_of
-from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.checkpoints.tensors import save_tensors
 from ldm.exchange.architecture import Architecture, from_configs, to_configs
 from ldm.exchange.dialects import compvis
@@ -25,6 +24,7 @@ from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.latent_scale import folded, has_one_scale
 from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
 from ldm.exchange.single_file import OWN, header
+from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.fields import Fields
 from ldm.io.writing import NameTaken, drafting, new_folder
 from ldm.tokenizers import Tokenizer

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import sampling_nodes
 from ldm.checkpoints.tokenizer_file import save_tokenizer
 from ldm.codec import Codec
 from ldm.construct import construct
+from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.writing import new_folder
 
 TRACED, CHECKED = 2, 3  # samples: an export takes a batch of 1 for a constant

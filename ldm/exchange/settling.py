@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from ldm import UserError
-from ldm.checkpoints.pipeline import READ_BY_DENOISER
+from ldm.diffusion.process import READ_BY_DENOISER
 from ldm.exchange.architecture import Architecture
 from ldm.exchange.declared import PREDICTION, SCALE, ZERO_SNR, Declared, agree, scheduler_fields
 from ldm.exchange.dialects.processes import process_fields, process_spec

@@ -19,7 +19,7 @@ ONE_AT_A_TIME = RLock()
 
 
 @contextmanager
-def meta_init(*, most: float = math.inf) -> Iterator[None]:
+def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
     """Networks that are built inside lie on the meta device, and no weight of theirs is drawn.
 
     PyTorch would go through the motions of drawing them, for which it imports its compiler: 1.4 s.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
-from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
 from ldm.checkpoints.provenance import origin
 from ldm.codec import Codec
 from ldm.data import keyed
@@ -20,7 +19,8 @@ from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.distributed.sharding import Sharded
-from ldm.pipeline import TextToImage
+from ldm.generators.diffusion_bundle import CodecBundles, write_denoiser
+from ldm.generators.latent_diffusion import TextToImage
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
 
 
@@ -130,7 +130,7 @@ class LatentDiffusion(LightningModule):
         mean = torch.stack(losses).mean()
         self.log("val/loss", mean, batch_size=len(positions), sync_dist=True, prog_bar=True)
 
-    def pipeline(self) -> TextToImage:
+    def generator(self) -> TextToImage:
         """The averaged network as it would be sampled now."""
         return TextToImage(
             net=self.averaged or self.net,

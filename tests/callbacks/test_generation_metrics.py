@@ -86,7 +86,7 @@ def test_the_logged_distance_is_that_of_the_drawings_to_all_real_pictures(
         stage, datamodule=latents, verbose=False
     )
     captions = callback.gallery.captions(callback.captions, seed=0)
-    drawn = stage.pipeline()([caption.text for caption in captions], [*range(6)])
+    drawn = stage.generator()([caption.text for caption in captions], [*range(6)])
     splits = (latents.pictures.train, latents.pictures.val)
     real = torch.stack([split.image(number) for split in splits for number in range(len(split))])
     sides = [Moments.of(colours(images)["colours"]).gaussian() for images in (drawn, real)]

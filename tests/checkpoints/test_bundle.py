@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ldm.checkpoints.bundle import Bundle, BundleError, Part, is_finite, load_codec, write_bundle
-from ldm.checkpoints.pipeline import open_pipeline
 from ldm.data.index import hash_file
+from ldm.generators.diffusion_bundle import open_latent_diffusion
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_codec_may_come_from_two_bundles(bundle_path, codec, tmp_path, specs, 
     with pytest.raises(BundleError, match="no latent statistics"):
         load_codec(autoencoder=str(texts), text_encoder=str(texts))
     with pytest.raises(BundleError, match="it has no denoiser, only text_encoder"):
-        open_pipeline(Bundle.open(texts))
+        open_latent_diffusion(Bundle.open(texts))
 
 
 def test_an_existing_folder_is_not_written_over(bundle_path, write_tiny_bundle):
@@ -133,7 +133,7 @@ def test_an_experiment_that_was_not_trained_yet_is_named_with_its_command(tmp_pa
 def test_a_missing_file_is_named(copied, file):
     (copied / file).unlink()
     with pytest.raises(BundleError, match=f"lacks its file {file}: copy the whole folder again"):
-        open_pipeline(Bundle.open(copied))
+        open_latent_diffusion(Bundle.open(copied))
 
 
 @pytest.mark.parametrize("file", ["backbone.safetensors", "text_encoder.safetensors", "tokenizer.json"])
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_named(copied, file, damage):
     damaged = {"flip": content, "cut": content[:-9], "empty": b""}[damage]
     (copied / file).write_bytes(damaged)
     with pytest.raises(BundleError, match=rf"{file} is damaged \(sha256 differs\)"):
-        open_pipeline(Bundle.open(copied))
+        open_latent_diffusion(Bundle.open(copied))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_named(copied, file, damage):
 def test_a_config_that_is_none_is_refused(copied, text):
     (copied / "config.yaml").write_text(text)
     with pytest.raises(BundleError, match="bundle"):
-        open_pipeline(Bundle.open(copied))
+        open_latent_diffusion(Bundle.open(copied))
 
 
 def test_bytes_that_are_no_text_are_refused(copied):
@@ -208,7 +208,7 @@ def test_a_foreign_target_anywhere_is_refused(copied, tmp_path, place, target):
 
     edit(copied, change)
     with pytest.raises(ValueError, match=f"_target_ '{target}'"):
-        open_pipeline(Bundle.open(copied))
+        open_latent_diffusion(Bundle.open(copied))
     assert not canary.exists()
 
 
@@ -266,20 +266,20 @@ def test_weights_of_another_network_are_refused(copied):
 def test_a_part_that_is_not_described_is_refused(copied, entry):
     edit(copied, lambda config: config["parts"].update(backbone=entry))
     with pytest.raises(BundleError, match=r"config\.yaml is damaged \(config\.yaml: parts.*backbone"):
-        open_pipeline(Bundle.open(copied))
+        open_latent_diffusion(Bundle.open(copied))
 
 
 @pytest.mark.parametrize("key", ["sampler", "guidance", "process", "size", "tokenizer", "latents"])
 def test_a_config_without_one_of_its_entries_is_refused(copied, key):
     edit(copied, lambda config: config.pop(key))
     with pytest.raises(BundleError, match="bundle"):
-        open_pipeline(Bundle.open(copied))
+        open_latent_diffusion(Bundle.open(copied))
 
 
 def test_statistics_that_do_not_fit_the_autoencoder_are_refused(copied):
     edit(copied, lambda config: config["latents"].update(shift=[0.0]))
     with pytest.raises(BundleError, match="latent"):
-        open_pipeline(Bundle.open(copied))
+        open_latent_diffusion(Bundle.open(copied))
 
 
 def changed(place: str, value: object):
@@ -359,7 +359,7 @@ ABSURD = [
 def test_an_absurd_config_is_refused_before_memory_is_taken(copied, place, value, sentence):
     edit(copied, changed(place, value))
     with pytest.raises(ValueError, match=r"bundle|_target_|sampler|guidance") as refusal:
-        open_pipeline(Bundle.open(copied))
+        open_latent_diffusion(Bundle.open(copied))
     assert sentence in str(refusal.value)
 
 
@@ -377,6 +377,6 @@ def test_a_network_stops_being_built_where_its_file_ends(copied):
 def test_pictures_that_are_no_numbers_are_an_error_and_never_black(copied):
     state = load_file(copied / "backbone.safetensors")
     forge(copied, "backbone", {key: tensor * 1e25 for key, tensor in state.items()})
-    pipeline = open_pipeline(Bundle.open(copied))
+    pipeline = open_latent_diffusion(Bundle.open(copied))
     with pytest.raises(FloatingPointError, match="the pictures are NaN or infinite"):
         pipeline(["a hat"], [0])

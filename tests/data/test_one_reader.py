@@ -17,8 +17,8 @@ from data_prep.tally import LeftOut
 from ldm.data.crops import centre
 from ldm.data.decode import EncodedPicture, PictureError
 from ldm.data.streaming import StreamedPictures, StreamedSamples
-from ldm.drawing.inputs import prepared, redrawn_pixels
 from ldm.evaluation.pictures import PictureFolder
+from ldm.sampling.inputs import prepared, redrawn_pixels
 from tests.data.test_decode import LAYING, encoded, oriented, scene
 
 SIDE = 16

@@ -110,7 +110,7 @@ def test_a_denoiser_gets_the_same_gradients_and_draws_the_same(train, diffusion_
         stage = diffusion_stage(decay=lambda step: 1.0)
         stage.optimizer = partial(torch.optim.SGD, lr=0.1)
         trained = train(stage, steps=3, accumulate_grad_batches=accumulated)
-        return [*trained, stage.pipeline().latents(["a cat", "red apple"], [1, 2])]
+        return [*trained, stage.generator().latents(["a cat", "red apple"], [1, 2])]
 
     alone, together = act(0), ranks(act)
     for gradients, weights, latents in together:

@@ -108,11 +108,15 @@ def protocol(gallery):
         data="d" * 64,
         splits=("train", "val"),
         held_out="val",
-        sampler="heun(steps=4)",
-        guidance="cfg(scale=3.0)",
+        generation={
+            "sampler": "heun(steps=4)",
+            "guidance": "cfg(scale=3.0)",
+            "nfe": 16,
+            "precision": "float32",
+            "generator": "philox4x32-10",
+        },
         resize="bicubic",
         reference="e" * 64,
-        nfe=16,
         batch_size=3,
         features=(Colours.identity,),
     )

@@ -9,13 +9,13 @@ import pytest
 
 from ldm.checkpoints.bundle import Bundle, Part, write_bundle
 from ldm.checkpoints.pictures import to_picture
-from ldm.checkpoints.pipeline import open_pipeline
 from ldm.evaluate import main
 from ldm.evaluation.captions import Caption
 from ldm.evaluation.generation import drawn_by
 from ldm.evaluation.opening import tell_cuts
 from ldm.evaluation.results import read_results, values
 from ldm.evaluation.subject import Subject
+from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.tokenizers import clip_bpe
 
 VISION = {
@@ -93,13 +93,13 @@ def test_a_weak_bundle_is_in_the_protocol_by_its_content_and_not_by_its_place(
     assert hashes["a"] == hashes["b"] != hashes["c"]
     for name, document in found.items():
         weak = {"path": str(tmp_path / name), "sha256": Bundle.open(tmp_path / name).sha256}
-        assert document["bundle"]["weak"] == weak
+        assert document["bundle"]["files"] == {"guidance.weak": weak}
         assert document["protocol"]["guidance"] == f"autoguidance(scale=3, weak={weak['sha256']})"
 
 
 def test_captions_longer_than_the_model_or_a_judge_reads_are_told(tokenizer, capsys):
     subject = Subject(
-        kind="bundle", draw=drawn_by, path="", sha256="", size=16, drawing={}, tokenizer=tokenizer
+        kind="bundle", draw=drawn_by, path="", sha256="", size=16, generation={}, tokenizer=tokenizer
     )
     judge = SimpleNamespace(tokenizer=clip_bpe())
     captions = [Caption(text=text, key="", row=0) for text in ("cat", "1 " * 20, "1 " * 90)]
@@ -148,7 +148,7 @@ def test_a_folder_with_a_bundles_pictures_gets_the_bundles_numbers(command, bund
     command(one_set, f"list_prompts={tmp_path / 'prompts.csv'}")
     with (tmp_path / "prompts.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
-    pictures = open_pipeline(Bundle.open(bundle), steps=1)(
+    pictures = open_latent_diffusion(Bundle.open(bundle), steps=1)(
         [line["caption"] for line in lines], [int(line["seed"]) for line in lines]
     )
     for line, picture in zip(lines, pictures, strict=True):

@@ -8,12 +8,13 @@ from ldm.config import CONF
 from ldm.data.index import hash_file
 from ldm.evaluation.captions import CaptionSet, digest, identified, read_captions
 from ldm.evaluation.protocol import (
-    DRAWING,
+    GENERATED,
     Protocol,
     caption_sets,
     describe,
     describe_measures,
 )
+from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.weights import KNOWN
 
 KEYS = [f"p{number}" for number in range(30)]
@@ -37,6 +38,8 @@ def other(value):
             return value + 1
         case tuple():
             return value[:-1] or ("other",)
+        case dict():
+            return value | {"sampler": "another"}
         case None:
             return "other"
     raise TypeError(value)
@@ -52,6 +55,42 @@ def test_every_field_is_in_the_hash(protocol):
     changed = [dataclasses.replace(protocol, **{name: other(getattr(protocol, name))}) for name in fields]
     hashes = {protocol.hash, *(each.hash for each in changed)}
     assert len(hashes) == len(fields) + 1
+
+
+def test_every_setting_of_a_generator_is_in_the_hash_and_none_in_the_ruler(protocol):
+    settings = protocol.generation
+    changed = [settings | {name: other(value)} for name, value in settings.items()] + [settings | {"new": 1}]
+    others = [dataclasses.replace(protocol, generation=each) for each in changed]
+    assert len({protocol.hash, *(each.hash for each in others)}) == len(others) + 1
+    assert {each.ruler for each in others} == {protocol.ruler}
+    with pytest.raises(ValueError, match="a generator's setting can't be called 'size'"):
+        dataclasses.replace(protocol, generation=settings | {"size": 3})
+
+
+def test_the_hash_is_that_of_protocols_whose_settings_were_fields_of_their_own():
+    """The numbers of committed results stay comparable."""
+    protocol = Protocol(
+        name="tiny",
+        sets=(CaptionSet(name="a", split="train", captions=3, metrics=("nearest",)),),
+        caption_seed=0,
+        size=16,
+        resize="bicubic",
+        data="d" * 64,
+        reference="e" * 64,
+        splits=("train",),
+        held_out=None,
+        features=(FeatureIdentity(name="x", sha256="f" * 64, size=16, resize="bicubic"),),
+        generation={
+            "sampler": "heun(steps=4)",
+            "guidance": "cfg(scale=3)",
+            "nfe": 14,
+            "precision": "float32",
+            "generator": "philox4x32-10",
+        },
+        batch_size=3,
+    )
+    assert protocol.hash == "a191abc69da7d65daa709bb03fba94747e2c8f8e07cdd6c6758d795785410af2"
+    assert protocol.ruler == "f027eb7da6a62014dcffbbacc2c91b4b73c32f610ded6edfc4de2a8ad4170eaf"
 
 
 def test_every_field_of_sets_and_features_is_in_the_hash(protocol):
@@ -153,7 +192,7 @@ def test_the_measures_of_the_sets_are_told_with_all_their_settings():
 
 def test_a_protocol_is_read_from_its_yaml_and_unknown_keys_are_refused(protocol):
     spec = dataclasses.asdict(protocol)
-    names = ("size", "resize", "data", "reference", "sampler", "guidance", "nfe", "precision")
+    names = ("size", "resize", "data", "reference", "generation")
     identities = {name: spec.pop(name) for name in names} | {"features": protocol.features}
     del spec["features"]
     assert Protocol.of(spec, **identities).hash == protocol.hash
@@ -166,7 +205,7 @@ def test_a_protocol_is_read_from_its_yaml_and_unknown_keys_are_refused(protocol)
 def test_the_ruler_knows_how_pictures_are_measured_and_not_how_they_are_drawn(protocol):
     for field in dataclasses.fields(protocol):
         changed = dataclasses.replace(protocol, **{field.name: other(getattr(protocol, field.name))})
-        assert (changed.ruler == protocol.ruler) == (field.name in DRAWING), field.name
+        assert (changed.ruler == protocol.ruler) == (field.name in GENERATED), field.name
 
 
 def test_a_draw_of_captions_takes_each_once_and_a_picture_more_than_once():

@@ -22,7 +22,7 @@ def document(evaluator, paints):
             path="runs/x/bundle",
             sha256="b" * 64,
             size=16,
-            drawing={},
+            generation={},
             origin={"experiment": "tiny"},
         ),
         sets=sets,

@@ -4,8 +4,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import open_pipeline
 from ldm.exchange.exporting import open_export, write_diffusers
+from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.randomness.noise import Mt19937Noise
 
 FILES = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
@@ -18,7 +18,7 @@ def export(bundle, out, **options):
 
 def drawn_by_both(bundle, folder, *, output: str, guidance: float = 3.0, **options):
     """Latents or pixels by a bundle and by a diffusers folder, from the same seeds."""
-    ours = open_pipeline(Bundle.open(bundle), steps=10, scale=3.0, **options)
+    ours = open_latent_diffusion(Bundle.open(bundle), steps=10, scale=3.0, **options)
     ours = ours.with_options(noise=Mt19937Noise)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

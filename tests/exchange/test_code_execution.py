@@ -27,10 +27,10 @@ import torch
 import yaml
 
 from ldm.checkpoints.bundle import Bundle, BundleError
-from ldm.checkpoints.snapshot import bundle_of_state
 from ldm.checkpoints.training_state import save_state
 from ldm.data.index import hash_file
 from ldm.exchange.pickles import SCRIPTED
+from ldm.generators.snapshot import bundle_of_state
 
 # name -> (callable, its arguments, where the canary's path stands): each leaves something at the path
 CANARIES = {

@@ -6,8 +6,8 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from torch.testing import assert_close
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import open_pipeline
-from ldm.pipeline import Source
+from ldm.generators.diffusion_bundle import open_latent_diffusion
+from ldm.generators.generator import Source
 from ldm.randomness.noise import Mt19937Noise
 
 PROMPTS, SEEDS, SCALE, STEPS = ["grinning face", "a cat with a hat"], [3, 4], 3.0, 5
@@ -18,7 +18,7 @@ REDRAWN[:, :, :, 6:] = True  # an edge between latents: 2 pixels are one
 
 @pytest.fixture(scope="module")
 def ours(imported):
-    pipeline = open_pipeline(Bundle.open(imported), steps=STEPS, scale=SCALE)
+    pipeline = open_latent_diffusion(Bundle.open(imported), steps=STEPS, scale=SCALE)
     return pipeline.with_options(noise=Mt19937Noise)
 
 

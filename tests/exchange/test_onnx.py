@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import open_pipeline
 from ldm.checkpoints.tokenizer_file import load_tokenizer
 from ldm.exchange.onnx import write_onnx
+from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.randomness.noise import SeededNoise
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -68,7 +68,7 @@ def test_numpy_and_the_folder_draw_the_pictures_of_the_pipeline(written, graph, 
         eps = uncond + SCALE * (cond - uncond)
         x = (alpha_next * (x - sigma * eps) / alpha + sigma_next * eps).astype(np.float32)
     drawn = np.clip(np.round((graph("decoder", latents=x) + 1) * 127.5), 0, 255)
-    expected = open_pipeline(Bundle.open(imported), sampler=DDIM, scale=SCALE)(PROMPTS, SEEDS)
+    expected = open_latent_diffusion(Bundle.open(imported), sampler=DDIM, scale=SCALE)(PROMPTS, SEEDS)
     assert np.abs(drawn - expected.numpy()).max() <= 1  # a value halfway between two levels may round apart
 
 

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoints.bundle import SHIPPED, Bundle
-from ldm.checkpoints.pipeline import open_pipeline
 from ldm.exchange.exporting import open_export, write_diffusers, write_single_file
+from ldm.generators.diffusion_bundle import open_latent_diffusion
 from tests.exchange.both import PROMPTS, SEEDS, export
 from tests.exchange.conftest import SCHEDULE
 
@@ -31,7 +31,7 @@ def assert_same_bundle(path, expected) -> None:
         ours, theirs = found.part(name).state, wanted.part(name).state
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    pictures = [open_pipeline(each, steps=4)(PROMPTS, SEEDS) for each in (found, wanted)]
+    pictures = [open_latent_diffusion(each, steps=4)(PROMPTS, SEEDS) for each in (found, wanted)]
     assert torch.equal(*pictures)
 
 

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 from ldm import UserError
 from ldm.callbacks.ema import EMA
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import open_pipeline
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
+from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.stages.diffusion import check_codec
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -126,9 +126,9 @@ def test_validation_is_repeatable_and_its_bins_average_to_the_loss(diffusion_sta
 
 def test_validation_and_pictures_come_from_the_average(diffusion_stage):
     stage = diffusion_stage()
-    assert stage.pipeline().net is stage.net
+    assert stage.generator().net is stage.net
     stage.averaged = other = diffusion_stage().net
-    assert stage.pipeline().net is other
+    assert stage.generator().net is other
 
 
 def test_the_bundle_draws_what_the_stage_draws(diffusion_stage, bundle_path, specs, tmp_path, build_network):
@@ -140,8 +140,8 @@ def test_the_bundle_draws_what_the_stage_draws(diffusion_stage, bundle_path, spe
     config |= {"backbone": specs["backbone"], "process": source.config["process"]}
     config |= {"sampler": source.config["sampler"] | {"steps": 2}, "guidance": source.config["guidance"]}
     written = Bundle.open(stage.write_bundle(tmp_path / "bundle", config=config, data=None))
-    drawn = open_pipeline(written).latents(["a red apple"], [3])
-    assert_close(drawn, stage.pipeline().latents(["a red apple"], [3]), rtol=0.02, atol=0.02)
+    drawn = open_latent_diffusion(written).latents(["a red apple"], [3])
+    assert_close(drawn, stage.generator().latents(["a red apple"], [3]), rtol=0.02, atol=0.02)
     assert written.config["origin"]["experiment"] == "tiny"
     assert written.config["codec_origin"]["autoencoder"] == source.config["origin"]
 

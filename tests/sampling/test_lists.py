@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ldm.drawing.jobs import asked_lines, jobs_of
-from ldm.drawing.lists import COLUMNS, is_list, read_list
+from ldm.sampling.jobs import asked_lines, jobs_of
+from ldm.sampling.lists import COLUMNS, is_list, read_list
 
 DEFAULTS = {"count": 1, "seed": 0, "negative": "", "image": None, "mask": None, "strength": None}
 

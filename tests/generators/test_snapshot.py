@@ -12,9 +12,9 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.power_averages import PowerAverages
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.bundle import Bundle, BundleError
-from ldm.checkpoints.pipeline import open_pipeline, sampling_nodes
 from ldm.checkpoints.power_average import Averages, Profile
-from ldm.checkpoints.snapshot import bundle_of_length, bundle_of_state
+from ldm.generators.diffusion_bundle import open_latent_diffusion, sampling_nodes
+from ldm.generators.snapshot import bundle_of_length, bundle_of_state
 
 GUIDED = {"_target_": "ldm.diffusion.guidance.autoguidance", "_partial_": True, "scale": 2.0}
 
@@ -106,10 +106,10 @@ def weak(write_tiny_bundle, tmp_path):
 def test_a_bundle_guided_by_itself_draws_what_it_draws_alone_at_any_scale(bundle_path, weak):
     bundle = Bundle.open(bundle_path)
     none = {"_target_": "ldm.diffusion.guidance.conditional", "_partial_": True}
-    alone = open_pipeline(bundle, guidance=none).latents(["red apple"], [0])
+    alone = open_latent_diffusion(bundle, guidance=none).latents(["red apple"], [0])
     path = weak()
     for scale in (0.0, 4.0):
-        guided = open_pipeline(bundle, guidance=GUIDED | {"weak": str(path)}, scale=scale)
+        guided = open_latent_diffusion(bundle, guidance=GUIDED | {"weak": str(path)}, scale=scale)
         assert_close(guided.latents(["red apple"], [0]), alone, rtol=1e-4, atol=1e-4)
 
 
@@ -118,7 +118,7 @@ def test_how_a_weak_bundle_was_trained_does_not_matter_and_what_its_network_mean
     process = bundle.entry("process")
     shifted = process | {"times": process["times"] | {"shift": 2.0}}
     path = weak(process=shifted)
-    assert open_pipeline(bundle, guidance=GUIDED | {"weak": str(path)}).weak is not None
+    assert open_latent_diffusion(bundle, guidance=GUIDED | {"weak": str(path)}).weak is not None
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_how_a_weak_bundle_was_trained_does_not_matter_and_what_its_network_mean
 def test_a_weak_bundle_that_does_not_go_with_the_other_is_refused_by_name(bundle_path, weak, entries, named):
     path = weak(**entries)
     with pytest.raises(BundleError, match=named) as refused:
-        open_pipeline(Bundle.open(bundle_path), guidance=GUIDED | {"weak": str(path)})
+        open_latent_diffusion(Bundle.open(bundle_path), guidance=GUIDED | {"weak": str(path)})
     assert str(path) in str(refused.value)
 
 
@@ -173,4 +173,4 @@ def test_a_weak_bundle_must_be_named(bundle_path):
     bundle = Bundle.open(bundle_path)
     nodes = sampling_nodes(bundle, {"guidance": GUIDED | {"weak": None}})
     with pytest.raises(ValueError, match=r"guidance\.weak is missing"):
-        open_pipeline(bundle, **nodes)
+        open_latent_diffusion(bundle, **nodes)

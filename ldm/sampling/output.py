@@ -1,17 +1,22 @@
-"""A folder that is drawn into again: nothing of an earlier command stays, and nothing of a user's goes."""
+"""The folder of a command's pictures: nothing of an earlier command stays, and nothing of a user's goes."""
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ldm import UserError
+from ldm.checkpoints.pictures import save_picture
 from ldm.data.picture_files import FIGURE, LIST, carries, listed_pictures
-from ldm.drawing.job import Job
-from ldm.drawing.record import FIELD
+from ldm.generators.generator import Opened
 from ldm.io.links import check_no_link
 from ldm.io.reading import is_plain_name, read_json
-from ldm.io.writing import discard, write
+from ldm.io.writing import append, discard, write
+from ldm.sampling.batches import configured
+from ldm.sampling.jobs import Job
+from ldm.sampling.record import FIELD, chunks, facts_of
 
 SHEET = "sheet.png"
 DOOMED = ".doomed.json"  # names that are being removed, while they are
@@ -79,3 +84,25 @@ def _put_aside(folder: Path) -> list[str]:
 def _is_ours(path: Path) -> bool:
     """Whether a file carries a record of ours: a user may have put another one, or a link, in its place."""
     return path.is_file() and not path.is_symlink() and carries(path, FIGURE if path.name == SHEET else FIELD)
+
+
+class Saver:
+    """Writes `<name>.png` and a line of `pictures.jsonl` for each picture of one command.
+
+    Args:
+        folder: where they go; what an earlier command has left there is removed.
+        opened: what generates them, for the records.
+    """
+
+    def __init__(self, folder: Path, opened: Opened) -> None:
+        self.folder, self.opened = folder, opened
+        clear(folder)
+
+    def save(self, jobs: Sequence[Job], images: Tensor) -> None:
+        """Writes one batch, in the order in which it was generated."""
+        opened = configured(self.opened, jobs[0])  # the jobs of a batch share their options
+        for place, (job, image) in enumerate(zip(jobs, images, strict=True)):
+            facts = facts_of(job, opened, batch=(place, len(jobs)))
+            file = self.folder / f"{job.name}.png"
+            save_picture(image, file, texts=chunks(facts), below=self.folder)
+            append(self.folder / LIST, json.dumps({"file": file.name} | facts, ensure_ascii=False) + "\n")

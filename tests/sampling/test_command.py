@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.drawing.drawer import batches
-from ldm.drawing.job import Job
-from ldm.drawing.record import read_facts
 from ldm.sample import main
+from ldm.sampling.batches import batches
+from ldm.sampling.jobs import Job
+from ldm.sampling.record import read_facts
 
 
 @pytest.fixture
@@ -280,16 +280,22 @@ def told(source, target, change):
         ({"seed": "x"}, "seed='x' must lie between"),
         ({"generator": "dice"}, "generator=dice is unknown: write philox4x32-10 or mt19937"),
         ({"generator": ["mt19937"]}, "generator=['mt19937'] is unknown"),
-        ({"batch": {}}, "its record is damaged (TypeError"),
-        ({"batch": {"place": 2, "size": 2}}, "has place 2 in a batch of 2"),
-        ({"batch": {"place": 0, "size": 10**9}}, "in a batch of 1000000000"),
-        ({"batch": None}, "its record is damaged (TypeError"),
+        ({"batch": {}}, "its record: batch lacks the field place"),
+        ({"batch": {"place": 2, "size": 2}}, "its record: batch: place=2 must be below size=2"),
+        ({"batch": {"place": 0, "size": 10**9}}, "size=1000000000 must be a whole number from 1 to 4096"),
+        ({"batch": None}, "its record lacks the field batch"),
+        ({"stepps": 3}, "has no option 'stepps', did you mean 'steps'?"),
+        ({"guidance": {"scale": 3.0}}, "options: guidance lacks the field _target_"),
+        (
+            {"sampler": {"_target_": "ldm.diffusion.predictions.Flow"}},
+            "Flow' is no sampler: take one of conf",
+        ),
         (
             {"guidance": {"_target_": "ldm.diffusion.guidance.cfg", "_partial_": True, "scale": 1e30}},
             "scale=1e+30",
         ),
-        ({"guidance": "cfg"}, "its record: guidance holds a str, expected a mapping"),
-        ({"sampler": [1]}, "its record: sampler holds a list, expected a mapping"),
+        ({"guidance": "cfg"}, "options: guidance holds a str, expected a mapping"),
+        ({"sampler": [1]}, "options: sampler holds a list, expected a mapping"),
         ({"bundle_path": 3}, "its record: bundle_path=3 must be a text"),
         ({"image": "a.png"}, "its record: image holds a str, expected a mapping"),
         ({"image": {"file": 3}}, "its record: image: file=3 must be a text"),

@@ -10,8 +10,8 @@ from torch import Tensor
 from ldm import UserError
 from ldm.data.crops import centre, cut
 from ldm.data.decode import EncodedPicture
-from ldm.drawing.job import Job
-from ldm.pipeline import Source
+from ldm.generators.generator import Source
+from ldm.sampling.jobs import Job
 
 
 def source_of(jobs: Sequence[Job], *, size: int) -> Source | None:

@@ -16,42 +16,45 @@ import torch
 from PIL import Image
 
 from ldm import UserError
-from ldm.checkpoints.bundle import SHIPPED, Bundle
 from ldm.checkpoints.provenance import git_state
 from ldm.data.decode import MAX_PIXELS
 from ldm.data.index import hash_file
-from ldm.drawing.drawer import Drawer
-from ldm.drawing.job import Job
+from ldm.generators.generator import Opened
 from ldm.io.fields import Fields, check_tree
 from ldm.io.reading import parse_json
+from ldm.randomness.seeds import EARLIER_GENERATOR
+from ldm.sampling.jobs import Job
+from ldm.tokenizers import Tokenizer
 
 FIELD, READABLE = "ldm", "parameters"  # text chunks; other programs show the second
+MOST = 4096  # pictures in a batch
+OWN = frozenset(  # entries of a record that are no settings of its generator; earlier versions wrote `weak`
+    {
+        *("prompt", "tokens", "negative", "seed", "steps", "scale", "size", "bundle", "bundle_path", "batch"),
+        *("version", "commit", "torch", "threads", "machine", "image", "strength", "mask", "weak"),
+    }
+)
 
 
-def facts_of(
-    job: Job, drawer: Drawer, bundle: Bundle, *, precision: str, batch: tuple[int, int]
-) -> dict[str, Any]:
-    """All that the bytes of a picture follow from.
+def facts_of(job: Job, opened: Opened, *, batch: tuple[int, int]) -> dict[str, Any]:
+    """Everything needed to reproduce a picture.
 
     Args:
+        opened: the generator with the job's options. Its settings stand among the other facts.
         batch: the place of the picture in its batch, and the size of that, by which float sums are rounded.
     """
-    guidance, tokenizer = drawer.guidance(job), drawer.pipeline.codec.tokenizer
-    tokens = tokenizer.count(job.prompt)
+    generator = opened.generator
+    settings = generator.settings()
     facts: dict[str, Any] = {
         "prompt": job.prompt,
-        "tokens": {"prompt": tokens, "read": min(tokens, tokenizer.context_length)},
+        "tokens": tokens_of(job.prompt, generator.tokenizer),
         "negative": job.negative,
         "seed": job.seed,
-        "steps": drawer.nodes["sampler"]["steps"],
-        "scale": scale_of(guidance),
-        "size": [drawer.pipeline.size, drawer.pipeline.size],
-        "bundle": bundle.sha256,
-        "bundle_path": "shipped" if bundle.path == SHIPPED else str(bundle.path),
-        "sampler": drawer.nodes["sampler"],
-        "guidance": guidance,
-        "precision": precision,
-        "generator": drawer.pipeline.noise.name,
+        "steps": first(settings, "steps"),
+        "scale": first(settings, "scale"),
+        "size": [generator.size, generator.size],
+        "bundle": opened.bundle.sha256,
+        "bundle_path": opened.bundle.place,
         "batch": {"place": batch[0], "size": batch[1]},
         **environment(),
     }
@@ -59,9 +62,33 @@ def facts_of(
         facts |= {"image": identity(job.image), "strength": job.drawn_strength}
     if job.mask is not None:
         facts["mask"] = identity(job.mask)
-    if "weak" in guidance:
-        facts["weak"] = drawer.weak
-    return facts
+    if taken := sorted(settings.keys() & OWN - {"negative"}):
+        raise ValueError(f"a generator's setting can't be called {taken[0]!r}: a record has such an entry")
+    return facts | settings
+
+
+def tokens_of(prompt: str, tokenizer: Tokenizer | None) -> dict[str, int] | None:
+    """How many tokens a prompt takes, and how many of them are read; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    count = tokenizer.count(prompt)
+    return {"prompt": count, "read": min(count, tokenizer.context_length)}
+
+
+def first(settings: Mapping[str, Any], name: str) -> Any:
+    """The first value of this name in settings, at any depth; None where there is none."""
+    if name in settings:
+        return settings[name]
+    inner = (first(value, name) for value in settings.values() if isinstance(value, Mapping))
+    return next((value for value in inner if value is not None), None)
+
+
+def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The generator's settings among the facts of a picture."""
+    settings = {name: value for name, value in facts.items() if name not in OWN}
+    if "sampler" in settings:  # a record of version 0.1.0, all of latent diffusion, doesn't name the noise
+        settings.setdefault("generator", EARLIER_GENERATOR)
+    return settings
 
 
 @lru_cache
@@ -81,17 +108,11 @@ def identity(path: Path) -> dict[str, str]:
     return {"file": str(path), "sha256": hash_file(path)}
 
 
-def scale_of(guidance: Mapping[str, Any]) -> float | None:
-    """The scale of a guidance node, also where it lies inside another; none of a guidance without."""
-    return guidance.get("scale", scale_of(guidance["within"]) if "within" in guidance else None)
-
-
 def readable(facts: Mapping[str, Any]) -> str:
     """The same for people, in the form that other programs of this kind read and write."""
     told = {
         "Steps": facts["steps"],
-        "Sampler": _method(facts["sampler"]),
-        "Guidance": str(facts["guidance"]["_target_"]).rpartition(".")[2],
+        **{name.capitalize(): short(value) for name, value in settings_of(facts).items()},
         "CFG scale": facts["scale"],
         "Seed": facts["seed"],
         "Size": "x".join(map(str, facts["size"])),
@@ -107,8 +128,11 @@ def readable(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _method(sampler: Mapping[str, Any]) -> str:
-    return str(sampler["method"]["_target_"]).rpartition(".")[2]
+def short(value: Any) -> Any:
+    """A setting in a word: of a config node the name of its method, or its own."""
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        return value
+    return str(value.get("method", value)["_target_"]).rpartition(".")[2]
 
 
 def chunks(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -144,10 +168,17 @@ def check_record(record: Fields) -> None:
     Raises:
         UserError: the entry, and what is wrong with it.
     """
-    for name in ("version", "bundle", "bundle_path", "precision", "prompt"):
+    for name in ("version", "bundle", "bundle_path", "prompt"):
         record.text(name)
-    for name in ("sampler", "guidance"):
-        check_tree(record.mapping(name).values, name=f"{record.name}: {name}")
+    place = record.mapping("batch")
+    number, size = place.whole("place", low=0, high=MOST), place.whole("size", high=MOST)
+    if number >= size:
+        raise UserError(f"{place.name}: place={number} must be below {size=}")
+    if "seed" not in record.values:
+        raise UserError(f"{record.name} lacks the field seed")
+    for name, value in settings_of(record.values).items():
+        if isinstance(value, Mapping | list):
+            check_tree(value, name=f"{record.name}: {name}")
     for name in record.values.keys() & {"image", "mask"}:
         record.mapping(name).text("file")
         record.mapping(name).text("sha256")

@@ -8,9 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from ldm.drawing.clearing import DOOMED
 from ldm.evaluation.pictures import PictureFolder
 from ldm.sample import main
+from ldm.sampling.output import DOOMED
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Facts about drawing pictures from prompts and seeds."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,13 @@ from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.pipeline import open_pipeline, with_scale
 from ldm.config import CONF, build
 from ldm.diffusion import grids
-from ldm.pipeline import Source
+from ldm.evaluation.protocol import describe
+from ldm.generators.diffusion_bundle import open_latent_diffusion
+from ldm.generators.generator import Source
+from ldm.generators.latent_diffusion import node_of, with_scale
+from ldm.generators.opening import open_generator
 from ldm.randomness.noise import Mt19937Noise, SeededNoise
 from ldm.randomness.seeds import SEED_LIMIT
 
@@ -20,7 +24,7 @@ PROMPTS, SEEDS = ["red apple", "a cat with a hat", "", "🍎"], [0, 1, 7, SEED_L
 
 @pytest.fixture(scope="module")
 def pipeline(bundle_path):
-    return open_pipeline(Bundle.open(bundle_path))
+    return open_latent_diffusion(Bundle.open(bundle_path))
 
 
 def sampler(name: str, **changes):
@@ -37,12 +41,12 @@ def test_the_same_seeds_draw_the_same_pictures_to_the_bit(pipeline, bundle_path)
     first = pipeline(PROMPTS, SEEDS)
     torch.rand(11)
     assert torch.equal(pipeline(PROMPTS, SEEDS), first)
-    assert torch.equal(open_pipeline(Bundle.open(bundle_path))(PROMPTS, SEEDS), first)
+    assert torch.equal(open_latent_diffusion(Bundle.open(bundle_path))(PROMPTS, SEEDS), first)
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "ddpm", "ddim", "heun"])
 def test_a_picture_does_not_depend_on_its_batch(pipeline, name):
-    drawn = pipeline.with_options(sampling=sampler(name, steps=4))
+    drawn = replace(pipeline, sampling=sampler(name, steps=4))
     together = drawn.latents(PROMPTS, SEEDS)
     for number, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
         alone = drawn.latents([prompt], [seed])
@@ -90,7 +94,7 @@ def test_the_earlier_noise_is_that_of_torchs_generators(pipeline):
     generator = torch.Generator().manual_seed(4)
     for _ in range(2):
         assert torch.equal(noise.draw()[1], torch.randn(2, 2, 2, generator=generator))
-    earlier = pipeline.with_options(noise=Mt19937Noise)
+    earlier = replace(pipeline, noise=Mt19937Noise)
     assert not torch.equal(earlier.latents(["a"], [3]), pipeline.latents(["a"], [3]))
 
 
@@ -102,7 +106,7 @@ def test_prompts_and_seeds_must_be_as_many(pipeline):
 def test_guidance_of_scale_1_is_the_conditional_network_alone(pipeline):
     def guided(name: str, **changes):
         node = OmegaConf.to_container(OmegaConf.load(CONF / "guidance" / f"{name}.yaml"))
-        return pipeline.with_options(guidance=build(node | changes)).latents(["red apple"], [0])
+        return replace(pipeline, guidance=build(node | changes)).latents(["red apple"], [0])
 
     assert_close(guided("cfg", scale=1.0), guided("none"), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(guided("cfg", scale=6.0), guided("none"), atol=1e-3)
@@ -110,9 +114,9 @@ def test_guidance_of_scale_1_is_the_conditional_network_alone(pipeline):
 
 def test_the_negative_prompt_is_what_guidance_leaves(pipeline):
     plain = pipeline.latents(["red apple"], [0])
-    assert not torch.equal(pipeline.with_options(negative="a cat").latents(["red apple"], [0]), plain)
-    conditional = pipeline.with_options(guidance=lambda cond, uncond: cond).latents(["red apple"], [0])
-    same = pipeline.with_options(negative="red apple").latents(["red apple"], [0])
+    assert not torch.equal(replace(pipeline, negative="a cat").latents(["red apple"], [0]), plain)
+    conditional = replace(pipeline, guidance=lambda cond, uncond: cond).latents(["red apple"], [0])
+    same = replace(pipeline, negative="red apple").latents(["red apple"], [0])
     assert_close(same, conditional, rtol=1e-4, atol=1e-4)
 
 
@@ -125,18 +129,18 @@ def test_bfloat16_draws_nearly_the_same(pipeline):
 
 def test_steps_and_scale_of_a_bundle_can_be_changed(bundle_path):
     bundle = Bundle.open(bundle_path)
-    assert open_pipeline(bundle, steps=9).sampling.steps == 9
-    assert open_pipeline(bundle, scale=2.5).guidance.keywords["scale"] == 2.5
+    assert open_latent_diffusion(bundle, steps=9).sampling.steps == 9
+    assert open_latent_diffusion(bundle, scale=2.5).guidance.keywords["scale"] == 2.5
     with pytest.raises(ValueError, match=r"float8.* is unknown: write float32 or bfloat16"):
-        open_pipeline(bundle, precision="float8")
+        open_latent_diffusion(bundle, precision="float8")
 
 
 def test_a_grid_takes_the_place_of_a_samplers_own(bundle_path):
     karras = OmegaConf.to_container(OmegaConf.load(CONF / "grid" / "karras.yaml"))
-    drawn = open_pipeline(Bundle.open(bundle_path), grid=karras, steps=5)
+    drawn = open_latent_diffusion(Bundle.open(bundle_path), grid=karras, steps=5)
     schedule = drawn.process.schedule
     assert torch.equal(drawn.sampling.times(schedule), grids.karras(5, schedule=schedule))
-    assert drawn.sampling.method is open_pipeline(Bundle.open(bundle_path)).sampling.method
+    assert drawn.sampling.method is open_latent_diffusion(Bundle.open(bundle_path)).sampling.method
 
 
 def test_a_scale_reaches_a_guidance_inside_another():
@@ -163,7 +167,7 @@ STEPPED = ["ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "pndm", "lcm
 
 @pytest.mark.parametrize("name", STEPPED)
 def test_at_strength_0_a_picture_takes_the_autoencoders_round_trip_alone(pipeline, name):
-    drawn = pipeline.with_options(sampling=sampler(name, steps=4))
+    drawn = replace(pipeline, sampling=sampler(name, steps=4))
     images = pictures(4)
     codec = pipeline.codec
     expected = codec.decode(codec.encode_images(images).mean)
@@ -172,7 +176,7 @@ def test_at_strength_0_a_picture_takes_the_autoencoders_round_trip_alone(pipelin
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "dpmpp_2m"])
 def test_at_strength_1_of_a_flow_nothing_of_a_picture_is_left(pipeline, name):
-    drawn = pipeline.with_options(sampling=sampler(name, steps=2))  # on a grid that begins at t = 1
+    drawn = replace(pipeline, sampling=sampler(name, steps=2))  # on a grid that begins at t = 1
     source = Source(images=pictures(2), strength=1.0)
     assert torch.equal(drawn(PROMPTS[:2], SEEDS[:2], source=source), drawn(PROMPTS[:2], SEEDS[:2]))
 
@@ -180,7 +184,7 @@ def test_at_strength_1_of_a_flow_nothing_of_a_picture_is_left(pipeline, name):
 def test_the_stronger_the_farther_from_the_picture(pipeline):
     images = pictures(2)
     start = pipeline.codec.encode_images(images).mean
-    drawn = pipeline.with_options(sampling=sampler("ddim", steps=5))
+    drawn = replace(pipeline, sampling=sampler("ddim", steps=5))
     distances = [
         (
             drawn.latents(PROMPTS[:2], SEEDS[:2], source=Source(images=images, strength=strength)) - start
@@ -193,7 +197,7 @@ def test_the_stronger_the_farther_from_the_picture(pipeline):
 
 @pytest.mark.parametrize("name", STEPPED)
 def test_pixels_that_are_not_redrawn_stay_to_the_byte_and_the_others_change(pipeline, name):
-    drawn, images, redrawn = pipeline.with_options(sampling=sampler(name, steps=3)), pictures(2), left_half(2)
+    drawn, images, redrawn = replace(pipeline, sampling=sampler(name, steps=3)), pictures(2), left_half(2)
     result = drawn(PROMPTS[:2], SEEDS[:2], source=Source(images=images, redrawn=redrawn))
     kept = ~redrawn.expand_as(images)
     assert torch.equal(result[kept], images[kept])
@@ -229,15 +233,15 @@ def test_a_picture_to_start_from_must_have_the_pipelines_size(pipeline):
 
 
 def test_a_weak_network_that_is_the_network_itself_changes_nothing_at_any_scale(pipeline):
-    alone = pipeline.with_options(guidance=lambda cond, uncond: cond).latents(PROMPTS, SEEDS)
-    guided = pipeline.with_options(weak=pipeline.net).latents(PROMPTS, SEEDS)
+    alone = replace(pipeline, guidance=lambda cond, uncond: cond).latents(PROMPTS, SEEDS)
+    guided = replace(pipeline, weak=pipeline.net).latents(PROMPTS, SEEDS)
     assert_close(guided, alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(pipeline.latents(PROMPTS, SEEDS), alone, atol=1e-3)
 
 
 def test_a_weak_network_is_given_the_prompt_in_the_unconditional_ones_place(pipeline, build_network, specs):
     weak = build_network(specs["backbone"], 9).eval()
-    guided = pipeline.with_options(weak=weak).latents(PROMPTS, SEEDS)
+    guided = replace(pipeline, weak=weak).latents(PROMPTS, SEEDS)
     context = pipeline.codec.encode_prompts(PROMPTS)
     strong, other = (pipeline.process.denoiser(net, context) for net in (pipeline.net, weak))
 
@@ -252,4 +256,63 @@ def test_a_weak_network_is_given_the_prompt_in_the_unconditional_ones_place(pipe
 
 def test_a_negative_prompt_has_no_place_beside_a_weak_network(pipeline):
     with pytest.raises(ValueError, match="negative='a hat' has no place beside a weak network"):
-        pipeline.with_options(weak=pipeline.net, negative="a hat")
+        replace(pipeline, weak=pipeline.net, negative="a hat")
+
+
+PICTURES = {  # sha256 of the pictures that the code before `ldm.generators` made of the same bundles
+    "sampled": "b30370d949c8b767fc926fe681d5cb948966c22ede820bbb1244af43457f5d79",
+    "projected": "0595f9c564f78604c8c589aa0fe1a9bbe73cd57167a85aa7233e5892a5a84746",
+    "rounded": "efa57cb031c424d72ba02b42f63ae014a068dbb4dba87cf640a889a0eb2235d5",
+    "shipped": "61c057308d9c9357c66baac39aef242d36072d23599fab6b08bd7aa450b60304",
+}
+APG = {"_target_": "ldm.diffusion.guidance.apg", "_partial_": True, "scale": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sampled", {}),
+        ("projected", {"guidance": APG, "scale": 2.5}),
+        ("rounded", {"precision": "bfloat16"}),
+        ("shipped", {"steps": 3}),
+    ],
+)
+def test_bundles_generate_the_bytes_that_they_always_did(bundle_path, name, options):
+    bundle = Bundle.open("shipped" if name == "shipped" else bundle_path)
+    prompts, seeds = ["red apple", "a cat with a hat", "🍎"], [0, 7, SEED_LIMIT - 1]
+    images = open_generator(bundle, **options).generator(prompts, seeds)
+    assert hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest() == PICTURES[name]
+
+
+def test_settings_given_again_make_an_equal_generator_and_say_what_was_changed(bundle_path):
+    opened = open_generator(Bundle.open(bundle_path), steps=3, generator="mt19937")
+    changed = opened.with_options(scale=1.5, negative="fog")
+    settings = changed.generator.settings()
+    assert (settings["guidance"]["scale"], settings["negative"]) == (1.5, "fog")
+    again = open_generator(opened.bundle, **settings).generator
+    assert again.settings() == settings
+    assert torch.equal(again(PROMPTS, SEEDS), changed.generator(PROMPTS, SEEDS))
+    assert "negative" not in opened.generator.settings()
+
+
+@pytest.mark.parametrize("group", ["sampler", "guidance"])
+def test_every_node_of_conf_is_read_off_what_it_builds(group):
+    for path in sorted((CONF / group).glob("*.yaml")):
+        node = OmegaConf.to_container(OmegaConf.load(path))
+        node.pop("weak", None)
+        assert describe(node_of(build(node))) == describe(node), path
+
+
+def test_an_option_that_there_is_not_is_refused_with_the_nearest_one(pipeline, bundle_path):
+    with pytest.raises(ValueError, match=r"has no option 'negatif', did you mean 'negative'\?"):
+        pipeline.with_options(negatif="fog")
+    with pytest.raises(ValueError, match=r"the generator of .* has no option 'step', did you mean 'steps'\?"):
+        open_generator(Bundle.open(bundle_path), step=3)
+
+
+def test_weights_in_the_dtype_of_autocast_sample_what_autocast_samples(bundle_path):
+    held = open_latent_diffusion(Bundle.open(bundle_path), precision="bfloat16")
+    whole = replace(open_latent_diffusion(Bundle.open(bundle_path)), precision=torch.bfloat16)
+    assert held.net.conv_in.weight.dtype == torch.bfloat16
+    assert held.net.norm_out.weight.dtype == whole.net.conv_in.weight.dtype == torch.float32
+    assert torch.equal(held.latents(["a cat"], [1]), whole.latents(["a cat"], [1]))

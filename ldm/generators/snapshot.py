@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part, find
-from ldm.checkpoints.denoiser import CodecBundles, write_denoiser
 from ldm.checkpoints.loading import read_state
 from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.run import RECORD, Run
 from ldm.checkpoints.training_state import STATE, is_whole, step_of
+from ldm.generators.diffusion_bundle import CodecBundles, write_denoiser
 from ldm.io.reading import read_json, read_yaml
 
 AVERAGE = "EMA"  # the callback under whose name a state holds the averaged weights
@@ -46,7 +46,8 @@ def bundle_of_state(
         raise UserError(f"state={state} is no whole training state: name one of <run>/checkpoints/step=...")
     run = Run(path=state.parent.parent)
     config = read_yaml(run.path / "config.yaml")
-    if not {"backbone", "codec"} <= config.keys():
+    stage = config.get("model", {}).get("stage", config)  # every config has a backbone, which not all train
+    if not {"process", "codec"} <= stage.keys():
         raise UserError(f"state={state} is of {config['name']}, which trains no denoiser")
     own = Bundle.open(run.path) if run.finished else None
     codec = CodecBundles(own, own) if own else CodecBundles.named(config)

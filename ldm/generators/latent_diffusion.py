@@ -1,0 +1,247 @@
+"""Latent diffusion as a generator: a denoiser makes latents of prompts and seeds, a codec decodes them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from ldm import UserError
+from ldm.codec import Codec
+from ldm.construct import construct
+from ldm.diffusion import Denoiser, Guidance
+from ldm.diffusion.editing import from_strength, keeping, noised
+from ldm.diffusion.guidance import apart, batched
+from ldm.diffusion.process import Process
+from ldm.diffusion.samplers import Sampling
+from ldm.generators.generator import Source, check_options
+from ldm.randomness.noise import SeededNoise, noise_of
+from ldm.tokenizers import Tokenizer
+
+OPTIONS = ("sampler", "grid", "steps", "guidance", "scale", "negative", "generator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToImage:
+    """A denoiser with everything that generating pictures from it takes.
+
+    Attributes:
+        net: the trained network.
+        process: how its output is read.
+        codec: prompts to context, latents to pictures.
+        sampling: method, grid and number of steps.
+        guidance: how the conditional and the unconditional denoiser are joined.
+        size: side of a picture in pixels.
+        negative: the prompt of the unconditional denoiser; the empty one is what training drops to.
+        weak: a worse network that, given the prompt, takes the unconditional denoiser's place: autoguidance.
+        weak_bundle: path and sha256 of the bundle that it comes from, for `settings`.
+        precision: dtype that the network's matrix products run in.
+        noise: what makes noise of seeds; the earlier generator is for pictures that were made with it.
+
+    Raises:
+        UserError: a negative prompt beside a weak network, which leaves it no place.
+    """
+
+    net: nn.Module
+    process: Process
+    codec: Codec
+    sampling: Sampling
+    guidance: Guidance
+    size: int
+    negative: str = ""
+    weak: nn.Module | None = None
+    weak_bundle: Mapping[str, str] | None = None
+    precision: torch.dtype = torch.float32
+    noise: type[SeededNoise] = SeededNoise
+
+    def __post_init__(self) -> None:
+        if self.weak is not None and self.negative:
+            raise UserError(
+                f"negative={self.negative!r} has no place beside a weak network, which is told the prompt:"
+                " leave one of them out"
+            )
+
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, source: Source | None = None
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """One picture for each prompt and seed, from noise alone or from the pictures of a source.
+
+        Each seed has a stream of noise of its own, so a picture depends on its prompt and seed, and on its
+        batch only by rounding: kernels sum in an order that the size of a batch decides, which may change a
+        value of a picture by 1 of 255 here and there.
+
+        Raises:
+            UserError: not one seed, and picture if there are any, for each prompt; a seed or strength out of
+                range; a source of another size.
+        """
+        made = self.codec.decode(self.latents(prompts, seeds, source=source))
+        if source is None or source.redrawn is None:
+            return made
+        return torch.where(source.redrawn.to(made.device), made, source.images.to(made.device))
+
+    @torch.no_grad()
+    def latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, source: Source | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """The scaled latents of the pictures."""
+        if len(prompts) != len(seeds):
+            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
+        noise = self.noise(seeds, self.codec.latent_shape(self.size), device=self.codec.device)
+        schedule, device = self.process.schedule, self.codec.device.type
+        x, times = noise.draw(), self.sampling.times(self.process.schedule)
+        if source is not None:
+            known = self._encoded(source, count=len(prompts))
+            times = from_strength(times, source.strength)
+            x = noised(known, x, times[0], schedule)
+        with torch.autocast(device, dtype=self.precision, enabled=self.precision != torch.float32):
+            denoise = self._denoiser(prompts)
+            if source is not None and source.redrawn is not None:
+                denoise = keeping(denoise, known, self._touched(source.redrawn).expand_as(known))
+            return self.sampling(denoise, schedule, x, noise=noise, times=times)
+
+    def _denoiser(self, prompts: Sequence[str]) -> Denoiser:
+        """What the sampler follows."""
+        context = self.codec.encode_prompts(prompts)
+        cond = self.process.denoiser(self.net, context)
+        if self.weak is not None:
+            return self.guidance(cond, apart(cond, self.process.denoiser(self.weak, context)))
+        nothing = self.codec.encode_prompts([self.negative] * len(prompts))
+        both = self.process.denoiser(self.net, torch.cat([context, nothing]))
+        return self.guidance(cond, batched(both))
+
+    def _encoded(self, source: Source, *, count: int) -> Float[Tensor, "b c h w"]:
+        """The posterior means of a source's scaled latents."""
+        expected = (count, 3, self.size, self.size)
+        if source.images.shape != expected:
+            raise UserError(f"pictures to start from have shape {tuple(source.images.shape)}, not {expected}")
+        return self.codec.encode_images(source.images).mean
+
+    def _touched(self, redrawn: Bool[Tensor, "b 1 H W"]) -> Bool[Tensor, "b 1 h w"]:
+        """The latents in whose pixels anything is redrawn."""
+        pixels = redrawn.to(self.codec.device, torch.float32)
+        return F.max_pool2d(pixels, self.codec.autoencoder.factor) > 0
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.codec.tokenizer
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the denoiser."""
+        return sum(parameter.numel() for parameter in self.net.parameters())
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations for a picture, both of guidance's counted, by a run on four numbers."""
+        count = 0
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal count
+            count += 1
+            return torch.zeros_like(x)
+
+        guided = self.guidance(denoise, apart(denoise, denoise))
+        self.sampling(guided, self.process.schedule, torch.zeros(1, 1, 2, 2), noise=torch.zeros_like)
+        return count
+
+    @property
+    def starts_from_pictures(self) -> bool:
+        return True
+
+    def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+        """Pictures through the autoencoder and back, by the posterior's mean."""
+        return self.codec.decode(self.codec.encode_images(images).mean)
+
+    def to(self, device: torch.device | str) -> "TextToImage":
+        """Moves the networks (in place, as modules do); returns self."""
+        for part in (self.net, self.weak, self.codec):
+            if part is not None:
+                part.to(device)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Sampler and guidance as config nodes, precision, generator of noise, a negative prompt if any."""
+        guidance = node_of(self.guidance)
+        if self.weak_bundle is not None:
+            guidance |= {"weak": dict(self.weak_bundle)}
+        return {
+            "sampler": node_of(self.sampling),
+            "guidance": guidance,
+            "precision": str(self.precision).removeprefix("torch."),
+            "generator": self.noise.name,
+            **({"negative": self.negative} if self.negative else {}),
+        }
+
+    def with_options(self, **changes: Any) -> "TextToImage":
+        """The same networks with other options.
+
+        Args:
+            changes: some of `OPTIONS`: `sampler`, `grid` and `guidance` are config nodes, `generator` is a
+                name of `noise_of`. A weak network stays if there is one.
+
+        Raises:
+            UserError: an option that is none of them, or a scale for a guidance that has none.
+        """
+        check_options(changes, OPTIONS)
+        options: dict[str, Any] = {}
+        if changes.keys() & {"sampler", "grid", "steps"}:
+            options["sampling"] = construct(changed_sampler(node_of(self.sampling), changes))
+        if changes.keys() & {"guidance", "scale"}:
+            options["guidance"] = construct(changed_guidance(node_of(self.guidance), changes))
+        if "negative" in changes:
+            options["negative"] = changes["negative"]
+        if "generator" in changes:
+            options["noise"] = noise_of(changes["generator"])
+        return replace(self, **options)
+
+
+def changed_sampler(node: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's config node with the `sampler`, `grid` and `steps` that options ask for, if any."""
+    changes = {name: options[name] for name in ("grid", "steps") if options.get(name) is not None}
+    return {**(options.get("sampler") or node), **changes}
+
+
+def changed_guidance(node: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A guidance's config node with the `guidance` and `scale` that options ask for, if any.
+
+    Raises:
+        UserError: a guidance that has no scale.
+    """
+    chosen = dict(options.get("guidance") or node)
+    return chosen if options.get("scale") is None else with_scale(chosen, options["scale"])
+
+
+def with_scale(guidance: Mapping[str, Any], scale: int | float) -> dict[str, Any]:
+    """A guidance's constructor with another scale, also where it lies inside another guidance.
+
+    Raises:
+        UserError: a guidance that has no scale.
+    """
+    if "scale" in guidance:
+        return {**guidance, "scale": float(scale)}
+    if "within" in guidance:
+        return {**guidance, "within": with_scale(guidance["within"], scale)}
+    raise UserError(f"guidance {guidance['_target_']} has no scale to set to {scale}: choose guidance=cfg")
+
+
+def node_of(built: Any) -> Any:
+    """The config node that `construct` would build a sampler or a guidance from.
+
+    It is read off the object, so that it can't be out of date: the fields of a dataclass, or what a
+    `functools.partial` has bound.
+    """
+    if isinstance(built, partial):
+        bound = {name: node_of(value) for name, value in built.keywords.items()}
+        return {"_target_": _name(built.func), "_partial_": True, **bound}
+    if is_dataclass(built) and not isinstance(built, type):
+        own = {each.name: node_of(getattr(built, each.name)) for each in fields(built)}
+        return {"_target_": _name(type(built)), **own}
+    return {"_target_": _name(built), "_partial_": True} if callable(built) else built
+
+
+def _name(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}"
