@@ -18,7 +18,8 @@ def read_lines(path: Path) -> tuple[list[Line], int]:
 
     NULs around a line, which a loss of power leaves, are no part of it.
     """
-    raw = [line.strip(b"\0 \t\r") for line in path.read_bytes().split(b"\n")]
+    data = path.read_bytes() if path.is_file() else b""  # a pipe would never end
+    raw = [line.strip(b"\0 \t\r") for line in data.split(b"\n")]
     lines = [_line(line) for line in raw if line]
     whole = [line for line in lines if line is not None]
     return whole, len(lines) - len(whole)

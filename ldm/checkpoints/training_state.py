@@ -146,7 +146,7 @@ def is_whole(folder: Path) -> bool:
     try:
         manifest = read_json(folder / MANIFEST)
         files = manifest.get("files", {STATE: manifest})  # version 0.1.0 wrote of one file
-        named = any(Path(name).parts[0] == STATE for name in files)
+        named = any(Path(name).parts[:1] == (STATE,) for name in files)
         return (
             named
             and manifest["step"] == step_of(folder)
@@ -173,7 +173,7 @@ def step_of(folder: Path) -> int:
 def pointed_at(root: Path) -> Path | None:
     """The state that was saved last, which may be gone since."""
     try:
-        name = (root / POINTER).read_text().strip()
+        name = (root / POINTER).read_text().strip() if (root / POINTER).is_file() else ""
     except (OSError, ValueError):
         return None
     return root / name if NAME.fullmatch(name) else None

@@ -1,5 +1,6 @@
 """The index beside a set of shards: what they hold, where each sample lies, how to know they are whole."""
 
+import errno
 import hashlib
 import json
 from collections import Counter
@@ -149,7 +150,13 @@ class ShardIndex:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
+    """sha256 of a file, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is none; a pipe or a device, which may never end, is no file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

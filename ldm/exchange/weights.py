@@ -29,6 +29,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+MAX_TENSORS = 2**14  # in one file; whole pipelines have some thousands
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Weights:
         return list(self._shards) or [self.path]
 
     @cached_property
-    def meta_init(self) -> dict[str, Tensor]:
+    def outline(self) -> dict[str, Tensor]:
         """Every tensor's name, shape and dtype, on the meta device.
 
         Raises:
@@ -116,7 +117,12 @@ class Weights:
             return read_pickle(path, outline=True)
         try:
             with self._header(path) as file:
-                return {name: self._meta(name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+                names = file.keys()
+                if len(names) > MAX_TENSORS:
+                    raise UserError(
+                        f"{path} has {len(names)} tensors, and no network here has more than {MAX_TENSORS}"
+                    )
+                return {name: self._meta(name, file.get_slice(name)) for name in names}
         except (SafetensorError, OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{path} is neither a whole safetensors file nor a zip of torch.save ({error}): "

@@ -121,7 +121,7 @@ def kill_core() -> None:
 def identity(folder: Path) -> str:
     """The id of a run directory's run: eight hexadecimal digits, the same at each start."""
     path = folder / "wandb_id"
-    found = path.read_text(errors="replace") if path.exists() else ""
+    found = path.read_text(errors="replace") if path.is_file() else ""
     if not re.fullmatch("[0-9a-f]{8}", found):
         found = uuid.uuid4().hex[:8]
         write(path, found)

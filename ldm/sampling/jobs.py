@@ -1,6 +1,7 @@
 """The pictures that a command, or a list and a command, asks for; checked before anything heavy loads."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Job:
             raise UserError("mask and strength go with a picture to start from: name it with image=<file>")
         for field in ("image", "mask"):
             file = getattr(self, field)
-            if file is not None and not file.is_file():
+            if file is not None and not os.path.isfile(file):  # also where its name is too long
                 raise UserError(f"{field}={file} is not there: name a PNG, JPEG or WebP file")
         if self.strength is not None and not (is_number(self.strength) and 0 <= self.strength <= 1):
             raise UserError(f"strength={self.strength} must lie in [0, 1]: 0 keeps the picture, 1 redraws it")
@@ -199,7 +200,7 @@ def pictures_at(path: Path) -> list[Path]:
     Raises:
         UserError: a folder without any.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
     found = [path / name for name in find_pictures(path).pictures if "/" not in name]
     if not found:

@@ -1,5 +1,6 @@
 """A picture generated once more from its record, and compared with the one that is there."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def job_of(path: Path, facts: Mapping[str, Any]) -> Job:
     """
     files = {name: Path(facts[name]["file"]) for name in ("image", "mask") if name in facts}
     for name, file in files.items():
-        if not file.is_file() or identity(file)["sha256"] != facts[name]["sha256"]:
+        if not os.path.isfile(file) or identity(file)["sha256"] != facts[name]["sha256"]:
             raise UserError(f"{path} was drawn from {name}={file}, which is gone or changed: put it back")
     own = {name: facts[name] for name in ("prompt", "seed", "negative", "strength") if name in facts}
     return Job(name=path.stem, **own, **files)

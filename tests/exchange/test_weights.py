@@ -93,6 +93,12 @@ def test_a_forged_header_is_refused(tmp_path, header):
         fit(forged(tmp_path / "weights.safetensors", header, bytes(12))).check()
 
 
+def test_a_file_of_a_hundred_thousand_tensors_is_refused_by_their_number(tmp_path):
+    header = {str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}
+    with pytest.raises(ValueError, match="has 100000 tensors, and no network here has more than 16384"):
+        fit(forged(tmp_path / "weights.safetensors", header, b"")).check()
+
+
 @pytest.mark.parametrize("length", [0, 7, 2**27, 2**40, 2**63 + 1])
 def test_a_forged_length_of_the_header_is_refused(tmp_path, length):
     header = {"down.bias": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}

@@ -1,5 +1,8 @@
 """Facts about folders of somebody else: links in a run, a set or an output lead no command outside them."""
 
+import hashlib
+import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ from hydra_plugins.ldm_sweeps.points import Point
 from ldm.checkpoints.bundle import write_bundle
 from ldm.checkpoints.pictures import save_sheet
 from ldm.checkpoints.power_average import Averages, Profile
+from ldm.checkpoints.training_state import newest_state
 from ldm.data.pictures import PictureDataset
 from ldm.data.stored import ORIGIN, stored_moments
 from ldm.evaluation.feature_cache import FeatureCache
@@ -18,7 +22,7 @@ from ldm.evaluation.prompts import write_prompts
 from ldm.io.links import LinkRefused
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import TensorBoardRecorder
-from ldm.loggers.wandb_log import WandbRecorder
+from ldm.loggers.wandb_log import WandbRecorder, identity
 from ldm.sample import main as sample
 
 PIXELS = torch.zeros(3, 8, 8, dtype=torch.uint8)
@@ -104,6 +108,25 @@ def test_a_link_under_the_name_of_an_old_temporary_file_is_not_written_through(v
     log_line(tmp_path)
     rewind(tmp_path)
     assert state(victim) == before
+
+
+PIPES = {
+    "the log": ("metrics.jsonl", rewind),
+    "the pointer": ("checkpoints/newest", lambda run: newest_state(run / "checkpoints")),
+    "a checkpoint": ("checkpoints/step=00000001/state.ckpt", lambda run: newest_state(run / "checkpoints")),
+    "W&B's id": ("wandb_id", identity),
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_pipes_in_a_run_are_not_waited_for(name, tmp_path):
+    place, act = PIPES[name]
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    files = {"state.ckpt": {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}, "": {}}
+    (path.parent / "manifest.json").write_text(json.dumps({"step": 1, "files": files}))
+    act(tmp_path)  # would never end
 
 
 @pytest.mark.parametrize("place", ["latents", "latents/*", f"latents/*/{ORIGIN}", "latents/*/val-000000.tar"])

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ldm import UserError
 from ldm.sampling.jobs import asked_lines, jobs_of
 from ldm.sampling.lists import COLUMNS, is_list, read_list
 
@@ -189,3 +190,9 @@ def test_what_ends_like_a_list_is_one_and_must_be_there(write, tmp_path):
     assert not is_list(["a.txt"])
     with pytest.raises(ValueError, match=r"there is no file prompts=.*if it is a prompt, write prompts=\["):
         is_list(str(tmp_path / "b.csv"))
+
+
+def test_a_picture_whose_name_is_too_long_for_any_disk_is_not_there(write):
+    lines = read_list(write("a.csv", f"prompt,image\na hat,{'x' * 5000}\n"))
+    with pytest.raises(UserError, match=r"a.csv, line 2: image=.* is not there"):
+        jobs_of(lines, defaults=DEFAULTS)
