@@ -1,6 +1,5 @@
 """The list by which any other system can draw what a protocol measures."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def write_prompts(
     Raises:
         UserError: the file exists, or a set that the gallery can't give captions for.
     """
-    if os.path.lexists(path):
+    if path.exists():
         raise UserError(f"list_prompts={path} exists already: name a new file, or remove it")
     rows = []
     for each in sets:
