@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import TypeVar
 from data_prep.pairing import Entry
 from data_prep.pictures import PictureRules, prepare_picture
 from data_prep.tally import LeftOut, Tally
-from data_prep.texts import is_long, printable
 from ldm.data.index import DataError, Shard, hash_file
 from ldm.data.shards import Sample, write_shard
 from ldm.io.reading import read_json
 from ldm.io.writing import write
+from ldm.tokenizers import Tokenizer, clip_bpe
 
 NOTES = ".notes"  # folder of the notes; gone once the index is there
 
@@ -165,3 +166,19 @@ def _watch_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+def printable(path: str) -> str:
+    """A path as a text for UTF-8: bytes of it that are not are written as `\\udcXX`."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def is_long(text: str) -> bool:
+    """Whether CLIP's tokenizer cuts a caption at its 77 tokens."""
+    tokenizer = _clip()
+    return tokenizer.count(text) > tokenizer.context_length
+
+
+@lru_cache(maxsize=1)
+def _clip() -> Tokenizer:
+    return clip_bpe()

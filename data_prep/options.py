@@ -43,35 +43,31 @@ class PreparationOptions:
 
     def check(self) -> None:
         """Raises UserError for the first option that can't be."""
-        if not self.out:
-            raise UserError("out= is missing: name the folder for the shards")
-        if self.resolution != 0 and not 8 <= self.resolution <= 4096:
-            raise UserError(
-                f"resolution={self.resolution} must be 0 (keep all sizes) or lie between 8 and 4096 pixels"
-            )
-        if self.min_side < 1 or not self.max_aspect >= 1:
-            raise UserError(
-                f"min_side={self.min_side} and max_aspect={self.max_aspect} must be at least 1 each"
-            )
-        if not 0 <= self.max_skip_share <= 1:
-            raise UserError(f"max_skip_share={self.max_skip_share} must lie between 0 and 1")
-        if self.samples_per_shard < 1 or not 0 <= self.num_workers <= 256:
-            raise UserError(
-                f"samples_per_shard={self.samples_per_shard} must be at least 1 and"
-                f" num_workers={self.num_workers} lie between 0 and 256"
-            )
+        shares, at_least, between = (
+            (self.val_share, self.test_share),
+            "must be at least 1",
+            "must lie between",
+        )
+        rules = {
+            "out= is missing: name the folder for the shards": bool(self.out),
+            f"resolution={self.resolution} must be 0 (keep all sizes) or lie between 8 and 4096 pixels": (
+                self.resolution == 0 or 8 <= self.resolution <= 4096
+            ),
+            f"min_side={self.min_side} {at_least}": self.min_side >= 1,
+            f"max_aspect={self.max_aspect} {at_least}": self.max_aspect >= 1,
+            f"max_skip_share={self.max_skip_share} {between} 0 and 1": 0 <= self.max_skip_share <= 1,
+            f"samples_per_shard={self.samples_per_shard} {at_least}": self.samples_per_shard >= 1,
+            f"num_workers={self.num_workers} {between} 0 and 256": 0 <= self.num_workers <= 256,
+            f"split={self.split} is unknown: write auto, {', '.join(LISTED)} or random": (
+                self.split in ("auto", *LISTED, "random")
+            ),
+            f"val_share={self.val_share} and test_share={self.test_share} must be at least 0 and leave some"
+            " to train on": min(shares) >= 0 and sum(shares) < 1,
+        }
+        for sentence, holds in rules.items():
+            if not holds:
+                raise UserError(sentence)
         check_seed(self.seed)
-        self._check_split()
-
-    def _check_split(self) -> None:
-        if self.split not in ("auto", *LISTED, "random"):
-            raise UserError(f"split={self.split} is unknown: write auto, {', '.join(LISTED)} or random")
-        shares = (self.val_share, self.test_share)
-        if not (min(shares) >= 0 and sum(shares) < 1):
-            raise UserError(
-                f"val_share={self.val_share} and test_share={self.test_share} must be at least 0"
-                " and leave some to train on"
-            )
 
     @property
     def rules(self) -> PictureRules:

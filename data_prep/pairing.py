@@ -23,7 +23,7 @@ from typing import NamedTuple
 from data_prep.parquet import Cell
 from data_prep.splits import join_splits, key_of
 from data_prep.tally import LeftOut, Tally
-from data_prep.texts import clean_caption
+from ldm.data.captions import UnusableCaption, usable_caption
 from ldm.data.decode import MAX_BYTES
 
 SEVERAL = "several pictures or captions of one name"
@@ -158,12 +158,15 @@ def _entry(name: str, place: Place, rows: list[Row], tally: Tally) -> Entry:
         number = row.number if row.number >= 0 else order
         caption = f"{name}#{number}"
         try:
-            text = clean_caption(row.text, name=caption, tally=tally)
-            if (number, text) in kept:
-                raise LeftOut("repeated row")
-            kept[number, text] = None
-        except LeftOut as left:
-            tally.leave_caption(str(left), caption)
+            text, healed = usable_caption(row.text)
+        except UnusableCaption as unusable:
+            tally.leave_caption(str(unusable), caption)
+            continue
+        for kind in healed:
+            tally.heal(kind, caption)
+        if (number, text) in kept:
+            tally.leave_caption("repeated row", caption)
+        kept[number, text] = None
     if not kept:
         raise LeftOut("no usable caption")
     numbers, texts = zip(*sorted(kept, key=lambda item: item[0]), strict=True)

@@ -25,13 +25,13 @@ from data_prep.making import (
     make_shard,
     note_path,
     over_processes,
+    printable,
     source_hashes,
 )
 from data_prep.options import LISTED, PreparationOptions
 from data_prep.pairing import Collection
 from data_prep.reports import Speed, check_left_out, describe, read_report, write_report
 from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
-from data_prep.texts import printable
 from ldm.data.index import FILE_NAME, DataError, ShardIndex
 from ldm.io.links import open_plain, opened
 from ldm.io.writing import DiskFull, discard, make_folder, sweep

@@ -19,10 +19,9 @@ from ldm.data.augment import flip
 from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData, stream_loader
 from ldm.data.pictures import PictureDataset
-from ldm.data.stored import Recipe, StoredArrays, stored_moments
+from ldm.data.stored import Recipe, StoredArrays, stored_moments, stored_states
 from ldm.data.stream import LatentBatch, StreamLoader
 from ldm.data.streaming import StreamingPictureData
-from ldm.data.texts import stored_states
 
 
 class StoredSplit(Dataset[dict[str, Any]]):

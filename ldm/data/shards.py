@@ -173,7 +173,7 @@ class ShardReader:
         Raises:
             DataError: the bytes are not the ones that were prepared.
         """
-        return self._read(*self.places[number], IMAGE)
+        return self._read(number, IMAGE)
 
     def record(self, number: int) -> dict:
         """The sample's json.
@@ -182,20 +182,23 @@ class ShardReader:
             DataError: the bytes are not this sample's record.
         """
         shard, row = self.places[number]
-        data = self._read(shard, row, RECORD)
+        data = self._read(number, RECORD)
         try:
             record = parse_json(data, name="record")
         except ValueError:
             record = None
         if not is_record(record, key=shard.keys[row]):
-            raise DataError(
-                f"shard {self.root / shard.file}: the record of sample {shard.keys[row]!r} is damaged:"
-                f" {self.remedy}"
-            )
+            raise self.damaged(number, "has a damaged record")
         return record
 
-    def _read(self, shard: Shard, row: int, half: int) -> bytes:
+    def damaged(self, number: int, what: str) -> DataError:
+        """The refusal of a sample, by its shard and key, with the remedy."""
+        shard, row = self.places[number]
+        return DataError(f"shard {self.root / shard.file}: sample {shard.keys[row]!r} {what}: {self.remedy}")
+
+    def _read(self, number: int, half: int) -> bytes:
         """The bytes of a member, if the tar's own header names the sample and no bit of them has changed."""
+        shard, row = self.places[number]
         offset, size = (shard.images, shard.records)[half][row]
         try:
             # not seek and read: forked loader processes share the place in a file that was open before
@@ -203,16 +206,10 @@ class ShardReader:
         except OSError as error:
             raise DataError(f"shard {self.root / shard.file} can't be read ({error.strerror})") from error
         if len(block) != TAR_BLOCK + size or not block.startswith(_header_start(shard.keys[row])):
-            raise DataError(
-                f"shard {self.root / shard.file}: sample {shard.keys[row]!r} is not where the index says:"
-                f" {self.remedy}"
-            )
+            raise self.damaged(number, "is not where the index says")
         data = block[TAR_BLOCK:]
         if shard.checksums and zlib.crc32(data) != shard.checksums[row][half]:
-            raise DataError(
-                f"shard {self.root / shard.file}: sample {shard.keys[row]!r} differs from what was prepared"
-                f" (crc32): {self.remedy}"
-            )
+            raise self.damaged(number, "differs from what was prepared (crc32)")
         return data
 
     def _open(self, shard: Shard) -> io.BufferedReader:

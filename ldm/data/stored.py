@@ -1,5 +1,10 @@
 """Outputs of frozen networks for a split, as shards beside it: computed once, checked at every read.
 
+Kept are the moments of pictures, and captions as tokens or as context: what a denoiser reads, the text
+encoder's output for every token. Context costs nothing at a step but takes `context_length * width * 2` bytes
+a caption; tokens take four bytes each and one pass of the text encoder at every step. Small sets keep the
+context, large ones the tokens.
+
 The layout is that of the pictures (`shards.py`), with one array, as `.npy`, in each picture's place. A folder
 is named by what decides its contents and states it in `made_from.json`. Each finished shard has its sha256 in
 a file beside it: a computation that was stopped resumes after the shards that are whole, and a damaged shard
@@ -9,7 +14,7 @@ is named and computed again.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -33,6 +38,8 @@ SAMPLES_PER_SHARD = 1024
 SAMPLE = 3 * 2**10  # bytes: about what a shard holds of a picture beside its array: tar headers and captions
 MAGIC, LENGTH_AT, HEADER_AT = b"\x93NUMPY\x01\x00", 8, 10  # an npy file of version 1 begins with these
 HALF_INFINITY = 0x7C00  # infinity's bits in float16; NaN's are above, all other numbers' below
+CHUNK = 64  # pictures whose captions are encoded at once
+COUNTED = 64  # pictures whose captions are counted to estimate the number of all
 
 Encode = Callable[[range], Iterable[np.ndarray]]  # numbers of pictures -> an array for each
 
@@ -72,26 +79,20 @@ class StoredArrays:
         data = self.reader.image(number)
         start = HEADER_AT + int.from_bytes(data[LENGTH_AT:HEADER_AT], "little")
         if not data.startswith(MAGIC) or start >= len(data) or (len(data) - start) % self._row:
-            raise self._damaged(number, f"is not an array of rows of shape {self.shape}")
+            raise self.reader.damaged(number, f"is not an array of rows of shape {self.shape}")
         rows = np.frombuffer(data, dtype=self.dtype, offset=start).reshape(-1, *self.shape)
         if self.dtype == np.float16 and not is_finite(rows):
-            raise self._damaged(number, "holds NaN or Inf")
+            raise self.reader.damaged(number, "holds NaN or Inf")
         return rows
 
     def _first(self) -> np.ndarray:
         try:
             first = parse_array(self.reader.image(0), name="it")
         except UserError as error:
-            raise self._damaged(0, f"can't be read ({error})") from error
+            raise self.reader.damaged(0, f"can't be read ({error})") from error
         if not first.size:
-            raise self._damaged(0, "holds no numbers")
+            raise self.reader.damaged(0, "holds no numbers")
         return first
-
-    def _damaged(self, number: int, what: str) -> DataError:
-        shard, row = self.reader.places[number]
-        return DataError(
-            f"{self.folder / shard.file}: sample {shard.keys[row]!r} {what}: {self.reader.remedy}"
-        )
 
 
 def is_finite(values: np.ndarray) -> bool:
@@ -255,4 +256,54 @@ def _sample(record: Mapping[str, Any], array: np.ndarray) -> Sample:
         extension="npy",
         texts=record["texts"],
         comment_nos=record["comment_nos"],
+    )
+
+
+def stored_states(pictures: PictureDataset, codec: Codec) -> Recipe:
+    """The context of every caption: float16, (captions, n, d) a picture."""
+
+    def encode(captions: Sequence[str]) -> np.ndarray:
+        return codec.context(codec.tokenizer.encode(captions)).cpu().numpy()
+
+    size = codec.tokenizer.context_length * codec.text_encoder.width * 2
+    origin = {"text_encoder": codec.text_fingerprint(), "dtype": "float16"}
+    return _recipe(pictures, "states", encode, origin, bytes_each=size)
+
+
+def stored_tokens(pictures: PictureDataset, codec: Codec) -> Recipe:
+    """The tokens of every caption: int32, (captions, n) a picture; `LatentData` encodes those of a batch."""
+
+    def encode(captions: Sequence[str]) -> np.ndarray:
+        return codec.tokenizer.encode(captions).numpy().astype(np.int32)
+
+    tokenizer = hashlib.sha256("\n".join(codec.tokenizer.fingerprint()).encode()).hexdigest()
+    origin = {"tokenizer": tokenizer, "dtype": "int32"}
+    return _recipe(pictures, "tokens", encode, origin, bytes_each=codec.tokenizer.context_length * 4)
+
+
+def _recipe(
+    pictures: PictureDataset,
+    name: str,
+    encode: Callable[[Sequence[str]], np.ndarray],
+    made_by: dict[str, Any],
+    *,
+    bytes_each: int,
+) -> Recipe:
+    """How `encode` is applied to the captions of each picture; one caption takes `bytes_each`."""
+
+    def encode_pictures(numbers: range) -> list[np.ndarray]:
+        captions = [pictures.captions(number) for number in numbers]
+        encoded = encode([caption for own in captions for caption in own])
+        return np.split(encoded, np.cumsum([len(own) for own in captions])[:-1])
+
+    counted = range(0, len(pictures), max(1, len(pictures) // COUNTED))
+    mean = sum(len(pictures.captions(number)) for number in counted) / len(counted)
+    return Recipe(
+        pictures=pictures,
+        encode=encode_pictures,
+        chunk=CHUNK,
+        kind="texts",
+        name=name,
+        origin={"captions": pictures.index.sha256, "split": pictures.split} | made_by,
+        bytes_each=round(mean * bytes_each),
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm.data.buckets import BucketOrder, Buckets
+from ldm.data.datamodule import BucketOrder, Buckets
 
 BUCKET = np.array([0, 1, 1, 2, 1, 0, 2, 2, 2, 2, 1])  # of eleven pictures
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.buckets import Buckets
 from ldm.data.crops import random_resized
-from ldm.data.datamodule import PictureData
+from ldm.data.datamodule import Buckets, PictureData
 from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample, write_shards
 

@@ -15,9 +15,16 @@ from ldm.data.index import DataError, ShardIndex
 from ldm.data.latents import EncodedPictures, LatentData, StoredSplit
 from ldm.data.pictures import PictureDataset
 from ldm.data.shards import scan_shard
-from ldm.data.stored import ORIGIN, StoredArrays, check_origin, is_finite, stored_moments
+from ldm.data.stored import (
+    ORIGIN,
+    StoredArrays,
+    check_origin,
+    is_finite,
+    stored_moments,
+    stored_states,
+    stored_tokens,
+)
 from ldm.data.streaming import StreamingPictureData
-from ldm.data.texts import stored_states, stored_tokens
 
 SIZE = 16
 

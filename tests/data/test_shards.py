@@ -212,7 +212,7 @@ def test_a_damaged_record_names_its_sample(broken):
     reader = ShardReader(without_checksums(broken), split="train")
     flip(broken.root / shard.file, shard.records[2][0])
     assert reader.record(1)["key"] == shard.keys[1]
-    with pytest.raises(DataError, match=f"record of sample '{shard.keys[2]}' is damaged"):
+    with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' has a damaged record"):
         reader.record(2)
 
 
