@@ -34,6 +34,7 @@ MOST = 10**6  # shards; LAION-5B has 232,000
 INNERMOST, RANGE = re.compile(r"\{([^{}]*)\}"), re.compile(r"(-?\d+)\.\.(-?\d+)")
 HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 MAX_HEADER = 2**20  # bytes
+MOST_UNPACKED = 200  # bytes of one byte of a compressed tar; pictures give one, texts and masks some tens
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
 LOCAL = ("file", "local", "memory")  # this machine, and this process
 REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")  # servers of objects, each read as bytes
@@ -102,7 +103,8 @@ def read_samples(url: str) -> Iterator[dict]:
     unread.
 
     Raises:
-        DataError: when it comes to where the tar is damaged; the samples before have come.
+        DataError: when it comes to where the tar is damaged, or unpacks without end; the samples before have
+            come.
     """
     try:
         for key, members in groupby(_members(url), key=lambda member: member[0]):
@@ -139,6 +141,8 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
     with open_address(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
         for member in tar:
             tar.members = []  # type: ignore[misc]  # or all headers stay in memory
+            if tar.fileobj.comptype != "tar":
+                _check_unpacked(member, taken=stream.taken)
             part = part_of(member.name)
             dotted = dotted or beyond_first_dot(member.name)
             if part and member.isreg() and not member.issparse() and member.size <= MAX_BYTES:
@@ -146,6 +150,19 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
                 yield *part, tar.extractfile(member).read()
     if empty and dotted:
         raise DataError(f"{FIRST_DOT}: {dotted[1]}")
+
+
+def _check_unpacked(member: tarfile.TarInfo, *, taken: int) -> None:
+    """Refuses a compressed tar that unpacks without end, at the header of a member.
+
+    Args:
+        taken: bytes of the file that were read so far.
+    """
+    if member.size > MAX_BYTES or member.offset > MOST_UNPACKED * taken + MAX_BYTES:
+        raise tarfile.ReadError(
+            f"{taken} compressed bytes unpack to {member.offset + member.size} and more, of a member"
+            f" {member.name[:80]!r}: leave out what is no sample, or don't compress the tar"
+        )
 
 
 class _Member(tarfile.TarInfo):
@@ -199,14 +216,21 @@ class Transport:
 
     Each protocol has a client of its own, and none of them promises what it raises: nothing but the client
     runs inside these calls.
+
+    Attributes:
+        taken: bytes that were read.
     """
+
+    taken = 0
 
     def __init__(self, url: str) -> None:
         self.stream: IO[bytes] = self._answered(lambda: fsspec.open(url, "rb").open())
 
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes; all that are left if it is negative."""
-        return self._answered(lambda: self.stream.read(size))
+        data = self._answered(lambda: self.stream.read(size))
+        self.taken += len(data)
+        return data
 
     def close(self) -> None:
         """Ends the transfer."""

@@ -1,10 +1,13 @@
 """Facts about a stranger's list of shards: nothing in it runs or is sent, and a broken transfer is damage."""
 
 import base64
+import bz2
+import gzip
 import http.server
 import io
 import json
 import logging
+import lzma
 import tarfile
 import threading
 from types import SimpleNamespace
@@ -139,3 +142,30 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path):
     (tmp_path / "a.tar").write_bytes(member.tobuf() + bytes(2 * MAX_HEADER))
     with pytest.raises(DataError, match="a header in it claims 4294967296 bytes"):
         list(read_samples(str(tmp_path / "a.tar")))
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize(
+    "sizes", [[2**40], [2**20] * 12], ids=["a member of a terabyte", "members that unpack without end"]
+)
+def test_a_compressed_tar_is_not_unpacked_without_end(tmp_path, monkeypatch, compression, sizes):
+    monkeypatch.setattr("ldm.data.tars.MAX_BYTES", 2**20)
+    stream = io.BytesIO()
+    for number, size in enumerate(sizes):
+        member = tarfile.TarInfo(f"{number}.bin")  # no sample: it would be skipped, which unpacks it
+        member.size = size
+        stream.write(member.tobuf() + bytes(min(size, 2**20)))
+    packed = {"gz": gzip, "bz2": bz2, "xz": lzma}[compression].compress(stream.getvalue())
+    (tmp_path / "a.tar").write_bytes(packed)
+    with pytest.raises(DataError, match=r"compressed bytes unpack to \d+ and more"):
+        list(read_samples(str(tmp_path / "a.tar")))
+
+
+def test_large_members_of_an_uncompressed_tar_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("ldm.data.tars.MAX_BYTES", 2**10)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, size in (("a.mp4", 2**20), ("b.txt", 3)):
+            member = tarfile.TarInfo(name)
+            member.size = size
+            tar.addfile(member, io.BytesIO(bytes(size)))
+    assert [sample["__key__"] for sample in read_samples(str(tmp_path / "a.tar"))] == ["b"]
