@@ -107,8 +107,8 @@ def literature_section(rows: Sequence[PublishedRow], table: Table, figure: Path)
 
 def send(tables: Sequence[Table], *, project: str, folder: Path) -> None:
     """Logs the tables to one W&B run, the same again each time that `folder` is the same."""
+    from ldm.loggers.background import log_table
     from ldm.loggers.wandb_log import wandb_logger  # Lightning takes seconds that only this needs
-    from ldm.loggers.wandb_table import log_table
 
     make_folder(folder)
     logger = wandb_logger(project=project, name="experiments", folder=str(folder))

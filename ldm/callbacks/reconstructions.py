@@ -7,7 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ldm.checkpoints.pictures import save_sheet
 from ldm.codec import to_float, to_uint8
-from ldm.loggers.background import asides
+from ldm.loggers.background import background_loggers
 
 
 class Reconstructions(Callback):
@@ -34,5 +34,5 @@ class Reconstructions(Callback):
         decoded = to_uint8(net.decode(posterior.mean)).cpu()
         path = self.folder / f"step={trainer.global_step:06d}.png"
         save_sheet([*originals, *decoded], path, columns=len(originals), below=self.folder.parent)
-        for logger in asides(trainer.loggers):
+        for logger in background_loggers(trainer.loggers):
             logger.log_image("reconstructions", path, step=trainer.global_step)

@@ -7,8 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ldm.checkpoints.pictures import save_sheet, to_picture
 from ldm.distributed.ranks import gather
-from ldm.loggers.background import asides
-from ldm.loggers.wandb_table import log_table
+from ldm.loggers.background import background_loggers, log_table
 from ldm.randomness.seeds import check_seed
 from ldm.tokenizers import cut_line
 
@@ -57,7 +56,7 @@ class SampleGrid(Callback):
         images = [shares[number % ranks][number // ranks] for number in range(len(jobs))]
         path = self.folder / f"step={trainer.global_step:06d}.png"
         save_sheet(images, path, columns=len(self.seeds), below=self.folder.parent)
-        for logger in asides(trainer.loggers):
+        for logger in background_loggers(trainer.loggers):
             logger.log_image("samples", path, step=trainer.global_step)
         pictures = iter(map(to_picture, images))
         log_table(

@@ -1,14 +1,13 @@
-"""Logging beside the training: on a thread of its own, so that no service and no disk can hold a step up."""
+"""Logging in the background: on a thread of its own, so that no service and no disk can hold a step up."""
 
 import sys
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Full, Queue
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL.Image import Image
 from pytorch_lightning.loggers import Logger
@@ -16,6 +15,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 from ldm.distributed.ranks import is_first
+from ldm.loggers.metrics_log import RunLogger
 
 ROOM = 10_000  # entries that may wait to be written
 
@@ -43,7 +43,7 @@ class Recorder(Protocol):
         """The end: nothing comes after it."""
 
 
-class Aside(Logger):
+class BackgroundLogger(RunLogger):
     """Hands what is logged to a recorder, without waiting for it.
 
     The recorder is opened on the thread that feeds it. Where it fails it is given up with a sentence, where
@@ -64,7 +64,7 @@ class Aside(Logger):
         patience: float,
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__()
+        super().__init__(title)
         self.title, self.patience = title, patience
         self.error: Exception | None = None
         self.dropped = 0
@@ -75,23 +75,8 @@ class Aside(Logger):
         if is_first():
             self._thread.start()
 
-    @property
-    def name(self) -> str:
-        return self.title
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Recorders read the config from the run directory."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
-        if values:
-            self._later(lambda recorder: recorder.metrics(values, step or 0))
+    def log_values(self, values: Mapping[str, float], step: int | None) -> None:
+        self._later(lambda recorder: recorder.metrics(values, step or 0))
 
     @rank_zero_only
     def log_image(self, name: str, path: Path, step: int) -> None:
@@ -157,8 +142,8 @@ class Aside(Logger):
 
 
 def end_all(loggers: Sequence[Logger], bundle: Path) -> None:
-    """Gives the bundle of a training that has ended to all loggers that work aside, and ends them."""
-    for logger in asides(loggers):
+    """Gives the bundle of a training that has ended to all background loggers, and ends them."""
+    for logger in background_loggers(loggers):
         logger.log_bundle(bundle)
         logger.end()
 
@@ -169,6 +154,27 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def asides(loggers: Sequence[Logger]) -> list[Aside]:
-    """Those of some loggers that work aside, which take pictures and tables."""
-    return [logger for logger in loggers if isinstance(logger, Aside)]
+def background_loggers(loggers: Sequence[Logger]) -> list[BackgroundLogger]:
+    """Those of some loggers that work in the background: they take pictures and tables."""
+    return [logger for logger in loggers if isinstance(logger, BackgroundLogger)]
+
+
+def log_table(
+    loggers: Sequence[Logger],
+    *,
+    name: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    step: int | None = None,
+) -> int:
+    """Logs one table to every logger that takes tables; returns how many did.
+
+    Args:
+        name: its key there.
+        rows: cells are text or pictures, so a column has one type whatever is empty in it.
+        step: at which it was made, if it belongs to a training.
+    """
+    takers = background_loggers(loggers)
+    for logger in takers:
+        logger.log_table(name, header=list(header), rows=[list(row) for row in rows], step=step)
+    return len(takers)

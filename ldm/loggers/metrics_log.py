@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,40 @@ from ldm.io.writing import append, write
 ENDING = 4  # lines of one step: what was trained and what was validated
 
 
-class MetricsLog(Logger):
+class RunLogger(Logger):
+    """A logger of one run, whose config is in the run directory already.
+
+    Args:
+        name: what Lightning calls it.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Logs none: readers find the config in the run directory."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs what there is beside Lightning's own count of epochs, which a stream of batches has not."""
+        if values := {name: value for name, value in metrics.items() if name != "epoch"}:
+            self.log_values(values, step)
+
+    def log_values(self, values: Mapping[str, float], step: int | None) -> None:
+        """Logs the numbers of a step, on the first rank."""
+        raise NotImplementedError
+
+
+class MetricsLog(RunLogger):
     """Appends `{"step": k, name: value, ...}` to a file; a resumed run cuts what lies after its state.
 
     A validation at the state's own step is made again, and its line stays as it was.
@@ -24,26 +58,12 @@ class MetricsLog(Logger):
     """
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__()
+        super().__init__("jsonl")
         self.path = Path(path)
         self._kept: list[tuple[int, set[str]]] = []  # step and names of the lines that a rewind left
 
-    @property
-    def name(self) -> str:
-        return "jsonl"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run directory holds the config already."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
-        if values and (step, {*values}) not in self._kept:
+    def log_values(self, values: Mapping[str, float], step: int | None) -> None:
+        if (step, {*values}) not in self._kept:
             append(self.path, json.dumps({"step": step, **values}) + "\n")
 
     @rank_zero_only

@@ -12,19 +12,21 @@ from PIL import Image
 from ldm.checkpoints.run import facts_of
 from ldm.evaluation.tables import markdown_table
 from ldm.io.writing import make_folder
-from ldm.loggers.background import Aside, Cell
+from ldm.loggers.background import BackgroundLogger, Cell
 
 LITERATURE = ("fid", "is_mean")  # curves that share their panel with numbers that others printed
 
 
-def tensorboard_logger(*, folder: str, patience: float = 30.0) -> Aside:
+def tensorboard_logger(*, folder: str, patience: float = 30.0) -> BackgroundLogger:
     """A logger that writes to `<folder>/tensorboard`: `tensorboard --logdir runs` shows all runs.
 
     Args:
         folder: the run directory; its config and record become a text.
         patience: seconds that the end waits for what is still to be written.
     """
-    return Aside(partial(TensorBoardRecorder, Path(folder)), title="TensorBoard", patience=patience)
+    return BackgroundLogger(
+        partial(TensorBoardRecorder, Path(folder)), title="TensorBoard", patience=patience
+    )
 
 
 class TensorBoardRecorder:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ldm.checkpoints.run import facts_of
 from ldm.io.writing import make_folder, write
-from ldm.loggers.background import Aside, Cell, say
+from ldm.loggers.background import BackgroundLogger, Cell, say
 from ldm.loggers.wandb_sending import Sending, address, unsendable
 
 CLOSING = 30.0  # seconds that the end of a record may take beside its sending; it takes some hundredths
@@ -19,7 +19,7 @@ CLOSING = 30.0  # seconds that the end of a record may take beside its sending; 
 
 def wandb_logger(
     *, project: str, name: str, folder: str, artifact: bool = False, patience: float = 15.0
-) -> Aside:
+) -> BackgroundLogger:
     """A logger that records in `<folder>/wandb` and sends from there.
 
     Without a key, or an answer within 4 s, nothing is sent: `wandb sync` does it later. The id is kept in
@@ -34,7 +34,7 @@ def wandb_logger(
     opener = partial(
         WandbRecorder, project=project, name=name, folder=Path(folder), artifact=artifact, patience=patience
     )
-    return Aside(opener, title="W&B", patience=patience + CLOSING, give_up=kill_core)
+    return BackgroundLogger(opener, title="W&B", patience=patience + CLOSING, give_up=kill_core)
 
 
 class WandbRecorder:

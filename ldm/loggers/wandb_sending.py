@@ -2,6 +2,7 @@
 
 The training itself never speaks to the service. `python -m ldm.loggers.wandb_sending PARENT EARLIER...
 RECORD` sends the finished records first and then the one that process PARENT still writes, until its end.
+It sends while the training runs, not once at its end: people watch the curves of a training of days.
 """
 
 import configparser

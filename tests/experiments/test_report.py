@@ -10,8 +10,8 @@ from experiments.report import APART, FOLDER, Options, main, measured_section
 from experiments.tables import literature_table, measured_table
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.results import read_results
+from ldm.loggers.background import log_table
 from ldm.loggers.wandb_log import wandb_logger
-from ldm.loggers.wandb_table import log_table
 
 EMOJI = FOLDER / "emoji" / "results.json"
 

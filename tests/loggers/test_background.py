@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from ldm.loggers.background import Aside, end_all
+from ldm.loggers import background
+from ldm.loggers.background import BackgroundLogger, end_all
 from ldm.loggers.metrics_log import MetricsLog
 
 
@@ -31,7 +32,7 @@ class Kept:
 
 def test_all_arrives_in_its_order(tmp_path):
     kept = Kept()
-    logger = Aside(lambda: kept, title="it", patience=10.0)
+    logger = BackgroundLogger(lambda: kept, title="it", patience=10.0)
     for step in range(100):
         logger.log_metrics({"loss": float(step), "epoch": 0}, step=step)
     logger.finalize("success")
@@ -40,9 +41,9 @@ def test_all_arrives_in_its_order(tmp_path):
 
 
 def test_a_recorder_that_hangs_costs_a_log_nothing_and_the_end_its_patience(monkeypatch, capsys):
-    monkeypatch.setattr(aside, "ROOM", 1000)
+    monkeypatch.setattr(background, "ROOM", 1000)
     gate = threading.Event()
-    logger = Aside(lambda: Kept(gate=gate), title="it", patience=0.2, give_up=gate.set)
+    logger = BackgroundLogger(lambda: Kept(gate=gate), title="it", patience=0.2, give_up=gate.set)
     began = time.process_time()
     for step in range(5000):
         logger.log_metrics({"loss": 0.0}, step=step)
@@ -59,7 +60,7 @@ def test_a_recorder_that_fails_is_given_up_and_the_training_goes_on(
     diffusion_stage, latents, make_trainer, tmp_path, capsys, fails_at
 ):
     kept, log = Kept(fails_at=fails_at), MetricsLog(tmp_path / "metrics.jsonl")
-    logger = Aside(lambda: kept, title="it", patience=10.0)
+    logger = BackgroundLogger(lambda: kept, title="it", patience=10.0)
     trainer = make_trainer(4, logger=[logger, log], log_every_n_steps=1)
     trainer.fit(diffusion_stage(), datamodule=latents)
     logger.end()
@@ -73,14 +74,14 @@ def test_one_that_can_not_be_opened_is_given_up(capsys):
     def refuse():
         raise ValueError("not here")
 
-    logger = Aside(refuse, title="it", patience=10.0)
+    logger = BackgroundLogger(refuse, title="it", patience=10.0)
     logger.end()
     assert "it has failed (ValueError: not here)" in capsys.readouterr().out
 
 
 def test_a_failed_training_says_so(diffusion_stage, latents, make_trainer):
     kept = Kept()
-    logger = Aside(lambda: kept, title="it", patience=10.0)
+    logger = BackgroundLogger(lambda: kept, title="it", patience=10.0)
     stage = diffusion_stage()
     stage.training_step = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):

@@ -24,11 +24,11 @@ from benchmarks.wandb_services import (
     knows_nobody,
     wait_for,
 )
-from ldm.callbacks import wandb_log, wandb_sending
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.pace import Pace
 from ldm.callbacks.sample_grid import SampleGrid
-from ldm.loggers.background import Aside, end_all
+from ldm.loggers import wandb_log, wandb_sending
+from ldm.loggers.background import BackgroundLogger, end_all
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.wandb_log import wandb_logger
 from ldm.loggers.wandb_sending import unsendable
@@ -72,7 +72,7 @@ def service(monkeypatch):
         each.vanish()
 
 
-def logger_of(folder: Path, **options: Any) -> Aside:
+def logger_of(folder: Path, **options: Any) -> BackgroundLogger:
     return wandb_logger(project="ldm", name="tiny", folder=str(folder), **options)
 
 
@@ -90,7 +90,7 @@ def record_of(folder: Path) -> list[dict[str, Any]]:
 def train(diffusion_stage, latents, make_trainer, run):
     """`train(logger)`: four steps with a validation after each second one; returns the local log's lines."""
 
-    def fit(logger: Aside) -> list[dict[str, Any]]:
+    def fit(logger: BackgroundLogger) -> list[dict[str, Any]]:
         log = MetricsLog(run / "metrics.jsonl")
         grid = SampleGrid(prompts=PROMPTS, seeds=SEEDS, folder=str(run / "samples"))
         options = {"val_check_interval": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
