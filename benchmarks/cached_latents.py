@@ -21,8 +21,9 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch.optim import Optimizer
 
 from ldm.commands.answers import answer_errors
-from ldm.config import CONF, build, build_data, plain
+from ldm.config import CONF, build, build_data
 from ldm.data.latents import EncodedPictures
+from ldm.planning.trainers import make_trainer
 from ldm.stages.diffusion import LatentDiffusion
 
 Batches = Iterator[dict[str, Any]]
@@ -58,7 +59,7 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 def compare(config: DictConfig, *, rounds: int, steps: int) -> None:
     """Prints the table."""
     stage = build(config.model.stage)
-    trainer = Trainer(**{name: value for name, value in plain(config.trainer).items() if name != "_target_"})
+    trainer = make_trainer(config)
     trainer.strategy.connect(stage)
     stage.on_fit_start()
     stored = build_data(config, stage)

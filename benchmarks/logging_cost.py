@@ -35,11 +35,12 @@ from benchmarks.wandb_services import KEY, Behaviour, Service, answers, black_ho
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.pace import Pace
 from ldm.commands.answers import answer_errors
-from ldm.config import CONF, build, plain
+from ldm.config import CONF, build
 from ldm.loggers.background import end_all
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import tensorboard_logger
 from ldm.loggers.wandb_log import wandb_logger
+from ldm.planning.trainers import make_trainer
 from ldm.planning.trial import made_up_batch
 
 WARM = 10  # steps that are not counted
@@ -107,17 +108,16 @@ def measure(config: DictConfig, steps: int, folder: Path) -> tuple[float, float]
     ]
     loggers = [Timed(logger) for logger in (MetricsLog(folder / "metrics.jsonl"), *asides)]
     watching = Alternating(loggers)
-    options = {"max_steps": steps, "val_check_interval": steps, "limit_val_batches": 0}
-    trainer: Trainer = build(
-        plain(config.trainer)
-        | options
-        | {
-            "log_every_n_steps": 1,
-            "callbacks": [watching, Gradients(clip=1.0), Pace()],
-            "logger": loggers,
-            "enable_progress_bar": False,
-            "default_root_dir": str(folder),
-        }
+    trainer = make_trainer(
+        config,
+        callbacks=[watching, Gradients(clip=1.0), Pace()],
+        loggers=loggers,
+        folder=folder,
+        max_steps=steps,
+        val_check_interval=steps,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
     )
     batch = made_up_batch(stage, config.batch_size, size=config.data.size)
     trainer.fit(stage, DataLoader([batch] * steps, batch_size=None))

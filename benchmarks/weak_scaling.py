@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from ldm.commands.answers import answer_errors
-from ldm.config import CONF, build, plain
+from ldm.config import CONF, build
 from ldm.distributed.launch import follow_watcher, launch
 
 WARM = 2  # steps that are not counted
@@ -49,8 +49,8 @@ def be_rank(overrides: Sequence[str], *, ranks: int, apart: bool, steps: int, ou
 
     from ldm.distributed.ranks import join, leave, rank
     from ldm.planning.dry_run import made_up_stage
+    from ldm.planning.trainers import make_trainer, quiet
     from ldm.planning.trial import Observer, made_up_batch
-    from ldm.train import quiet
 
     quiet()
     config = configured(overrides, ranks=1 if apart else ranks)
@@ -63,14 +63,14 @@ def be_rank(overrides: Sequence[str], *, ranks: int, apart: bool, steps: int, ou
         leave()
         for name in PLACE:
             os.environ.pop(name, None)
-    settings = plain(config.trainer) | {
-        "logger": False,
-        "enable_progress_bar": False,
-        "limit_val_batches": 0,
-        "max_steps": WARM + steps,
-        "callbacks": [*(build(config.callbacks[name]) for name in STEADY), observer],
-    }
-    build(settings).fit(stage, DataLoader(batches, batch_size=None))
+    trainer = make_trainer(
+        config,
+        callbacks=[*(build(config.callbacks[name]) for name in STEADY), observer],
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        max_steps=WARM + steps,
+    )
+    trainer.fit(stage, DataLoader(batches, batch_size=None))
     size = sum(parameter.numel() for parameter in stage.net.parameters())
     found = {"seconds": observer.seconds[WARM:], "parameters": size}
     (out / f"{number}.json").write_text(json.dumps(found))

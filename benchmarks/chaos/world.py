@@ -11,10 +11,10 @@ from pytorch_lightning import Callback
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
 from ldm.checkpoints.training_state import newest_state
-from ldm.config import CONF, build, build_data, plain
+from ldm.config import CONF, build, build_data
 from ldm.data.index import ShardIndex
 from ldm.data.shards import write_shards
-from ldm.train import quiet
+from ldm.planning.trainers import make_trainer, quiet
 
 STEPS, BATCH = 40, 4  # an epoch is five steps
 EVERY = 3  # steps between two states
@@ -65,15 +65,8 @@ def train(config: DictConfig, *callbacks: Callback) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     stage = build(config.model.stage)
     data = build_data(config, stage)
-    trainer = build(
-        plain(config.trainer)
-        | {
-            "callbacks": [*build(config.callbacks).values(), *callbacks],
-            "logger": False,
-            "enable_progress_bar": False,
-            "default_root_dir": str(folder),
-        }
-    )
+    callbacks = [*build(config.callbacks).values(), *callbacks]
+    trainer = make_trainer(config, callbacks=callbacks, folder=folder, enable_progress_bar=False)
     trainer.fit(stage, datamodule=data, ckpt_path=newest_state(folder), weights_only=True)
     return last_state(folder)
 

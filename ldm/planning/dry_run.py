@@ -20,6 +20,7 @@ from ldm.config import build, build_data, plain
 from ldm.data.index import FILE_NAME
 from ldm.models.meta_init import meta_init
 from ldm.planning.disk_room import check_needs, needs_of
+from ldm.planning.trainers import make_trainer, quiet
 from ldm.planning.trial import (
     MARGIN,
     Held,
@@ -39,6 +40,7 @@ CARDS = (8, 24, 80)  # GB of the GPUs that micro-batches are told for
 
 def dry_run(config: DictConfig) -> None:
     """Prints what the training of a config takes: parameters, memory, speed, micro-batches that fit."""
+    quiet()
     print(f"{config.name}: {config.summary}")
     with meta_init():
         net = build(config.model.stage.net)
@@ -104,9 +106,9 @@ def counted(net: nn.Module, frozen: dict[str, nn.Module], *, averages: int) -> H
 
 def short_trainer(config: DictConfig, **changes: Any) -> Trainer:
     """The trainer of a config, without all that it writes, on one device and without accumulation."""
-    silent = {"logger": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    silent = {"enable_progress_bar": False, "limit_val_batches": 0}
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accumulate_grad_batches": 1}
-    return build(plain(config.trainer) | silent | alone | changes)
+    return make_trainer(config, **(silent | alone | changes))
 
 
 def made_up_stage(config: DictConfig) -> tuple[LightningModule, dict[str, str]]:

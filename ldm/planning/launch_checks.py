@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -55,18 +54,6 @@ def validation_options(data: LightningDataModule) -> dict[str, Any]:
             flush=True,
         )
     return {"limit_val_batches": 0}
-
-
-def plugins(trainer: Mapping[str, Any]) -> list[Any]:
-    """A trainer's own plugins; of a task of srun also its place, without Lightning's own queueing again.
-
-    The job queues again by itself (slurm/env.sh) and its state is saved between two steps
-    (callbacks/saving.py); Lightning would do both a second time, inside a step.
-    """
-    own = list(trainer.get("plugins", []))
-    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
-        return own
-    return [*own, SLURMEnvironment(auto_requeue=False)]
 
 
 def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def facts_of(job: Job, opened: Opened, *, batch: tuple[int, int]) -> dict[str, A
     if job.mask is not None:
         facts["mask"] = identity(job.mask)
     if taken := sorted(settings.keys() & OWN - {"negative"}):
-        raise ValueError(f"a generator's setting can't be called {taken[0]!r}: a record has such an entry")
+        raise UserError(f"a generator's setting can't be called {taken[0]!r}: a record has such an entry")
     return facts | settings
 
 
