@@ -17,8 +17,11 @@ from ldm.config import build, entry, overrides, plain
 
 FORMS = ("diffusers", "safetensors", "onnx")
 ONNX = ("onnx", "onnxscript")  # packages
-DECLARED = ("take", "ignore")
-PRECISIONS = ("float32", "float16", "bfloat16")
+CHOICES = {
+    "precision": ("float32", "float16", "bfloat16"),
+    "declared": ("take", "ignore"),
+    "weights": ("last", "ema"),
+}
 
 
 @entry("export")
@@ -68,6 +71,7 @@ def import_foreign(config: DictConfig) -> None:
         tokenizer=partial(build, config.tokenizer),
         clip=options["architecture"],
         text_state=options["text_state"],
+        averaged=config.weights == "ema",
         typed={re.split(r"[.=]", typed.lstrip("+~"))[0] for typed in overrides()},
         trusted=config.declared == "take",
     )
@@ -126,10 +130,9 @@ def check_options(config: DictConfig) -> None:
         )
     if form is not None and form not in FORMS:
         raise UserError(f"to={form} is unknown: write {' or '.join(f'to={name}' for name in FORMS)}")
-    if config.precision not in PRECISIONS:
-        raise UserError(f"precision={config.precision} is unknown: write one of {', '.join(PRECISIONS)}")
-    if config.declared not in DECLARED:
-        raise UserError(f"declared={config.declared} is unknown: write one of {', '.join(DECLARED)}")
+    for name, known in CHOICES.items():
+        if config[name] not in known:
+            raise UserError(f"{name}={config[name]} is unknown: write one of {', '.join(known)}")
     if config.ema_length is not None and (
         config.state is None or not isinstance(config.ema_length, int | float)
     ):

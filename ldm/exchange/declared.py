@@ -4,7 +4,8 @@ All of it is brought into the fields of a scheduler of diffusers, and a few more
 `text_state`, `num_heads` and `num_head_channels`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,31 +15,33 @@ from ldm.exchange.dialects.processes import ALPHA_BAR, NOISE_TABLE, read_tables
 from ldm.exchange.weights import Weights
 from ldm.io.reading import parse_json, parse_yaml, read_yaml
 
+Entries = Iterator[tuple[str, Any, str]]  # field, value, place
+
 PREDICTION, ZERO_SNR, SCALE = "prediction_type", "rescale_betas_zero_snr", "latent_scale"
-PREDICTIONS = {
-    **dict.fromkeys(("epsilon", "eps", "noise"), "epsilon"),
-    **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "vpred", "velocity"), "v_prediction"),
-    **dict.fromkeys(("x0", "sample", "x_start"), "sample"),
-}
-SCHEDULER = {PREDICTION, ZERO_SNR, "num_train_timesteps"} | NOISE_TABLE
-V_FLAG = {True: "v_prediction", False: "epsilon"}
-COMPVIS_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
-COMPVIS_DEFAULTS = {"parameterization": "eps", "beta_schedule": "linear", "timesteps": 1000}  # of its classes
+STEPS = "num_train_timesteps"
+SCHEDULER = {PREDICTION, ZERO_SNR, STEPS} | NOISE_TABLE
 ALIASES = {
     **dict.fromkeys(("prediction_type", "parameterization"), PREDICTION),
     **dict.fromkeys((ZERO_SNR, "zero_terminal_snr", "ztsnr", "zsnr"), ZERO_SNR),
     **dict.fromkeys(("beta_start", "linear_start"), "beta_start"),
     **dict.fromkeys(("beta_end", "linear_end"), "beta_end"),
-    **dict.fromkeys(("num_train_timesteps", "timesteps"), "num_train_timesteps"),
+    **dict.fromkeys((STEPS, "timesteps"), STEPS),
     **dict.fromkeys(("scale_factor", "scaling_factor", SCALE), SCALE),
     "beta_schedule": "beta_schedule",
 }
-FLAGS = ("v_parameterization", "v_prediction", "v_pred")  # true: it predicts v
+PREDICTIONS = {
+    **dict.fromkeys(("epsilon", "eps", "noise"), "epsilon"),
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "vpred", "velocity"), "v_prediction"),
+    **dict.fromkeys(("x0", "sample", "x_start"), "sample"),
+}
+FLAGS = ("v_parameterization", "v_prediction", "v_pred")  # true: it predicts v, false: noise
+NAMED_V = {"architecture": "stable-diffusion-v2-768-v.*", "base_model_version": "sd_v[12]_v"}  # of a header
 MARKS = {"v_pred": (PREDICTION, "v_prediction"), "ztsnr": (ZERO_SNR, True)}  # empty tensors
 LEVELS = ("edm_", "sigma_min", "sigma_max")  # marks of continuous noise levels, after any prefix
-WEIGHTS = (".ckpt", ".safetensors", ".pt", ".bin")  # endings
+COMPVIS_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
+COMPVIS_DEFAULTS = {"parameterization": "eps", "beta_schedule": "linear", "timesteps": 1000}  # of its classes
 KEPT = ("hyper_parameters", "hparams", "config")  # entries of a checkpoint
-NAMELESS = ("none", "null", "")
+WEIGHTS, YAML = (".ckpt", ".safetensors", ".pt", ".bin"), (".yaml", ".yml")  # endings
 
 
 @dataclass
@@ -65,15 +68,15 @@ class Declared:
             self.values.setdefault(name, value)
             self.places.setdefault(name, place)
 
-    def only(self, *names: str) -> "Declared":
+    def only(self, names: Collection[str]) -> "Declared":
         """The fields of these names."""
         kept = {name: value for name, value in self.values.items() if name in names}
         return Declared(self.path, kept, self.places)
 
     def phrase(self, names: Iterable[str]) -> str:
         """The fields as words, each with its place."""
-        listed = [name for name in names if name in self.values]
-        return ", ".join(f"{name}={_short(self.values[name])} ({self.places[name]})" for name in listed)
+        told = [name for name in names if name in self.values]
+        return ", ".join(f"{name}={_short(self.values[name])} ({self.places[name]})" for name in told)
 
 
 def agree(one: Any, other: Any) -> bool:
@@ -98,16 +101,19 @@ def read_declared(weights: Weights) -> Declared:
     return told
 
 
-def _header(weights: Weights) -> Iterator[tuple[str, Any, str]]:
+def is_mark(name: str) -> bool:
+    """Whether a tensor's name says how a model was trained."""
+    return name in MARKS or name.startswith(LEVELS)
+
+
+def _header(weights: Weights) -> Entries:
     """Entries of a safetensors header, with the prefixes of modelspec and of kohya's trainers or without."""
     for key, text in weights.metadata.items():
         name, place = key.removeprefix("modelspec.").removeprefix("ss_"), f"header's {key}"
         sides = set(text.lower().split("x"))
         if name == "resolution" and len(sides) == 1 and (side := sides.pop()).isdecimal():
             yield "size", int(side), place
-        elif (name == "architecture" and text.startswith("stable-diffusion-v2-768-v")) or (
-            name == "base_model_version" and text in ("sd_v1_v", "sd_v2_v")
-        ):
+        elif name in NAMED_V and re.fullmatch(NAMED_V[name], text):
             yield PREDICTION, "v_prediction", place
         elif text.lstrip().startswith("{") and key != "ldm":
             yield from _entries(_json(text, place), place, weights.path)
@@ -115,24 +121,18 @@ def _header(weights: Weights) -> Iterator[tuple[str, Any, str]]:
             yield from _entries({name: text}, place, weights.path)
 
 
-def _marks(weights: Weights) -> Iterator[tuple[str, Any, str]]:
+def _marks(weights: Weights) -> Entries:
     """Tensors whose names alone say something."""
-    for name in weights.outline:
-        if name in MARKS:
-            yield *MARKS[name], f"tensor {name}"
-        if is_mark(name) and name not in MARKS:
+    for name in filter(is_mark, weights.outline):
+        if name not in MARKS:
             raise UserError(
                 f"{weights.path}: its tensor {name} says that it was trained on EDM's noise levels, which no "
                 "process for a network of Stable Diffusion's kind has here"
             )
+        yield *MARKS[name], f"tensor {name}"
 
 
-def is_mark(name: str) -> bool:
-    """Whether a tensor's name says how a model was trained."""
-    return name in MARKS or name.startswith(LEVELS)
-
-
-def _buffers(weights: Weights) -> Iterator[tuple[str, Any, str]]:
+def _buffers(weights: Weights) -> Entries:
     """The noise tables and the latents' scale that CompVis keeps beside its weights."""
     kept = weights.load(only={*ALPHA_BAR, "scale_factor"})
     told = read_tables(kept, weights.path)
@@ -149,26 +149,22 @@ def _configs(weights: Weights) -> Iterator[tuple[Mapping[str, Any], str]]:
         value = parse_yaml(value, name=f"{weights.path}: {key}") if isinstance(value, str) else value
         if isinstance(value, Mapping):
             yield value, f"entry {key}"
-    path = beside(weights.path)
-    if path is not None:
-        value = read_yaml(path)
-        if isinstance(value, Mapping):
-            yield value, f"config {path.name}"
+    path = _yaml_beside(weights.path)
+    value = read_yaml(path) if path else None
+    if path and isinstance(value, Mapping):
+        yield value, f"config {path.name}"
 
 
-def beside(path: Path) -> Path | None:
+def _yaml_beside(path: Path) -> Path | None:
     """The yaml that is a file's: of the same stem, or the only one beside the only file of weights."""
-    for ending in (".yaml", ".yml"):
-        if path.with_suffix(ending).is_file():
-            return path.with_suffix(ending)
-    files = [
-        each for each in path.parent.iterdir() if each.suffix in (".ckpt", ".safetensors", ".pt", ".bin")
-    ]
-    found = [each for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml")]
-    return found[0] if len(found) == len(files) == 1 else None
+    own = [file for ending in YAML if (file := path.with_suffix(ending)).is_file()]
+    around = list(path.parent.iterdir())
+    yamls = [each for each in around if each.suffix in YAML]
+    alone = len(yamls) == sum(each.suffix in WEIGHTS for each in around) == 1
+    return next(iter(own or yamls * alone), None)
 
 
-def _compvis(config: Mapping[str, Any], place: str, path: Path) -> Iterator[tuple[str, Any, str]]:
+def _compvis(config: Mapping[str, Any], place: str, path: Path) -> Entries:
     """The fields of a LatentDiffusion's config, or of the arguments that a checkpoint keeps."""
     model = config.get("model")
     params = (model if isinstance(model, Mapping) else config).get("params", config)
@@ -197,67 +193,56 @@ def _within(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else {}
 
 
-def _entries(entries: Mapping[str, Any], place: str, path: Path) -> Iterator[tuple[str, Any, str]]:
+def _entries(entries: Mapping[str, Any], place: str, path: Path) -> Entries:
     """The entries whose names we know, in our words."""
     for key, value in entries.items():
-        if value is None or str(value).lower() in NAMELESS:
+        if value is None or str(value).lower() in ("none", "null", ""):
             continue
+        said = f"{path}: its {place} says {key}={value!r}"
         if key in FLAGS:
-            yield PREDICTION, V_FLAG[_flag(value, f"{place} {key}", path)], place
-        name = ALIASES.get(key)
-        if name == PREDICTION:
-            if str(value).lower() not in PREDICTIONS:
-                raise UserError(
-                    f"{path}: its {place} says {key}={value!r}, known are {', '.join(PREDICTIONS)}"
-                )
-            yield PREDICTION, PREDICTIONS[str(value).lower()], place
-        elif name == ZERO_SNR:
-            yield ZERO_SNR, _flag(value, f"{place} {key}", path), place
-        elif name == "beta_schedule":
-            yield name, str(value), place
-        elif name is not None:
-            number = _number(value, f"{place} {key}", path)
-            yield name, int(number) if name == "num_train_timesteps" else number, place
+            yield PREDICTION, "v_prediction" if _flag(value, said) else "epsilon", place
+        elif key in ALIASES:
+            yield ALIASES[key], READERS.get(ALIASES[key], _number)(value, said), place
 
 
-def _flag(value: Any, place: str, path: Path) -> bool:
+def _prediction(value: Any, said: str) -> str:
+    if str(value).lower() not in PREDICTIONS:
+        raise UserError(f"{said}, known are {', '.join(PREDICTIONS)}")
+    return PREDICTIONS[str(value).lower()]
+
+
+def _flag(value: Any, said: str) -> bool:
     known = {"true": True, "1": True, "false": False, "0": False}
     if str(value).lower() not in known:
-        raise UserError(f"{path}: its {place} is {value!r}, expected true or false")
+        raise UserError(f"{said}, expected true or false")
     return known[str(value).lower()]
 
 
-def _number(value: Any, place: str, path: Path) -> float:
+def _number(value: Any, said: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if not 0 <= number < float("inf"):
-        raise UserError(f"{path}: its {place} is {value!r}, expected a number")
+        raise UserError(f"{said}, expected a number")
     return number
+
+
+READERS: dict[str, Callable[[Any, str], Any]] = {  # of fields that are no plain numbers
+    PREDICTION: _prediction,
+    ZERO_SNR: _flag,
+    "beta_schedule": lambda value, said: str(value),
+    STEPS: lambda value, said: int(_number(value, said)),
+}
 
 
 def _json(text: str, place: str) -> Mapping[str, Any]:
     try:
         value = parse_json(text, name=place)
-    except ValueError:  # a text that only looks like json
+    except UserError:  # a text that only looks like json
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _short(value: Any) -> str:
     return f"[{len(value)} numbers]" if isinstance(value, list) else str(value)
-
-
-def scheduler_fields(told: Declared) -> dict[str, Any]:
-    """The part of what is declared that is a scheduler's config."""
-    names = {
-        PREDICTION,
-        ZERO_SNR,
-        "beta_schedule",
-        "beta_start",
-        "beta_end",
-        "num_train_timesteps",
-        "trained_betas",
-    }
-    return {name: value for name, value in told.values.items() if name in names}

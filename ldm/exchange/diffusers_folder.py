@@ -1,12 +1,13 @@
 """Folders of diffusers and transformers: a pipeline with its parts, or one network with its config."""
 
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ldm import UserError
 from ldm.exchange.architecture import CONFIGS, from_configs
-from ldm.exchange.clip_import import import_text, import_transformers, import_vision
+from ldm.exchange.clip_import import import_text, import_transformers, import_vision, text_fit
 from ldm.exchange.dialects.diffusers import (
     has_early_names,
     unet_rules,
@@ -17,11 +18,10 @@ from ldm.exchange.dialects.diffusers import (
 )
 from ldm.exchange.dialects.schedulers import differences
 from ldm.exchange.dialects.vocabulary import read_vocabulary
-from ldm.exchange.imported import Imported
+from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.kinds import refuse_class
 from ldm.exchange.record import RECORD, TENSORS, restored
-from ldm.exchange.text_states import text_fit
-from ldm.exchange.weights import Fit, Weights
+from ldm.exchange.weights import Weights
 from ldm.io.fields import Fields
 from ldm.io.reading import read_json
 
@@ -52,8 +52,10 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     told = from_configs(configs)
     text = text_fit(told.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
     fits = {
-        "backbone": _unet(folder / "unet", told.backbone, linear_projection=told.linear_projection),
-        "autoencoder": _vae(folder / "vae", told.autoencoder),
+        "backbone": _unet(
+            find_weights(folder / "unet"), told.backbone, linear_projection=told.linear_projection
+        ),
+        "autoencoder": _vae(find_weights(folder / "vae"), told.autoencoder),
         "text_encoder": text,
     }
     tokenizer = read_vocabulary(
@@ -83,20 +85,13 @@ def import_network(folder: Path, *, text_state: str | None) -> Imported:
         UserError: a network of another kind, or weights that are missing, damaged or don't fit.
     """
     config = Fields.read(folder / "config.json")
-    kind = config.values.get("_class_name") or config.values.get("model_type")
+    kind = str(config.values.get("_class_name") or config.values.get("model_type"))
     refuse_class(folder, kind)
-    readers = {
-        "UNet2DConditionModel": _import_unet,
-        "AutoencoderKL": _import_vae,
-        "clip_text_model": _import_text,
-        "clip_vision_model": _import_vision,
-        "clip": _import_clip,
-    }
-    if kind not in readers:
+    if kind not in NETWORKS:
         raise UserError(
-            f"{folder} holds a {kind}: only {', '.join(readers)} are covered, or a whole pipeline"
+            f"{folder} holds a {kind}: only {', '.join(NETWORKS)} are covered, or a whole pipeline"
         )
-    return readers[kind](folder, config, text_state)
+    return NETWORKS[kind](find_weights(folder), config, text_state)
 
 
 def find_weights(folder: Path) -> Weights:
@@ -136,35 +131,29 @@ def _other_class(scheduler: Fields, index: Fields) -> list[str]:
     return [f"{INDEX} names a {named}, scheduler_config.json a {own}: the latter was read"]
 
 
-def _unet(folder: Path, spec: dict[str, Any], *, linear_projection: bool) -> Fit:
-    rules = unet_rules(linear_projection=linear_projection)
-    return Fit(spec=spec, weights=find_weights(folder), rules=rules)
+def _unet(weights: Weights, spec: Mapping[str, Any], *, linear_projection: bool) -> Fit:
+    return Fit(spec=spec, weights=weights, rules=unet_rules(linear_projection=linear_projection))
 
 
-def _vae(folder: Path, spec: dict[str, Any]) -> Fit:
-    weights = find_weights(folder)
+def _vae(weights: Weights, spec: Mapping[str, Any]) -> Fit:
     return Fit(spec=spec, weights=weights, rules=vae_rules(early=has_early_names(weights.outline)))
 
 
-def _import_unet(folder: Path, config: Fields, text_state: str | None) -> Imported:
+def _import_unet(weights: Weights, config: Fields, text_state: str | None) -> Imported:
     linear = config.flag("use_linear_projection")
-    fits = {"backbone": _unet(folder, unet_spec(config), linear_projection=linear)}
-    settings = {"linear_projection": linear}
-    return Imported.of(fits, settings=settings)
+    fit = _unet(weights, unet_spec(config), linear_projection=linear)
+    return Imported.of({"backbone": fit}, settings={"linear_projection": linear})
 
 
-def _import_vae(folder: Path, config: Fields, text_state: str | None) -> Imported:
-    fits = {"autoencoder": _vae(folder, vae_spec(config))}
-    return Imported.of(fits, settings={"latents": vae_latents(config)})
+def _import_vae(weights: Weights, config: Fields, text_state: str | None) -> Imported:
+    fit = _vae(weights, vae_spec(config))
+    return Imported.of({"autoencoder": fit}, settings={"latents": vae_latents(config)})
 
 
-def _import_text(folder: Path, config: Fields, text_state: str | None) -> Imported:
-    return import_text(find_weights(folder), config, state=text_state)
-
-
-def _import_vision(folder: Path, config: Fields, text_state: str | None) -> Imported:
-    return import_vision(find_weights(folder), config)
-
-
-def _import_clip(folder: Path, config: Fields, text_state: str | None) -> Imported:
-    return import_transformers(find_weights(folder), config)
+NETWORKS: dict[str, Callable[[Weights, Fields, str | None], Imported]] = {  # by class or type of model
+    "UNet2DConditionModel": _import_unet,
+    "AutoencoderKL": _import_vae,
+    "clip_text_model": lambda weights, config, state: import_text(weights, config, state=state),
+    "clip_vision_model": lambda weights, config, state: import_vision(weights, config),
+    "clip": lambda weights, config, state: import_transformers(weights, config),
+}

@@ -15,15 +15,13 @@ from ldm.checkpoints.card import FILE_NAME as CARD
 from ldm.checkpoints.card import model_card, results_of
 from ldm.checkpoints.tensors import save_tensors
 from ldm.exchange.architecture import Architecture, from_configs, to_configs
-from ldm.exchange.dialects import compvis
 from ldm.exchange.dialects.clip import text_rules
 from ldm.exchange.dialects.diffusers import unet_rules, vae_rules
 from ldm.exchange.dialects.vocabulary import END, padding, write_vocabulary
 from ldm.exchange.imported import Imported
 from ldm.exchange.keymap import Rule, reverse, translate
-from ldm.exchange.latent_scale import folded, has_one_scale
 from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
-from ldm.exchange.single_file import OWN, header
+from ldm.exchange.single_file import OWN, header, networks
 from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.fields import Fields
 from ldm.io.writing import NameTaken, drafting, new_folder
@@ -51,6 +49,8 @@ pipeline("a red apple", num_inference_steps={steps}, guidance_scale={guidance:g}
 The folder has no safety checker. `ldm.json` keeps what diffusers has no place for:
 `python -m ldm.export from=<this folder> out=<bundle>` makes the bundle again."""
 DIFFUSERS = "0.42.1"  # the version whose files these are
+READ, READ_BIAS = "to_moments.weight", "to_moments.bias"
+WRITE, WRITE_BIAS = "from_latents.weight", "from_latents.bias"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,8 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
         linear_projection=bundle.config.get("linear_projection", False),
     )
     tokenizer = bundle.tokenizer()
-    one_scale = has_one_scale(told.latents)
+    # StableDiffusionPipeline knows one scale for all channels, and no shift
+    one_scale = not any(told.latents["shift"]) and len(set(told.latents["scale"])) == 1
     count = len(told.latents["scale"])
     written = told if one_scale else replace(told, latents={"shift": [0.0] * count, "scale": [1.0] * count})
     configs = to_configs(written, pad_id=tokenizer.pad_id)  # refuses before a weight is read
@@ -165,6 +166,27 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
     return out
 
 
+def folded(state: Mapping[str, Tensor], latents: Mapping[str, list[float]]) -> dict[str, Tensor]:
+    """The autoencoder whose own latents are (z - shift) * scale, so that their scale is 1.
+
+    Both maps that touch the latents are 1x1 convolutions, so this is exact but for rounding: the means are
+    shifted and scaled, the log-variances grow by 2 log(scale), the decoder's first map undoes it.
+    """
+    shift, scale = (torch.tensor(latents[name], dtype=torch.float64) for name in ("shift", "scale"))
+    factor = torch.cat([scale, torch.ones_like(scale)])
+    offset = torch.cat([-shift * scale, 2 * scale.log()])
+    read, read_bias, write, write_bias = (
+        state[name].double() for name in (READ, READ_BIAS, WRITE, WRITE_BIAS)
+    )
+    changed = {
+        READ: read * factor[:, None, None, None],
+        READ_BIAS: read_bias * factor + offset,
+        WRITE: write / scale[None, :, None, None],
+        WRITE_BIAS: write_bias + write[:, :, 0, 0] @ shift,
+    }
+    return {**state, **{name: tensor.to(state[name].dtype) for name, tensor in changed.items()}}
+
+
 def _card(export: Export) -> str:
     """The model card of a folder for diffusers."""
     usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=export.guidance)
@@ -181,24 +203,9 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
     spec = export.architecture
     if spec.backbone["transformer"].get("pool_context"):
         raise UserError("transformer.pool_context=True has no names in CompVis' files: write to=diffusers")
-    tables: dict[str, tuple[str, Sequence[Rule]]] = {
-        "backbone": (
-            compvis.BACKBONE,
-            compvis.unet_rules(
-                levels=spec.backbone["transformer"]["levels"],
-                blocks=spec.backbone["blocks_per_level"],
-                linear_projection=spec.linear_projection,
-            ),
-        ),
-        "autoencoder": (
-            compvis.AUTOENCODER,
-            compvis.vae_rules(num_levels=len(spec.autoencoder["multipliers"])),
-        ),
-        "text_encoder": (compvis.TEXT_ENCODER, text_rules()),
-    }
     state = {
         f"{prefix}{name}": tensor
-        for part, (prefix, rules) in tables.items()
+        for part, (prefix, rules) in networks(spec).items()
         for name, tensor in _theirs(export.states[part], rules).items()
     }
     record = export.record(dtype)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from ldm import UserError
 from ldm.exchange.architecture import Architecture
 from ldm.exchange.clip_import import import_openclip, is_openclip
+from ldm.exchange.dialects.compvis import averages
 from ldm.exchange.diffusers_folder import import_network, import_pipeline, is_pipeline
 from ldm.exchange.hub import Source
 from ldm.exchange.imported import Imported
@@ -37,6 +38,7 @@ def import_weights(
     tokenizer: Callable[[], Tokenizer],
     clip: str | None = None,
     text_state: str | None = None,
+    averaged: bool = False,
     typed: Collection[str] = (),
     trusted: bool = True,
 ) -> Imported:
@@ -47,6 +49,7 @@ def import_weights(
         clip: open_clip's model that a file of CLIP's weights is of.
         text_state: which state of a pipeline's text encoder the denoiser reads, last or penultimate; None is
             what the file says, else what Stable Diffusion of its version does.
+        averaged: whether to take the averages of the weights that a training's file holds beside them.
         typed: the options that the user typed: process, latent_scale, sampler, size.
         trusted: whether what a file says of its process and latents counts.
 
@@ -56,16 +59,25 @@ def import_weights(
     """
     path = source.path
     says = {"typed": typed, "trusted": trusted}
-    if path.is_dir():
+    weights = None if path.is_dir() else Weights(path)
+    ema = averages(weights.outline) if averaged and weights else {}
+    if averaged and (not weights or not ema or ema.keys() - weights.outline.keys()):
+        raise UserError(
+            f"{path} does not hold an average (model_ema.*) of each weight: leave weights=ema out"
+        )
+    if weights is None:
         read = import_pipeline if is_pipeline(path) else import_network
         found = read(path, text_state=text_state)
         return replace(found, settings=asked(found.settings, architecture, where=path, **says))
-    weights = Weights(path)
     refuse_names(path, weights.outline)
     refuse_header(path, weights.metadata)
     if is_single_file(weights):
         found = import_single_file(
-            weights, architecture=architecture, tokenizer=tokenizer, text_state=text_state, **says
+            replace(weights, renamed=ema),
+            architecture=architecture,
+            tokenizer=tokenizer,
+            text_state=text_state,
+            **says,
         )
         return replace(found, settings=asked(found.settings, architecture, where=path, **says))
     if is_autoencoder_file(weights):

@@ -33,7 +33,6 @@ NAMES = {  # of tensors
     r"conditioner\.embedders\..*|model\.diffusion_model\.label_emb\..*|add_embedding\.linear_1\..*": XL,
 }
 HEADER = ("modelspec.architecture", "ss_network_module", "ss_base_model_version")
-HEADER = ("modelspec.architecture", "ss_network_module", "ss_base_model_version")
 ARCHITECTURES = {  # of the header's entries in HEADER
     r".*lora.*|networks\..*|lycoris.*": LORA,
     r".*controlnet.*": CONTROLNET,

@@ -17,9 +17,8 @@ from torch import Tensor
 from ldm import UserError
 from ldm.checkpoints.bundle import Part, is_finite
 from ldm.construct import construct
-from ldm.exchange.imported import Imported
+from ldm.exchange.imported import Imported, expected_shapes
 from ldm.exchange.keymap import shapes
-from ldm.exchange.weights import expected_shapes
 from ldm.io.fields import check_tree
 
 RECORD, TENSORS = "ldm.json", "ldm.safetensors"  # in an exported folder; diffusers does not look at them

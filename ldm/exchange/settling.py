@@ -7,12 +7,10 @@ from typing import Any, NoReturn
 from ldm import UserError
 from ldm.diffusion.process import READ_BY_DENOISER
 from ldm.exchange.architecture import Architecture
-from ldm.exchange.declared import PREDICTION, SCALE, ZERO_SNR, Declared, agree, scheduler_fields
+from ldm.exchange.declared import PREDICTION, SCALE, SCHEDULER, ZERO_SNR, Declared, agree
 from ldm.exchange.dialects.processes import process_fields, process_spec
 from ldm.exchange.dialects.schedulers import sampling_spec
 from ldm.io.fields import Fields
-
-WAY_OUT = "leave {option}= out, or add declared=ignore if the file is wrong"
 
 
 def settled(
@@ -28,17 +26,16 @@ def settled(
         UserError: an option that was typed, or the heads of the U-Net, contradict the file.
     """
     process, changed = _process(told, architecture.process, typed=typed)
-    sampler, scale = architecture.sampler, architecture.latents["scale"]
-    if changed and "sampler" not in typed:
-        sampler = _sampler(process)
-    if SCALE in told.values and not agree(scale[0], told.values[SCALE]):
-        _refuse_typed(told, [SCALE], typed, option="latent_scale", value=scale[0])
-        scale, changed = [told.values[SCALE]] * len(scale), [*changed, SCALE]
-    size = architecture.size
+    sampler = architecture.sampler if not changed or "sampler" in typed else _sampler(process)
+    latents, size = dict(architecture.latents), architecture.size
+    scale = told.values.get(SCALE, latents["scale"][0])
+    if not agree(latents["scale"][0], scale):
+        if "latent_scale" in typed:
+            refuse_option(told, [SCALE], "latent_scale", latents["scale"][0])
+        latents["scale"], changed = [scale] * len(latents["scale"]), [*changed, SCALE]
     if "size" not in typed and told.values.get("size", size) != size:
         size, changed = told.values["size"], [*changed, "size"]
     _check_heads(told, architecture.backbone["transformer"])
-    latents = {**architecture.latents, "scale": scale}
     notes = [f"{told.path.name} says {told.phrase(changed)}: taken from there"] if changed else []
     return replace(architecture, process=process, sampler=sampler, latents=latents, size=size), notes
 
@@ -55,6 +52,7 @@ def asked(
 
     Args:
         trusted: whether the files' word counts; else what was typed replaces it.
+        where: the file or folder, for the sentence.
 
     Raises:
         UserError: a process or a scale that contradicts the files.
@@ -65,24 +63,31 @@ def asked(
     }
     result = dict(settings)
     for option, (entry, value) in options.items():
-        if option not in typed or entry not in settings or _same(entry, settings[entry], value):
-            continue
-        if trusted:
-            says = [_words(entry, each) for each in (settings[entry], value)]
-            raise UserError(
-                f"{where} says {says[0]}, {option}= says {says[1]}: {WAY_OUT.format(option=option)}"
-            )
-        result[entry] = value
+        if option in typed and entry in settings and not _same(entry, settings[entry], value):
+            if trusted:
+                _refuse(f"{where} says {_words(entry, settings[entry])}", option, _words(entry, value))
+            result[entry] = value
     if "sampler" in typed and "sampler" in settings:
         result["sampler"] = architecture.sampler
     return result
+
+
+def refuse_option(told: Declared, names: Collection[str], option: str, value: object) -> NoReturn:
+    """Refuses an option that was typed against what a file says, with both values."""
+    _refuse(f"{told.path} says {told.phrase(names)}", option, value)
+
+
+def _refuse(said: str, option: str, value: object) -> NoReturn:
+    raise UserError(
+        f"{said}, {option}= says {value}: leave {option}= out, or add declared=ignore if the file is wrong"
+    )
 
 
 def _process(
     told: Declared, process: Mapping[str, Any], *, typed: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The process that a file says, and the names of its fields that are not as in `process`."""
-    own, fields = _fields(process), scheduler_fields(told)
+    own, fields = _fields(process), told.only(SCHEDULER).values
     if fields.get(ZERO_SNR) and (own | fields).get(PREDICTION) == "epsilon":
         if PREDICTION in fields:
             raise UserError(
@@ -94,19 +99,9 @@ def _process(
     different = [name for name, value in fields.items() if not agree(own.get(name), value)]
     if not different:
         return dict(process), []
-    _refuse_typed(told, different, typed, option="process", value=_words("process", process))
+    if "process" in typed:
+        refuse_option(told, different, "process", _words("process", process))
     return process_spec(Fields(str(told.path), own | fields)), different
-
-
-def _refuse_typed(
-    told: Declared, names: list[str], typed: Collection[str], *, option: str, value: object
-) -> None:
-    if option in typed:
-        _contradiction(f"{told.path} says {told.phrase(names)}", option, value)
-
-
-def _contradiction(said: str, option: str, value: object) -> NoReturn:
-    raise UserError(f"{said}, {option}= says {value}: {WAY_OUT.format(option=option)}")
 
 
 def _sampler(process: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,10 +114,11 @@ def _sampler(process: Mapping[str, Any]) -> dict[str, Any]:
 def _check_heads(told: Declared, transformer: Mapping[str, Any]) -> None:
     """Refuses other heads than the file's, which no shape of a weight would tell."""
     for name, ours in (("num_heads", "num_heads"), ("num_head_channels", "head_dim")):
-        if told.values.get(name, transformer.get(ours)) != transformer.get(ours):
+        own = transformer.get(ours)
+        if told.values.get(name, own) != own:
             raise UserError(
-                f"{told.path} says {told.phrase([name])}, but backbone.transformer.{ours} is "
-                f"{transformer.get(ours)}: choose the backbone= that has it"
+                f"{told.path} says {told.phrase([name])}, but backbone.transformer.{ours} is {own}: "
+                "choose the backbone= that has it"
             )
 
 

@@ -1,7 +1,11 @@
-"""Foreign weight files: outlined first, compared with the network they are for, and only then read."""
+"""Foreign files of weights: their tensors are outlined first, and only read once they are known to fit.
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+A file is safetensors or torch's own (pickles.py); its contents decide, not its name. Weights that were cut
+into several files are read by the index json that lists them.
+"""
+
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Part, is_finite
-from ldm.construct import construct
-from ldm.exchange.keymap import Rule, shapes, translate, unwrapped
+from ldm.exchange.keymap import unwrapped
 from ldm.exchange.pickles import is_torch_file, read_entries, read_pickle
-from ldm.exchange.shards import check_names, is_index, shards
-from ldm.models.meta_init import meta_init
+from ldm.io.fields import Fields
+from ldm.io.reading import is_plain_name
 
 DTYPES = {
     "F64": torch.float64,
@@ -30,20 +32,24 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 MAX_TENSORS = 2**14  # in one file; whole pipelines have some thousands
+INDEX = re.compile(r".+\.index(\.\w+)?\.json")  # such as model.safetensors.index.fp16.json
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Named tensors of a file, safetensors or torch's, or of the shards that an index json lists.
+    """Named tensors of a file, or of the shards that an index json lists.
 
-    The contents decide, not a file's name. Names are those of the network: see `keymap.unwrapped`.
+    Names are those of the network, without what a training wrapped around it: see `keymap.unwrapped`.
 
     Attributes:
         note: a sentence on why this file was taken; empty where there is nothing to say.
+        renamed: tensors that are to be known by another name; one that has this name already is left out.
     """
 
     path: Path
     note: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
@@ -61,15 +67,18 @@ class Weights:
         Raises:
             UserError: a file that is damaged, forged, or no weights at all.
         """
-        return {self.names[name]: tensor for name, tensor in self._stored.items()}
+        return {name: self._stored[stored] for stored, name in self.names.items()}
 
     @cached_property
     def names(self) -> dict[str, str]:
         """By the name in the file, the name without the wrappers of a training."""
+        stored = self._stored
         try:
-            return unwrapped(self._stored)
+            names = unwrapped(stored)
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from None
+        taken = set(self.renamed.values())
+        return {stored: self.renamed.get(name, name) for stored, name in names.items() if name not in taken}
 
     @property
     def notes(self) -> list[str]:
@@ -83,7 +92,7 @@ class Weights:
         assert self._stored is not None  # a file that is damaged is refused first
         if self._shards or is_torch_file(self.path):
             return {}
-        with self._header(self.path) as file:
+        with _header(self.path) as file:
             return dict(file.metadata() or {})
 
     @cached_property
@@ -98,47 +107,77 @@ class Weights:
 
     @cached_property
     def _shards(self) -> dict[Path, set[str]]:
-        return shards(self.path) if is_index(self.path) else {}
+        return shards(self.path) if INDEX.fullmatch(self.path.name) else {}
 
     @cached_property
     def _stored(self) -> dict[str, Tensor]:
         """The outline under the names in the file."""
         if not self._shards:
-            return self._outline(self.path)
+            return _outline(self.path)
         whole: dict[str, Tensor] = {}
         for path, listed in self._shards.items():
-            part = self._outline(path)
-            check_names(self.path, path, listed=listed, found=set(part))
+            part = _outline(path)
+            for names, fault in ((listed - part.keys(), "lacks"), (part.keys() - listed, "holds also")):
+                if names:
+                    some = _few(sorted(names))
+                    raise UserError(f"{path} {fault} {some}, unlike {self.path.name}: fetch it again")
             whole |= part
         return whole
 
-    def _outline(self, path: Path) -> dict[str, Tensor]:
-        if is_torch_file(path):
-            return read_pickle(path, outline=True)
-        try:
-            with self._header(path) as file:
-                names = file.keys()
-                if len(names) > MAX_TENSORS:
-                    raise UserError(
-                        f"{path} has {len(names)} tensors, and no network here has more than {MAX_TENSORS}"
-                    )
-                return {name: self._meta(name, file.get_slice(name)) for name in names}
-        except (SafetensorError, OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path} is neither a whole safetensors file nor a zip of torch.save ({error}): "
-                "fetch it again"
-            ) from None
 
-    def _header(self, path: Path) -> Any:
-        return safe_open(path, framework="np")  # torch's would claim memory for the whole file
+def shards(index: Path) -> dict[Path, set[str]]:
+    """The files that an index lists, each with the names of its tensors.
 
-    def _meta(self, name: str, view: Any) -> Tensor:
-        if view.get_dtype() not in DTYPES:
-            raise UserError(f"{self.path}: tensor {name!r} is of type {view.get_dtype()}, expected floats")
-        try:
-            return torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
-        except (RuntimeError, TypeError, OverflowError):
-            raise UserError(f"{self.path}: tensor {name!r} has the shape {view.get_shape()}") from None
+    Raises:
+        UserError: an index that is damaged or names a file outside of its folder, a shard that is missing,
+            or one that lies there and is not listed.
+    """
+    table = Fields.read(index).values.get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise UserError(f"{index}: weight_map must name the file of each tensor: fetch it again")
+    listed = sorted(set(table.values()))
+    outside = [name for name in listed if not is_plain_name(name)]
+    if outside:
+        raise UserError(f"{index} names {outside[0]!r}, which is no file of its folder: fetch it again")
+    missing = [name for name in listed if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index.parent} lacks {_few(missing)}, of {len(listed)} files: fetch them")
+    kinds = {match.groups() for match in map(SHARD.fullmatch, listed) if match}
+    there = ((path.name, SHARD.fullmatch(path.name)) for path in sorted(index.parent.iterdir()))
+    extra = [name for name, match in there if match and match.groups() in kinds and name not in listed]
+    if extra:
+        raise UserError(f"{index} does not list {_few(extra)}, which lies beside it: fetch the folder again")
+    return {index.parent / name: {key for key, value in table.items() if value == name} for name in listed}
+
+
+def _header(path: Path) -> Any:
+    return safe_open(path, framework="np")  # torch's would claim memory for the whole file
+
+
+def _outline(path: Path) -> dict[str, Tensor]:
+    if is_torch_file(path):
+        return read_pickle(path, outline=True)
+    try:
+        with _header(path) as file:
+            names = file.keys()
+            if len(names) > MAX_TENSORS:
+                raise UserError(
+                    f"{path} has {len(names)} tensors, and no network here has more than {MAX_TENSORS}"
+                )
+            return {name: _meta(path, name, file.get_slice(name)) for name in names}
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is neither a whole safetensors file nor a zip of torch.save ({error}): fetch it again"
+        ) from None
+
+
+def _meta(path: Path, name: str, view: Any) -> Tensor:
+    if view.get_dtype() not in DTYPES:
+        raise UserError(f"{path}: tensor {name!r} is of type {view.get_dtype()}, expected floats")
+    try:
+        return torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
+    except (RuntimeError, TypeError, OverflowError):
+        raise UserError(f"{path}: tensor {name!r} has the shape {view.get_shape()}") from None
 
 
 def _tensors(path: Path, kept: Collection[str]) -> dict[str, Tensor]:
@@ -148,71 +187,5 @@ def _tensors(path: Path, kept: Collection[str]) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys() if name in kept}  # noqa: SIM118
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """A network of ours and the part of a file that is to become its weights.
-
-    Attributes:
-        spec: the `_target_` tree of the network.
-        rules: their names against ours.
-        prefix: of the tensors that belong to the network; the others are somebody else's.
-        drop: tensors of those that are left out on purpose.
-    """
-
-    spec: Mapping[str, Any]
-    weights: Weights
-    rules: Sequence[Rule]
-    prefix: str = ""
-    drop: Sequence[str] = field(default=())
-
-    def check(self) -> None:
-        """Compares names, shapes and dtypes; no weight is read.
-
-        Raises:
-            UserError: one sentence with every tensor that is missing, unexpected or of another shape.
-        """
-        try:
-            made = self._translate(self.weights.outline)
-        except UserError as error:
-            raise UserError(f"{self.weights.path}: {error}") from None
-        for name, tensor in made.items():
-            if not tensor.is_floating_point():
-                raise UserError(f"{self.weights.path}: {name} is {tensor.dtype}, expected floats")
-
-    def part(self) -> Part:
-        """The network's constructor and weights, after `check`.
-
-        Raises:
-            UserError: a weight is NaN or Inf.
-        """
-        state = self._translate(self.weights.load())
-        for name, tensor in state.items():
-            if not is_finite(tensor):
-                raise UserError(f"{self.weights.path}: {name} holds NaN or Inf: fetch or train it again")
-        return Part(spec=self.spec, state=state)
-
-    def _translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = {
-            name.removeprefix(self.prefix): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(self.prefix)
-        }
-        expected = expected_shapes(self.spec, held=tensors.values())
-        return translate(own, self.rules, expected=expected, drop=self.drop)
-
-
-def expected_shapes(
-    spec: Mapping[str, Any], *, held: Iterable[Tensor] | None = None
-) -> dict[str, torch.Size]:
-    """Shape of each weight of a network that is built as an outline, which takes no memory.
-
-    Args:
-        held: the tensors that a stranger's file holds, for a network out of its config: one of more than
-            twice as many weights is not built to its end, which could take minutes. None sets no limit.
-
-    Raises:
-        UserError: a network of more than twice the weights that are held.
-    """
-    most = math.inf if held is None else 2 * sum(max(1, tensor.numel()) for tensor in held)
-    with meta_init(most=most):
-        return shapes(construct(spec).state_dict())
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

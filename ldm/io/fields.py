@@ -42,9 +42,9 @@ class Fields:
             raise UserError(f"{name} holds a {type(values).__name__}, expected a mapping of names")
         return cls(name, values)
 
-    def mapping(self, key: str) -> "Fields":
+    def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> "Fields":
         """The fields of a field."""
-        return Fields.of(self._get(key, None), name=f"{self.name}: {key}")
+        return Fields.of(self._get(key, default), name=f"{self.name}: {key}")
 
     def text(self, key: str) -> str:
         """A text that isn't empty."""

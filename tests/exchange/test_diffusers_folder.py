@@ -19,7 +19,7 @@ from ldm.exchange.dialects.processes import process_spec
 from ldm.exchange.dialects.schedulers import sampling_spec, scheduler_config
 from ldm.exchange.exporting import open_export, write_diffusers
 from ldm.exchange.hub import locate
-from ldm.exchange.weights import expected_shapes
+from ldm.exchange.imported import expected_shapes
 from ldm.io.fields import Fields
 from tests.exchange.both import FILES, PROMPTS, export, largest_difference
 from tests.exchange.stable_diffusion import STABLE_DIFFUSION

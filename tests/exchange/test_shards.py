@@ -107,15 +107,17 @@ def test_a_shard_that_holds_others_than_its_index_says_is_refused(cut, copied, t
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_a_variant_stands_in_for_the_plain_file_and_that_is_said(copied, tiny, variant):
-    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    name = {"fp16": "float16", "bf16": "bfloat16"}[variant]
+    kind = getattr(torch, name)
     path = copied / "unet" / UNET
-    half = {name: tensor.to(kind) for name, tensor in load_file(path).items()}
+    half = {key: tensor.to(kind) for key, tensor in load_file(path).items()}
     path.unlink()
     save_file(half, path.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
     found = tiny(copied)
     assert found.parts["backbone"].state["conv_in.bias"].dtype == kind
     assert found.notes == [
-        f"unet/diffusion_pytorch_model.{variant}.safetensors was read: there is no file without .{variant}"
+        f"unet/diffusion_pytorch_model.{variant}.safetensors was read: there is no file without .{variant}",
+        f"the files hold {name} weights: precision={name} keeps their size",
     ]
 
 

@@ -15,8 +15,8 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.exchange.dialects import compvis
 from ldm.exchange.dialects.clip import text_rules
 from ldm.exchange.dialects.diffusers import unet_config, vae_config
+from ldm.exchange.imported import expected_shapes
 from ldm.exchange.keymap import reverse, shapes, translate
-from ldm.exchange.weights import expected_shapes
 
 CONF = Path(__file__).parents[2] / "conf"
 PARTS = ("backbone", "autoencoder", "text_encoder")
@@ -95,7 +95,8 @@ def test_a_training_checkpoint_of_compvis_is_read(state, tiny, imported, tmp_pat
     assert_same(found, imported)
     assert found.left_out == ["model_ema.*", "betas", "alphas_cumprod*", "posterior_*", "lvlb_weights"]
     assert found.notes == [
-        "model.ckpt: the weights of the last step were taken, not their averages, model_ema.*"
+        "model.ckpt: the weights of the last step were taken, not their averages, model_ema.*: "
+        "weights=ema takes those"
     ]
 
 
@@ -147,3 +148,39 @@ def test_a_damaged_header_is_refused(state, tiny, tmp_path, header):
     save_file(state, tmp_path / "one.safetensors", metadata={"ldm": header})
     with pytest.raises(ValueError, match="header's entry 'ldm' is damaged"):
         tiny(tmp_path / "one.safetensors")
+
+
+def averages(state) -> dict[str, torch.Tensor]:
+    """Averages of the U-Net's weights, twice as large, named as CompVis names them."""
+    own = {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.diff")}
+    return {f"model_ema.{name.replace('.', '')}": 2 * x for name, x in own.items()}
+
+
+def test_the_averages_of_a_training_are_taken_where_they_are_asked_for(state, tiny, tmp_path):
+    counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    path = tmp_path / "both.ckpt"
+    torch.save({"state_dict": state | averages(state) | counters}, path)
+    last, ema = tiny(path), tiny(path, averaged=True)
+    for name, weight in last.parts["backbone"].state.items():
+        assert torch.equal(ema.parts["backbone"].state[name], 2 * weight)
+    assert torch.equal(*(each.parts["autoencoder"].state["to_moments.weight"] for each in (last, ema)))
+    assert "weights=ema takes those" in last.notes[0]
+    assert last.left_out == ["model_ema.*"]
+    assert ema.left_out == ["model.diffusion_model.* of the last step"]
+
+
+def test_averages_that_are_not_all_there_are_refused(state, saved, tiny, tmp_path):
+    some = averages(state)
+    some.popitem()
+    for tensors in (state, state | some):
+        save_file(tensors, tmp_path / "one.safetensors")
+        with pytest.raises(ValueError, match=r"does not hold an average \(model_ema\.\*\) of each weight"):
+            tiny(tmp_path / "one.safetensors", averaged=True)
+    with pytest.raises(ValueError, match="does not hold an average"):
+        tiny(saved, averaged=True)
+
+
+def test_weights_in_16_bits_are_named(state, tiny, tmp_path):
+    save_file({name: x.half() for name, x in state.items()}, tmp_path / "one.safetensors")
+    sentence = "the files hold float16 weights: precision=float16 keeps their size"
+    assert sentence in tiny(tmp_path / "one.safetensors").notes

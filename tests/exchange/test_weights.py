@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm.exchange.imported import Fit
 from ldm.exchange.keymap import rename
 from ldm.exchange.pickles import Inert, scripted_tensors
-from ldm.exchange.weights import Fit, Weights
+from ldm.exchange.weights import Weights
 
 SPEC = {"_target_": "ldm.models.blocks.Downsample", "channels": 3, "pad_all_around": True}
 RULES = [rename("down.*", "conv.*")]

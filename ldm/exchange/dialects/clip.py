@@ -163,9 +163,7 @@ def openclip_specs(fields: Fields, *, quick_gelu: bool = False) -> tuple[dict[st
         UserError: a field that our networks have no option for, or a number out of range.
     """
     fields.known(OPENCLIP_ROOT)
-    text, vision = (
-        Fields(f"{fields.name}: {key}", fields.values.get(key) or {}) for key in ("text_cfg", "vision_cfg")
-    )
+    text, vision = (fields.mapping(key, {}) for key in ("text_cfg", "vision_cfg"))
     text.known(OPENCLIP_TEXT)
     vision.known(OPENCLIP_VISION)
     whole = partial(Fields.whole, high=MAX_WIDTH)

@@ -4,7 +4,7 @@ Their U-Net numbers the blocks of a side one after the other, whatever the level
 levels from fine to coarse; so these tables are made for a number of levels and of blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ldm.exchange.dialects.diffusers import transformer_rules
 from ldm.exchange.keymap import Rule, linear, merge, rename, renames
@@ -13,7 +13,7 @@ BACKBONE, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 TEXT_ENCODER = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."  # the text encoder of Stable Diffusion 2.x
 AUTOENCODER_BESIDE = ("loss.*",)  # the discriminator that an autoencoder was trained against
-EMA = "model_ema."  # before the averages of the weights, whose names have no dots, and two counters
+EMA = "model_ema."  # before the averages of the U-Net's weights
 
 # kept beside the weights and made again here: the noise tables, the averages of all weights, the losses
 LEFT_OUT = (
@@ -36,6 +36,15 @@ VAE_RESNET = {
     "conv2": "conv_out",
     "nin_shortcut": "shortcut",
 }
+
+
+def averages(names: Iterable[str]) -> dict[str, str]:
+    """By the name of its average, each weight of the U-Net among the names of a file.
+
+    Averages are named as the weights within `model`, but for the dots, which a buffer's name can't have.
+    """
+    weights = [name for name in names if name.startswith(BACKBONE)]
+    return {EMA + name.removeprefix("model.").replace(".", ""): name for name in weights}
 
 
 def unet_rules(*, levels: Sequence[bool], blocks: int, linear_projection: bool = False) -> list[Rule]:
