@@ -29,7 +29,7 @@ LIMIT = 1  # levels of 255
 def by_ours(bundle: Bundle, export: Export, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """The bundle's own pictures: uint8, b 3 h w."""
     pipeline = open_latent_diffusion(bundle, steps=export.architecture.sampler["steps"])
-    return pipeline.with_options(noise=Mt19937Noise)(prompts, seeds)
+    return pipeline.with_options(generator=Mt19937Noise.name)(prompts, seeds)
 
 
 def by_theirs(folder: Path, export: Export, prompts: Sequence[str], noise: Tensor) -> Tensor:

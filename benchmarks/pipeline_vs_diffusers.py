@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -176,7 +176,7 @@ def draw_ours(drawing: Drawing, clock: Clock) -> int:
     clock.mark("begun")
     bundle = Bundle.open(drawing.folder / "bundle")
     pipeline = open_latent_diffusion(bundle, precision=drawing.precision, steps=drawing.steps, scale=SCALE)
-    pipeline = pipeline.with_options(size=drawing.size, negative=NEGATIVE)
+    pipeline = replace(pipeline, size=drawing.size).with_options(negative=NEGATIVE)
     clock.mark("loaded")
     clock.watch(pipeline.net, "denoiser")
     clock.watch(pipeline.codec.autoencoder.decoder, "decoder")

@@ -19,7 +19,7 @@ def export(bundle, out, **options):
 def drawn_by_both(bundle, folder, *, output: str, guidance: float = 3.0, **options):
     """Latents or pixels by a bundle and by a diffusers folder, from the same seeds."""
     ours = open_latent_diffusion(Bundle.open(bundle), steps=10, scale=3.0, **options)
-    ours = ours.with_options(noise=Mt19937Noise)
+    ours = ours.with_options(generator=Mt19937Noise.name)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(

@@ -19,7 +19,7 @@ REDRAWN[:, :, :, 6:] = True  # an edge between latents: 2 pixels are one
 @pytest.fixture(scope="module")
 def ours(imported):
     pipeline = open_latent_diffusion(Bundle.open(imported), steps=STEPS, scale=SCALE)
-    return pipeline.with_options(noise=Mt19937Noise)
+    return pipeline.with_options(generator=Mt19937Noise.name)
 
 
 def theirs(pipeline_class, saved, ours, *, strength, **options):
