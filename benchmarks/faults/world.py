@@ -100,10 +100,11 @@ def wrong_pairs(root: Path) -> int:
     for split in {shard.split for shard in ShardIndex.load(root).shards if shard.count}:
         pictures = PictureDataset(str(root), split=split, size=8)
         for number in range(len(pictures)):
-            sample = pictures[number]
-            shown = float(np.median(sample["image"].numpy()))
+            shown = float(np.median(pictures.image(number).numpy()))
             named = [
-                int(found[1]) for text in sample["texts"] if (found := re.match(r"picture (\d+)\b", text))
+                int(found[1])
+                for text in pictures.captions(number)
+                if (found := re.match(r"picture (\d+)\b", text))
             ]
             wrong += any(abs(grey(n) - shown) > 6 for n in named)
     return wrong

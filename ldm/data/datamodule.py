@@ -141,7 +141,7 @@ class PictureData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any] | list:
         if self.val is None:
             return []
-        return DataLoader(_Centres(self.val, self._caption), batch_size=self.batch_size, collate_fn=_collate)
+        return DataLoader(range(len(self.val)), batch_size=self.batch_size, collate_fn=self._centres)  # type: ignore[arg-type]
 
     def _sample(self, number: int, position: int) -> dict:
         height, width = self.shapes[number]
@@ -150,25 +150,26 @@ class PictureData(LightningDataModule):
         text = self._caption(self.train, number, position)
         if self.flip and flip(seed=self.seed, position=position, text=text):
             image = image.flip(-1)
-        return {"image": image, "text": text, "position": position, "index": number}
+        return {"image": image, "captions": text, "position": position, "index": number}
+
+    def _centres(self, numbers: list[int]) -> PictureBatch:
+        """A batch to validate on: centres, each picture always with the same caption."""
+        assert self.val is not None
+        return _collate(
+            [
+                {
+                    "image": self.val.image(number),
+                    "captions": self._caption(self.val, number, 0),
+                    "position": 0,
+                    "index": number,
+                }
+                for number in numbers
+            ]
+        )
 
     def _caption(self, pictures: PictureDataset, number: int, position: int) -> str:
         texts = pictures.captions(number)
         return texts[keyed.integer(len(texts), seed=self.seed, position=position, stream="caption")]
-
-
-class _Centres(Dataset[dict]):
-    """The centres of the pictures to validate on, from first to last, each with always the same caption."""
-
-    def __init__(self, pictures: PictureDataset, caption: Callable[[PictureDataset, int, int], str]) -> None:
-        self.pictures, self.caption = pictures, caption
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, number: int) -> dict:
-        image, text = self.pictures.image(number), self.caption(self.pictures, number, 0)
-        return {"image": image, "text": text, "position": 0, "index": number}
 
 
 def stream_loader(

@@ -171,7 +171,7 @@ class EncodedPictures(LightningDataModule):
         return self.pictures.val_dataloader()
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:
-        context = self.codec.context(self.codec.tokenizer.encode(batch["text"]))
+        context = self.codec.context(self.codec.tokenizer.encode(batch["captions"]))
         return latent_batch(self.codec.moments(batch["image"]), context, batch)
 
 

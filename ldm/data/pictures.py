@@ -1,13 +1,13 @@
 """Captioned pictures of one split, decoded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader
 
 from ldm import UserError
 from ldm.data.crops import Box, centre, cut
@@ -15,14 +15,10 @@ from ldm.data.decode import RULES, EncodedPicture
 from ldm.data.index import DataError, ShardIndex
 from ldm.data.shards import ShardReader
 
-
-class Picture(TypedDict):
-    image: Tensor  # uint8, 3 h w
-    texts: list[str]
-    key: str
+Result = TypeVar("Result")
 
 
-class PictureDataset(Dataset[Picture]):
+class PictureDataset:
     """Pictures of one split at one size, by number.
 
     Args:
@@ -46,10 +42,6 @@ class PictureDataset(Dataset[Picture]):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, number: int) -> Picture:
-        record = self.reader.record(number)
-        return Picture(image=self.image(number), texts=record["texts"], key=record["key"])
-
     def image(self, number: int) -> Tensor:
         """The centre of a picture: uint8, 3 h w.
 
@@ -64,21 +56,22 @@ class PictureDataset(Dataset[Picture]):
         Raises:
             DataError: as `image`.
         """
-        try:
-            picture = EncodedPicture(self.reader.image(number))
+
+        def seen(picture: EncodedPicture) -> Tensor:
             return cut(picture, crop(picture.height, picture.width), height=height, width=width)
-        except DataError:
-            raise  # of the shard, which it names
-        except UserError as error:
-            raise self._damaged(number, error) from error
+
+        return self._read(number, seen)
 
     def images(self) -> Tensor:
         """All pictures: uint8, n 3 h w. For sets that fit in memory."""
-        return torch.stack([self.image(number) for number in range(len(self))])
+        return self._stacked(range(len(self)))
+
+    def _stacked(self, numbers: Iterable[int]) -> Tensor:
+        return torch.stack([self.image(number) for number in numbers])
 
     def batches(self, size: int, *, numbers: Sequence[int]) -> DataLoader[Tensor]:
         """The pictures with these numbers, so many at a time: uint8, b 3 h w."""
-        return DataLoader(Subset(_Images(self), numbers), batch_size=size)
+        return DataLoader(list(numbers), batch_size=size, collate_fn=self._stacked)  # type: ignore[arg-type]
 
     def captions(self, number: int) -> list[str]:
         """The captions of a picture."""
@@ -90,28 +83,14 @@ class PictureDataset(Dataset[Picture]):
 
     def aspects(self) -> list[float]:
         """Width over height of each picture, from its header."""
-        return [self._aspect(number) for number in range(len(self))]
+        return [self._read(number, lambda each: each.width / each.height) for number in range(len(self))]
 
-    def _aspect(self, number: int) -> float:
+    def _read(self, number: int, use: Callable[[EncodedPicture], Result]) -> Result:
+        data = self.reader.image(number)
         try:
-            picture = EncodedPicture(self.reader.image(number))
+            return use(EncodedPicture(data))
         except UserError as error:
-            raise self._damaged(number, error) from error
-        return picture.width / picture.height
-
-    def _damaged(self, number: int, error: UserError) -> DataError:
-        key = self.reader.keys()[number]
-        return DataError(f"data set {self.index.root}: picture {key!r} can't be decoded ({error})")
-
-
-class _Images(Dataset[Tensor]):
-    """The pictures of a set without their captions."""
-
-    def __init__(self, pictures: PictureDataset) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, number: int) -> Tensor:
-        return self.pictures.image(number)
+            key = self.reader.keys()[number]
+            raise DataError(
+                f"data set {self.index.root}: picture {key!r} can't be decoded ({error})"
+            ) from error

@@ -24,7 +24,7 @@ class PictureBatch(TypedDict):
     """Pictures, each with one of its captions."""
 
     image: Tensor  # uint8, b 3 h w
-    text: list[str]  # b captions, one chosen per picture
+    captions: list[str]  # b, one chosen per picture
     position: Tensor  # int64, b: place in the stream of samples, the key of every random draw
     index: Tensor  # int64, b: the picture's number in its split
 

@@ -161,7 +161,7 @@ class StreamedPictures(Dataset[dict]):
         if self.flip and flip(seed=self.seed, position=position, text=text):
             image = image.flip(-1)
         index = keyed.key(0, 0, f"{sample['__url__']}/{sample['__key__']}") >> 1
-        return {"image": image, "text": text, "position": position, "index": index}
+        return {"image": image, "captions": text, "position": position, "index": index}
 
     def _image(self, data: bytes, position: int) -> Tensor:
         encoded = EncodedPicture(data)

@@ -168,7 +168,7 @@ def made_up_batch(stage: LightningModule, count: int, *, size: int) -> LatentBat
             mean=mean, std=torch.ones_like(mean), context=states, position=numbers, index=numbers
         )
     image = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
-    return PictureBatch(image=image, text=[ENDLESS] * count, position=numbers, index=numbers)
+    return PictureBatch(image=image, captions=[ENDLESS] * count, position=numbers, index=numbers)
 
 
 def held_by(stage: LightningModule, optimizers: Iterable[Optimizer], *, averages: int) -> Held:

@@ -72,7 +72,7 @@ class ContrastiveStage(LightningModule):
         pictures = batch["image"]
         if self.augment is not None:
             pictures = self.augment(pictures, seed=self.seed, positions=batch["position"])
-        output = self._compare(self.net, pictures, batch["text"])
+        output = self._compare(self.net, pictures, batch["captions"])
         # each rank's pairs are the others' wrong answers too: the loss does not depend on the number of ranks
         images, texts = (
             self._from_all_ranks(output.image_features),
@@ -85,10 +85,10 @@ class ContrastiveStage(LightningModule):
         return loss
 
     def validation_step(self, batch: PictureBatch, batch_idx: int) -> None:
-        output = self._compare(self.averaged or self.net, batch["image"], batch["text"])
+        output = self._compare(self.averaged or self.net, batch["image"], batch["captions"])
         self.retrieval.update(output.image_features, output.text_features, batch["index"])
         loss = contrastive_loss(*output, keys=batch["index"])
-        self.log("val/loss", loss, batch_size=len(batch["text"]), sync_dist=True, prog_bar=True)
+        self.log("val/loss", loss, batch_size=len(batch["captions"]), sync_dist=True, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
         recalls = {f"val/{name}": value for name, value in self.retrieval.compute().items()}

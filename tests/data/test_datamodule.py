@@ -37,15 +37,15 @@ def test_a_training_has_steps_times_accumulation_batches(batches):
 def test_workers_change_no_picture_and_no_caption(batches):
     for ours, theirs in zip(batches(), batches(num_workers=2), strict=True):
         assert torch.equal(ours["image"], theirs["image"])
-        assert ours["text"] == theirs["text"]
+        assert ours["captions"] == theirs["captions"]
 
 
 def test_captions_are_the_pictures_own_and_change_over_epochs(emoji, batches):
     data = PictureData(root=str(emoji), size=16, batch_size=4)
     chosen = {}
     for batch in batches():
-        for number, text in zip(batch["index"].tolist(), batch["text"], strict=True):
-            assert text in data.train[number]["texts"]
+        for number, text in zip(batch["index"].tolist(), batch["captions"], strict=True):
+            assert text in data.train.captions(number)
             chosen.setdefault(number, set()).add(text)
     assert any(len(texts) > 1 for texts in chosen.values())
 
@@ -54,7 +54,7 @@ def test_captions_are_the_pictures_own_and_change_over_epochs(emoji, batches):
 def test_validation_is_the_same_every_time(emoji, seed):
     data = PictureData(root=str(emoji), size=16, batch_size=3, seed=seed)
     first, second = (list(data.val_dataloader()) for _ in range(2))
-    assert [batch["text"] for batch in first] == [batch["text"] for batch in second]
+    assert [batch["captions"] for batch in first] == [batch["captions"] for batch in second]
     assert torch.cat([batch["index"] for batch in first]).tolist() == [0, 1, 2, 3]
 
 
@@ -92,7 +92,11 @@ def rows(batches) -> list[tuple]:
         (position, index, text, image.numpy().tobytes())
         for batch in batches
         for position, index, text, image in zip(
-            batch["position"].tolist(), batch["index"].tolist(), batch["text"], batch["image"], strict=True
+            batch["position"].tolist(),
+            batch["index"].tolist(),
+            batch["captions"],
+            batch["image"],
+            strict=True,
         )
     ]
 

@@ -72,13 +72,13 @@ def test_the_held_out_pictures_are_drawn_by_seed():
 
 def test_pictures_are_the_tiles_of_the_sheet(emoji):
     pictures = PictureDataset(str(emoji), split="train", size=64)
-    entry = json.loads((preparation.ASSETS / "captions.json").read_text())[pictures[3]["key"]]
+    entry = json.loads((preparation.ASSETS / "captions.json").read_text())[pictures.reader.keys()[3]]
     row, column = divmod(entry["index"], 32)
     with Image.open(preparation.ASSETS / "sheet.webp") as sheet:
         pixels = torch.from_numpy(np.array(sheet.convert("RGB"))).permute(2, 0, 1)
     tile = pixels[:, row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
     assert torch.equal(pictures.image(3), tile)
-    assert pictures[3]["texts"] == entry["captions"]
+    assert pictures.captions(3) == entry["captions"]
 
 
 def test_larger_pictures_are_cropped_to_the_middle(tmp_path):

@@ -66,7 +66,7 @@ def streaming(
 
 
 def texts(batches) -> list[str]:
-    return [text for batch in batches for text in batch["text"]]
+    return [text for batch in batches for text in batch["captions"]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -82,7 +82,9 @@ def test_ranks_have_equal_batches_positions_of_their_own_and_other_samples(tars,
 def test_pictures_come_with_their_own_captions_and_identities(tars):
     index_of = {}
     for batch in streaming(tars, steps=40):
-        for image, text, index in zip(batch["image"], batch["text"], batch["index"].tolist(), strict=True):
+        for image, text, index in zip(
+            batch["image"], batch["captions"], batch["index"].tolist(), strict=True
+        ):
             number = int(text.removeprefix("number "))
             assert image[:, 8, 8].tolist() == [number, 255 - number, 0]
             assert index_of.setdefault(number, index) == index

@@ -47,7 +47,12 @@ class Patches(LightningDataModule):
         images = halves.permute(0, 2, 1).repeat_interleave(8, dim=2)[..., None].expand(16, 3, 16, 16)
         number = torch.arange(16)
         self.batches = [
-            {"image": images.to(torch.uint8), "text": TEXTS, "position": number + 16 * step, "index": number}
+            {
+                "image": images.to(torch.uint8),
+                "captions": TEXTS,
+                "position": number + 16 * step,
+                "index": number,
+            }
             for step in range(steps)
         ]
 
