@@ -31,11 +31,13 @@ from ldm.checkpoints.resuming import (
     replaced,
 )
 from ldm.checkpoints.training_state import POINTER, newest_state
+from ldm.io.links import check_no_link
 from ldm.io.reading import read_json, read_yaml
 from ldm.io.writing import make_folder, write
 from ldm.randomness.seeds import EARLIER_GENERATOR, GENERATOR
 
 RECORD, CONFIG = "run.json", "config.yaml"
+WRITTEN = ("checkpoints", "samples", "averages", "bundle", "metrics.jsonl", "report.md", "curves.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,11 @@ class Run:
         that had finished gets another name, since the run is no longer finished.
 
         Raises:
-            UserError: options that differ, and no step left to take with them.
+            UserError: options that differ, and no step left to take with them; a link where the training
+                will write.
         """
+        for name in WRITTEN:
+            check_no_link(self.path / name)
         record = self.record()
         changed = {key: list(each) for key, each in self.changed.items()}
         last = config["trainer"]["max_steps"] if changed else None

@@ -47,7 +47,7 @@ def facts_of(job: Job, opened: Opened, *, batch: tuple[int, int]) -> dict[str, A
     settings = generator.settings()
     facts: dict[str, Any] = {
         "prompt": job.prompt,
-        "tokens": tokens_of(job.prompt, generator.tokenizer),
+        "tokens": tokens_of(job, generator.tokenizer),
         "negative": job.negative,
         "seed": job.seed,
         "steps": first(settings, "steps"),
@@ -67,12 +67,19 @@ def facts_of(job: Job, opened: Opened, *, batch: tuple[int, int]) -> dict[str, A
     return facts | settings
 
 
-def tokens_of(prompt: str, tokenizer: Tokenizer | None) -> dict[str, int] | None:
-    """How many tokens a prompt takes, and how many of them are read; None without a tokenizer."""
+def tokens_of(job: Job, tokenizer: Tokenizer | None) -> dict[str, int] | None:
+    """How many tokens the prompt takes, and how many of them are read; of a negative prompt, too.
+
+    None without a tokenizer.
+    """
     if tokenizer is None:
         return None
-    count = tokenizer.count(prompt)
-    return {"prompt": count, "read": min(count, tokenizer.context_length)}
+    count, limit = tokenizer.count(job.prompt), tokenizer.context_length
+    found = {"prompt": count, "read": min(count, limit)}
+    if job.negative:
+        negative = tokenizer.count(job.negative)
+        found |= {"negative": negative, "negative_read": min(negative, limit)}
+    return found
 
 
 def first(settings: Mapping[str, Any], name: str) -> Any:

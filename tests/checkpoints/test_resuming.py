@@ -252,6 +252,18 @@ def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(call, stopped)
     assert status.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "bundle", "report.md"])
+def test_a_link_in_a_run_is_refused_before_the_first_step(call, stopped, tmp_path, name):
+    if (stopped.path / name).exists():
+        shutil.move(stopped.path / name, tmp_path / "moved")
+    (stopped.path / name).symlink_to(tmp_path / "moved")
+    before = (stopped.path / "run.json").read_bytes()
+    status, printed = call(f"resume={stopped.path}")
+    assert f"{name} is a link to {tmp_path / 'moved'}, and nothing is written" in status
+    assert "continuing" not in printed
+    assert (stopped.path / "run.json").read_bytes() == before
+
+
 def test_options_are_compared_by_value_and_repeated_ones_once():
     assert flat({"a": {"b": 1, "c": None}, "d": [], "summary": "x"}) == {"a.b": 1, "d": []}
     aliases = {"model.net": "backbone", "trainer.max_steps": "steps", "model.data.root": "data.root"}

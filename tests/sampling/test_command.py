@@ -177,6 +177,7 @@ def test_prompts_that_the_model_does_not_read_whole_are_told(sample, capsys, tmp
     assert facts["prompt"] == f"{long}cat"
     count = facts["tokens"]["prompt"]
     assert (count > 60, facts["tokens"]["read"]) == (True, 16)
+    assert (facts["tokens"]["negative"], facts["tokens"]["negative_read"]) == (count - 1, 16)
     assert told[0].startswith(f"prompt has {count} tokens, the model reads 16: what follows '...")
     assert told[0].endswith("' is not seen")
     assert told[1].startswith("negative prompt has ")
