@@ -111,12 +111,6 @@ def average(tensors: Iterable[Tensor]) -> None:
         part.copy_(mean.view_as(part))
 
 
-def total(tensor: Tensor) -> None:
-    """Replaces a tensor by its sum over the ranks."""
-    if world_size() > 1:
-        distributed.all_reduce(tensor)
-
-
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with all its shards; every rank must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -2,8 +2,11 @@
 
 Gradients of matrices are of low effective rank, so a few directions take all of an Adam step; here every
 direction gets the same length. Vectors take AdamW steps. Steps of matrices are scaled to the size that Adam's
-have (Liu et al. 2025, eq. 4), so both live under one learning rate and one weight decay. Of several ranks,
-which have the same gradients, each makes its share of the matrices orthogonal; the others give it the rest.
+have (Liu et al. 2025, eq. 4), so both live under one learning rate and one weight decay.
+
+It is our own, as `torch.optim.Muon` refuses every parameter that isn't 2-D: kernels of convolutions, which
+are most of a U-Net, and vectors, for which it would take a second optimizer beside it. Each of several ranks
+makes all matrices orthogonal: that is less than a hundredth of a step of the networks here.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +18,6 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ldm import UserError
-from ldm.distributed.ranks import rank, total, world_size
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, keeps singular values near 1
 ADAM_SIZE = 0.2  # root mean square of an Adam step per learning rate (Liu et al. 2025)
@@ -33,7 +35,7 @@ class Muon(Optimizer):
         iterations: of the orthogonalisation.
 
     Raises:
-        UserError: parameters that are dealt out over ranks.
+        UserError: parameters that are sharded over ranks.
     """
 
     def __init__(
@@ -77,31 +79,13 @@ class Muon(Optimizer):
         torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
         shapes = sorted({tuple(p.flatten(1).shape) for p in parameters})
         stacks = [[p for p in parameters if tuple(p.flatten(1).shape) == shape] for shape in shapes]
-        for shape, stack, directions in zip(shapes, stacks, self._directions(stacks, group), strict=True):
+        for shape, stack in zip(shapes, stacks, strict=True):
             length = group["lr"] * ADAM_SIZE * max(shape) ** 0.5
-            for p, direction in zip(stack, directions, strict=True):
+            for p, direction in zip(stack, self._directions(stack, group), strict=True):
                 p.sub_(direction.view_as(p), alpha=length)
 
-    def _directions(self, stacks: list[list[Tensor]], group: dict[str, Any]) -> Iterable[Tensor]:
-        """Of each stack of parameters alike, b m n; a rank computes its share, and one message tells all."""
-        count = world_size()
-        if count == 1:
-            return (self._share(stack, group) for stack in stacks)
-        sizes = [sum(p.numel() for p in stack) for stack in stacks]
-        flat = torch.zeros(sum(sizes), dtype=torch.bfloat16, device=stacks[0][0].device)
-        found = [
-            part.view(len(stack), *stack[0].flatten(1).shape)
-            for part, stack in zip(flat.split(sizes), stacks, strict=True)
-        ]
-        for stack, owners, directions in zip(stacks, dealt_out(stacks, count), found, strict=True):
-            own = [place for place, owner in enumerate(owners) if owner == rank()]
-            if own:
-                directions[own] = self._share([stack[place] for place in own], group).to(directions.dtype)
-        total(flat)  # it is 0 where other ranks have written
-        return found
-
-    def _share(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
-        """Directions of parameters alike."""
+    def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """The directions in which parameters of one shape go, b m n."""
         moments, gradients = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
         ahead = torch._foreach_lerp(gradients, moments, group["momentum"])  # Nesterov's look ahead
         return orthogonal(torch.stack([d.flatten(1) for d in ahead]), iterations=group["iterations"])
@@ -118,19 +102,6 @@ class Muon(Optimizer):
             mean = state["mean"] / (1 - fast ** state["step"])
             square = state["square"] / (1 - slow ** state["step"])
             p.addcdiv_(mean, square.sqrt() + group["eps"], value=-group["lr"])
-
-
-def dealt_out(stacks: list[list[Tensor]], count: int) -> list[list[int]]:
-    """The rank of each matrix of each stack: the dearest first, to whoever has least to do (Graham 1969)."""
-    costs = [max(shape) * min(shape) ** 2 for shape in (stack[0].flatten(1).shape for stack in stacks)]
-    owners = [[0] * len(stack) for stack in stacks]
-    loads = [0] * count
-    for number in sorted(range(len(stacks)), key=lambda number: -costs[number]):
-        for place in range(len(stacks[number])):
-            owner = loads.index(min(loads))
-            owners[number][place] = owner
-            loads[owner] += costs[number]
-    return owners
 
 
 def orthogonal(matrices: Tensor, *, iterations: int) -> Tensor:
