@@ -117,7 +117,8 @@ def ours(task: Task, *, like: str, count: int | None = None) -> Numbers:
     extractor = Inception2015(like=like, weights=str(task.weights), sha256=digest(task.weights))
     measures = {type(each).__name__: each for each in metrics(min(task.subset, count or task.subset))}
     real, made = (looked_at(folder, extractor, count) for folder in (task.real, task.made))
-    return score(measures, real=parts_of(real), generated=parts_of(made))
+    scores = score(measures, real=parts_of(real), generated=parts_of(made))
+    return {name: value for numbers in scores.values() for name, value in numbers.items()}
 
 
 def looked_at(folder: Path, extractor: FeatureExtractor, count: int | None) -> Observed:

@@ -26,7 +26,7 @@ from benchmarks.scaling_model import (
     stops_at,
     trainings,
 )
-from ldm.evaluation.tables import markdown_table
+from ldm.evaluation.report import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 MOST = 64  # micro-batches a step

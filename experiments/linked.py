@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ldm.evaluation.tables import markdown_table
+from ldm.evaluation.report import markdown_table
 
 SUFFIXES = (".svg", ".png")  # the first there is stands for a figure that was drawn as both
 

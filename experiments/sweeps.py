@@ -14,8 +14,8 @@ from experiments.tables import Table
 from hydra_plugins.ldm_sweeps.points import Point, newest, numbers, read_points
 from ldm import UserError
 from ldm.commands.options import command_line, option
+from ldm.evaluation.report import csv_text
 from ldm.evaluation.results import read_results
-from ldm.evaluation.tables import csv_text
 from ldm.io.reading import read_json
 from ldm.io.writing import write
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.evaluation.published import METRICS, PublishedRow
-from ldm.evaluation.tables import markdown_table
+from ldm.evaluation.report import markdown_table
 
 UNVERIFIED = "†"
 MEASURED = ("metric", "run", "value", "floor", "ceiling", "real", "pictures", "seeds")

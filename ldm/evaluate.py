@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
         return fetch_weights([*config.protocol.extractors, *(config.protocol.get("distances") or ())])
     from ldm.evaluation.command import Command
     from ldm.evaluation.ranks import Ranks
-    from ldm.evaluation.tables import numbers_table
+    from ldm.evaluation.report import numbers_table
 
     ranks = Ranks.started()
     command = Command(

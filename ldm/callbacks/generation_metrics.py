@@ -10,16 +10,13 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
 from ldm import UserError
-from ldm.evaluation.captions import CaptionSet
+from ldm.evaluation.captions import CaptionSet, requests_for
 from ldm.evaluation.feature_cache import FeatureCache
-from ldm.evaluation.feature_pass import Observers, observe, parts_of
-from ldm.evaluation.few import few_results
-from ldm.evaluation.generation import drawn_by, requests_for
+from ldm.evaluation.feature_pass import FeaturePass, Observers, drawn_by, parts_of
 from ldm.evaluation.pictures import Split
 from ldm.evaluation.published import PUBLISHED, read_published, reference_lines
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_set import Gallery
-from ldm.evaluation.training_pictures import name_training_pictures
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric, score
 
@@ -79,7 +76,7 @@ class GenerationMetrics(Callback):
         self.captions = CaptionSet(
             name="training", split=split, captions=captions, samples=samples, metrics=tuple(metrics), few=few
         )
-        few_results(self.captions, metrics, drawn=captions * samples, real=None)  # told before the training
+        self.captions.too_few(metrics, generated=captions * samples, real=None)  # refused before the training
         self.batch_size, self.every = batch_size, every
         self.cache = cache
         self.published = read_published(PUBLISHED if published is None else Path(published))
@@ -125,19 +122,22 @@ class GenerationMetrics(Callback):
         gallery = self._gallery(trainer)
         captions = gallery.captions(self.captions, seed=0)
         drawn = len(captions) * self.captions.samples
-        few = few_results(self.captions, self.metrics, drawn=drawn, real=gallery.count)
-        seen = observe(
-            drawn_by(pl_module.generator()),
-            requests_for(captions, samples=self.captions.samples, seed_base=0),
+        few = self.captions.too_few(self.metrics, generated=drawn, real=gallery.count)
+        look = FeaturePass(
             observers=self.observers,
-            wanted=self.observers.names,
             batch_size=self.batch_size,
             ranks=self.ranks,
             folder=gallery.folder,
             progress=False,
         )
-        numbers = score(self.metrics, real=gallery.observed(), generated=parts_of(seen.observed))
-        return {f"{name}{LABEL}" if name in few else name: value for name, value in numbers.items()}
+        requests = requests_for(captions, samples=self.captions.samples, seed_base=0)
+        seen = look(drawn_by(pl_module.generator()), requests, wanted=self.observers.names)
+        scores = score(self.metrics, real=gallery.observed(), generated=parts_of(seen.observed))
+        return {
+            f"{name}{LABEL}" if key in few else name: value
+            for key, numbers in scores.items()
+            for name, value in numbers.items()
+        }
 
     def _gallery(self, trainer: Trainer) -> Gallery:
         if self.gallery is None:
@@ -147,7 +147,7 @@ class GenerationMetrics(Callback):
             self.gallery = Gallery(
                 splits, observers=self.observers, cache=cache, ranks=self.ranks, progress=False
             )
-            name_training_pictures(self.metrics, self.gallery)
+            self.gallery.tell_splits(self.metrics.values())
         return self.gallery
 
     def _warn(self, trainer: Trainer, error: Exception, then: str) -> None:

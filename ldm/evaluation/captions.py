@@ -1,7 +1,8 @@
-"""Which captions pictures are made from: drawn from a split by a hash, or read from a list."""
+"""Which captions pictures are generated from, chosen by a hash or read from a list, and their requests."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,6 +10,7 @@ from typing import Literal, NamedTuple
 from ldm import UserError
 from ldm.data.index import hash_file
 from ldm.data.tables import read_columns
+from ldm.metrics.picture_metric import PictureMetric
 
 ELSEWHERE = -1  # row of a picture whose right real picture isn't among the real ones
 
@@ -25,6 +27,23 @@ class Caption(NamedTuple):
     row: int
 
 
+class Request(NamedTuple):
+    """One picture to make.
+
+    Attributes:
+        row: number of the right real picture.
+        caption: number of the caption in its set.
+        name: of its file in a folder of pictures, without the end: `<set>/<key of the right picture>`; the
+            second picture of a key is `<set>/<key>_1`, the third `<set>/<key>_2`.
+    """
+
+    prompt: str
+    seed: int
+    row: int
+    caption: int
+    name: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptionSet:
     """Captions of a split, how many pictures each gets, and what is measured on them.
@@ -38,7 +57,7 @@ class CaptionSet:
         metrics: names in the config's `metric`.
         file: a csv with the columns key and caption that is read instead of drawing; once read, its sha256.
         sha256: of the captions, see `digest`; another list is refused. Null takes any.
-        few: the metrics among those that want 2,048 pictures which may be taken of fewer; their rows say so.
+        few: metrics that may be taken of fewer pictures than they want; their rows say so.
     """
 
     name: str
@@ -100,6 +119,30 @@ class CaptionSet:
         pairs = [(number, place) for number, own in enumerate(texts) for place in range(len(own))]
         return sorted(pairs, key=lambda pair: _draw(seed, self.name, f"{keys[pair[0]]}/{pair[1]}"))
 
+    def too_few(self, metrics: Mapping[str, PictureMetric], *, generated: int, real: int | None) -> set[str]:
+        """Names of the metrics that are taken of fewer pictures, on either side, than they want.
+
+        Args:
+            metrics: by the names that `few` uses.
+            generated, real: pictures on each side; null where nobody knows how many are real.
+
+        Raises:
+            UserError: such a metric that `few` doesn't name.
+        """
+        found = set()
+        for name, metric in metrics.items():
+            count = generated if real is None or not metric.against_real else min(generated, real)
+            if count >= metric.minimum_images:
+                continue
+            if name not in self.few:
+                raise UserError(
+                    f"caption set {self.name!r} has {count} pictures for {name!r}, which wants "
+                    f"{metric.minimum_images}: take more, or name it in the set's few: [{name}] to have it "
+                    f"with a label"
+                )
+            found.add(name)
+        return found
+
     def check(self, captions: Sequence[Caption]) -> None:
         """Refuses another list than the protocol's.
 
@@ -112,6 +155,32 @@ class CaptionSet:
                 f"{digest(captions)[:12]}, the protocol wants {self.sha256[:12]}: use the data set and the "
                 f"list that it was written for"
             )
+
+
+def requests_for(
+    captions: Sequence[Caption], *, samples: int, seed_base: int, folder: str = ""
+) -> list[Request]:
+    """`samples` pictures a caption, caption by caption; no two share a seed or a name.
+
+    Args:
+        folder: what the names begin with, the set's name.
+    """
+    requests: list[Request] = []
+    seen: Counter[str] = Counter()
+    for number, caption in enumerate(captions):
+        for sample in range(samples):
+            earlier = seen[caption.key]
+            seen[caption.key] += 1
+            requests.append(
+                Request(
+                    prompt=caption.text,
+                    seed=seed_base + number * samples + sample,
+                    row=caption.row,
+                    caption=number,
+                    name=f"{folder}/{caption.key}_{earlier}" if earlier else f"{folder}/{caption.key}",
+                )
+            )
+    return requests
 
 
 def identified(caption_set: CaptionSet, captions: Iterable[Caption]) -> CaptionSet:

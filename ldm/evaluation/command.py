@@ -26,13 +26,12 @@ from ldm.evaluation.protocol import caption_sets
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Statistics
-from ldm.evaluation.report import write_report
+from ldm.evaluation.report import sweep_report, write_report
 from ldm.evaluation.result_types import Row, SetResult
 from ldm.evaluation.results import results, write_results
 from ldm.evaluation.round_trip import reconstruct
 from ldm.evaluation.subject import Subject
 from ldm.evaluation.sweep import Point, lines_of, points, write_table
-from ldm.evaluation.tables import sweep_report
 from ldm.generators.snapshot import bundle_of_length
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor

@@ -1,4 +1,4 @@
-"""The networks that look at pictures and texts, and the one pass in which they see all of a set."""
+"""The one pass over a set: pictures are generated batch by batch, and networks take their features."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,18 +8,20 @@ from typing import NamedTuple, TypeVar
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from tqdm import tqdm
 
-from ldm.evaluation.generation import Draw, Request, generate
+from ldm import UserError
+from ldm.evaluation.captions import Request
 from ldm.evaluation.ranks import Ranks
-from ldm.metrics.features import FeatureExtractor, FeatureIdentity, resize_pictures
+from ldm.metrics.features import OWN_CLIP, FeatureExtractor, FeatureIdentity, resize_pictures
 from ldm.metrics.mmap_tables import ROWS_AT_ONCE, store_tables
 from ldm.metrics.picture_metric import Observed
-
-OWN_CLIP = "own_clip"  # says in every result's name that the judge belongs to the model
 
 T = TypeVar("T")
 Features = dict[str, Float[Tensor, "b _"]]
 TextFeatures = Callable[[Sequence[str]], Tensor]  # texts -> b d
+Pipeline = Callable[[list[str], list[int]], Tensor]  # prompts, seeds -> uint8 b 3 h w
+Draw = Callable[[Sequence[Request]], Tensor]  # requests -> uint8 b 3 h w
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,61 +102,95 @@ class Seen(NamedTuple):
     first: list[UInt8[Tensor, "3 h w"]]
 
 
-def observe(
-    draw: Draw,
-    requests: Sequence[Request],
-    *,
-    observers: Observers,
-    batch_size: int,
-    wanted: Iterable[str],
-    keep: int = 0,
-    ranks: Ranks | None = None,
-    folder: Path | None = None,
-    title: str = "",
-    progress: bool = True,
-) -> Seen:
-    """Draws all pictures and looks at each once; every process takes its share of batches and gets all.
+@dataclass(frozen=True, kw_only=True)
+class FeaturePass:
+    """Generates all pictures of a set and takes the features of each once; only a batch is ever in memory.
 
     Rows come in the order of the requests, and are the same whatever the number of processes; the size of a
-    batch changes them by rounding. They lie
-    in files: what is in memory is a batch, not all of them.
+    batch changes them by rounding.
 
-    Args:
-        wanted: names of the features that are held.
-        keep: how many of the first pictures are kept.
-        folder: of the files, see `store_tables`.
+    Attributes:
+        batch_size: pictures generated at once.
+        ranks: the processes that share the work: each takes every n-th batch, and all get all features.
+        folder: where the features lie, see `store_tables`.
+        progress: whether passes with a title draw a bar.
+    """
+
+    observers: Observers
+    batch_size: int
+    ranks: Ranks = field(default_factory=Ranks)
+    folder: Path | None = None
+    progress: bool = True
+
+    def __call__(
+        self,
+        draw: Draw,
+        requests: Sequence[Request],
+        *,
+        wanted: Iterable[str],
+        keep: int = 0,
+        title: str = "",
+    ) -> Seen:
+        """Takes the features of the pictures that requests ask for.
+
+        Args:
+            wanted: names of the features that are held.
+            keep: how many of the first pictures are kept.
+
+        Raises:
+            UserError: no room for the files, or pictures of another form than one of 8 bit a request.
+            RankError: another process failed.
+        """
+        names = {*wanted}
+        size = min(self.ranks.gather(self.batch_size))
+        batches = [*enumerate(batched(requests, size))]
+
+        def features_of_share() -> Iterator[tuple[Features, Tensor]]:
+            observers, share = self.observers.only(names), self.ranks.share(batches)
+            hidden = not (self.progress and title)
+            with tqdm(total=sum(len(b) for _, b in share), desc=title, unit="picture", disable=hidden) as bar:
+                for number, batch in share:
+                    images = generated(draw, batch)
+                    features = observers.look(images) | observers.read([one.prompt for one in batch])
+                    held = {name: values for name, values in features.items() if name in names}
+                    yield held, images[: max(0, keep - number * size)].clone()
+                    bar.update(len(batch))
+
+        first: list[Tensor] = []
+
+        def features_of_all() -> Iterator[Features]:
+            for features, images in self.ranks.in_turns(features_of_share()):
+                first.extend(images)
+                yield features
+
+        return Seen(
+            observed=Observed(
+                features=store_tables(features_of_all(), folder=self.folder),
+                rows=torch.tensor([request.row for request in requests]),
+                captions=torch.tensor([request.caption for request in requests]),
+            ),
+            first=first,
+        )
+
+
+def generated(draw: Draw, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w"]:
+    """The pictures of one batch, on the CPU.
 
     Raises:
-        UserError: no room for the files.
-        RankError: another process failed.
+        UserError: something other than one 8-bit picture a request.
     """
-    ranks, names = ranks or Ranks(), {*wanted}
-    size = min(ranks.gather(batch_size))
-    batches = ranks.share(batched(range(len(requests)), size))
+    images = draw(requests)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[:2] != (len(requests), 3):
+        raise UserError(
+            f"the pipeline gave {images.dtype} {tuple(images.shape)} for {len(requests)} prompts, "
+            f"expected torch.uint8 ({len(requests)}, 3, height, width)"
+        )
+    return images.cpu()
 
-    def look() -> Iterator[tuple[Features, list[Tensor]]]:
-        share = [requests[place] for batch in batches for place in batch]
-        drawn = generate(draw, share, batch_size=size, title=title, progress=progress)
-        for places, (batch, images) in zip(batches, drawn, strict=True):
-            features = observers.look(images) | observers.read([request.prompt for request in batch])
-            held = {name: values for name, values in features.items() if name in names}
-            yield held, [image.clone() for image in images[: max(0, keep - places[0])]]
 
-    first: list[Tensor] = []
-
-    def seen() -> Iterator[Features]:
-        for features, images in ranks.in_turns(look()):
-            first.extend(images)
-            yield features
-
-    return Seen(
-        observed=Observed(
-            features=store_tables(seen(), folder=folder),
-            rows=torch.tensor([request.row for request in requests]),
-            captions=torch.tensor([request.caption for request in requests]),
-        ),
-        first=first,
-    )
+def drawn_by(pipeline: Pipeline) -> Draw:
+    """Pictures that a pipeline generates from the prompts and seeds."""
+    return lambda requests: pipeline([one.prompt for one in requests], [one.seed for one in requests])
 
 
 def batched(items: Sequence[T], size: int) -> list[Sequence[T]]:

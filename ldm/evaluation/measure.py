@@ -1,9 +1,9 @@
-"""One pass over pictures feeds every measure; the same measures are then taken of references."""
+"""Pictures, features, numbers: one pass over a set feeds every metric, which is then taken of references."""
 
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import mean, stdev
 
 import torch
@@ -11,19 +11,16 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ldm import UserError
-from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet
-from ldm.evaluation.feature_pass import Observers, Seen, batched, observe, parts_of
-from ldm.evaluation.few import few_results
-from ldm.evaluation.generation import Draw, Request, requests_for
+from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, Request, requests_for
+from ldm.evaluation.feature_pass import Draw, FeaturePass, Observers, Seen, batched, parts_of
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Statistics
 from ldm.evaluation.result_types import Row, SetResult
 from ldm.evaluation.showing import closest_pairs, first_captions
-from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.mmap_tables import store_tables
-from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, result_name, score
+from ldm.metrics.picture_metric import Copies, Observed, PictureMetric, Reference, Scores, score
 from ldm.randomness.seeds import check_seed
 
 
@@ -55,74 +52,66 @@ class Evaluator:
     progress: bool = True
 
     def measure(self, draw: Draw, caption_set: CaptionSet) -> SetResult:
-        """Draws a set's pictures, once for each of the protocol's seeds, and measures them with references.
+        """Generates and measures the pictures of a set, once for each of the protocol's seeds.
 
         Raises:
             UserError: an unknown metric, or fewer pictures than one wants that isn't in the set's `few`.
         """
         metrics, skipped = self._available(caption_set)
-        count = len(self.captions[caption_set.name]) * caption_set.samples
-        few = few_results(caption_set, metrics, drawn=count, real=self._real)
-        floor = self._floor(metrics, count)
+        few = self._too_few(caption_set, metrics)
+        count = self._count(caption_set)
+        floor = self._floor(metrics, count)  # before any picture is generated: too few are refused now
         started = time.perf_counter()
-        runs = [self._seen(draw, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
+        runs = [self._run(draw, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
         seconds = time.perf_counter() - started
-        numbers = [
-            score(metrics, real=self.gallery.observed(), generated=parts_of(seen.observed))
-            for _, seen in runs
+        scores = [self._score(metrics, seen.observed) for _, seen in runs]
+        requests, seen = runs[0]
+        copies = self._copies(metrics, seen.observed)
+        references = self._references(metrics, requests[:: caption_set.samples])
+        if floor:
+            references["floor"] = floor
+        rows = [
+            Row(
+                set=caption_set.name,
+                metric=name,
+                **spread([one[key][name] for one in scores]),
+                images=count,
+                seeds=self.protocol.seeds,
+                few=key in few,
+                foreign=self._is_foreign(metric),
+                **{kind: found.get(key, {}).get(name) for kind, found in references.items()},
+                nfe=self.protocol.nfe,
+                seconds=round(seconds, 4),
+                params=self.params,
+                protocol=self.protocol.hash,
+                reading=metric.reading,
+            )
+            for key, metric in metrics.items()
+            for name in scores[0][key]
         ]
-        batch = self.protocol.batch_size
-        closest = closest_pairs(
-            metrics.values(), draw, *runs[0], self.gallery, count=self.show, batch_size=batch
-        )
-        references = self._references(metrics, runs[0][0][:: caption_set.samples])
-        foreign = self._foreign(metrics)
-        row = Row(
-            set=caption_set.name,
-            metric="",
-            value=0.0,
-            images=count,
-            seeds=self.protocol.seeds,
-            nfe=self.protocol.nfe,
-            seconds=round(seconds, 4),
-            params=self.params,
-            protocol=self.protocol.hash,
-        )
+        shown = {"count": self.show, "batch_size": self.protocol.batch_size}
         return SetResult(
             name=caption_set.name,
-            rows=[
-                replace(
-                    row,
-                    metric=name,
-                    few=name in few,
-                    foreign=name in foreign,
-                    floor=floor.get(name),
-                    **spread(numbers, name),
-                    **references.get(name, {}),
-                )
-                for name in numbers[0]
-            ],
-            shown=first_captions(*runs[0], self.gallery, samples=caption_set.samples),
-            closest=closest,
+            rows=rows,
+            shown=first_captions(requests, seen, self.gallery, samples=caption_set.samples),
+            closest=copies and closest_pairs(copies, draw, requests, self.gallery, **shown),
             floor_images=len(self._halves(count)[0]) if floor else 0,
             images=count,
-            seeds=(runs[0][0][0].seed, runs[-1][0][-1].seed),
+            seeds=(requests[0].seed, runs[-1][0][-1].seed),
             repeats=len(runs),
             seconds=seconds,
             skipped=skipped,
         )
 
     def check(self) -> None:
-        """Refuses what `measure` would refuse, for all sets, before the first picture is drawn.
+        """Refuses what `measure` would refuse, for all sets, before the first picture is generated.
 
         Raises:
             UserError: as `measure`.
         """
         for each in self.protocol.sets:
-            metrics, _ = self._available(each)
-            count = len(self.captions[each.name]) * each.samples
-            few_results(each, metrics, drawn=count, real=self._real)
-            last = self.protocol.seed_base + self.protocol.seeds * count - 1
+            self._too_few(each, self._available(each)[0])
+            last = self.protocol.seed_base + self.protocol.seeds * self._count(each) - 1
             check_seed(last, f"seed_base={self.protocol.seed_base}: the last seed of set {each.name!r}")
 
     def requests(self, caption_set: CaptionSet, *, repeat: int = 0) -> list[Request]:
@@ -131,10 +120,13 @@ class Evaluator:
         start = self.protocol.seed_base + repeat * len(captions) * caption_set.samples
         return requests_for(captions, samples=caption_set.samples, seed_base=start, folder=caption_set.name)
 
-    @property
-    def _real(self) -> int | None:
-        """How many pictures the reference is of; null where nobody knows."""
-        return self.gallery.count if self.statistics is None else self.statistics.count
+    def _count(self, caption_set: CaptionSet) -> int:
+        """Pictures of a set, for each seed."""
+        return len(self.captions[caption_set.name]) * caption_set.samples
+
+    def _too_few(self, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric]) -> set[str]:
+        real = self.gallery.count if self.statistics is None else self.statistics.count
+        return caption_set.too_few(metrics, generated=self._count(caption_set), real=real)
 
     def _available(self, caption_set: CaptionSet) -> tuple[dict[str, PictureMetric], list[str]]:
         unknown = set(caption_set.metrics) - set(self.metrics)
@@ -149,91 +141,79 @@ class Evaluator:
 
     def _able(self, metric: PictureMetric) -> bool:
         """Whether its networks are there, and what it holds pictures against."""
-        networks = {*metric.needs} <= self.observers.names
-        if self.statistics is None or not metric.against_real:
-            return networks
-        return networks and isinstance(metric, FrechetDistance) and metric.reference is not None
+        held_against = self.statistics is None or not metric.against_real or metric.reference is not None
+        return held_against and {*metric.needs} <= self.observers.names
 
-    def _foreign(self, metrics: Mapping[str, PictureMetric]) -> set[str]:
-        """Results against statistics of unknown preparation."""
-        if self.statistics is None or self.statistics.preparation is not None:
-            return set()
-        distances = (each for each in metrics.values() if isinstance(each, FrechetDistance))
-        return {result_name("fd", each.features) for each in distances}
+    def _is_foreign(self, metric: PictureMetric) -> bool:
+        """Whether it was taken against statistics of unknown preparation."""
+        return (
+            self.statistics is not None
+            and self.statistics.preparation is None
+            and metric.reference is not None
+        )
 
-    def _seen(
+    @property
+    def _pass(self) -> FeaturePass:
+        return FeaturePass(
+            observers=self.observers,
+            batch_size=self.protocol.batch_size,
+            ranks=self.ranks,
+            folder=self.gallery.folder,
+            progress=self.progress,
+        )
+
+    def _run(
         self, draw: Draw, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric], repeat: int
     ) -> tuple[list[Request], Seen]:
         requests = self.requests(caption_set, repeat=repeat)
         title = caption_set.name if self.protocol.seeds == 1 else f"{caption_set.name}, {repeat + 1}"
         keep = 0 if repeat else self.show * caption_set.samples
-        return requests, self._observe(draw, requests, metrics, keep=keep, title=f"{title} captions")
+        seen = self._pass(draw, requests, wanted=needs(metrics), keep=keep, title=f"{title} captions")
+        return requests, seen
 
-    def _observe(
-        self,
-        draw: Draw,
-        requests: Sequence[Request],
-        metrics: Mapping[str, PictureMetric],
-        *,
-        keep: int = 0,
-        title: str = "",
-    ) -> Seen:
-        wanted = {name for metric in metrics.values() for name in metric.needs}
-        return observe(
-            draw,
-            requests,
-            observers=self.observers.only(wanted),
-            wanted=wanted,
-            batch_size=self.protocol.batch_size,
-            keep=keep,
-            ranks=self.ranks,
-            folder=self.gallery.folder,
-            title=title,
-            progress=self.progress and bool(title),
-        )
+    def _score(self, metrics: Mapping[str, PictureMetric], observed: Observed) -> Scores:
+        return score(metrics, real=self.gallery.observed(), generated=parts_of(observed))
 
-    def _floor(self, metrics: Mapping[str, PictureMetric], count: int) -> dict[str, float]:
-        """The measures of real pictures against others; first of all, so that too few are told now."""
-        asked = {name: metric for name, metric in metrics.items() if "floor" in metric.references}
+    def _copies(self, metrics: Mapping[str, PictureMetric], observed: Observed) -> Copies | None:
+        """The nearest pairs, of the first metric that judges any."""
+        sides = observed.features, self.gallery.features
+        return next((found for each in metrics.values() if (found := each.copies_in(*sides))), None)
+
+    def _floor(self, metrics: Mapping[str, PictureMetric], count: int) -> Scores:
+        """The metrics of real pictures against others."""
+        asked = asking(metrics, "floor")
         if not asked or self.gallery.count < 2:
             return {}
-        drawn, others = self._halves(count)
-        return score(asked, real=self.gallery.observed(others), generated=self.gallery.observed(drawn))
+        some, others = self._halves(count)
+        return score(asked, real=self.gallery.observed(others), generated=self.gallery.observed(some))
 
     def _references(
         self, metrics: Mapping[str, PictureMetric], requests: Sequence[Request]
-    ) -> dict[str, dict[str, float]]:
-        """The measures of the right pictures and of their round trip, or of as many real ones."""
+    ) -> dict[Reference, Scores]:
+        """The metrics of the right pictures and of their round trip, or of as many real ones."""
+        found: dict[Reference, Scores] = {}
         if any(request.row == ELSEWHERE for request in requests):
-            return self._any_real(metrics, len(requests))
-        sources: dict[Reference, Callable[[Mapping[str, PictureMetric]], Observed]] = {
-            "real": lambda asked: self._right(asked, requests)
-        }
-        if self.round_trip is not None:
-            sources["ceiling"] = lambda asked: self._observe(self._round_trips, requests, asked).observed
-        found: dict[str, dict[str, float]] = {}
-        for reference, source in sources.items():
-            asked = {name: metric for name, metric in metrics.items() if reference in metric.references}
-            numbers = self._against_real(asked, source(asked)) if asked else {}
-            for name, value in numbers.items():
-                found.setdefault(name, {})[reference] = value
+            found["real"] = self._any_real(asking(metrics, "real"), len(requests))
+            return found
+        if asked := asking(metrics, "real"):
+            found["real"] = self._score(asked, self._right(asked, requests))
+        if self.round_trip is not None and (asked := asking(metrics, "ceiling")):
+            found["ceiling"] = self._score(
+                asked, self._pass(self._round_trips, requests, wanted=needs(asked)).observed
+            )
         return found
 
-    def _any_real(self, metrics: Mapping[str, PictureMetric], count: int) -> dict[str, dict[str, float]]:
+    def _any_real(self, metrics: Mapping[str, PictureMetric], count: int) -> Scores:
         """What holds pictures against nothing, of as many real ones; of fewer there is no such number."""
         held = self.gallery.features.keys()
         asked = {
             name: metric
             for name, metric in metrics.items()
-            if "real" in metric.references and not metric.against_real and {*metric.needs} <= held
+            if not metric.against_real and {*metric.needs} <= held
         }
         if not asked or self.gallery.count < count:
             return {}
-        numbers = score(asked, real=(), generated=self.gallery.observed(sorted(self._shuffled()[:count])))
-        return {name: {"real": value} for name, value in numbers.items()}
-
-    def _against_real(self, metrics: Mapping[str, PictureMetric], seen: Observed) -> dict[str, float]:
-        return score(metrics, real=self.gallery.observed(), generated=parts_of(seen))
+        return score(asked, real=(), generated=self.gallery.observed(sorted(self._shuffled()[:count])))
 
     def _halves(self, count: int) -> tuple[list[int], list[int]]:
         """As many real pictures as were drawn and as many others, or two halves of all."""
@@ -253,7 +233,7 @@ class Evaluator:
 
     def _right(self, metrics: Mapping[str, PictureMetric], requests: Sequence[Request]) -> Observed:
         rows = torch.tensor([request.row for request in requests])
-        reader = self.observers.only(name for metric in metrics.values() for name in metric.needs)
+        reader = self.observers.only(needs(metrics))
         prompts = [request.prompt for request in requests]
         texts = (reader.read(part) for part in batched(prompts, self.protocol.batch_size))
         return Observed(
@@ -263,7 +243,16 @@ class Evaluator:
         )
 
 
-def spread(numbers: Sequence[Mapping[str, float]], name: str) -> dict[str, float | None]:
+def needs(metrics: Mapping[str, PictureMetric]) -> set[str]:
+    """Names of the features that any of the metrics reads."""
+    return {name for metric in metrics.values() for name in metric.needs}
+
+
+def asking(metrics: Mapping[str, PictureMetric], reference: Reference) -> dict[str, PictureMetric]:
+    """The metrics that a reference says something about."""
+    return {name: metric for name, metric in metrics.items() if reference in metric.references}
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and standard deviation of a number over the seeds."""
-    found = [each[name] for each in numbers]
-    return {"value": mean(found), "sd": stdev(found) if len(found) > 1 else None}
+    return {"value": mean(values), "sd": stdev(values) if len(values) > 1 else None}

@@ -20,10 +20,8 @@ from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
-from ldm.evaluation.training_pictures import name_training_pictures
 from ldm.generators.opening import open_generator
 from ldm.metrics.features import FeatureExtractor
-from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.picture_metric import PictureMetric
 from ldm.tokenizers import cut_line
 
@@ -88,7 +86,7 @@ def open_evaluator(
     reference = gallery.identity(looked) if statistics is None else statistics.of
     data = _identity(next(iter(splits.values()))) if splits else reference
     protocol = _protocol(config, subject, extractors=extractors, data=data, reference=reference)
-    name_training_pictures(metrics, gallery)
+    gallery.tell_splits(metrics.values())
     captions = {
         each.name: gallery.captions(each, seed=protocol.caption_seed, measured=subject.pictures)
         for each in protocol.sets
@@ -207,7 +205,7 @@ def open_statistics(
     size = spec["size"] or config["data"]["size"]
     used = {name for each in caption_sets(spec) for name in each.metrics}
     distances = (each for name, each in metrics.items() if name in used)
-    found = {each.features for each in distances if isinstance(each, FrechetDistance)}
+    found = {name for each in distances if each.accepts_statistics for name in each.needs}
     if len(found) != 1:
         raise UserError(
             f"protocol {spec['name']!r} has Frechet distances in {', '.join(sorted(found)) or 'nothing'}, "
@@ -238,7 +236,7 @@ def _statistics(
     statistics = Statistics.read(Path(config["statistics"]))
     statistics.check(preparations(extractors, size=size), source=config["statistics"])
     for metric in metrics.values():
-        if isinstance(metric, FrechetDistance) and metric.features == statistics.features:
+        if metric.accepts_statistics and statistics.features in metric.needs:
             metric.reference = statistics.gaussian
     return statistics
 

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ldm import UserError
-from ldm.evaluation.captions import CaptionSet
-from ldm.evaluation.generation import requests_for
+from ldm.evaluation.captions import CaptionSet, requests_for
 from ldm.evaluation.reference_set import Gallery
-from ldm.evaluation.tables import csv_text
+from ldm.evaluation.report import csv_text
 from ldm.io.writing import write
 
 COLUMNS = ("file", "caption", "seed")

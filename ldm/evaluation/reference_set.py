@@ -18,7 +18,7 @@ from ldm.evaluation.feature_pass import Features, Observers, batched, parts_of
 from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.ranks import Ranks
 from ldm.metrics.mmap_tables import ROWS_AT_ONCE, store_tables
-from ldm.metrics.picture_metric import Observed
+from ldm.metrics.picture_metric import Observed, PictureMetric
 
 BATCH = 32
 
@@ -137,6 +137,11 @@ class Gallery:
         """The numbers of a split's pictures."""
         start = self.offsets[split]
         return torch.arange(start, start + len(self.splits[split]))
+
+    def tell_splits(self, metrics: Iterable[PictureMetric]) -> None:
+        """Gives metrics that look at one split alone its rows; where there is no such split, all count."""
+        for metric in metrics:
+            metric.seen = self.rows_of(metric.split) if metric.split in self.splits else None
 
     def pictures(self, rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
         return torch.stack([self.picture(row) for row in rows])

@@ -24,6 +24,7 @@ class Row:
         nfe, seconds, params: network evaluations a picture, of drawing and looking at all pictures, and
             parameters of the denoiser; null where they aren't known.
         protocol: hash of the protocol; rows with different ones are not ranked.
+        reading: what the number is and which direction is better; it goes once into a document, by metric.
     """
 
     set: str
@@ -41,6 +42,7 @@ class Row:
     seconds: float | None = None
     params: int | None = None
     protocol: str | None = None
+    reading: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

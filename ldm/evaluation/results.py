@@ -43,7 +43,8 @@ def results(
             "ruler": protocol.ruler,
         },
         "bundle": {name: getattr(subject, name) for name in SUBJECT},
-        "rows": [asdict(replace(row, protocol=protocol.hash)) for row in rows],
+        "rows": [_row(replace(row, protocol=protocol.hash)) for row in rows],
+        "readings": {row.metric: row.reading for row in rows if row.reading},
         "sets": {each.name: _set(each) for each in sets},
         "provenance": {
             **git_state(),
@@ -91,6 +92,10 @@ def read_results(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{error}: evaluate again") from error
     return document
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in asdict(row).items() if name != "reading"}
 
 
 def _set(result: SetResult) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.reference_set import BATCH
 from ldm.evaluation.result_types import Row
 from ldm.metrics.features import FeatureExtractor
-from ldm.metrics.frechet import ENOUGH
+from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.perceptual import NamedDistance
 from ldm.metrics.reconstruction import Reconstruction
 
@@ -51,8 +51,9 @@ def reconstruct(
             set="autoencoder",
             metric=name,
             value=float(value),
+            reading=metric.readings[name],
             images=len(pictures),
-            few=name.startswith(FRECHET) and len(pictures) < ENOUGH,
+            few=name.startswith(FRECHET) and len(pictures) < FrechetDistance.minimum_images,
         )
         for name, value in metric.compute().items()
     ]

@@ -1,19 +1,16 @@
 """The pictures that a report shows: generated ones beside the real ones that they must be seen beside."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ldm.evaluation.captions import ELSEWHERE
-from ldm.evaluation.feature_pass import Seen, batched
-from ldm.evaluation.generation import Draw, Request
+from ldm.evaluation.captions import ELSEWHERE, Request
+from ldm.evaluation.feature_pass import Draw, Seen, batched, generated
 from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.result_types import Closest, Pair, Shown
-from ldm.metrics.memorisation import Memorisation, find_copies
-from ldm.metrics.mmap_tables import Table
 from ldm.metrics.neighbours import nearest
-from ldm.metrics.picture_metric import PictureMetric
+from ldm.metrics.picture_metric import Copies
 
 
 def first_captions(requests: Sequence[Request], seen: Seen, gallery: Gallery, *, samples: int) -> list[Shown]:
@@ -39,36 +36,22 @@ def first_captions(requests: Sequence[Request], seen: Seen, gallery: Gallery, *,
 
 
 def closest_pairs(
-    metrics: Iterable[PictureMetric],
-    draw: Draw,
-    requests: Sequence[Request],
-    seen: Seen,
-    gallery: Gallery,
-    *,
-    count: int,
-    batch_size: int,
-) -> Closest | None:
-    """The generated pictures that are nearest to a real one, by the first measure of memorisation.
-
-    Only their features were kept, so they are drawn once more. Without such a measure there are none.
+    copies: Copies, draw: Draw, requests: Sequence[Request], gallery: Gallery, *, count: int, batch_size: int
+) -> Closest:
+    """The generated pictures that are nearest to a real one; only their features were kept: they are
+    generated once more.
 
     Args:
-        metrics: those that have just judged the pictures.
+        copies: as a metric has judged the pictures.
         count: how many pairs.
     """
-    judge = next((each for each in metrics if isinstance(each, Memorisation)), None)
-    if judge is None or judge.limit is None:
-        return None
-    made, real = (table[judge.features] for table in (seen.observed.features, gallery.features))
-    rows = torch.arange(len(real)) if judge.seen is None else judge.seen
-    copies = find_copies(made, Table(parts=[real], order=rows), limit=judge.limit)
     chosen = [requests[number] for number in copies.generated[:count].tolist()]
-    pictures = torch.cat([draw(part).cpu() for part in batched(chosen, batch_size)])
-    nearest_rows = rows[copies.real[:count]].tolist()
+    pictures = torch.cat([generated(draw, part) for part in batched(chosen, batch_size)])
+    nearest_rows, distances = (found[:count].tolist() for found in (copies.real, copies.distance))
     return Closest(
-        features=judge.features,
-        quantile=judge.quantile,
-        limit=judge.limit,
+        features=copies.features,
+        quantile=copies.quantile,
+        limit=copies.limit,
         copied=int(copies.copied.sum()),
         images=len(requests),
         pairs=[
@@ -79,9 +62,7 @@ def closest_pairs(
                 split=gallery.split_of(row),
                 distance=distance,
             )
-            for request, picture, row, distance in zip(
-                chosen, pictures, nearest_rows, copies.distance[:count].tolist(), strict=True
-            )
+            for request, picture, row, distance in zip(chosen, pictures, nearest_rows, distances, strict=True)
         ],
     )
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.evaluation.feature_pass import OWN_CLIP, Observers, OwnClip
-from ldm.evaluation.generation import Draw, Request, drawn_by
+from ldm.evaluation.captions import Request
+from ldm.evaluation.feature_pass import OWN_CLIP, Draw, Observers, OwnClip, drawn_by
 from ldm.evaluation.pictures import Pictures, fit
 from ldm.evaluation.protocol import describe
 from ldm.evaluation.reference_set import BATCH

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm import UserError
-from ldm.evaluation.tables import csv_text
+from ldm.evaluation.report import csv_text
 from ldm.io.writing import write
 
 if TYPE_CHECKING:  # the command checks a sweep before it loads torch

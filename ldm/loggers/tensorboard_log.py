@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from ldm.checkpoints.run import facts_of
-from ldm.evaluation.tables import markdown_table
+from ldm.evaluation.report import markdown_table
 from ldm.io.writing import make_folder
 from ldm.loggers.background import BackgroundLogger, Cell
 

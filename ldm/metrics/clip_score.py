@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError
+from ldm.metrics.features import OWN_CLIP
 from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Rows, Table, blocks, stacked, unit_rows
 from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
 
@@ -30,6 +31,8 @@ class ClipScore(PictureMetric):
     def __init__(self, *, clip: str) -> None:
         super().__init__()
         self.clip = clip
+        judge = "the very CLIP that conditions the model" if clip == OWN_CLIP else "this CLIP"
+        self.reading = f"cosine of picture and prompt, judged by {judge}, higher is better"
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -68,6 +71,7 @@ class RPrecision(PictureMetric):
         if candidates < 2:
             raise UserError(f"{candidates=} of R-precision must be at least 2: the own caption and another")
         self.clip, self.candidates = clip, candidates
+        self.reading = f"share whose own caption is the nearest among {candidates}, higher is better"
         for name in ("images", "texts", "captions"):
             self.add_state(name, [], dist_reduce_fx="cat")
 

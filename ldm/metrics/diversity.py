@@ -69,6 +69,7 @@ class CaptionDiversity(PictureMetric):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ()
+    reading = "mean cosine distance of pictures of one caption (`between_real`: of any two real ones)"
 
     def __init__(self, *, features: str, dims: int) -> None:
         super().__init__()
@@ -110,6 +111,7 @@ class PerceptualDiversity(PictureMetric):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ()
+    reading = "mean distance of pictures of one caption in the maps of a network"
     against_real: ClassVar[bool] = False
 
     def __init__(self, *, distance: NamedDistance, pixels: str = "pixels") -> None:
@@ -143,6 +145,7 @@ class VendiScore(PictureMetric):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    reading = "how many different pictures the set amounts to: see the real ones'"
     against_real: ClassVar[bool] = False
 
     def __init__(self, *, features: str, dims: int) -> None:

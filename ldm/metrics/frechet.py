@@ -7,16 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
-from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of, result_name
-
-ENOUGH = 2048  # pictures, for a distance in as many dimensions: fewer give a singular covariance
-
-
-class Gaussian(NamedTuple):
-    """Mean and covariance of features, float64."""
-
-    mean: Float[Tensor, "d"]
-    covariance: Float[Tensor, "d d"]
+from ldm.metrics.picture_metric import Gaussian, Observed, PictureMetric, Reference, features_of, result_name
 
 
 class Moments(NamedTuple):
@@ -88,23 +79,27 @@ class FrechetDistance(PictureMetric):
     Args:
         features: name of the extractor.
         dims: how many features it gives.
-
-    Attributes:
-        reference: the real side, where it comes as statistics; no real picture is then looked at.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
+    minimum_images: ClassVar[int] = 2048  # Inception's dimensions: of fewer the covariance is singular
+    accepts_statistics: ClassVar[bool] = True
+    reading = "Frechet distance in these features, lower is better; few pictures add a bias: see the floor"
 
     def __init__(self, *, features: str, dims: int) -> None:
         super().__init__()
         self.features, self.dims = features, dims
-        self.reference: Gaussian | None = None
         for side in ("real", "generated"):
             self.add_state(f"{side}_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state(f"{side}_total", torch.zeros(dims, dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state(
                 f"{side}_outer", torch.zeros(dims, dims, dtype=torch.float64), dist_reduce_fx="sum"
             )
+
+    @property
+    def name(self) -> str:
+        """What its result is called."""
+        return result_name("fd", self.features)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -124,4 +119,4 @@ class FrechetDistance(PictureMetric):
         real = Moments(self.real_count, self.real_total, self.real_outer)
         generated = Moments(self.generated_count, self.generated_total, self.generated_outer)
         value = frechet_distance(generated.gaussian(), self.reference or real.gaussian())
-        return {result_name("fd", self.features): value}
+        return {self.name: value}

@@ -74,6 +74,10 @@ class InceptionScore(GatheredFeatures):
     def __init__(self, *, features: str = "inception_logits", splits: int = 10) -> None:
         super().__init__(features=features)
         self.splits = splits
+        self.reading = (
+            f"Inception Score, mean and deviation over {splits} parts, higher is better; falls with the "
+            f"count: see the real ones'"
+        )
 
     def update(self, batch: Observed, *, real: bool) -> None:
         if not real:

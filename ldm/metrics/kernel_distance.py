@@ -31,6 +31,10 @@ class KernelDistance(GatheredFeatures):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
+    reading = (
+        "kernel distance in these features, lower is better; unbiased at any count: 0 for equal sets, and "
+        "may fall below"
+    )
 
     def __init__(
         self, *, features: str = "inception", subsets: int = 100, subset_size: int | None = 1000
@@ -59,6 +63,7 @@ class Cmmd(GatheredFeatures):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
+    reading = "discrepancy in a CLIP's space times 1,000, lower is better, never below 0"
 
     def compute(self) -> dict[str, Tensor]:
         value = cmmd(self.side("generated", at_least=2).features, self.side("real", at_least=2).features)

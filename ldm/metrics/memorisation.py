@@ -1,36 +1,18 @@
 """Does the generator repeat its training pictures?"""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ldm import UserError
-from ldm.metrics.mmap_tables import Rows, unit_rows
+from ldm.metrics.mmap_tables import Rows, Table, unit_rows
 from ldm.metrics.neighbours import distances_to
-from ldm.metrics.picture_metric import GatheredFeatures, Reference, Side, result_name
+from ldm.metrics.picture_metric import Copies, GatheredFeatures, Reference, Side, result_name
 
 ROUNDING = 1e-6  # equal pictures come out up to this far apart
-
-
-class Copies(NamedTuple):
-    """Each generated picture beside its nearest real one, the nearest pair first.
-
-    Attributes:
-        generated: number of the generated picture.
-        real: number of the real one.
-        distance: between them, Euclidean distance of unit features, in [0, 2].
-        copied: whether it is nearer than almost all real pictures are to their nearest others.
-        limit: the distance below which it is, a quantile of theirs.
-    """
-
-    generated: Int[Tensor, "n"]
-    real: Int[Tensor, "n"]
-    distance: Float[Tensor, "n"]
-    copied: Bool[Tensor, "n"]
-    limit: float
 
 
 def find_copies(generated: Rows, real: Rows, *, quantile: float = 0.01, limit: float | None = None) -> Copies:
@@ -62,11 +44,10 @@ class Memorisation(GatheredFeatures):
     Args:
         features: name of the features.
         quantile: of the real pictures' own distances.
-        split: whose pictures the generator was trained on; null takes all real ones.
+        split: whose pictures the generator was trained on.
 
     Attributes:
         limit: the latest result's, see `Copies`; null before there is one.
-        seen: rows of the pictures that can have been copied; null where all real ones can.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor",)
@@ -77,27 +58,32 @@ class Memorisation(GatheredFeatures):
             raise UserError(f"{quantile=} of the real pictures' distances must lie between 0 and 1")
         self.quantile, self.split = quantile, split
         self.limit: float | None = None
-        self.seen: Tensor | None = None
+        self.reading = (
+            f"share nearer to a training picture than {1 - quantile:.0%} of these are to each other, lower "
+            f"is better: see the floor"
+        )
 
     def copies(self) -> Copies:
-        """The pairs by the pictures' own numbers: those to show side by side.
-
-        `generated` counts the generated pictures by row, then caption; `real` is the real picture's row.
-        """
-        made, seen = self.side("generated"), self._seen()
-        found = find_copies(made.features, seen.features, quantile=self.quantile)
-        return found._replace(real=seen.rows[found.real])
-
-    def _seen(self) -> Side:
-        """The real pictures that can have been copied."""
-        real = self.side("real", at_least=2)
-        if self.seen is None:
-            return real
-        mine = torch.isin(real.rows, self.seen.to(real.rows.device))
-        table = replace(real.features, order=real.features.order[mine])
-        return Side(table, real.rows[mine], real.captions[mine])
+        """The pairs by the pictures' own numbers: `generated` counts the generated pictures by row, then
+        caption; `real` is the real picture's row."""
+        made, real = self.side("generated"), self.side("real", at_least=2)
+        if self.seen is not None:
+            mine = torch.isin(real.rows, self.seen.to(real.rows.device))
+            table = replace(real.features, order=real.features.order[mine])
+            real = Side(table, real.rows[mine], real.captions[mine])
+        found = find_copies(made.features, real.features, quantile=self.quantile)
+        return found._replace(real=real.rows[found.real])
 
     def compute(self) -> dict[str, Tensor]:
         found = self.copies()
         self.limit = found.limit
         return {result_name("memorised", self.features): found.copied.double().mean()}
+
+    def copies_in(self, generated: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Copies | None:
+        if self.limit is None:
+            return None
+        table = real[self.features]
+        rows = torch.arange(len(table)) if self.seen is None else self.seen
+        seen = Table(parts=[table], order=rows)
+        found = find_copies(generated[self.features], seen, limit=self.limit)
+        return found._replace(real=rows[found.real], features=self.features, quantile=self.quantile)

@@ -1,5 +1,6 @@
-"""What every measure of generated pictures sees, and the shape that such a measure has."""
+"""What a metric of generated pictures sees, declares and gives, and how all of them are fed at once."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -7,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -41,24 +42,65 @@ class Observed(NamedTuple):
     captions: Int[Tensor, "b"]
 
 
-class PictureMetric(Metric):
-    """A measure of generated pictures, most often against real ones.
+class Gaussian(NamedTuple):
+    """Mean and covariance of features, float64."""
 
-    A new one is a file with a subclass, which says what it adds up in `update` and which names and numbers
-    come out of `compute`, and a yaml in `conf/metric`. States are summed or gathered over ranks.
+    mean: Float[Tensor, "d"]
+    covariance: Float[Tensor, "d d"]
+
+
+class Copies(NamedTuple):
+    """Each generated picture beside its nearest real one, the nearest pair first.
 
     Attributes:
-        references: what else the measure is worth taking of. "floor": real pictures against as many
-            others; "ceiling": the right pictures after the autoencoder's round trip; "real": the right
-            pictures themselves.
+        generated: number of the generated picture.
+        real: number of the real one.
+        distance: between them, Euclidean distance of unit features, in [0, 2].
+        copied: whether it is nearer than almost all real pictures are to their nearest others.
+        limit: the distance below which it is, a quantile of theirs.
+        features: the name of the features, and the quantile, where a metric gives the pairs.
+    """
+
+    generated: Int[Tensor, "n"]
+    real: Int[Tensor, "n"]
+    distance: Float[Tensor, "n"]
+    copied: Bool[Tensor, "n"]
+    limit: float
+    features: str = ""
+    quantile: float = 0.0
+
+
+class PictureMetric(Metric):
+    """A metric of generated pictures, most often against real ones.
+
+    A new one is a file with a subclass, which says what it adds up in `update` and which names and numbers
+    come out of `compute`, and a yaml in `conf/metric`. What it declares below is all that an evaluation and
+    its report know of it. States are summed or gathered over ranks.
+
+    Attributes:
+        reading: what its numbers are and which direction is better, for the report.
+        references: what else the metric is worth taking of. "floor": real pictures against as many others;
+            "ceiling": the right pictures after the autoencoder's round trip; "real": the right pictures.
         against_real: whether it holds generated pictures against real ones; one that doesn't can be taken
             where no real picture is there.
+        minimum_images: pictures that it wants on each side. It is taken of fewer only where a caption set's
+            `few` names it, and those rows are labelled.
+        accepts_statistics: whether mean and covariance of the real pictures' features can stand for them.
+        split: the split whose real pictures alone it looks at; null, or one that isn't there, takes all.
+        reference: those statistics, where the evaluation was given them.
+        seen: rows of that split's pictures, where the evaluation found it.
     """
 
     full_state_update: ClassVar[bool] = False
     is_differentiable: ClassVar[bool] = False
+    reading: str = ""
     references: ClassVar[tuple[Reference, ...]] = ()
     against_real: ClassVar[bool] = True
+    minimum_images: ClassVar[int] = 1
+    accepts_statistics: ClassVar[bool] = False
+    split: str | None = None
+    reference: Gaussian | None = None
+    seen: Tensor | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -73,11 +115,22 @@ class PictureMetric(Metric):
         """Numbers by name, each a tensor with one element."""
         raise NotImplementedError
 
+    def copies_in(self, generated: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Copies | None:
+        """Pairs of a generated and a real picture that the report shows; None for most metrics.
+
+        Args:
+            generated, real: tables of features by name; those that the latest result is of.
+        """
+        return None
+
+
+Scores = dict[str, dict[str, float]]  # metric by its name in the config -> numbers by their own names
+
 
 def score(
     metrics: Mapping[str, PictureMetric], *, real: Iterable[Observed], generated: Iterable[Observed]
-) -> dict[str, float]:
-    """Feeds both sides to every metric, a part at a time, and gathers what they say, by name.
+) -> Scores:
+    """Feeds both sides to every metric, a part at a time, and returns the numbers.
 
     Nothing is exchanged between processes: each has all the features already.
 
@@ -91,16 +144,16 @@ def score(
         for batch in batches:
             for metric in metrics.values():
                 metric.update(batch, real=is_real)
-    values: dict[str, float] = {}
-    for metric in metrics.values():
-        for name, value in metric.compute().items():
-            if name in values:
+    scores: Scores = {}
+    for key, metric in metrics.items():
+        numbers = {name: float(value) for name, value in metric.compute().items()}
+        for name, value in numbers.items():
+            if any(name in other for other in scores.values()):
                 raise UserError(f"two metrics call their result {name!r}: give one of them other features")
-            values[name] = float(value)
-    broken = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-    if broken:
-        raise UserError(f"metric {broken[0]!r} came out as {values[broken[0]]}: nothing is written")
-    return values
+            if not math.isfinite(value):
+                raise UserError(f"metric {name!r} came out as {value}: nothing is written")
+        scores[key] = numbers
+    return scores
 
 
 def features_of(batch: Observed, name: str) -> Float[Tensor, "b d"]:

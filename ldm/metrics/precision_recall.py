@@ -48,6 +48,10 @@ class PrecisionRecall(GatheredFeatures):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
+    reading = (
+        "precision is the share of the pictures that lie where real ones do, recall the share of the real "
+        "pictures that lie where those measured do; higher is better"
+    )
 
     def __init__(self, *, features: str, neighbours: int = 3) -> None:
         super().__init__(features=features)
@@ -69,6 +73,10 @@ class DensityCoverage(GatheredFeatures):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
+    reading = (
+        "density is how many real pictures' neighbourhoods one lies in, against what real ones would, "
+        "coverage the share of the real pictures with one in their neighbourhood; higher is better"
+    )
 
     def __init__(self, *, features: str, neighbours: int = 5) -> None:
         super().__init__(features=features)

@@ -89,6 +89,19 @@ class Reconstruction(Metric):
                 features = {name: values.cpu() for name, values in self.extractor(pictures).items()}
                 self.frechet.update(Observed(features, rows=rows, captions=rows), real=real)
 
+    @property
+    def readings(self) -> dict[str, str]:
+        """How to read each number, by its name."""
+        told = {
+            "psnr": "dB, autoencoder's round trip of held-out pictures, higher is better",
+            "ssim": "structural similarity of the same, 1 is equal",
+        }
+        trip = "distance of the round trip to the same pictures"
+        told |= dict.fromkeys(self.distances, f"perceptual {trip} in the maps of a network, lower is better")
+        if self.extractor is not None:
+            told[f"r{self.frechet.name}"] = f"Frechet {trip} in these features, lower is better"
+        return told
+
     def compute(self) -> dict[str, Tensor]:
         if self.count == 0:
             raise UserError("PSNR and SSIM need at least one picture")

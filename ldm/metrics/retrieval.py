@@ -96,6 +96,7 @@ class PictureRecall(GatheredFeatures):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    reading = "share with the right real picture among the k nearest of all, k after the r; higher is better"
 
     def __init__(self, *, features: str, ks: Sequence[int] = (1, 5)) -> None:
         super().__init__(features=features)

@@ -11,7 +11,7 @@ from ldm.checkpoints.bundle import Bundle, Part, write_bundle
 from ldm.checkpoints.pictures import to_picture
 from ldm.evaluate import main
 from ldm.evaluation.captions import Caption
-from ldm.evaluation.generation import drawn_by
+from ldm.evaluation.feature_pass import drawn_by
 from ldm.evaluation.opening import tell_cuts
 from ldm.evaluation.results import read_results, values
 from ldm.evaluation.subject import Subject

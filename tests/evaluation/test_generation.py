@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ldm.evaluation.captions import Caption
-from ldm.evaluation.generation import drawn_by, generate, requests_for
+from ldm.evaluation.captions import Caption, requests_for
+from ldm.evaluation.feature_pass import FeaturePass, drawn_by, generated
 
 CAPTIONS = [Caption(text=f"picture {number}", key=f"p{number}", row=number + 5) for number in range(4)]
 
@@ -20,32 +20,21 @@ def test_each_picture_has_a_file_name_of_its_own():
     assert names == ["train/p0", "train/p0_1", "train/p1", "train/p1_1", "train/p0_2", "train/p0_3"]
 
 
-def test_pictures_do_not_depend_on_the_batch_size(paints):
+def test_pictures_come_back_in_the_order_of_their_requests_whatever_the_batch_size(paints, observers):
     requests = requests_for(CAPTIONS, samples=2, seed_base=0)
     runs = [
-        torch.cat(
-            [images for _, images in generate(paints, requests, batch_size=size, title="", progress=False)]
-        )
+        FeaturePass(observers=observers, batch_size=size)(paints, requests, wanted=["colours"], keep=8)
         for size in (1, 3, 8)
     ]
-    assert torch.equal(runs[0], runs[1])
-    assert torch.equal(runs[0], runs[2])
-
-
-def test_requests_come_back_with_their_pictures_in_order(paints):
-    requests = requests_for(CAPTIONS, samples=2, seed_base=0)
-    returned = [
-        request for batch, _ in generate(paints, requests, batch_size=3, title="") for request in batch
-    ]
-    assert returned == requests
+    for seen in runs:
+        assert torch.equal(torch.stack(seen.first), paints(requests))
+        assert seen.observed.rows.tolist() == [request.row for request in requests]
 
 
 def test_a_pipeline_that_gives_no_8_bit_pictures_is_refused():
-    requests = requests_for(CAPTIONS, samples=1, seed_base=0)
-    batches = generate(
-        drawn_by(lambda prompts, seeds: torch.zeros(2, 3, 8, 8)), requests, batch_size=2, title=""
-    )
+    requests = requests_for(CAPTIONS[:2], samples=1, seed_base=0)
+    draw = drawn_by(lambda prompts, seeds: torch.zeros(2, 3, 8, 8))
     with pytest.raises(
         ValueError, match=r"torch\.float32 \(2, 3, 8, 8\) for 2 prompts, expected torch\.uint8"
     ):
-        next(batches)
+        generated(draw, requests)

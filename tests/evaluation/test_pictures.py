@@ -4,8 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.evaluation.captions import Caption
-from ldm.evaluation.generation import requests_for
+from ldm.evaluation.captions import Caption, requests_for
 from ldm.evaluation.pictures import PictureFolder, fit
 from ldm.evaluation.subject import found_in
 

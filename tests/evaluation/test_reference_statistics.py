@@ -8,7 +8,7 @@ import torch
 from ldm.evaluation.captions import ELSEWHERE
 from ldm.evaluation.reference_set import Gallery
 from ldm.evaluation.reference_statistics import Preparation, Statistics
-from ldm.evaluation.tables import measured_cells
+from ldm.evaluation.report import measured_cells
 from ldm.metrics.frechet import FrechetDistance, Moments
 
 MU, SIGMA = np.arange(3.0), np.eye(3)

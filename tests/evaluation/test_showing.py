@@ -3,8 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from ldm.evaluation.tables import memorisation_sentence
-from ldm.evaluation.training_pictures import name_training_pictures
+from ldm.evaluation.report import memorisation_sentence
 from ldm.metrics.memorisation import Memorisation, find_copies
 
 
@@ -52,7 +51,7 @@ def test_pictures_that_no_training_saw_cannot_have_been_copied(evaluator, paints
     metric = Memorisation(features="colours", quantile=0.1, split="train")
     measured = dataclasses.replace(evaluator, metrics={"memorisation": metric}, show=3)
     assert measured.measure(paints, held_out).closest.copied == 6
-    name_training_pictures(measured.metrics, evaluator.gallery)
+    evaluator.gallery.tell_splits([metric])
     result = measured.measure(paints, held_out)
     assert result.closest.copied == result.rows[0].value == 0
     for pair in result.closest.pairs:
@@ -63,7 +62,7 @@ def test_pictures_that_no_training_saw_cannot_have_been_copied(evaluator, paints
 
 def test_of_a_gallery_without_the_split_all_pictures_can_have_been_copied(gallery):
     metric = Memorisation(features="colours", split="reference")
-    name_training_pictures({"memorisation": metric}, gallery)
+    gallery.tell_splits([metric])
     assert metric.seen is None
 
 

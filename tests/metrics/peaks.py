@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from ldm.evaluation.captions import Request
 from ldm.evaluation.feature_cache import FeatureCache
-from ldm.evaluation.feature_pass import Observers, observe, parts_of
-from ldm.evaluation.generation import Request
+from ldm.evaluation.feature_pass import FeaturePass, Observers, parts_of
 from ldm.evaluation.reference_set import Gallery
 from ldm.metrics.clip_score import ClipScore, RPrecision
 from ldm.metrics.diversity import CaptionDiversity, PerceptualDiversity, VendiScore
@@ -130,9 +130,8 @@ def look(count, dims, folder):
         Request(prompt=str(number), seed=count + number, row=number, caption=number, name="")
         for number in range(count)
     ]
-    made = observe(
-        draw, requests, observers=observers, wanted=observers.names, batch_size=50, progress=False
-    ).observed
+    look = FeaturePass(observers=observers, batch_size=50, progress=False)
+    made = look(draw, requests, wanted=observers.names).observed
     return gallery, made
 
 
