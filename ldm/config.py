@@ -39,6 +39,7 @@ TARGETS = (
     "torchmetrics.",
 )
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
+EVERY = {"evaluate": "metric"}  # command -> the group of which it gets every file: none is listed anywhere
 DRAWING = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
 
 
@@ -56,7 +57,11 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
         def command() -> None:
             sys.argv[1:] = map(quoted_path, sys.argv[1:])
             arguments = get_args_parser().parse_args()
-            answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun))
+            folder = Path(arguments.config_dir) if arguments.config_dir else None
+            if group := EVERY.get(name):  # before what is typed, which may choose some of them
+                place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
+                sys.argv.insert(place, f"{group}=[{','.join(options(group, folder))}]")
+            answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun, folder=folder))
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
             answer_errors(run)
 
@@ -88,13 +93,19 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
-def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
+def options(group: str, folder: Path | None = None) -> list[str]:
+    """Names of a group's files, those of a user's own config folder among them."""
+    return sorted({path.stem for conf in (CONF, folder) if conf for path in (conf / group).glob("*.yaml")})
+
+
+def check(name: str, arguments: Iterable[str], *, sweep: bool = False, folder: Path | None = None) -> None:
     """Refuses what is misspelt, of the wrong type or out of range, before torch is imported.
 
     Args:
         name: of the command's config.
         arguments: the overrides of the command line.
         sweep: whether a key may have several values, to be tried one after the other.
+        folder: with files of the user's own beside those in `conf`, as `--config-dir` names it.
 
     Raises:
         UserError: the key or value with the nearest valid one.
@@ -108,12 +119,15 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
             )
     groups = [override for override in overrides if (CONF / override.key_or_group).is_dir()]
     for override in groups:
-        check_group(override)
+        check_group(override, folder)
         check_read(override, name)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = compose(
-            name, overrides=[each.input_line or "" for each in groups if not each.is_sweep_override()]
-        )
+        chosen = [each.input_line or "" for each in groups if not each.is_sweep_override()]
+        if group := EVERY.get(name):
+            chosen.insert(0, f"{group}=[{','.join(options(group, folder))}]")
+        if folder is not None:
+            chosen.append(f"hydra.searchpath=['file://{folder.absolute()}']")
+        config = compose(name, overrides=chosen)
     for key in key_paths(config):
         check_limit(key, OmegaConf.select(config, key, throw_on_resolution_failure=False))
     for override in overrides:
@@ -155,15 +169,15 @@ def quoted_path(argument: str) -> str:
     return argument
 
 
-def check_group(override: Override) -> None:
+def check_group(override: Override, folder: Path | None = None) -> None:
     """Refuses an option that its group doesn't have."""
     group, value = override.key_or_group, override.value()
-    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    names = options(group, folder)
     if group in OPTIONAL_GROUPS and not override.is_add() and not override.is_delete():
         raise UserError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
-    if isinstance(value, str) and value not in options:
+    if isinstance(value, str) and value not in names:
         raise UserError(
-            f"there is no {group} {value!r}{nearest(value, options)}; there are: {', '.join(options)}"
+            f"there is no {group} {value!r}{nearest(value, names)}; there are: {', '.join(names)}"
         )
 
 

@@ -27,8 +27,11 @@ def main(config: DictConfig) -> None:
     from ldm.evaluation.report import numbers_table
 
     ranks = Ranks.started()
+    options = plain(config)
+    named = {name for each in options["protocol"]["sets"] for name in each.get("metrics", ())}
+    options["metric"] = {name: node for name, node in options["metric"].items() if name in named}
     command = Command(
-        options=plain(config),
+        options=options,
         build=build,
         sampler_node=sampler_node,
         device=choose_device(config.device),

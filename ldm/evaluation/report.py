@@ -4,11 +4,13 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.checkpoints.log_lines import read_curves
-from ldm.evaluation.result_types import Closest, SetResult
 from ldm.io.writing import write
+
+if TYPE_CHECKING:  # tables are made where torch isn't loaded, too
+    from ldm.evaluation.result_types import Closest, SetResult
 
 GENERATION = ("sampler", "guidance", "nfe", "precision")  # where a document lists no settings
 COLUMNS = ("set", "metric", "value", "floor", "ceiling", "real", "images", "NFE", "s", "params")
@@ -42,7 +44,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_report(
-    folder: Path, document: dict[str, Any], sets: Iterable[SetResult], *, curves: Path | None = None
+    folder: Path, document: dict[str, Any], sets: Iterable["SetResult"], *, curves: Path | None = None
 ) -> None:
     """Fills a folder.
 
@@ -179,7 +181,7 @@ def _skipped(sets: Mapping[str, Any]) -> str:
     return f"Not measured, for want of a network or of real pictures: {', '.join(names)}." if names else ""
 
 
-def memorisation_sentence(closest: Closest) -> str:
+def memorisation_sentence(closest: "Closest") -> str:
     """How many pictures count as copies, by which limit, and what the figure shows."""
     limit = (
         f"a distance of {closest.limit:.3f} in {closest.features}, which {1 - closest.quantile:.0%} of the "
