@@ -64,8 +64,8 @@ class Gallery:
         )
         names = {name for each in observers.pictures.values() for name in each.dims}
         names &= names if wanted is None else {*wanted}
-        tables = (self._features(each, observers.only(names), names) for each in self.splits.values())
-        self.features = store_tables(tables, folder=self.folder)
+        tables = [self._features(each, observers.only(names), names) for each in self.splits.values()]
+        self.features = tables[0] if len(tables) == 1 else store_tables(tables, folder=self.folder)
 
     @property
     def folder(self) -> Path | None:

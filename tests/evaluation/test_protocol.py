@@ -241,8 +241,9 @@ def every_metric():
     return {name: node for file in files for name, node in file.items()}
 
 
-def test_the_page_of_numbers_names_every_protocol_and_every_metric():
-    page = (Path(__file__).parents[2] / "docs" / "numbers.md").read_text(encoding="utf-8")
+def test_the_pages_of_numbers_name_every_protocol_and_every_metric():
+    docs = Path(__file__).parents[2] / "docs"
+    page = "".join((docs / name).read_text(encoding="utf-8") for name in ("numbers.md", "evaluate.md"))
     names = [path.stem for group in ("protocol", "metric") for path in (CONF / group).glob("*.yaml")]
     assert [name for name in names if f"`{name}`" not in page] == []
 
