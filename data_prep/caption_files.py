@@ -105,6 +105,7 @@ READERS: dict[str, Callable[[Path, Tally], Entries]] = {
 
 
 def rows_of_entry(entry: dict, columns: Columns, folder: str, tally: Tally, place: str) -> Iterator[Row]:
+    """A row for each caption of an entry, none if its number is none; KeyError or TypeError for no entry."""
     image, texts = entry[columns.image], entry[columns.caption]
     if not isinstance(image, str | int):
         raise TypeError(image)

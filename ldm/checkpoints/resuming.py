@@ -89,7 +89,7 @@ def differences(
         repeated = source != key and was.get(key) == was.get(source)
         if key in LABELS or repeated or (key in read and key in reads):
             continue
-        if _now(was.get(key)) != asked.get(key):
+        if _now(was.get(key)) != _now(asked.get(key)):
             found[key] = Difference(was.get(key), asked.get(key))
     for key in read.keys() & reads.keys():
         if read[key] != reads[key]:

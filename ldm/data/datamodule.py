@@ -101,7 +101,7 @@ class PictureData(LightningDataModule):
         buckets: shapes of the pictures to train on; without them all are squares of `size`.
     """
 
-    def __init__(
+    def __init__(  # one argument an option of `data`, as a config and a command line name them
         self,
         *,
         root: str,

@@ -165,6 +165,7 @@ class ShardReader:
         return self.__dict__ | {"_files": {}}
 
     def keys(self) -> list[str]:
+        """The key of each sample."""
         return [shard.keys[row] for shard, row in self.places]
 
     def image(self, number: int) -> bytes:

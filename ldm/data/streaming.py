@@ -47,7 +47,7 @@ class StreamingPictureData(LightningDataModule):
         validation: a prepared set to validate on.
     """
 
-    def __init__(
+    def __init__(  # one argument an option of `data`, as a config and a command line name them
         self,
         *,
         root: str,

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from ldm.codec import CPU_CHUNK
+from ldm.config import build_data
 from ldm.data.crops import random_resized
 from ldm.data.datamodule import PictureData
 from ldm.data.index import DataError, ShardIndex
@@ -311,3 +313,17 @@ def test_a_damaged_picture_ends_the_computation_without_an_index(own_pictures, c
         stored_moments(own_pictures, codec, mirrored=False).arrays()
     (folder,) = folders(own_pictures)
     assert [path.name for path in folder.iterdir()] == [ORIGIN]
+
+
+def test_a_data_module_that_encodes_is_given_the_codec_of_its_stage_and_no_other_is(emoji, diffusion_stage):
+    pictures = {
+        "_target_": "ldm.data.datamodule.PictureData",
+        "root": str(emoji),
+        "size": SIZE,
+        "batch_size": 2,
+    }
+    stage = diffusion_stage()
+    for name in ("LatentData", "EncodedPictures"):
+        node = {"_target_": f"ldm.data.latents.{name}", "pictures": pictures}
+        assert build_data(OmegaConf.create({"model": {"datamodule": node}}), stage).codec is stage.codec
+    assert isinstance(build_data(OmegaConf.create({"model": {"datamodule": pictures}}), stage), PictureData)
