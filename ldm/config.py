@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm import UserError
 from ldm.commands.answers import answer_errors
+from ldm.commands.help import help_of
 from ldm.commands.limits import check_limit
 from ldm.construct import construct, locate, nearest
 
@@ -57,6 +58,8 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
         def command() -> None:
             sys.argv[1:] = map(quoted_path, sys.argv[1:])
             arguments = get_args_parser().parse_args()
+            if arguments.help:
+                return print(help_of(name, CONF))
             folder = Path(arguments.config_dir) if arguments.config_dir else None
             if group := EVERY.get(name):  # before what is typed, which may choose some of them
                 place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
