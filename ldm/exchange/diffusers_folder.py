@@ -38,7 +38,7 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
-    """All that draws pictures: three networks, tokenizer, process and sampler.
+    """All that generates pictures: three networks, tokenizer, process and sampler.
 
     Raises:
         UserError: a pipeline of another kind, or a part that is missing, damaged or not covered.

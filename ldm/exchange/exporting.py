@@ -21,7 +21,8 @@ from ldm.exchange.dialects.vocabulary import END, padding, write_vocabulary
 from ldm.exchange.imported import Imported
 from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
-from ldm.exchange.single_file import OWN, header, networks
+from ldm.exchange.single_file import OWN, header
+from ldm.exchange.single_file import networks as compvis_networks
 from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.fields import Fields
 from ldm.io.writing import NameTaken, drafting, new_folder
@@ -90,7 +91,7 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
         options: `sampler`, `grid` and `steps` to write instead of the bundle's own.
 
     Raises:
-        BundleError: a bundle that can't draw, or is damaged.
+        BundleError: a bundle that can't generate, or is damaged.
         UserError: an option of the bundle that diffusers has no place for, by its name.
     """
     nodes = sampling_nodes(bundle, options)
@@ -141,12 +142,12 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
     Raises:
         NameTaken: `out` is there already.
     """
-    rules = {
-        "unet": unet_rules(linear_projection=export.architecture.linear_projection),
-        "vae": vae_rules(),
-        "text_encoder": text_rules(),
+    linear, stem = export.architecture.linear_projection, "diffusion_pytorch_model"
+    networks = {  # by the folder: our part, the name of its file, and the names in it
+        "unet": ("backbone", stem, unet_rules(linear_projection=linear)),
+        "vae": ("autoencoder", stem, vae_rules()),
+        "text_encoder": ("text_encoder", "model", text_rules()),
     }
-    ours = {"unet": "backbone", "vae": "autoencoder", "text_encoder": "text_encoder"}
     record = export.record(dtype)
     size = _bytes([*export.states.values(), record.tensors], dtype)
     with new_folder(out, size=size) as folder:
@@ -154,15 +155,37 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
             (folder / name).mkdir(parents=True)
             file = "scheduler_config" if name == "scheduler" else "config"
             _write_json(folder / name / f"{file}.json", config)
-        for name, table in rules.items():
-            stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-            _save(folder / name / f"{stem}.safetensors", _theirs(export.states[ours[name]], table), dtype)
+        for name, (part, stem, rules) in networks.items():
+            _save(folder / name / f"{stem}.safetensors", _theirs(export.states[part], rules), dtype)
         write_vocabulary(export.tokenizer, folder / "tokenizer")
         _write_json(folder / "model_index.json", _index(export.configs))
         (folder / CARD).write_text(_card(export), encoding="utf-8")
         _write_json(folder / RECORD, record.content)
         if record.tensors:
             _save(folder / TENSORS, record.tensors, dtype)
+    return out
+
+
+def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
+    """One safetensors file with CompVis' names; its header carries the configs and the tokenizer.
+
+    Raises:
+        NameTaken: `out` is there already.
+    """
+    spec = export.architecture
+    if spec.backbone["transformer"].get("pool_context"):
+        raise UserError("transformer.pool_context=True has no names in CompVis' files: write to=diffusers")
+    state = {
+        f"{prefix}{name}": tensor
+        for part, (prefix, rules) in compvis_networks(spec).items()
+        for name, tensor in _theirs(export.states[part], rules).items()
+    }
+    record = export.record(dtype)
+    state |= {f"{OWN}{name}": tensor for name, tensor in record.tensors.items()}
+    if out.exists():
+        raise NameTaken(f"{out} exists already: name another or remove it")
+    with drafting(out, size=_bytes([state], dtype)) as file:
+        _save(file, state, dtype, metadata=header(export.configs, export.tokenizer, record.content))
     return out
 
 
@@ -192,29 +215,6 @@ def _card(export: Export) -> str:
     usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=export.guidance)
     config = {**export.own.settings, "parts": export.own.parts}
     return model_card(config, usage=usage, library="diffusers", notes=export.notes, results=export.results)
-
-
-def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
-    """One safetensors file with CompVis' names; its header carries the configs and the tokenizer.
-
-    Raises:
-        NameTaken: `out` is there already.
-    """
-    spec = export.architecture
-    if spec.backbone["transformer"].get("pool_context"):
-        raise UserError("transformer.pool_context=True has no names in CompVis' files: write to=diffusers")
-    state = {
-        f"{prefix}{name}": tensor
-        for part, (prefix, rules) in networks(spec).items()
-        for name, tensor in _theirs(export.states[part], rules).items()
-    }
-    record = export.record(dtype)
-    state |= {f"{OWN}{name}": tensor for name, tensor in record.tensors.items()}
-    if out.exists():
-        raise NameTaken(f"{out} exists already: name another or remove it")
-    with drafting(out, size=_bytes([state], dtype)) as file:
-        _save(file, state, dtype, metadata=header(export.configs, export.tokenizer, record.content))
-    return out
 
 
 def _spec(bundle: Bundle, name: str) -> Config:

@@ -83,7 +83,7 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
         largest value; None where onnxruntime is not installed.
 
     Raises:
-        BundleError: a bundle that can't draw, or is damaged.
+        BundleError: a bundle that can't generate, or is damaged.
         NameTaken: `out` is there already.
         UserError: guidance by a second network, or a graph that computes something else than its network.
     """
@@ -160,7 +160,7 @@ def difference(graph: Graph, path: Path) -> float:
 
 
 def pipeline_fields(bundle: Bundle, nodes: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
-    """What a program needs beside the graphs to draw, x_t = alpha x0 + sigma eps at each of `times`."""
+    """What a program needs beside the graphs to generate, x_t = alpha x0 + sigma eps at each of `times`."""
     process, sampling = construct(bundle.entry("process")), construct(nodes["sampler"])
     times = sampling.times(process.schedule)
     alpha, sigma = process.schedule(times)

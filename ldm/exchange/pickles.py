@@ -53,9 +53,7 @@ def read_pickle(path: Path, *, outline: bool) -> dict[str, Tensor]:
         UserError: a pickle that names anything but tensors, a compressed or damaged archive, no tensors in
             it, or tensors that claim more bytes than the file has.
     """
-    _check_archive(path)
-    with _without_code(path) as (archive, scripted):
-        content = _load(path, archive, scripted=scripted, outline=outline)
+    content, scripted = _content(path, outline=outline)
     tree = scripted and isinstance(content, Inert)
     tensors = dict(scripted_tensors(content)) if tree else _state_dict(content, path)
     claimed = sum(tensor.nbytes for tensor in tensors.values())
@@ -70,10 +68,15 @@ def read_entries(path: Path) -> dict[str, Any]:
     Raises:
         UserError: as `read_pickle`.
     """
+    content, _ = _content(path, outline=True)
+    return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
+
+
+def _content(path: Path, *, outline: bool) -> tuple[Any, bool]:
+    """What the pickle of an archive holds, and whether the archive is TorchScript's."""
     _check_archive(path)
     with _without_code(path) as (archive, scripted):
-        content = {} if scripted else _load(path, archive, scripted=scripted, outline=True)
-    return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
+        return _load(path, archive, scripted=scripted, outline=outline), scripted
 
 
 def _check_archive(path: Path) -> None:

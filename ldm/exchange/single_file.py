@@ -164,7 +164,7 @@ def _read_header(text: str, path: Path) -> tuple[Architecture, Tokenizer, Any]:
     try:
         content = Fields.of(parse_json(text, name="json"), name="it")
         configs = {name: replace(content.mapping(name), name=f"{path}: {name}") for name in CONFIGS}
-        tokenizer = tokenizer_of(content.mapping("tokenizer").values, name=f"{path}: its tokenizer")
+        tokenizer = tokenizer_of(content.mapping("tokenizer").values, name="its tokenizer")
     except UserError as error:
         raise UserError(
             f"{path}: the header's entry {HEADER!r} is damaged ({error}): write it again"

@@ -60,6 +60,13 @@ class Fields:
             raise UserError(f"{self.name}: {key}={_short(value)} must be a list of texts")
         return list(value)
 
+    def entries(self, key: str) -> list[Any]:
+        """A list of anything; empty where the field is missing or null."""
+        value = self._get(key, [])
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{self.name}: {key}={_short(value)} must be a list")
+        return list(value)
+
     def numbers(self, key: str, *, low: float, high: float) -> list[float]:
         """A list of numbers in [low, high]."""
         value = self._get(key, None)

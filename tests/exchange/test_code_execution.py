@@ -199,7 +199,7 @@ def test_none_fires_in_a_training_state(canary, bundle_path, specs, tmp_path, na
     state = save_state(
         run / "checkpoints", 1, lambda path: torch.save({"callbacks": {"EMA": bird}}, path), keep=1
     )
-    settings = {"name": "tiny", "backbone": specs["backbone"], "codec": codec}
+    settings = {"name": "tiny", "backbone": specs["backbone"], "codec": codec, "process": {}}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match="is no training state of ours, or damaged"):
         bundle_of_state(state, tmp_path / "out")

@@ -1,9 +1,12 @@
 """Facts about tokenizer files: transformers gives the same ids as ours, from files of either."""
 
+import json
+
 import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from ldm import UserError
 from ldm.exchange.dialects.vocabulary import read_vocabulary, write_vocabulary
 from ldm.tokenizers import Tokenizer, clip_bpe
 
@@ -62,6 +65,26 @@ def test_files_that_disagree_are_refused(tmp_path, tokenizer, file, change, sent
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ValueError, match=sentence):
         read_vocabulary(tmp_path / "files", context_length=16, vocab_size=640)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": [1]}, "model holds a list"),
+        ({"model": {"vocab": ["a"], "merges": []}}, "vocab holds a list"),
+        ({"model": {"vocab": {"a": [0]}, "merges": []}}, "an id is no number"),
+        ({"model": {"vocab": {}, "merges": 3}}, "merges=3 must be a list"),
+        ({"added_tokens": 3}, "added_tokens=3 must be a list"),
+        ({"added_tokens": [{"id": 3}]}, "added_tokens lacks the field content"),
+    ],
+)
+def test_a_damaged_file_of_transformers_is_refused_in_a_sentence(tmp_path, tokenizer, change, sentence):
+    write_vocabulary(tokenizer, tmp_path / "files")
+    CLIPTokenizer.from_pretrained(tmp_path / "files").save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        read_vocabulary(tmp_path / "saved", context_length=16, vocab_size=640)
 
 
 def test_an_id_without_a_spelling_pads_nothing(tmp_path):

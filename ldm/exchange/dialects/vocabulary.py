@@ -88,19 +88,21 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
         vocabulary = dict(Fields.read(folder / "vocab.json").values)
         path = folder / "merges.txt"
         if not path.is_file() or path.stat().st_size > MAX_JSON:
-            raise UserError(f"there is no {path}: fetch the folder again")
+            raise UserError(f"{path} is missing or has more than {MAX_JSON} bytes: fetch the folder again")
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         pairs: list[Any] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     else:
         fields = Fields.read(folder / "tokenizer.json")
-        model = fields.values.get("model")
-        model = model if isinstance(model, dict) else {}
-        vocabulary, pairs = dict(model.get("vocab") or {}), model.get("merges") or []
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
-        added = fields.values.get("added_tokens") or []
-        vocabulary |= {str(entry["content"]): entry["id"] for entry in added if isinstance(entry, dict)}
+        model = fields.mapping("model", {})
+        vocabulary = dict(model.mapping("vocab", {}).values)
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.entries("merges")]
+        for entry in fields.entries("added_tokens"):
+            added = Fields.of(entry, name=f"{fields.name}: added_tokens")
+            vocabulary[added.text("content")] = added.whole("id", low=0, high=MAX_WIDTH)
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise UserError(f"{folder}: the merges are damaged: fetch the folder again")
+    if not all(isinstance(number, int) for number in vocabulary.values()):
+        raise UserError(f"{folder}: the vocabulary is damaged, an id is no number: fetch the folder again")
     return vocabulary, [(str(left), str(right)) for left, right in pairs]
 
 
@@ -113,7 +115,7 @@ def _config(folder: Path) -> Fields:
 def _pad_id(config: Fields, vocabulary: Mapping[str, int]) -> int:
     pad = config.values.get("pad_token", END)
     pad = pad.get("content") if isinstance(pad, dict) else pad
-    if pad not in vocabulary:
+    if not isinstance(pad, str) or pad not in vocabulary:
         raise UserError(f"{config.name}: pad_token={pad!r} is no token of the vocabulary")
     return vocabulary[pad]
 
