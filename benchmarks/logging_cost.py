@@ -41,7 +41,6 @@ from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import tensorboard_logger
 from ldm.loggers.wandb_log import wandb_logger
 from ldm.planning.trainers import make_trainer
-from ldm.planning.trial import made_up_batch
 
 WARM = 10  # steps that are not counted
 LIMIT = 0.01
@@ -119,7 +118,7 @@ def measure(config: DictConfig, steps: int, folder: Path) -> tuple[float, float]
         log_every_n_steps=1,
         enable_progress_bar=False,
     )
-    batch = made_up_batch(stage, config.batch_size, size=config.data.size)
+    batch = stage.example_batch(config.batch_size, size=config.data.size)
     trainer.fit(stage, DataLoader([batch] * steps, batch_size=None))
     end_all(asides, folder)
     logged, bare = watching.seconds[True], watching.seconds[False]

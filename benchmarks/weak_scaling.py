@@ -50,13 +50,13 @@ def be_rank(overrides: Sequence[str], *, ranks: int, apart: bool, steps: int, ou
     from ldm.distributed.ranks import join, leave, rank
     from ldm.planning.dry_run import made_up_stage
     from ldm.planning.trainers import make_trainer, quiet
-    from ldm.planning.trial import Observer, made_up_batch
+    from ldm.planning.trial import Observer
 
     quiet()
     config = configured(overrides, ranks=1 if apart else ranks)
     stage, _ = made_up_stage(config)
     observer = Observer(metering=False)
-    batches = [made_up_batch(stage, config.batch_size, size=config.data.size)] * (WARM + steps)
+    batches = [stage.example_batch(config.batch_size, size=config.data.size)] * (WARM + steps)
     join()  # so that all begin at once
     number = rank()
     if apart:

@@ -23,7 +23,7 @@ from ldm import UserError
 from ldm.commands.answers import answer_errors
 from ldm.commands.help import help_of
 from ldm.commands.limits import check_limit
-from ldm.construct import construct, locate, nearest
+from ldm.construct import construct, locate, nearest, own_confs
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
@@ -97,8 +97,9 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def options(group: str, folder: Path | None = None) -> list[str]:
-    """Names of a group's files, those of a user's own config folder among them."""
-    return sorted({path.stem for conf in (CONF, folder) if conf for path in (conf / group).glob("*.yaml")})
+    """Names of a group's files, those of a user's own config folder and packages among them."""
+    folders = (CONF, *([folder] if folder else []), *own_confs())
+    return sorted({path.stem for conf in folders for path in (conf / group).glob("*.yaml")})
 
 
 def check(name: str, arguments: Iterable[str], *, sweep: bool = False, folder: Path | None = None) -> None:

@@ -2,19 +2,24 @@
 
 A config that lies beside downloaded weights is code if any callable may be named in it. Here a target must
 start with an allowed prefix and must be *defined* there: an alias such as `ldm.data.index.json.loads` is as
-foreign as the module that it leads to.
+foreign as the module that it leads to. Packages of a user's own are added by LDM_PACKAGES.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import Parameter, signature
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from ldm import UserError
 
+PACKAGES = "LDM_PACKAGES"  # environment variable: a user's own packages, comma-separated
 SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
     int: (int,),
     float: (float, int),
@@ -70,7 +75,7 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     Raises:
         UserError: the name is not under an allowed prefix, does not exist, or is an alias of something else.
     """
-    prefixes = tuple(allowed)
+    prefixes = (*allowed, *(f"{package}." for package in own_packages()))
     if not isinstance(name, str) or not name.startswith(prefixes):
         raise UserError(f"_target_ {name!r} is refused: targets start with one of {', '.join(prefixes)}")
     module_name, _, attribute = MOVED.get(name, name).rpartition(".")
@@ -82,6 +87,37 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(prefixes):
         raise UserError(f"_target_ {name!r} is refused: it is not defined under {', '.join(prefixes)}")
     return found
+
+
+def own_packages() -> list[str]:
+    """The packages and modules that the environment variable LDM_PACKAGES adds to every allowed list.
+
+    Only who runs a command can set it: no config and no bundle can make it longer.
+
+    Raises:
+        UserError: a name that is none, or one of Python's own modules.
+    """
+    names = [name.strip() for name in os.environ.get(PACKAGES, "").split(",") if name.strip()]
+    for name in names:
+        if not name.isidentifier() or name in (*sys.stdlib_module_names, "builtins"):
+            raise UserError(f"{PACKAGES}={name}: name a package of your own, as in {PACKAGES}=my_systems")
+    return names
+
+
+def own_confs() -> list[Path]:
+    """The folders `conf` beside the packages that LDM_PACKAGES names, which Hydra searches after ours.
+
+    Raises:
+        UserError: a package that can't be found.
+    """
+    folders = []
+    for name in own_packages():
+        found = find_spec(name)
+        if found is None or found.origin is None:
+            raise UserError(f"LDM_PACKAGES={name}: there is no such package: put its folder on PYTHONPATH")
+        folder = Path(found.origin).parent / "conf"
+        folders += [folder] if folder.is_dir() else []
+    return folders
 
 
 def accepts(function: Any, contract: Any) -> bool:

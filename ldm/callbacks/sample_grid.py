@@ -1,4 +1,4 @@
-"""What the network draws while it trains: fixed prompts and seeds, one sheet a time."""
+"""Pictures that a stage generates while it trains: fixed prompts and seeds, one sheet a time."""
 
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,8 @@ class SampleGrid(Callback):
         self._told = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        line = cut_line(pl_module.codec.tokenizer, self.prompts, what="prompt")
+        tokenizer = pl_module.generator().tokenizer
+        line = cut_line(tokenizer, self.prompts, what="prompt") if tokenizer else None
         if line and trainer.is_global_zero:
             print(f"samples: {line}", flush=True)
 

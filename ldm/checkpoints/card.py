@@ -13,12 +13,14 @@ from ldm.io.reading import read_json
 
 FILE_NAME = "README.md"
 RESULTS = ("results.json", "../evaluation/results.json")  # places of measured numbers, from a bundle's folder
-KINDS = {  # part that a bundle is named for: title, tags
+KINDS = {  # entry or part that a bundle is named for: title, tags
+    "generator": ("A text-to-image model", ("text-to-image",)),
     "backbone": ("A text-to-image latent diffusion model", ("text-to-image", "latent-diffusion")),
     "autoencoder": ("An autoencoder of pictures", ("autoencoder", "latent-diffusion")),
     "text_encoder": ("A CLIP model", ("clip",)),
     "image_encoder": ("An image encoder of CLIP", ("clip",)),
 }
+GENERATING = ("generator", "backbone")
 USAGE = {
     True: "python -m ldm.sample bundle=<this folder> 'prompts=[\"a red apple\"]'",
     False: "python -m ldm.train +experiment=<name> codec.{part}=<this folder>",
@@ -54,14 +56,14 @@ def model_card(
         notes: sentences on what differs from the bundle, of an export.
         results: a document of `ldm.evaluate` about this bundle.
     """
-    kind = next((name for name in KINDS if name in config["parts"]), "")
+    kind = next((name for name in KINDS if name in config["parts"] or name in config), "")
     title, tags = KINDS.get(kind, ("A model", ()))
     front = ["---", f"license: {licence}", f"library_name: {library}"]
-    front += ["pipeline_tag: text-to-image"] if kind == "backbone" else []
+    front += ["pipeline_tag: text-to-image"] if kind in GENERATING else []
     front += ["tags:", *(f"  - {tag}" for tag in ("ldm", *tags)), "---"]
     size = config.get("size")
     pixels = f" of {size} x {size} pixels" if size and kind != "text_encoder" else ""
-    usage = usage or f"```sh\n{USAGE[kind == 'backbone'].format(part=kind)}\n```"
+    usage = usage or f"```sh\n{USAGE[kind in GENERATING].format(part=kind)}\n```"
     sections = [
         "\n".join(front),
         f"# {_plain(_mapping(config, 'origin').get('experiment', 'Imported weights'))}",
@@ -69,7 +71,7 @@ def model_card(
         f"## Use\n\n{usage}",
         *([f"## Unlike the bundle\n\n{_list(notes)}"] if notes else []),
         f"## Training\n\n{_training(config)}",
-        f"## Numbers\n\n{UNMEASURED[kind == 'backbone'] if results is None else _numbers(results)}",
+        f"## Numbers\n\n{UNMEASURED[kind in GENERATING] if results is None else _numbers(results)}",
         *([f"## Licence\n\n{LICENCE}"] if licence == "unknown" else []),
         f"## Limits and misuse\n\n{LIMITS}",
     ]

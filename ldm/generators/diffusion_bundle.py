@@ -16,6 +16,7 @@ from ldm.diffusion.process import READ_BY_DENOISER, Process
 from ldm.diffusion.samplers import Sampling
 from ldm.generators.generator import check_options
 from ldm.generators.latent_diffusion import OPTIONS, TextToImage, changed_guidance, changed_sampler
+from ldm.generators.opening import LATENT_DIFFUSION, target_of
 from ldm.io.fields import Fields
 from ldm.randomness.noise import SeededNoise, noise_of
 
@@ -70,6 +71,11 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
         BundleError: a bundle of another system, or without a denoiser.
         UserError: a scale for a guidance that has none, or a node that is no mapping.
     """
+    if target_of(bundle) != LATENT_DIFFUSION:
+        raise BundleError(
+            f"bundle {bundle.path} holds no latent diffusion but what {target_of(bundle)} opens: it has no"
+            " sampler and no guidance, and can't be written in the formats of other libraries"
+        )
     if "backbone" not in bundle.names:
         held = ", ".join(bundle.names)
         raise BundleError(f"bundle {bundle.path} can't draw: it has no denoiser, only {held}")

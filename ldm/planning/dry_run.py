@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from torch import nn
 
 from ldm.checkpoints.bundle import Bundle, BundleError, find
@@ -27,11 +27,11 @@ from ldm.planning.trial import (
     Trial,
     Trier,
     checkpointed,
-    frozen_parts,
     num_bytes,
     trained_parts,
 )
 from ldm.randomness.seeds import key_of
+from ldm.stages.stage import Stage
 from ldm.tokenizers import Tokenizer
 
 MB, GB = 2**20, 2**30
@@ -74,7 +74,7 @@ def dry_run(config: DictConfig) -> None:
     print(f"tried on {hardware()}, {config.trainer.precision}; 1 GB is 2^30 bytes")
     for name, path in absent.items():
         print(f"{name} at random: there is no bundle at {path} yet")
-    print_parts(trained_parts(stage), frozen_parts(stage))
+    print_parts(trained_parts(stage), stage.frozen())
     print_held(held)
     print_trials(trials, held)
     print_need(config, next(trial for trial in trials if trial.checkpointing == chosen), held)
@@ -111,7 +111,7 @@ def short_trainer(config: DictConfig, **changes: Any) -> Trainer:
     return make_trainer(config, **(silent | alone | changes))
 
 
-def made_up_stage(config: DictConfig) -> tuple[LightningModule, dict[str, str]]:
+def made_up_stage(config: DictConfig) -> tuple[Stage, dict[str, str]]:
     """The stage with parts made up where data or another training would give them.
 
     Returns it with the path at which each network of the codec was looked for and not found.

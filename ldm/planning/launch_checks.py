@@ -4,16 +4,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm import UserError
 from ldm.data.datamodule import PictureData
 from ldm.distributed.ranks import is_first, world_size
+from ldm.stages.stage import Stage
 from ldm.tokenizers import cut_line
 
 SHARDED = "ldm.distributed.sharding.Sharded"
 UNEVEN = "ldm.callbacks.generation_metrics.GenerationMetrics"
+GENERATING = ("ldm.callbacks.sample_grid.SampleGrid", UNEVEN)
 
 
 def batch_line(config: Mapping[str, Any]) -> str:
@@ -27,10 +29,9 @@ def batch_line(config: Mapping[str, Any]) -> str:
     )
 
 
-def caption_lines(stage: LightningModule, data: LightningDataModule) -> Iterator[str]:
+def caption_lines(stage: Stage, data: LightningDataModule) -> Iterator[str]:
     """What there is to tell, a line a split, of captions that are longer than the stage's tokenizer reads."""
-    tokenizer = getattr(getattr(stage, "codec", stage), "tokenizer", None)
-    pictures = getattr(data, "pictures", data)
+    tokenizer, pictures = stage.tokenizer, getattr(data, "pictures", data)
     if tokenizer is None:
         return
     if not isinstance(pictures, PictureData):
@@ -56,7 +57,7 @@ def validation_options(data: LightningDataModule) -> dict[str, Any]:
     return {"limit_val_batches": 0}
 
 
-def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:
+def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
     """Refuses what would fail, or would not be what it seems, once the training runs.
 
     Raises:
@@ -69,6 +70,11 @@ def check_start(stage: LightningModule, config: Mapping[str, Any]) -> None:
             "and guidance=cfg here"
         )
     check_precision(config["trainer"])
+    for name, callback in config.get("callbacks", {}).items():
+        if callback["_target_"] in GENERATING and stage.generator() is None:
+            raise UserError(
+                f"callbacks.{name} generates pictures, which {type(stage).__name__} does not: remove it"
+            )
     if config["trainer"].get("strategy", {}).get("_target_") != SHARDED:
         return
     if not is_overridden("configure_model", stage):

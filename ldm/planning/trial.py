@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from ldm.data.stream import LatentBatch, PictureBatch
 from ldm.planning.op_counter import Meter
-from ldm.stages.diffusion import LatentDiffusion
+from ldm.stages.stage import Stage
 
 SECONDS = 5.0  # what the batch that is timed should take
-ENDLESS = "a " * 1000  # longer than any context: the most that a caption can take
 MARGIN = 0.85  # share of a card that is planned with; the rest is for its context, workspaces and fragments
 
 
@@ -118,7 +116,7 @@ class Trier:
         memory: bytes that may be used.
     """
 
-    stage: LightningModule
+    stage: Stage
     make_trainer: Callable[..., Trainer]
     size: int
     batch_size: int
@@ -128,7 +126,7 @@ class Trier:
         """Steps of batches of these sizes, seen by an observer."""
         observer = Observer(metering=metering)
         trainer = self.make_trainer(callbacks=[observer], max_steps=len(counts))
-        batches: Any = [made_up_batch(self.stage, count, size=self.size) for count in counts]
+        batches: Any = [self.stage.example_batch(count, size=self.size) for count in counts]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Lightning says of short trainings
             trainer.fit(self.stage, DataLoader(batches, batch_size=None))
@@ -157,21 +155,7 @@ class Trier:
         return replace(trial, count=count, speed=count / observer.seconds[1]), held
 
 
-def made_up_batch(stage: LightningModule, count: int, *, size: int) -> LatentBatch | PictureBatch:
-    """A batch of the shapes that the stage is trained on; its captions are as long as can be."""
-    numbers = torch.arange(count)
-    if isinstance(stage, LatentDiffusion):
-        mean = torch.randn(count, *stage.codec.latent_shape(size))
-        text = stage.codec.text_encoder
-        states = torch.randn(count, text.context_length, text.width)
-        return LatentBatch(
-            mean=mean, std=torch.ones_like(mean), context=states, position=numbers, index=numbers
-        )
-    image = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
-    return PictureBatch(image=image, captions=[ENDLESS] * count, position=numbers, index=numbers)
-
-
-def held_by(stage: LightningModule, optimizers: Iterable[Optimizer], *, averages: int) -> Held:
+def held_by(stage: Stage, optimizers: Iterable[Optimizer], *, averages: int) -> Held:
     """What a training of the stage holds once it has made a step."""
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
     moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
@@ -180,30 +164,22 @@ def held_by(stage: LightningModule, optimizers: Iterable[Optimizer], *, averages
         gradients=num_bytes(p for p in stage.parameters() if p.requires_grad),
         optimizer=num_bytes(moments),
         average=averages * num_bytes([*stage.net.parameters(), *stage.net.buffers()]),
-        frozen=num_bytes(p for part in frozen_parts(stage).values() for p in part.parameters()),
+        frozen=num_bytes(p for part in stage.frozen().values() for p in part.parameters()),
     )
 
 
-def trained_parts(stage: LightningModule) -> dict[str, nn.Module]:
+def trained_parts(stage: Stage) -> dict[str, nn.Module]:
     """The networks that a stage trains, by name."""
     return {name: child for name, child in stage.named_children() if any(True for _ in child.parameters())}
 
 
-def frozen_parts(stage: LightningModule) -> dict[str, nn.Module]:
-    """The networks that a stage uses and doesn't train, by name."""
-    if isinstance(stage, LatentDiffusion):
-        return {"autoencoder": stage.codec.autoencoder, "text encoder": stage.codec.text_encoder}
-    perceptual = getattr(stage, "perceptual", (None,))[0]
-    return {} if perceptual is None else {"perceptual": perceptual}
-
-
-def set_checkpointing(stage: LightningModule, value: bool) -> None:
+def set_checkpointing(stage: Stage, value: bool) -> None:
     """Switches it in every part of the network that has it."""
     for module in checkpointed(stage):
         module.checkpointing = value  # type: ignore[assignment]
 
 
-def checkpointed(stage: LightningModule) -> list[nn.Module]:
+def checkpointed(stage: Stage) -> list[nn.Module]:
     """The parts of a network that can compute their activations again."""
     return [module for module in stage.net.modules() if hasattr(module, "checkpointing")]
 

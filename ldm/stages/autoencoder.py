@@ -26,6 +26,7 @@ from ldm.models.perceptual import PerceptualDistance
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.stages.latent_statistics import LatentStatistics, measure_latents, sampled
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure, parameter_groups
+from ldm.stages.stage import example_pictures
 
 STATISTICS_BATCH = 16  # pictures encoded at once for the statistics of the latents
 Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
@@ -61,6 +62,8 @@ class AutoencoderStage(LightningModule):
     Raises:
         UserError: fewer than two pictures for the statistics.
     """
+
+    tokenizer = None  # it reads no captions
 
     def __init__(
         self,
@@ -182,6 +185,19 @@ class AutoencoderStage(LightningModule):
         batches = pictures.batches(STATISTICS_BATCH, numbers=numbers)
         bar = tqdm(batches, desc=f"latent statistics of {len(numbers)} pictures", unit="batch")
         return measure_latents(self.averaged or self.net, bar, of=len(pictures))
+
+    def example_batch(self, count: int, *, size: int) -> PictureBatch:
+        """Random pictures with captions."""
+        return example_pictures(count, size=size)
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The network of the perceptual distance, if there is one."""
+        network = self.perceptual[0]
+        return {} if network is None else {"perceptual": network}
+
+    def generator(self) -> None:
+        """None: this stage generates no pictures."""
+        return None
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: PictureData) -> Path:
         """The averaged autoencoder with the statistics of its latents; the first rank measures and writes."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Part, write_bundle
@@ -17,6 +17,7 @@ from ldm.distributed.ranks import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
+from ldm.stages.stage import example_pictures
 from ldm.tokenizers import Tokenizer
 
 Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
@@ -94,6 +95,18 @@ class ContrastiveStage(LightningModule):
         recalls = {f"val/{name}": value for name, value in self.retrieval.compute().items()}
         self.log_dict(recalls, prog_bar=True, sync_dist=True)
         self.retrieval.reset()
+
+    def example_batch(self, count: int, *, size: int) -> PictureBatch:
+        """Random pictures with captions."""
+        return example_pictures(count, size=size)
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """None: both encoders are trained."""
+        return {}
+
+    def generator(self) -> None:
+        """None: this stage generates no pictures."""
+        return None
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
         """Both encoders, averaged if an average was kept, and the tokenizer; the first rank writes."""

@@ -22,6 +22,7 @@ from ldm.distributed.sharding import Sharded
 from ldm.generators.diffusion_bundle import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
+from ldm.tokenizers import Tokenizer
 
 
 class LatentDiffusion(LightningModule):
@@ -129,6 +130,22 @@ class LatentDiffusion(LightningModule):
             self.log(f"val/loss_bin{number}", losses[-1], batch_size=len(positions), sync_dist=True)
         mean = torch.stack(losses).mean()
         self.log("val/loss", mean, batch_size=len(positions), sync_dist=True, prog_bar=True)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.codec.tokenizer
+
+    def example_batch(self, count: int, *, size: int) -> LatentBatch:
+        """Random latents and text states."""
+        mean, text = torch.randn(count, *self.codec.latent_shape(size)), self.codec.text_encoder
+        states, numbers = torch.randn(count, text.context_length, text.width), torch.arange(count)
+        return LatentBatch(
+            mean=mean, std=torch.ones_like(mean), context=states, position=numbers, index=numbers
+        )
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The networks of the codec."""
+        return {"autoencoder": self.codec.autoencoder, "text encoder": self.codec.text_encoder}
 
     def generator(self) -> TextToImage:
         """The averaged network as it would be sampled now."""

@@ -8,7 +8,7 @@ from torch import nn
 from ldm.config import CONF
 from ldm.planning.dry_run import dry_run, made_up_stage
 from ldm.planning.op_counter import Meter
-from ldm.planning.trial import MARGIN, Held, Trial, Trier, frozen_parts, num_bytes, set_checkpointing
+from ldm.planning.trial import MARGIN, Held, Trial, Trier, num_bytes, set_checkpointing
 
 SMALL = {
     "emoji": ["backbone.channels=32"],
@@ -74,7 +74,7 @@ def test_held_bytes_are_those_of_the_closed_form(trier):
     assert held.weights == held.gradients == held.average == FLOAT * parameters
     steps = len(list(net.parameters()))  # AdamW counts the steps of each tensor in a float32
     assert held.optimizer == 2 * FLOAT * parameters + FLOAT * steps
-    assert held.frozen == FLOAT * sum(count(part) for part in frozen_parts(trier.stage).values())
+    assert held.frozen == FLOAT * sum(count(part) for part in trier.stage.frozen().values())
     assert held.together == 5 * FLOAT * parameters + FLOAT * steps + held.frozen
 
 

@@ -1,0 +1,14 @@
+"""Hydra also searches the folders `conf` of a user's own packages (docs/extend.md, "A system")."""
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from ldm.construct import own_confs
+
+
+class OwnConfs(SearchPathPlugin):
+    """Adds the folders after those of this package, whose files take precedence."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in own_confs():
+            search_path.append("LDM_PACKAGES", f"file://{folder}")
