@@ -19,7 +19,12 @@ Times = Float64[Tensor, " steps_and_end"]
 
 
 def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]:
-    """Times moved towards noise when shift > 1, as large pictures want (Esser et al. 2024, Eq. 23)."""
+    """Times moved towards noise when shift > 1, as large pictures want (Esser et al. 2024, Eq. 23).
+
+    Raises UserError unless shift > 0.
+    """
+    if not shift > 0:
+        raise UserError(f"times moved by {shift=}: it must be above 0")
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -77,9 +82,13 @@ def karras(
 
     Levels that the schedule does not reach are cut to its end. Starts a little below t = 1 when the
     schedule ends in pure noise, where sigma / alpha has no limit.
+
+    Raises UserError unless rho >= 0.1 and 0 < sigma_min <= sigma_max.
     """
     _check(steps)
-    high = _reached(schedule, sigma_max)
+    if not rho >= 0.1:
+        raise UserError(f"levels spaced by {rho=}: it must be at least 0.1")
+    high = _reached(schedule, sigma_min, sigma_max)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     levels = (high ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - high ** (1 / rho))) ** rho
     return _ending_clean(levels, schedule)
@@ -91,9 +100,11 @@ def exponential(
     """Times between which sigma / alpha falls by one factor, then 0 (k-diffusion's `exponential`).
 
     Levels that the schedule does not reach are cut to its end.
+
+    Raises UserError unless 0 < sigma_min <= sigma_max.
     """
     _check(steps)
-    start, end = math.log(_reached(schedule, sigma_max)), math.log(sigma_min)
+    start, end = math.log(_reached(schedule, sigma_min, sigma_max)), math.log(sigma_min)
     return _ending_clean(torch.linspace(start, end, steps, dtype=torch.float64).exp(), schedule)
 
 
@@ -118,9 +129,12 @@ def _of_table(counts: Float64[Tensor, " steps"], *, num_steps: int, clean: bool)
     return torch.cat([counts, counts.new_full((1,), 0 if clean else 1)]) / num_steps
 
 
-def _reached(schedule: Schedule, ratio: float) -> float:
-    """The ratio sigma / alpha, or the schedule's largest."""
-    return min(ratio, noise_ratio(schedule, torch.ones((), dtype=torch.float64)).item())
+def _reached(schedule: Schedule, sigma_min: float, sigma_max: float) -> float:
+    """The highest level, or the schedule's largest sigma / alpha."""
+    high = min(sigma_max, noise_ratio(schedule, torch.ones((), dtype=torch.float64)).item())
+    if not 0 < sigma_min <= high:
+        raise UserError(f"levels from {sigma_min=} to {high:g}: 0 < sigma_min <= sigma_max must hold")
+    return high
 
 
 def _ending_clean(levels: Float64[Tensor, " steps"], schedule: Schedule) -> Times:

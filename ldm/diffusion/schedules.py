@@ -61,20 +61,28 @@ def listed(*, betas: Sequence[float]) -> Table:
 
 def linear(*, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:
     """Betas evenly spaced (Ho et al. 2020, Sec. 4)."""
+    _check(num_steps, beta_start, beta_end)
     return from_betas(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
 
 
 def scaled_linear(*, num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Table:
     """Square roots of beta evenly spaced (Rombach et al. 2022; the numbers are Stable Diffusion's)."""
+    _check(num_steps, beta_start, beta_end)
     start, end = math.sqrt(beta_start), math.sqrt(beta_end)
     return from_betas(torch.linspace(start, end, num_steps, dtype=torch.float64) ** 2)
 
 
 def cosine(*, num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Table:
     """alpha-bar falls as a squared cosine (Nichol & Dhariwal 2021, Eq. 17)."""
+    _check(num_steps)
     t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     wave = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
     return from_betas((1 - wave[1:] / wave[:-1]).clamp(max=max_beta))
+
+
+def _check(num_steps: int, *betas: float) -> None:
+    if num_steps < 1 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"a table of {num_steps=} with betas {betas}: take at least 1, and betas in [0, 1)")
 
 
 def zero_terminal_snr(table: Table) -> Table:

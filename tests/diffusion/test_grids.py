@@ -6,6 +6,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.testing import assert_close
 
+from ldm import UserError
 from ldm.diffusion import grids
 from ldm.diffusion.schedules import noise_ratio, rectified_flow, scaled_linear
 
@@ -87,6 +88,26 @@ def test_log_snr_falls_in_even_steps_on_any_schedule():
 def test_log_snr_between_impossible_times_is_refused(first, last, sentence):
     with pytest.raises(ValueError, match=sentence):
         grids.log_snr(5, schedule=rectified_flow, first=first, last=last)
+
+
+@pytest.mark.parametrize(
+    ("grid", "options", "sentence"),
+    [
+        (grids.karras, {"rho": 0.0}, "rho=0.0: it must be at least 0.1"),
+        (grids.karras, {"rho": 1e-6}, "rho=1e-06"),
+        (grids.karras, {"rho": float("nan")}, "rho=nan"),
+        (grids.karras, {"sigma_min": -1.0}, "sigma_min=-1.0"),
+        (grids.karras, {"sigma_max": -1.0}, "must hold"),
+        (grids.karras, {"sigma_min": 90.0}, "sigma_min=90.0 to 80"),
+        (grids.exponential, {"sigma_min": 0.0}, "sigma_min=0.0"),
+        (grids.exponential, {"sigma_max": 0.0}, "must hold"),
+        (grids.uniform, {"shift": 0.0}, "shift=0.0: it must be above 0"),
+        (grids.uniform, {"shift": -1.0}, "shift=-1.0"),
+    ],
+)
+def test_levels_and_shifts_that_make_no_grid_are_refused(grid, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        grid(5, schedule=rectified_flow, **options)
 
 
 @pytest.mark.parametrize("grid", [grids.uniform, grids.trailing, grids.leading])

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch.testing import assert_close
 
+from ldm import UserError
 from ldm.diffusion import schedules
 
 TABLES = {
@@ -101,3 +102,10 @@ def test_a_table_survives_pickle_and_deepcopy(name):
     table, t = TABLES[name], grid(17)
     for twin in (pickle.loads(pickle.dumps(table)), copy.deepcopy(table)):
         assert torch.equal(torch.stack(twin(t)), torch.stack(table(t)))
+
+
+@pytest.mark.parametrize("schedule", [schedules.linear, schedules.scaled_linear])
+@pytest.mark.parametrize("options", [{"num_steps": -1}, {"beta_start": -1.0}, {"beta_end": float("nan")}])
+def test_a_table_of_impossible_betas_is_refused(schedule, options):
+    with pytest.raises(UserError, match=r"take at least 1, and betas in \[0, 1\)"):
+        schedule(**options)
