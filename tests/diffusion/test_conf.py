@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from ldm.construct import construct
 from ldm.diffusion import grids
+from ldm.diffusion.guidance import apart
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -46,7 +47,8 @@ def test_a_process_trains_and_samples(name):
 @pytest.mark.parametrize("sampler", names("sampler"))
 def test_a_sampler_follows_every_guidance(sampler, guidance):
     process, sampling = build("process", "zero_snr"), build("sampler", sampler)
-    denoise = build("guidance", guidance)(process.denoiser(net, 1.0), process.denoiser(net, 0.5))
+    cond, uncond = process.denoiser(net, 1.0), process.denoiser(net, 0.5)
+    denoise = build("guidance", guidance)(cond, apart(cond, uncond))
     x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert sampling(denoise, process.schedule, x, noise=fresh).isfinite().all()
 
