@@ -16,7 +16,7 @@ from ldm.evaluation.feature_pass import FeaturePass, Observers, drawn_by, parts_
 from ldm.evaluation.pictures import Split
 from ldm.evaluation.published import PUBLISHED, read_published, reference_lines
 from ldm.evaluation.ranks import Ranks
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric, score
 
@@ -81,7 +81,7 @@ class GenerationMetrics(Callback):
         self.cache = cache
         self.published = read_published(PUBLISHED if published is None else Path(published))
         self.ranks = Ranks()
-        self.gallery: Gallery | None = None
+        self.gallery: ReferenceSet | None = None
         self._last = -every  # step of the latest measurement
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -139,12 +139,12 @@ class GenerationMetrics(Callback):
             for name, value in numbers.items()
         }
 
-    def _gallery(self, trainer: Trainer) -> Gallery:
+    def _gallery(self, trainer: Trainer) -> ReferenceSet:
         if self.gallery is None:
             pictures = trainer.datamodule.pictures
             splits = {each.split: Split(each) for each in (pictures.train, pictures.val)}
             cache = FeatureCache.at(self.cache, root=str(pictures.train.index.root))
-            self.gallery = Gallery(
+            self.gallery = ReferenceSet(
                 splits, observers=self.observers, cache=cache, ranks=self.ranks, progress=False
             )
             self.gallery.tell_splits(self.metrics.values())

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from ldm.checkpoints.provenance import config_hash
-from ldm.evaluation.feature_pass import Observers
-from ldm.evaluation.figures import draw_sweep
-from ldm.evaluation.opening import (
+from ldm.construct import locate
+from ldm.evaluation.builders import (
     held_out,
     open_evaluator,
     open_statistics,
@@ -21,10 +20,12 @@ from ldm.evaluation.opening import (
     real_splits,
     spec_of,
 )
+from ldm.evaluation.feature_pass import Observers
+from ldm.evaluation.figures import draw_sweep
 from ldm.evaluation.prompts import write_prompts
 from ldm.evaluation.protocol import caption_sets
 from ldm.evaluation.ranks import Ranks
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.reference_statistics import Statistics
 from ldm.evaluation.report import sweep_report, write_report
 from ldm.evaluation.result_types import Row, SetResult
@@ -32,7 +33,6 @@ from ldm.evaluation.results import results, write_results
 from ldm.evaluation.round_trip import reconstruct
 from ldm.evaluation.subject import Subject
 from ldm.evaluation.sweep import Point, lines_of, points, write_table
-from ldm.generators.snapshot import bundle_of_length
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
@@ -62,7 +62,7 @@ class Command:
         """Writes the csv of what the protocol draws; returns how many pictures that is."""
         spec = spec_of(self.options)
         size = spec["size"] or self.options["data"]["size"]
-        gallery = Gallery(real_splits(self.options, spec, size), observers=Observers(pictures={}))
+        gallery = ReferenceSet(real_splits(self.options, spec, size), observers=Observers(pictures={}))
         return write_prompts(
             path,
             gallery,
@@ -170,6 +170,8 @@ def averaged(options: Options) -> Iterator[Options]:
     if options["ema_length"] is None:
         yield options
         return
+    # by its name: training states and networks concern no other evaluation
+    bundle_of_length = locate("ldm.generators.snapshot.bundle_of_length", allowed=("ldm.generators.",))
     with TemporaryDirectory() as folder:
         bundle = bundle_of_length(options["bundle"], Path(folder) / "bundle", length=options["ema_length"])
         yield {**options, "bundle": str(bundle)}

@@ -15,7 +15,7 @@ from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, Request, req
 from ldm.evaluation.feature_pass import Draw, FeaturePass, Observers, Seen, batched, parts_of
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.ranks import Ranks
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.reference_statistics import Statistics
 from ldm.evaluation.result_types import Row, SetResult
 from ldm.evaluation.showing import closest_pairs, first_captions
@@ -42,7 +42,7 @@ class Evaluator:
     protocol: Protocol
     captions: Mapping[str, Sequence[Caption]]
     metrics: Mapping[str, PictureMetric]
-    gallery: Gallery
+    gallery: ReferenceSet
     observers: Observers
     statistics: Statistics | None = None
     round_trip: Callable[[Tensor], Tensor] | None = None

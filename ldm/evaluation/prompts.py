@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldm import UserError
 from ldm.evaluation.captions import CaptionSet, requests_for
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.report import csv_text
 from ldm.io.writing import write
 
@@ -13,7 +13,7 @@ COLUMNS = ("file", "caption", "seed")
 
 
 def write_prompts(
-    path: Path, gallery: Gallery, sets: Iterable[CaptionSet], *, caption_seed: int, seed_base: int
+    path: Path, gallery: ReferenceSet, sets: Iterable[CaptionSet], *, caption_seed: int, seed_base: int
 ) -> int:
     """Writes file name, caption and seed of every picture; returns how many there are.
 

@@ -1,4 +1,4 @@
-"""All real pictures of a protocol: captions in memory, features and pixels read when they are asked for."""
+"""The reference set of a protocol: captions in memory, features and pixels read when they are asked for."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from ldm.metrics.picture_metric import Observed, PictureMetric
 BATCH = 32
 
 
-class Gallery:
+class ReferenceSet:
     """Real pictures of one or more splits, numbered through, with their features.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ldm import UserError
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.io.reading import parse_json, read_arrays
 from ldm.io.writing import writing
 from ldm.metrics.features import FeatureIdentity
@@ -58,7 +58,7 @@ class Statistics:
 
     @classmethod
     def of_gallery(
-        cls, gallery: Gallery, features: str, *, preparation: Preparation, of: str
+        cls, gallery: ReferenceSet, features: str, *, preparation: Preparation, of: str
     ) -> "Statistics":
         """Those of all pictures of a gallery, summed in float64.
 

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from ldm.evaluation.captions import ELSEWHERE, Request
 from ldm.evaluation.feature_pass import Draw, Seen, batched, generated
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.result_types import Closest, Pair, Shown
 from ldm.metrics.neighbours import nearest
 from ldm.metrics.picture_metric import Copies
 
 
-def first_captions(requests: Sequence[Request], seen: Seen, gallery: Gallery, *, samples: int) -> list[Shown]:
+def first_captions(
+    requests: Sequence[Request], seen: Seen, gallery: ReferenceSet, *, samples: int
+) -> list[Shown]:
     """The captions whose pictures were kept, each with the real picture nearest to the first of its own.
 
     Args:
@@ -36,7 +38,13 @@ def first_captions(requests: Sequence[Request], seen: Seen, gallery: Gallery, *,
 
 
 def closest_pairs(
-    copies: Copies, draw: Draw, requests: Sequence[Request], gallery: Gallery, *, count: int, batch_size: int
+    copies: Copies,
+    draw: Draw,
+    requests: Sequence[Request],
+    gallery: ReferenceSet,
+    *,
+    count: int,
+    batch_size: int,
 ) -> Closest:
     """The generated pictures that are nearest to a real one; only their features were kept: they are
     generated once more.
@@ -67,5 +75,5 @@ def closest_pairs(
     )
 
 
-def _right_picture(gallery: Gallery, request: Request) -> Tensor | None:
+def _right_picture(gallery: ReferenceSet, request: Request) -> Tensor | None:
     return None if request.row == ELSEWHERE else gallery.picture(request.row)

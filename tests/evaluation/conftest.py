@@ -14,7 +14,7 @@ from ldm.evaluation.feature_pass import Observers
 from ldm.evaluation.measure import Evaluator
 from ldm.evaluation.pictures import Split
 from ldm.evaluation.protocol import Protocol
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.metrics.clip_score import ClipScore
 from ldm.metrics.diversity import CaptionDiversity
 from ldm.metrics.features import FeatureIdentity
@@ -84,7 +84,7 @@ def data_root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def gallery(data_root):
     splits = {name: Split(PictureDataset(str(data_root), split=name, size=SIDE)) for name in ("train", "val")}
-    return Gallery(splits, observers=OBSERVERS, progress=False)
+    return ReferenceSet(splits, observers=OBSERVERS, progress=False)
 
 
 @pytest.fixture

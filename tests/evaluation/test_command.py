@@ -10,9 +10,9 @@ import pytest
 from ldm.checkpoints.bundle import Bundle, Part, write_bundle
 from ldm.checkpoints.pictures import to_picture
 from ldm.evaluate import main
+from ldm.evaluation.builders import tell_cuts
 from ldm.evaluation.captions import Caption
 from ldm.evaluation.feature_pass import drawn_by
-from ldm.evaluation.opening import tell_cuts
 from ldm.evaluation.results import read_results, values
 from ldm.evaluation.subject import Subject
 from ldm.generators.diffusion_bundle import open_latent_diffusion

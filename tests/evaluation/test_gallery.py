@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ldm.evaluation.feature_cache import CHECKSUM, FeatureCache, identity_of
 from ldm.evaluation.feature_pass import Observers
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 
 
 class Counting:
@@ -31,7 +31,7 @@ def counting(observers):
 @pytest.fixture
 def look(gallery, counting, tmp_path):
     def make(**options):
-        return Gallery(
+        return ReferenceSet(
             gallery.splits,
             observers=Observers(pictures={"colours": counting}),
             cache=FeatureCache(folder=tmp_path / "features"),
@@ -134,6 +134,6 @@ def test_changed_features_are_named_and_computed_again(look, counting, tmp_path,
 def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(gallery, observers, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     cache = FeatureCache(folder=tmp_path / "file" / "features")
-    again = Gallery(gallery.splits, observers=observers, cache=cache, progress=False)
+    again = ReferenceSet(gallery.splits, observers=observers, cache=cache, progress=False)
     assert torch.equal(again.features["colours"], gallery.features["colours"])
     assert "not kept" in capsys.readouterr().out

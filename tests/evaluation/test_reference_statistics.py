@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.evaluation.captions import ELSEWHERE
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.report import measured_cells
 from ldm.metrics.frechet import FrechetDistance, Moments
@@ -33,7 +33,7 @@ def alone(evaluator, observers):
         }
         return dataclasses.replace(
             evaluator,
-            gallery=Gallery({}, observers=observers, progress=False),
+            gallery=ReferenceSet({}, observers=observers, progress=False),
             statistics=statistics,
             captions=nowhere,
             metrics=dict(evaluator.metrics) | {"frechet": distance},

@@ -16,7 +16,7 @@ import torch
 from ldm.evaluation.captions import Request
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.feature_pass import FeaturePass, Observers, parts_of
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.metrics.clip_score import ClipScore, RPrecision
 from ldm.metrics.diversity import CaptionDiversity, PerceptualDiversity, VendiScore
 from ldm.metrics.features import FeatureIdentity, Pixels
@@ -125,7 +125,7 @@ def look(count, dims, folder):
     net = Projection(dims)
     observers = Observers(pictures={"net": net, "pixels": Pixels(size=SIDE)}, texts={"net_text": net.read})
     cache = FeatureCache(folder=folder)
-    gallery = Gallery({"real": Noise(count)}, observers=observers, cache=cache, progress=False)
+    gallery = ReferenceSet({"real": Noise(count)}, observers=observers, cache=cache, progress=False)
     requests = [
         Request(prompt=str(number), seed=count + number, row=number, caption=number, name="")
         for number in range(count)

@@ -17,7 +17,7 @@ from ldm.evaluation.measure import Evaluator
 from ldm.evaluation.pictures import RESIZE, PictureFolder, Pictures, Split
 from ldm.evaluation.protocol import Protocol, caption_sets, describe, describe_measures
 from ldm.evaluation.ranks import Ranks
-from ldm.evaluation.reference_set import Gallery
+from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
 from ldm.generators.opening import open_generator
@@ -75,7 +75,7 @@ def open_evaluator(
     splits = real_splits(config, spec, subject.size)
     statistics = _statistics(config, extractors, metrics, subject.size)
     observers = _observers(extractors, subject)
-    gallery = Gallery(
+    gallery = ReferenceSet(
         splits,
         observers=observers,
         wanted=wanted_features(caption_sets(spec), metrics),
@@ -213,7 +213,7 @@ def open_statistics(
         )
     (features,) = found
     networks = Observers(pictures=extractors).only(found)
-    gallery = Gallery(
+    gallery = ReferenceSet(
         real_splits(config, spec, size),
         observers=networks,
         wanted=found,
