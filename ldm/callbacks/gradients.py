@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ldm import NotFinite
-from ldm.distributed.ranks import any_rank, gather, is_first, whole
+from ldm.distributed.ranks import all_gather, any_rank, is_first, whole
 from ldm.io.links import LinkRefused
 from ldm.io.writing import write
 
@@ -78,7 +78,7 @@ class Gradients(Callback):
             "positions": [position for batch in self._batches for position in batch["position"].tolist()],
             "keys": [key for batch in self._batches for key in keys(trainer, batch)],
         }
-        ranks = gather(own)
+        ranks = all_gather(own)
         written = ""
         if self.folder is not None:
             path = Path(self.folder) / RECORD

@@ -6,7 +6,7 @@ from pathlib import Path
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ldm.checkpoints.pictures import save_sheet, to_picture
-from ldm.distributed.ranks import gather
+from ldm.distributed.ranks import all_gather
 from ldm.loggers.background import background_loggers, log_table
 from ldm.randomness.seeds import check_seed
 from ldm.tokenizers import cut_line
@@ -49,7 +49,7 @@ class SampleGrid(Callback):
             drawn = pl_module.generator()([prompt for prompt, _ in own], [seed for _, seed in own]).cpu()
         except FloatingPointError:
             drawn = None
-        shares = gather(drawn)
+        shares = all_gather(drawn)
         if not trainer.is_global_zero:
             return
         if any(share is None for share in shares):

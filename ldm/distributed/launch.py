@@ -2,7 +2,7 @@
 
 The watcher trains nothing and loads no torch. Ranks get the variables of torchrun, so a training may be
 started by torchrun, too, or by srun on several machines. When a rank fails, or none does anything any more
-(`hangs.py`), all are ended and the cause is told; when the watcher dies the system ends its ranks.
+(`watchdog.py`), all are ended and the cause is told; when the watcher dies the system ends its ranks.
 """
 
 import ctypes
@@ -29,10 +29,7 @@ STOPPING = 120.0  # seconds that all have to save and stop once a signal has ask
 POLL = 0.1
 LOST = 75  # exit status of a rank that ended because another one had
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-WATCHER, PLACE = (
-    "LDM_WATCHER",
-    "LDM_PLACE",
-)  # variables: the watcher's process number, a file for `tell_place`
+WATCHER, PLACE = "LDM_WATCHER", "LDM_PLACE"  # variables: the watcher's pid, and a file for `tell_place`
 PR_SET_PDEATHSIG = 1  # prctl(2)
 AGAIN = "the same command goes on from the last state"
 

@@ -19,9 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from ldm.distributed.launch import is_rank
 
-TIMEOUT = timedelta(
-    minutes=10
-)  # that a rank waits for another that computes, a drawing or a save for instance
+# that a rank waits for another that computes, such as samples or a checkpoint
+TIMEOUT = timedelta(minutes=10)
 T = TypeVar("T")
 
 
@@ -73,7 +72,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def share(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first rank's value, on every rank."""
     if world_size() == 1:
         return value
@@ -82,7 +81,7 @@ def share(value: T) -> T:
     return values[0]
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Every rank's value, on every rank."""
     if world_size() == 1:
         return [value]

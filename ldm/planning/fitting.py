@@ -13,7 +13,7 @@ from ldm.checkpoints.initial import follow_init
 from ldm.checkpoints.resuming import check_state
 from ldm.checkpoints.run import Run, find_run, new_run
 from ldm.config import build, build_data, overrides, plain, repeated_keys
-from ldm.distributed.ranks import is_first, share
+from ldm.distributed.ranks import broadcast, is_first
 from ldm.loggers.background import end_all
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.planning.disk_room import check_needs, needs_of_cache
@@ -58,7 +58,7 @@ def find(config: DictConfig) -> tuple[Run | None, dict[str, Any]]:
     del identity["run_dir"], identity["dry_run"], identity["patience"]
     runs, resume, changes = (identity.pop(key) for key in ("runs", "resume", "resume_changes"))
     options = {"resume": resume, "changes": changes, "aliases": dict(repeated_keys(config))}
-    return share(find_run(runs, config.name, identity, **options) if is_first() else None), identity
+    return broadcast(find_run(runs, config.name, identity, **options) if is_first() else None), identity
 
 
 def make_stage(config: DictConfig) -> tuple[LightningModule, LightningDataModule]:
@@ -85,15 +85,15 @@ def begin(
 ) -> tuple[Run, dict[str, Any], Path | None]:
     """A new run, or the one that is resumed with its record brought up to date, its config, and its state."""
     if not is_first():
-        return share(None)
+        return broadcast(None)
     if run is None:
-        return share((new_run(runs, identity["name"], identity), identity, None))
+        return broadcast((new_run(runs, identity["name"], identity), identity, None))
     state = run.state()
     if state is not None:
         check_state(state, stage)
     identity |= {"name": run.config()["name"]}  # that of its folder
     run.resumed(identity, step=0 if state is None else step_of(state))
-    return share((run, identity, state))
+    return broadcast((run, identity, state))
 
 
 def trainer_of_run(config: DictConfig, run: Run, data: LightningDataModule, state: Path | None) -> Trainer:

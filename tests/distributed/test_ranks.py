@@ -4,11 +4,13 @@ import torch
 from torch.testing import assert_close
 
 from ldm.distributed import ranks as distributed
-from ldm.distributed.ranks import any_rank, average, gather, is_first, rank, share, world_size
+from ldm.distributed.ranks import all_gather, any_rank, average, broadcast, is_first, rank, world_size
 
 
 def test_ranks_know_each_other(ranks):
-    found = ranks(lambda number: [rank(), world_size(), is_first(), share(number + 5), gather(number)], 3)
+    found = ranks(
+        lambda number: [rank(), world_size(), is_first(), broadcast(number + 5), all_gather(number)], 3
+    )
     assert found == [[number, 3, number == 0, 5, [0, 1, 2]] for number in range(3)]
 
 
@@ -35,7 +37,7 @@ def test_one_process_needs_no_others():
     distributed.join()
     tensor = torch.ones(2)
     average([tensor])
-    assert (rank(), world_size(), is_first(), share(3), gather(3), any_rank([True, False])) == (
+    assert (rank(), world_size(), is_first(), broadcast(3), all_gather(3), any_rank([True, False])) == (
         0,
         1,
         True,
@@ -53,7 +55,7 @@ def test_the_end_of_a_rank_is_told_from_other_errors(ranks):
             torch.distributed.destroy_process_group()
             return True
         try:
-            gather(number)
+            all_gather(number)
         except RuntimeError as error:
             return distributed.is_lost(error) and not distributed.is_lost(RuntimeError("out of paper"))
 
