@@ -8,10 +8,10 @@ DEMO := runs/demo
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench peers weights faults ranks chaos slurm golden report docs
 
-help:  ## this list
+help:  ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
-setup: $(VENV)/.ready  ## make .venv and install the project with its tools
+setup: $(VENV)/.ready  ## create .venv and install the project with its tools
 
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ldm needs Python 3.11 or later: make PYTHON=python3.11")'
@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## train CLIP, VAE and U-Net on emoji, draw, evaluate: 25 minutes on 2 cores, goes on if interrupted
+demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate: 25 minutes on 2 cores; resumes if interrupted
 	@$(LDM) data_prep.emoji
 	@$(LDM) ldm.train +experiment=demo_clip
 	@$(LDM) ldm.train +experiment=demo_vae
@@ -30,20 +30,20 @@ demo: setup  ## train CLIP, VAE and U-Net on emoji, draw, evaluate: 25 minutes o
 	@echo "report:   $(DEMO)/evaluation/report.md"
 	@echo "bundle:   $$(ls -d $(DEMO)/*/bundle | tail -n 1)"
 
-test: setup  ## the whole suite, under 10 minutes on 2 cores
+test: setup  ## run the whole test suite: under 10 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile
 
-check: setup  ## ruff, mypy --strict on the core, import contracts
+check: setup  ## run ruff, mypy --strict on the core, import contracts
 	$(LDM) ruff check .
 	$(LDM) ruff format --check .
 	$(LDM) mypy
 	$(VENV)/bin/lint-imports
 
-format: setup  ## let ruff mend what it can
+format: setup  ## let ruff fix what it can
 	$(LDM) ruff check --fix .
 	$(LDM) ruff format .
 
-bench: setup  ## U-Net (three shapes), attention and pipeline against diffusers, loader, latents, cost of logging
+bench: setup  ## compare speed with other libraries: U-Net (three shapes), attention, pipeline, loader, latents, logging
 	$(LDM) benchmarks.unet_vs_diffusers
 	$(LDM) benchmarks.attention
 	$(LDM) benchmarks.loader
@@ -51,28 +51,28 @@ bench: setup  ## U-Net (three shapes), attention and pipeline against diffusers,
 	$(LDM) benchmarks.logging_cost
 	$(LDM) benchmarks.pipeline_vs_diffusers
 
-peers: setup  ## measures against the usual calculators, on 2,000 pictures: 40 minutes
+peers: setup  ## compare metrics with other libraries on 2,000 pictures: 40 minutes
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	$(LDM) benchmarks.metrics_vs_peers
 
-weights: setup  ## weights at their size, tokenizer and exported pictures against their libraries: minutes
+weights: setup  ## compare imported weights, tokenizer and exported pictures with the original libraries: minutes
 	$(LDM) benchmarks.weights_at_size
 	$(LDM) benchmarks.exported_pictures
 	$(LDM) benchmarks.tokenizer_identity
 
-faults: setup  ## tables of injected faults: 143 kinds in data, then those of W&B: some minutes
+faults: setup  ## inject faults: 143 kinds into data, a dozen into W&B: some minutes
 	$(LDM) benchmarks.injected_faults
 	$(LDM) benchmarks.wandb_faults
 
-ranks: setup  ## two ranks that die, hang or are cancelled: 20 minutes
+ranks: setup  ## kill, stop and cancel ranks of a training: 20 minutes
 	$(LDM) benchmarks.rank_faults
 	$(LDM) benchmarks.metric_faults
 	$(LDM) benchmarks.cancels
 
-chaos: setup  ## 320 kills of the save path, 60 of whole trainings, full disks, the resume matrix: half an hour
+chaos: setup  ## kill 320 saves and 60 trainings, fill disks, resume in every way: half an hour
 	$(LDM) benchmarks.chaos --out chaos.json
 
-slurm: setup  ## trainings and a sweep on a SLURM cluster of this machine alone: half an hour
+slurm: setup  ## run trainings and a sweep on a SLURM cluster on this machine: half an hour
 	@CLUSTER_GPUS=2 slurm/cluster.sh up
 	@eval "$$(slurm/cluster.sh env)"; LDM_SLURM=1 $(LDM) pytest tests/slurm/test_cluster.py; status=$$?; \
 		slurm/cluster.sh jobs; slurm/cluster.sh down; exit $$status
@@ -86,5 +86,5 @@ docs: setup  ## build the documentation into site/: no network after the first t
 	NO_MKDOCS_2_WARNING=1 $(LDM) mkdocs build --strict --quiet
 	@echo "open site/index.html, or: $(RUN) -m http.server --directory site"
 
-report: setup  ## redraw experiments/README.md and its figures from results and published rows
+report: setup  ## make experiments/README.md and its figures from stored results
 	$(LDM) experiments.report

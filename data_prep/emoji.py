@@ -1,7 +1,7 @@
-"""Shards of the shipped emoji: `python -m data_prep.emoji [out=data/emoji] [val_share=0.1] [seed=0]`.
+"""Writes shards of the shipped emoji: `python -m data_prep.emoji [out=data/emoji] [val_share=0.1] [seed=0]`.
 
-1,636 pictures of 64 px (Noto Color Emoji, on white) with four to six captions each (from Unicode CLDR). The
-validation pictures are drawn by seed, picture by picture: no picture has captions in both splits.
+The set has 1,636 pictures of 64 px (Noto Color Emoji, on white) with four to six captions each (from Unicode
+CLDR). The validation pictures are chosen by the seed; no picture has captions in both splits.
 """
 
 import io

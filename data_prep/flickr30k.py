@@ -1,7 +1,7 @@
-"""Shards of Flickr30k, from any form in which the set is met: `python -m data_prep.flickr30k source=...`.
+"""Writes shards of Flickr30k: `python -m data_prep.flickr30k source=... out=data/flickr30k`.
 
-The source holds the pictures, or flickr30k-images/ or flickr30k_images/ with them, once or twice nested.
-Unless captions= names a file, the captions are the first of these that is there:
+The source contains the pictures, or a folder flickr30k-images or flickr30k_images with them, nested once or
+twice. Unless captions= names a file, the first of these files is used that is there:
 
   results_20130124.token      name#number <tab> caption
   results.csv, captions.txt   name| number| caption, with or without a header;

@@ -1,6 +1,6 @@
-"""Shards of any folder of captioned pictures: `python -m data_prep.folder source=... out=...`.
+"""Writes shards of any folder with captioned pictures: `python -m data_prep.folder source=... out=...`.
 
-Captions are found where other tools put them. If all pictures lie in folders named train, val (validation,
+Captions are found where other tools put them. If all pictures are in folders named train, val (validation,
 valid, dev) or test, these are the splits.
 
 | captions=  | what is found                                                 | captions of a picture         |
@@ -12,8 +12,8 @@ valid, dev) or test, these are the splits.
 | `.tar`     | tars, where no picture is a file (img2dataset's webdataset)   | as of data_prep.webdataset    |
 | `.parquet` | pictures in parquet, where neither is (img2dataset, datasets) | its row                       |
 
-If two are found, captions= chooses one; the path of a table chooses that table. The parquet files that
-img2dataset writes beside its pictures and tars hold no pictures, and are passed over.
+If two are found, choose one with captions=, or give the path of a table. The parquet files that img2dataset
+writes beside its pictures and tars contain no pictures and are skipped.
 """
 
 import posixpath

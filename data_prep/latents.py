@@ -1,9 +1,9 @@
-"""Latents of a prepared set, ahead of training: `python -m data_prep.latents root=data/flickr30k ...`.
+"""Computes the latents of a prepared set before training: `python -m data_prep.latents root=... ...`.
 
 Moments (mean and log-variance, float16) go to `<root>/latents`, captions to `<root>/texts`, or below
-`cache=<folder>`, which a training then needs as `data.cache=<folder>`. Both are named by what decides them: a
-training with the same data, autoencoder and flip finds them there, any other makes its own. What was stopped
-goes on when it is started again.
+`cache=<folder>`, which a training then needs as `data.cache=<folder>`. A training with the same data,
+autoencoder and flip finds them there; any other training computes its own. If interrupted, the same command
+resumes.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Proves a prepared set whole and shows what is in it: `python -m data_prep.verify root=data/flickr30k`.
+"""Checks a prepared set completely and shows what is in it: `python -m data_prep.verify root=data/flickr30k`.
 
-Read are the index, every byte of every shard (sha256), every pair, every caption, and every picture with the
-decoder that training uses. splits.json and report.json, where they are, must say the same. Exit status 1 if
-anything is wrong, with its name. Pictures that are the same byte for byte are listed, not refused.
+It reads the index, every byte of every shard (sha256), every pair, every caption, and every picture with the
+decoder that training uses. splits.json and report.json, if present, must agree. The exit status is 1 if
+anything is wrong, and the problem is named. Pictures that are equal byte for byte are listed, not refused.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Shards of a WebDataset, as img2dataset writes it: `python -m data_prep.webdataset source=... out=...`.
+"""Writes shards of a WebDataset, such as img2dataset's: `python -m data_prep.webdataset source=... out=...`.
 
 The source is a folder of .tar files, or a pattern such as 'shards/{00000..00010}.tar'. Tars are local files,
 and are never extracted. A sample is what has one name up to the first dot: a picture (jpg, jpeg, png, webp)
