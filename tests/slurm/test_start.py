@@ -7,7 +7,8 @@ import pytest
 from pytorch_lightning import Callback
 
 from ldm.data.streaming import StreamingPictureData
-from ldm.planning.launch_checks import caption_lines, check_start, plugins
+from ldm.planning.launch_checks import caption_lines, check_start
+from ldm.planning.trainers import plugins
 from ldm.tokenizers import Tokenizer
 
 TASK = {
