@@ -73,10 +73,7 @@ def import_single_file(
         told = read_declared(weights) if trusted else Declared(weights.path)
         _check_sizes(weights, architecture)
         _check_version(weights, told, typed)
-        said = told.values.get("text_state", text_state)
-        if text_state not in (None, said):
-            refuse_option(told, ["text_state"], "text_state", text_state)
-        text_state = said
+        text_state = _text_state(told, text_state)
         architecture, notes = settled(told, architecture, typed=typed)
         vocabulary, record = tokenizer(), None
     left_out = _left_out(weights)
@@ -210,6 +207,14 @@ def _check_version(weights: Weights, told: Declared, typed: Collection[str]) -> 
             f"{weights.path} is of Stable Diffusion 2.x and does not say what it predicts: put its yaml "
             "beside it, or write process=sd2_v for one of 768 px, process=sd15 for a base of 512 px"
         )
+
+
+def _text_state(told: Declared, typed: str | None) -> str | None:
+    """The state of the text encoder that a file says, which one that was typed must be."""
+    said: str | None = told.values.get("text_state", typed)
+    if typed not in (None, said):
+        refuse_option(told, ["text_state"], "text_state", typed)
+    return said
 
 
 def _left_out(weights: Weights) -> list[str]:

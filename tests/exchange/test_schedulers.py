@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from ldm.config import CONF
 from ldm.construct import construct
-from ldm.exchange.dialects.processes import process_spec
-from ldm.exchange.dialects.schedulers import sampling_spec, scheduler_config
+from ldm.exchange.dialects.processes import BY_DEFAULT, process_spec
+from ldm.exchange.dialects.schedulers import SOLVERS, differences, sampling_spec, scheduler_config
 from ldm.io.fields import Fields
 
 
@@ -115,3 +115,27 @@ def test_so_is_an_option_of_the_sampler():
     sampler["grid"]["shift"] = 3.0
     with pytest.raises(ValueError, match=r"sampler\.grid uniform"):
         scheduler_config(option("process", "sd15"), sampler)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_flow_whose_steps_are_ours_has_no_difference(order):
+    flow = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "solver_order": order}
+    assert differences(Fields("", flow)) == []
+    assert differences(Fields("", flow | {"euler_at_final": True})) == [
+        "euler_at_final=True of a DPMSolverMultistepScheduler"
+    ]
+
+
+def test_a_flow_of_an_order_that_ours_lacks_is_refused():
+    with pytest.raises(ValueError, match="solver_order=3 must be a whole number from 1 to 2"):
+        sampling_spec(Fields("", {"use_flow_sigmas": True, "solver_order": 3}))
+
+
+def test_every_class_that_is_written_may_omit_its_betas():
+    assert {solver.kind for solver in SOLVERS} == BY_DEFAULT.keys()
+    for kind in BY_DEFAULT:
+        theirs = getattr(diffusers, kind)()
+        ours = construct(process_spec(Fields("", {"_class_name": kind}))).schedule.alpha_bar[1:]
+        assert_close(theirs.alphas_cumprod.double(), ours, atol=2e-6, rtol=0)
+    with pytest.raises(ValueError, match="a LMSDiscreteScheduler without betas is of none of our processes"):
+        process_spec(Fields("", {"_class_name": "LMSDiscreteScheduler"}))

@@ -32,16 +32,14 @@ PREDICTIONS = {
     "v_prediction": f"{DIFFUSION}.predictions.V",
     "sample": f"{DIFFUSION}.predictions.X0",
 }
-# whose configs may omit all of NOISE_TABLE: it is linear, from 0.0001 to 0.02
-BY_DEFAULT = {
-    *(
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "PNDMScheduler",
-        "DPMSolverMultistepScheduler",
-        "HeunDiscreteScheduler",
+BETAS = (0.0001, 0.02)  # first and last beta of a linear table, where a config omits them
+BY_DEFAULT = {  # classes whose configs may omit the whole table
+    **dict.fromkeys(
+        ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"), BETAS
     ),
-    *("UniPCMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
+    **dict.fromkeys(("UniPCMultistepScheduler", "EulerDiscreteScheduler"), BETAS),
+    "EulerAncestralDiscreteScheduler": BETAS,
+    "HeunDiscreteScheduler": (0.00085, 0.012),
 }
 NOISE_TABLE = {
     "beta_schedule",
@@ -102,7 +100,7 @@ def process_spec(fields: Fields) -> Config:
         schedule: Config = {"_target_": FLOW, "_partial_": True}
         times: Config = {"_target_": f"{DIFFUSION}.densities.logit_normal", "_partial_": True}
     else:
-        kind = fields.values.get("_class_name")
+        kind = str(fields.values.get("_class_name"))
         if kind not in BY_DEFAULT and not fields.values.keys() & NOISE_TABLE:
             raise UserError(f"{fields.name}: a {kind} without betas is of none of our processes")
         prediction, clock = fields.choice("prediction_type", PREDICTIONS, "epsilon"), TABLE_INDEX
@@ -132,8 +130,9 @@ def table_spec(fields: Fields) -> Config:
     else:
         table = {"_target_": fields.choice("beta_schedule", SCHEDULES, "linear"), "num_steps": num_steps}
         if table["_target_"] != SCHEDULES["squaredcos_cap_v2"]:
-            table["beta_start"] = fields.number("beta_start", 0.0001, low=0, high=1)
-            table["beta_end"] = fields.number("beta_end", 0.02, low=0, high=1)
+            start, end = BY_DEFAULT.get(str(fields.values.get("_class_name")), BETAS)
+            table["beta_start"] = fields.number("beta_start", start, low=0, high=1)
+            table["beta_end"] = fields.number("beta_end", end, low=0, high=1)
     return {"_target_": ZERO_SNR, "table": table} if fields.flag("rescale_betas_zero_snr") else table
 
 
