@@ -1,6 +1,6 @@
 """Weights in and out: `python -m ldm.export from=<weights> out=<bundle>`, or the other way with `to=`.
 
-`state=<run>/checkpoints/step=...` makes a bundle of a training that goes on.
+`state=<run>/checkpoints/step=...` makes a bundle of an unfinished training.
 """
 
 import os

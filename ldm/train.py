@@ -1,4 +1,4 @@
-"""Trains a stage: `python -m ldm.train +experiment=<name>`; the same command goes on where a run stopped.
+"""Trains a stage: `python -m ldm.train +experiment=<name>`; the same command resumes an interrupted run.
 
 With `dry_run=true` it prints what the training would take, and writes nothing. A trainer of several ranks is
 started here once a rank, unless torchrun or srun has done so.
@@ -54,16 +54,15 @@ def train(config: DictConfig) -> None:
         fit(config)
         leave()
     except (StoppedBySignal, EndedEarly) as stopped:
-        sys.exit(f"{stopped}; the same command goes on from there")
+        sys.exit(f"{stopped}; the same command resumes the training")
     except RuntimeError as error:
         if is_lost(error):
             print(f"ldm: rank {rank()} has lost another one ({error})", file=sys.stderr, flush=True)
             os._exit(LOST)  # what is left of the group can't be taken apart
         if "DataLoader worker" not in str(error):
             raise
-        raise DataError(
-            f"a loader process has died ({error}); the same command goes on from there"
-        ) from error
+        told = f"a loader process has died ({error}); the same command resumes the training"
+        raise DataError(told) from error
 
 
 if __name__ == "__main__":

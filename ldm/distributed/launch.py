@@ -31,7 +31,7 @@ LOST = 75  # exit status of a rank that ended because another one had
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 WATCHER, PLACE = "LDM_WATCHER", "LDM_PLACE"  # variables: the watcher's pid, and a file for `tell_place`
 PR_SET_PDEATHSIG = 1  # prctl(2)
-AGAIN = "the same command goes on from the last state"
+AGAIN = "the same command resumes from the last checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ def begun(options, tmp_path_factory) -> Path:
     """Folder of runs with one that has taken a step; what ended it is taken out of its config."""
     runs = tmp_path_factory.mktemp("begun")
     status = ended(*options, f"runs={runs}", "+trainer.limit_train_batches=1")
-    assert status == f"the training ended at step 1 of {STEPS}; the same command goes on from there"
+    assert status == f"the training ended at step 1 of {STEPS}; the same command resumes the training"
     (path,) = (runs / "default").iterdir()
     config = yaml.safe_load((path / "config.yaml").read_text())
     del config["trainer"]["limit_train_batches"]
