@@ -1,4 +1,4 @@
-"""What a training tells and gets before its first step, and what it refuses: trainers that don't suit it."""
+"""Checks before a training, of trainers that don't suit it, and what is printed at its start."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm import UserError
+from ldm.construct import MOVED
 from ldm.data.datamodule import PictureData
 from ldm.distributed.ranks import is_first, world_size
 from ldm.stages.stage import Stage
@@ -75,7 +76,8 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"callbacks.{name} generates pictures, which {type(stage).__name__} does not: remove it"
             )
-    if config["trainer"].get("strategy", {}).get("_target_") != SHARDED:
+    strategy = config["trainer"].get("strategy", {}).get("_target_")
+    if MOVED.get(strategy, strategy) != SHARDED:
         return
     if not is_overridden("configure_model", stage):
         raise UserError(
