@@ -64,6 +64,6 @@ def test_a_saver_that_removes_the_old_state_first_is_noticed(monkeypatch, tmp_pa
 
 
 def test_a_manifest_that_is_not_looked_at_is_noticed(monkeypatch, tmp_path):
-    monkeypatch.setattr(store, "is_whole", lambda folder: (folder / "state.ckpt").is_file())
+    monkeypatch.setattr(training_state, "is_whole", lambda folder: (folder / "state.ckpt").is_file())
     failures = damage(flip, tmp_path, 6).failures
     assert any("was taken" in sentence for sentence in failures)
