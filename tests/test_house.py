@@ -14,7 +14,7 @@ LIMITS: dict[str, tuple[float, int]] = {
     "files of ldm": (210, 26_000),
     "modules at the top of ldm": (10, 0),
     "modules of a DDIM sample from a bundle": (49, 6_300),
-    "modules of one FID of two folders": (106, 13_600),
+    "modules of one FID of two folders": (73, 10_400),
     "modules of a training until its first step": (97, 12_100),
     "functions with more than 8 parameters": (7, 0),
     "public definitions without a docstring": (255, 0),
