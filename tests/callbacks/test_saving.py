@@ -124,7 +124,7 @@ class SignalsToLoaders(Callback):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_all_processes_leaves_the_batches_alone(fit, latents, tmp_path, number):
-    latents.num_workers = 2
+    latents.pictures.num_workers = 2
     fit(SignalsToLoaders(number, batch=1), steps=12)  # more than the loader has made ahead
     assert saved(tmp_path) == [12]
 

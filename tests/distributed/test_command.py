@@ -92,7 +92,7 @@ def test_two_ranks_make_one_run_and_a_network_like_that_of_one(alone, together):
     assert "trainer=cpu_ddp" in record["command"]
     ours, theirs = validation(run), validation(alone(*TINY, "batch_size=4"))
     assert set(ours) >= {"val/loss", "val/psnr"}
-    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)  # a structural similarity near 0
 
 
 def test_a_network_in_shards_is_validated_drawn_saved_and_bundled_like_a_whole_one(alone, together):
