@@ -31,7 +31,7 @@ demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate: 25
 	@echo "bundle:   $$(ls -d $(DEMO)/*/bundle | tail -n 1)"
 
 test: setup  ## run the whole test suite: under 10 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile
 
 check: setup  ## run ruff, mypy --strict on the core, import contracts
 	$(LDM) ruff check .
