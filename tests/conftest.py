@@ -118,10 +118,11 @@ def emoji(write_emoji, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy_emoji(emoji, tmp_path) -> Callable[[], Path]:
-    """`copy_emoji()`: a copy of the shards, to be changed or damaged."""
+    """`copy_emoji()`: a copy of the shards, to be changed or damaged, without what other tests computed."""
+    computed = shutil.ignore_patterns("latents", "texts", "features")
 
     def copy() -> Path:
-        return shutil.copytree(emoji, tmp_path / "emoji", ignore=shutil.ignore_patterns("latents"))
+        return shutil.copytree(emoji, tmp_path / "emoji", ignore=computed)
 
     return copy
 
