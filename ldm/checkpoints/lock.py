@@ -1,4 +1,4 @@
-"""One process a folder: who else wants it is told who has it."""
+"""Exclusive lock on a run directory; the error names the process that holds it."""
 
 import errno
 import fcntl

@@ -107,7 +107,7 @@ def _content(path: Any, content: Any) -> Any:
 
 
 def replaced(found: Mapping[str, Difference], old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether all that differs are contents under the same paths."""
+    """Whether the configs are equal, and only files under the same paths have other contents."""
     was, asked = flat(old), flat(new)
     return bool(found) and all(was.get(key) == asked.get(key) for key in found)
 
@@ -138,7 +138,7 @@ def check_state(state: Path, stage: nn.Module) -> None:
     Raises:
         UserError: a weight that only one of them has, or of another shape.
     """
-    if state.is_dir():  # of shards, which are read once the stage is dealt out
+    if state.is_dir():  # a sharded checkpoint is read after the stage has been sharded
         return
     saved = read_state(state)["state_dict"]
     both = (saved, stage.state_dict())
