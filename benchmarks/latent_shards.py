@@ -69,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stored = split(Path(folder), options.pictures)
         positions = Positions(batch_size=options.batch, num_batches=10**9)
-        stream = StreamDataset(stored.row, size=options.pictures, seed=0)
+        stream = StreamDataset(stored.sample, size=options.pictures, seed=0)
         loader = iter(StreamLoader(stream, positions, collate_fn=collate))
         next(loader)
         read, start = 0, perf_counter()

@@ -31,8 +31,8 @@ from torchvision.io import decode_image, read_file
 from torchvision.transforms import v2
 
 from ldm.commands.options import command_line, option
-from ldm.data.crops import centre
 from ldm.data.datamodule import PictureData
+from ldm.data.decode import centre
 from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample, write_shards
 

@@ -12,8 +12,8 @@ from data_prep.pairing import Row
 from data_prep.parquet import parquet_entries
 from data_prep.tally import Tally
 from ldm.construct import nearest
-from ldm.data.index import DataError
-from ldm.data.tables import DELIMITERS, numbered_lines, read_table, read_text
+from ldm.data import DataError
+from ldm.data.texts import DELIMITERS, numbered_lines, read_table, read_text
 
 UNREADABLE = "row that can't be read"
 NUMBER = re.compile(r"([0-9]{1,18})(\.0+)?")  # pandas writes whole numbers beside empty cells as 1.0

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ldm import UserError
 from ldm.commands.options import command_line, option
-from ldm.data.index import DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample, write_shards
 from ldm.randomness.seeds import check_seed
 

@@ -25,9 +25,9 @@ from data_prep.preparation import prepare
 from data_prep.splits import find_lists, key_of, read_lists
 from data_prep.tally import Tally
 from ldm.commands.options import command_line, option
-from ldm.data.index import DataError
+from ldm.data import DataError
 from ldm.data.picture_files import SUFFIXES, files_under
-from ldm.data.tables import LINE_END, numbered_lines, read_table, read_text
+from ldm.data.texts import LINE_END, numbered_lines, read_table, read_text
 
 FOLDERS = ("flickr30k-images", "flickr30k_images")
 KARPATHY = "dataset_flickr30k.json"

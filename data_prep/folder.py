@@ -31,10 +31,9 @@ from data_prep.preparation import prepare
 from data_prep.splits import find_lists, folder_splits, read_lists
 from data_prep.tally import LeftOut, Tally
 from ldm.commands.options import command_line, option
-from ldm.data.captions import sample_captions
-from ldm.data.index import DataError
+from ldm.data import DataError
 from ldm.data.picture_files import files_under, find_pictures
-from ldm.data.tables import numbered_lines, read_text
+from ldm.data.texts import numbered_lines, read_text, sample_captions
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 BESIDE = (".caption", ".txt", ".json")

@@ -16,7 +16,7 @@ from ldm import UserError
 from ldm.checkpoints.bundle import load_codec
 from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
-from ldm.data.pictures import PictureDataset
+from ldm.data.shards import PictureDataset
 from ldm.data.stored import stored_moments, stored_states, stored_tokens
 from ldm.tokenizers import cut_line
 

@@ -21,9 +21,10 @@ from typing import TypeVar
 from data_prep.pairing import Entry
 from data_prep.pictures import PictureRules, prepare_picture
 from data_prep.tally import LeftOut, Tally
-from ldm.data.index import DataError, Shard, hash_file
+from ldm.data import DataError
+from ldm.data.index import Shard
 from ldm.data.shards import Sample, write_shard
-from ldm.io.reading import read_json
+from ldm.io.reading import hash_file, read_json
 from ldm.io.writing import write
 from ldm.tokenizers import Tokenizer, clip_bpe
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.tally import LeftOut, Tally
-from ldm.data.index import DataError
+from ldm.data import DataError
 
 ROWS = 64  # that are decoded at a time
 ENDINGS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}  # by the first two bytes

@@ -32,7 +32,8 @@ from data_prep.options import LISTED, PreparationOptions
 from data_prep.pairing import Collection
 from data_prep.reports import Speed, check_left_out, describe, read_report, write_report
 from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
-from ldm.data.index import FILE_NAME, DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.io.links import open_plain, opened
 from ldm.io.writing import DiskFull, discard, make_folder, sweep
 

@@ -13,7 +13,7 @@ from data_prep.making import ShardNote
 from data_prep.pairing import Collection
 from data_prep.tally import Ledger, counts, total
 from ldm.checkpoints.provenance import command, environment, git_state
-from ldm.data.index import DataError
+from ldm.data import DataError
 from ldm.io.reading import read_json
 from ldm.io.writing import write
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from ldm.data.index import DataError
+from ldm.data import DataError
 from ldm.data.picture_files import OTHERS, SUFFIXES, is_hidden
-from ldm.data.tables import numbered_lines, read_text
+from ldm.data.texts import numbered_lines, read_text
 from ldm.io.writing import write
 
 SPLITS = ("train", "val", "test")

@@ -42,7 +42,7 @@ def train(config: DictConfig) -> None:
     import torch
 
     from ldm.callbacks.saving import StoppedBySignal
-    from ldm.data.index import DataError
+    from ldm.data import DataError
     from ldm.distributed.ranks import is_lost, join, leave, rank
     from ldm.planning.fitting import EndedEarly, fit
     from ldm.planning.trainers import quiet

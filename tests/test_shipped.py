@@ -12,8 +12,7 @@ from PIL import Image
 from data_prep.emoji import ASSETS, draw_validation, read_samples
 from ldm.checkpoints.bundle import SHIPPED, Bundle
 from ldm.data.index import ShardIndex
-from ldm.data.pictures import PictureDataset
-from ldm.data.shards import write_shards
+from ldm.data.shards import PictureDataset, write_shards
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.metrics.reconstruction import psnr
 

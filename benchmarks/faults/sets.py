@@ -19,7 +19,8 @@ from benchmarks.faults.world import (
     read_whole,
     several,
 )
-from ldm.data.index import FILE_NAME, DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.data.shards import Sample, write_shards
 
 

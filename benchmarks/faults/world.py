@@ -15,8 +15,9 @@ from PIL import Image
 from data_prep import flickr30k
 from data_prep.preparation import prepare
 from data_prep.reports import read_report
-from ldm.data.index import DataError, ShardIndex
-from ldm.data.pictures import PictureDataset
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
+from ldm.data.shards import PictureDataset
 
 NUM_PICTURES, SIDE = 16, 40
 TOKENS = "results_20130124.token"

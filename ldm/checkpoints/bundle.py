@@ -28,9 +28,8 @@ from ldm.checkpoints.tensors import save_tensors
 from ldm.checkpoints.tokenizer_file import load_tokenizer, save_tokenizer
 from ldm.codec import Codec
 from ldm.construct import construct
-from ldm.data.index import hash_file
 from ldm.io.fields import MAX_FLOAT, Fields, check_tree
-from ldm.io.reading import MAX_YAML, is_plain_name, read_yaml
+from ldm.io.reading import MAX_YAML, hash_file, is_plain_name, read_yaml
 from ldm.io.writing import new_folder, write
 from ldm.models.meta_init import meta_init
 from ldm.tokenizers import Tokenizer

@@ -18,7 +18,8 @@ from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.loading import read_state
 from ldm.checkpoints.provenance import ASIDE
 from ldm.construct import MOVED
-from ldm.data.index import FILE_NAME, DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.distributed.ranks import world_size
 
 Flat = dict[str, Any]  # value by dotted key

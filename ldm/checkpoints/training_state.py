@@ -15,9 +15,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ldm.data.index import hash_file
 from ldm.io.links import CannotWrite
-from ldm.io.reading import read_json
+from ldm.io.reading import hash_file, read_json
 from ldm.io.writing import discard, make_folder, new_folder, sweep, write
 
 STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"

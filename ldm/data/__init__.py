@@ -1,1 +1,7 @@
-"""Shards of captioned pictures, read in an order that is a function of (seed, position)."""
+"""Pictures with captions: from prepared shards or streamed tars to batches, in a resumable order."""
+
+from ldm import UserError
+
+
+class DataError(UserError):
+    """Shards, an index or samples that can't be used; the sentence names the file and the remedy."""

@@ -1,71 +1,49 @@
 """The one reader of pictures: encoded bytes to upright sRGB of 8 bits, or an error with its reason.
 
 Preparation, shards, streamed tars, folders that are measured, and `image=` and `mask=` of `ldm.sample` all
-read by it.
-
-| picture                               | rule                                                            |
-| ------------------------------------- | --------------------------------------------------------------- |
-| JPEG, PNG, WebP by content            | read, whatever the name's extension says                        |
-| anything else: GIF, TIFF, HEIC, html  | refused: "not JPEG, PNG or WebP"; nothing else is decoded       |
-| zero bytes                            | refused: "zero bytes"                                           |
-| cut, or bytes that don't decode       | refused: "damaged"; no half-grey picture is read                |
-| more than 2**26 pixels, or bytes      | refused unread: "too many pixels", "too many bytes"             |
-| EXIF orientation 2 to 8               | turned upright, wherever the EXIF stands; ignored if unreadable |
-| ICC profile other than sRGB           | to sRGB; one that can't be read or used is ignored              |
-| CMYK, YCCK                            | by its profile; else R = (255 - C)(255 - K) / 255               |
-| 16 bits                               | grey: v / 257, rounded; colours: the higher byte                |
-| transparency, also of palette or grey | laid on white, after the profile                                |
-| 1 bit, grey, palette                  | to RGB                                                          |
-| animated                              | its first frame                                                 |
-| PNG's gAMA, cHRM, texts; XMP          | ignored, with all other metadata                                |
+read by it, by the rules of docs/data_rules.md.
 """
 
 import io
+import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms
 from simplejpeg import decode_jpeg
+from torch import Tensor
 
 from ldm import UserError
 
-RULES = 2  # counts changes of the table: what is kept of pictures that were read by another is not used
+RULES = 2  # counts changes of the rules, so that caches of another version of the rules are not used
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 MAX_PIXELS = 2**26  # 192 MiB decoded
 MAX_BYTES = 2**26  # of a file
 ORIENTATION = 0x0112  # EXIF tag
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by its value, EXIF 2.3, section 4.6.4 A
-    1: lambda pixels: pixels,
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
-}
 SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of ICC profiles, as PIL's modes
 SAME = 2  # levels of 255: a profile that moves no colour further is sRGB, whatever its name
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of the first frame, where there are several
 FRAME = 12  # bytes of a chunk beside its data: size, kind and checksum (PNG, third edition, section 5.3)
-DEPTH = 24  # place of the bits of a sample
+DEPTH = 24  # byte of a PNG that holds the bits of a sample
 MAX_PROFILE = 2**22  # bytes; printers' largest have two million
 UNREADABLE = b"?"
+OVERSAMPLING = 1.4  # a JPEG is decoded to at least so many times the pixels that are wanted
 
 
 class PictureError(UserError):
     """A picture that can't be read.
 
     Attributes:
-        reason: one of the few that the table names.
+        reason: one of the few in docs/data_rules.md.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -76,9 +54,6 @@ class PictureError(UserError):
 class EncodedPicture:
     """A PNG, JPEG or WebP whose header has been read.
 
-    All JPEGs go to a decoder that is faster than PIL's, gives the same pixels and refuses damage that PIL
-    accepts.
-
     Attributes:
         format, mode: as PIL names them.
         height, width: held upright, in pixels.
@@ -86,8 +61,7 @@ class EncodedPicture:
         reducible: whether `pixels` can be had at a half, a quarter or an eighth of the size for less work.
         changes: what `pixels` does beside decoding, in words.
 
-    Raises:
-        PictureError: no such picture, or one of more than `MAX_PIXELS`.
+    Raises PictureError: no such picture, or one of more than `MAX_PIXELS`.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -95,7 +69,8 @@ class EncodedPicture:
             raise PictureError("zero bytes")
         if len(data) > MAX_BYTES:
             raise PictureError("too many bytes", f"more than {MAX_BYTES:,}")
-        parts = take_apart(data) if data.startswith(SIGNATURE) else Parts(data)
+        # PIL reads a PNG's texts, EXIF and profile at places of its choice, and unpacks them without a limit
+        parts = _take_apart(data) if data.startswith(SIGNATURE) else Parts(data)
         self.data = parts.bare
         with _refusals(data):
             self._picture = picture = Image.open(io.BytesIO(self.data), formats=FORMATS)
@@ -120,13 +95,15 @@ class EncodedPicture:
             at_least: height and width below which a JPEG need not be decoded in full; it may come at any
                 eighths of its size that are not below them, rounded up.
 
-        Raises:
-            PictureError: a damaged or cut picture.
+        Raises PictureError: a damaged or cut picture.
         """
-        lying = self._decoded_jpeg(at_least) if self._is_jpeg else self._decoded()
-        return UPRIGHT[self._orientation](lying)
+        pixels = self._decoded_jpeg(at_least) if self._is_jpeg else self._decoded()
+        turn = self._orientation  # EXIF 2.3, section 4.6.4 A: from 5 on, rows and columns are exchanged
+        pixels = pixels.swapaxes(0, 1) if turn >= 5 else pixels
+        return pixels[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
 
     def _decoded_jpeg(self, at_least: tuple[int, int] | None) -> np.ndarray:
+        # simplejpeg, not PIL: faster, the same pixels, and it refuses damage that PIL shows as grey
         height, width = at_least or (self.height, self.width)
         if self._orientation >= 5:
             height, width = width, height
@@ -165,7 +142,7 @@ class EncodedPicture:
         except PictureError:  # a damaged block says nothing of the picture
             self.changes.append("unreadable EXIF")
             return 1
-        if value == 1 or value not in UPRIGHT:
+        if value not in range(2, 9):
             return 1
         self.changes.append("turned upright")
         return value
@@ -195,9 +172,61 @@ class EncodedPicture:
             self.changes.append(f"{self.mode} to RGB")
 
 
+class Box(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def largest(height: int, width: int, *, aspect: float) -> tuple[int, int]:
+    """Height and width of the largest box of an aspect (width over height) in a picture."""
+    if width > height * aspect:
+        return height, max(1, round(height * aspect))
+    return max(1, round(width / aspect)), width
+
+
+def centre(height: int, width: int, *, aspect: float, seed: int = 0, position: int = 0) -> Box:
+    """The largest box of its aspect, in the middle: the `Crop` that is not random."""
+    box_height, box_width = largest(height, width, aspect=aspect)
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def cut(picture: EncodedPicture, box: Box, *, height: int, width: int) -> Tensor:
+    """A box of a picture, resized (bicubic, antialiased): uint8, 3 h w.
+
+    A JPEG much larger than wanted is decoded at a half, a quarter or an eighth, if the box starts on a pixel
+    of those: its blocks of 8 x 8 frequencies are transformed back to fewer pixels.
+
+    Raises PictureError: a damaged or cut picture.
+    """
+    room = min(box.height / height, box.width / width) / OVERSAMPLING
+    fits = (k for k in (8, 4, 2) if k <= room and box.top % k == box.left % k == 0 and picture.reducible)
+    reduction = next(fits, 1)
+    top, left = box.top // reduction, box.left // reduction
+    inner_height, inner_width = box.height / reduction, box.width / reduction  # may end inside a pixel
+    pixels = picture.pixels(at_least=(-(-picture.height // reduction), -(-picture.width // reduction)))
+    pixels = pixels[top : top + math.ceil(inner_height), left : left + math.ceil(inner_width)]
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    if (box.height, box.width) != (height, width):
+        scales = (height / inner_height, width / inner_width)
+        image = torch.ops.aten._upsample_bicubic2d_aa(image[None], [height, width], False, *scales)[0]
+    return image.contiguous()
+
+
+def centre_square(picture: EncodedPicture, size: int) -> Tensor:
+    """The largest centred square of a picture, resized: uint8, 3 h w.
+
+    Raises PictureError: a damaged or cut picture.
+    """
+    return cut(picture, centre(picture.height, picture.width, aspect=1.0), height=size, width=size)
+
+
 @contextmanager
 def _refusals(data: bytes) -> Iterator[None]:
-    """Whatever a decoder says of bytes that are no picture, in our words; it may raise anything on them."""
+    """Turns whatever a decoder raises on bytes that are no picture into a `PictureError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pixel numbers and damaged EXIF: both have their own rule
@@ -207,8 +236,9 @@ def _refusals(data: bytes) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        reason = "damaged" if data.startswith(MAGIC) else "not JPEG, PNG or WebP"
-        raise PictureError(reason, "" if reason != "damaged" else " ".join(str(error).split())) from error
+        if not data.startswith(MAGIC):
+            raise PictureError("not JPEG, PNG or WebP") from error
+        raise PictureError("damaged", " ".join(str(error).split())) from error
 
 
 def _layers(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -228,8 +258,8 @@ def _layers(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From pixels of a mode with a profile to sRGB; None where the profile is that of sRGB.
 
-    Raises:
-        OSError, ValueError, KeyError, PyCMSError: no profile, or none for the mode; grey may have one of RGB.
+    Raises OSError, ValueError, KeyError, PyCMSError: no profile, or none for the mode; grey may have one of
+    RGB.
     """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = SPACES[source.profile.xcolor_space]
@@ -247,12 +277,7 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 class Parts(NamedTuple):
-    """A PNG of its pixels alone, and what was around them; empty where there was none.
-
-    Attributes:
-        profile: ICC; `UNREADABLE` where it can't be unpacked.
-        exif: wherever in the file it stood.
-    """
+    """A PNG of its pixels alone, and what was around them: ICC profile or `UNREADABLE`, EXIF, animation."""
 
     bare: bytes
     profile: bytes = b""
@@ -260,7 +285,7 @@ class Parts(NamedTuple):
     is_animated: bool = False
 
 
-def take_apart(data: bytes) -> Parts:
+def _take_apart(data: bytes) -> Parts:
     """The parts of a PNG, cut or whole."""
     kept, start, found = [SIGNATURE], len(SIGNATURE), {}
     while start + FRAME <= len(data):
@@ -276,6 +301,7 @@ def take_apart(data: bytes) -> Parts:
 
 
 def _unpacked(chunk: bytes) -> bytes:
+    """The profile in an iCCP chunk; empty without one."""
     if not chunk:
         return b""
     inflate = zlib.decompressobj()

@@ -1,6 +1,5 @@
 """The index beside a set of shards: what they hold, where each sample lies, how to know they are whole."""
 
-import errno
 import hashlib
 import json
 from collections import Counter
@@ -10,17 +9,14 @@ from itertools import chain
 from pathlib import Path
 
 from ldm import UserError
+from ldm.data import DataError
 from ldm.io.fields import Fields
-from ldm.io.reading import is_plain_name, read_json
+from ldm.io.reading import hash_file, is_plain_name, read_json
 from ldm.io.writing import write
 
 FORMAT = 1
 FILE_NAME = "shards.json"
 TAR_BLOCK = 512  # bytes; a member's header is the block before its data
-
-
-class DataError(UserError):
-    """Shards, index or samples that can't be used; the sentence names the file and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +39,44 @@ class Shard:
 
     @property
     def count(self) -> int:
+        """Number of samples."""
         return len(self.keys)
+
+    @classmethod
+    def parse(cls, entry: dict) -> "Shard":
+        """The shard of an entry in `shards.json`.
+
+        Raises ValueError, KeyError, TypeError: the entry is none, or leads outside the shard or its folder.
+        """
+        spans = {name: _pairs(entry[name]) for name in ("images", "records")}
+        shard = cls(**(entry | spans | {"checksums": _pairs(entry.get("checksums", []))}))
+        lists = (shard.keys, shard.images, shard.records, shard.checksums or shard.keys)
+        if len({len(own) for own in lists}) > 1:
+            raise UserError(f"{shard.file}: keys, images, records and checksums differ in number")
+        if not all(isinstance(text, str) for text in (shard.file, shard.split, shard.sha256, *shard.keys)):
+            raise UserError(f"{shard.file}: names and keys must be texts")
+        if not is_plain_name(shard.file):
+            raise UserError(f"shard {shard.file!r} is not a plain file name")
+        members = chain(shard.images, shard.records)
+        if any(offset < TAR_BLOCK or offset + size > shard.bytes for offset, size in members):
+            raise UserError("a sample lies outside its shard")
+        return shard
+
+
+def _pairs(pairs: list) -> list[tuple[int, int]]:
+    found = [(first, second) for first, second in pairs]
+    if not all(type(number) is int and number >= 0 for pair in found for number in pair):
+        raise UserError("offsets, sizes and checksums must be whole numbers of at least 0")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """All shards of a data set, in order.
+    """All shards of a data set, in the order in which they were written.
 
     Attributes:
         root: folder that holds the shards and `shards.json`.
         name: the data set's name.
-        shards: in the order in which they were written.
         remedy: how damage is mended, for the sentence that names it.
     """
 
@@ -64,10 +87,9 @@ class ShardIndex:
 
     @classmethod
     def load(cls, root: str | Path, *, remedy: str = remedy) -> "ShardIndex":
-        """Reads `shards.json` and checks that each shard is there with its full size.
+        """Reads `shards.json`, and checks that no key comes twice and each shard has its full size.
 
-        Raises:
-            DataError: no index, an unreadable one, or a shard that is missing or of another size.
+        Raises DataError: no index, an unreadable one, or a shard that is missing or of another size.
         """
         root = Path(root)
         path = root / FILE_NAME
@@ -82,14 +104,13 @@ class ShardIndex:
                 raise DataError(
                     f"{path} has format {document['format']}, this version reads {FORMAT}: {remedy}"
                 )
-            shards = tuple(_shard(entry) for entry in document["shards"])
+            shards = tuple(Shard.parse(entry) for entry in document["shards"])
             index = cls(root=root, name=str(document["name"]), shards=shards, remedy=remedy)
         except DataError:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable shard index ({error!r}): {remedy}") from error
-        index.check_keys()
-        index.check_sizes()
+        index._check()
         return index
 
     def save(self, *, below: Path | None = None) -> None:
@@ -102,15 +123,12 @@ class ShardIndex:
         text = json.dumps({"format": FORMAT, "name": self.name, "shards": entries}, separators=(",", ":"))
         write(self.root / FILE_NAME, text, below=below)
 
-    def check_keys(self) -> None:
-        """Raises DataError for a key of two samples: a picture would count twice, or be in two splits."""
+    def _check(self) -> None:
+        # a key of two samples: its picture would count twice, or be in two splits
         numbers = Counter(key for shard in self.shards for key in shard.keys)
         key, number = max(numbers.items(), key=lambda item: item[1], default=("", 0))
         if number > 1:
             raise DataError(f"{self.root / FILE_NAME} has {number} samples {key!r}: {self.remedy}")
-
-    def check_sizes(self) -> None:
-        """Raises DataError for a shard that is missing or cut."""
         for shard in self.shards:
             path = self.root / shard.file
             size = path.stat().st_size if path.is_file() else None
@@ -131,11 +149,7 @@ class ShardIndex:
         return sorted({shard.split for shard in self.shards if shard.count})
 
     def split(self, name: str) -> tuple[Shard, ...]:
-        """The shards of one split.
-
-        Raises:
-            DataError: no sample carries that split.
-        """
+        """The shards of one split. Raises DataError: no sample carries that split."""
         chosen = tuple(shard for shard in self.shards if shard.split == name and shard.count)
         if not chosen:
             known = ", ".join(self.splits) or "no samples"
@@ -147,38 +161,3 @@ class ShardIndex:
         """Identity of the contents: equal for equal bytes in the same order, wherever they lie."""
         lines = [f"{shard.split} {shard.sha256}" for shard in self.shards]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, in hexadecimal.
-
-    Raises:
-        FileNotFoundError: there is none; a pipe or a device, which may never end, is no file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _shard(entry: dict) -> Shard:
-    spans = {name: _pairs(entry[name]) for name in ("images", "records")}
-    shard = Shard(**(entry | spans | {"checksums": _pairs(entry.get("checksums", []))}))
-    numbers = {len(own) for own in (shard.keys, shard.images, shard.records, shard.checksums or shard.keys)}
-    if len(numbers) > 1:
-        raise UserError(f"{shard.file}: keys, images, records and checksums differ in number")
-    if not all(isinstance(text, str) for text in (shard.file, shard.split, shard.sha256, *shard.keys)):
-        raise UserError(f"{shard.file}: names and keys must be texts")
-    if not is_plain_name(shard.file):
-        raise UserError(f"shard {shard.file!r} is not a plain file name")
-    members = chain(shard.images, shard.records)
-    if any(offset < TAR_BLOCK or offset + size > shard.bytes for offset, size in members):
-        raise UserError("a sample lies outside its shard")
-    return shard
-
-
-def _pairs(pairs: list) -> list[tuple[int, int]]:
-    found = [(first, second) for first, second in pairs]
-    if not all(type(number) is int and number >= 0 for pair in found for number in pair):
-        raise UserError("offsets, sizes and checksums must be whole numbers of at least 0")
-    return found

@@ -1,35 +1,36 @@
-"""What a denoiser is trained on: latents and the context of captions, from the disk or encoded at every step.
+"""What a denoiser is trained on: moments of latents and the context of captions, stored or encoded each step.
 
-Both data modules here give the same batches to the bit at the same seed; the first is the fast one.
+Both data modules here give the same batches to the bit at the same seed; the first is the fast one. A caption
+becomes tokens (the tokenizer's), and tokens become context (the text encoder's states), in `Codec` alone.
+Stored is either: context costs nothing at a step but takes `context_length * width * 2` bytes a caption, for
+small sets; tokens take four bytes each and one pass of the text encoder at every step.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm import UserError
 from ldm.codec import Codec
-from ldm.data import keyed
-from ldm.data.augment import flip
-from ldm.data.crops import centre
-from ldm.data.datamodule import PictureData, stream_loader
-from ldm.data.pictures import PictureDataset
+from ldm.data.augment import choose, flip
+from ldm.data.datamodule import PictureData
+from ldm.data.decode import centre
+from ldm.data.shards import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays, stored_moments, stored_states
-from ldm.data.stream import LatentBatch, StreamLoader
-from ldm.data.streaming import StreamingPictureData
+from ldm.data.stream import LatentBatch, StreamDataset, StreamLoader, stream_loader
 
 
 class StoredSplit(Dataset[dict[str, Any]]):
-    """Moments and encoded captions of one split, by picture.
+    """Moments and captions of one split, by picture.
 
     Args:
         moments: of each picture, and mirrored in a second row if `flips`.
-        captions: of each picture.
+        captions: of each picture, as text.
         encoded: tokens or context of each picture's captions.
         flips: whether pictures are mirrored, where their caption allows it.
         seed: key of the choice of captions and of flips.
@@ -46,21 +47,22 @@ class StoredSplit(Dataset[dict[str, Any]]):
     ) -> None:
         self.moments, self.captions, self.encoded = moments, captions, encoded
         self.flips, self.seed = flips, seed
+        self.kind = "context" if encoded.dtype.kind == "f" else "tokens"
 
     def __len__(self) -> int:
         return len(self.moments)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.row(number, number)  # for validation: from first to last, always with the same captions
+        return self.sample(number, number)  # for validation: always with the same captions
 
-    def row(self, number: int, position: int) -> dict[str, Any]:
-        """Picture `number` as it is met at a position of the stream; `caption` is its tokens or context."""
-        own = self.captions[number]
-        choice = keyed.integer(len(own), seed=self.seed, position=position, stream="caption")
-        mirrored = self.flips and flip(seed=self.seed, position=position, text=own[choice])
+    def sample(self, number: int, position: int) -> dict[str, Any]:
+        """Picture `number` as it is met at a position: moments, and `tokens` or `context` of a caption."""
+        captions, key = self.captions[number], {"seed": self.seed, "position": position}
+        choice = choose(captions, **key)
+        mirrored = self.flips and flip(**key, text=captions[choice])
         return {
             "moments": self.moments.read(number)[int(mirrored)],
-            "caption": self.encoded.read(number)[choice],
+            self.kind: self.encoded.read(number)[choice],
             "position": position,
             "index": number,
         }
@@ -74,8 +76,7 @@ class LatentData(LightningDataModule):
         codec: what encodes them: that of the stage that is trained.
         texts: how captions are kept: `stored_states` or `stored_tokens`.
 
-    Raises:
-        UserError: pictures that are streamed, or cut otherwise than to centred squares.
+    Raises UserError: pictures that are streamed, or cut otherwise than to centred squares.
     """
 
     def __init__(
@@ -102,21 +103,16 @@ class LatentData(LightningDataModule):
         self.val: StoredSplit | None = None
 
     def prepare_data(self) -> None:
-        """On one process of a machine, before any other reads the files."""
+        """Encodes on one process of a machine, before any other reads the files."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        train, *val = [
-            StoredSplit(
-                moments.arrays(),
-                moments.pictures.texts(),
-                captions.arrays(),
-                flips=moments.origin["mirrored"],
-                seed=self.pictures.seed,
-            )
-            for moments, captions in self._recipes()
-        ]
-        self.train, self.val = train, val[0] if val else None
+        """Opens the stored splits; what is missing is computed."""
+        splits = []
+        for moments, captions in self._recipes():
+            stored = (moments.arrays(), moments.pictures.texts(), captions.arrays())
+            splits.append(StoredSplit(*stored, flips=moments.origin["mirrored"], seed=self.pictures.seed))
+        self.train, self.val = [*splits, None][:2]
 
     def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
@@ -136,41 +132,57 @@ class LatentData(LightningDataModule):
         ]
 
     def train_dataloader(self) -> StreamLoader:
+        """Loader over the whole training."""
         assert self.train is not None
-        return stream_loader(
-            self.pictures, self.trainer, self.train.row, size=len(self.train), collate=collate
-        )
+        stream = StreamDataset(self.train.sample, size=len(self.train), seed=self.pictures.seed)
+        return stream_loader(self.pictures, self.trainer, stream, collate=collate)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
+        """Each held-out picture once, always with the same caption."""
         if self.val is None:
             return []
         return DataLoader(self.val, batch_size=self.pictures.batch_size, collate_fn=collate)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> LatentBatch:
-        caption = batch["caption"]
-        context = caption if caption.is_floating_point() else self.codec.context(caption)
+        """The denoiser's batch; stored tokens become context here, on the device."""
+        context = batch["context"] if "context" in batch else self.codec.context(batch["tokens"])
         return latent_batch(batch["moments"], context, batch)
+
+
+class PictureSource(Protocol):
+    """A data module of pictures, prepared or streamed."""
+
+    def stream(self, trainer: Trainer) -> StreamLoader:
+        """Loader over the whole training that a trainer is set up for."""
+        ...
+
+    def val_dataloader(self) -> DataLoader[Any] | list:
+        """Batches to validate on, if there are any."""
+        ...
 
 
 class EncodedPictures(LightningDataModule):
     """The same batches, with the codec at work in every step: for sets too large to store, and to compare.
 
     Args:
-        pictures: the data set, prepared or streamed.
+        pictures: the data set.
         codec: that of the stage that is trained.
     """
 
-    def __init__(self, *, pictures: PictureData | StreamingPictureData, codec: Codec) -> None:
+    def __init__(self, *, pictures: PictureSource, codec: Codec) -> None:
         super().__init__()
         self.pictures, self.codec = pictures, codec
 
     def train_dataloader(self) -> StreamLoader:
+        """Loader over the whole training."""
         return self.pictures.stream(self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
+        """Those of the pictures."""
         return self.pictures.val_dataloader()
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:
+        """The denoiser's batch."""
         context = self.codec.context(self.codec.tokenizer.encode(batch["captions"]))
         return latent_batch(self.codec.moments(batch["image"]), context, batch)
 
@@ -187,6 +199,6 @@ def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> Lat
     )
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows of a `StoredSplit` as one batch."""
-    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Samples of a `StoredSplit` as one batch."""
+    return {name: torch.from_numpy(np.stack([each[name] for each in samples])) for name in samples[0]}

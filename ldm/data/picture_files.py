@@ -7,14 +7,13 @@
 - Sheets, curves and other figures of our commands are no pictures: each such PNG carries the text `FIGURE`.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ldm import UserError
-from ldm.io.reading import is_plain_name
+from ldm.io.reading import is_plain_name, parse_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".tif", ".tiff")  # never decoded
@@ -26,11 +25,9 @@ TEXT = (b"tEXt", b"iTXt")  # kinds of chunks
 
 
 class Found(NamedTuple):
-    """What a folder holds, by paths in it, with / between folders.
+    """The pictures of a folder, sorted, and reason -> files that look like pictures and are none.
 
-    Attributes:
-        pictures: in order.
-        passed_over: reason -> files that look like pictures and are none.
+    Names are paths in the folder, with / between folders.
     """
 
     pictures: list[str]
@@ -61,12 +58,15 @@ def files_under(folder: Path, endings: tuple[str, ...]) -> Iterator[str]:
 
 
 def find_pictures(folder: Path) -> Found:
-    """The pictures in and under a folder.
-
-    Raises:
-        UserError: a list of ours names a picture that is gone.
-    """
-    lists = _lists_under(folder)
+    """The pictures in and under a folder. Raises UserError: a list of ours names a picture that is gone."""
+    lists: dict[str, set[str]] = {}  # folder -> the paths that its list names
+    for path in files_under(folder, (LIST,)):
+        parent = path.removesuffix(LIST)
+        # files_under also yields x_pictures.jsonl; and inside a folder with a list no other list counts
+        if f"/{path}".endswith(f"/{LIST}") and not path.startswith(tuple(lists)):
+            names = listed_pictures(folder / path)
+            if names is not None:
+                lists[parent] = {f"{parent}{name}" for name in names}
     found = Found([], {})
     for name in sorted(files_under(folder, SUFFIXES + OTHERS), key=lambda name: name.split("/")):
         if reason := _no_picture(folder, name, lists):
@@ -78,19 +78,6 @@ def find_pictures(folder: Path) -> Found:
             f"{folder}: {LIST} names {gone[0]}, which is not there: generate it again, or take its line out"
         )
     return found
-
-
-def _lists_under(folder: Path) -> dict[str, set[str]]:
-    """Folder -> the paths that its list of ours names; inside a folder with a list no other list counts."""
-    lists: dict[str, set[str]] = {}
-    for path in files_under(folder, (LIST,)):
-        parent, _, name = path.rpartition("/")
-        parent = f"{parent}/" if parent else ""
-        if name == LIST and not path.startswith(tuple(lists)):
-            names = listed_pictures(folder / path)
-            if names is not None:
-                lists[parent] = {f"{parent}{each}" for each in names}
-    return lists
 
 
 def _no_picture(folder: Path, name: str, lists: dict[str, set[str]]) -> str:
@@ -110,9 +97,9 @@ def listed_pictures(path: Path) -> list[str] | None:
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else [b""]  # a pipe would never end
-        entries = [json.loads(line) for line in lines]
+        entries = [parse_json(line, name=LIST) for line in lines]
         names = [entry["file"] for entry in entries if entry["bundle"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return names if all(map(is_plain_name, names)) else None
 

@@ -6,22 +6,28 @@ import logging
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeVar
 
+import torch
 import webdataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ldm.data.index import TAR_BLOCK, DataError, Shard, ShardIndex, hash_file
-from ldm.io.reading import parse_json
+from ldm import UserError
+from ldm.data import DataError
+from ldm.data.decode import RULES, EncodedPicture, centre_square
+from ldm.data.index import TAR_BLOCK, Shard, ShardIndex
+from ldm.io.reading import hash_file, parse_json
 from ldm.io.writing import writing
 
 IMAGE, RECORD = 0, 1  # the halves of a sample
-Span = tuple[int, int]  # offset and size of a member's bytes
 CHECKED_AT_START = 2**28  # bytes: about what is hashed in a second
 MAX_OPEN = 256  # shards that a reader holds open: systems allow a process 1,024 files, or fewer
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
@@ -63,69 +69,55 @@ def write_shard(samples: Iterable[Sample], path: Path, *, split: str, below: Pat
     Args:
         below: the folder that the user named, if it is one above.
     """
-    with writing(path, below=below) as stream:
-        _write_samples(samples, stream)
-    return scan_shard(path, split=split)
-
-
-def _write_samples(samples: Iterable[Sample], stream: BinaryIO) -> None:
     # a fixed time stamp: the same samples give the same bytes
-    with webdataset.TarWriter(stream, encoder=False, mtime=0) as tar:
+    with writing(path, below=below) as stream, webdataset.TarWriter(stream, encoder=False, mtime=0) as tar:
         for sample in samples:
-            tar.write({"__key__": sample.key, sample.extension: sample.image, "json": _record(sample)})
-
-
-def _record(sample: Sample) -> bytes:
-    record = {"key": sample.key, "texts": sample.texts, "comment_nos": sample.comment_nos} | sample.metadata
-    return json.dumps(record, ensure_ascii=False).encode()
+            own = {"key": sample.key, "texts": sample.texts, "comment_nos": sample.comment_nos}
+            record = json.dumps(own | sample.metadata, ensure_ascii=False).encode()
+            tar.write({"__key__": sample.key, sample.extension: sample.image, "json": record})
+    return scan_shard(path, split=split)
 
 
 def scan_shard(path: Path, *, split: str) -> Shard:
     """Index entry of an existing tar.
 
-    Raises:
-        DataError: a cut or compressed tar, or a member that is not half of a (picture, json) pair.
+    Raises DataError: a cut or compressed tar, or a member that is not half of a (picture, json) pair.
     """
-    spans: dict[str, dict[str, Span]] = {}
+    spans: dict[str, dict[int, tuple[int, int]]] = {}
     for member in tar_members(path):
         key, _, extension = member.name.partition(".")
-        kind = "record" if extension == "json" else "image"
-        if not is_plain(member) or kind in spans.setdefault(key, {}):
+        half = RECORD if extension == "json" else IMAGE
+        if not is_plain(member) or half in spans.setdefault(key, {}):
             raise DataError(
                 f"shard {path}: member {member.name!r} is not a picture or json of its own sample"
             )
-        spans[key][kind] = (member.offset_data, member.size)
+        spans[key][half] = (member.offset_data, member.size)
     halves = [key for key, span in spans.items() if len(span) != 2]
     if halves:
         raise DataError(f"shard {path}: sample {halves[0]!r} lacks its picture or its json")
+    with path.open("rb") as stream:
+
+        def checksum(offset: int, size: int) -> int:
+            stream.seek(offset)
+            return zlib.crc32(stream.read(size))
+
+        checksums = [(checksum(*span[IMAGE]), checksum(*span[RECORD])) for span in spans.values()]
     return Shard(
         file=path.name,
         split=split,
         bytes=path.stat().st_size,
         sha256=hash_file(path),
         keys=list(spans),
-        images=[span["image"] for span in spans.values()],
-        records=[span["record"] for span in spans.values()],
-        checksums=_checksums(path, [(span["image"], span["record"]) for span in spans.values()]),
+        images=[span[IMAGE] for span in spans.values()],
+        records=[span[RECORD] for span in spans.values()],
+        checksums=checksums,
     )
-
-
-def _checksums(path: Path, spans: list[tuple[Span, Span]]) -> list[tuple[int, int]]:
-    with path.open("rb") as stream:
-        return [(_checksum(stream, image), _checksum(stream, record)) for image, record in spans]
-
-
-def _checksum(stream: BinaryIO, span: Span) -> int:
-    offset, size = span
-    stream.seek(offset)
-    return zlib.crc32(stream.read(size))
 
 
 def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
     """Every member of a tar, of whatever kind; nothing is extracted.
 
-    Raises:
-        DataError: not an uncompressed tar or, after the members before that place, a cut or damaged one.
+    Raises DataError: not an uncompressed tar or, after the members before that place, a cut or damaged one.
     """
     try:
         with tarfile.open(path, "r:") as tar:
@@ -169,19 +161,11 @@ class ShardReader:
         return [shard.keys[row] for shard, row in self.places]
 
     def image(self, number: int) -> bytes:
-        """The encoded picture.
-
-        Raises:
-            DataError: the bytes are not the ones that were prepared.
-        """
+        """The encoded picture. Raises DataError: the bytes are not the ones that were prepared."""
         return self._read(number, IMAGE)
 
     def record(self, number: int) -> dict:
-        """The sample's json.
-
-        Raises:
-            DataError: the bytes are not this sample's record.
-        """
+        """The sample's json. Raises DataError: the bytes are not this sample's record."""
         shard, row = self.places[number]
         data = self._read(number, RECORD)
         try:
@@ -206,7 +190,9 @@ class ShardReader:
             block = os.pread(self._open(shard).fileno(), TAR_BLOCK + size, offset - TAR_BLOCK)
         except OSError as error:
             raise DataError(f"shard {self.root / shard.file} can't be read ({error.strerror})") from error
-        if len(block) != TAR_BLOCK + size or not block.startswith(_header_start(shard.keys[row])):
+        # a header's name holds 100 bytes of ASCII; the full name, where it is another, lies before it
+        name = f"{shard.keys[row]}.".encode("ascii", "replace")[:100]
+        if len(block) != TAR_BLOCK + size or not block.startswith(name):
             raise self.damaged(number, "is not where the index says")
         data = block[TAR_BLOCK:]
         if shard.checksums and zlib.crc32(data) != shard.checksums[row][half]:
@@ -224,8 +210,7 @@ class ShardReader:
 def _check_old(index: ShardIndex, shards: tuple[Shard, ...]) -> None:
     """Reads shards whose index, of an earlier version, has no checksums of samples, where they are small.
 
-    Raises:
-        DataError: a shard that differs from what was prepared.
+    Raises DataError: a shard that differs from what was prepared.
     """
     old = tuple(shard for shard in shards if not shard.checksums)
     if sum(shard.bytes for shard in old) <= CHECKED_AT_START:
@@ -249,6 +234,76 @@ def is_record(record: object, *, key: str) -> bool:
     return bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
 
 
-def _header_start(key: str) -> bytes:
-    # a header's name holds 100 bytes of ASCII; the full name, where it is another, lies before it
-    return f"{key}.".encode("ascii", "replace")[:100]
+class PictureDataset:
+    """Pictures of one split at one size, by number.
+
+    Args:
+        root: folder with `shards.json`.
+        split: "train", "val" or whatever the set has.
+        size: side in pixels; the largest centred square is resized to it (bicubic, antialiased).
+        cache: folder for what is computed of the pictures; None: beside them.
+
+    Attributes:
+        transform: identity of what `image` does to a stored picture, for caches.
+    """
+
+    def __init__(self, root: str, *, split: str, size: int, cache: str | None = None) -> None:
+        self.index = ShardIndex.load(root)
+        self.cache = Path(root if cache is None else cache)
+        self.reader = ShardReader(self.index, split=split)
+        self.split = split
+        self.size = size
+        self.transform = f"centre {size} px v{RULES}"
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def image(self, number: int) -> Tensor:
+        """The centre of a picture: uint8, 3 h w. Raises DataError: the stored bytes are no whole picture."""
+        return self.decoded(number, lambda picture: centre_square(picture, self.size))
+
+    def images(self) -> Tensor:
+        """All pictures: uint8, n 3 h w. For sets that fit in memory."""
+        return self._stacked(range(len(self)))
+
+    def _stacked(self, numbers: Iterable[int]) -> Tensor:
+        return torch.stack([self.image(number) for number in numbers])
+
+    def batches(self, size: int, *, numbers: Sequence[int]) -> DataLoader[Tensor]:
+        """The pictures with these numbers, so many at a time: uint8, b 3 h w."""
+        return DataLoader(list(numbers), batch_size=size, collate_fn=self._stacked)  # type: ignore[arg-type]
+
+    def captions(self, number: int) -> list[str]:
+        """The captions of a picture."""
+        return self.reader.record(number)["texts"]
+
+    def texts(self) -> list[list[str]]:
+        """The captions of each picture."""
+        return [self.captions(number) for number in range(len(self))]
+
+    def aspects(self) -> list[float]:
+        """Width over height of each picture, from its header."""
+        return [self.decoded(number, lambda each: each.width / each.height) for number in range(len(self))]
+
+    def decoded(self, number: int, use: Callable[[EncodedPicture], Result]) -> Result:
+        """What `use` returns for a picture.
+
+        Raises DataError: the stored bytes are no whole picture, by the sample's name.
+        """
+        data = self.reader.image(number)
+        try:
+            return use(EncodedPicture(data))
+        except UserError as error:
+            key = self.reader.keys()[number]
+            raise DataError(
+                f"data set {self.index.root}: picture {key!r} can't be decoded ({error})"
+            ) from error
+
+
+def captions(root: str, *, split: str = "train") -> list[str]:
+    """Every caption of every picture of one split, in the order of the shards.
+
+    Raises DataError: no such data set or split, or a damaged one.
+    """
+    reader = ShardReader(ShardIndex.load(root), split=split)
+    return [text for number in range(len(reader)) for text in reader.record(number)["texts"]]

@@ -1,10 +1,5 @@
 """Outputs of frozen networks for a split, as shards beside it: computed once, checked at every read.
 
-Kept are the moments of pictures, and captions as tokens or as context: what a denoiser reads, the text
-encoder's output for every token. Context costs nothing at a step but takes `context_length * width * 2` bytes
-a caption; tokens take four bytes each and one pass of the text encoder at every step. Small sets keep the
-context, large ones the tokens.
-
 The layout is that of the pictures (`shards.py`), with one array, as `.npy`, in each picture's place. A folder
 is named by what decides its contents and states it in `made_from.json`. Each finished shard has its sha256 in
 a file beside it: a computation that was stopped resumes after the shards that are whole, and a damaged shard
@@ -26,9 +21,9 @@ from tqdm import tqdm
 
 from ldm import UserError
 from ldm.codec import Codec
-from ldm.data.index import FILE_NAME, DataError, Shard, ShardIndex
-from ldm.data.pictures import PictureDataset
-from ldm.data.shards import CHECKED_AT_START, Sample, ShardReader, scan_shard, write_shard
+from ldm.data import DataError
+from ldm.data.index import FILE_NAME, Shard, ShardIndex
+from ldm.data.shards import CHECKED_AT_START, PictureDataset, Sample, ShardReader, scan_shard, write_shard
 from ldm.io.fields import Fields
 from ldm.io.reading import parse_array, read_json
 from ldm.io.writing import make_folder, sweep, write
@@ -41,8 +36,6 @@ HALF_INFINITY = 0x7C00  # infinity's bits in float16; NaN's are above, all other
 CHUNK = 64  # pictures whose captions are encoded at once
 COUNTED = 64  # pictures whose captions are counted to estimate the number of all
 
-Encode = Callable[[range], Iterable[np.ndarray]]  # numbers of pictures -> an array for each
-
 
 class StoredArrays:
     """One array for each picture of a split: any number of rows, all of one shape and dtype.
@@ -54,8 +47,7 @@ class StoredArrays:
     Attributes:
         shape, dtype: of a row.
 
-    Raises:
-        DataError: no whole set of shards, or one that was made from something else.
+    Raises DataError: no whole set of shards, or one that was made from something else.
     """
 
     def __init__(self, folder: Path, *, origin: Mapping[str, Any]) -> None:
@@ -63,9 +55,13 @@ class StoredArrays:
         check_origin(folder, origin)
         index = ShardIndex.load(folder, remedy=f"remove {folder} and it is computed again")
         self.reader = ShardReader(index, split=origin["split"])
-        first = self._first()
+        try:
+            first = parse_array(self.reader.image(0), name="it")
+        except UserError as error:
+            raise self.reader.damaged(0, f"can't be read ({error})") from error
+        if not first.size:
+            raise self.reader.damaged(0, "holds no numbers")
         self.shape, self.dtype = first.shape[1:], first.dtype
-        self._row = self.dtype.itemsize * int(np.prod(self.shape))  # bytes
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -73,26 +69,18 @@ class StoredArrays:
     def read(self, number: int) -> np.ndarray:
         """The rows of a picture.
 
-        Raises:
-            DataError: the bytes are not those that were computed, or hold NaN or Inf.
+        Raises DataError: the bytes are not those that were computed, or hold NaN or Inf.
         """
         data = self.reader.image(number)
+        # at every step and sample: numpy's own reader of npy takes several times as long
         start = HEADER_AT + int.from_bytes(data[LENGTH_AT:HEADER_AT], "little")
-        if not data.startswith(MAGIC) or start >= len(data) or (len(data) - start) % self._row:
+        row = self.dtype.itemsize * prod(self.shape)  # bytes
+        if not data.startswith(MAGIC) or start >= len(data) or (len(data) - start) % row:
             raise self.reader.damaged(number, f"is not an array of rows of shape {self.shape}")
         rows = np.frombuffer(data, dtype=self.dtype, offset=start).reshape(-1, *self.shape)
         if self.dtype == np.float16 and not is_finite(rows):
             raise self.reader.damaged(number, "holds NaN or Inf")
         return rows
-
-    def _first(self) -> np.ndarray:
-        try:
-            first = parse_array(self.reader.image(0), name="it")
-        except UserError as error:
-            raise self.reader.damaged(0, f"can't be read ({error})") from error
-        if not first.size:
-            raise self.reader.damaged(0, "holds no numbers")
-        return first
 
 
 def is_finite(values: np.ndarray) -> bool:
@@ -114,7 +102,7 @@ class Recipe:
     """
 
     pictures: PictureDataset
-    encode: Encode
+    encode: Callable[[range], Iterable[np.ndarray]]
     chunk: int
     kind: str
     name: str
@@ -135,17 +123,41 @@ class Recipe:
     def arrays(self) -> StoredArrays:
         """The arrays from the disk, or computed now and put there.
 
-        Raises:
-            DataError: the folder holds what was made from something else.
+        Raises DataError: the folder holds what was made from something else.
         """
-        pictures, folder = self.pictures, self.folder
-        if not _is_whole(folder, count=len(pictures)):
-            sweep(make_folder(folder, below=pictures.cache), below=pictures.cache, shared=True)
-            write_origin(folder, self.origin, below=pictures.cache)
-            title = f"{self.name if self.kind == 'texts' else self.kind} of {pictures.split}"
-            shards = tuple(_shards(pictures, self.encode, folder, title=title, chunk=self.chunk))
-            ShardIndex(root=folder, name=self.kind, shards=shards).save(below=pictures.cache)
+        folder, split, count = self.folder, self.pictures.split, len(self.pictures)
+        if not _is_whole(folder, count=count):
+            below = self.pictures.cache
+            sweep(make_folder(folder, below=below), below=below, shared=True)
+            write_origin(folder, self.origin, below=below)
+            title = f"{self.name if self.kind == 'texts' else self.kind} of {split}"
+            with tqdm(total=count, desc=title, unit="picture") as bar:
+                firsts = range(0, count, SAMPLES_PER_SHARD)
+                shards = tuple(self._shard(number, first, bar) for number, first in enumerate(firsts))
+            ShardIndex(root=folder, name=self.kind, shards=shards).save(below=below)
         return StoredArrays(folder, origin=self.origin)
+
+    def _shard(self, number: int, first: int, bar: tqdm) -> Shard:
+        """The shard of pictures from `first` on: that of a stopped computation, or computed now."""
+        split, below = self.pictures.split, self.pictures.cache
+        path = self.folder / f"{split}-{number:06d}.tar"
+        shard = _finished(path, split=split)
+        if shard is None:
+            numbers = range(first, min(first + SAMPLES_PER_SHARD, len(self.pictures)))
+            shard = write_shard(self._samples(numbers, bar), path, split=split, below=below)
+            write(path.with_suffix(".sha256"), shard.sha256, below=below)
+        bar.update(first + shard.count - bar.n)
+        return shard
+
+    def _samples(self, numbers: range, bar: tqdm) -> Iterator[Sample]:
+        for start in range(0, len(numbers), self.chunk):
+            part = numbers[start : start + self.chunk]
+            for number, array in zip(part, self.encode(part), strict=True):
+                buffer, record = io.BytesIO(), self.pictures.reader.record(number)
+                np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+                own = {name: record[name] for name in ("key", "texts", "comment_nos")}
+                yield Sample(image=buffer.getvalue(), extension="npy", **own)
+                bar.update()
 
 
 def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) -> Recipe:
@@ -173,6 +185,56 @@ def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) ->
             "mirrored": mirrored,
         },
         bytes_each=(1 + mirrored) * 2 * prod(codec.latent_shape(pictures.size)) * 2,  # of two bytes each
+    )
+
+
+def stored_states(pictures: PictureDataset, codec: Codec) -> Recipe:
+    """The context of every caption, its text states: float16, (captions, n, d) a picture."""
+
+    def encode(captions: Sequence[str]) -> np.ndarray:
+        return codec.context(codec.tokenizer.encode(captions)).cpu().numpy()
+
+    size = codec.tokenizer.context_length * codec.text_encoder.width * 2
+    origin = {"text_encoder": codec.text_fingerprint(), "dtype": "float16"}
+    return _of_captions(pictures, "states", encode, origin, bytes_each=size)
+
+
+def stored_tokens(pictures: PictureDataset, codec: Codec) -> Recipe:
+    """The tokens of every caption: int32, (captions, n) a picture; `LatentData` encodes those of a batch."""
+
+    def encode(captions: Sequence[str]) -> np.ndarray:
+        return codec.tokenizer.encode(captions).numpy().astype(np.int32)
+
+    tokenizer = hashlib.sha256("\n".join(codec.tokenizer.fingerprint()).encode()).hexdigest()
+    origin = {"tokenizer": tokenizer, "dtype": "int32"}
+    return _of_captions(pictures, "tokens", encode, origin, bytes_each=codec.tokenizer.context_length * 4)
+
+
+def _of_captions(
+    pictures: PictureDataset,
+    name: str,
+    encode: Callable[[Sequence[str]], np.ndarray],
+    made_by: dict[str, Any],
+    *,
+    bytes_each: int,
+) -> Recipe:
+    """How `encode` is applied to the captions of each picture; one caption takes `bytes_each`."""
+
+    def encode_pictures(numbers: range) -> list[np.ndarray]:
+        captions = [pictures.captions(number) for number in numbers]
+        encoded = encode([caption for own in captions for caption in own])
+        return np.split(encoded, np.cumsum([len(own) for own in captions])[:-1])
+
+    counted = range(0, len(pictures), max(1, len(pictures) // COUNTED))
+    mean = sum(len(pictures.captions(number)) for number in counted) / len(counted)
+    return Recipe(
+        pictures=pictures,
+        encode=encode_pictures,
+        chunk=CHUNK,
+        kind="texts",
+        name=name,
+        origin={"captions": pictures.index.sha256, "split": pictures.split} | made_by,
+        bytes_each=round(mean * bytes_each),
     )
 
 
@@ -209,22 +271,6 @@ def _is_whole(folder: Path, *, count: int) -> bool:
     return sum(shard.count for shard in index.shards) == count
 
 
-def _shards(
-    pictures: PictureDataset, encode: Encode, folder: Path, *, title: str, chunk: int
-) -> Iterator[Shard]:
-    with tqdm(total=len(pictures), desc=title, unit="picture") as bar:
-        for number, first in enumerate(range(0, len(pictures), SAMPLES_PER_SHARD)):
-            path = folder / f"{pictures.split}-{number:06d}.tar"
-            numbers = range(first, min(first + SAMPLES_PER_SHARD, len(pictures)))
-            shard = _finished(path, split=pictures.split)
-            if shard is None:
-                samples = _samples(pictures, encode, numbers, chunk=chunk, bar=bar)
-                shard = write_shard(samples, path, split=pictures.split, below=pictures.cache)
-                write(path.with_suffix(".sha256"), shard.sha256, below=pictures.cache)
-            bar.update(first + shard.count - bar.n)
-            yield shard
-
-
 def _finished(path: Path, *, split: str) -> Shard | None:
     """A shard that is there as it was written, or nothing."""
     note = path.with_suffix(".sha256")
@@ -235,75 +281,3 @@ def _finished(path: Path, *, split: str) -> Shard | None:
     except DataError:
         return None
     return shard if shard.sha256.encode() == note.read_bytes() else None
-
-
-def _samples(
-    pictures: PictureDataset, encode: Encode, numbers: range, *, chunk: int, bar: tqdm
-) -> Iterator[Sample]:
-    for start in range(0, len(numbers), chunk):
-        part = numbers[start : start + chunk]
-        for number, array in zip(part, encode(part), strict=True):
-            yield _sample(pictures.reader.record(number), array)
-            bar.update()
-
-
-def _sample(record: Mapping[str, Any], array: np.ndarray) -> Sample:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
-    return Sample(
-        key=record["key"],
-        image=buffer.getvalue(),
-        extension="npy",
-        texts=record["texts"],
-        comment_nos=record["comment_nos"],
-    )
-
-
-def stored_states(pictures: PictureDataset, codec: Codec) -> Recipe:
-    """The context of every caption: float16, (captions, n, d) a picture."""
-
-    def encode(captions: Sequence[str]) -> np.ndarray:
-        return codec.context(codec.tokenizer.encode(captions)).cpu().numpy()
-
-    size = codec.tokenizer.context_length * codec.text_encoder.width * 2
-    origin = {"text_encoder": codec.text_fingerprint(), "dtype": "float16"}
-    return _recipe(pictures, "states", encode, origin, bytes_each=size)
-
-
-def stored_tokens(pictures: PictureDataset, codec: Codec) -> Recipe:
-    """The tokens of every caption: int32, (captions, n) a picture; `LatentData` encodes those of a batch."""
-
-    def encode(captions: Sequence[str]) -> np.ndarray:
-        return codec.tokenizer.encode(captions).numpy().astype(np.int32)
-
-    tokenizer = hashlib.sha256("\n".join(codec.tokenizer.fingerprint()).encode()).hexdigest()
-    origin = {"tokenizer": tokenizer, "dtype": "int32"}
-    return _recipe(pictures, "tokens", encode, origin, bytes_each=codec.tokenizer.context_length * 4)
-
-
-def _recipe(
-    pictures: PictureDataset,
-    name: str,
-    encode: Callable[[Sequence[str]], np.ndarray],
-    made_by: dict[str, Any],
-    *,
-    bytes_each: int,
-) -> Recipe:
-    """How `encode` is applied to the captions of each picture; one caption takes `bytes_each`."""
-
-    def encode_pictures(numbers: range) -> list[np.ndarray]:
-        captions = [pictures.captions(number) for number in numbers]
-        encoded = encode([caption for own in captions for caption in own])
-        return np.split(encoded, np.cumsum([len(own) for own in captions])[:-1])
-
-    counted = range(0, len(pictures), max(1, len(pictures) // COUNTED))
-    mean = sum(len(pictures.captions(number)) for number in counted) / len(counted)
-    return Recipe(
-        pictures=pictures,
-        encode=encode_pictures,
-        chunk=CHUNK,
-        kind="texts",
-        name=name,
-        origin={"captions": pictures.index.sha256, "split": pictures.split} | made_by,
-        bytes_each=round(mean * bytes_each),
-    )

@@ -13,11 +13,15 @@ from threading import Timer
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
+from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ldm.data import keyed
-from ldm.data.index import DataError
+from ldm.data import DataError
+from ldm.randomness import keyed
+
+Order = Callable[[int, int, int], np.ndarray]  # seed, epoch, positions an epoch -> the sample at each
 
 
 class PictureBatch(TypedDict):
@@ -25,21 +29,18 @@ class PictureBatch(TypedDict):
 
     image: Tensor  # uint8, b 3 h w
     captions: list[str]  # b, one chosen per picture
-    position: Tensor  # int64, b: place in the stream of samples, the key of every random draw
+    position: Tensor  # int64, b: place in the stream of samples, the key of every random choice
     index: Tensor  # int64, b: the picture's number in its split
 
 
 class LatentBatch(TypedDict):
-    """Posterior moments of pictures, in the codec's scaled units, with the states of one caption each."""
+    """Posterior moments of pictures, in the codec's scaled units, with the context of one caption each."""
 
     mean: Tensor  # float32, b c h w
     std: Tensor  # float32, b c h w
     context: Tensor  # float32, b n d
     position: Tensor  # int64, b
     index: Tensor  # int64, b
-
-
-Order = Callable[[int, int, int], np.ndarray]  # seed, epoch, positions an epoch -> the sample at each
 
 
 class StreamDataset(Dataset[Any]):
@@ -75,7 +76,7 @@ class StreamDataset(Dataset[Any]):
 
 
 class Positions(Sampler[list[int]]):
-    """Batches of positions for one rank: global batch k holds k * batch * world and on, dealt out in turn."""
+    """Batches of positions for one rank: global batch k starts at k * batch * world, and ranks take turns."""
 
     def __init__(self, *, batch_size: int, num_batches: int, rank: int = 0, world_size: int = 1) -> None:
         self.batch_size, self.num_batches = batch_size, num_batches
@@ -85,6 +86,7 @@ class Positions(Sampler[list[int]]):
 
     @property
     def global_batch_size(self) -> int:
+        """Samples of a batch on all ranks."""
         return self.batch_size * self.world_size
 
     def __len__(self) -> int:
@@ -107,8 +109,7 @@ class StreamLoader(DataLoader[Any]):
         positions: this rank's batches of them.
         patience: seconds that a batch may take to come from a loader process; then they are killed.
 
-    Raises:
-        DataError: while iterated, on a damaged sample, or if a loader process ends or is stuck.
+    Raises DataError: while iterated, on a damaged sample, or if a loader process ends or is stuck.
     """
 
     def __init__(
@@ -141,22 +142,23 @@ class StreamLoader(DataLoader[Any]):
             watchdog.cancel()
 
     def _failure(self, error: Exception, ended: list[int]) -> Exception:
-        """What a user is told; a process's own error comes wrapped in its traceback."""
-        if isinstance(error, DataError):
+        if isinstance(error, DataError):  # that of a loader process comes wrapped in its traceback
             return DataError(str(error).rpartition("DataError: ")[2].strip())
         if not ended:
             return error
         processes = ", ".join(map(str, ended))
         return DataError(
             f"loader process {processes} was killed, or gave nothing for {self.patience:g} s, "
-            f"after sample {self._consumed} of the stream: start again to go on, with data.num_workers=0 if "
+            f"after sample {self._consumed} of the stream: start again to resume, with data.num_workers=0 if "
             "it happens there again"
         )
 
     def state_dict(self) -> dict[str, int]:
+        """Where the loader is, as a checkpoint stores it."""
         return {"position": self._consumed, "batches": self._batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Resumes where a `state_dict` was taken."""
         self.positions.start = self._consumed = state["position"]
         done = state["position"] // self.positions.global_batch_size  # as earlier versions had it
         self.positions.done = self._batches = state.get("batches", done)
@@ -178,5 +180,47 @@ def _ended(processes: list[BaseProcess]) -> list[int]:
             if not ended or not any(process.is_alive() for process in processes):
                 return ended
             _kill(processes)
-        except RuntimeError:  # so torch tells of a process's end, wherever we are
+        except RuntimeError:  # torch's handler of SIGCHLD raises it wherever we are
             continue
+
+
+def loader_over(
+    data: Any, trainer: Trainer, dataset: Dataset[Any], *, collate: Callable | None = None
+) -> StreamLoader:
+    """Loader of this rank's positions of a dataset, over the whole training that a trainer is set up for.
+
+    Args:
+        data: whose batch size, workers and timeout are used.
+    """
+    positions = Positions(
+        batch_size=data.batch_size,
+        num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    return StreamLoader(
+        dataset,
+        positions,
+        num_workers=data.num_workers,
+        patience=data.worker_timeout,
+        collate_fn=collate,
+        persistent_workers=data.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def stream_loader(
+    data: Any, trainer: Trainer, dataset: StreamDataset, *, collate: Callable | None = None
+) -> StreamLoader:
+    """`loader_over` a stream of numbered samples.
+
+    Raises DataError: fewer samples than all ranks take in one step.
+    """
+    loader = loader_over(data, trainer, dataset, collate=collate)
+    positions = loader.positions
+    if dataset.size < positions.global_batch_size:
+        raise DataError(
+            f"the {dataset.size} samples to train on are fewer than a batch: {positions.batch_size} a rank "
+            f"on {positions.world_size} ranks are {positions.global_batch_size}; lower batch_size"
+        )
+    return loader

@@ -10,21 +10,22 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import chain, groupby, islice
 from math import prod
-from typing import IO, Any
+from typing import IO, TypeVar
 
 import fsspec
 from braceexpand import UnbalancedBracesError, braceexpand
 from fsspec.core import split_protocol
 
 from ldm import UserError
+from ldm.data import DataError
 from ldm.data.decode import MAX_BYTES
-from ldm.data.index import DataError
 from ldm.data.picture_files import SUFFIXES, is_hidden
-from ldm.data.tables import numbered_lines
+from ldm.data.shards import is_plain
+from ldm.data.texts import numbered_lines
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 TEXTS = ("txt", "json")
@@ -38,18 +39,18 @@ MOST_UNPACKED = 200  # bytes of one byte of a compressed tar; pictures give one,
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
 LOCAL = ("file", "local", "memory")  # this machine, and this process
 REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")  # servers of objects, each read as bytes
+Answer = TypeVar("Answer")
 
 
 def shard_urls(shards: str) -> list[str]:
     """The tars that a text stands for.
 
     Args:
-        shards: a path or a URL (`ldm.data.tars`), with ranges in braces: `s3://set/{00000..00999}.tar`;
-            or a file, by path or URL, that ends in .txt and lists one of those on each line.
+        shards: a path or a URL, with ranges in braces: `s3://set/{00000..00999}.tar`; or a file, by path or
+            URL, that ends in .txt and lists one of those on each line.
 
-    Raises:
-        DataError: no tars, an address that is refused or can't be opened here, or a list on a server that
-            names files of this machine.
+    Raises DataError: no tars, an address that is refused or can't be opened here, or a list on a server that
+    names files of this machine.
     """
     lines = _listed(shards) if shards.endswith(LIST_SUFFIX) else [shards]
     named = chain.from_iterable(expanded(line.strip()) for line in lines if line.strip())
@@ -60,13 +61,16 @@ def shard_urls(shards: str) -> list[str]:
         raise DataError(f"{shards!r} names no shards: write paths or URLs of tars")
     for url in urls:
         check_address(url)
-        if is_local(url) and not is_local(shards):
+        if _is_local(url) and not _is_local(shards):
             raise DataError(f"the list {shards} names {url!r}, a file of this machine: write URLs in it")
     return urls
 
 
 def expanded(line: str) -> Iterator[str]:
-    """The addresses that a line stands for; they are counted before the first is made."""
+    """The addresses that a line stands for; they are counted before the first is made.
+
+    Raises DataError: too many, or braces that don't pair up.
+    """
     most = prod(map(_choices, INNERMOST.findall(line)))
     outer = INNERMOST.sub("", line)
     if "{" in outer:  # braces in braces: each comma at most doubles the number
@@ -87,7 +91,7 @@ def _choices(group: str) -> float:
 
 def _listed(path: str) -> list[str]:
     try:
-        with open_address(path) as stream:
+        with closing(Transport(path)) as stream:
             data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise DataError(f"the list of shards {path} has more than {MAX_BYTES} bytes: it is no list")
@@ -96,15 +100,73 @@ def _listed(path: str) -> list[str]:
         raise DataError(f"the list of shards {path} can't be read ({error})") from error
 
 
+def check_address(url: str) -> None:
+    """Refuses an address that is neither a path nor a URL of a protocol on the list.
+
+    Raises DataError: the address and its protocol, or the package that the protocol needs.
+    """
+    protocol = split_protocol(url)[0] or "file"
+    if "::" in url or protocol not in LOCAL + REMOTE or url.startswith("pipe:"):
+        known = ", ".join(f"{name}://" for name in REMOTE)
+        raise DataError(f"{url[:200]!r} is refused: data are read from paths and from {known} alone")
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{url[:200]!r} can't be opened: {error}") from error
+
+
+def _is_local(url: str) -> bool:
+    return (split_protocol(url)[0] or "file") in LOCAL
+
+
+class Transport:
+    """The bytes behind an address; its client's own errors (aiohttp's, botocore's, ...) come as OSErrors.
+
+    Each protocol has a client of its own, and none of them promises what it raises: nothing but the client
+    runs inside these calls.
+
+    Attributes:
+        taken: bytes that were read.
+
+    Raises:
+        DataError: an address that is refused.
+        OSError: whatever stops the transport, when it is opened or read.
+    """
+
+    taken = 0
+
+    def __init__(self, url: str) -> None:
+        check_address(url)
+        self.stream: IO[bytes] = self._answered(lambda: fsspec.open(url, "rb").open())
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; all that are left if it is negative."""
+        data = self._answered(lambda: self.stream.read(size))
+        self.taken += len(data)
+        return data
+
+    def close(self) -> None:
+        """Ends the transfer."""
+        self._answered(self.stream.close)
+
+    @staticmethod
+    def _answered(call: Callable[[], Answer]) -> Answer:
+        try:
+            return call()
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 def read_samples(url: str) -> Iterator[dict]:
     """Neighbouring members of one key together: `__key__`, `__url__`, and bytes by extension.
 
     Members that are hidden, no plain files, of other extensions or larger than `MAX_BYTES` are passed over
     unread.
 
-    Raises:
-        DataError: when it comes to where the tar is damaged, or unpacks without end; the samples before have
-            come.
+    Raises DataError: when it comes to where the tar is damaged, or unpacks without end; the samples before
+    have come.
     """
     try:
         for key, members in groupby(_members(url), key=lambda member: member[0]):
@@ -137,15 +199,19 @@ def beyond_first_dot(name: str) -> tuple[str, str] | None:
 
 
 def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
+    """(key, extension, bytes) of each member that belongs to a sample."""
     empty, dotted = True, None
-    with open_address(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
+    with (
+        closing(Transport(url)) as stream,
+        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar,
+    ):
         for member in tar:
             tar.members = []  # type: ignore[misc]  # or all headers stay in memory
             if tar.fileobj.comptype != "tar":
                 _check_unpacked(member, taken=stream.taken)
             part = part_of(member.name)
             dotted = dotted or beyond_first_dot(member.name)
-            if part and member.isreg() and not member.issparse() and member.size <= MAX_BYTES:
+            if part and is_plain(member) and member.size <= MAX_BYTES:
                 empty = False
                 yield *part, tar.extractfile(member).read()
     if empty and dotted:
@@ -172,75 +238,3 @@ class _Member(tarfile.TarInfo):
         if self.type in HEADERS and self.size > MAX_HEADER:
             raise tarfile.ReadError(f"a header in it claims {self.size} bytes")
         return super()._proc_member(archive)
-
-
-def check_address(url: str) -> None:
-    """Refuses an address that is neither a path nor a URL of a protocol on the list.
-
-    Raises:
-        DataError: the address and its protocol, or the package that the protocol needs.
-    """
-    protocol = split_protocol(url)[0] or "file"
-    if "::" in url or protocol not in LOCAL + REMOTE or url.startswith("pipe:"):
-        known = ", ".join(f"{name}://" for name in REMOTE)
-        raise DataError(f"{url[:200]!r} is refused: data are read from paths and from {known} alone")
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{url[:200]!r} can't be opened: {error}") from error
-
-
-def is_local(url: str) -> bool:
-    """Whether an address means a file of this machine."""
-    return (split_protocol(url)[0] or "file") in LOCAL
-
-
-@contextmanager
-def open_address(url: str) -> Iterator["Transport"]:
-    """The bytes behind an address.
-
-    Raises:
-        DataError: an address that is refused.
-        OSError: whatever stops the transport, when it is opened or read.
-    """
-    check_address(url)
-    transport = Transport(url)
-    try:
-        yield transport
-    finally:
-        transport.close()
-
-
-class Transport:
-    """A stream to read, whose client's own errors (aiohttp's, botocore's, ...) come as OSErrors.
-
-    Each protocol has a client of its own, and none of them promises what it raises: nothing but the client
-    runs inside these calls.
-
-    Attributes:
-        taken: bytes that were read.
-    """
-
-    taken = 0
-
-    def __init__(self, url: str) -> None:
-        self.stream: IO[bytes] = self._answered(lambda: fsspec.open(url, "rb").open())
-
-    def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; all that are left if it is negative."""
-        data = self._answered(lambda: self.stream.read(size))
-        self.taken += len(data)
-        return data
-
-    def close(self) -> None:
-        """Ends the transfer."""
-        self._answered(self.stream.close)
-
-    @staticmethod
-    def _answered(call: Any) -> Any:
-        try:
-            return call()
-        except OSError:
-            raise
-        except Exception as error:
-            raise OSError(f"{type(error).__name__}: {error}") from error

@@ -9,7 +9,7 @@ import torch
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.data.pictures import PictureDataset
+from ldm.data.shards import PictureDataset
 from ldm.evaluation.captions import Caption, CaptionSet, identified
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.feature_pass import Observers, readers

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ldm import UserError
-from ldm.data.index import hash_file
-from ldm.data.tables import read_columns
+from ldm.data.texts import read_columns
+from ldm.io.reading import hash_file
 from ldm.metrics.picture_metric import PictureMetric
 
 ELSEWHERE = -1  # row of a picture whose right real picture isn't among the real ones

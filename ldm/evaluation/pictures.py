@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm import UserError
-from ldm.data.crops import centre, cut
-from ldm.data.decode import RULES, EncodedPicture
+from ldm.data.decode import RULES, EncodedPicture, centre, cut
 from ldm.data.picture_files import SUFFIXES, find_pictures
-from ldm.data.pictures import PictureDataset
-from ldm.data.tables import read_columns
+from ldm.data.shards import PictureDataset
+from ldm.data.texts import read_columns
 
 CAPTIONS = "captions.csv"
 RESIZE = "bicubic, antialiased, rounded to 8 bit"  # what `fit` and the data's own resize do

@@ -13,10 +13,10 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Part, is_finite, write_bundle
 from ldm.checkpoints.provenance import git_state
 from ldm.construct import construct
-from ldm.data.index import hash_file
 from ldm.exchange.hub import Source
 from ldm.exchange.keymap import Rule, shapes, translate
 from ldm.exchange.weights import Weights
+from ldm.io.reading import hash_file
 from ldm.models.meta_init import meta_init
 from ldm.tokenizers import Tokenizer
 

@@ -5,6 +5,7 @@ Arrays come with the size that they claim compared with the bytes that are there
 """
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -150,6 +151,18 @@ def parse_array(data: bytes, *, name: str) -> np.ndarray:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
         raise UserError(f"{name} is no array of numbers ({error})") from error
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is none; a pipe or a device, which may never end, is no file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_plain_name(name: object) -> bool:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm import UserError
-from ldm.data.crops import centre, cut
-from ldm.data.decode import EncodedPicture
+from ldm.data.decode import EncodedPicture, centre, cut
 from ldm.generators.generator import Source
 from ldm.sampling.jobs import Job
 

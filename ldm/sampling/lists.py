@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldm import UserError
-from ldm.data import tables
-from ldm.data.tables import SURROGATE, numbered_lines
+from ldm.data import texts
+from ldm.data.texts import SURROGATE, numbered_lines
 from ldm.io.reading import parse_json
 
 KINDS = (".txt", ".csv", ".jsonl")
@@ -73,7 +73,7 @@ def decoded(path: Path) -> str:
     size = path.stat().st_size
     if size > BYTES_LIMIT:
         raise UserError(f"{path} has {size / 2**20:.0f} MiB: a list has at most {BYTES_LIMIT // 2**20}")
-    text = tables.read_text(path)
+    text = texts.read_text(path)
     if wrong := next((number for number, line in numbered_lines(text) if SURROGATE.search(line)), None):
         raise UserError(f"{path}, line {wrong}: it is no UTF-8 text: save it as UTF-8")
     return text
@@ -90,7 +90,7 @@ def read_text(path: Path, text: str) -> list[Line]:
 
 def read_csv(path: Path, text: str) -> list[Line]:
     """A header with names of `COLUMNS`, then a prompt a row; an empty cell is as if it were not there."""
-    table = tables.read_table(path, text)
+    table = texts.read_table(path, text)
     header = table.header.cells
     check_columns(f"{path}, {table.header.lines}", header)
     lines: list[Line] = []

@@ -18,10 +18,9 @@ from PIL import Image
 from ldm import UserError
 from ldm.checkpoints.provenance import git_state
 from ldm.data.decode import MAX_PIXELS
-from ldm.data.index import hash_file
 from ldm.generators.generator import Opened
 from ldm.io.fields import Fields, check_tree
-from ldm.io.reading import parse_json
+from ldm.io.reading import hash_file, parse_json
 from ldm.randomness.seeds import EARLIER_GENERATOR
 from ldm.sampling.jobs import Job
 from ldm.tokenizers import Tokenizer

@@ -15,15 +15,15 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Part, write_bundle
 from ldm.checkpoints.provenance import origin
 from ldm.codec import to_float, to_uint8
-from ldm.data import keyed
 from ldm.data.datamodule import PictureData
-from ldm.data.pictures import PictureDataset
+from ldm.data.shards import PictureDataset
 from ldm.data.stream import PictureBatch
 from ldm.distributed.ranks import average, is_first
 from ldm.metrics.reconstruction import psnr, ssim
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from ldm.models.perceptual import PerceptualDistance
 from ldm.models.vae import AutoencoderKL, Posterior
+from ldm.randomness import keyed
 from ldm.stages.latent_statistics import LatentStatistics, measure_latents, sampled
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure, parameter_groups
 from ldm.stages.stage import example_pictures

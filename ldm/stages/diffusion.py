@@ -12,7 +12,6 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.provenance import origin
 from ldm.codec import Codec
-from ldm.data import keyed
 from ldm.data.stream import LatentBatch
 from ldm.diffusion import Guidance
 from ldm.diffusion.process import Process
@@ -21,6 +20,7 @@ from ldm.distributed.ranks import is_first, whole_state
 from ldm.distributed.sharding import Sharded
 from ldm.generators.diffusion_bundle import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
+from ldm.randomness import keyed
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
 from ldm.tokenizers import Tokenizer
 

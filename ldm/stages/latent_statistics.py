@@ -9,8 +9,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ldm.codec import to_float
-from ldm.data import keyed
 from ldm.models.vae import AutoencoderKL
+from ldm.randomness import keyed
 
 
 @dataclass(frozen=True, kw_only=True)

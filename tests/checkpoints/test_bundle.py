@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ldm.checkpoints.bundle import Bundle, BundleError, Part, is_finite, load_codec, write_bundle
-from ldm.data.index import hash_file
 from ldm.generators.diffusion_bundle import open_latent_diffusion
+from ldm.io.reading import hash_file
 
 
 @pytest.fixture

@@ -10,15 +10,16 @@ import logging
 import lzma
 import tarfile
 import threading
+from contextlib import closing
 from types import SimpleNamespace
 
 import fsspec
 import pytest
 from PIL import Image
 
-from ldm.data.index import DataError
+from ldm.data import DataError
 from ldm.data.streaming import StreamingPictureData
-from ldm.data.tars import MAX_HEADER, open_address, read_samples, shard_urls
+from ldm.data.tars import MAX_HEADER, Transport, read_samples, shard_urls
 
 
 def whole(count: int = 20) -> bytes:
@@ -132,7 +133,10 @@ def test_what_a_client_raises_is_an_oserror_with_its_name(monkeypatch):
             raise IndexError("list index out of range")
 
     fsspec.register_implementation("abfs", Client, clobber=True)
-    with pytest.raises(OSError, match="IndexError: list index out of range"), open_address("abfs://a.tar"):
+    with (
+        pytest.raises(OSError, match="IndexError: list index out of range"),
+        closing(Transport("abfs://a.tar")),
+    ):
         pass
 
 

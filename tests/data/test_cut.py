@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.crops import Box, centre, cut, largest, random_resized
-from ldm.data.decode import EncodedPicture
+from ldm.data.augment import random_resized
+from ldm.data.decode import Box, EncodedPicture, centre, cut, largest
 from tests.data.test_decode import encoded
 
 DRAWN = [partial(random_resized, seed=0, position=p) for p in range(50)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.crops import random_resized
+from ldm.data.augment import random_resized
 from ldm.data.datamodule import Buckets, PictureData
 from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample, write_shards

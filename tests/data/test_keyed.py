@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data import keyed
+from ldm.randomness import keyed
 
 POSITIONS = torch.arange(4096)
 

@@ -11,12 +11,12 @@ from torch.testing import assert_close
 
 from ldm.codec import CPU_CHUNK
 from ldm.config import build_data
-from ldm.data.crops import random_resized
+from ldm.data import DataError
+from ldm.data.augment import random_resized
 from ldm.data.datamodule import PictureData
-from ldm.data.index import DataError, ShardIndex
+from ldm.data.index import ShardIndex
 from ldm.data.latents import EncodedPictures, LatentData, StoredSplit
-from ldm.data.pictures import PictureDataset
-from ldm.data.shards import scan_shard
+from ldm.data.shards import PictureDataset, scan_shard
 from ldm.data.stored import (
     ORIGIN,
     StoredArrays,
@@ -80,15 +80,16 @@ def test_states_are_made_of_the_tokens(own_pictures, codec):
 @pytest.mark.parametrize("texts", [stored_states, stored_tokens])
 def test_a_row_has_a_caption_of_its_own_picture(own_pictures, codec, texts):
     moments = stored_moments(own_pictures, codec, mirrored=False).arrays()
-    stored = texts(own_pictures, codec).arrays()
-    split = StoredSplit(moments, own_pictures.texts(), stored, flips=False, seed=1)
+    split = StoredSplit(
+        moments, own_pictures.texts(), texts(own_pictures, codec).arrays(), flips=False, seed=1
+    )
     for number, own in enumerate(own_pictures.texts()):
         possible = codec.context(codec.tokenizer.encode(own))
         for position in range(5):
-            row = split.row(number, position)
+            row = split.sample(number, position)
             assert (row["index"], row["position"]) == (number, position)
-            caption = torch.from_numpy(np.array(row["caption"]))[None]
-            context = caption if caption.is_floating_point() else codec.context(caption)
+            stored = torch.from_numpy(np.array(row[split.kind]))[None]
+            context = stored if split.kind == "context" else codec.context(stored)
             assert any(torch.equal(context[0], own) for own in possible)
 
 

@@ -14,9 +14,8 @@ from benchmarks.faults.pictures import png_chunk, with_chunk, xyz_profile
 from benchmarks.faults.tars import pack
 from data_prep.pictures import PictureRules, encode, prepare_picture
 from data_prep.tally import LeftOut
-from ldm.data.crops import centre
-from ldm.data.decode import EncodedPicture, PictureError
-from ldm.data.streaming import StreamedPictures, StreamedSamples
+from ldm.data.decode import EncodedPicture, PictureError, centre
+from ldm.data.streaming import StreamedPictures
 from ldm.evaluation.pictures import PictureFolder
 from ldm.sampling.inputs import prepared, redrawn_pixels
 from tests.data.test_decode import LAYING, encoded, oriented, scene
@@ -162,11 +161,9 @@ def by_evaluation(data: bytes, folder: Path) -> np.ndarray:
 
 def by_streaming(data: bytes, folder: Path) -> np.ndarray:
     (folder / "a.tar").write_bytes(pack([("a.png", data), ("a.txt", b"text")]))
-    samples = StreamedSamples([str(folder / "a.tar")], seed=0, shuffle=0, damaged_share=0.0)
     height = EncodedPicture(data).height
-    streamed = StreamedPictures(
-        samples, size=height, seed=0, crop=lambda h, w, **_: centre(h, w, aspect=1.0), flip=False
-    )
+    view = {"shape": (height, height), "seed": 0, "crop": centre, "flips": False}
+    streamed = StreamedPictures([str(folder / "a.tar")], view, shuffle=0, damaged_share=0.0)
     return streamed[0]["image"].permute(1, 2, 0).numpy()
 
 

@@ -13,10 +13,9 @@ import webdataset
 from PIL import Image
 
 from data_prep import emoji as preparation
-from ldm.data.captions import captions
-from ldm.data.index import DataError, ShardIndex
-from ldm.data.pictures import PictureDataset
-from ldm.data.shards import Sample, ShardReader, is_record, scan_shard, write_shards
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
+from ldm.data.shards import PictureDataset, Sample, ShardReader, captions, is_record, scan_shard, write_shards
 
 
 @pytest.fixture

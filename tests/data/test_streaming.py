@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.index import DataError
+from ldm.data import DataError
 from ldm.data.streaming import FEW, StreamingPictureData
 from ldm.data.tars import read_samples, shard_urls
 

@@ -8,11 +8,10 @@ import pytest
 from benchmarks.faults.tars import pack
 from benchmarks.faults.world import encoded, flat
 from data_prep import webdataset
-from ldm.data.captions import sample_captions, usable_caption
-from ldm.data.index import DataError
+from ldm.data import DataError
 from ldm.data.streaming import captions
-from ldm.data.tables import numbered_lines, read_table, read_text
 from ldm.data.tars import read_samples
+from ldm.data.texts import numbered_lines, read_table, read_text, sample_captions, usable_caption
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 
+from ldm.data import DataError
 from ldm.data.datamodule import PictureData
-from ldm.data.index import DataError, ShardIndex
+from ldm.data.index import ShardIndex
 from ldm.data.stream import Positions, StreamDataset, StreamLoader
 
 FATAL = 40  # the position at which a worker meets its end

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from data_prep import emoji
-from ldm.data.index import DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from benchmarks.faults.captions import bar_file
 from benchmarks.faults.world import NUM_PICTURES, caption, name_of, wrong_pairs
 from data_prep import flickr30k
 from data_prep.reports import read_report
-from ldm.data.index import DataError
+from ldm.data import DataError
 from ldm.data.shards import ShardReader
 
 KEYS = [f"p{n:02d}" for n in range(NUM_PICTURES)]

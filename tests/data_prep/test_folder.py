@@ -8,7 +8,8 @@ from benchmarks.faults.tars import members, pack
 from benchmarks.faults.world import NUM_PICTURES, caption, encoded, flat, name_of, write_pictures, wrong_pairs
 from data_prep import folder, webdataset
 from data_prep.reports import read_report
-from ldm.data.index import DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
 from ldm.data.shards import ShardReader
 from ldm.data.tars import read_samples
 from ldm.evaluation.pictures import PictureFolder

@@ -7,7 +7,7 @@ from data_prep import latents
 from ldm.checkpoints.bundle import BundleError
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
-from ldm.data.pictures import PictureDataset
+from ldm.data.shards import PictureDataset
 
 SIZE = 16
 

@@ -12,7 +12,8 @@ from data_prep.emoji import draw_validation
 from data_prep.pairing import match_names
 from data_prep.reports import read_report
 from data_prep.splits import draw_splits, find_lists, read_splits
-from ldm.data.index import DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
 from ldm.data.shards import ShardReader
 from ldm.data.tars import read_samples
 

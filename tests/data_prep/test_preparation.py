@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.faults.world import NUM_PICTURES, encoded, flat, name_of
 from data_prep.reports import read_report
-from ldm.data.index import DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
 
 PICTURES = "flickr30k-images"
 

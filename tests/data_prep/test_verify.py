@@ -9,7 +9,7 @@ from PIL import Image
 from benchmarks.faults.sets import exchange_files, put, rewrite, swap
 from benchmarks.faults.world import NUM_PICTURES
 from data_prep import verify
-from ldm.data.index import DataError
+from ldm.data import DataError
 
 
 def verified(root, **options) -> dict:

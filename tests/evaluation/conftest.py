@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from ldm.data.index import ShardIndex
-from ldm.data.pictures import PictureDataset
-from ldm.data.shards import Sample, write_shards
+from ldm.data.shards import PictureDataset, Sample, write_shards
 from ldm.evaluation.captions import CaptionSet, digest
 from ldm.evaluation.feature_pass import Observers
 from ldm.evaluation.measure import Evaluator

@@ -5,7 +5,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldm.config import CONF
-from ldm.data.index import hash_file
 from ldm.evaluation.captions import CaptionSet, digest, identified, read_captions
 from ldm.evaluation.protocol import (
     GENERATED,
@@ -14,6 +13,7 @@ from ldm.evaluation.protocol import (
     describe,
     describe_measures,
 )
+from ldm.io.reading import hash_file
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.weights import KNOWN
 

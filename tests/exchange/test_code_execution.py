@@ -28,9 +28,9 @@ import yaml
 
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.training_state import save_state
-from ldm.data.index import hash_file
 from ldm.exchange.pickles import SCRIPTED
 from ldm.generators.snapshot import bundle_of_state
+from ldm.io.reading import hash_file
 
 # name -> (callable, its arguments, where the canary's path stands): each leaves something at the path
 CANARIES = {

@@ -15,7 +15,7 @@ from ldm.checkpoints.bundle import write_bundle
 from ldm.checkpoints.pictures import save_sheet
 from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.training_state import newest_state
-from ldm.data.pictures import PictureDataset
+from ldm.data.shards import PictureDataset
 from ldm.data.stored import ORIGIN, stored_moments
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.prompts import write_prompts

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.index import hash_file
+from ldm.io.reading import hash_file
 
 ROOT = Path(__file__).parents[2]
 CYCLES = int(os.environ.get("LDM_SLURM_CYCLES", 20))

@@ -1,33 +1,28 @@
-"""Text files and tables of captions and prompts, read by one set of rules.
+"""Captions and prompts as text: how files and tables are read, and captions judged (docs/data_rules.md).
 
-| what                        | rule                                                                         |
-| --------------------------- | ---------------------------------------------------------------------------- |
-| encoding                    | UTF-8; a byte order mark is dropped, UTF-16 is refused                       |
-| bytes that are not UTF-8    | kept as lone surrogates, so that a reader can name their line                |
-| end of a line               | \\n, \\r\\n or \\r, nothing else; blank lines and rows are passed over       |
-| delimiter of a table        | the comma, semicolon or tab that its header has most, else the usual one     |
-| quotes                      | as in csv: a quoted field holds delimiters, line ends, quotes written twice  |
-| quotes in a table with tabs | as in csv if all of it can be read so, else plain characters                 |
-| a quoted field that holds   | a stray quote has swallowed rows: a table with tabs has plain quotes then,   |
-| the start of another row    | any other is refused                                                         |
-| names of columns            | without the blanks around them                                               |
+A caption is plain text: nothing in it is ever formatted, escaped or interpreted. Preparation and streaming
+follow the same rules.
 """
 
 import csv
 import io
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm.data.index import DataError
+from ldm import UserError
+from ldm.data import DataError
 from ldm.data.picture_files import SUFFIXES
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # usual ones, by suffix
 LINE_END = re.compile(r"\r\n|\n|\r")
 SURROGATE = re.compile("[\ud800-\udfff]")
+CONTROL = re.compile("\r\n|[\x01-\x1f\x7f-\x9f]")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+MAX_CHARACTERS = 10_000
 
 csv.field_size_limit(2**24)
 
@@ -41,17 +36,12 @@ class TableRow(NamedTuple):
 
     @property
     def lines(self) -> str:
+        """The numbers in words."""
         return f"line {self.first}" if self.first == self.last else f"lines {self.first} to {self.last}"
 
 
 class Table(NamedTuple):
-    """A table with a header.
-
-    Attributes:
-        form: its delimiter and quoting, in words.
-        header: the names of its columns, and where they are.
-        rows: the rows below.
-    """
+    """A table: its delimiter and quoting in words, the names of its columns, and the rows below."""
 
     form: str
     header: TableRow
@@ -59,11 +49,7 @@ class Table(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        DataError: the file is UTF-16.
-    """
+    """The text of a file. Raises DataError: the file is UTF-16."""
     data = path.read_bytes()
     if data.startswith(UTF_16):
         raise DataError(f"{path} is UTF-16: save it as UTF-8 (in Excel: 'CSV UTF-8')")
@@ -81,13 +67,17 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def read_table(path: Path, text: str | None = None) -> Table:
-    """The table in a file; rows may have more or fewer cells than the header.
+    """A table; its rows may have other numbers of cells than the header.
 
-    Raises:
-        DataError: UTF-16, or quotes that do not pair up.
+    Args:
+        text: that of the file, where it has been read already.
+
+    Raises DataError: UTF-16, or quotes that do not pair up.
     """
     text = read_text(path) if text is None else text
-    delimiter = delimiter_of(text, DELIMITERS.get(path.suffix.lower(), ","))
+    _, head = next(numbered_lines(text), (1, ""))
+    bare, usual = re.sub('"[^"]*"', "", head), DELIMITERS.get(path.suffix.lower(), ",")
+    delimiter = max(",;\t", key=lambda each: (bare.count(each), each == usual))
     form = f"columns by {delimiter!r}"
     try:
         rows = _rows(path, text, delimiter, csv.QUOTE_MINIMAL)
@@ -103,32 +93,22 @@ def read_table(path: Path, text: str | None = None) -> Table:
 def read_columns(path: Path, names: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The cells under the given names, row by row; other columns are passed over.
 
-    Raises:
-        DataError: a column that is missing or there twice, no rows, or a row that can't be read.
+    Raises DataError: a column that is missing or there twice, no rows, or a row that can't be read.
     """
     table = read_table(path)
     header = table.header.cells
-    wrong = [name for name in names if header.count(name) != 1]
-    rows = [] if wrong else table.rows
-    if not rows:
+    if not table.rows or any(header.count(name) != 1 for name in names):
         raise DataError(
             f"{path} must have the columns {' and '.join(names)}, each once, and at least one row below;"
             f" it has the columns {', '.join(header) or 'none'}"
         )
-    for row in rows:
+    for row in table.rows:
         if len(row.cells) != len(header):
             raise DataError(f"{path}, {row.lines}: {len(row.cells)} cells under {len(header)} columns")
         if any(SURROGATE.search(cell) for cell in row.cells):
             raise DataError(f"{path}, {row.lines}: not UTF-8: save the file as UTF-8")
     places = [header.index(name) for name in names]
-    return [tuple(row.cells[place] for place in places) for row in rows]
-
-
-def delimiter_of(text: str, usual: str) -> str:
-    """The delimiter of which the first line that is not blank has most, outside of quotes."""
-    _, header = next(numbered_lines(text), (1, ""))
-    bare = re.sub('"[^"]*"', "", header)
-    return max(",;\t", key=lambda each: (bare.count(each), each == usual))
+    return [tuple(row.cells[place] for place in places) for row in table.rows]
 
 
 def _rows(path: Path, text: str, delimiter: str, quoting: int) -> list[TableRow]:
@@ -155,8 +135,7 @@ def _check_swallowed(path: Path, rows: Sequence[TableRow], delimiter: str) -> No
     A caption may well have lines, and delimiters in them. A line end in it is that of a row only if what
     stands before and after it is in all other columns what these columns hold.
 
-    Raises:
-        DataError: the lines, and the row that was swallowed.
+    Raises DataError: the lines, and the row that was swallowed.
     """
     width = len(rows[0].cells) if rows else 0
     whole = [row for row in rows[1:] if len(row.cells) == width]
@@ -168,7 +147,7 @@ def _check_swallowed(path: Path, rows: Sequence[TableRow], delimiter: str) -> No
             if len(ends) < width - place or len(starts) <= place:
                 continue
             outer = [*zip(starts, kinds[:place], strict=False), *zip(ends, kinds[:place:-1], strict=False)]
-            # where some cells of a column are mere words, as a second caption's, it tells nothing
+            # where some cells of a column are mere words, as a second caption's, the column tells nothing
             alike = [_kind(cell) in known for cell, known in outer if "" not in known]
             if (alike and all(alike)) or (delimiter == "\t" and width > 1):
                 raise DataError(
@@ -184,3 +163,58 @@ def _kind(cell: str) -> str:
         return "picture"
     shape = re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell.strip()))
     return shape if re.search(r"[^a\s]", shape) else ""
+
+
+class UnusableCaption(UserError):
+    """A caption that is left out; the message is the reason, one of those in docs/data_rules.md."""
+
+
+class Caption(NamedTuple):
+    """A caption as it is stored, and what was healed."""
+
+    text: str
+    healed: list[str]
+
+
+def usable_caption(text: object) -> Caption:
+    """Applies the rules to one caption. Raises UnusableCaption: it is left out."""
+    if not isinstance(text, str):
+        raise UnusableCaption("not a text")
+    if SURROGATE.search(text):
+        raise UnusableCaption("not UTF-8")
+    if "\0" in text:
+        raise UnusableCaption("NUL")
+    healed = []
+    text = text.strip()
+    if CONTROL.search(text):
+        healed.append("control characters")
+        text = CONTROL.sub(" ", text).strip()
+    if not text:
+        raise UnusableCaption("blank")
+    if len(text) > MAX_CHARACTERS:
+        healed.append(f"cut at {MAX_CHARACTERS} characters")
+        text = text[:MAX_CHARACTERS].rstrip()
+    return Caption(text, healed)
+
+
+def sample_captions(members: Mapping[str, bytes]) -> list[tuple[int, object]]:
+    """(number from 0, caption) of each caption of a sample, not judged yet.
+
+    Args:
+        members: bytes by extension, of which `json` and `txt` are read.
+    """
+    try:
+        # not parse_json: one odd caption or number in it is left out alone, not the whole record
+        record = json.loads(decode(members.get("json", b"")))
+    except (ValueError, RecursionError):
+        record = {}
+    record = record if isinstance(record, dict) else {}
+    texts, numbers = record.get("texts"), record.get("comment_nos")
+    if isinstance(texts, list) and texts:
+        is_numbered = isinstance(numbers, list) and all(type(each) is int and each >= 0 for each in numbers)
+        if not is_numbered or len(numbers) != len(texts):
+            numbers = range(len(texts))
+        return list(zip(numbers, texts, strict=True))
+    if "txt" in members:
+        return [(0, decode(members["txt"]))]
+    return [(0, record["caption"])] if "caption" in record else []

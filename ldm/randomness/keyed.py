@@ -1,4 +1,4 @@
-"""Randomness as a function: the same key gives the same draw, whatever was drawn before.
+"""Randomness as a function: the same key gives the same number, whatever came before.
 
 Order, caption choice, noise and timesteps are all keyed by the seed and by a sample's position in the
 endless stream of training samples. A resumed run, or one with other workers or ranks, therefore draws the
