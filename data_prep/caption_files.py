@@ -32,13 +32,8 @@ class Columns(NamedTuple):
     split: str = ""
 
     def among(self, found: list[str], path: Path) -> "Columns":
-        """The columns of a file that has those named `found`.
-
-        Raises:
-            DataError: a column that is not there, or may be one of several.
-        """
-        named = {option: _column(option, name, found, path) for option, name in self._asdict().items()}
-        return Columns(**named)
+        """Those of a file with columns `found`. Raises DataError: one is missing, or could be several."""
+        return Columns(*(_column(option, name, found, path) for option, name in self._asdict().items()))
 
 
 def caption_rows(path: Path, tally: Tally, *, columns: Columns, folder: str = "") -> Iterator[Row]:
@@ -47,8 +42,7 @@ def caption_rows(path: Path, tally: Tally, *, columns: Columns, folder: str = ""
     Args:
         folder: of the pictures' paths, within the source.
 
-    Raises:
-        DataError: no such columns, or a table that can't be read.
+    Raises DataError: no such columns, or a table that can't be read.
     """
     entries = READERS.get(path.suffix.lower(), table_entries)(path, tally)
     head = list(islice(entries, HEAD))
@@ -82,12 +76,18 @@ def table_entries(path: Path, tally: Tally) -> Entries:
         yield place, entry
 
 
+def placed_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("file:line number", line) of every line that isn't blank."""
+    return ((f"{path.name}:{number}", line) for number, line in numbered_lines(read_text(path)))
+
+
 def json_entries(path: Path, tally: Tally) -> Entries:
     """The objects of a jsonl file."""
-    for number, line in numbered_lines(read_text(path)):
-        place = f"{path.name}:{number}"
+    for place, line in placed_lines(path):
         try:
-            entry = json.loads(line)
+            entry = json.loads(
+                line
+            )  # not parse_json: a caption of odd characters is left out by its own name
         except (ValueError, RecursionError):
             entry = None
         if isinstance(entry, dict):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.caption_files import UNREADABLE, Columns, caption_rows
+from data_prep.caption_files import UNREADABLE, Columns, caption_rows, placed_lines
 from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, pair
 from data_prep.preparation import prepare
@@ -27,7 +27,7 @@ from data_prep.tally import Tally
 from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.picture_files import SUFFIXES, files_under
-from ldm.data.texts import LINE_END, numbered_lines, read_table, read_text
+from ldm.data.texts import LINE_END, read_table, read_text
 
 FOLDERS = ("flickr30k-images", "flickr30k_images")
 KARPATHY = "dataset_flickr30k.json"
@@ -48,21 +48,12 @@ class Options(PreparationOptions):
 
 
 def main(options: Options) -> None:
-    """Writes the shards.
-
-    Raises:
-        ValueError, DataError: options, a source or a disk that can't be used.
-    """
-    options.check()
+    """Writes the shards."""
     prepare(collect(options.source_folder(), options.captions), options, name="flickr30k")
 
 
 def collect(source: Path, captions: str = "") -> Collection:
-    """The pairs of a Flickr30k folder.
-
-    Raises:
-        DataError: no captions or no pictures there.
-    """
+    """The pairs of a Flickr30k folder. Raises DataError: no captions or no pictures there."""
     folders = list(known_folders(source))
     path = Path(captions) if captions else find_captions(folders)
     if not path.is_file():
@@ -173,13 +164,9 @@ def karpathy_rows(path: Path, tally: Tally) -> Iterator[Row]:
 
 
 def karpathy_images(path: Path) -> list[dict]:
-    """The entries of dataset_flickr30k.json.
-
-    Raises:
-        DataError: another json.
-    """
+    """The entries of dataset_flickr30k.json. Raises DataError: another json."""
     try:
-        images = json.loads(read_text(path))["images"]
+        images = json.loads(read_text(path))["images"]  # not read_json: odd captions are left out one by one
         for image in images:
             assert isinstance(image["filename"] + image["split"], str)
             assert all("raw" in sentence for sentence in image["sentences"])
@@ -188,12 +175,6 @@ def karpathy_images(path: Path) -> list[dict]:
             f"{path} is not Karpathy's json ({error!r}): expected images with filename, split, sentences"
         ) from error
     return images
-
-
-def placed_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file:line number", line) of every line that isn't blank."""
-    for number, line in numbered_lines(read_text(path)):
-        yield f"{path.name}:{number}", line
 
 
 if __name__ == "__main__":

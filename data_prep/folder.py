@@ -51,8 +51,7 @@ def collect(source: Path, pictures: Mapping[str, Place], captions: str, columns:
         captions: a kind of `KINDS`, the path of a table, or empty: what is found.
         columns: of tables.
 
-    Raises:
-        DataError: no captions, several conventions, or files that can't be read.
+    Raises DataError: no captions, several conventions, or files that can't be read.
     """
     if captions and captions not in KINDS:
         return listed(Path(captions), source, pictures, columns)
@@ -83,14 +82,10 @@ def found_files(source: Path) -> Files:
 
 
 def recognise(source: Path, pictures: Mapping[str, Place], files: Files) -> str:
-    """The one kind of captions in a folder.
-
-    Raises:
-        DataError: none, or several.
-    """
+    """The one kind of captions in a folder. Raises DataError: none, or several."""
     stems = {stem_of(name) for name in pictures}
     found = [kind for kind in BESIDE if any(stem_of(name) in stems for name in files[kind])]
-    if ".json" in found and not any(holds_captions(source / name) for name in files[".json"][:1]):
+    if ".json" in found and not sample_captions({"json": (source / files[".json"][0]).read_bytes()}):
         found.remove(".json")
     if ".json" in found and ".txt" in found:
         found.remove(".txt")
@@ -118,16 +113,10 @@ def stem_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def holds_captions(path: Path) -> bool:
-    """Whether a json is that of a captioned picture."""
-    return bool(sample_captions({"json": path.read_bytes()}))
-
-
 def listed(path: Path, source: Path, pictures: Mapping[str, Place], columns: Columns) -> Collection:
     """The pairs that a table names by paths in the source, or metadata in one of its folders by paths there.
 
-    Raises:
-        DataError: no such file, of another kind, or without the columns.
+    Raises DataError: no such file, of another kind, or without the columns.
     """
     if not path.is_file():
         raise DataError(f"captions={path} is no file, nor one of {', '.join(KINDS)}")
@@ -146,8 +135,7 @@ def from_metadata(
 ) -> Collection:
     """The pairs that metadata files name, by paths in the folder of each.
 
-    Raises:
-        DataError: two such files in one folder.
+    Raises DataError: two such files in one folder.
     """
     tally, folders = Tally(), [posixpath.dirname(name) for name in files]
     if len(set(folders)) < len(files):
@@ -172,29 +160,20 @@ def beside(source: Path, kind: str, files: list[str], pictures: Mapping[str, Pla
     def rows() -> Iterator[Row]:
         for stem, own in texts.items():
             picture = named.get(stem, own)[0]
-            for number, text in captions_in(source, own, lines=kind != ".json"):
-                yield Row(picture, number, text)
+            if kind == ".json":  # of a sample as img2dataset writes it
+                members = {name.rpartition(".")[2].lower(): (source / name).read_bytes() for name in own}
+                yield from (Row(picture, number, text) for number, text in sample_captions(members))
+            else:
+                lines = (line for name in own for _, line in numbered_lines(read_text(source / name)))
+                yield from (Row(picture, number, line) for number, line in enumerate(lines))
 
     ambiguous = {name for stem in texts.keys() & named.keys() if len(named[stem]) > 1 for name in named[stem]}
     forms = [f"{len(files)} {'.json and .txt' if kind == '.json' else kind} files beside the pictures"]
     return pair(rows(), pictures, forms=forms, tally=Tally(), ambiguous=ambiguous)
 
 
-def captions_in(source: Path, names: list[str], *, lines: bool) -> Iterator[tuple[int, object]]:
-    """(number, caption) of the files of one picture: a line each, or those of a sample of img2dataset."""
-    if lines:
-        yield from enumerate(line for name in names for _, line in numbered_lines(read_text(source / name)))
-    else:
-        members = {name.rpartition(".")[2].lower(): (source / name).read_bytes() for name in names}
-        yield from sample_captions(members)
-
-
 def in_parquet(source: Path, files: list[str], columns: Columns) -> Collection:
-    """The pairs in the rows of parquet files.
-
-    Raises:
-        DataError: no column of pictures, or several.
-    """
+    """The pairs in the rows of parquet files. Raises DataError: no column of pictures, or several."""
     tally, pictures, rows = Tally(), {}, []
     splits = webdataset.splits_by_name(files)
     for file, split in zip(files, splits, strict=True):
@@ -217,11 +196,7 @@ def in_parquet(source: Path, files: list[str], columns: Columns) -> Collection:
 
 
 def picture_column(path: Path, wanted: str) -> str:
-    """The column with the pictures.
-
-    Raises:
-        DataError: none, or several.
-    """
+    """The column with the pictures. Raises DataError: none, or several."""
     found = [name for name in parquet.picture_columns(path) if not wanted or name == wanted]
     if len(found) == 1:
         return found[0]
@@ -249,12 +224,7 @@ class Options(PreparationOptions):
 
 
 def main(options: Options) -> None:
-    """Writes the shards.
-
-    Raises:
-        ValueError, DataError: options, a source or a disk that can't be used.
-    """
-    options.check()
+    """Writes the shards."""
     source = options.source_folder()
     found = find_pictures(source)
     print(*found.sentences(source), sep="\n", end="\n" if found.passed_over else "")

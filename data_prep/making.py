@@ -83,8 +83,9 @@ def _samples(task: ShardTask, tally: Tally, hashes: dict[str, str]) -> Iterator[
             tally.leave_picture(str(left), entry.name)
             continue
         for change in picture.changes or ["stored byte for byte"]:
-            tally.convert(change)
-        tally.long_captions += sum(map(is_long, entry.texts))
+            tally.converted[change] = tally.converted.get(change, 0) + 1
+        clip = _clip()
+        tally.long_captions += sum(clip.count(text) > clip.context_length for text in entry.texts)
         width, height = picture.size
         yield Sample(
             key=entry.key,
@@ -137,8 +138,7 @@ def over_processes(
 ) -> Iterator[Result]:
     """`function` of every task, in the order in which they end; with `num_workers=0` in this process.
 
-    Raises:
-        DataError: a worker was killed. What a task raises comes through; tasks not yet begun are dropped.
+    Raises DataError: a worker was killed. What a task raises comes through; tasks not yet begun are dropped.
     """
     if not num_workers:
         yield from map(function, tasks)
@@ -158,26 +158,20 @@ def over_processes(
 
 
 def _end_with_parent() -> None:
-    # a worker of a killed command would wait for tasks for ever
-    Thread(target=_watch_parent, daemon=True).start()
-
-
-def _watch_parent() -> None:
+    """Ends a worker whose command was killed: it would wait for tasks for ever."""
     parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+
+    def watch() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def printable(path: str) -> str:
     """A path as a text for UTF-8: bytes of it that are not are written as `\\udcXX`."""
     return path.encode("utf-8", "backslashreplace").decode()
-
-
-def is_long(text: str) -> bool:
-    """Whether CLIP's tokenizer cuts a caption at its 77 tokens."""
-    tokenizer = _clip()
-    return tokenizer.count(text) > tokenizer.context_length
 
 
 @lru_cache(maxsize=1)

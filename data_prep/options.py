@@ -41,10 +41,10 @@ class PreparationOptions:
     test_share: float = option(0.03, "Share of all pictures for testing, in a random split.")
     seed: int = option(0, "Seed of a random split.")
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises UserError for the first option that can't be."""
         shares, at_least, between = (
-            (self.val_share, self.test_share),
+            [self.val_share, self.test_share],
             "must be at least 1",
             "must lie between",
         )
@@ -71,14 +71,11 @@ class PreparationOptions:
 
     @property
     def rules(self) -> PictureRules:
+        """What decides how pictures are stored."""
         return PictureRules(resolution=self.resolution, min_side=self.min_side, max_aspect=self.max_aspect)
 
     def source_folder(self) -> Path:
-        """The source, if it is a folder.
-
-        Raises:
-            UserError: it isn't.
-        """
+        """The source, if it is a folder. Raises UserError: it isn't."""
         if not self.source:
             raise UserError("source= is missing: name the folder of the pictures; --help lists the options")
         if not Path(self.source).is_dir():

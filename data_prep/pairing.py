@@ -1,16 +1,6 @@
 """From rows of captions and places of pictures to pairs: what can't be paired is named, never guessed.
 
-Names that a caption file gives otherwise than the folder does, where only one picture can be meant.
-
-| the caption file names          | the folder has  | rule                                     |
-| ------------------------------- | --------------- | ---------------------------------------- |
-| `/data/flickr/i/p0.jpg`         | `i/p0.jpg`      | the end of the path names a picture      |
-| `.\\i\\p0.jpg`                    | `i/p0.jpg`      | backslashes and dots of a path           |
-| `p0.jpg`                        | `i/p0.jpg`      | the picture lies in a folder             |
-| any of these without `.jpg`     | `i/p0.jpg`      | without the extension                    |
-
-The start of a path that is dropped is the same for all names: the one by which most of them match. A name
-that could mean several pictures, and several names that could mean one, match none.
+How a name that a caption file gives otherwise than the folder does is matched: docs/data_rules.md.
 """
 
 import posixpath
@@ -42,11 +32,7 @@ class Place(NamedTuple):
         return cls(str(path), path.stat().st_size)
 
     def read(self) -> bytes:
-        """The bytes.
-
-        Raises:
-            LeftOut: more than MAX_BYTES, or not there (any more).
-        """
+        """The bytes. Raises LeftOut: more than MAX_BYTES, or not there (any more)."""
         if self.size > MAX_BYTES:
             raise LeftOut("too many bytes")
         try:

@@ -27,11 +27,7 @@ class Cell(NamedTuple):
     column: str
 
     def read(self) -> bytes:
-        """The bytes.
-
-        Raises:
-            LeftOut: not there (any more).
-        """
+        """The bytes. Raises LeftOut: not there (any more)."""
         try:
             return _bytes_of(_row(self.path, self.offset, self.column))
         except (DataError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -46,11 +42,7 @@ def parquet_entries(path: Path, tally: Tally) -> Iterator[tuple[str, dict]]:
 
 
 def rows_of(path: Path, columns: list[str]) -> Iterator[tuple[int, dict]]:
-    """(number from 0, value by column) of each row.
-
-    Raises:
-        DataError: a file that can't be read.
-    """
+    """(number from 0, value by column) of each row. Raises DataError: a file that can't be read."""
     number = 0
     try:
         for batch in _opened(str(path)).iter_batches(batch_size=ROWS, columns=columns):
@@ -72,11 +64,7 @@ def picture_columns(path: Path) -> list[str]:
 
 
 def picture_of(value: Any, path: str, row: int, column: str) -> tuple[str, Cell]:
-    """(extension, place) of the picture in a cell.
-
-    Raises:
-        LeftOut: none there.
-    """
+    """(extension, place) of the picture in a cell. Raises LeftOut: none there."""
     data = _bytes_of(value)
     return ENDINGS.get(data[:2], "jpg"), Cell(path, len(data), row, column)
 

@@ -1,18 +1,4 @@
-"""The rules for stored pictures. Each is an upright sRGB picture of 8 bits, without metadata.
-
-What is read, and how, is the rule of ldm/data/decode.py; what can't be read is left out with its reason.
-Beyond that:
-
-| picture                            | rule                                                    |
-| ---------------------------------- | ------------------------------------------------------- |
-| shorter side below `min_side`      | left out: "too small"                                   |
-| longer / shorter side > max_aspect | left out: "too elongated"                               |
-| shorter side above `resolution`    | resized to it (Lanczos, antialiased), aspect ratio kept |
-| smaller than `resolution`          | never enlarged; `resolution=0` keeps all sizes          |
-
-A baseline RGB JPEG without metadata that keeps its size is stored byte for byte. All else is written anew:
-PNG as PNG, without loss, JPEG and WebP as JPEG of quality 95, 4:4:4.
-"""
+"""How a picture is stored: upright sRGB of 8 bits, without metadata (docs/data_rules.md)."""
 
 import io
 from dataclasses import dataclass
@@ -31,7 +17,7 @@ EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png
 
 @dataclass(frozen=True, kw_only=True)
 class PictureRules:
-    """The numbers in the table above; `resolution` and `min_side` in pixels."""
+    """The numbers that the rules depend on; `resolution` and `min_side` in pixels."""
 
     resolution: int
     min_side: int
@@ -48,11 +34,7 @@ class Prepared(NamedTuple):
 
 
 def prepare_picture(data: bytes, *, name: str, rules: PictureRules) -> Prepared:
-    """Applies the rules to the bytes of one file.
-
-    Raises:
-        LeftOut: the picture can't be used.
-    """
+    """Applies the rules to the bytes of one file. Raises LeftOut: the picture can't be used."""
     try:
         picture = EncodedPicture(data)
         check_size((picture.width, picture.height), rules)

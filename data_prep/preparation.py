@@ -43,11 +43,8 @@ RULES = 3  # counts changes of the rules for pictures and captions
 def prepare(collection: Collection, options: PreparationOptions, *, name: str) -> None:
     """Writes the set, or what it lacks; leaves a complete one alone.
 
-    Raises:
-        UserError: an option that can't be.
-        DataError: too much is left out, another set is there, or something stopped the work.
+    Raises DataError: too much is left out, another set is there, or something stopped the work.
     """
-    options.check()
     root = Path(options.out)
     with answered_disk(root), sole_writer(root):
         splits = choose_splits(collection, options)
@@ -113,11 +110,7 @@ def _take(lock: int, root: Path) -> None:
 
 
 def choose_splits(collection: Collection, options: PreparationOptions) -> dict[str, str]:
-    """Key -> split of every entry that has one.
-
-    Raises:
-        DataError: lists are asked for and there are none.
-    """
+    """Key -> split of every entry that has one. Raises DataError: lists are asked for and there are none."""
     keys = [entry.key for entry in collection.entries]
     given = collection.splits
     if options.split_from:
@@ -138,11 +131,7 @@ def choose_splits(collection: Collection, options: PreparationOptions) -> dict[s
 
 
 def check_splits(collection: Collection, splits: dict[str, str], options: PreparationOptions) -> None:
-    """Says in one line that no picture is left to validate on.
-
-    Raises:
-        DataError: none is left to train on.
-    """
+    """Says in one line that no picture is left to validate on. Raises DataError: none is left to train on."""
     random = f"write split=random val_share={max(options.val_share, 0.05):g} to draw the splits"
     if "train" not in splits.values():
         listed = sorted(key for key, split in collection.splits.items() if split == "train")
@@ -197,8 +186,7 @@ def is_complete(root: Path, tasks: list[ShardTask]) -> bool:
 
     Shards and source pictures are read and hashed again, which takes as long as the disk needs for them.
 
-    Raises:
-        DataError: a whole set of another plan, or of other pictures, is there.
+    Raises DataError: a whole set of another plan, or of other pictures, is there.
     """
     if not (root / FILE_NAME).exists():
         return False

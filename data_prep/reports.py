@@ -108,8 +108,7 @@ def check_left_out(root: Path, collection: Collection, *, limit: float, left: in
     Args:
         left: number of pictures that are left.
 
-    Raises:
-        DataError: with the number, the most frequent reason, an example and the place of the names.
+    Raises DataError: with the number, the most frequent reason, an example and the place of the names.
     """
     for thing, ledger, number in (
         ("pictures", collection.tally.pictures, collection.num_pictures),

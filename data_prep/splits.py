@@ -4,11 +4,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ldm.data import DataError
 from ldm.data.picture_files import OTHERS, SUFFIXES, is_hidden
 from ldm.data.texts import numbered_lines, read_text
+from ldm.io.reading import read_json
 from ldm.io.writing import write
 
 SPLITS = ("train", "val", "test")
@@ -39,8 +41,7 @@ def find_lists(folders: Iterable[Path]) -> list[Path]:
 def read_splits(path: Path) -> dict[str, str]:
     """Key -> split, of a folder of lists, of one list's folder, or of a `splits.json` of ours.
 
-    Raises:
-        DataError: no lists there, or a picture in two of them.
+    Raises DataError: no lists there, or a picture in two of them.
     """
     if path.suffix == ".json":
         return join_splits((split, keys, path) for split, keys in _read_json(path).items())
@@ -55,13 +56,8 @@ def read_splits(path: Path) -> dict[str, str]:
 
 def read_lists(lists: Iterable[Path]) -> dict[str, str]:
     """Key -> split, of lists with the name of one picture a line, extension or not."""
-    return join_splits((_split_of(path), _read_list(path), path) for path in lists)
-
-
-def _split_of(path: Path) -> str:
-    found = LIST_NAME.fullmatch(path.name)
-    assert found, path
-    return found[1].lower()
+    named = ((LIST_NAME.fullmatch(path.name), path) for path in lists)
+    return join_splits((found[1].lower(), _read_list(path), path) for found, path in named if found)
 
 
 def _read_list(path: Path) -> list[str]:
@@ -79,12 +75,10 @@ def _is_name(line: str) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, list[str]]:
-    try:
-        document = json.loads(read_text(path))
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        document = read_json(path)
         if all(isinstance(key, str) for keys in document.values() for key in keys):
             return document
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        pass
     raise DataError(
         f"{path} is no list of splits: expected {{split: [keys]}}, as {FILE_NAME} of a prepared set"
     )
@@ -93,8 +87,7 @@ def _read_json(path: Path) -> dict[str, list[str]]:
 def join_splits(lists: Iterable[tuple[str, list[str], object]]) -> dict[str, str]:
     """Key -> split, of (split, keys, where that was said).
 
-    Raises:
-        DataError: an unknown split, or a picture in two.
+    Raises DataError: an unknown split, or a picture in two.
     """
     splits: dict[str, str] = {}
     for named, keys, origin in lists:

@@ -1,5 +1,6 @@
 """What was left out, by reason and name, and what was changed, by kind: the memory of a preparation."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 Ledger = dict[str, list[str]]  # reason -> names
@@ -28,38 +29,31 @@ class Tally:
     long_captions: int = 0
 
     def leave_picture(self, reason: str, name: str) -> None:
+        """Notes a picture that is left out."""
         self.pictures.setdefault(reason, []).append(name)
 
     def leave_caption(self, reason: str, name: str) -> None:
+        """Notes a caption that is left out."""
         self.captions.setdefault(reason, []).append(name)
 
     def heal(self, kind: str, name: str) -> None:
+        """Notes a caption that was mended."""
         self.healed.setdefault(kind, []).append(name)
-
-    def convert(self, kind: str, number: int = 1) -> None:
-        self.converted[kind] = self.converted.get(kind, 0) + number
 
     def add(self, other: "Tally") -> None:
         """Takes over all that another one noted."""
-        for own, others in (
-            (self.pictures, other.pictures),
-            (self.captions, other.captions),
-            (self.healed, other.healed),
-        ):
-            for reason, names in others.items():
+        for title in ("pictures", "captions", "healed"):
+            own = getattr(self, title)
+            for reason, names in getattr(other, title).items():
                 own.setdefault(reason, []).extend(names)
-        for kind, number in other.converted.items():
-            self.convert(kind, number)
+        self.converted = dict(Counter(self.converted) + Counter(other.converted))
         self.long_captions += other.long_captions
 
 
 def counts(ledger: Ledger) -> dict[str, int]:
     """How many names stand under each reason, the largest first."""
-    return dict(
-        sorted(
-            ((reason, len(names)) for reason, names in ledger.items()), key=lambda item: (-item[1], item[0])
-        )
-    )
+    numbers = {reason: len(ledger[reason]) for reason in sorted(ledger)}
+    return dict(sorted(numbers.items(), key=lambda item: -item[1]))
 
 
 def total(ledger: Ledger) -> int:

@@ -64,11 +64,7 @@ class Findings:
 
 
 def main(options: Options) -> None:
-    """Reads all of a set and writes what it found.
-
-    Raises:
-        DataError: something is wrong with it.
-    """
+    """Reads all of a set and writes what it found. Raises DataError: something is wrong with it."""
     index = ShardIndex.load(options.root)
     out = Path(options.out) if options.out else make_folder(index.root / "verify", below=index.root)
     found = []

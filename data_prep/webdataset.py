@@ -37,20 +37,14 @@ class Options(PreparationOptions):
 
 
 def main(options: Options) -> None:
-    """Writes the shards.
-
-    Raises:
-        ValueError, DataError: options, a source or a disk that can't be used.
-    """
-    options.check()
+    """Writes the shards."""
     prepare(collect(find_tars(options.source)), options, name=Path(options.out).name)
 
 
 def find_tars(source: str) -> list[Path]:
     """The tars of a folder, or of a pattern with braces.
 
-    Raises:
-        DataError: none there, or one that is missing.
+    Raises DataError: none there, or one that is missing.
     """
     if not source:
         raise DataError(
@@ -78,7 +72,8 @@ def collect(tars: list[Path]) -> Collection:
             tally.leave_picture("tar without samples", path.name)
         for key, parts in samples.items():
             try:
-                name, captions = picture_name(key, parts, pictures), captions_of(parts)
+                name = picture_name(key, parts, pictures)
+                captions = sample_captions({kind: parts[kind].read() for kind in TEXTS if kind in parts})
             except LeftOut as left:
                 tally.leave_picture(str(left), f"{path.name}/{key}")
                 continue
@@ -125,8 +120,7 @@ def tar_samples(path: Path, tally: Tally) -> dict[str, Parts]:
 def picture_name(key: str, parts: Parts, taken: Iterable[str]) -> str:
     """The name of the one picture of a sample.
 
-    Raises:
-        LeftOut: none or several, or another sample of the same name.
+    Raises LeftOut: none or several, or another sample of the same name.
     """
     found = parts.keys() & PICTURES
     if "twice" in parts or len(found) > 1:
@@ -137,15 +131,6 @@ def picture_name(key: str, parts: Parts, taken: Iterable[str]) -> str:
     if name in taken:
         raise LeftOut("key of another picture")
     return name
-
-
-def captions_of(parts: Parts) -> list[tuple[int, object]]:
-    """(number, caption) of each caption of a sample; below 0 where they have no numbers.
-
-    Raises:
-        LeftOut: a text that can't be read.
-    """
-    return sample_captions({kind: parts[kind].read() for kind in TEXTS if kind in parts})
 
 
 if __name__ == "__main__":

@@ -93,24 +93,24 @@ def test_a_row_has_a_caption_of_its_own_picture(own_pictures, codec, texts):
             assert any(torch.equal(context[0], own) for own in possible)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("texts", [stored_states, stored_tokens])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("precision", "flip"), [("32-true", False), ("32-true", True), ("bf16-mixed", True)])
 def test_training_on_stored_latents_is_training_on_pictures_to_the_bit(
-    copy_emoji, diffusion_stage, make_trainer, flip, texts, precision
+    copy_emoji, diffusion_stage, make_trainer, precision, flip
 ):
     root = str(copy_emoji())
 
     def trained(kind, **options) -> dict[str, torch.Tensor]:
         stage = diffusion_stage()
         pictures = PictureData(root=root, size=SIZE, batch_size=6, seed=3, flip=flip)
-        make_trainer(9, precision=precision).fit(
+        make_trainer(5, precision=precision).fit(  # into the second epoch
             stage, datamodule=kind(pictures=pictures, codec=stage.codec, **options)
         )
         return stage.state_dict()
 
-    stored, encoded = trained(LatentData, texts=texts), trained(EncodedPictures)
-    assert all(torch.equal(stored[name], encoded[name]) for name in stored)
+    encoded = trained(EncodedPictures)
+    for texts in (stored_states, stored_tokens):
+        stored = trained(LatentData, texts=texts)
+        assert all(torch.equal(stored[name], encoded[name]) for name in encoded)
 
 
 def test_flips_change_the_training(copy_emoji, codec, make_trainer):

@@ -49,9 +49,12 @@ def test_ranks_share_out_the_order_of_one_process(world, workers):
     assert dealt_back == whole
 
 
-@pytest.mark.parametrize("done", [1, 6, 7, 12])  # 20 samples in batches of 3: epochs end inside a batch
-@pytest.mark.parametrize(("workers", "then"), [(0, 0), (1, 0), (2, 4), (4, 2)])
-@pytest.mark.parametrize("world", [1, 2])
+# 20 samples in batches of 3: epochs end inside a batch
+ALONE = [(done, 0, 0, world) for done in (1, 6, 7, 12) for world in (1, 2)]
+WITH_PROCESSES = [(7, 1, 0, 1), (6, 2, 4, 2), (1, 4, 2, 1)]
+
+
+@pytest.mark.parametrize(("done", "workers", "then", "world"), [*ALONE, *WITH_PROCESSES])
 def test_a_loaded_state_goes_on_where_it_was_taken(done, workers, then, world):
     first = loader(workers=workers, world=world)
     iterator = iter(first)

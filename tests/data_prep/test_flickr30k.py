@@ -11,6 +11,7 @@ from benchmarks.faults.captions import bar_file
 from benchmarks.faults.world import NUM_PICTURES, caption, name_of, wrong_pairs
 from data_prep import flickr30k
 from data_prep.reports import read_report
+from ldm.commands.options import help_of
 from ldm.data import DataError
 from ldm.data.shards import ShardReader
 
@@ -141,18 +142,9 @@ def test_a_folder_without_pictures_or_captions_is_refused(source, tmp_path):
         flickr30k.collect(tmp_path / "source" / "..", str(source / "results_20130124.token"))
 
 
-def test_the_command_answers_help_and_mistakes(source, tmp_path):
-    def command(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "data_prep.flickr30k", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    assert "max_skip_share=NUMBER" in command("--help").stdout
-    wrong = command(f"source={source}", "resolutoin=64")
-    assert (wrong.returncode, wrong.stderr) == (
-        1,
-        "ldm: there is no option 'resolutoin', did you mean 'resolution'?\n",
-    )
+def test_the_command_answers_help_and_mistakes(source):
+    assert "max_skip_share=NUMBER" in help_of(flickr30k.Options)
+    command = [sys.executable, "-m", "data_prep.flickr30k", f"source={source}", "resolutoin=64"]
+    wrong = subprocess.run(command, capture_output=True, text=True, check=False)
+    sentence = "ldm: there is no option 'resolutoin', did you mean 'resolution'?\n"
+    assert (wrong.returncode, wrong.stderr) == (1, sentence)

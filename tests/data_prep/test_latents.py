@@ -39,7 +39,7 @@ def test_a_training_finds_what_was_made_ahead(make, codec, flip, texts):
     data = LatentData(pictures=pictures, codec=codec, texts=latents.TEXTS[texts])
     data.setup("fit")
     assert files(root) == made
-    row = data.train.row(0, 0)
+    row = data.train.sample(0, 0)
     assert torch.isfinite(torch.from_numpy(row["moments"].copy())).all()
 
 
