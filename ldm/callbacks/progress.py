@@ -1,8 +1,9 @@
-"""The progress bar: one line for the whole training, with its remaining time."""
+"""The progress bar: one line for the whole training, with its remaining time and that of what follows it."""
 
+import time
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
@@ -36,3 +37,35 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+class Remaining(Callback):
+    """Puts the remaining time of a series of commands, of which this training is one, before the bar.
+
+    Args:
+        of: name of the series.
+        after: how long the rest of the series takes after this training, in durations of this training. A
+            duration would be right on one machine; a ratio is about right on every one.
+        every: steps between two estimates.
+    """
+
+    def __init__(self, *, of: str, after: float, every: int = 5) -> None:
+        self.of, self.after, self.every = of, after, every
+        self._started, self._first = 0.0, 0  # time and step at which this process began
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started, self._first = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        bar, done = trainer.progress_bar_callback, trainer.global_step - self._first
+        if not isinstance(bar, ProgressBar) or bar.is_disabled or done == 0 or done % self.every:
+            return
+        pace = (time.monotonic() - self._started) / done  # seconds per step, with the validations so far
+        steps = trainer.max_steps * (1 + self.after) - trainer.global_step
+        bar.train_progress_bar.set_description(f"{bar.experiment}, {self.of}: {_minutes(pace * steps)} left")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"

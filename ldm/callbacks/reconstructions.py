@@ -5,15 +5,12 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ldm.checkpoints.pictures import save_sheet
+from ldm.callbacks.sheets import show_sheet
 from ldm.codec import to_float, to_uint8
-from ldm.loggers.background import background_loggers
 
 
 class Reconstructions(Callback):
     """At each validation, held-out pictures above their reconstructions: `<folder>/step=<k>.png`.
-
-    Loggers that work aside get the sheet too.
 
     Args:
         count: pictures on the sheet.
@@ -32,7 +29,5 @@ class Reconstructions(Callback):
         net = pl_module.averaged or pl_module.net
         posterior = net.posterior(to_float(originals.to(pl_module.device)))
         decoded = to_uint8(net.decode(posterior.mean)).cpu()
-        path = self.folder / f"step={trainer.global_step:06d}.png"
-        save_sheet([*originals, *decoded], path, columns=len(originals), below=self.folder.parent)
-        for logger in background_loggers(trainer.loggers):
-            logger.log_image("reconstructions", path, step=trainer.global_step)
+        images = [*originals, *decoded]
+        show_sheet(trainer, images, name="reconstructions", folder=self.folder, columns=len(originals))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ldm.checkpoints.pictures import save_sheet, to_picture
+from ldm.callbacks.sheets import show_sheet
+from ldm.checkpoints.pictures import to_picture
 from ldm.distributed.ranks import all_gather
-from ldm.loggers.background import background_loggers, log_table
+from ldm.loggers.background import log_table
 from ldm.randomness.seeds import check_seed
 from ldm.tokenizers import cut_line
 
@@ -55,10 +56,7 @@ class SampleGrid(Callback):
         if any(share is None for share in shares):
             return self._tell_once(trainer.global_step)
         images = [shares[number % ranks][number // ranks] for number in range(len(jobs))]
-        path = self.folder / f"step={trainer.global_step:06d}.png"
-        save_sheet(images, path, columns=len(self.seeds), below=self.folder.parent)
-        for logger in background_loggers(trainer.loggers):
-            logger.log_image("samples", path, step=trainer.global_step)
+        show_sheet(trainer, images, name="samples", folder=self.folder, columns=len(self.seeds))
         pictures = iter(map(to_picture, images))
         log_table(
             trainer.loggers,

@@ -18,7 +18,7 @@ ASIDE = frozenset(  # keys, at any depth, that change what a training costs or t
     {
         *("num_workers", "worker_timeout", "cache", "max_time"),
         *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
-        *("saving", "pace", "report", "samples", "reconstructions"),
+        *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved"),
     }
 )
 

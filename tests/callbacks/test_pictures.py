@@ -1,12 +1,18 @@
 """Facts about the pictures that a training leaves behind."""
 
 import pytest
+import torch
 from PIL import Image
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.reconstructions import Reconstructions
+from ldm.callbacks.retrieved import RetrievedPictures
 from ldm.callbacks.sample_grid import SampleGrid
+from ldm.checkpoints.pictures import to_picture
+from ldm.codec import to_float
+from ldm.models.clip import CLIP, TextTransformer, VisionTransformer
 from ldm.stages.autoencoder import AutoencoderStage
+from ldm.stages.clip import ContrastiveStage
 
 
 def size(columns: int, rows: int) -> tuple[int, int]:
@@ -22,10 +28,13 @@ def sheets(tmp_path):
 VALIDATED = {"val_check_interval": 2, "limit_val_batches": 1}
 
 
-def test_a_sheet_of_drawings_at_each_validation(diffusion_stage, latents, make_trainer, sheets):
+def test_a_sheet_of_samples_at_each_validation_and_its_path(
+    diffusion_stage, latents, make_trainer, sheets, capsys
+):
     grid = SampleGrid(prompts=["a cat", "a dog"], seeds=[0, 1, 2], folder=str(sheets))
     make_trainer(4, EMA(decay=0.9), grid, **VALIDATED).fit(diffusion_stage(), datamodule=latents)
     assert sorted(path.name for path in sheets.iterdir()) == ["step=000002.png", "step=000004.png"]
+    assert f"samples: {sheets / 'step=000004.png'}\n" in capsys.readouterr().out
     with Image.open(sheets / "step=000004.png") as sheet:
         assert sheet.size == size(3, 2)
 
@@ -36,6 +45,24 @@ def test_a_sheet_of_reconstructions_at_each_validation(autoencoder, pictures, ad
     make_trainer(2, EMA(decay=0.9), shown, **VALIDATED).fit(stage, datamodule=pictures)
     with Image.open(sheets / "step=000002.png") as sheet:
         assert sheet.size == size(4, 2)
+
+
+def test_a_sheet_of_the_pictures_nearest_to_each_prompt(pictures, tokenizer, adamw, make_trainer, sheets):
+    sizes = {"width": 16, "num_layers": 1, "num_heads": 2, "embed_dim": 8}
+    text = TextTransformer(vocab_size=640, context_length=16, **sizes)
+    net = CLIP(text=text, image=VisionTransformer(image_size=16, patch_size=8, **sizes))
+    stage = ContrastiveStage(net=net, tokenizer=tokenizer, optimizer=adamw, decay=lambda step: 1.0)
+    own = [pictures.train.image(number) for number in range(5)]
+    shown = RetrievedPictures(prompts=["a cat", "a dog"], count=9, gallery=5, folder=str(sheets))
+    make_trainer(2, EMA(decay=0.9), shown, **VALIDATED).fit(stage, datamodule=pictures)
+    with torch.no_grad():
+        features = stage.averaged.encode_images(to_float(torch.stack(own)))
+        query = stage.averaged.encode_texts(tokenizer.encode(["a dog"]))
+    nearest = own[(features @ query[0]).argmax()]
+    with Image.open(sheets / "step=000002.png") as sheet:
+        assert sheet.size == size(5, 2)
+        second_row = sheet.crop((4, 40, 36, 72)).resize((16, 16), Image.Resampling.NEAREST)
+    assert second_row.tobytes() == to_picture(nearest).tobytes()
 
 
 def test_drawing_does_not_change_the_training(diffusion_stage, latents, make_trainer, sheets):
