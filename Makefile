@@ -19,16 +19,23 @@ $(VENV)/.ready: pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate: 25 minutes on 2 cores; resumes if interrupted
+demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate: MINUTES minutes on 2 cores; resumes if interrupted
 	@$(LDM) data_prep.emoji
 	@$(LDM) ldm.train +experiment=demo_clip
 	@$(LDM) ldm.train +experiment=demo_vae
 	@$(LDM) ldm.train +experiment=demo
+	@echo "demo: a minute or two left, for samples and numbers"
 	@$(LDM) ldm.sample bundle=$(DEMO) out=$(DEMO)/samples
-	@test -f $(DEMO)/evaluation/report.md || $(LDM) ldm.evaluate bundle=$(DEMO) protocol.seeds=1 out=$(DEMO)/evaluation
+	@test -f $(DEMO)/evaluation/report.md || \
+		$(LDM) ldm.evaluate bundle=$(DEMO) protocol.seeds=1 precision=bfloat16 out=$(DEMO)/evaluation
 	@echo "pictures: $(DEMO)/samples/sheet.png"
 	@echo "report:   $(DEMO)/evaluation/report.md"
 	@echo "bundle:   $$(ls -d $(DEMO)/*/bundle | tail -n 1)"
+	@printf '%s\n' '' 'What to type next:' \
+		"  $(LDM) ldm.sample bundle=$(DEMO) 'prompts=[\"red heart\",\"your own words\"]' per_prompt=4" \
+		"  $(LDM) ldm.evaluate bundle=$(DEMO) protocol=quick out=runs/evaluation/quick" \
+		"  $(LDM) ldm.train +experiment=emoji    # the same for longer" \
+		"  $(LDM) data_prep.folder source=<your pictures> out=data/mine    # then docs/train.md, step 2"
 
 test: setup  ## run the whole test suite: under 10 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile

@@ -125,7 +125,6 @@ class DiT(nn.Module):
         # with the tables at zero all gates are: a block starts as the identity (adaLN-Zero)
         zero(self.modulation)
         zero(self.modulation_out)
-        zero(self.pool.norm_out)  # the pooled context joins a time embedding that first works without it
         zero(self.patches_out)  # the first prediction is 0, the mean of every target
         for block in self._blocks():
             zero(block.cross_attention.out)

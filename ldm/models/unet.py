@@ -144,8 +144,6 @@ class UNet(nn.Module):
                 zero(module.conv_out)  # a residual block starts as its shortcut (Goyal et al. 2017, sec. 5.1)
             elif isinstance(module, SpatialTransformer):
                 zero(module.proj_out)  # a transformer starts as the identity
-            elif isinstance(module, AttentionPool):
-                zero(module.norm_out)  # the pooled context joins a time embedding that first works without it
         zero(self.conv_out)  # the first prediction is 0, the mean of every target
 
     def project_context(self, context: Float[Tensor, "b m e"]) -> ProjectedContext:

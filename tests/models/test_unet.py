@@ -95,7 +95,7 @@ def test_a_projected_context_serves_in_place_of_the_tensor(pool_context):
     assert torch.equal(net(x, t, net.project_context(context)), net(x, t, context))
 
 
-def test_the_pool_starts_as_no_change_and_learns():
+def test_a_pool_at_zero_is_no_change():
     torch.manual_seed(0)
     pooled, plain = tiny(pool_context=True), tiny()
     plain.load_state_dict({k: v for k, v in shaken(pooled).state_dict().items() if not k.startswith("pool.")})
@@ -104,8 +104,6 @@ def test_the_pool_starts_as_no_change_and_learns():
     torch.nn.init.zeros_(pooled.pool.norm_out.weight)
     torch.nn.init.zeros_(pooled.pool.norm_out.bias)
     assert torch.equal(pooled(x, t, context), plain(x, t, context))
-    pooled(x, t, context).square().mean().backward()
-    assert pooled.pool.norm_out.weight.grad.abs().max() > 0
 
 
 def test_checkpointing_changes_no_gradient():
