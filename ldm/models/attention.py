@@ -234,9 +234,9 @@ class SpatialAttention(nn.Module):
 class AttentionPool(nn.Module):
     """One vector from a context: the mean of its tokens attends to them and to itself.
 
-    diffusers' ``TextTimeEmbedding``, the pooled text of DeepFloyd IF. The gain of the last norm starts at 1, as
-    there: from 0 it grows so slowly that for hundreds of steps a network learns almost nothing from its text.
-    The layers that end the network start at zero, so that the vector changes no first prediction.
+    diffusers' ``TextTimeEmbedding``, the pooled text of DeepFloyd IF. The gain of the last norm starts at 1,
+    as it does there: it takes small steps, and from 0 it holds the text back for hundreds of them. The layers
+    that end a network start at zero, so that the vector changes no first prediction.
     """
 
     def __init__(self, context_dim: int, width: int, *, num_heads: int) -> None:
