@@ -54,11 +54,13 @@ class Remaining(Callback):
         self._started, self._first = 0.0, 0  # time and step at which this process began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts from here: a resumed training knows its own pace only."""
         self._started, self._first = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Renews the estimate, of the pace so far with the validations in it."""
         bar, done = trainer.progress_bar_callback, trainer.global_step - self._first
         if not isinstance(bar, ProgressBar) or bar.is_disabled or done == 0 or done % self.every:
             return

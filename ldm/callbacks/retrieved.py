@@ -26,6 +26,7 @@ class RetrievedPictures(Callback):
 
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Searches with the averaged weights where there are any; the first rank alone."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         pictures = trainer.datamodule.train
