@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ldm.metrics.inception import SIZE, inception_2015
+from ldm.metrics.networks import Inception2015, inception_2015
 
 BATCH = 32
 
@@ -24,7 +24,7 @@ def write_inception(path: Path) -> None:
                 nn.init.kaiming_normal_(module.weight)
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None  # the running statistics become the batch's
-        blobs = interpolate(torch.rand(8, 3, 6, 6), (SIZE, SIZE), mode="bicubic")
+        blobs = interpolate(torch.rand(8, 3, 6, 6), (Inception2015.size,) * 2, mode="bicubic")
         with torch.no_grad():
             net.train()[:-1](2 * blobs - 1)
         torch.save(net.state_dict(), path)

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.drawn_pictures import BATCH, read
-from ldm.metrics.inception import inception_2015
 from ldm.metrics.kernel_distance import SEED
+from ldm.metrics.networks import inception_2015
 from ldm.metrics.weights import load_strictly, read_state
 
 NETWORK = "inception-v3-compat"  # torch-fidelity's name of the network of 2015

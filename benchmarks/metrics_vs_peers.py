@@ -33,14 +33,14 @@ import torch
 from benchmarks.drawn_pictures import BATCH, draw, read, write_inception
 from benchmarks.metric_peers import PEERS, Numbers, Task, bare_network
 from ldm.evaluation.feature_pass import parts_of
+from ldm.metrics.diversity import InceptionScore
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.inception import SIZE, Inception2015
-from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel_distance import KernelDistance
 from ldm.metrics.mmap_tables import store_tables
+from ldm.metrics.neighbours import DensityCoverage, PrecisionRecall
+from ldm.metrics.networks import Inception2015
 from ldm.metrics.picture_metric import Observed, PictureMetric, score
-from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
 from ldm.metrics.weights import digest
 
 LIMIT = 1e-3  # relative difference at which two calculators still count as equal
@@ -169,7 +169,7 @@ def compare(name: str, theirs: Numbers, own: Numbers) -> None:
 
 def paces(task: Task) -> Numbers:
     """Seconds a picture of our network and of the bare one, as peers run it."""
-    images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
+    images = torch.randint(0, 256, (BATCH, 3, Inception2015.size, Inception2015.size), dtype=torch.uint8)
     mine = Inception2015(like=OURS, weights=str(task.weights), sha256=digest(task.weights))
     theirs = bare_network(task)
     looks = {"ours": partial(mine, images), "peers": partial(theirs, images.float())}

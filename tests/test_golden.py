@@ -14,13 +14,11 @@ import yaml
 
 from ldm.construct import construct
 from ldm.diffusion import samplers, schedules
-from ldm.metrics.diversity import CaptionDiversity, VendiScore
+from ldm.metrics.diversity import CaptionDiversity, InceptionScore, VendiScore
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel_distance import Cmmd, KernelDistance
-from ldm.metrics.memorisation import Memorisation
+from ldm.metrics.neighbours import DensityCoverage, Memorisation, PrecisionRecall
 from ldm.metrics.picture_metric import Observed
-from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
 from ldm.metrics.retrieval import PictureRecall
 
 ROOT = Path(__file__).parents[1]

@@ -26,8 +26,8 @@ from ldm.evaluation.subject import own_judges
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.generators.latent_diffusion import TextToImage
 from ldm.io.writing import write
-from ldm.metrics.clip_score import pair_cosines
-from ldm.metrics.features import EfficientNetLite0
+from ldm.metrics.networks import EfficientNetLite0
+from ldm.metrics.retrieval import pair_cosines
 from ldm.randomness.noise import Mt19937Noise
 
 FOLDER = Path(__file__).parent

@@ -9,9 +9,8 @@ from tqdm import tqdm
 from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.reference_set import BATCH
 from ldm.evaluation.result_types import Row
-from ldm.metrics.features import FeatureExtractor
+from ldm.metrics.features import FeatureExtractor, NamedDistance
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.perceptual import NamedDistance
 from ldm.metrics.reconstruction import Reconstruction
 
 FRECHET = "rf"  # how its results' names begin: rfid, rfd_<features>

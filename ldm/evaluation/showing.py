@@ -9,7 +9,7 @@ from ldm.evaluation.captions import ELSEWHERE, Request
 from ldm.evaluation.feature_pass import Draw, Seen, batched, generated
 from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.result_types import Closest, Pair, Shown
-from ldm.metrics.neighbours import nearest
+from ldm.metrics.mmap_tables import nearest, unit_rows
 from ldm.metrics.picture_metric import Copies
 
 
@@ -25,7 +25,7 @@ def first_captions(
     if not seen.first or network is None:
         return []
     first = seen.observed.features[network][: len(seen.first) : samples]
-    rows = nearest(first, gallery.features[network])[:, 0].tolist()
+    rows = nearest(unit_rows(first), unit_rows(gallery.features[network]), count=1)[1][:, 0].tolist()
     return [
         Shown(
             prompt=requests[number * samples].prompt,

@@ -1,148 +1,111 @@
-"""How different pictures are from each other: those of one caption, and all of a set (Vendi score)."""
+"""How different pictures are: pairs of one caption, and entropies of a set (Vendi and Inception scores)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError
-from ldm.metrics.features import as_pictures
-from ldm.metrics.mmap_tables import Rows, picked, stacked
-from ldm.metrics.perceptual import NamedDistance, PictureDistance
-from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of, result_name
+from ldm.metrics.features import NamedDistance, as_pictures
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Rows, as_table, blocks
+from ldm.metrics.picture_metric import (
+    GatheredFeatures,
+    Observed,
+    PictureMetric,
+    Reference,
+    features_of,
+    result_name,
+)
 
 
-def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Mean cosine distance (1 - cosine, in [0, 2]) over all pairs of different rows, float64.
+class CaptionDiversity(GatheredFeatures):
+    """Cosine distance of pictures of one caption, and as its yardstick that of real pictures."""
 
-    The cosines of all n^2 ordered pairs add up to the squared length of the sum of the unit rows.
-
-    Raises:
-        UserError: fewer than two rows.
-    """
-    count = len(features)
-    if count < 2:
-        raise UserError(f"a pairwise distance needs at least 2 pictures, got {count}")
-    return 1 - _mean_cosine(F.normalize(features.double(), dim=1).sum(0), count)
-
-
-def diversity_by_caption(features: Rows, captions: Int[Tensor, "n"]) -> Float[Tensor, ""]:
-    """Mean over captions of the mean pairwise distance of the caption's pictures.
-
-    Raises:
-        UserError: a caption with a single picture.
-    """
-    distances = [mean_pairwise_distance(picked(features, mine)).item() for mine in _of_each(captions)]
-    return torch.tensor(distances, dtype=torch.float64).mean()
-
-
-def perceptual_diversity(
-    pixels: Rows, captions: Int[Tensor, "n"], *, distance: PictureDistance
-) -> Float[Tensor, ""]:
-    """Mean over captions of the mean distance of the caption's pairs (Zhu et al. 2017, section 5).
-
-    Args:
-        pixels: the pictures, in the form that `ldm.metrics.features.Pixels` gives them.
-        distance: of pairs of pictures in [-1, 1], say `Lpips` or a `PerceptualDistance`.
-
-    Raises:
-        UserError: a caption with a single picture.
-    """
-    means = []
-    for mine in _of_each(captions):
-        images = as_pictures(picked(pixels, mine)) / 127.5 - 1
-        first, second = torch.combinations(torch.arange(len(mine), device=mine.device)).T
-        means.append(distance(images[first], images[second]).double().mean().item())
-    return torch.tensor(means, dtype=torch.float64).mean()
-
-
-class CaptionDiversity(PictureMetric):
-    """Cosine distance between pictures of one caption, and as a measure of large, between real ones.
-
-    Args:
-        features: name of the extractor.
-        dims: how many features it gives.
-    """
-
-    references: ClassVar[tuple[Reference, ...]] = ()
     reading = "mean cosine distance of pictures of one caption (`between_real`: of any two real ones)"
 
     def __init__(self, *, features: str, dims: int) -> None:
-        super().__init__()
-        self.features = features
-        self.add_state("generated", [], dist_reduce_fx="cat")
-        self.add_state("captions", [], dist_reduce_fx="cat")
-        self.add_state("real_total", torch.zeros(dims, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("real_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.features,)
+        super().__init__(features=features)
+        self.add_sum("unit_total", dims)
+        self.add_sum("count")
 
     def update(self, batch: Observed, *, real: bool) -> None:
+        if not real:
+            return super().update(batch, real=real)
         features = features_of(batch, self.features)
-        if real:
-            self.real_total = self.real_total + F.normalize(features.double(), dim=1).sum(0)
-            self.real_count = self.real_count + len(features)
-        else:
-            self.generated.append(features)
-            self.captions.append(batch.captions)
+        self.unit_total = self.unit_total + F.normalize(features.double(), dim=1).sum(0)
+        self.count = self.count + len(features)
 
     def compute(self) -> dict[str, Tensor]:
-        name = f"diversity_{self.features}"
-        numbers = {name: diversity_by_caption(stacked(self.generated), dim_zero_cat(self.captions))}
-        if self.real_count > 1:
-            numbers[f"{name}_between_real"] = 1 - _mean_cosine(self.real_total, self.real_count)
+        name, made = f"diversity_{self.features}", self.side("generated")
+        numbers = {name: mean_by_caption(made.features, made.captions, distance=mean_pairwise_distance)}
+        if self.count > 1:
+            numbers[f"{name}_between_real"] = _mean_distance(self.unit_total, self.count)
         return numbers
 
 
-class PerceptualDiversity(PictureMetric):
-    """Perceptual distance between pictures of one caption, `diversity_<distance>`, as `diversity_lpips`.
+def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Mean cosine distance (1 - cosine, in [0, 2]) over all pairs of different rows, float64."""
+    return _mean_distance(F.normalize(features.double(), dim=1).sum(0), len(features))
 
-    Looks at every pair of a caption: for the few captions that have several pictures.
+
+def _mean_distance(unit_sum: Float[Tensor, "d"], count: int | Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The same from the sum of the unit rows: its squared length is the sum of all n^2 ordered cosines."""
+    return 1 - (unit_sum.square().sum() - count) / (count * (count - 1))
+
+
+class PerceptualDiversity(GatheredFeatures):
+    """Mean distance of every pair of pictures of one caption, `diversity_<distance>`, as `diversity_lpips`.
 
     Args:
         distance: of pairs of pictures in [-1, 1].
         pixels: name of the features that are the pictures themselves, those of `ldm.metrics.features.Pixels`.
     """
 
-    references: ClassVar[tuple[Reference, ...]] = ()
     reading = "mean distance of pictures of one caption in the maps of a network"
     against_real: ClassVar[bool] = False
 
     def __init__(self, *, distance: NamedDistance, pixels: str = "pixels") -> None:
-        super().__init__()
-        self.distance, self.pixels = distance, pixels
-        self.add_state("generated", [], dist_reduce_fx="cat")
-        self.add_state("captions", [], dist_reduce_fx="cat")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.pixels,)
-
-    def update(self, batch: Observed, *, real: bool) -> None:
-        if not real:
-            self.generated.append(features_of(batch, self.pixels))
-            self.captions.append(batch.captions)
+        super().__init__(features=pixels)
+        self.distance = distance
 
     @torch.no_grad()
     def compute(self) -> dict[str, Tensor]:
-        captions = dim_zero_cat(self.captions)
-        value = perceptual_diversity(stacked(self.generated), captions, distance=self.distance)
+        made = self.side("generated")
+        value = mean_by_caption(made.features, made.captions, distance=self._mean_over_pairs)
         return {f"diversity_{self.distance.name}": value}
+
+    def _mean_over_pairs(self, pixels: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        images = as_pictures(pixels) / 127.5 - 1
+        first, second = torch.combinations(torch.arange(len(images), device=images.device)).T
+        return self.distance(images[first], images[second]).double().mean()
+
+
+def mean_by_caption(
+    rows: Rows, captions: Int[Tensor, "n"], *, distance: Callable[[Tensor], Tensor]
+) -> Float[Tensor, ""]:
+    """Mean over captions of the distance within the caption's rows (Zhu et al. 2017, section 5).
+
+    Raises:
+        UserError: a caption with a single picture.
+    """
+    table, found = as_table(rows), []
+    for caption in captions.unique().tolist():
+        mine = (captions == caption).nonzero().flatten()
+        if len(mine) < 2:
+            raise UserError(
+                f"diversity needs at least 2 pictures a caption, caption {caption} has one: more samples"
+            )
+        found.append(distance(table.block(mine)).cpu())
+    return torch.stack(found).mean()
 
 
 class VendiScore(PictureMetric):
-    """`vendi_<features>` of the generated pictures; read it beside as many real ones'.
-
-    Args:
-        features: name of the features.
-        dims: how many numbers they are.
-    """
+    """`vendi_<features>` of the generated pictures; read it beside that of as many real ones."""
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     reading = "how many different pictures the set amounts to: see the real ones'"
@@ -151,11 +114,7 @@ class VendiScore(PictureMetric):
     def __init__(self, *, features: str, dims: int) -> None:
         super().__init__()
         self.features = features
-        self.add_state("outer", torch.zeros(dims, dims, dtype=torch.float64), dist_reduce_fx="sum")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.features,)
+        self.add_sum("outer", dims, dims)
 
     def update(self, batch: Observed, *, real: bool) -> None:
         if not real:
@@ -181,17 +140,51 @@ def vendi_score(outer: Float[Tensor, "d d"]) -> Float[Tensor, ""]:
     return torch.special.entr(values).sum().exp()
 
 
-def _of_each(captions: Int[Tensor, "n"]) -> Iterator[Int[Tensor, "k"]]:
-    """The numbers of each caption's pictures, where there are pairs of them."""
-    for caption in captions.unique().tolist():
-        mine = (captions == caption).nonzero().flatten()
-        if len(mine) < 2:
-            raise UserError(
-                f"diversity needs at least 2 pictures a caption, caption {caption} has one: more samples"
-            )
-        yield mine
+class InceptionScore(GatheredFeatures):
+    """Inception Score, `is_mean` and `is_sd`; `is_mean_<features>` and so on of another classifier's logits.
+
+    Compares with no real picture: read it beside the real pictures' own. `features` names the logits.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    against_real: ClassVar[bool] = False
+
+    def __init__(self, *, features: str = "inception_logits", splits: int = 10) -> None:
+        super().__init__(features=features)
+        self.splits = splits
+        self.reading = (
+            f"Inception Score, mean and deviation over {splits} parts, higher is better; falls with the "
+            f"count: see the real ones'"
+        )
+
+    def compute(self) -> dict[str, Tensor]:
+        logits = self.side("generated", at_least=self.splits).features
+        found = inception_scores(logits, splits=self.splits)
+        spread = {"is_mean": found.mean(), "is_sd": found.std(correction=0)}
+        return {result_name(name, self.features): value for name, value in spread.items()}
 
 
-def _mean_cosine(unit_sum: Float[Tensor, "d"], count: int | Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Mean cosine over ordered pairs of different rows, from the sum of the unit rows."""
-    return (unit_sum.square().sum() - count) / (count * (count - 1))
+def inception_scores(logits: Rows, *, splits: int = 10, seed: int = 2020) -> Float[Tensor, " s"]:
+    """exp(E_x KL(p(y|x) || p(y))) of each part of a shuffled set (Salimans et al. 2016, section 4), float64.
+
+    In [1, c]. It falls with the number of pictures in a part, so scores of different counts don't compare.
+
+    Args:
+        splits: into how many parts the set is cut; each must get a picture.
+        seed: of the shuffle; this one and the cuts are torch-fidelity's.
+    """
+    count = len(logits)
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(count))
+    edges = [part * count // splits for part in range(splits + 1)]
+    parts = torch.empty(count, dtype=torch.long)  # which one each picture is in
+    for part, (start, stop) in enumerate(pairwise(edges)):
+        parts[order[start:stop]] = part
+    # mean over x of sum_y p log p, minus sum_y m log m with m the mean of p: sums over blocks are enough
+    certainty, total = torch.zeros(splits, dtype=torch.float64), 0
+    for rows, owners in zip(blocks(logits), parts.split(ROWS_AT_ONCE), strict=True):
+        log_p = rows.log_softmax(1).cpu()
+        p = log_p.exp()
+        certainty.index_add_(0, owners, (p * log_p).sum(1))
+        total = total + p.new_zeros(splits, p.shape[1]).index_add(0, owners, p)
+    sizes = parts.bincount(minlength=splits)
+    return (certainty / sizes + torch.special.entr(total / sizes[:, None]).sum(1)).exp()

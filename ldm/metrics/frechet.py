@@ -11,7 +11,7 @@ from ldm.metrics.picture_metric import Gaussian, Observed, PictureMetric, Refere
 
 
 class Moments(NamedTuple):
-    """Sums that a mean and a covariance can be had from: they add up over batches, ranks and files."""
+    """Sums that give a mean and a covariance; they add up over batches, ranks and files."""
 
     count: Float[Tensor, ""]
     total: Float[Tensor, "d"]
@@ -19,6 +19,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, features: Float[Tensor, "n d"]) -> "Moments":
+        """The sums over rows of features, float64."""
         rows = features.double()
         count = torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device)
         return cls(count=count, total=rows.sum(0), outer=rows.T @ rows)
@@ -54,7 +55,11 @@ def _factor(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d r"]:
     alive = covariance.diagonal() > 0  # a feature that never moves costs time, and LAPACK may fail over many
     if not alive.any():
         return covariance.new_zeros(len(covariance), 0)
-    values, vectors = _eigen(covariance[alive][:, alive])
+    matrix = covariance[alive][:, alive]
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # too many equal values; its singular values are the same ones
+        vectors, values, _ = torch.linalg.svd(matrix)
     noise = values.amax() * len(values) * torch.finfo(values.dtype).eps
     kept = values > noise  # the root of a rounding error of 1e-16 would count as 1e-8
     factor = covariance.new_zeros(len(covariance), int(kept.sum()))
@@ -62,23 +67,10 @@ def _factor(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d r"]:
     return factor
 
 
-def _eigen(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
-    """Eigenvalues and eigenvectors of a covariance."""
-    try:
-        return torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:  # too many equal values; its singular values are the same ones
-        vectors, values, _ = torch.linalg.svd(matrix)
-        return values, vectors
-
-
 class FrechetDistance(PictureMetric):
     """Frechet distance of generated to real pictures: `fid` of the Inception of 2015, else `fd_<features>`.
 
-    Finite for fewer pictures than dimensions, and then mostly bias: read it beside its floor.
-
-    Args:
-        features: name of the extractor.
-        dims: how many features it gives.
+    Finite for fewer pictures than features' `dims`, and then mostly bias: read it beside its floor.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
@@ -89,21 +81,15 @@ class FrechetDistance(PictureMetric):
     def __init__(self, *, features: str, dims: int) -> None:
         super().__init__()
         self.features, self.dims = features, dims
-        for side in ("real", "generated"):
-            self.add_state(f"{side}_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_total", torch.zeros(dims, dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(
-                f"{side}_outer", torch.zeros(dims, dims, dtype=torch.float64), dist_reduce_fx="sum"
-            )
+        for side in self.sides:
+            self.add_sum(f"{side}_count")
+            self.add_sum(f"{side}_total", dims)
+            self.add_sum(f"{side}_outer", dims, dims)
 
     @property
     def name(self) -> str:
-        """What its result is called."""
+        """The name of its result."""
         return result_name("fd", self.features)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.features,)
 
     def update(self, batch: Observed, *, real: bool) -> None:
         features = features_of(batch, self.features)
@@ -111,12 +97,12 @@ class FrechetDistance(PictureMetric):
             raise UserError(
                 f"features {self.features!r} have {features.shape[1]} numbers, metric.dims is {self.dims}"
             )
-        side = "real" if real else "generated"
         for name, value in Moments.of(features)._asdict().items():
-            setattr(self, f"{side}_{name}", getattr(self, f"{side}_{name}") + value)
+            state = f"{self.sides[real]}_{name}"
+            setattr(self, state, getattr(self, state) + value)
 
     def compute(self) -> dict[str, Tensor]:
-        real = Moments(self.real_count, self.real_total, self.real_outer)
-        generated = Moments(self.generated_count, self.generated_total, self.generated_outer)
-        value = frechet_distance(generated.gaussian(), self.reference or real.gaussian())
-        return {self.name: value}
+        generated, real = (
+            Moments(*(getattr(self, f"{side}_{name}") for name in Moments._fields)) for side in self.sides
+        )
+        return {self.name: frechet_distance(generated.gaussian(), self.reference or real.gaussian())}

@@ -1,4 +1,4 @@
-"""Tables of features that lie in files, read a block at a time: memory holds a block, never a whole table.
+"""Tables of features in files, read and compared a block at a time: memory holds blocks, never a whole table.
 
 The files are mapped. The system reads a page when it is needed, and takes it back when memory is short.
 """
@@ -28,14 +28,13 @@ ROWS_AT_ONCE = 1024  # of a table that is written or read: bounds its memory, wh
 def store_tables(
     parts: Iterable[Mapping[str, Float[Tensor, "_ _"]]], *, folder: Path | None = None
 ) -> dict[str, Float[Tensor, "n _"]]:
-    """Tables below each other by name, each in a file of its own: only one part is in memory at a time.
+    """Stacks the parts' tables by name, each in a file of its own: only one part is in memory at a time.
 
-    They are read like any tensor and must not be written to. Their files have no names: nothing of them is
-    left when the last reader has gone, also after a crash.
+    The tables are read like any tensor and must not be written to. Their files have no names: nothing is left
+    when the last reader has gone, also after a crash.
 
     Args:
-        folder: where the files lie; null is the system's temporary folder, which also stands in for one that
-            can't be written.
+        folder: where the files lie; null, or one that can't be written, is the system's temporary folder.
 
     Raises:
         UserError: the folder has no room.
@@ -99,26 +98,48 @@ class Table:
 Rows = Float[Tensor, "_ _"] | Table
 
 
-def stacked(parts: Sequence[Float[Tensor, "_ d"]] | Float[Tensor, "n d"]) -> Table:
-    """A measure's batches one below the other, or the one tensor that they are once ranks have met."""
-    parts = [parts] if isinstance(parts, Tensor) else parts
+def as_table(rows: Rows | Sequence[Float[Tensor, "_ d"]]) -> Table:
+    """A table of a tensor's rows, or of several tensors' one below the other."""
+    if isinstance(rows, Table):
+        return rows
+    parts = [rows] if isinstance(rows, Tensor) else rows
     return Table(parts=parts, order=torch.arange(sum(map(len, parts))))
 
 
-def picked(rows: Rows, numbers: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
-    """The rows with these numbers, float64."""
-    return rows.block(numbers) if isinstance(rows, Table) else rows[numbers.to(rows.device)].double()
+def unit_rows(rows: Rows) -> Table:
+    """The table with every row scaled to length 1."""
+    return replace(as_table(rows), unit=True)
 
 
 def blocks(rows: Rows) -> Iterator[Float[Tensor, "b d"]]:
     """All rows in their order, `ROWS_AT_ONCE` of them at a time, float64."""
-    for numbers in torch.arange(len(rows)).split(ROWS_AT_ONCE):
-        yield picked(rows, numbers)
+    table = as_table(rows)
+    for numbers in torch.arange(len(table)).split(ROWS_AT_ONCE):
+        yield table.block(numbers)
 
 
-def unit_rows(rows: Rows) -> Table:
-    """The same with every row scaled to length 1."""
-    return replace(rows if isinstance(rows, Table) else stacked(rows), unit=True)
+def distances_to(points: Float[Tensor, "b d"], others: Rows) -> Iterator[tuple[int, Float[Tensor, "b c"]]]:
+    """Euclidean distances of points to each block of others, and the number of the block's first row."""
+    start = 0
+    for block in blocks(others):
+        yield start, torch.cdist(points, block)
+        start += len(block)
+
+
+def nearest(points: Rows, others: Rows, *, count: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """Euclidean distances to the nearest others, nearest first, and these others' numbers; float64."""
+    found = []
+    for rows in blocks(points):
+        distances = rows.new_empty(len(rows), 0)
+        numbers = distances.long()
+        for start, gaps in distances_to(rows, others):
+            new = torch.arange(start, start + gaps.shape[1], device=rows.device).expand_as(gaps)
+            gaps, numbers = torch.cat([distances, gaps], dim=1), torch.cat([numbers, new], dim=1)
+            distances, places = gaps.topk(min(count, gaps.shape[1]), dim=1, largest=False)
+            numbers = numbers.gather(1, places)
+        found.append((distances, numbers))
+    distances, numbers = zip(*found, strict=True)
+    return torch.cat(distances), torch.cat(numbers)
 
 
 class _Growing:
@@ -126,14 +147,14 @@ class _Growing:
 
     def __init__(self, folder: Path | None) -> None:
         self.file, self.folder = _nameless(folder)
-        self.rows, self.width, self.dtype = 0, 0, torch.float32
+        self.rows, self.like = 0, torch.empty(0, 0)
 
     def add(self, rows: Float[Tensor, "_ d"]) -> None:
-        self.rows, self.width, self.dtype = self.rows + len(rows), rows.shape[1], rows.dtype
+        self.rows, self.like = self.rows + len(rows), rows.new_empty(0, rows.shape[1])
         try:
             append(self.file, rows)
         except OSError as error:
-            size = self.rows * self.width * rows.element_size() / 1e9
+            size = self.rows * rows.shape[1] * rows.element_size() / 1e9
             raise UserError(
                 f"{self.folder} has no room for {size:.3g} GB of features ({error.strerror}; "
                 f"{free_bytes(self.folder):,} bytes are free): name a folder that has more with "
@@ -141,7 +162,7 @@ class _Growing:
             ) from error
 
     def whole(self) -> Float[Tensor, "n d"]:
-        return mapped(self.file, shape=(self.rows, self.width), dtype=self.dtype)
+        return mapped(self.file, shape=(self.rows, self.like.shape[1]), dtype=self.like.dtype)
 
 
 def _nameless(folder: Path | None) -> tuple[BinaryIO, Path]:

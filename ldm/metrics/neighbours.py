@@ -1,29 +1,18 @@
-"""Nearest pictures in feature space, found with a block of rows against a block of others at a time."""
+"""Metrics of nearest neighbours: do generated pictures lie near real ones, reach all of them, copy them?"""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldm import UserError
-from ldm.metrics.mmap_tables import Rows, blocks
+from ldm.metrics.mmap_tables import Rows, Table, blocks, distances_to, nearest, unit_rows
+from ldm.metrics.picture_metric import Copies, GatheredFeatures, Reference, Side, result_name
 
-
-def nearest(queries: Float[Tensor, "q d"], gallery: Rows, *, count: int = 1) -> Int[Tensor, "q k"]:
-    """Rows of the gallery nearest to each query by cosine, nearest first."""
-    unit = F.normalize(queries.float(), dim=1)
-    cosines = torch.cat([unit @ F.normalize(block.float(), dim=1).T for block in blocks(gallery)], dim=1)
-    return cosines.topk(min(count, len(gallery)), dim=1).indices
-
-
-def distances_to(
-    points: Rows, others: Rows, *, count: int
-) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Euclidean distances to the nearest others, nearest first, and their rows; float64."""
-    found = [_nearest(rows, others, count) for rows in blocks(points)]
-    return torch.cat([distances for distances, _ in found]), torch.cat([rows for _, rows in found])
+ROUNDING = 1e-6  # distances of equal pictures are below this
 
 
 def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
@@ -36,35 +25,147 @@ def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
         raise UserError(
             f"k={neighbours} nearest neighbours need more than {neighbours} pictures, got {len(points)}"
         )
-    return distances_to(points, points, count=neighbours + 1)[0][:, -1]  # the first is the point itself
+    return nearest(points, points, count=neighbours + 1)[0][:, -1]  # the first is the point itself
 
 
 def balls_around(points: Rows, centres: Rows, radius: Float[Tensor, "m"]) -> Int[Tensor, "n"]:
     """How many of the balls each point lies in, their surface included."""
     counts = [
-        sum((gaps <= radius[start : start + gaps.shape[1]]).sum(1) for start, gaps in _gaps(rows, centres))
+        sum((gaps <= radius[at : at + gaps.shape[1]]).sum(1) for at, gaps in distances_to(rows, centres))
         for rows in blocks(points)
     ]
     return torch.cat(counts)
 
 
-def _nearest(
-    points: Float[Tensor, "b d"], others: Rows, count: int
-) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-    """The nearest others of one block of points."""
-    distances, rows = points.new_empty(len(points), 0), torch.empty(len(points), 0, dtype=torch.long)
-    rows = rows.to(points.device)
-    for start, gaps in _gaps(points, others):
-        numbers = torch.arange(start, start + gaps.shape[1], device=rows.device).expand_as(gaps)
-        gaps, numbers = torch.cat([distances, gaps], dim=1), torch.cat([rows, numbers], dim=1)
-        distances, places = gaps.topk(min(count, gaps.shape[1]), dim=1, largest=False)
-        rows = numbers.gather(1, places)
-    return distances, rows
+def precision_recall(generated: Rows, real: Rows, *, neighbours: int = 3) -> dict[str, Float[Tensor, ""]]:
+    """Share of each side that lies in a ball of the other (Kynkaanniemi et al. 2019, eq. 1 and 2).
+
+    The balls reach to each picture's k-th nearest neighbour of its own side.
+
+    Raises:
+        UserError: no more pictures than neighbours.
+    """
+    inside_real = balls_around(generated, real, radii(real, neighbours=neighbours)) > 0
+    inside_generated = balls_around(real, generated, radii(generated, neighbours=neighbours)) > 0
+    return {"precision": inside_real.double().mean(), "recall": inside_generated.double().mean()}
 
 
-def _gaps(points: Float[Tensor, "b d"], others: Rows) -> Iterator[tuple[int, Float[Tensor, "b c"]]]:
-    """Distances of points to each block of others, and the number of the block's first row."""
-    start = 0
-    for block in blocks(others):
-        yield start, torch.cdist(points, block)
-        start += len(block)
+def density_coverage(generated: Rows, real: Rows, *, neighbours: int = 5) -> dict[str, Float[Tensor, ""]]:
+    """How many real balls hold a generated picture, which share holds any (Naeem et al. 2020, section 3).
+
+    Real balls alone, so that outliers among generated pictures change nothing. Density is not cut at 1.
+
+    Raises:
+        UserError: no more real pictures than neighbours.
+    """
+    radius = radii(real, neighbours=neighbours)
+    closest = nearest(real, generated, count=1)[0][:, 0]
+    return {
+        "density": balls_around(generated, real, radius).double().mean() / neighbours,
+        "coverage": (closest <= radius).double().mean(),
+    }
+
+
+class PrecisionRecall(GatheredFeatures):
+    """Improved precision and recall, `precision_<features>` and `recall_<features>`."""
+
+    references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
+    reading = (
+        "precision is the share of the pictures that lie where real ones do, recall the share of the real "
+        "pictures that lie where those measured do; higher is better"
+    )
+    shares = staticmethod(precision_recall)
+
+    def __init__(self, *, features: str, neighbours: int = 3) -> None:
+        super().__init__(features=features)
+        self.neighbours = neighbours
+
+    def compute(self) -> dict[str, Tensor]:
+        pair = self.side("generated").features, self.side("real").features
+        found = self.shares(*pair, neighbours=self.neighbours)
+        return {result_name(name, self.features): value for name, value in found.items()}
+
+
+class DensityCoverage(PrecisionRecall):
+    """`density_<features>` and `coverage_<features>`."""
+
+    reading = (
+        "density is how many real pictures' neighbourhoods one lies in, against what real ones would, "
+        "coverage the share of the real pictures with one in their neighbourhood; higher is better"
+    )
+    shares = staticmethod(density_coverage)
+
+    def __init__(self, *, features: str, neighbours: int = 5) -> None:
+        super().__init__(features=features, neighbours=neighbours)
+
+
+def find_copies(generated: Rows, real: Rows, *, quantile: float = 0.01, limit: float | None = None) -> Copies:
+    """Pairs each generated picture with its nearest real one and compares their distance with real pictures'.
+
+    Args:
+        quantile: of the distances of real pictures to their nearest others; what is strictly nearer counts as
+            a copy. Where so many real pictures have a twin that the quantile is 0, nothing does.
+        limit: that quantile, where it is known already: finding it is most of the work.
+
+    Raises:
+        UserError: fewer than two real pictures.
+    """
+    if len(real) < 2:
+        raise UserError(f"memorisation needs at least 2 real pictures to judge by, got {len(real)}")
+    generated, real = unit_rows(generated), unit_rows(real)
+    if limit is None:
+        limit = nearest(real, real, count=2)[0][:, 1].quantile(quantile).item()
+    distance, number = (found[:, 0] for found in nearest(generated, real, count=1))
+    order = distance.argsort(stable=True)
+    return Copies(order, number[order], distance[order], distance[order] < limit - ROUNDING, limit)
+
+
+class Memorisation(GatheredFeatures):
+    """Share of generated pictures that are too near to a real one, `memorised_<features>`: see `find_copies`.
+
+    The floor, held-out real pictures, is about the quantile itself.
+
+    Args:
+        quantile: of the real pictures' own distances.
+        split: whose pictures the generator was trained on.
+
+    Attributes:
+        limit: the latest result's, see `Copies`; None before there is one.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("floor",)
+
+    def __init__(self, *, features: str, quantile: float = 0.01, split: str | None = None) -> None:
+        super().__init__(features=features)
+        if not 0 < quantile < 1:
+            raise UserError(f"{quantile=} of the real pictures' distances must lie between 0 and 1")
+        self.quantile, self.split = quantile, split
+        self.limit: float | None = None
+        self.reading = (
+            f"share nearer to a training picture than {1 - quantile:.0%} of these are to each other, lower "
+            f"is better: see the floor"
+        )
+
+    def copies(self) -> Copies:
+        """The pairs; `generated` counts the pictures by row, then caption, `real` is the picture's row."""
+        made, real = self.side("generated"), self.side("real", at_least=2)
+        if self.seen is not None:
+            mine = torch.isin(real.rows, self.seen.to(real.rows.device))
+            table = replace(real.features, order=real.features.order[mine])
+            real = Side(table, real.rows[mine], real.captions[mine])
+        found = find_copies(made.features, real.features, quantile=self.quantile)
+        return found._replace(real=real.rows[found.real])
+
+    def compute(self) -> dict[str, Tensor]:
+        found = self.copies()
+        self.limit = found.limit
+        return {result_name("memorised", self.features): found.copied.double().mean()}
+
+    def copies_in(self, generated: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Copies | None:
+        if self.limit is None:
+            return None
+        table = real[self.features]
+        rows = torch.arange(len(table)) if self.seen is None else self.seen
+        seen = Table(parts=[table], order=rows)
+        found = find_copies(generated[self.features], seen, limit=self.limit)
+        return found._replace(real=rows[found.real], features=self.features, quantile=self.quantile)

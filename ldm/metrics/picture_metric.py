@@ -1,4 +1,4 @@
-"""What a metric of generated pictures sees, declares and gives, and how all of them are fed at once."""
+"""What a metric of generated pictures reads, declares and returns, and how all of them are fed at once."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -14,9 +14,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError
-from ldm.metrics.mmap_tables import Table, blocks, stacked
+from ldm.metrics.mmap_tables import Table, as_table, blocks
 
 Reference = Literal["floor", "ceiling", "real"]
+Scores = dict[str, dict[str, float]]  # metric by its name in the config -> numbers by their own names
 LITERATURE = MappingProxyType(  # names that belong to the Inception of 2015 and to nothing else
     {
         ("fd", "inception"): "fid",
@@ -29,12 +30,12 @@ LITERATURE = MappingProxyType(  # names that belong to the Inception of 2015 and
 
 
 class Observed(NamedTuple):
-    """A batch of pictures as measures see it: by their features.
+    """A batch of pictures as metrics see it: by their features.
 
     Attributes:
-        features: rows of features by extractor name; for pictures made from text also those of the text.
+        features: rows of features by name; for generated pictures also those of their texts.
         rows: number of the right real picture among all real pictures (a real picture's own number).
-        captions: number of the caption a picture was made from; pictures of one caption share it.
+        captions: number of the caption that a picture was generated from; pictures of one caption share it.
     """
 
     features: Mapping[str, Float[Tensor, "b _"]]
@@ -50,15 +51,13 @@ class Gaussian(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Each generated picture beside its nearest real one, the nearest pair first.
+    """Numbers of each generated picture and its nearest real one, the nearest pair first.
 
     Attributes:
-        generated: number of the generated picture.
-        real: number of the real one.
-        distance: between them, Euclidean distance of unit features, in [0, 2].
-        copied: whether it is nearer than almost all real pictures are to their nearest others.
+        distance: Euclidean distance of their unit features, in [0, 2].
+        copied: whether the pair is nearer than almost all real pictures are to their nearest others.
         limit: the distance below which it is, a quantile of theirs.
-        features: the name of the features, and the quantile, where a metric gives the pairs.
+        features, quantile: name of the features, and that quantile, where a metric gives the pairs.
     """
 
     generated: Int[Tensor, "n"]
@@ -73,20 +72,20 @@ class Copies(NamedTuple):
 class PictureMetric(Metric):
     """A metric of generated pictures, most often against real ones.
 
-    A new one is a file with a subclass, which says what it adds up in `update` and which names and numbers
-    come out of `compute`, and a yaml in `conf/metric`. What it declares below is all that an evaluation and
-    its report know of it. States are summed or gathered over ranks.
+    A new one is a file with a subclass, whose `update` adds batches and whose `compute` returns numbers, and
+    a yaml in `conf/metric`. An evaluation and its report know nothing of it but the attributes. States are
+    summed or gathered over ranks. A parameter `dims` is the width of the features.
 
     Attributes:
+        features: name of the features, for a metric that reads one kind.
         reading: what its numbers are and which direction is better, for the report.
-        references: what else the metric is worth taking of. "floor": real pictures against as many others;
+        references: what else is measured as a yardstick. "floor": real pictures against as many others;
             "ceiling": the right pictures after the autoencoder's round trip; "real": the right pictures.
-        against_real: whether it holds generated pictures against real ones; one that doesn't can be taken
-            where no real picture is there.
-        minimum_images: pictures that it wants on each side. It is taken of fewer only where a caption set's
-            `few` names it, and those rows are labelled.
+        against_real: whether it compares generated pictures with real ones; one that doesn't needs none.
+        minimum_images: pictures that it wants on each side. Fewer are accepted only where a caption set's
+            `few` names the metric, and those rows are labelled.
         accepts_statistics: whether mean and covariance of the real pictures' features can stand for them.
-        split: the split whose real pictures alone it looks at; null, or one that isn't there, takes all.
+        split: the split whose real pictures alone it reads; null, or one that isn't there, is all of them.
         reference: those statistics, where the evaluation was given them.
         seen: rows of that split's pictures, where the evaluation found it.
     """
@@ -98,17 +97,19 @@ class PictureMetric(Metric):
     against_real: ClassVar[bool] = True
     minimum_images: ClassVar[int] = 1
     accepts_statistics: ClassVar[bool] = False
+    features: str
     split: str | None = None
     reference: Gaussian | None = None
     seen: Tensor | None = None
+    sides: ClassVar = ("generated", "real")  # names of both, by `real`
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the features that it reads."""
-        raise NotImplementedError
+        return (self.features,)
 
     def update(self, batch: Observed, *, real: bool) -> None:
-        """Takes in a batch of real pictures (`real=True`) or of generated ones."""
+        """Adds a batch of real pictures (`real=True`) or of generated ones."""
         raise NotImplementedError
 
     def compute(self) -> dict[str, Tensor]:
@@ -119,12 +120,69 @@ class PictureMetric(Metric):
         """Pairs of a generated and a real picture that the report shows; None for most metrics.
 
         Args:
-            generated, real: tables of features by name; those that the latest result is of.
+            generated, real: tables of features by name; those of the latest result.
         """
         return None
 
+    def add_sum(self, name: str, *shape: int) -> None:
+        """Declares a state that starts at 0, float64, and is summed over ranks."""
+        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-Scores = dict[str, dict[str, float]]  # metric by its name in the config -> numbers by their own names
+    def add_lists(self, *names: str) -> None:
+        """Declares states that are lists of batches and are gathered over ranks."""
+        for name in names:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+
+class Side(NamedTuple):
+    """All pictures of one side; `rows` and `captions` as in `Observed`."""
+
+    features: Table
+    rows: Int[Tensor, "n"]
+    captions: Int[Tensor, "n"]
+
+
+class GatheredFeatures(PictureMetric):
+    """A metric of one or two sets of features, which it reads in blocks.
+
+    All such metrics keep the tensors that they are given: 4 bytes a number and picture once for all of them,
+    8 KB with Inception's 2,048, and none of it in memory where they lie in files (`ldm.metrics.mmap_tables`).
+    """
+
+    def __init__(self, *, features: str) -> None:
+        super().__init__()
+        self.features = features
+        self.add_lists(*(f"{side}_{part}" for side in self.sides for part in Side._fields))
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        if real and not self.against_real:
+            return
+        side, kept = self.sides[real], (features_of(batch, self.features), batch.rows, batch.captions)
+        for part, values in zip(Side._fields, kept, strict=True):
+            getattr(self, f"{side}_{part}").append(values)
+
+    def side(self, name: str, *, at_least: int = 1) -> Side:
+        """The pictures of one side by row, then caption, then first feature: in no order of batches or ranks.
+
+        Args:
+            name: "real" or "generated".
+            at_least: how many there must be.
+
+        Raises:
+            UserError: fewer pictures.
+        """
+        features, *numbers = (getattr(self, f"{name}_{part}") for part in Side._fields)
+        rows, captions = (dim_zero_cat(each) if len(each) else torch.empty(0) for each in numbers)
+        if len(rows) < at_least:
+            raise UserError(
+                f"{type(self).__name__} of {self.features!r} needs at least {at_least} {name} pictures, "
+                f"got {len(rows)}: measure more"
+            )
+        table = as_table(features)
+        first = torch.cat([block[:, 0].clone() for block in blocks(table)])
+        keys = (first, captions, rows)  # numpy's last key counts most
+        order = torch.from_numpy(np.lexsort([key.cpu().numpy() for key in keys])).to(rows.device)
+        return Side(replace(table, order=order), rows[order], captions[order])
 
 
 def score(
@@ -157,14 +215,14 @@ def score(
 
 
 def features_of(batch: Observed, name: str) -> Float[Tensor, "b d"]:
-    """The rows of one extractor.
+    """The rows of one kind of features.
 
     Raises:
-        UserError: no such extractor ran, or its features are not finite.
+        UserError: there are none of that name, or they are not finite.
     """
     if name not in batch.features:
-        ran = ", ".join(sorted(batch.features)) or "none"
-        raise UserError(f"there are no features {name!r} to measure with; there are: {ran}")
+        there = ", ".join(sorted(batch.features)) or "none"
+        raise UserError(f"there are no features {name!r} to measure with; there are: {there}")
     features = batch.features[name]
     if not features.isfinite().all():
         raise UserError(
@@ -176,71 +234,3 @@ def features_of(batch: Observed, name: str) -> Float[Tensor, "b d"]:
 def result_name(measure: str, features: str) -> str:
     """`<measure>_<features>`, or the literature's name where these are the features that it means."""
     return LITERATURE.get((measure, features), f"{measure}_{features}")
-
-
-class Side(NamedTuple):
-    """All pictures of one side.
-
-    Attributes:
-        rows, captions: as in `Observed`.
-    """
-
-    features: Table
-    rows: Int[Tensor, "n"]
-    captions: Int[Tensor, "n"]
-
-
-class GatheredFeatures(PictureMetric):
-    """A measure of two sets of features, which are read in blocks.
-
-    All such measures keep the tensors that they are given: 4 bytes a number and picture once for all of them,
-    8 KB with Inception's 2,048, and none of it in memory where they lie in files (`ldm.metrics.mmap_tables`).
-
-    Args:
-        features: name of the features.
-    """
-
-    def __init__(self, *, features: str) -> None:
-        super().__init__()
-        self.features = features
-        for side in ("real", "generated"):
-            for part in Side._fields:
-                self.add_state(f"{side}_{part}", [], dist_reduce_fx="cat")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.features,)
-
-    def update(self, batch: Observed, *, real: bool) -> None:
-        side = "real" if real else "generated"
-        kept = (features_of(batch, self.features), batch.rows, batch.captions)
-        for part, values in zip(Side._fields, kept, strict=True):
-            getattr(self, f"{side}_{part}").append(values)
-
-    def side(self, name: str, *, at_least: int = 1) -> Side:
-        """The pictures of one side, in an order that neither batches nor ranks decide.
-
-        Args:
-            name: "real" or "generated".
-            at_least: how many there must be.
-
-        Raises:
-            UserError: fewer pictures than the measure takes.
-        """
-        rows = getattr(self, f"{name}_rows")  # a list of batches, or one tensor once ranks have met
-        count = len(dim_zero_cat(rows)) if len(rows) else 0
-        if count < at_least:
-            raise UserError(
-                f"{type(self).__name__} of {self.features!r} needs at least {at_least} {name} pictures, "
-                f"got {count}: measure more"
-            )
-        table = stacked(getattr(self, f"{name}_features"))
-        return _sorted(table, dim_zero_cat(rows), dim_zero_cat(getattr(self, f"{name}_captions")))
-
-
-def _sorted(table: Table, rows: Int[Tensor, "n"], captions: Int[Tensor, "n"]) -> Side:
-    """By row, then caption; pictures of one caption by their first feature."""
-    first = torch.cat([block[:, 0].clone() for block in blocks(table)])
-    keys = (first, captions, rows)  # numpy's last key counts most
-    order = torch.from_numpy(np.lexsort([key.cpu().numpy() for key in keys])).to(rows.device)
-    return Side(replace(table, order=order), rows[order], captions[order])

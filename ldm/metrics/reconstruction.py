@@ -10,9 +10,8 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ldm import UserError
-from ldm.metrics.features import FeatureExtractor
+from ldm.metrics.features import FeatureExtractor, PictureDistance
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.perceptual import PictureDistance
 from ldm.metrics.picture_metric import Observed
 
 PEAK = 255.0
@@ -38,12 +37,8 @@ def ssim(images: UInt8[Tensor, "b c h w"], originals: UInt8[Tensor, "b c h w"]) 
     if min(images.shape[-2:]) < MIN_SIDE:
         raise UserError(f"SSIM needs pictures of at least {MIN_SIDE} px, got {tuple(images.shape[-2:])}")
     parts = zip(images.float().split(AT_ONCE), originals.float().split(AT_ONCE), strict=True)
-    return torch.cat([_ssim(*pair) for pair in parts])
-
-
-def _ssim(images: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
-    scores = structural_similarity_index_measure(images, originals, data_range=PEAK, reduction="none")
-    return scores.reshape(len(images))
+    settings = {"data_range": PEAK, "reduction": "none"}
+    return torch.cat([structural_similarity_index_measure(*pair, **settings).reshape(-1) for pair in parts])
 
 
 class Reconstruction(Metric):
@@ -55,6 +50,9 @@ class Reconstruction(Metric):
     Args:
         distances: of pairs of pictures in [-1, 1], by the name of their result, say `lpips`.
         extractor: network whose first kind of features the sets are compared in.
+
+    Attributes:
+        readings: how to read each number, by its name.
     """
 
     full_state_update: ClassVar[bool] = False
@@ -68,50 +66,45 @@ class Reconstruction(Metric):
     ) -> None:
         super().__init__()
         self.distances, self.extractor = dict(distances or {}), extractor
-        for name in ("psnr", "ssim", *self.distances):
-            self.add_state(f"{name}_total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        trip = "distance of the round trip to the same pictures"
+        self.readings = {
+            "psnr": "dB, autoencoder's round trip of held-out pictures, higher is better",
+            "ssim": "structural similarity of the same, 1 is equal",
+            **dict.fromkeys(self.distances, f"perceptual {trip} in the maps of a network, lower is better"),
+        }
+        for name in (*self.readings, "count"):
+            self.add_state(f"sum_{name}", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         if extractor is not None:
             features, dims = next(iter(extractor.dims.items()))
             self.frechet = FrechetDistance(features=features, dims=dims)
+            self.readings[f"r{self.frechet.name}"] = f"Frechet {trip} in these features, lower is better"
 
     def update(self, images: UInt8[Tensor, "b c h w"], originals: UInt8[Tensor, "b c h w"]) -> None:
+        """Adds a batch of reconstructions with their originals."""
+        pair = images / 127.5 - 1, originals / 127.5 - 1
         found = {"psnr": psnr(images, originals), "ssim": ssim(images, originals)}
-        for name, distance in self.distances.items():
-            found[name] = distance(images / 127.5 - 1, originals / 127.5 - 1)
+        found |= {name: distance(*pair) for name, distance in self.distances.items()}
+        found["count"] = torch.ones(len(images))
         for name, values in found.items():
-            total = getattr(self, f"{name}_total")
-            setattr(self, f"{name}_total", total + values.detach().double().sum().to(total.device))
-        self.count = self.count + len(images)
+            total = getattr(self, f"sum_{name}")
+            setattr(self, f"sum_{name}", total + values.detach().double().sum().to(total.device))
         if self.extractor is not None:
             rows = torch.arange(len(images))
             for pictures, real in ((originals, True), (images, False)):
                 features = {name: values.cpu() for name, values in self.extractor(pictures).items()}
                 self.frechet.update(Observed(features, rows=rows, captions=rows), real=real)
 
-    @property
-    def readings(self) -> dict[str, str]:
-        """How to read each number, by its name."""
-        told = {
-            "psnr": "dB, autoencoder's round trip of held-out pictures, higher is better",
-            "ssim": "structural similarity of the same, 1 is equal",
-        }
-        trip = "distance of the round trip to the same pictures"
-        told |= dict.fromkeys(self.distances, f"perceptual {trip} in the maps of a network, lower is better")
-        if self.extractor is not None:
-            told[f"r{self.frechet.name}"] = f"Frechet {trip} in these features, lower is better"
-        return told
-
     def compute(self) -> dict[str, Tensor]:
-        if self.count == 0:
+        if self.sum_count == 0:
             raise UserError("PSNR and SSIM need at least one picture")
         names = ("psnr", "ssim", *self.distances)
-        numbers = {name: getattr(self, f"{name}_total") / self.count for name in names}
+        numbers = {name: getattr(self, f"sum_{name}") / self.sum_count for name in names}
         if self.extractor is not None:
             numbers |= {f"r{name}": value for name, value in self.frechet.compute().items()}
         return numbers
 
     def reset(self) -> None:
+        """Forgets all pictures."""
         super().reset()
         if self.extractor is not None:
             self.frechet.reset()

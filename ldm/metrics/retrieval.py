@@ -1,18 +1,20 @@
-"""Retrieval: does the right item come first when a gallery is sorted by cosine to a query?"""
+"""Agreement of pictures with texts and with the right pictures: recall, R-precision, CLIP score."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError
-from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Rows, blocks
-from ldm.metrics.picture_metric import GatheredFeatures, Reference
+from ldm.metrics.features import OWN_CLIP
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Rows, as_table, blocks, unit_rows
+from ldm.metrics.picture_metric import GatheredFeatures, Observed, PictureMetric, Reference, features_of
 
 
 def ranks(
@@ -50,20 +52,6 @@ def _compared(
         yield unit @ F.normalize(block.float(), dim=1).T, keys[:, None] == theirs[None, :]
 
 
-def recall_at_k(
-    queries: Float[Tensor, "q d"],
-    gallery: Float[Tensor, "g d"],
-    truth: Int[Tensor, " q"],
-    *,
-    ks: Sequence[int] = (1, 5),
-) -> dict[int, Float[Tensor, ""]]:
-    """Share of queries whose right item, row `truth` of the gallery, is among the k nearest; by k."""
-    found = ranks(
-        queries, gallery, query_keys=truth, gallery_keys=torch.arange(len(gallery), device=truth.device)
-    )
-    return {k: (found < k).float().mean() for k in ks}
-
-
 def caption_recall(
     images: Float[Tensor, "i d"],
     texts: Float[Tensor, "t d"],
@@ -84,43 +72,12 @@ def caption_recall(
     return {f"r{k}_{way}": (rank < k).float().mean() for way, rank in found.items() for k in ks}
 
 
-class PictureRecall(GatheredFeatures):
-    """Share of generated pictures with the right real picture among the k nearest of all: `r<k>_<features>`.
-
-    By cosine of features: does the text decide the picture? Real pictures that show the same thing count as
-    wrong, so the score of the right pictures themselves ("real") can lie below 1.
-
-    Args:
-        features: name of the extractor.
-        ks: how many of the nearest are looked at.
-    """
-
-    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
-    reading = "share with the right real picture among the k nearest of all, k after the r; higher is better"
-
-    def __init__(self, *, features: str, ks: Sequence[int] = (1, 5)) -> None:
-        super().__init__(features=features)
-        self.ks = tuple(ks)
-
-    def compute(self) -> dict[str, Tensor]:
-        made, real = self.side("generated"), self.side("real")
-        found = ranks(made.features, real.features, query_keys=made.rows, gallery_keys=real.rows)
-        return {f"r{k}_{self.features}": (found < k).double().mean() for k in self.ks}
-
-
 class Retrieval(Metric):
-    """Recall both ways over all pairs of an evaluation, gathered from all ranks.
-
-    Args:
-        ks: how many of the nearest are looked at.
-    """
+    """`caption_recall` over all pairs of a validation, gathered from all ranks."""
 
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
-    images: list[Tensor]
-    texts: list[Tensor]
-    keys: list[Tensor]
 
     def __init__(self, *, ks: Sequence[int] = (1, 5)) -> None:
         super().__init__()
@@ -131,7 +88,7 @@ class Retrieval(Metric):
     def update(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], keys: Int[Tensor, " b"]
     ) -> None:
-        """Takes in pairs; pairs of one picture carry one key."""
+        """Adds pairs; pairs of one picture carry one key."""
         self.images.append(images.detach())
         self.texts.append(texts.detach())
         self.keys.append(keys)
@@ -151,3 +108,141 @@ def _first_of_each(rows: Shaped[Tensor, "n d"]) -> Int[Tensor, " m"]:
     places = torch.arange(len(rows), device=rows.device)
     first = places.new_zeros(int(inverse.max()) + 1)
     return first.scatter_reduce(0, inverse, places, reduce="amin", include_self=False)
+
+
+class PictureRecall(GatheredFeatures):
+    """Share of generated pictures with the right real picture among the k nearest of all: `r<k>_<features>`.
+
+    By cosine of features: does the text decide the picture? Real pictures that show the same thing count as
+    wrong, so the score of the right pictures themselves ("real") can lie below 1.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    reading = "share with the right real picture among the k nearest of all, k after the r; higher is better"
+
+    def __init__(self, *, features: str, ks: Sequence[int] = (1, 5)) -> None:
+        super().__init__(features=features)
+        self.ks = tuple(ks)
+
+    def compute(self) -> dict[str, Tensor]:
+        made, real = self.side("generated"), self.side("real")
+        found = ranks(made.features, real.features, query_keys=made.rows, gallery_keys=real.rows)
+        return {f"r{k}_{self.features}": (found < k).double().mean() for k in self.ks}
+
+
+class ClipScore(PictureMetric):
+    """Mean cosine of pictures and their prompts (after Hessel et al. 2021, without their factor of 2.5).
+
+    Named by the CLIP that judges. One that also conditions the generator flatters it: read the score beside
+    the real pictures' with the same captions, and never beside another CLIP's.
+
+    Args:
+        clip: name of the CLIP; its features are `<clip>_image` and `<clip>_text`.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    against_real: ClassVar[bool] = False
+
+    def __init__(self, *, clip: str) -> None:
+        super().__init__()
+        self.clip = clip
+        judge = "the very CLIP that conditions the model" if clip == OWN_CLIP else "this CLIP"
+        self.reading = f"cosine of picture and prompt, judged by {judge}, higher is better"
+        self.add_sum("total")
+        self.add_sum("count")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (f"{self.clip}_image", f"{self.clip}_text")
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        if not real:
+            cosines = pair_cosines(*(features_of(batch, name) for name in self.needs))
+            self.total, self.count = self.total + cosines.sum(), self.count + len(cosines)
+
+    def compute(self) -> dict[str, Tensor]:
+        if self.count == 0:
+            raise UserError("a CLIP score needs at least one picture")
+        return {f"{self.clip}_score": self.total / self.count}
+
+
+def pair_cosines(images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    """Cosine of each picture with its own text, float64, not scaled and not cut at 0."""
+    return (F.normalize(images.double(), dim=1) * F.normalize(texts.double(), dim=1)).sum(1)
+
+
+class RPrecision(PictureMetric):
+    """Share of pictures whose own caption comes first among 100: `r_precision_<clip>`.
+
+    Args:
+        clip: name of the CLIP that judges; its features are `<clip>_image` and `<clip>_text`.
+        candidates: captions that each picture is compared with, its own included.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    against_real: ClassVar[bool] = False
+
+    def __init__(self, *, clip: str, candidates: int = 100) -> None:
+        super().__init__()
+        if candidates < 2:
+            raise UserError(f"{candidates=} of R-precision must be at least 2: the own caption and another")
+        self.clip, self.candidates = clip, candidates
+        self.reading = f"share whose own caption is the nearest among {candidates}, higher is better"
+        self.add_lists("images", "texts", "captions")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (f"{self.clip}_image", f"{self.clip}_text")
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        if not real:
+            parts = (*(features_of(batch, name) for name in self.needs), batch.captions)
+            for kept, part in zip((self.images, self.texts, self.captions), parts, strict=True):
+                kept.append(part)
+
+    def compute(self) -> dict[str, Tensor]:
+        pair, captions = (as_table(self.images), as_table(self.texts)), dim_zero_cat(self.captions)
+        found = own_caption_first(*pair, captions, candidates=self.candidates)
+        return {f"r_precision_{self.clip}": found.double().mean()}
+
+
+def own_caption_first(
+    images: Rows, texts: Rows, captions: Int[Tensor, "n"], *, candidates: int = 100
+) -> Bool[Tensor, "n"]:
+    """Whether each picture is nearer to its caption than to random others (Xu et al. 2018, section 4).
+
+    By cosine; a tie counts against the picture. Which others a caption meets depends on the captions alone:
+    all pictures of one caption are asked the same question.
+
+    Args:
+        texts: features of each picture's own caption.
+        captions: its number.
+        candidates: the own one and the others together.
+
+    Raises:
+        UserError: fewer different captions than candidates.
+    """
+    numbers, owners = captions.unique(return_inverse=True)
+    if len(numbers) < candidates:
+        raise UserError(
+            f"R-precision among {candidates} captions needs as many different ones, got {len(numbers)}: "
+            f"measure more captions or lower candidates"
+        )
+    unit = unit_rows(texts)
+    texts = replace(unit, order=unit.order[_first_of_each(captions[:, None]).to(unit.order.device)])
+    found = []
+    for rows, own in zip(blocks(unit_rows(images)), owners.split(ROWS_AT_ONCE), strict=True):
+        asked = torch.stack([_asked(caption, len(numbers), candidates) for caption in own.tolist()])
+        asked, cosines = asked.to(rows.device), rows.new_empty(asked.shape)
+        for start, block in zip(range(0, len(texts), ROWS_AT_ONCE), blocks(texts), strict=True):
+            here = (asked >= start) & (asked < start + len(block))
+            places = (asked - start).clamp(0, len(block) - 1)
+            cosines = torch.where(here, (rows @ block.T).gather(1, places), cosines)
+        found.append((cosines[:, :1] > cosines[:, 1:]).all(1))
+    return torch.cat(found)
+
+
+def _asked(caption: int, count: int, candidates: int) -> Int[Tensor, "c"]:
+    """A caption's number and those of some others, which it decides."""
+    others = torch.randperm(count - 1, generator=torch.Generator().manual_seed(caption))[: candidates - 1]
+    return torch.cat([torch.tensor([caption]), others + (others >= caption)])

@@ -1,13 +1,12 @@
-"""Weights of feature networks: which are known, where they lie, how they come, and that they are whole."""
+"""Weights of feature networks: which are known, where they lie, how they are fetched and checked."""
 
 import hashlib
 import os
 import urllib.request
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import BinaryIO
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +21,8 @@ CHUNK = 1 << 20  # bytes read at once
 PATIENCE = 30.0  # seconds without an answer after which a server counts as out of reach
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """One file of published weights.
+class Weights(NamedTuple):
+    """One published file.
 
     Attributes:
         sha256: of the file as published; the name or the address of most carries its beginning.
@@ -37,46 +35,42 @@ class Weights:
     licence: str
 
     @property
-    def file(self) -> str:
-        """The file's name, as it is published."""
-        return self.url.rpartition("/")[2]
+    def path(self) -> Path:
+        """Where the file lies once it is fetched: in `$LDM_WEIGHTS`, or in `~/.cache/ldm/weights`."""
+        folder = os.environ.get("LDM_WEIGHTS") or Path.home() / ".cache" / "ldm" / "weights"
+        return Path(folder) / self.url.rpartition("/")[2]
 
 
-CLIP_MODELS = "https://openaipublic.azureedge.net/clip/models"
+def _clip(sha256: str, file: str, size: int) -> Weights:
+    url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file}"
+    return Weights(url, bytes=size, sha256=sha256, licence="MIT")
+
+
 KNOWN = {
     "inception": Weights(  # of Heusel et al. 2017, converted from TensorFlow's graph of 2015-12-05
-        url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
         "weights-inception-2015-12-05-6726825d.pth",
         bytes=95_628_359,
         sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         licence="Apache-2.0",
     ),
     "dinov2_vitl14": Weights(
-        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
         bytes=1_217_586_395,
         sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
         licence="Apache-2.0",
     ),
-    "clip_vit_b32": Weights(
-        url=f"{CLIP_MODELS}/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
-        bytes=353_976_522,
-        sha256="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-        licence="MIT",
+    "clip_vit_b32": _clip(
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt", 353_976_522
     ),
-    "clip_vit_l14": Weights(
-        url=f"{CLIP_MODELS}/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
-        bytes=932_768_134,
-        sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-        licence="MIT",
+    "clip_vit_l14": _clip(
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "ViT-L-14.pt", 932_768_134
     ),
-    "clip_vit_l14_336": Weights(
-        url=f"{CLIP_MODELS}/3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
-        bytes=934_088_680,
-        sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-        licence="MIT",
+    "clip_vit_l14_336": _clip(
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "ViT-L-14-336px.pt", 934_088_680
     ),
     "alexnet": Weights(  # what LPIPS stands on
-        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
         bytes=244_408_911,
         sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
         licence="BSD-3-Clause",
@@ -84,38 +78,32 @@ KNOWN = {
 }
 
 
-def folder() -> Path:
-    """Where fetched weights lie: `$LDM_WEIGHTS`, or `~/.cache/ldm/weights`."""
-    return Path(os.environ.get("LDM_WEIGHTS") or Path.home() / ".cache" / "ldm" / "weights")
-
-
-def describe(names: Iterable[str]) -> str:
-    """A line for each file that would be fetched: name, size, sha256, licence, address.
-
-    Raises:
-        UserError: a name that isn't in the table.
-    """
-    lines = []
-    for name in names:
-        entry = known(name)
-        size = f"{entry.bytes / 1e6:,.1f} MB"
-        lines.append(f"{name}: {size}, sha256 {entry.sha256}, licence {entry.licence}, {entry.url}")
-    return "\n".join(lines)
-
-
 def known(name: str) -> Weights:
-    """The table's row.
+    """The entry of `KNOWN`.
 
     Raises:
-        UserError: a name that isn't in the table.
+        UserError: an unknown name.
     """
     if name not in KNOWN:
         raise UserError(f"there are no known weights {name!r}; there are: {', '.join(KNOWN)}")
     return KNOWN[name]
 
 
-def locate(name: str, path: str | Path | None = None, *, sha256: str | None = None) -> Path:
-    """The file of some weights, checked.
+def describe(names: Iterable[str]) -> str:
+    """A line for each file that would be fetched: name, size, sha256, licence, address.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    lines = []
+    for name in names:
+        url, size, sha256, licence = known(name)
+        lines.append(f"{name}: {size / 1e6:,.1f} MB, sha256 {sha256}, licence {licence}, {url}")
+    return "\n".join(lines)
+
+
+def locate(name: str, path: str | Path | None = None, *, sha256: str | None = None) -> tuple[Path, str]:
+    """The file of some weights, and its sha256, which was compared.
 
     Args:
         path: a file of one's own; by default where `fetch` puts it.
@@ -125,28 +113,25 @@ def locate(name: str, path: str | Path | None = None, *, sha256: str | None = No
         UserError: no such file, or another one.
     """
     entry = known(name)
-    found = folder() / entry.file if path is None else Path(path)
+    found, sha256 = Path(path or entry.path), sha256 or entry.sha256
     if not found.is_file():
         raise UserError(
             f"weights {name!r} are not at {found}: python -m ldm.evaluate fetch=true and a protocol that "
             f"reads them, such as protocol=flickr30k_heldout, downloads them; or give the path of a copy"
         )
-    check(found, sha256=sha256 or entry.sha256)
-    return found
+    check(found, sha256=sha256)
+    return found, sha256
 
 
-def check(path: Path, *, sha256: str) -> None:
+def check(path: Path, *, sha256: str, remedy: str = "remove the file and fetch it again") -> None:
     """Compares a file's hash.
 
     Raises:
-        UserError: another hash.
+        UserError: another hash, and the remedy.
     """
     found = digest(path)
     if found != sha256:
-        raise UserError(
-            f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: "
-            f"remove the file and fetch it again"
-        )
+        raise UserError(f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: {remedy}")
 
 
 def digest(path: Path) -> str:
@@ -156,23 +141,30 @@ def digest(path: Path) -> str:
 
 
 def fetch(name: str, *, progress: bool = True) -> Path:
-    """Downloads weights into `folder()` unless they are there, and checks them.
+    """Downloads weights to where `locate` finds them, unless they are there, and checks them.
 
-    What arrives is written beside its place and takes its name once its hash is right.
+    The file takes its name once its hash is right.
 
     Raises:
         UserError: the server can't be reached, or sent another file.
         DiskFull: there is no room.
     """
     entry = known(name)
-    path = folder() / entry.file
+    path, sha256 = entry.path, hashlib.sha256()
     if path.is_file():
         check(path, sha256=entry.sha256)
         return path
     try:
-        with writing(path, size=entry.bytes) as file:
-            found = _download(entry, file, title=name, progress=progress)
-            if found != entry.sha256:
+        with (
+            writing(path, size=entry.bytes) as file,
+            urllib.request.urlopen(entry.url, timeout=PATIENCE) as response,
+            tqdm(total=entry.bytes, desc=name, unit="B", unit_scale=True, disable=not progress) as bar,
+        ):
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                sha256.update(chunk)
+                bar.update(len(chunk))
+            if (found := sha256.hexdigest()) != entry.sha256:
                 raise UserError(
                     f"weights {name!r} from {entry.url} have sha256 {found[:12]}, expected "
                     f"{entry.sha256[:12]}: nothing was kept, fetch them again"
@@ -219,17 +211,3 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], *, source: Path) -> 
             f"shape {theirs.get(name, 'missing')}, expected {own.get(name, 'none')}"
         )
     net.load_state_dict(state)
-
-
-def _download(entry: Weights, file: BinaryIO, *, title: str, progress: bool) -> str:
-    """Writes what the server sends; returns its sha256."""
-    digest = hashlib.sha256()
-    with (
-        urllib.request.urlopen(entry.url, timeout=PATIENCE) as response,
-        tqdm(total=entry.bytes, desc=title, unit="B", unit_scale=True, disable=not progress) as bar,
-    ):
-        while chunk := response.read(CHUNK):
-            file.write(chunk)
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ from ldm.construct import construct
 from ldm.evaluation.published import reference_lines
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import FrechetDistance, Moments, frechet_distance
-from ldm.metrics.inception import inception_2015
+from ldm.metrics.networks import inception_2015
 from ldm.metrics.retrieval import PictureRecall
 from ldm.metrics.weights import digest
 

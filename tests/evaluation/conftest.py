@@ -14,11 +14,10 @@ from ldm.evaluation.measure import Evaluator
 from ldm.evaluation.pictures import Split
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.reference_set import ReferenceSet
-from ldm.metrics.clip_score import ClipScore
 from ldm.metrics.diversity import CaptionDiversity
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.retrieval import PictureRecall
+from ldm.metrics.retrieval import ClipScore, PictureRecall
 
 SIDE = 16
 

@@ -7,8 +7,8 @@ import torch
 from ldm.evaluation.captions import ELSEWHERE, CaptionSet
 from ldm.metrics.diversity import VendiScore, vendi_score
 from ldm.metrics.frechet import Moments, frechet_distance
+from ldm.metrics.neighbours import DensityCoverage
 from ldm.metrics.picture_metric import score
-from ldm.metrics.precision_recall import DensityCoverage
 
 
 def rows_of(result):

@@ -156,7 +156,7 @@ def test_a_config_node_is_described_by_what_it_does_not_by_how_it_is_written():
 
 
 def test_a_distance_is_told_by_the_hash_of_its_weights_and_not_by_their_place():
-    node = {"_target_": "ldm.metrics.perceptual.Lpips", "weights": None, "sha256": None}
+    node = {"_target_": "ldm.metrics.networks.Lpips", "weights": None, "sha256": None}
     assert describe(node) == "Lpips"
     placed = node | {"weights": "/mine/alexnet.pth", "sha256": "7be5"}
     assert describe(placed) == "Lpips(sha256=7be5)"

@@ -4,8 +4,7 @@ import torch
 from ldm.checkpoints.pictures import to_picture
 from ldm.evaluation.pictures import PictureFolder
 from ldm.evaluation.round_trip import reconstruct
-from ldm.metrics.features import EfficientNetLite0
-from ldm.metrics.perceptual import efficientnet_lite0
+from ldm.metrics.networks import EfficientNetLite0, efficientnet_lite0
 
 SIDE = 32
 NAMES = ["psnr", "ssim", "perceptual_efficientnet_lite0", "rfd_efficientnet_lite0"]

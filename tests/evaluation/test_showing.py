@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.evaluation.report import memorisation_sentence
-from ldm.metrics.memorisation import Memorisation, find_copies
+from ldm.metrics.neighbours import Memorisation, find_copies
 
 
 @pytest.fixture

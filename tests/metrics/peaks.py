@@ -17,16 +17,13 @@ from ldm.evaluation.captions import Request
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.feature_pass import FeaturePass, Observers, parts_of
 from ldm.evaluation.reference_set import ReferenceSet
-from ldm.metrics.clip_score import ClipScore, RPrecision
-from ldm.metrics.diversity import CaptionDiversity, PerceptualDiversity, VendiScore
+from ldm.metrics.diversity import CaptionDiversity, InceptionScore, PerceptualDiversity, VendiScore
 from ldm.metrics.features import FeatureIdentity, Pixels
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel_distance import Cmmd, KernelDistance
-from ldm.metrics.memorisation import Memorisation
+from ldm.metrics.neighbours import DensityCoverage, Memorisation, PrecisionRecall
 from ldm.metrics.picture_metric import score
-from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
-from ldm.metrics.retrieval import PictureRecall
+from ldm.metrics.retrieval import ClipScore, PictureRecall, RPrecision
 
 SIDE = 16  # pixels; a picture's own numbers then weigh 3 KB
 NET = "net_image"

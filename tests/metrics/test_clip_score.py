@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ldm.metrics.clip_score import ClipScore, pair_cosines
 from ldm.metrics.picture_metric import Observed
+from ldm.metrics.retrieval import ClipScore, pair_cosines
 
 
 def observed(images, texts):

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from ldm.metrics.features import EfficientNetLite0
+from ldm.metrics.networks import EfficientNetLite0
 
 
 @pytest.fixture(scope="module")

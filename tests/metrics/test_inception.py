@@ -8,8 +8,10 @@ from torch.nn.functional import interpolate
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from ldm.metrics.inception import CALCULATORS, SIZE, Inception2015
+from ldm.metrics.networks import CALCULATORS, Inception2015
 from ldm.metrics.weights import digest
+
+SIZE = Inception2015.size
 
 
 def pictures(count, side=48):

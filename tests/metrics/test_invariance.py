@@ -5,14 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from ldm.metrics.diversity import CaptionDiversity, VendiScore
+from ldm.metrics.diversity import CaptionDiversity, InceptionScore, VendiScore
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel_distance import Cmmd, KernelDistance
-from ldm.metrics.memorisation import Memorisation
 from ldm.metrics.mmap_tables import store_tables
+from ldm.metrics.neighbours import DensityCoverage, Memorisation, PrecisionRecall
 from ldm.metrics.picture_metric import Observed
-from ldm.metrics.precision_recall import DensityCoverage, PrecisionRecall
 from ldm.metrics.retrieval import PictureRecall
 
 DIMS = 6

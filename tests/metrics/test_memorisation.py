@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ldm.metrics.memorisation import Memorisation, find_copies
+from ldm.metrics.neighbours import Memorisation, find_copies
 
 
 def on_circle(degrees):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.metrics.neighbours import nearest
+from ldm.metrics.mmap_tables import nearest, unit_rows
 from ldm.metrics.picture_metric import Observed
 from ldm.metrics.retrieval import PictureRecall
 
@@ -13,7 +13,7 @@ def observed(features, rows):
 def test_nearest_by_angle_not_by_length():
     gallery = torch.tensor([[10.0, 0], [0, 0.1], [1, 1]])
     queries = torch.tensor([[0.0, 7], [3, 2.5]])
-    assert nearest(queries, gallery, count=2).tolist() == [[1, 2], [2, 0]]
+    assert nearest(unit_rows(queries), unit_rows(gallery), count=2)[1].tolist() == [[1, 2], [2, 0]]
 
 
 def test_recall_counts_the_right_picture_only():

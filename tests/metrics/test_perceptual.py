@@ -2,7 +2,7 @@
 
 import torch
 
-from ldm.metrics.perceptual import efficientnet_lite0
+from ldm.metrics.networks import efficientnet_lite0
 
 
 def test_equal_pictures_are_at_distance_zero_and_a_shift_is_nearer_than_noise():

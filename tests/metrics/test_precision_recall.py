@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from ldm.metrics.precision_recall import (
+from ldm.metrics.neighbours import (
     DensityCoverage,
     PrecisionRecall,
     density_coverage,

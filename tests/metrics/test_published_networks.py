@@ -9,9 +9,8 @@ import timm
 import torch
 from open_clip import get_tokenizer
 
-from ldm.metrics import clip_features
-from ldm.metrics.clip_features import ClipFeatures
-from ldm.metrics.dinov2 import Dinov2, stretch_positions
+from ldm.metrics import networks
+from ldm.metrics.networks import ClipFeatures, Dinov2, stretch_positions
 from ldm.metrics.weights import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")  # OpenAI publishes TorchScript
@@ -40,7 +39,7 @@ def clip(tmp_path_factory):
 @pytest.fixture(params=["tensors", "script"])
 def judge(clip, request, tmp_path, monkeypatch):
     table = MappingProxyType({"clip_vit_b32": "tiny_judge"})
-    monkeypatch.setattr(clip_features, "ARCHITECTURES", table)
+    monkeypatch.setattr(networks, "CLIPS", table)
     path = tmp_path / "clip.pt"
     if request.param == "tensors":
         torch.save(clip.state_dict(), path)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ldm.metrics.clip_score import RPrecision, own_caption_first
 from ldm.metrics.picture_metric import Observed
+from ldm.metrics.retrieval import RPrecision, own_caption_first
 
 
 def test_right_pictures_come_first_and_turned_ones_do_not():

@@ -5,9 +5,8 @@ import torch
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models import alexnet
 
-from ldm.metrics.features import EfficientNetLite0
 from ldm.metrics.frechet import Moments, frechet_distance
-from ldm.metrics.perceptual import Lpips
+from ldm.metrics.networks import EfficientNetLite0, Lpips
 from ldm.metrics.reconstruction import Reconstruction, psnr, ssim
 from ldm.metrics.weights import digest
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from ldm.metrics.kernel_distance import biased_mmd, polynomial
-from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Table, blocks, unit_rows
-from ldm.metrics.neighbours import balls_around, distances_to
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Table, blocks, nearest, unit_rows
+from ldm.metrics.neighbours import balls_around
 
 COUNT = 2 * ROWS_AT_ONCE + 52  # two whole blocks and a part of one
 
@@ -36,7 +36,7 @@ def test_nearest_neighbours_are_those_of_the_whole_matrix(table):
     found, rows = table
     points = rows_of(1100, 2)
     expected = torch.cdist(points.double(), rows.double()).topk(4, dim=1, largest=False)
-    distances, numbers = distances_to(points, found, count=4)
+    distances, numbers = nearest(points, found, count=4)
     torch.testing.assert_close(distances, expected.values)
     assert torch.equal(numbers, expected.indices)
 

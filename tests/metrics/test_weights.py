@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.metrics import weights
 from ldm.metrics.weights import KNOWN, Weights, describe, fetch, load_strictly, locate, read_state
 
 CONTENT = bytes(range(256)) * 10_000
@@ -47,7 +46,7 @@ def published(tmp_path, monkeypatch, home):
 
 def test_fetched_weights_are_the_published_ones_and_are_found(published, home):
     assert fetch("net", progress=False).read_bytes() == CONTENT
-    assert locate("net") == home / "net.pth"
+    assert locate("net") == (home / "net.pth", KNOWN["net"].sha256)
     published.unlink()
     assert fetch("net", progress=False) == home / "net.pth"  # not asked for again
 
@@ -64,7 +63,7 @@ def test_without_the_server_one_sentence_says_what_to_do(published, home, monkey
     url = {"no server": "http://127.0.0.1:9/net.pth", "no file": KNOWN["net"].url.replace("net", "other")}[
         fault
     ]
-    monkeypatch.setitem(KNOWN, "net", Weights(**{**vars(KNOWN["net"]), "url": url}))
+    monkeypatch.setitem(KNOWN, "net", KNOWN["net"]._replace(url=url))
     with pytest.raises(ValueError, match=f"can't be fetched from {url} .*download that file and put it at"):
         fetch("net", progress=False)
     assert list(home.iterdir()) == []
@@ -78,7 +77,8 @@ def test_weights_that_are_not_there_name_the_command(home):
 def test_a_file_of_ones_own_needs_its_own_hash(tmp_path):
     path = tmp_path / "mine.pth"
     path.write_bytes(CONTENT)
-    assert locate("inception", path, sha256=hashlib.sha256(CONTENT).hexdigest()) == path
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    assert locate("inception", path, sha256=sha256) == (path, sha256)
     with pytest.raises(ValueError, match="expected 6726825d0af5"):
         locate("inception", path)
 
@@ -117,6 +117,6 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 
 
 def test_the_folder_can_be_chosen(home, monkeypatch):
-    assert weights.folder() == home
+    assert KNOWN["alexnet"].path.parent == home
     monkeypatch.delenv("LDM_WEIGHTS")
-    assert weights.folder().parts[-3:] == (".cache", "ldm", "weights")
+    assert KNOWN["alexnet"].path.parent.parts[-3:] == (".cache", "ldm", "weights")
