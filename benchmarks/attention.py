@@ -10,12 +10,14 @@ that other work on the machine disturbs them little; each is the least of its ro
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from time import process_time
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.timing import in_turns
 from ldm.models.attention import CACHED_LOGITS, attend
 
 SHAPES = {  # batch, heads, queries, keys, channels of a head
@@ -29,19 +31,13 @@ SHAPES = {  # batch, heads, queries, keys, channels of a head
     "autoencoder, 32x32": (2, 1, 1024, 1024, 512),
 }
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+WAYS: dict[str, Callable[..., Tensor]] = {"fused": F.scaled_dot_product_attention, "ours": attend}
 
 
-def milliseconds(attention: Attention, rows: list[Tensor], *, backward: bool, rounds: int) -> float:
-    """The least processor time of some calls."""
-    times = []
-    for _ in range(rounds + 1):  # the first warms up
-        start = process_time()
-        mixed = attention(*rows)
-        if backward:
-            mixed.backward(torch.ones_like(mixed))
-        times.append(process_time() - start)
-    return 1000 * min(times[1:])
+def both(name: str, rows: list[Tensor]) -> None:
+    """Forward and backward of one way."""
+    mixed = WAYS[name](*rows)
+    mixed.backward(torch.ones_like(mixed))
 
 
 def main() -> None:
@@ -60,9 +56,10 @@ def main() -> None:
             for tokens in (n, m, m)
         ]
         cells = []
-        for backward in (False, True):
-            fused = milliseconds(F.scaled_dot_product_attention, rows, backward=backward, rounds=rounds)
-            ours = milliseconds(attend, rows, backward=backward, rounds=rounds)
+        forward = {way: partial(function, *rows) for way, function in WAYS.items()}
+        for actions in (forward, {way: partial(both, way, rows) for way in WAYS}):
+            seconds = in_turns(actions, rounds=rounds, clock=process_time)
+            fused, ours = (1000 * min(own) for own in seconds.values())
             cells += [f"{fused:.1f}", f"{ours:.1f}", f"{ours / fused:.2f}"]
         print(f"| {name} | {b} {h} {n} {m} {d} | {' | '.join(cells)} |", flush=True)
 

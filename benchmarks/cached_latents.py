@@ -10,18 +10,19 @@ numbers on an idle machine.
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.optim import Optimizer
 
+from benchmarks.configs import training_config
+from benchmarks.timing import in_turns
 from ldm.commands.answers import answer_errors
-from ldm.config import CONF, build, build_data
+from ldm.config import build, build_data
 from ldm.data.latents import EncodedPictures
 from ldm.planning.trainers import make_trainer
 from ldm.stages.diffusion import LatentDiffusion
@@ -38,9 +39,8 @@ def batches(data: LightningDataModule, trainer: Trainer) -> Batches:
         yield data.on_after_batch_transfer(batch, 0)
 
 
-def seconds(stage: LatentDiffusion, optimizer: Optimizer, source: Batches, *, steps: int) -> float:
-    """Of one training step, loading included."""
-    start = perf_counter()
+def train(stage: LatentDiffusion, optimizer: Optimizer, source: Batches, *, steps: int) -> None:
+    """Some training steps, loading included."""
     for _ in range(steps):
         batch = next(source)
         with torch.autocast("cpu", torch.bfloat16):
@@ -48,7 +48,6 @@ def seconds(stage: LatentDiffusion, optimizer: Optimizer, source: Batches, *, st
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return (perf_counter() - start) / steps
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
@@ -67,11 +66,8 @@ def compare(config: DictConfig, *, rounds: int, steps: int) -> None:
     sources = {"stored": batches(stored, trainer), "encoded": batches(encoded, trainer)}
     print(f"largest difference of the first batches: {difference(*map(next, sources.values())):.1e}")
     optimizer = stage.configure_optimizers()["optimizer"]
-    times: dict[str, list[float]] = {name: [] for name in sources}
-    for _ in range(rounds):
-        for name, source in sources.items():
-            times[name].append(seconds(stage, optimizer, source, steps=steps))
-    ours, theirs = (median(each) for each in times.values())
+    ways = {name: partial(train, stage, optimizer, own, steps=steps) for name, own in sources.items()}
+    ours, theirs = (median(own) / steps for own in in_turns(ways, rounds=rounds, warm=0).values())
     threads = torch.get_num_threads()
     print(f"{config.name}, batch {config.batch_size}, {threads} threads, {rounds} rounds of {steps} steps")
     print(f"stored: {1 / ours:.2f} steps/s; encoded at each step: {1 / theirs:.2f} steps/s")
@@ -84,8 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     options, overrides = parser.parse_known_args()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = compose("train", overrides=overrides)
+    config = training_config(overrides)
     answer_errors(lambda: compare(config, rounds=options.rounds, steps=options.steps))
 
 

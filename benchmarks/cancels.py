@@ -3,7 +3,7 @@
     python -m benchmarks.cancels [--tries 50] [--root data/emoji]
 
 Each training is started as a user would start it, and cancelled between its first moment and some steps into
-it, in one of four ways by turns. A cancel fails here if the training goes on for more than 120 s after it, or
+it, in one of four ways. A cancel fails here if the training goes on for more than 120 s after it, or
 if any process of it is there 30 s after its end. Linux.
 """
 
@@ -11,45 +11,46 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks.rank_faults import LIMIT, TRAINING, found_of, is_alive, rank_of
+from benchmarks.harness import Fault, Verdict, bring_about, table
+from benchmarks.processes import (
+    TWO_RANKS,
+    ended,
+    first_steps,
+    is_alive,
+    rank_of,
+    survivors,
+    training,
+    wait_for,
+)
 from ldm.distributed.launch import WATCHER
 
+LIMIT = 120.0  # seconds that a training may go on
 LEFT = 30.0  # seconds after which a process counts as left behind
 BEYOND = 1.5  # cancels come within so many times what a training takes to its first steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cancel:
-    """What came of one.
+class Cancels(Verdict):
+    """What came of all cancels in one way: processes when they came, and those left; seconds to the end."""
 
-    Attributes:
-        seconds: until the training had ended.
-        processes: how many there were when it was cancelled.
-        left: how many are there long after it.
-    """
-
-    way: str
-    seconds: float
-    processes: int
+    processes: str
     left: int
-
-    @property
-    def good(self) -> bool:
-        return self.seconds < LIMIT and not self.left
+    median: float
+    longest: float
 
 
 def ranks_of(watcher: int) -> list[int]:
-    """The ranks of a watcher and all that they have started, wherever it hangs in the tree of processes."""
+    """The ranks of a watcher and all that they have started, wherever they are in the tree of processes."""
     mark, found = f"{WATCHER}={watcher}".encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
@@ -72,73 +73,66 @@ WAYS: dict[str, Callable[[int], None]] = {
 }
 
 
-def started(folder: Path, root: Path) -> "subprocess.Popen[bytes]":
-    """The watcher of a training."""
-    command = [sys.executable, "-m", "ldm.train", *TRAINING, f"runs={folder}", f"data.root={root}"]
-    nowhere = subprocess.DEVNULL
-    return subprocess.Popen(command, stdout=nowhere, stderr=nowhere, process_group=0)
+def cancel(act: Callable[[int], None], runs: Path, *, root: Path, after: float) -> tuple[int, float, int]:
+    """Cancels a training after some seconds: its processes then, seconds to its end, processes left."""
+    with training(*TWO_RANKS, f"runs={runs}", f"data.root={root}") as process:
+        time.sleep(after)
+        before = len(ranks_of(process.pid))
+        act(process.pid)
+        seconds, _ = ended(process, within=LIMIT)
+        wait_for(lambda: not ranks_of(process.pid), seconds=LEFT)
+        return before, seconds, survivors(ranks_of(process.pid), seconds=0)
 
 
-def cancel(way: str, *, root: Path, after: float) -> Cancel:
-    """Starts a training, and cancels it after some seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = started(Path(folder), root)
-        try:
-            time.sleep(after)
-            before = len(ranks_of(process.pid))
-            began = time.monotonic()
-            WAYS[way](process.pid)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=LIMIT)
-            seconds = time.monotonic() - began
-            while (left := ranks_of(process.pid)) and time.monotonic() < began + seconds + LEFT:
-                time.sleep(0.2)
-        finally:
-            process.kill()
-            process.wait()
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return Cancel(way=way, seconds=seconds, processes=before, left=len(left))
+def cancel_all(
+    act: Callable[[int], None], folder: Path, tries: int, *, root: Path, span: float, seed: int
+) -> Cancels:
+    """Cancels so many trainings in one way, within a span of seconds after their start."""
+    moments = random.Random(seed)
+    found = []
+    for number in range(tries):
+        after = moments.uniform(0, span)
+        found.append(cancel(act, folder / str(number), root=root, after=after))
+    counts, seconds, left = zip(*found, strict=True)
+    failures = [f"it went on for {own:.0f} s" for own in seconds if own >= LIMIT]
+    failures += [f"{own} processes left" for own in left if own]
+    return Cancels(
+        tries=tries,
+        failures=failures,
+        processes=f"{min(counts)} to {max(counts)}",
+        left=sum(left),
+        median=median(seconds),
+        longest=max(seconds),
+    )
 
 
 def seconds_to_start(root: Path) -> float:
     """What a training takes to its first steps."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        process = started(Path(folder), root)
-        try:
-            found_of(process, Path(folder))
+        with training(*TWO_RANKS, f"runs={folder}", f"data.root={root}") as process:
+            first_steps(process, Path(folder))
             return time.monotonic() - began
-        finally:
-            process.kill()
-            process.wait()
 
 
 def main() -> None:
-    """Prints a line for each way; exit status 1 if a process was left or a training went on."""
+    """Prints a row for each way; exit status 1 if a process was left or a training went on."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=50)
     parser.add_argument("--root", type=Path, default=Path("data/emoji"), help="folder of prepared shards")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    root, draw, ways = options.root.resolve(), random.Random(0), list(WAYS)
+    root = options.root.resolve()
     span = BEYOND * seconds_to_start(root)
-    found = [
-        cancel(ways[number % len(ways)], root=root, after=draw.uniform(0, span))
-        for number in range(options.tries)
-    ]
-    for way in ways:
-        own = [each for each in found if each.way == way]
-        if own:
-            seconds, count = [each.seconds for each in own], [each.processes for each in own]
-            print(
-                f"{'ok  ' if all(each.good for each in own) else 'FAIL'} {way:<18}{len(own):3d} times, of "
-                f"{min(count)} to {max(count)} processes {sum(each.left for each in own)} left; "
-                f"ended in {median(seconds):.1f} s, at most {max(seconds):.1f} s"
-            )
-    failures = sum(not each.good for each in found)
-    print(f"{len(found)} cancels within {span:.0f} s of the start, {failures} failures")
+    faults = []
+    for number, (way, act) in enumerate(WAYS.items()):
+        tries = len(range(number, options.tries, len(WAYS)))
+        run = partial(cancel_all, act, root=root, span=span, seed=number)
+        faults += [Fault(name=way, run=run, tries=(tries, tries))] * bool(tries)
+    columns = {"of processes": "processes", "left": "left", "median s": "median", "at most": "longest"}
+    found = table(faults, columns, lambda fault: bring_about(fault, fault.tries[0]))
+    failures = sum(len(verdict.failures) for _, verdict in found)
+    print(f"{options.tries} cancels within {span:.0f} s of the start, {failures} failures")
     sys.exit(bool(failures))
 
 

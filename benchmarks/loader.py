@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image, read_file
 from torchvision.transforms import v2
 
+from benchmarks.timing import in_turns
 from ldm.commands.options import command_line, option
 from ldm.data.datamodule import PictureData
 from ldm.data.decode import centre
@@ -132,18 +132,6 @@ def usual(root: Path, *, size: int, batches: int) -> dict[str, Pass]:
     }
 
 
-def rates(passes: dict[str, Pass], *, rounds: int, pictures: int) -> dict[str, list[float]]:
-    """Pictures a second of each way in each round, the ways taking turns after one pass to warm up."""
-    measured: dict[str, list[float]] = {name: [] for name in passes}
-    for number in range(rounds + 1):
-        for name, action in passes.items():
-            start = perf_counter()
-            action()
-            if number:
-                measured[name].append(pictures / (perf_counter() - start))
-    return measured
-
-
 def exact(data: bytes, size: int) -> np.ndarray:
     """All of a picture decoded by PIL, then PIL's resize of its centre: h w 3."""
     with Image.open(io.BytesIO(data)) as picture:
@@ -188,7 +176,8 @@ def main(options: Options) -> None:
 def table(root: Path, *, size: int, batches: int, rounds: int) -> None:
     """Prints the rows of one size."""
     passes = {OURS: ours(root, size=size, batches=batches)} | usual(root, size=size, batches=batches)
-    measured = rates(passes, rounds=rounds, pictures=batches * BATCH)
+    seconds = in_turns(passes, rounds=rounds)
+    measured = {name: [batches * BATCH / each for each in own] for name, own in seconds.items()}
     best = max(median(own) for name, own in measured.items() if name not in (OURS, FASTEST))
     for name, own in measured.items():
         middle = median(own)

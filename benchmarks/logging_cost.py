@@ -25,17 +25,17 @@ from statistics import median
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 from torch.utils.data import DataLoader
 
+from benchmarks.configs import training_config
 from benchmarks.wandb_services import KEY, Behaviour, Service, answers, black_hole, drips, errs
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.pace import Pace
 from ldm.commands.answers import answer_errors
-from ldm.config import CONF, build
+from ldm.config import build
 from ldm.loggers.background import end_all
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import tensorboard_logger
@@ -129,8 +129,7 @@ def measure(config: DictConfig, steps: int, folder: Path) -> tuple[float, float]
 
 def main(steps: int, service: str, overrides: list[str]) -> None:
     """Measures and prints; exits with 1 where the bound is passed."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = compose("train", overrides=overrides)
+    config = training_config(overrides)
     behaviour = SERVICES[service]
     opened: Callable[[], Any] = nullcontext if behaviour is None else lambda: Service(behaviour)
     with tempfile.TemporaryDirectory(prefix="ldm-") as folder, opened() as there:

@@ -1,9 +1,9 @@
-"""What becomes of a training of two ranks when one of them fails, dies or stops while drawings are measured.
+"""What becomes of a training of two ranks when one of them fails, dies or stops while samples are measured.
 
     python -m benchmarks.metric_faults [--patience 20] [--only "rank 1 killed" ...]
 
 Each fault meets a training of its own: ldm.train with trainer=cpu_ddp on 24 emoji, measuring with a network
-that does what the fault says. Prints how long it went on, its exit status and the cause that it told. It
+that does what the fault says. Prints how long it went on, its exit status and the cause that it named. It
 fails here if it goes on for more than 60 s after the fault, or ends otherwise than it should: a failure of
 the measures leaves the training alone, a rank that is lost ends it with a cause. Linux.
 """
@@ -12,10 +12,10 @@ import argparse
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from torch import Tensor
 
 import ldm.config
 from benchmarks.chaos.world import SMALL, write_pictures
+from benchmarks.harness import Fault, table
+from benchmarks.processes import Ending
 from ldm.distributed.launch import launch
 from ldm.distributed.ranks import rank
 from ldm.metrics.features import FeatureIdentity
@@ -87,12 +89,12 @@ class StopsAlone(Callback):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class Case:
     """What happens, and what should come of it.
 
     Attributes:
         act: of the second rank, a name of `ACTS`.
-        captions: how many are drawn, four at a time.
+        captions: how many pictures are sampled, four at a time.
         ends: words of the cause; empty if the training goes on to its last step.
         stops: whether the second rank stops by itself.
     """
@@ -103,15 +105,15 @@ class Fault:
     stops: bool = False
 
 
-FAULTS = {
-    "uneven shares": Fault(),
-    "a rank without a share": Fault(captions=4),
-    "rank 1 fails": Fault(act="failure"),
-    "rank 1 is out of memory": Fault(act="memory"),
-    "rank 1 killed": Fault(act="death", ends="rank 1"),
-    "rank 1 hangs": Fault(act="wait", ends="rank 1"),
-    "rank 1 stopped": Fault(act="stop", ends="rank 1"),
-    "rank 1 ends its training": Fault(stops=True, ends="rank 1"),
+CASES = {
+    "uneven shares": Case(),
+    "a rank without a share": Case(captions=4),
+    "rank 1 fails": Case(act="failure"),
+    "rank 1 is out of memory": Case(act="memory"),
+    "rank 1 killed": Case(act="death", ends="rank 1"),
+    "rank 1 hangs": Case(act="wait", ends="rank 1"),
+    "rank 1 stopped": Case(act="stop", ends="rank 1"),
+    "rank 1 ends its training": Case(stops=True, ends="rank 1"),
 }
 
 
@@ -120,51 +122,49 @@ def moment() -> None:
     Path(os.environ[MOMENT]).touch()
 
 
-def overrides(fault: Fault) -> list[str]:
+def overrides(case: Case) -> list[str]:
     """Of ldm.train: the measures, with the fault in them."""
     ours = "benchmarks.metric_faults"
     metrics = "{nearest: {_target_: ldm.metrics.retrieval.PictureRecall, features: pixels, ks: [1, 5]}}"
-    extractors = f"{{pixels: {{_target_: {ours}.Pixels, act: {fault.act}}}}}"
+    extractors = f"{{pixels: {{_target_: {ours}.Pixels, act: {case.act}}}}}"
     measures = (
         "+callbacks.generation={_target_: ldm.callbacks.generation_metrics.GenerationMetrics, "
-        f"captions: {fault.captions}, batch_size: 4, extractors: {extractors}, metrics: {metrics}}}"
+        f"captions: {case.captions}, batch_size: 4, extractors: {extractors}, metrics: {metrics}}}"
     )
     stops = [f"+callbacks.stops={{_target_: {ours}.StopsAlone}}"]
-    return [*TRAINING, measures, *stops * fault.stops]
+    return [*TRAINING, measures, *stops * case.stops]
 
 
-def meet(fault: Fault, *, patience: float) -> tuple[float, int, str, bool]:
-    """A training that meets a fault: seconds after it, exit status, cause, and whether there is a bundle."""
-    with tempfile.TemporaryDirectory() as folder:
-        pictures, runs = write_pictures(Path(folder) / "pictures"), Path(folder) / "runs"
-        os.environ[MOMENT] = str(Path(folder) / "moment")
-        command = [sys.executable, "-m", "benchmarks.metric_faults", "--rank", *overrides(fault)]
-        began = time.time()
-        status, cause = launch([*command, f"data.root={pictures}", f"runs={runs}"], 2, patience=patience)
-        came = Path(os.environ[MOMENT])
-        seconds = time.time() - (came.stat().st_mtime if came.exists() else began)
-        return seconds, status, cause, any(runs.glob("*/*/bundle/config.yaml"))
+def meet(case: Case, folder: Path, _tries: int, *, patience: float) -> Ending:
+    """A training that meets a fault."""
+    pictures, runs = write_pictures(folder / "pictures"), folder / "runs"
+    os.environ[MOMENT] = str(folder / "moment")
+    command = [sys.executable, "-m", "benchmarks.metric_faults", "--rank", *overrides(case)]
+    began = time.time()
+    status, cause = launch([*command, f"data.root={pictures}", f"runs={runs}"], 2, patience=patience)
+    came = Path(os.environ[MOMENT])
+    seconds = time.time() - (came.stat().st_mtime if came.exists() else began)
+    bundle = any(runs.glob("*/*/bundle/config.yaml"))
+    good = bool(status) and case.ends in cause if case.ends else not status and bundle
+    failures = ["it should have ended otherwise"] * (not good) + ["it goes on"] * (seconds >= LIMIT)
+    return Ending(seconds=seconds, status=status, failures=failures, says=cause)
 
 
 def main() -> None:
     """Prints the table; exit status 1 if a training failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patience", type=float, default=20.0, help="of the training, in seconds")
-    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options, arguments = parser.parse_known_args()
     if options.rank:
         return be_rank(arguments)
-    failures = 0
-    for name in options.only:
-        fault = FAULTS[name]
-        seconds, status, cause, bundle = meet(fault, patience=options.patience)
-        good = bool(status) and fault.ends in cause if fault.ends else not status and bundle
-        good = good and seconds < LIMIT
-        failures += not good
-        mark = "ok  " if good else "FAIL"
-        print(f"{mark} {name:<26}{seconds:6.1f} s  status {status}  {cause}", flush=True)
-    print(f"{len(options.only)} faults, {failures} failures, patience {options.patience:g} s")
+    faults = [
+        Fault(name=name, run=partial(meet, CASES[name], patience=options.patience)) for name in options.only
+    ]
+    found = table(faults, {"seconds": "seconds", "status": "status"})
+    failures = sum(not verdict.passed for _, verdict in found)
+    print(f"{len(faults)} faults, {failures} failures, patience {options.patience:g} s")
     sys.exit(bool(failures))
 
 

@@ -16,7 +16,6 @@ on an idle machine.
 import argparse
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ import torch
 
 from benchmarks.drawn_pictures import BATCH, draw, read, write_inception
 from benchmarks.metric_peers import PEERS, Numbers, Task, bare_network
+from benchmarks.processes import peak_memory
 from ldm.evaluation.feature_pass import parts_of
 from ldm.metrics.diversity import InceptionScore
 from ldm.metrics.features import FeatureExtractor
@@ -66,13 +66,7 @@ def timed(action: Callable[[], Any]) -> Step:
     """The step that an action is."""
     started = time.perf_counter()
     numbers = action()
-    return Step(numbers=numbers, seconds=time.perf_counter() - started, peak=peak_memory())
-
-
-def peak_memory() -> float:
-    """Largest resident memory of this process so far, in MiB; ru_maxrss would begin with its parent's."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
+    return Step(numbers=numbers, seconds=time.perf_counter() - started, peak=peak_memory() / 2**20)
 
 
 def apart(action: Callable[[], Numbers]) -> Step:

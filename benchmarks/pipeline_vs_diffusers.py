@@ -30,6 +30,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.processes import peak_memory
+
 PROMPT, NEGATIVE, SEED, SCALE = "a cat with a hat, sitting on a red chair", "", 7, 7.5
 END = 49_407
 CONTRAST = 8.0  # of the last layer
@@ -126,12 +128,6 @@ def age() -> float:
     """Seconds since this process began, by a clock that never goes back."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / 100  # a tick is 1/100 s on every Linux
-
-
-def peak_memory() -> int:
-    """The most bytes that were resident in this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def make(folder: Path, configs: dict[str, Config]) -> None:

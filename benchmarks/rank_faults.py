@@ -3,40 +3,36 @@
     python -m benchmarks.rank_faults [--root data/emoji] [--patience 20] [--only "rank 1 stopped" ...]
 
 Each fault meets a training of its own, started as a user would start it. Prints how long it went on, its
-exit status, the cause that it told and the processes that outlived it. A training fails here if it goes on
-for more than 120 s, ends without a cause, or leaves a process. Linux. Faults of measures of drawings are in
-`metric_faults`, what is cancelled is in `cancels`.
+exit status, the processes that outlived it and the cause that it named. A training fails here if it goes on
+for more than 120 s, ends without a cause, or leaves a process. Linux. Faults while samples are measured are
+in `metric_faults`, cancelled trainings in `cancels`.
 """
 
 import argparse
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-LIMIT = 120.0  # seconds that a training may go on
-START = 600.0  # seconds in which it must log its first steps
-LEFT = 10.0  # seconds after which a process counts as left behind
-TRAINING = (
-    "+experiment=emoji_vae",
-    "trainer=cpu_ddp",
-    "autoencoder.channels=8",
-    "autoencoder.norm_groups=4",
-    "autoencoder.blocks_per_level=1",
-    "data.size=16",
-    "data.num_workers=1",
-    "batch_size=4",
-    "steps=1000000",
-    "trainer.log_every_n_steps=1",
-    "trainer.precision=32",
+from benchmarks.harness import Fault, table
+from benchmarks.processes import (
+    TWO_RANKS,
+    Ending,
+    Training,
+    children,
+    descendants,
+    ended,
+    first_steps,
+    rank_of,
+    survivors,
+    training,
 )
+
+LIMIT = 120.0  # seconds that a training may go on
+LEFT = 10.0  # seconds after which a process counts as left behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +44,12 @@ class Processes:
     loader: int
     log: Path
 
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """How a training ended."""
-
-    seconds: float
-    status: int | None
-    cause: str
-    left: int
-
-    @property
-    def good(self) -> bool:
-        return self.seconds < LIMIT and self.status not in (None, 0) and bool(self.cause) and not self.left
+    @classmethod
+    def of(cls, process: Training, runs: Path) -> "Processes":
+        """The processes of a training that has logged its first steps."""
+        log = first_steps(process, runs)
+        ranks = sorted(children(process.pid), key=rank_of)
+        return cls(watcher=process.pid, ranks=ranks, loader=children(ranks[1])[0], log=log)
 
 
 def blocked(log: Path) -> None:
@@ -75,7 +64,7 @@ def broken(log: Path) -> None:
     log.mkdir()
 
 
-FAULTS: dict[str, Callable[[Processes], None]] = {
+ACTS: dict[str, Callable[[Processes], None]] = {
     "rank 0 killed": lambda found: os.kill(found.ranks[0], signal.SIGKILL),
     "rank 1 killed": lambda found: os.kill(found.ranks[1], signal.SIGKILL),
     "rank 0 stopped": lambda found: os.kill(found.ranks[0], signal.SIGSTOP),
@@ -88,75 +77,25 @@ FAULTS: dict[str, Callable[[Processes], None]] = {
 }
 
 
-def children(pid: int) -> list[int]:
-    with suppress(OSError):
-        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def rank_of(pid: int) -> int:
-    """The RANK that a process was started with."""
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next(int(each.removeprefix(b"RANK=")) for each in variables if each.startswith(b"RANK="))
-
-
-def is_alive(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def found_of(process: "subprocess.Popen[bytes]", runs: Path) -> Processes:
-    """The processes of a training that has logged its first steps.
-
-    Raises:
-        RuntimeError: it logs none.
-    """
-    deadline = time.monotonic() + START
-    while time.monotonic() < deadline and process.poll() is None:
-        logs = [log for log in runs.glob("*/*/metrics.jsonl") if log.stat().st_size > 1000]
-        if logs:
-            ranks = sorted(children(process.pid), key=rank_of)
-            return Processes(watcher=process.pid, ranks=ranks, loader=children(ranks[1])[0], log=logs[0])
-        time.sleep(0.2)
-    raise RuntimeError("the training logs nothing: run it by hand to see why")
-
-
-def meet(fault: Callable[[Processes], None], *, root: Path, patience: float) -> Verdict:
+def meet(
+    act: Callable[[Processes], None], folder: Path, _tries: int, *, root: Path, patience: float
+) -> Ending:
     """A training that meets a fault."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs, errors = Path(folder) / "runs", Path(folder) / "errors"
-        waits = [f"patience={patience}", f"+data.worker_timeout={patience / 2}"]
-        command = [sys.executable, "-m", "ldm.train", *TRAINING, *waits, f"runs={runs}", f"data.root={root}"]
-        with errors.open("wb") as stream:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream, process_group=0)
-        everyone: list[int] = []
-        try:
-            found = found_of(process, runs)
-            everyone = [*found.ranks, *(pid for rank in found.ranks for pid in children(rank))]
-            started = time.monotonic()
-            fault(found)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=LIMIT)
-            seconds = time.monotonic() - started
-            while any(map(is_alive, everyone)) and time.monotonic() < started + seconds + LEFT:
-                time.sleep(0.1)
-            lines = errors.read_text(errors="replace").replace("\r", "\n").split("\n")
-            causes = [line.removeprefix("ldm: ") for line in lines if line.startswith("ldm: ")]
-            left = sum(map(is_alive, everyone))
-            return Verdict(
-                seconds=seconds,
-                status=process.poll(),
-                cause=" | ".join(causes) or ("(killed itself)" if process.poll() == -signal.SIGKILL else ""),
-                left=left,
-            )
-        finally:
-            process.kill()
-            process.wait()
-            for pid in everyone:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            shutil.rmtree(runs, ignore_errors=True)
+    runs, output = folder / "runs", folder / "output.txt"
+    waits = (f"patience={patience}", f"+data.worker_timeout={patience / 2}")
+    places = (f"runs={runs}", f"data.root={root}")
+    with output.open("wb") as stream, training(*TWO_RANKS, *waits, *places, output=stream) as process:
+        found = Processes.of(process, runs)
+        family = descendants(process.pid)
+        act(found)
+        seconds, status = ended(process, within=LIMIT)
+        left = survivors(family, seconds=LEFT)
+    lines = output.read_text(errors="replace").replace("\r", "\n").split("\n")
+    causes = [line.removeprefix("ldm: ") for line in lines if line.startswith("ldm: ")]
+    cause = " | ".join(causes) or ("(killed itself)" if status == -signal.SIGKILL else "")
+    failures = [*["it goes on"] * (seconds >= LIMIT), *[f"status {status}"] * (status in (None, 0))]
+    failures += [*["no cause"] * (not cause), *[f"{left} processes left"] * bool(left)]
+    return Ending(seconds=seconds, status=status, left=left, failures=failures, says=cause)
 
 
 def main() -> None:
@@ -164,19 +103,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path("data/emoji"), help="folder of prepared shards")
     parser.add_argument("--patience", type=float, default=20.0, help="of the training, in seconds")
-    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--only", nargs="+", choices=ACTS, default=list(ACTS))
     options = parser.parse_args()
-    failures = 0
-    for name in options.only:
-        verdict = meet(FAULTS[name], root=options.root.resolve(), patience=options.patience)
-        failures += not verdict.good
-        mark = "ok  " if verdict.good else "FAIL"
-        print(
-            f"{mark} {name:<24}{verdict.seconds:6.1f} s  status {verdict.status}  left {verdict.left}  "
-            f"{verdict.cause}",
-            flush=True,
-        )
-    print(f"{len(options.only)} faults, {failures} failures, patience {options.patience:g} s")
+    own = {"root": options.root.resolve(), "patience": options.patience}
+    faults = [Fault(name=name, run=partial(meet, ACTS[name], **own)) for name in options.only]
+    found = table(faults, {"seconds": "seconds", "status": "status", "left": "left"})
+    failures = sum(not verdict.passed for _, verdict in found)
+    print(f"{len(faults)} faults, {failures} failures, patience {options.patience:g} s")
     sys.exit(bool(failures))
 
 

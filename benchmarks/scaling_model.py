@@ -26,10 +26,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.config import CONF, plain
+from benchmarks.configs import training_config
+from ldm.config import plain
 from ldm.construct import construct
 
 PEAK = 989e12  # bfloat16 operations a second, H100 SXM data sheet, dense
@@ -157,15 +157,9 @@ def counted(spec: Mapping[str, Any], *, side: int, tokens: int) -> tuple[float, 
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops()
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    """A training's config, as far as it needs no run."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return plain(compose("train", overrides=list(overrides)))
-
-
 def trainings() -> Iterator[Training]:
     """`flickr_base` and a network of a thousand million parameters, as they are and with what would help."""
-    config = composed("+experiment=flickr_base")
+    config = plain(training_config(["+experiment=flickr_base"]))
     parameters, operations = counted(config["backbone"], side=32, tokens=77)
     each, times = config["batch_size"], config["trainer"]["accumulate_grad_batches"]
     base = Training(name="flickr_base", parameters=parameters, operations=operations, samples=64)
@@ -176,7 +170,7 @@ def trainings() -> Iterator[Training]:
     yield replace(base, name="  4 micro-batches a step", accumulated=4)
     yield replace(base, name=f"flickr_base, {times * each} samples a step in all, ddp", total=times * each)
     yield replace(base, name="  2,048 samples a step", total=2048)
-    sd15 = composed("backbone=unet_sd15", "backbone.channels=352")["backbone"]
+    sd15 = plain(training_config(["backbone=unet_sd15", "backbone.channels=352"]))["backbone"]
     parameters, operations = counted(sd15, side=64, tokens=77)
     large = Training(name="1 B", parameters=parameters, operations=operations, samples=8)
     yield replace(large, name=f"{parameters / 1e9:.2f} B parameters, 8 samples a rank, ddp")

@@ -9,12 +9,11 @@ Stable Diffusion's size don't fit in 24 GB: its step is forward and backward alo
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.timing import in_turns
 from ldm.construct import construct
 from ldm.exchange.dialects.diffusers import unet_rules
 from ldm.exchange.keymap import shapes, translate
@@ -182,19 +182,6 @@ def sample(
     return x
 
 
-def alternate(ours: Action, theirs: Action, *, rounds: int) -> tuple[float, float]:
-    """Median seconds of each, taken in turns after one call to warm up."""
-    seconds: dict[Action, list[float]] = {ours: [], theirs: []}
-    for action in seconds:
-        action()
-    for _ in range(rounds):
-        for action, times in seconds.items():
-            start = perf_counter()
-            action()
-            times.append(perf_counter() - start)
-    return median(seconds[ours]), median(seconds[theirs])
-
-
 def gflop(action: Action) -> float:
     """Billions of multiplications and additions of one call, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
@@ -208,12 +195,8 @@ def convolution_peak(*, rounds: int = 10) -> float:
     layout = torch.channels_last
     conv = nn.Conv2d(128, 128, 3, padding=1).to(torch.bfloat16, memory_format=layout)
     x = torch.randn(64, 128, 16, 16, dtype=torch.bfloat16).contiguous(memory_format=layout)
-    work, seconds = gflop(partial(conv, x)), []
-    for _ in range(rounds):
-        start = perf_counter()
-        conv(x)
-        seconds.append(perf_counter() - start)
-    return work / min(seconds)
+    action = partial(conv, x)
+    return gflop(action) / min(in_turns({"": action}, rounds=rounds)[""])
 
 
 def compare(name: str, shape: Shape, *, rounds: int, compile_ours: bool) -> None:
@@ -235,16 +218,17 @@ def compare(name: str, shape: Shape, *, rounds: int, compile_ours: bool) -> None
             partial(sample, call, data, steps=shape.steps, bfloat16=bfloat16, prepare=prepare)
             for call, prepare in ((call_ours, ours.project_context), (call_theirs, lambda context: context))
         ]
-        row(f"  sampling loop of {shape.steps} steps, {kind}", *alternate(*loops, rounds=max(2, rounds // 2)))
+        row(f"  sampling loop of {shape.steps} steps, {kind}", loops, rounds=max(2, rounds // 2))
         steps = [
             training_step(net, call, data, bfloat16=bfloat16, optimized=shape.optimizer)
             for net, call in ((ours, call_ours), (theirs, call_theirs))
         ]
-        row(f"  training step, {kind}", *alternate(*steps, rounds=rounds))
+        row(f"  training step, {kind}", steps, rounds=rounds)
 
 
-def row(name: str, ours: float, theirs: float) -> None:
-    """One line of the table."""
+def row(name: str, actions: Sequence[Action], *, rounds: int) -> None:
+    """Times ours and theirs and prints a line of the table."""
+    ours, theirs = (median(own) for own in in_turns(dict(enumerate(actions)), rounds=rounds).values())
     print(f"{name}: ours {ours:.3f} s, diffusers {theirs:.3f} s, ratio {ours / theirs:.2f}", flush=True)
 
 
@@ -256,7 +240,7 @@ def preset(*, rounds: int, compile_ours: bool) -> None:
     data = inputs(replace(shape, latents=(net.latent_channels, side)))
     step = training_step(net, torch.compile(net) if compile_ours else net, data, bfloat16=True)
     work = gflop(training_step(net, net, data, bfloat16=True))
-    seconds, _ = alternate(step, lambda: None, rounds=rounds)
+    seconds = median(in_turns({"": step}, rounds=rounds)[""])
     peak, batch = convolution_peak(), shape.batch
     size = sum(parameter.numel() for parameter in net.parameters())
     print(f"unet_tiny, {size:,} parameters, {work / batch:.2f} GFLOP and 1/{batch / seconds:.0f} s a picture")

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,11 +142,3 @@ def drips(handler: Handler, body: bytes) -> None:
     while not handler.server.service.closed.wait(DRIP):
         handler.wfile.write(b" ")
         handler.wfile.flush()
-
-
-def wait_for(fact: Callable[[], bool], *, seconds: float) -> bool:
-    """Whether a fact comes true within a time."""
-    deadline = time.monotonic() + seconds
-    while not fact() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return fact()

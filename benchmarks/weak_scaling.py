@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from benchmarks.configs import training_config
 from ldm.commands.answers import answer_errors
-from ldm.config import CONF, build
+from ldm.config import build
 from ldm.distributed.launch import follow_watcher, launch
 
 WARM = 2  # steps that are not counted
@@ -38,8 +38,7 @@ PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "
 def configured(overrides: Sequence[str], *, ranks: int) -> DictConfig:
     """The training's config for a number of ranks."""
     trainer = ["trainer=cpu"] if ranks == 1 else ["trainer=cpu_ddp", f"trainer.devices={ranks}"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose("train", overrides=[*trainer, *SAMPLES, *overrides])
+    return training_config([*trainer, *SAMPLES, *overrides])
 
 
 def be_rank(overrides: Sequence[str], *, ranks: int, apart: bool, steps: int, out: Path) -> None:

@@ -5,13 +5,13 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from benchmarks.chaos.verdict import Kind, Verdict
+from benchmarks.chaos.verdict import Loss
 from benchmarks.chaos.world import train, write_pictures
+from benchmarks.configs import training_config
+from benchmarks.harness import Fault
 from ldm.callbacks.saving import SaveStates
-from ldm.config import CONF
 
 LIMIT = 0.02  # of the time of the steps between two states
 STEPS_A_SAVE = 4  # in this measurement
@@ -43,7 +43,7 @@ class Clock(Callback):
             self.steps.append(perf_counter() - self.began)
 
 
-def overhead(folder: Path, tries: int) -> Verdict:
+def overhead(folder: Path, tries: int) -> Loss:
     """The default training, with a batch of 20: saves are timed against steps, at the medians."""
     pictures, clock = write_pictures(folder / "pictures"), Clock()
     overrides = (
@@ -53,8 +53,7 @@ def overhead(folder: Path, tries: int) -> Verdict:
         "batch_size=20",
         "trainer.val_check_interval=1000000",
     )
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", list(overrides))
+    config = training_config(overrides)
     every = config.callbacks.saving.every
     config.callbacks.saving.every = STEPS_A_SAVE
     train(config, clock)
@@ -63,7 +62,7 @@ def overhead(folder: Path, tries: int) -> Verdict:
     size = sum(path.stat().st_size for path in (folder / "run").rglob("state.ckpt")) / 2e6
     says = f"{100 * share:.2f} %: {save:.2f} s for {size:.0f} MB every {every} steps of {step:.2f} s"
     failures = [f"more than {100 * LIMIT:g} %: {says}"] * (share > LIMIT)
-    return Verdict(tries=len(clock.saves), failures=failures, lost=0, interval=0, says=says)
+    return Loss(tries=len(clock.saves), failures=failures, says=says)
 
 
-KINDS = [Kind(area="cost", name="of saving, as a share of the steps", tries=(5, 2), run=overhead)]
+FAULTS = [Fault(area="cost", name="of saving, as a share of the steps", tries=(5, 2), run=overhead)]

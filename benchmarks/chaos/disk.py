@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos import saver
-from benchmarks.chaos.verdict import Kind, Verdict
+from benchmarks.chaos.verdict import Loss
+from benchmarks.harness import Fault
 from ldm.checkpoints.training_state import MANIFEST, STATE, save_state, states
 
 NOBODY = 65534
@@ -37,17 +38,17 @@ def refused(root: Path, step: int, hinder: Callable[[], None]) -> list[str]:
     return wrongs + [f"status {status}, {says!r}"] * (status != 0 or SENTENCE not in says)
 
 
-def limited(folder: Path, tries: int) -> Verdict:
+def limited(folder: Path, tries: int) -> Loss:
     """Files that can't grow beyond a number of bytes, as with a quota."""
     draw, root, failures = random.Random(0), folder / "states", []
     for step in range(1, 2 * tries, 2):
         save_state(root, step, saver.write(step), keep=2)
         limits = (draw.randrange(saver.SIZE),) * 2
         failures += refused(root, step + 1, partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits))
-    return Verdict(tries=tries, failures=failures, lost=1, interval=1)
+    return Loss(tries=tries, failures=failures, lost=1, interval=1)
 
 
-def read_only(folder: Path, tries: int) -> Verdict:
+def read_only(folder: Path, tries: int) -> Loss:
     """A folder that may be read and not written to; root is made nobody first, whom that would not stop."""
     root, failures = folder / "states", []
     folder.chmod(0o755)
@@ -61,10 +62,10 @@ def read_only(folder: Path, tries: int) -> Verdict:
         root.chmod(0o555)
         failures += refused(root, step + 1, hinder)
         root.chmod(0o755)
-    return Verdict(tries=tries, failures=failures, lost=1, interval=1)
+    return Loss(tries=tries, failures=failures, lost=1, interval=1)
 
 
-def full(folder: Path, tries: int) -> Verdict:
+def full(folder: Path, tries: int) -> Loss:
     """Disks of their own, in memory, that have room for between one and three states."""
     apart = ["unshare", "--user", "--map-root-user", "--mount"]
     command = [*apart, sys.executable, "-m", "benchmarks.chaos.full", str(folder), str(tries)]
@@ -72,10 +73,10 @@ def full(folder: Path, tries: int) -> Verdict:
     failures = done.stdout.splitlines()
     if done.returncode:
         failures.append(f"unshare: {' '.join(done.stderr.split())[-200:]}")
-    return Verdict(tries=tries, failures=failures, lost=1, interval=1)
+    return Loss(tries=tries, failures=failures, lost=1, interval=1)
 
 
-def damage(change: Callable[[Path, random.Random], None], folder: Path, tries: int) -> Verdict:
+def damage(change: Callable[[Path, random.Random], None], folder: Path, tries: int) -> Loss:
     """The newest of two states is changed: the one before it must be taken, with its own bytes."""
     draw, failures = random.Random(0), []
     root = folder / "states"
@@ -86,7 +87,7 @@ def damage(change: Callable[[Path, random.Random], None], folder: Path, tries: i
         change(newest / (STATE if draw.random() < 0.5 else MANIFEST), draw)
         step, wrongs = saver.wrong(root, 2 * number + 1)
         failures += wrongs + [f"damaged step {step} was taken"] * (step != 2 * number + 1)
-    return Verdict(tries=tries, failures=failures, lost=1, interval=1)
+    return Loss(tries=tries, failures=failures, lost=1, interval=1)
 
 
 def flip(path: Path, draw: random.Random) -> None:
@@ -101,10 +102,10 @@ def cut(path: Path, draw: random.Random) -> None:
     os.truncate(path, draw.randrange(path.stat().st_size))
 
 
-KINDS = [
-    Kind(area="disk", name="no more bytes for a file", tries=(50, 3), run=limited),
-    Kind(area="disk", name="disk full", tries=(20, 2), run=full),
-    Kind(area="disk", name="folder read-only", tries=(20, 2), run=read_only),
-    Kind(area="disk", name="one bit flipped", tries=(200, 8), run=partial(damage, flip)),
-    Kind(area="disk", name="file cut", tries=(50, 4), run=partial(damage, cut)),
+FAULTS = [
+    Fault(area="disk", name="no more bytes for a file", tries=(50, 3), run=limited),
+    Fault(area="disk", name="disk full", tries=(20, 2), run=full),
+    Fault(area="disk", name="folder read-only", tries=(20, 2), run=read_only),
+    Fault(area="disk", name="one bit flipped", tries=(200, 8), run=partial(damage, flip)),
+    Fault(area="disk", name="file cut", tries=(50, 4), run=partial(damage, cut)),
 ]

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos.saver import BEGUN, DONE, end, start, wrong
-from benchmarks.chaos.verdict import Kind, Verdict
+from benchmarks.chaos.verdict import Loss
+from benchmarks.harness import Fault
 from ldm.checkpoints.training_state import save_state
 
 SPAN = 5.0  # a kill at any moment comes within this many saves and the naps between them
 
 
-def kill(folder: Path, tries: int, *, inside: bool) -> Verdict:
+def kill(folder: Path, tries: int, *, inside: bool) -> Loss:
     """Kills one saver after the other; each goes on from what the one before it left.
 
     Args:
@@ -35,7 +36,7 @@ def kill(folder: Path, tries: int, *, inside: bool) -> Verdict:
         failures += [f"kill {number}: {sentence}" for sentence in wrongs]
         lost = max(lost, begun - step)
     says = f"{met} inside a save of {1000 * duration:.1f} ms, {step} steps saved"
-    return Verdict(tries=met if inside else number, failures=failures, lost=lost, interval=1, says=says)
+    return Loss(tries=met if inside else number, failures=failures, lost=lost, interval=1, says=says)
 
 
 def seconds_of_a_save(root: Path) -> float:
@@ -56,7 +57,7 @@ def _wait_for_save(reading: int, draw: random.Random) -> bytes:
     return told
 
 
-KINDS = [
-    Kind(area="saves", name="SIGKILL at any moment", tries=(200, 6), run=partial(kill, inside=False)),
-    Kind(area="saves", name="SIGKILL inside a save", tries=(120, 6), run=partial(kill, inside=True)),
+FAULTS = [
+    Fault(area="saves", name="SIGKILL at any moment", tries=(200, 6), run=partial(kill, inside=False)),
+    Fault(area="saves", name="SIGKILL inside a save", tries=(120, 6), run=partial(kill, inside=True)),
 ]

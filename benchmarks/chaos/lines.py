@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any
 
 from benchmarks.chaos import saver
-from benchmarks.chaos.verdict import Kind, Verdict
+from benchmarks.chaos.verdict import Loss
+from benchmarks.harness import Fault
 from ldm.checkpoints import training_state
 from ldm.io import links
 from ldm.io import writing as files
@@ -55,7 +56,7 @@ def traced(root: Path, fatal: int | None) -> int:
     return lines
 
 
-def crash(prepare: Callable[[Path], int], folder: Path, tries: int) -> Verdict:
+def crash(prepare: Callable[[Path], int], folder: Path, tries: int) -> Loss:
     """Crashes at every line, or at `tries` of them spread over all.
 
     Args:
@@ -77,7 +78,7 @@ def crash(prepare: Callable[[Path], int], folder: Path, tries: int) -> Verdict:
         training_state.save_state(root, STEP + 1, saver.write(STEP + 1), keep=2)
         wrongs += saver.wrong(root, STEP + 1)[1] + saver.untidy(root)
         failures += [f"line {line}: {sentence}" for sentence in wrongs]
-    return Verdict(tries=len(fatal), failures=failures, lost=lost, interval=interval, says=f"{total} lines")
+    return Loss(tries=len(fatal), failures=failures, lost=lost, interval=interval, says=f"{total} lines")
 
 
 def nothing(root: Path) -> int:
@@ -102,7 +103,7 @@ def damaged(root: Path) -> int:
     return newest
 
 
-KINDS = [
-    Kind(area="saves", name=f"crash at each line, {name}", tries=(10**6, 12), run=partial(crash, prepare))
+FAULTS = [
+    Fault(area="saves", name=f"crash at each line, {name}", tries=(10**6, 12), run=partial(crash, prepare))
     for name, prepare in (("first save", nothing), ("third save", some), ("over a damaged state", damaged))
 ]

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -24,16 +23,18 @@ from benchmarks.chaos.resumes import (
     TWO_LOADERS,
     VALIDATIONS,
     AtBatch,
+    Attempt,
+    Cell,
     EndedError,
     InSampling,
     InValidation,
     Seen,
     each,
+    faults_of,
     pictures_of,
     steps_saved,
 )
-from benchmarks.chaos.verdict import Kind, Verdict, verdict_of
-from benchmarks.chaos.world import BATCH, EVERY, STEPS, config, last_state, train
+from benchmarks.chaos.world import BATCH, STEPS, config, last_state, train
 from ldm.callbacks.saving import StoppedBySignal
 
 ENDED, STOPPED = 3, 4  # exit statuses: of a lost process, and of one that was asked to stop
@@ -57,30 +58,6 @@ class Signalled(Callback):
     ) -> None:
         if batch_idx == self.batch and trainer.global_rank == trainer.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One way in which trainings of several ranks are interrupted.
-
-    Attributes:
-        name: what it is called in the table.
-        ends: the moments of each try, one after the other.
-        counts: ranks before and after; if they differ, weights need only be equal but for rounding.
-        overrides: of the config, also of the training that is never ended.
-        loaders: overrides of those that are ended and resumed.
-    """
-
-    name: str
-    ends: Sequence[Sequence[Callback]]
-    counts: tuple[int, int] = (2, 2)
-    overrides: tuple[str, ...] = ()
-    loaders: tuple[str, ...] = ()
-
-    @property
-    def asked(self) -> bool:
-        """Whether the ranks are asked to stop, which loses no step."""
-        return isinstance(self.ends[0][0], Signalled)
 
 
 def together(
@@ -139,30 +116,25 @@ def uninterrupted(root: Path, count: int, *overrides: str) -> tuple[dict[str, An
     return compared(last_state(run / "checkpoints")), positions
 
 
-def interrupted(cell: Cell, root: Path, ends: Sequence[Callback]) -> tuple[list[str], int]:
+def interrupted(cell: Cell, root: Path, ends: Sequence[Callback]) -> Attempt:
     """What is wrong with a training that was ended and resumed, and the most steps it took again."""
     before, after = cell.counts
+    expected = ENDED if cell.may_lose else STOPPED
     whole, order = uninterrupted(root, before, *cell.overrides)
     run, lost, wrongs = root / "ended", 0, []
     for end in ends:
         start = steps_saved(run)
-        statuses, seen = together(root, run, before, end, *cell.overrides, *cell.loaders)
-        wrongs += [f"ended with {statuses}"] * (statuses != {STOPPED if cell.asked else ENDED})
+        statuses, seen = together(root, run, before, end, *cell.overrides, *cell.before)
+        wrongs += [f"ended with {statuses}"] * (statuses != {expected})
         taken = len(seen) * STEPS // len(order)
         lost = max(lost, start + taken - steps_saved(run))
-    statuses, seen = together(root, run, after, None, *cell.overrides, *cell.loaders)
+    statuses, seen = together(root, run, after, None, *cell.overrides, *cell.after)
     wrongs += [f"resumed, ended with {statuses}"] * (statuses != {0})
     wrongs += ["other samples"] * (seen != order[len(order) - len(seen) :])
     state = compared(last_state(run / "checkpoints"))
     wrongs += differences(whole, state)[:3] if before == after else rounding(whole, state)
     shutil.rmtree(run)
     return wrongs, lost
-
-
-def matrix(cell: Cell, folder: Path, tries: int) -> Verdict:
-    """All tries of a cell, or `tries` of them spread over all."""
-    interval = 0 if cell.asked else EVERY
-    return verdict_of(cell.ends, partial(interrupted, cell, folder), tries=tries, interval=interval)
 
 
 def rounding(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -178,23 +150,25 @@ def _gap(mine: Tensor, other: Tensor) -> Tensor:
     return (mine - other).abs().max()
 
 
+def cell(name: str, ends: Sequence[Sequence[Callback]], **options: Any) -> Cell:
+    """A cell of two ranks, unless the options say otherwise."""
+    return Cell(name=name, ends=ends, **{"counts": (2, 2)} | options)
+
+
 CELLS = [
-    Cell(name="two ranks, at every step", ends=each(AtBatch, range(STEPS))),
-    Cell(
-        name="two ranks, at every step, two loader processes each",
-        ends=each(AtBatch, range(STEPS)),
-        loaders=TWO_LOADERS,
+    cell("two ranks, at every step", each(AtBatch, range(STEPS))),
+    cell(
+        "two ranks, at every step, two loader processes each",
+        each(AtBatch, range(STEPS)),
+        before=TWO_LOADERS,
+        after=TWO_LOADERS,
     ),
-    Cell(
-        name="two ranks, in every accumulation",
-        ends=each(AtBatch, range(1, 2 * STEPS, 2)),
-        overrides=ACCUMULATED,
-    ),
-    Cell(name="two ranks, in a validation", ends=each(InValidation, VALIDATIONS)),
-    Cell(name="two ranks, while drawing", ends=each(InSampling, VALIDATIONS)),
-    Cell(name="two ranks, thrice in an epoch, and at its end", ends=THRICE),
-    Cell(name="two ranks, SIGTERM to one", ends=each(Signalled, range(3, STEPS, 9))),
-    Cell(name="two ranks, then one", ends=each(AtBatch, range(5, STEPS, 9)), counts=(2, 1), overrides=SGD),
-    Cell(name="one rank, then two", ends=each(AtBatch, range(5, STEPS, 9)), counts=(1, 2), overrides=SGD),
+    cell("two ranks, in every accumulation", each(AtBatch, range(1, 2 * STEPS, 2)), overrides=ACCUMULATED),
+    cell("two ranks, in a validation", each(InValidation, VALIDATIONS)),
+    cell("two ranks, while drawing", each(InSampling, VALIDATIONS)),
+    cell("two ranks, thrice in an epoch, and at its end", THRICE),
+    cell("two ranks, SIGTERM to one", each(Signalled, range(3, STEPS, 9)), may_lose=0),
+    cell("two ranks, then one", each(AtBatch, range(5, STEPS, 9)), counts=(2, 1), overrides=SGD),
+    cell("one rank, then two", each(AtBatch, range(5, STEPS, 9)), counts=(1, 2), overrides=SGD),
 ]
-KINDS = [Kind(area="resumes", name=cell.name, tries=(10**6, 1), run=partial(matrix, cell)) for cell in CELLS]
+FAULTS = faults_of(CELLS, interrupted)

@@ -10,14 +10,16 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from benchmarks.chaos.equality import compared, differences
-from benchmarks.chaos.verdict import Kind, Verdict, verdict_of
+from benchmarks.chaos.verdict import Loss, verdict_of
 from benchmarks.chaos.world import EVERY, STEPS, config, train, write_pictures
+from benchmarks.harness import Fault
 from ldm.checkpoints.training_state import newest_state, step_of
 
 VALIDATIONS = range(8, STEPS + 1, 8)
 NO_VALIDATION = "trainer.val_check_interval=1000000"
 ACCUMULATED = ("trainer.accumulate_grad_batches=2", NO_VALIDATION)
 TWO_LOADERS = ("data.num_workers=2",)
+Attempt = tuple[list[str], int]  # what was wrong, and the steps that were taken again
 
 
 class EndedError(Exception):
@@ -76,7 +78,7 @@ class Seen(Callback):
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One way of being interrupted.
+    """One way of interrupting trainings.
 
     Attributes:
         name: what it is called in the table.
@@ -84,6 +86,8 @@ class Cell:
         overrides: of the config, also of the training that is never ended.
         before, after: further overrides, until the first end and from then on.
         equal: whether the two must be equal; the negative controls must not.
+        counts: ranks before and after; if they differ, weights need only be equal but for rounding.
+        may_lose: steps that may be lost: none where the ranks are asked to stop.
     """
 
     name: str
@@ -92,6 +96,8 @@ class Cell:
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     equal: bool = True
+    counts: tuple[int, int] = (1, 1)
+    may_lose: int = EVERY
 
 
 @cache
@@ -109,7 +115,7 @@ def pictures_of(root: Path) -> Path:
     return write_pictures(root / "pictures")
 
 
-def interrupted(cell: Cell, root: Path, ends: Sequence[Callback]) -> tuple[list[str], int]:
+def interrupted(cell: Cell, root: Path, ends: Sequence[Callback]) -> Attempt:
     """What is wrong with a training that was ended and resumed, and the most steps it took again."""
     whole, positions = uninterrupted(root, cell.overrides)
     run, lost, wrongs = root / "ended", 0, []
@@ -139,9 +145,19 @@ def steps_saved(run: Path) -> int:
     return step_of(found.parent) if found else 0
 
 
-def matrix(cell: Cell, folder: Path, tries: int) -> Verdict:
-    """All tries of a cell, or `tries` of them spread over all."""
-    return verdict_of(cell.ends, partial(interrupted, cell, folder), tries=tries, interval=EVERY)
+def faults_of(
+    cells: Sequence[Cell], attempt: Callable[[Cell, Path, Sequence[Callback]], Attempt]
+) -> list[Fault]:
+    """A fault for each cell: all its tries, or some of them spread over all.
+
+    Args:
+        attempt: interrupts a training in a folder; returns what was wrong and the steps that it took again.
+    """
+
+    def run(cell: Cell, folder: Path, tries: int) -> Loss:
+        return verdict_of(cell.ends, partial(attempt, cell, folder), tries=tries, interval=cell.may_lose)
+
+    return [Fault(area="resumes", name=cell.name, tries=(10**6, 1), run=partial(run, cell)) for cell in cells]
 
 
 def each(make: Callable[[int], Callback], moments: Sequence[int]) -> list[list[Callback]]:
@@ -158,24 +174,12 @@ CELLS = [
         before=TWO_LOADERS,
         after=TWO_LOADERS,
     ),
-    Cell(
-        name="in every accumulation",
-        ends=each(AtBatch, range(1, 2 * STEPS, 2)),
-        overrides=ACCUMULATED,
-    ),
+    Cell(name="in every accumulation", ends=each(AtBatch, range(1, 2 * STEPS, 2)), overrides=ACCUMULATED),
     Cell(name="in a validation", ends=each(InValidation, VALIDATIONS)),
     Cell(name="while drawing", ends=each(InSampling, VALIDATIONS)),
     Cell(name="thrice in an epoch, and at its end", ends=THRICE),
-    Cell(
-        name="no loader process, then two",
-        ends=each(AtBatch, range(2, STEPS, 7)),
-        after=("data.num_workers=2",),
-    ),
-    Cell(
-        name="two loader processes, then none",
-        ends=each(AtBatch, range(2, STEPS, 7)),
-        before=("data.num_workers=2",),
-    ),
+    Cell(name="no loader process, then two", ends=each(AtBatch, range(2, STEPS, 7)), after=TWO_LOADERS),
+    Cell(name="two loader processes, then none", ends=each(AtBatch, range(2, STEPS, 7)), before=TWO_LOADERS),
     Cell(
         name="control: another seed after it",
         ends=each(AtBatch, range(5, STEPS, 9)),
@@ -189,4 +193,4 @@ CELLS = [
         equal=False,
     ),
 ]
-KINDS = [Kind(area="resumes", name=cell.name, tries=(10**6, 1), run=partial(matrix, cell)) for cell in CELLS]
+FAULTS = faults_of(CELLS, interrupted)

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.chaos import saver
 from benchmarks.chaos.equality import compared, differences
-from benchmarks.chaos.verdict import Kind, Verdict
+from benchmarks.chaos.verdict import Loss
 from benchmarks.chaos.world import EVERY, SMALL, last_state, write_pictures
+from benchmarks.harness import Fault
 from ldm.checkpoints.training_state import newest_state, step_of
 
 LIMIT = 120.0  # seconds after which a training that was asked to stop hangs
@@ -94,7 +95,7 @@ def same(ours: Path, theirs: Path) -> list[str]:
     return differences(*states)[:3] + ["bundles differ"] * (files[0] != files[1])
 
 
-def end(folder: Path, tries: int, *, by: signal.Signals) -> Verdict:
+def end(folder: Path, tries: int, *, by: signal.Signals) -> Loss:
     """Ends trainings until there were so many ends; those that are done in between must be the quiet one.
 
     Args:
@@ -122,7 +123,7 @@ def end(folder: Path, tries: int, *, by: signal.Signals) -> Verdict:
             shutil.rmtree(folder / "runs", ignore_errors=True)
     interval = EVERY if by is signal.SIGKILL else 0
     says = f"{done} trainings of {duration:.1f} s came to their end"
-    return Verdict(tries=number, failures=failures, lost=lost, interval=interval, says=says)
+    return Loss(tries=number, failures=failures, lost=lost, interval=interval, says=says)
 
 
 def stopped(pid: int, runs: Path, by: signal.Signals) -> tuple[list[str], int]:
@@ -143,8 +144,8 @@ def stopped(pid: int, runs: Path, by: signal.Signals) -> tuple[list[str], int]:
     return wrongs, taken - (step_of(found.parent) if found else 0)
 
 
-KINDS = [
-    Kind(area="trainings", name=f"{by.name} to a training", tries=tries, run=partial(end, by=by))
+FAULTS = [
+    Fault(area="trainings", name=f"{by.name} to a training", tries=tries, run=partial(end, by=by))
     for by, tries in (
         (signal.SIGKILL, (36, 2)),
         (signal.SIGTERM, (12, 1)),

@@ -1,56 +1,40 @@
-"""What came of one kind of violence."""
+"""What came of ending a training or a save: steps lost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
+
+from benchmarks.harness import Verdict
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """How often it was tried and how it went.
+class Loss(Verdict):
+    """The verdict on faults that may cost steps.
 
     Attributes:
-        tries: how often.
-        failures: what was wrong in a try, one sentence each.
         lost: most steps that a try had to take again.
-        interval: steps between two states, of which one may be lost.
-        says: what else is worth telling.
+        interval: steps between two checkpoints, of which one interval may be lost.
     """
 
-    tries: int
-    failures: list[str]
-    lost: int
-    interval: int
-    says: str = ""
+    lost: int = 0
+    interval: int = 0
 
     @property
     def passed(self) -> bool:
-        return self.tries > 0 and not self.failures and self.lost <= self.interval
+        """Whether nothing was wrong, and no more than an interval was lost."""
+        return super().passed and self.lost <= self.interval
 
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """One kind of violence.
-
-    Attributes:
-        area: saves, disk, trainings, resumes or cost.
-        name: what is done.
-        tries: how often, in the long form and in the short one.
-        run: does it so many times in an empty folder.
-    """
-
-    area: str
-    name: str
-    tries: tuple[int, int]
-    run: Callable[[Path, int], Verdict]
+    @property
+    def steps(self) -> str:
+        """The steps lost, of those that may be."""
+        return f"{self.lost} of {self.interval}"
 
 
 def verdict_of(
     ways: Sequence[T], attempt: Callable[[T], tuple[list[str], int]], *, tries: int, interval: int
-) -> Verdict:
+) -> Loss:
     """What came of all ways, or of `tries` of them spread over all.
 
     Args:
@@ -61,7 +45,7 @@ def verdict_of(
         wrongs, again = attempt(ways[number])
         lost = max(lost, again)
         failures += [f"try {number}: {sentence}" for sentence in wrongs]
-    return Verdict(tries=len(chosen), failures=failures, lost=lost, interval=interval)
+    return Loss(tries=len(chosen), failures=failures, lost=lost, interval=interval)
 
 
 def spread(count: int, tries: int) -> Sequence[int]:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from pytorch_lightning import Callback
 
+from benchmarks.configs import training_config
 from data_prep.emoji import ASSETS, draw_validation, read_samples
 from ldm.checkpoints.training_state import newest_state
-from ldm.config import CONF, build, build_data
+from ldm.config import build, build_data
 from ldm.data.index import ShardIndex
 from ldm.data.shards import write_shards
 from ldm.planning.trainers import make_trainer, quiet
@@ -54,8 +54,7 @@ def write_pictures(root: Path) -> Path:
 
 def config(pictures: Path, run_dir: Path, *overrides: str) -> DictConfig:
     """The config of `python -m ldm.train` for this training."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*SMALL, f"data.root={pictures}", f"run_dir={run_dir}", *overrides])
+    return training_config([*SMALL, f"data.root={pictures}", f"run_dir={run_dir}", *overrides])
 
 
 def train(config: DictConfig, *callbacks: Callback) -> dict[str, Any]:

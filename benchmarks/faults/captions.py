@@ -11,8 +11,7 @@ from benchmarks.faults.world import (
     NUM_PICTURES,
     REFUSED,
     TOKENS,
-    Fault,
-    Verdict,
+    Answer,
     caption,
     name_of,
     plain_json,
@@ -21,6 +20,7 @@ from benchmarks.faults.world import (
     token_file,
     write_pictures,
 )
+from benchmarks.harness import Fault
 from data_prep import folder
 from data_prep.caption_files import Columns
 from data_prep.folder import listed
@@ -35,12 +35,12 @@ BARS = "results.csv"
 Edit = Callable[[str], str | bytes]
 
 
-def run_edited(file: str, edit: Edit, culprit: str, root: Path, _trials: int) -> Verdict:
+def run_edited(file: str, edit: Edit, culprit: str, root: Path, _trials: int) -> Answer:
     """A Flickr30k folder whose caption file has been edited."""
     return run_flickr(root, {file: edit(token_file() if file == TOKENS else bar_file())}, culprit=culprit)
 
 
-def run_folder(file: str, content: str, culprit: str, root: Path, _trials: int) -> Verdict:
+def run_folder(file: str, content: str, culprit: str, root: Path, _trials: int) -> Answer:
     """A folder of pictures with a caption file."""
     source = root / "source"
     write_pictures(source)

@@ -15,8 +15,7 @@ from benchmarks.faults.world import (
     HEALED,
     LEFT_OUT,
     TOKENS,
-    Fault,
-    Verdict,
+    Answer,
     encoded,
     flat,
     grey,
@@ -24,6 +23,7 @@ from benchmarks.faults.world import (
     run_flickr,
     token_file,
 )
+from benchmarks.harness import Fault
 from data_prep.pictures import PictureRules, prepare_picture
 from data_prep.tally import LeftOut
 from ldm.data.decode import EncodedPicture
@@ -32,7 +32,7 @@ VICTIM = 3
 FUZZ_SECONDS = 2.0  # for one picture; more is a hang
 
 
-def run_one(make: Callable[[int], bytes], number: int, root: Path, _trials: int) -> Verdict:
+def run_one(make: Callable[[int], bytes], number: int, root: Path, _trials: int) -> Answer:
     """A set in which one picture is what `make` gives."""
     files = {TOKENS: token_file(), name_of(number): make(number)}
     return run_flickr(root, files, culprit=name_of(number), samples_per_shard=5)
@@ -118,7 +118,7 @@ def xyz_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
 
 
-def fuzz(kind: str, _folder: Path, trials: int) -> Verdict:
+def fuzz(kind: str, _folder: Path, trials: int) -> Answer:
     """Mutants of one file: each is left out, or becomes a picture that training can read; soon."""
     whole, rules = noise(kind), PictureRules(resolution=64, min_side=8, max_aspect=5)
     draw, kept = random.Random(0), 0
@@ -136,7 +136,7 @@ def fuzz(kind: str, _folder: Path, trials: int) -> Verdict:
             pass
         if time.perf_counter() - started > FUZZ_SECONDS:
             raise TimeoutError(f"a mutant of {kind} took {time.perf_counter() - started:.1f} s")
-    return Verdict(LEFT_OUT, mutants, 0, f"{mutants - kept} left out, {kept} decode whole")
+    return Answer(LEFT_OUT, tries=mutants, says=f"{mutants - kept} left out, {kept} decode whole")
 
 
 def gif(number: int) -> bytes:

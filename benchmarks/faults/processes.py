@@ -7,14 +7,14 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks.faults.world import (
     HEALED,
     REFUSED,
-    Fault,
-    Verdict,
+    Answer,
     caption,
     encoded,
     flat,
@@ -22,6 +22,8 @@ from benchmarks.faults.world import (
     several,
     wrong_pairs,
 )
+from benchmarks.harness import Fault
+from benchmarks.processes import children
 from data_prep import flickr30k
 from data_prep.making import NOTES
 from data_prep.preparation import sole_writer
@@ -69,14 +71,6 @@ def start(folder: Path, **arguments: object) -> multiprocessing.Process:
     return process
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process started."""
-    try:
-        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 def expected(folder: Path) -> bytes:
     """The index of the same set, prepared in peace."""
     write_source(folder / "source")
@@ -86,7 +80,7 @@ def expected(folder: Path) -> bytes:
     return index
 
 
-def resumed(folder: Path, index: bytes) -> Verdict:
+def resumed(folder: Path, index: bytes) -> Answer:
     """Runs the command again: the set must be the one that was prepared in peace."""
     prepare(folder)
     out = folder / "out"
@@ -94,10 +88,11 @@ def resumed(folder: Path, index: bytes) -> Verdict:
     wrong = wrong_pairs(out)
     for path in out.iterdir():
         path.unlink()
-    return Verdict(HEALED if same else "another set", 1, wrong, "the same bytes after running it again")
+    says = "the same bytes after running it again"
+    return Answer(HEALED if same else "another set", wrong, says=says)
 
 
-def kill_command(folder: Path, trials: int) -> Verdict:
+def kill_command(folder: Path, trials: int) -> Answer:
     """SIGKILL at moments from the first to the last."""
     index = expected(folder)
     verdicts, draw = [], random.Random(0)
@@ -110,7 +105,7 @@ def kill_command(folder: Path, trials: int) -> Verdict:
     return several(verdicts)
 
 
-def kill_worker(folder: Path, trials: int) -> Verdict:
+def kill_worker(folder: Path, trials: int) -> Answer:
     """SIGKILL to one of the workers: one sentence, and the next run goes on."""
     index = expected(folder)
     verdicts = []
@@ -124,11 +119,11 @@ def kill_worker(folder: Path, trials: int) -> Verdict:
         says = (folder / "refusal").read_text()
         verdict = resumed(folder, index)
         answered = "a worker process was killed" in says and verdict.answer == HEALED
-        verdicts.append(verdict._replace(answer=REFUSED if answered else "no answer", says=says))
+        verdicts.append(replace(verdict, answer=REFUSED if answered else "no answer", says=says))
     return several(verdicts)
 
 
-def refused(damage: Callable[[Path], None], folder: Path, _trials: int) -> Verdict:
+def refused(damage: Callable[[Path], None], folder: Path, _trials: int) -> Answer:
     """The command in a process of its own, after something that it can't work with."""
     write_source(folder / "source")
 
@@ -141,23 +136,23 @@ def refused(damage: Callable[[Path], None], folder: Path, _trials: int) -> Verdi
     process.join()
     index = folder / "out" / FILE_NAME
     if process.exitcode or index.exists():
-        return Verdict(f"exit status {process.exitcode}, index {index.exists()}", 1, 0, "")
-    return Verdict(REFUSED, 1, 0, (folder / "refusal").read_text())
+        return Answer(f"exit status {process.exitcode}, index {index.exists()}")
+    return Answer(REFUSED, says=(folder / "refusal").read_text())
 
 
 def fill_disk(_folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
 
 
-def second_writer(folder: Path, _trials: int) -> Verdict:
+def second_writer(folder: Path, _trials: int) -> Answer:
     """Two commands for one folder at once."""
     write_source(folder / "source")
     with sole_writer(folder / "out"):
         prepare(folder)
-    return Verdict(REFUSED, 1, 0, (folder / "refusal").read_text())
+    return Answer(REFUSED, says=(folder / "refusal").read_text())
 
 
-def interrupted(damage: Callable[[Path], None], folder: Path, _trials: int) -> Verdict:
+def interrupted(damage: Callable[[Path], None], folder: Path, _trials: int) -> Answer:
     """A preparation that stopped before its index; what it left is damaged before it is run again."""
     index = expected(folder)
     process = start(folder, num_workers=1)

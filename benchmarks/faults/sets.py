@@ -11,14 +11,14 @@ from typing import Any
 from benchmarks.faults.world import (
     NUM_PICTURES,
     REFUSED,
-    Fault,
-    Verdict,
+    Answer,
     caption,
     encoded,
     flat,
     read_whole,
     several,
 )
+from benchmarks.harness import Fault
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.data.shards import Sample, write_shards
@@ -45,7 +45,7 @@ def write_set(root: Path) -> Path:
     return root
 
 
-def run_damaged(damage: Callable[[Path], None], root: Path, _trials: int) -> Verdict:
+def run_damaged(damage: Callable[[Path], None], root: Path, _trials: int) -> Answer:
     """Reads a set after damage."""
     damage(write_set(root))
     return read_whole(root)
@@ -94,7 +94,7 @@ def compress(root: Path) -> None:
     rewrite(put(0, "bytes", path.stat().st_size))(root)
 
 
-def cut(root: Path, trials: int) -> Verdict:
+def cut(root: Path, trials: int) -> Answer:
     """A shard cut at places from its first byte to its last."""
     write_set(root)
     path = root / "train-000000.tar"
@@ -106,7 +106,7 @@ def cut(root: Path, trials: int) -> Verdict:
     return several(verdicts)
 
 
-def cut_while_open(root: Path, trials: int) -> Verdict:
+def cut_while_open(root: Path, trials: int) -> Answer:
     """The same, with the index made to agree: as if the shard were cut after the index was read."""
     write_set(root)
     path = root / "train-000000.tar"
@@ -119,11 +119,11 @@ def cut_while_open(root: Path, trials: int) -> Verdict:
         try:
             index.verify()
         except DataError as error:
-            verdicts.append(Verdict(REFUSED, 1, 0, str(error)))
+            verdicts.append(Answer(REFUSED, says=str(error)))
     return several(verdicts)
 
 
-def flip_bits(root: Path, trials: int) -> Verdict:
+def flip_bits(root: Path, trials: int) -> Answer:
     """One bit of a shard flipped, wherever: verify finds it, and reading refuses it or has no use for it."""
     write_set(root)
     path = root / "train-000000.tar"
@@ -134,11 +134,11 @@ def flip_bits(root: Path, trials: int) -> Verdict:
         try:
             ShardIndex.load(root).verify()
         except DataError as error:
-            verdicts.append(Verdict(REFUSED, 1, wrong, str(error)))
+            verdicts.append(Answer(REFUSED, wrong, says=str(error)))
     return several(verdicts)
 
 
-def flip_bits_of_samples(root: Path, trials: int) -> Verdict:
+def flip_bits_of_samples(root: Path, trials: int) -> Answer:
     """One bit of a picture or its captions flipped: refused when a training comes to it."""
     write_set(root)
     path, shard = root / "train-000000.tar", ShardIndex.load(root).shards[0]
@@ -155,7 +155,7 @@ def flipped(data: bytes, place: int, bit: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
 
 
-def fuzz_index(root: Path, trials: int) -> Verdict:
+def fuzz_index(root: Path, trials: int) -> Answer:
     """Bytes of the index changed: refused, or no pair is wrong."""
     write_set(root)
     path, draw = root / FILE_NAME, random.Random(0)
@@ -167,7 +167,8 @@ def fuzz_index(root: Path, trials: int) -> Verdict:
         verdicts.append(read_whole(root))
     refused = sum(verdict.answer == REFUSED for verdict in verdicts)
     wrong = sum(verdict.wrong_pairs for verdict in verdicts)
-    return Verdict(REFUSED, trials, wrong, f"{refused} refused; the others give the right pairs")
+    says = f"{refused} refused; the others give the right pairs"
+    return Answer(REFUSED, wrong, tries=trials, says=says)
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {

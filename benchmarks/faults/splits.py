@@ -8,19 +8,19 @@ from benchmarks.faults.world import (
     NUM_PICTURES,
     REFUSED,
     TOKENS,
-    Fault,
-    Verdict,
+    Answer,
     name_of,
     plain_json,
     run_flickr,
     token_file,
 )
+from benchmarks.harness import Fault
 
 NAMES = [name_of(n) for n in range(NUM_PICTURES)]
 TRAIN, VAL = "\n".join(NAMES[:-2]), "\n".join(NAMES[-2:])
 
 
-def run_lists(files: dict[str, str | bytes], split_from: str, root: Path, _trials: int) -> Verdict:
+def run_lists(files: dict[str, str | bytes], split_from: str, root: Path, _trials: int) -> Answer:
     """A Flickr30k folder with some split lists."""
     named = str(root / "source" / split_from) if split_from else ""
     files = {TOKENS: token_file()} | files

@@ -12,8 +12,7 @@ from benchmarks.faults.world import (
     LEFT_OUT,
     NUM_PICTURES,
     REFUSED,
-    Fault,
-    Verdict,
+    Answer,
     caption,
     encoded,
     flat,
@@ -21,6 +20,7 @@ from benchmarks.faults.world import (
     run_preparation,
     several,
 )
+from benchmarks.harness import Fault
 from data_prep import webdataset
 
 Member = tuple[str, bytes] | tarfile.TarInfo
@@ -59,7 +59,7 @@ def special(kind: bytes, name: str = "000000099.jpg") -> tarfile.TarInfo:
     return member
 
 
-def run_tar(data: bytes, culprit: str, root: Path, _trials: int = 1) -> Verdict:
+def run_tar(data: bytes, culprit: str, root: Path, _trials: int = 1) -> Answer:
     """Prepares the set of one tar."""
     root.mkdir(exist_ok=True)
     (root / "00000.tar").write_bytes(data)
@@ -69,7 +69,7 @@ def run_tar(data: bytes, culprit: str, root: Path, _trials: int = 1) -> Verdict:
     )
 
 
-def run_beside(data: bytes, root: Path, _trials: int = 1) -> Verdict:
+def run_beside(data: bytes, root: Path, _trials: int = 1) -> Answer:
     """The whole tar and another one beside it."""
     (root / "00001.tar").write_bytes(data)
     return run_tar(pack(members()), "00001.tar", root)
@@ -79,7 +79,7 @@ def edited(edit: Callable[[list[Member]], list[Member]]) -> bytes:
     return pack(edit(members()))
 
 
-def cut(root: Path, trials: int) -> Verdict:
+def cut(root: Path, trials: int) -> Answer:
     """The tar cut at places from its first to its last byte that counts."""
     whole = pack(members())
     end = len(whole.rstrip(b"\0"))

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.harness import Verdict
 from data_prep import flickr30k
 from data_prep.preparation import prepare
 from data_prep.reports import read_report
@@ -24,30 +25,12 @@ TOKENS = "results_20130124.token"
 REFUSED, LEFT_OUT, HEALED, KEPT = "refused", "left out, counted", "healed, counted", "kept as it is"
 
 
-class Verdict(NamedTuple):
-    """What came of a fault: the answer, in how many trials, and pairs that were wrong without a word."""
+@dataclass(frozen=True)
+class Answer(Verdict):
+    """What came of damage: the answer, and pairs that were wrong without a word."""
 
     answer: str
-    trials: int
-    wrong_pairs: int
-    says: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """One kind of damage.
-
-    Attributes:
-        area: pictures, captions, splits, tars, sets or processes.
-        name: what is wrong.
-        answer: what must come of it.
-        run: does it in an empty folder, as many times as asked for (where it can vary).
-    """
-
-    area: str
-    name: str
-    answer: str
-    run: Callable[[Path, int], Verdict]
+    wrong_pairs: int = 0
 
 
 def grey(number: int) -> int:
@@ -111,7 +94,7 @@ def wrong_pairs(root: Path) -> int:
     return wrong
 
 
-def run_flickr(root: Path, files: dict[str, str | bytes], *, culprit: str, **options: Any) -> Verdict:
+def run_flickr(root: Path, files: dict[str, str | bytes], *, culprit: str, **options: Any) -> Answer:
     """Prepares a Flickr30k folder of all pictures, with these files among or in place of them."""
     source = root / "source"
     write_pictures(source)
@@ -122,13 +105,13 @@ def run_flickr(root: Path, files: dict[str, str | bytes], *, culprit: str, **opt
     return run_preparation(lambda: flickr30k.collect(source), chosen, culprit=culprit)
 
 
-def run_preparation(collect: Callable[[], object], options: object, *, culprit: str) -> Verdict:
+def run_preparation(collect: Callable[[], object], options: object, *, culprit: str) -> Answer:
     """Prepares; tells from the report, or the refusal, what became of the culprit."""
     try:
         with quiet():
             prepare(collect(), options, name="faults")
     except ValueError as error:
-        return Verdict(REFUSED, 1, 0, str(error))
+        return Answer(REFUSED, says=str(error))
     root = Path(options.out)
     report = read_report(root)
     answer, says = KEPT, ""
@@ -142,23 +125,23 @@ def run_preparation(collect: Callable[[], object], options: object, *, culprit: 
                 answer, says = meaning, reason
     if answer is KEPT and (kinds := report["converted"].keys() - {"stored byte for byte"}):
         answer, says = HEALED, ", ".join(sorted(kinds))
-    return Verdict(answer, 1, wrong_pairs(root), says)
+    return Answer(answer, wrong_pairs(root), says=says)
 
 
-def read_whole(root: Path) -> Verdict:
+def read_whole(root: Path) -> Answer:
     """Reads a set as training does: a refusal by DataError alone, or all pairs."""
     try:
-        return Verdict(KEPT, 1, wrong_pairs(root), "")
+        return Answer(KEPT, wrong_pairs(root))
     except DataError as error:
-        return Verdict(REFUSED, 1, 0, str(error))
+        return Answer(REFUSED, says=str(error))
 
 
-def several(verdicts: list[Verdict]) -> Verdict:
+def several(verdicts: list[Answer]) -> Answer:
     """Many trials as one: the answers that came, in the order of their number."""
     answers = [verdict.answer for verdict in verdicts]
     kinds = sorted(set(answers), key=lambda kind: -answers.count(kind))
     wrong = sum(verdict.wrong_pairs for verdict in verdicts)
-    return Verdict(" or ".join(kinds), len(verdicts), wrong, verdicts[-1].says)
+    return Answer(" or ".join(kinds), wrong, tries=len(verdicts), says=verdicts[-1].says)
 
 
 def plain_json(value: object) -> str:

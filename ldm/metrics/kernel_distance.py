@@ -140,8 +140,7 @@ def _within(x: Rows, members: Bool[Tensor, "k n"], kernel: Kernel) -> Float[Tens
     """Mean kernel of different rows of each subset."""
     size, selves = members.sum(1), torch.zeros(len(members), dtype=torch.float64)
     for rows, here in zip(blocks(x), members.split(ROWS_AT_ONCE, dim=1), strict=True):
-        own = torch.cat([kernel(row[None], row[None])[0] for row in rows])
-        selves += here.double() @ own.cpu()
+        selves += here.double() @ kernel(rows, rows).diagonal().cpu()
     return (_between(x, x, members, members, kernel) * size**2 - selves) / (size * (size - 1))
 
 

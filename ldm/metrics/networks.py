@@ -324,7 +324,8 @@ class Lpips(nn.Module):
 
         super().__init__()
         path, _ = locate("alexnet", weights, sha256=sha256)
-        backbone = alexnet(weights=None)
+        with torch.device("meta"):  # its random weights would take a second
+            backbone = alexnet(weights=None)
         load_strictly(backbone, read_state(path), source=path)
         self.net = _LPIPS(net="alex", pnet_rand=True)
         for part in self.net.net.children():

@@ -130,15 +130,8 @@ class PictureRecall(GatheredFeatures):
         return {f"r{k}_{self.features}": (found < k).double().mean() for k in self.ks}
 
 
-class ClipScore(PictureMetric):
-    """Mean cosine of pictures and their prompts (after Hessel et al. 2021, without their factor of 2.5).
-
-    Named by the CLIP that judges. One that also conditions the generator flatters it: read the score beside
-    the real pictures' with the same captions, and never beside another CLIP's.
-
-    Args:
-        clip: name of the CLIP; its features are `<clip>_image` and `<clip>_text`.
-    """
+class ClipMetric(PictureMetric):
+    """A metric of pictures and their own prompts, of the features `<clip>_image` and `<clip>_text`."""
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     against_real: ClassVar[bool] = False
@@ -146,14 +139,25 @@ class ClipScore(PictureMetric):
     def __init__(self, *, clip: str) -> None:
         super().__init__()
         self.clip = clip
-        judge = "the very CLIP that conditions the model" if clip == OWN_CLIP else "this CLIP"
-        self.reading = f"cosine of picture and prompt, judged by {judge}, higher is better"
-        self.add_sum("total")
-        self.add_sum("count")
 
     @property
     def needs(self) -> tuple[str, ...]:
         return (f"{self.clip}_image", f"{self.clip}_text")
+
+
+class ClipScore(ClipMetric):
+    """Mean cosine of pictures and their prompts (after Hessel et al. 2021, without their factor of 2.5).
+
+    Named by the CLIP that judges. One that also conditions the generator flatters it: read the score beside
+    the real pictures' with the same captions, and never beside another CLIP's.
+    """
+
+    def __init__(self, *, clip: str) -> None:
+        super().__init__(clip=clip)
+        judge = "the very CLIP that conditions the model" if clip == OWN_CLIP else "this CLIP"
+        self.reading = f"cosine of picture and prompt, judged by {judge}, higher is better"
+        self.add_sum("total")
+        self.add_sum("count")
 
     def update(self, batch: Observed, *, real: bool) -> None:
         if not real:
@@ -171,28 +175,16 @@ def pair_cosines(images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> F
     return (F.normalize(images.double(), dim=1) * F.normalize(texts.double(), dim=1)).sum(1)
 
 
-class RPrecision(PictureMetric):
-    """Share of pictures whose own caption comes first among 100: `r_precision_<clip>`.
-
-    Args:
-        clip: name of the CLIP that judges; its features are `<clip>_image` and `<clip>_text`.
-        candidates: captions that each picture is compared with, its own included.
-    """
-
-    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
-    against_real: ClassVar[bool] = False
+class RPrecision(ClipMetric):
+    """Share of pictures whose own caption comes first among some `candidates`: `r_precision_<clip>`."""
 
     def __init__(self, *, clip: str, candidates: int = 100) -> None:
-        super().__init__()
+        super().__init__(clip=clip)
         if candidates < 2:
             raise UserError(f"{candidates=} of R-precision must be at least 2: the own caption and another")
-        self.clip, self.candidates = clip, candidates
+        self.candidates = candidates
         self.reading = f"share whose own caption is the nearest among {candidates}, higher is better"
         self.add_lists("images", "texts", "captions")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (f"{self.clip}_image", f"{self.clip}_text")
 
     def update(self, batch: Observed, *, real: bool) -> None:
         if not real:

@@ -210,4 +210,4 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], *, source: Path) -> 
             f"weights {source} don't fit {type(net).__name__}: {len(wrong)} differ, first {name!r} with "
             f"shape {theirs.get(name, 'missing')}, expected {own.get(name, 'none')}"
         )
-    net.load_state_dict(state)
+    net.load_state_dict(state, assign=True)  # a network on the meta device gets its memory here

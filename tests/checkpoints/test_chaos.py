@@ -6,19 +6,20 @@ import shutil
 import pytest
 
 from benchmarks.chaos import ranks, resumes, saver
-from benchmarks.chaos.__main__ import KINDS, main, run
+from benchmarks.chaos.__main__ import FAULTS, main
 from benchmarks.chaos.disk import damage, flip
 from benchmarks.chaos.kills import kill
 from benchmarks.chaos.world import STEPS
+from benchmarks.harness import bring_about
 from ldm.checkpoints import training_state
 
 FAST = {"saves", "disk"}  # of the resumes, those of one process are in tests/stages/test_resume.py
 CHOSEN = {"SIGKILL to a training", "SIGTERM to a training", "two ranks, SIGTERM to one"}
-SHARE = [kind for kind in KINDS if kind.area in FAST or kind.name in CHOSEN]
+SHARE = [kind for kind in FAULTS if kind.area in FAST or kind.name in CHOSEN]
 
 
 def test_the_long_form_is_long_enough():
-    tries = {kind.name: kind.tries[0] for kind in KINDS}
+    tries = {kind.name: kind.tries[0] for kind in FAULTS}
     assert tries["SIGKILL at any moment"] + tries["SIGKILL inside a save"] >= 300
     assert tries["SIGKILL inside a save"] >= 100
     assert tries["SIGKILL to a training"] >= 30
@@ -36,7 +37,7 @@ def test_the_matrix_has_every_step_on_one_rank_and_on_two_with_and_without_loade
 
 @pytest.mark.parametrize("kind", SHARE, ids=lambda kind: kind.name)
 def test_nothing_is_lost(kind):
-    verdict = run(kind, kind.tries[1])
+    verdict = bring_about(kind, kind.tries[1])
     assert verdict.failures == []
     assert verdict.lost <= verdict.interval
     assert verdict.tries >= kind.tries[1] or "lines" in verdict.says

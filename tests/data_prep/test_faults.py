@@ -33,5 +33,5 @@ def test_the_benchmark_prints_a_table_and_the_totals(monkeypatch, capsys):
         main()
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0
-    assert "| splits | picture in two lists | 1 | refused |" in "\n".join(lines)
+    assert "| splits | picture in two lists | 1 | 0 | refused |" in "\n".join(lines)
     assert {"crashes: 0", "hangs: 0", "silent wrong pairs: 0"} <= set(lines)

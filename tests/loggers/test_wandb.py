@@ -12,7 +12,7 @@ import pytest
 import wandb
 import yaml
 
-from benchmarks.rank_faults import is_alive
+from benchmarks.processes import is_alive, wait_for
 from benchmarks.wandb_faults import recording
 from benchmarks.wandb_services import (
     KEY,
@@ -22,7 +22,6 @@ from benchmarks.wandb_services import (
     drips,
     errs,
     knows_nobody,
-    wait_for,
 )
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.pace import Pace

@@ -1,9 +1,9 @@
-"""A program: draws pictures, looks at them, takes each measure in a process of its own; prints their peaks.
+"""A program: generates pictures, takes features and each metric in a process of its own; prints the peaks.
 
-    python tests/metrics/peaks.py <pictures on each side> <features of a picture> <folder>
+    python tests/metrics/peaks.py <features of a picture> <folder> <pictures on each side> ...
 
-A line `<what> <bytes>` for the look at both sides, for picking real pictures by number, and for each measure.
-Linux.
+For each number of pictures a line `<pictures> <what> <bytes>` for the pass over both sides, for reading real
+pictures by number, and for each metric. Linux.
 """
 
 import os
@@ -105,14 +105,15 @@ def measures(dims):
 
 
 def apart(what, action, *of):
-    """Does it in a process of its own, and prints the largest memory of that but for the pages of files."""
+    """Does it in a process of its own; prints the largest memory of that without pages of files, if it has a name."""
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0
         return
     held = action(*of)  # keeps its tables mapped until their pages have been counted
     status = Path("/proc/self/status").read_text()
     peak, files = (int(re.search(rf"{name}:\s*(\d+) kB", status)[1]) for name in ("VmHWM", "RssFile"))
-    print(what, 1024 * (peak - files), flush=True)
+    if what:
+        print(what, 1024 * (peak - files), flush=True)
     del held
     os._exit(0)
 
@@ -145,14 +146,20 @@ def take(measure, gallery, made):
     score({"it": measure}, real=gallery.observed(), generated=parts_of(made))
 
 
-def main():
-    count, dims, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)  # a forked process has no others
-    apart("look", look, count, dims, folder)
+def everything(count, dims, folder):
+    """All lines of so many pictures."""
+    apart(f"{count} look", look, count, dims, folder)
     gallery, made = look(count, dims, folder)
-    apart("pick", pick, gallery)
+    apart(f"{count} pick", pick, gallery)
     for measure in measures(dims):
-        apart(type(measure).__name__, take, measure, gallery, made)
+        apart(f"{count} {type(measure).__name__}", take, measure, gallery, made)
+
+
+def main():
+    dims, folder, *counts = sys.argv[1:]
+    torch.set_num_threads(1)  # a forked process has no others
+    for count in map(int, counts):
+        apart("", everything, count, int(dims), Path(folder) / str(count))
 
 
 if __name__ == "__main__":

@@ -50,9 +50,10 @@ def test_unbiased_over_a_thousand_draws():
     Pairs of a row with itself would put 2 / 8 of the difference on top: the estimate would show it.
     """
     coins = torch.randint(0, 2, (1000, 2, 8, 2), generator=torch.Generator().manual_seed(2))
-    whole = (torch.arange(8)[None],) * 2
+    sides = (2.0 * coins.double() - 1).transpose(0, 1).split(125, dim=1)  # 125 draws are subsets of one set
+    eights = (torch.arange(1000).view(125, 8),) * 2
     found = torch.cat(
-        [unbiased_mmd(x, y, kernel=polynomial, subsets=whole) for x, y in 2.0 * coins.double() - 1]
+        [unbiased_mmd(*side.flatten(1, 2), kernel=polynomial, subsets=eights) for side in sides]
     )
     error = found.std() / math.sqrt(len(found))
     assert abs(found.mean()) < 3 * error

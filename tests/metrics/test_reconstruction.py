@@ -77,7 +77,12 @@ def test_frechet_distance_of_the_round_trip():
 
 
 def test_lpips_is_torchmetrics_with_the_weights_of_the_file(tmp_path):
-    backbone = alexnet(weights=None)
+    with torch.device("meta"):
+        backbone = alexnet(weights=None)
+    for layer in backbone.features.to_empty(device="cpu"):
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.reset_parameters()
+    backbone.classifier.to_empty(device="cpu")  # is checked, and not used
     path = tmp_path / "alexnet.pth"
     torch.save(backbone.state_dict(), path)
     ours, theirs = Lpips(weights=str(path), sha256=digest(path)), _LPIPS(net="alex", pnet_rand=True)

@@ -14,8 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from benchmarks.rank_faults import is_alive
-from benchmarks.wandb_services import wait_for
+from benchmarks.processes import is_alive, wait_for
 from hydra_plugins.ldm_sweeps.local import LocalLauncher, run_all, start, stop
 from hydra_plugins.ldm_sweeps.points import Point, label_of, parsed, points_of, quoted, read_points
 from hydra_plugins.ldm_sweeps.returns import returned
