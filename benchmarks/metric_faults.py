@@ -28,7 +28,7 @@ from benchmarks.harness import Fault, table
 from benchmarks.processes import Ending
 from ldm.distributed.launch import launch
 from ldm.distributed.ranks import rank
-from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.features import Pixels
 
 LIMIT = 60.0  # seconds from a fault to the end
 MOMENT = "LDM_FAULT_MOMENT"  # variable: a file that is made when the fault comes
@@ -57,17 +57,15 @@ ACTS: dict[str, Callable[[], None]] = {
 }
 
 
-class Pixels:
+class ActingPixels(Pixels):
     """Features that are the pixels themselves; the second rank acts when it first looks at pictures.
 
     Args:
         act: a name of `ACTS`.
     """
 
-    identity = FeatureIdentity(name="pixels", sha256="0" * 64, size=SIZE, resize="none")
-    dims = {"pixels": 3 * SIZE * SIZE}  # noqa: RUF012
-
     def __init__(self, *, act: str) -> None:
+        super().__init__(size=SIZE)
         self.act, self.due = ACTS[act], True
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -76,7 +74,7 @@ class Pixels:
             moment()
             if rank() == 1:
                 self.act()
-        return {"pixels": images.flatten(1).float()}
+        return super().__call__(images)
 
 
 class StopsAlone(Callback):
@@ -126,7 +124,7 @@ def overrides(case: Case) -> list[str]:
     """Of ldm.train: the measures, with the fault in them."""
     ours = "benchmarks.metric_faults"
     metrics = "{nearest: {_target_: ldm.metrics.retrieval.PictureRecall, features: pixels, ks: [1, 5]}}"
-    extractors = f"{{pixels: {{_target_: {ours}.Pixels, act: {case.act}}}}}"
+    extractors = f"{{pixels: {{_target_: {ours}.ActingPixels, act: {case.act}}}}}"
     measures = (
         "+callbacks.generation={_target_: ldm.callbacks.generation_metrics.GenerationMetrics, "
         f"captions: {case.captions}, batch_size: 4, extractors: {extractors}, metrics: {metrics}}}"

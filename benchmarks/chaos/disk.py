@@ -68,12 +68,35 @@ def read_only(folder: Path, tries: int) -> Loss:
 def full(folder: Path, tries: int) -> Loss:
     """Disks of their own, in memory, that have room for between one and three states."""
     apart = ["unshare", "--user", "--map-root-user", "--mount"]
-    command = [*apart, sys.executable, "-m", "benchmarks.chaos.full", str(folder), str(tries)]
+    command = [*apart, sys.executable, "-m", "benchmarks.chaos.disk", str(folder), str(tries)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     failures = done.stdout.splitlines()
     if done.returncode:
         failures.append(f"unshare: {' '.join(done.stderr.split())[-200:]}")
     return Loss(tries=tries, failures=failures, lost=1, interval=1)
+
+
+def fill(folder: Path, tries: int) -> None:
+    """Prints a line for each thing that is wrong; in a mount namespace of its own, which `full` starts."""
+    draw = random.Random(0)
+    for number in range(tries):
+        disk = folder / f"disk{number}"
+        disk.mkdir()
+        size = int(saver.SIZE * draw.uniform(1.2, 2.9))
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
+        for line in filled(disk / "states"):
+            print(f"disk of {size} bytes: {line}")
+
+
+def filled(root: Path) -> list[str]:
+    """Saves until the disk is full; what is wrong then, and once there is room again."""
+    for step in range(1, 4):
+        try:
+            save_state(root, step, saver.write(step), keep=3)
+        except OSError as error:
+            wrongs = saver.wrong(root, step - 1)[1] + saver.untidy(root)
+            return wrongs + [f"no sentence: {error}"] * (SENTENCE not in str(error))
+    return ["it was never full"]
 
 
 def damage(change: Callable[[Path, random.Random], None], folder: Path, tries: int) -> Loss:
@@ -109,3 +132,6 @@ FAULTS = [
     Fault(area="disk", name="one bit flipped", tries=(200, 8), run=partial(damage, flip)),
     Fault(area="disk", name="file cut", tries=(50, 4), run=partial(damage, cut)),
 ]
+
+if __name__ == "__main__":
+    fill(Path(sys.argv[1]), int(sys.argv[2]))

@@ -105,7 +105,7 @@ def measures(dims):
 
 
 def apart(what, action, *of):
-    """Does it in a process of its own; prints the largest memory of that without pages of files, if it has a name."""
+    """Does it in a process of its own, and prints the most memory of that, pages of files aside, if named."""
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0
         return
