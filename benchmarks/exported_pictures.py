@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.exchange.exporting import Export, open_export, write_diffusers
-from ldm.generators.diffusion_bundle import open_latent_diffusion
+from ldm.generators.diffusion_bundle import codec_of, open_latent_diffusion
 from ldm.randomness.noise import Mt19937Noise
 from ldm.sampling.lists import read_list
 
@@ -70,7 +70,7 @@ def main() -> int:
     prompts = [prompt for prompt in listed for _ in range(options.seeds)]
     seeds = list(range(options.seeds)) * len(listed)
     ours = by_ours(bundle, export, prompts, seeds)
-    shape = bundle.codec().latent_shape(bundle.entry("size"))
+    shape = codec_of(bundle, bundle).latent_shape(bundle.entry("size"))
     noise = Mt19937Noise(seeds, shape, device=torch.device("cpu")).draw()
     with tempfile.TemporaryDirectory() as place:
         folder = write_diffusers(export, Path(place) / "exported", dtype=torch.float32)

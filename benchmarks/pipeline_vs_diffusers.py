@@ -166,8 +166,8 @@ def make(folder: Path, configs: dict[str, Config]) -> None:
 def draw_ours(drawing: Drawing, clock: Clock) -> int:
     """Draws with our pipeline; returns how often a step calls the denoiser."""
     from ldm.checkpoints.bundle import Bundle
-    from ldm.checkpoints.pictures import to_picture
     from ldm.generators.diffusion_bundle import open_latent_diffusion
+    from ldm.io.pictures import to_picture
 
     clock.mark("begun")
     bundle = Bundle.open(drawing.folder / "bundle")

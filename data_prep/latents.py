@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from ldm import UserError
-from ldm.checkpoints.bundle import load_codec
 from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import stored_moments, stored_states, stored_tokens
+from ldm.generators.diffusion_bundle import load_codec
 from ldm.tokenizers import cut_line
 
 TEXTS = {"tokens": stored_tokens, "states": stored_states}

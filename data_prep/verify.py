@@ -24,13 +24,13 @@ from tqdm import tqdm
 from data_prep import splits
 from data_prep.making import over_processes
 from data_prep.reports import read_report
-from ldm.checkpoints.pictures import save_figure, write_png
 from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.augment import names_a_side
 from ldm.data.decode import EncodedPicture
 from ldm.data.index import Shard, ShardIndex
 from ldm.data.shards import ShardReader, scan_shard
+from ldm.io.pictures import save_figure, write_png
 from ldm.io.writing import discard, make_folder, write
 
 NUM_SPECIMENS = 40

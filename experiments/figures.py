@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldm import UserError
-from ldm.checkpoints.pictures import save_figure
 from ldm.evaluation.published import COCO, PublishedRow
+from ldm.io.pictures import save_figure
 
 COLUMNS = 4  # panels side by side
 INK = "tab:blue"

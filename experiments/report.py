@@ -14,10 +14,10 @@ from typing import Any
 from experiments.figures import draw_literature, draw_measured
 from experiments.tables import UNVERIFIED, Table, literature_table, measured_table
 from ldm.commands.options import command_line, option
-from ldm.data.picture_files import FIGURE, carries
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.report import markdown_table
 from ldm.evaluation.results import FILE_NAME, read_results
+from ldm.io.pictures import FIGURE, carries
 from ldm.io.writing import discard, make_folder, write
 
 FOLDER = Path(__file__).parent

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ldm.checkpoints.pictures import save_figure
+from ldm.io.pictures import save_figure
 
 COLUMNS = 3  # panels side by side
 TICKS = 8  # values that are written below an axis; of more the axis chooses some

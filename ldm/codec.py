@@ -40,6 +40,7 @@ class Codec:
 
     @property
     def device(self) -> torch.device:
+        """Where its networks are."""
         return next(self.autoencoder.parameters()).device
 
     @property
@@ -54,12 +55,12 @@ class Codec:
         return self
 
     def picture_fingerprint(self) -> str:
-        """sha256 of all that decides what this codec makes of a picture."""
+        """sha256 of everything that decides the latents of a picture."""
         affine = {"latent_shift": self.latent_shift, "latent_scale": self.latent_scale}
         return _hash(affine | self.autoencoder.state_dict())
 
     def text_fingerprint(self) -> str:
-        """sha256 of all that decides what this codec makes of a prompt."""
+        """sha256 of everything that decides the text states of a prompt."""
         return _hash(self.text_encoder.state_dict(), *self.tokenizer.fingerprint())
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
@@ -69,7 +70,7 @@ class Codec:
             UserError: a side that the autoencoder can't divide.
         """
         factor = self.autoencoder.factor
-        if size % factor:
+        if size < factor or size % factor:
             raise UserError(f"a side of {size} pixels is not a multiple of the autoencoder's factor {factor}")
         return self.autoencoder.latent_channels, size // factor, size // factor
 
@@ -82,7 +83,7 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 H W"]:
-        """Pictures of scaled latents, a few at a time.
+        """Pictures of scaled latents, a few at a time: decoding needs far more memory than its result.
 
         Raises:
             NotFinite: latents or pictures that are NaN or infinite, and would be saved black.
@@ -99,15 +100,15 @@ class Codec:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
-        """Text states, one row a prompt; the empty prompt is the unconditional one."""
+        """Text states, one row per prompt; the empty prompt is the unconditional one."""
         return self.text_encoder(self.tokenizer.encode(prompts).to(self.device)).states.float()
 
     @torch.no_grad()
     def moments(self, images: UInt8[Tensor, "b 3 H W"]) -> Float16[Tensor, "b 2 c h w"]:
         """Means and log-variances of the scaled latents, as a denoiser is trained on them.
 
-        A picture gets the same bits in whatever company it comes, so training on stored moments is training
-        on pictures: they are rounded to half precision here, and computed in float32 in chunks of one size.
+        A picture gets the same bits whatever its batch, so training on stored moments is training on
+        pictures: they are rounded to half precision here, and computed in float32 in chunks of one size.
         """
 
         def encode(chunk: Tensor) -> Tensor:
@@ -118,13 +119,14 @@ class Codec:
 
     @torch.no_grad()
     def context(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
-        """What a denoiser is trained to read of token ids: text states, with the same care as `moments`."""
+        """Text states of token ids, as a denoiser is trained on them, with the same care as `moments`."""
         return self._in_chunks(lambda chunk: self.text_encoder(chunk).states.half(), tokens)
 
     def _in_chunks(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         made, size = [], self.chunk
         with torch.autocast(self.device.type, enabled=False):
             for chunk in rows.to(self.device).split(size):
+                # kernels sum in an order that the number of rows decides: a short chunk is filled up
                 filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
                 made.append(encode(filled)[: len(chunk)])
             return torch.cat(made)

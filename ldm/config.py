@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from ldm import UserError
 from ldm.commands.answers import answer_errors
 from ldm.commands.help import help_of
-from ldm.commands.limits import check_limit
 from ldm.construct import construct, locate, nearest, own_confs
 
 PACKAGE = Path(__file__).resolve().parent
@@ -41,7 +40,7 @@ TARGETS = (
 )
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
 EVERY = {"evaluate": "metric"}  # command -> the group of which it gets every file: none is listed anywhere
-DRAWING = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
+READERS = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
 
 
 def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -61,9 +60,9 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
             if arguments.help:
                 return print(help_of(name, CONF))
             folder = Path(arguments.config_dir) if arguments.config_dir else None
-            if group := EVERY.get(name):  # before what is typed, which may choose some of them
-                place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
-                sys.argv.insert(place, f"{group}=[{','.join(options(group, folder))}]")
+            # before what is typed, which may choose some of them
+            place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
+            sys.argv[place:place] = every(name, folder)
             answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun, folder=folder))
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
             answer_errors(run)
@@ -87,7 +86,7 @@ def build_data(config: DictConfig, stage: Any) -> Any:
 
 
 def overrides() -> list[str]:
-    """What was typed after the command's name, or what this point of a sweep makes of it."""
+    """What was typed after the command's name; of a sweep, with the values of this point."""
     return list(HydraConfig.get().overrides.task)
 
 
@@ -102,8 +101,16 @@ def options(group: str, folder: Path | None = None) -> list[str]:
     return sorted({path.stem for conf in folders for path in (conf / group).glob("*.yaml")})
 
 
+def every(name: str, folder: Path | None = None) -> list[str]:
+    """The override that chooses each file of the group of which a command gets every one, if there is one."""
+    group = EVERY.get(name)
+    return [] if group is None else [f"{group}=[{','.join(options(group, folder))}]"]
+
+
 def check(name: str, arguments: Iterable[str], *, sweep: bool = False, folder: Path | None = None) -> None:
-    """Refuses what is misspelt, of the wrong type or out of range, before torch is imported.
+    """Refuses what is misspelt or of the wrong type, before torch is imported.
+
+    Whether a value is in range is checked by the constructor that it is for.
 
     Args:
         name: of the command's config.
@@ -127,13 +134,8 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False, folder: P
         check_read(override, name)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         chosen = [each.input_line or "" for each in groups if not each.is_sweep_override()]
-        if group := EVERY.get(name):
-            chosen.insert(0, f"{group}=[{','.join(options(group, folder))}]")
-        if folder is not None:
-            chosen.append(f"hydra.searchpath=['file://{folder.absolute()}']")
-        config = compose(name, overrides=chosen)
-    for key in key_paths(config):
-        check_limit(key, OmegaConf.select(config, key, throw_on_resolution_failure=False))
+        searched = [] if folder is None else [f"hydra.searchpath=['file://{folder.absolute()}']"]
+        config = compose(name, overrides=[*every(name, folder), *chosen, *searched])
     for override in overrides:
         if override not in groups and not override.key_or_group.startswith("hydra"):
             check_value(override, config)
@@ -188,12 +190,12 @@ def check_group(override: Override, folder: Path | None = None) -> None:
 def check_read(override: Override, command: str) -> None:
     """Refuses a group that the command would not look at."""
     group = override.key_or_group
-    if command not in DRAWING.get(group, (command,)):
-        raise UserError(f"{group} has no place in ldm.{command}, only in {', '.join(DRAWING[group])}")
+    if command not in READERS.get(group, (command,)):
+        raise UserError(f"{group} has no place in ldm.{command}, only in {', '.join(READERS[group])}")
 
 
 def check_value(override: Override, config: DictConfig) -> None:
-    """Refuses an unknown key, or a value of another type or out of range."""
+    """Refuses an unknown key, or a value of another type."""
     key = override.key_or_group
     known = sorted(key_paths(config))
     parent = key.rpartition(".")[0]
@@ -204,9 +206,7 @@ def check_value(override: Override, config: DictConfig) -> None:
         raise UserError(f"{key} can't be removed: the command reads it")
     if override.is_delete() or override.is_sweep_override() or key not in known:
         return
-    value, default = override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False)
-    check_type(key, value, default)
-    check_limit(key, value)
+    check_type(key, override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False))
 
 
 def check_type(key: str, value: Any, default: Any) -> None:
@@ -224,7 +224,8 @@ def check_type(key: str, value: Any, default: Any) -> None:
         str: (str, int, float),
     }
     accepted = kinds.get(type(default))
-    if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)):
+    # type, not isinstance: true is an int to Python
+    if accepted and type(value) not in accepted:
         raise UserError(
             f"{key}={value} is {type(value).__name__}, expected {type(default).__name__} like {default}"
         )

@@ -32,6 +32,7 @@ NETWORKS = ("ldm.models.", "ldm.diffusion.")
 MOVED = {  # names in configs and bundles of earlier versions -> where these are now
     "ldm.callbacks.tensorboard_log.tensorboard_logger": "ldm.loggers.tensorboard_log.tensorboard_logger",
     "ldm.callbacks.wandb_log.wandb_logger": "ldm.loggers.wandb_log.wandb_logger",
+    "ldm.checkpoints.bundle.load_codec": "ldm.generators.diffusion_bundle.load_codec",
     "ldm.sharding.Sharded": "ldm.distributed.sharding.Sharded",
     "ldm.data.captions.captions": "ldm.data.shards.captions",
     "ldm.data.crops.centre": "ldm.data.decode.centre",
@@ -174,7 +175,7 @@ def check_arguments(name: str, target: Any, arguments: Mapping[str, Any], *, is_
     except TypeError as error:
         strange = next((key for key in arguments if key not in known.parameters), None)
         hint = "" if strange is None else nearest(str(strange), known.parameters)
-        raise UserError(f"_target_ {name!r} can't be called with what it is given: {error}{hint}") from None
+        raise UserError(f"_target_ {name!r} can't be called with these arguments: {error}{hint}") from None
     if name.startswith("ldm."):
         _check_values(name, known.parameters, arguments)
 
@@ -186,7 +187,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _check_values(name: str, parameters: Mapping[str, Parameter], arguments: Mapping[str, Any]) -> None:
-    """Refuses a text where a number, a list or a function belongs, and the like, by annotations.
+    """Refuses arguments that don't fit their annotations, such as a text where a number belongs.
 
     Raises:
         UserError: the argument and what it must be.
@@ -201,7 +202,7 @@ def _check_values(name: str, parameters: Mapping[str, Parameter], arguments: Map
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a value may stand where an annotation is; what is no plain data, and no known form, may."""
+    """Whether a value fits an annotation; values and annotations of other forms than these always do."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation in SCALARS:
         return type(value) in SCALARS[annotation]

@@ -40,7 +40,7 @@ def bundle_state(config: DictConfig) -> None:
     """Writes the bundle of a training state."""
     import torch
 
-    from ldm.generators.snapshot import bundle_of_state
+    from ldm.generators.denoiser_writer import bundle_of_state
 
     dtype = getattr(torch, config.precision)
     out = bundle_of_state(Path(config.state), Path(config.out), length=config.ema_length, dtype=dtype)

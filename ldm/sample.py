@@ -35,8 +35,8 @@ def draw(config: DictConfig) -> None:
     from tqdm import tqdm
 
     from ldm.checkpoints.bundle import Bundle
-    from ldm.checkpoints.pictures import save_sheet
-    from ldm.generators.opening import open_generator
+    from ldm.generators.generator import open_generator
+    from ldm.io.pictures import save_sheet
     from ldm.sampling.batches import batches, check_jobs, cut_lines, generate_batch
     from ldm.sampling.inputs import check_inputs
     from ldm.sampling.output import SHEET, Saver, check_folder
@@ -67,7 +67,7 @@ def draw_again(config: DictConfig) -> None:
     if typed:
         raise UserError(f"again= takes all from the picture: leave out {', '.join(sorted(typed))}")
 
-    from ldm.checkpoints.pictures import save_picture
+    from ldm.io.pictures import save_picture
     from ldm.sampling.batches import cut_lines
     from ldm.sampling.output import check_place
     from ldm.sampling.record import chunks

@@ -115,7 +115,7 @@ class Tokenizer:
         return Cut(tokens=len(owners) + NUM_CONTROL, limit=self.context_length, seen=cleaned[:end][-SEEN:])
 
     def fingerprint(self) -> list[str]:
-        """All that decides what ids a text gets."""
+        """Everything that decides which ids a text gets."""
         sizes = f"{self.vocab_size} {self.context_length} {self.pad_id}"
         return [sizes, *(" ".join(merge) for merge in self.merges)]
 

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
-from ldm.checkpoints.bundle import Part, load_codec, write_bundle
+from ldm.checkpoints.bundle import Part
+from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.codec import Codec
 from ldm.config import CONF
 from ldm.construct import construct
@@ -21,6 +22,7 @@ from ldm.data.datamodule import PictureData
 from ldm.data.index import ShardIndex
 from ldm.data.latents import LatentData
 from ldm.data.shards import write_shards
+from ldm.generators.diffusion_bundle import load_codec
 from ldm.models.vae import AutoencoderKL
 from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_constant

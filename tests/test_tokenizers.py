@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks.tokenizer_identity import fuzzed
-from ldm.checkpoints.tokenizer_file import load_tokenizer, save_tokenizer
+from ldm.checkpoints.bundle import load_tokenizer
+from ldm.checkpoints.bundle_writer import save_tokenizer
 from ldm.tokenizers import Tokenizer, clean, clip_bpe, cut_line, train
 
 CAPTIONS = Path(__file__).parent.parent / "ldm/assets/emoji/captions.json"

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ldm.checkpoints.pictures import save_figure, to_picture
 from ldm.evaluation.figures import INK, PAPER, save_png
+from ldm.io.pictures import save_figure, to_picture
 
 LABEL, GAP = 110, 4  # pixels: width of a row's name, space between pictures
 SHOWN = 2  # pictures of each run

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from ldm import UserError
-from ldm.checkpoints.log_lines import read_curves
+from ldm.io.curves import read_curves
 from ldm.io.reading import read_json
 from ldm.io.writing import write
 

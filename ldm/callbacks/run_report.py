@@ -9,10 +9,10 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from ldm.checkpoints.log_lines import read_curves
 from ldm.checkpoints.run import facts_of
 from ldm.evaluation.figures import LITERATURE, Curves, literature_beside, save_curves
 from ldm.evaluation.report import markdown_table
+from ldm.io.curves import read_curves
 from ldm.io.writing import write
 
 FILE_NAME, LOG = "report.md", "metrics.jsonl"

@@ -6,8 +6,8 @@ from pathlib import Path
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ldm.callbacks.sheets import show_sheet
-from ldm.checkpoints.pictures import to_picture
 from ldm.distributed.ranks import all_gather
+from ldm.io.pictures import to_picture
 from ldm.loggers.background import log_table
 from ldm.randomness.seeds import check_seed
 from ldm.tokenizers import cut_line

@@ -10,8 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import distributed
 
-from ldm.checkpoints.loading import is_readable
-from ldm.checkpoints.training_state import discard_damaged, save_state
+from ldm.checkpoints.training_state import discard_damaged, is_readable, save_state
 
 
 class StoppedBySignal(Exception):

@@ -7,7 +7,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.checkpoints.pictures import save_sheet
+from ldm.io.pictures import save_sheet
 from ldm.loggers.background import background_loggers
 
 

@@ -6,6 +6,8 @@ bundle/<part>.safetensors     backbone, autoencoder, text_encoder, image_encoder
 bundle/tokenizer.json
 bundle/README.md              model card; nothing reads it
 ```
+
+Anybody may have written the folder, so every value is checked before something is built from it.
 """
 
 from collections.abc import Mapping
@@ -15,30 +17,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm import UserError
-from ldm.checkpoints.card import FILE_NAME as CARD
-from ldm.checkpoints.card import model_card
-from ldm.checkpoints.tensors import save_tensors
-from ldm.checkpoints.tokenizer_file import load_tokenizer, save_tokenizer
-from ldm.codec import Codec
 from ldm.construct import construct
-from ldm.io.fields import MAX_FLOAT, Fields, check_tree
-from ldm.io.reading import MAX_YAML, hash_file, is_plain_name, read_yaml
-from ldm.io.writing import new_folder, write
+from ldm.io.fields import MAX_FLOAT, MAX_WIDTH, Fields, check_tree
+from ldm.io.reading import MAX_YAML, hash_file, is_plain_name, read_json, read_yaml
 from ldm.models.meta_init import meta_init
-from ldm.tokenizers import Tokenizer
+from ldm.tokenizers import Tokenizer, parse_merge
 
-FORMAT = 1
+FORMAT, TOKENIZER_FORMAT = 1, "ldm-tokenizer-1"
 MAX_SIDE = 2**13  # of a picture, in pixels
-# what torch and Python raise where a config describes no network: the config is data, so none of them is ours
+# What torch and Python raise where a config describes no network. The config is foreign data, so none of
+# these is a bug of ours that should show its traceback.
 UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
+SIZES = ("vocab_size", "context_length", "pad_id")  # of a tokenizer
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "emoji" / "bundle"
 
 
@@ -71,8 +67,6 @@ class Bundle:
         found = find(Path(path))
         try:
             config = Fields.of(read_yaml(found / CONFIG), name=CONFIG)
-            if config.values.get("format") != FORMAT:
-                raise UserError(f"it has format {config.values.get('format')}, this version reads {FORMAT}")
             check_config(config)
         except UserError as error:
             raise BundleError(f"bundle {found}: {CONFIG} is damaged ({error}): copy it again") from error
@@ -85,6 +79,7 @@ class Bundle:
 
     @property
     def names(self) -> list[str]:
+        """Names of its parts."""
         return sorted(self.config["parts"])
 
     @cached_property
@@ -111,26 +106,26 @@ class Bundle:
         if name not in self.config["parts"]:
             raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
         file, sha256, spec = (self.config["parts"][name][key] for key in ("file", "sha256", "spec"))
-        path = self._present(file)
-        with ThreadPoolExecutor(max_workers=1) as aside:  # hashing takes as long as looking at every weight
-            digest = aside.submit(hash_file, path)
+        with ThreadPoolExecutor(max_workers=1) as hashing:  # takes as long as looking at every weight
+            checked = hashing.submit(self._checked, file, sha256)
             try:
-                state = read_state(path)
-            except BundleError:
-                check_hash(path, digest.result(), sha256)  # a file that was changed is told of as that
-                raise
-            check_hash(path, digest.result(), sha256)
+                state = read_weights(self.path / file)
+            finally:  # of two errors the hash's: a file that was changed is reported as that
+                checked.result()
         return Part(spec=spec, state=state)
 
     def network(self, name: str) -> nn.Module:
         """One part, built and loaded, in evaluation mode.
 
         Raises:
-            BundleError: the weights are not those of the network in the config, or it tells of none.
+            BundleError: the config describes no network, or not the one that the weights are of.
         """
         part = self.part(name)
+        # Twice as many weights as the file has: some networks tie two. A config that asks for more would take
+        # time and memory long before its weights were found not to fit.
+        most = 2 * sum(max(1, tensor.numel()) for tensor in part.state.values())
         try:
-            with meta_init(most=2 * sum(max(1, tensor.numel()) for tensor in part.state.values())):
+            with meta_init(most=most):
                 module = construct(part.spec)
             module.load_state_dict(part.state, assign=True)
         except UNBUILDABLE as error:
@@ -141,13 +136,13 @@ class Bundle:
         return module.eval()
 
     def copy_into(self, net: nn.Module, name: str) -> None:
-        """Copies the weights of one part into a network that is to be trained on.
+        """Copies the weights of one part into a network that is to be trained further.
 
         Raises:
             BundleError: no such part, a damaged one, or one of another network.
         """
-        state, own = self.part(name).state, net.state_dict()
-        sizes, wanted = ({key: tensor.shape for key, tensor in each.items()} for each in (state, own))
+        state = self.part(name).state
+        sizes, wanted = ({key: x.shape for key, x in each.items()} for each in (state, net.state_dict()))
         different = sorted(key for key in sizes.keys() | wanted if sizes.get(key) != wanted.get(key))
         if different:
             raise BundleError(
@@ -157,59 +152,79 @@ class Bundle:
         net.load_state_dict(state)
 
     def tokenizer(self) -> Tokenizer:
-        path = self._present(TOKENIZER)
-        check_hash(path, hash_file(path), self.entry("tokenizer")["sha256"])
-        return load_tokenizer(path)
+        """Its tokenizer.
 
-    def codec(self) -> Codec:
-        return load_codec(autoencoder=str(self.path), text_encoder=str(self.path))
+        Raises:
+            BundleError: it is missing or changed.
+        """
+        return load_tokenizer(self._checked(TOKENIZER, self.entry("tokenizer")["sha256"]))
 
-    def _present(self, file: str) -> Path:
+    def _checked(self, file: str, sha256: str) -> Path:
+        """The path of a file that is there and the one that was written.
+
+        Raises:
+            BundleError: it isn't.
+        """
         path = self.path / file
         if not path.is_file():
             raise BundleError(f"bundle {self.path} lacks its file {file}: copy the whole folder again")
+        if hash_file(path) != sha256:
+            raise BundleError(f"bundle file {path} is damaged (sha256 differs): copy the whole folder again")
         return path
 
 
+def find(path: Path) -> Path:
+    """The bundle that a path means: itself, a run's, the newest of an experiment's runs; `shipped` is ours.
+
+    Raises:
+        BundleError: there is none.
+    """
+    path = SHIPPED if path == Path("shipped") else path
+    newest = sorted(path.glob(f"*/bundle/{CONFIG}"), reverse=True)
+    for folder in (path, path / "bundle", *(found.parent for found in newest)):
+        config = folder / CONFIG
+        if config.is_file():
+            with config.open("rb") as stream:
+                if b"parts:" in stream.read(MAX_YAML):  # else it is a run's config
+                    return folder
+    where = f"there is no bundle at {path}"
+    if path.parent.name == "runs":
+        raise BundleError(f"{where}: python -m ldm.train +experiment={path.name} leaves one there")
+    raise BundleError(f"{where}; a finished run leaves one under runs/<experiment>/<run>/bundle")
+
+
 def check_config(config: Fields) -> None:
-    """Refuses what no bundle's config holds, before anything is built of it.
+    """Refuses what no bundle's config holds, before anything is built from it.
 
     Raises:
         UserError: the entry, and what is wrong with it.
     """
+    values = config.values
+    if values.get("format") != FORMAT:
+        raise UserError(f"it has format {values.get('format')}, this version reads {FORMAT}")
     parts = config.mapping("parts")
-    for name in parts.values:
-        part = parts.mapping(name)
+    for part in map(parts.mapping, parts.values):
         if not is_plain_name(part.text("file")):
             raise UserError(f"{part.name}: file={part.values['file']!r} is no file in the bundle's folder")
         part.text("sha256")
         check_tree({"spec": part.mapping("spec").values}, name=part.name)
-    for name in config.values.keys() & {"process", "sampler", "guidance", "generator"}:
+    for name in values.keys() & {"process", "sampler", "guidance", "generator"}:
         check_tree(config.mapping(name).values, name=f"{config.name}: {name}")
-    if config.values.get("size") is not None:
+    if values.get("size") is not None:
         config.whole("size", high=MAX_SIDE)
-    if config.values.get("latents") is not None:
+    if values.get("latents") is not None:
         config.mapping("latents").numbers("shift", low=-MAX_FLOAT, high=MAX_FLOAT)
         config.mapping("latents").numbers("scale", low=1 / MAX_FLOAT, high=MAX_FLOAT)
-    if config.values.get("tokenizer") is not None:
+    if values.get("tokenizer") is not None:
         config.mapping("tokenizer").text("sha256")
 
 
-def check_hash(path: Path, found: str, expected: str) -> None:
-    """Refuses a file that is not the one that was written.
-
-    Raises:
-        BundleError: its sha256 is another.
-    """
-    if found != expected:
-        raise BundleError(f"bundle file {path} is damaged (sha256 differs): copy the whole folder again")
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, those with fractions in float32.
 
     Raises:
         BundleError: it is cut or forged, or holds NaN or Inf.
+        FileNotFoundError: there is no such file.
     """
     try:
         state = load_file(path)
@@ -223,93 +238,41 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or Inf: the extremes tell it of all, thirty times as fast as each would."""
+    """Whether no value is NaN or Inf, read off the extremes: thirty times as fast as looking at each."""
     return tensor.numel() == 0 or all(extreme.isfinite() for extreme in tensor.aminmax())
 
 
-def find(path: Path) -> Path:
-    """The bundle that a path means: itself, a run's, the newest of an experiment's runs; `shipped` is ours.
+def content_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer as plain data, from which `tokenizer_of` makes the same one."""
+    sizes = {name: getattr(tokenizer, name) for name in SIZES}
+    return {"format": TOKENIZER_FORMAT, **sizes, "merges": [" ".join(merge) for merge in tokenizer.merges]}
+
+
+def tokenizer_of(content: Any, *, name: str) -> Tokenizer:
+    """The tokenizer that plain data describes, which messages call by `name`.
 
     Raises:
-        BundleError: there is none.
+        UserError: the data describes none.
     """
-    path = SHIPPED if path == Path("shipped") else path
-    newest = sorted(path.glob(f"*/bundle/{CONFIG}"))
-    for candidate in (path, path / "bundle", *(found.parent for found in newest[::-1])):
-        if (candidate / CONFIG).is_file() and _has_parts(candidate / CONFIG):
-            return candidate
-    if path.parent.name == "runs":
-        raise BundleError(
-            f"there is no bundle at {path}: python -m ldm.train +experiment={path.name} leaves one there"
-        )
-    raise BundleError(
-        f"there is no bundle at {path}; a finished run leaves one under runs/<experiment>/<run>/bundle"
-    )
+    try:
+        fields = Fields.of(content, name=name)
+        if fields.text("format") != TOKENIZER_FORMAT:
+            raise UserError(f"format {fields.text('format')!r} is not {TOKENIZER_FORMAT!r}")
+        sizes = {each: fields.whole(each, low=0, high=MAX_WIDTH) for each in SIZES}
+        return Tokenizer([parse_merge(line) for line in fields.texts("merges")], **sizes)
+    except ValueError as error:  # Python's own where a line is no merge
+        raise UserError(
+            f"{name} is not a tokenizer written by ldm ({error}): train or copy it again"
+        ) from None
 
 
-def _has_parts(config: Path) -> bool:
-    """Whether a config is a bundle's, and not a run's."""
-    with config.open("rb") as stream:
-        return b"parts:" in stream.read(MAX_YAML)
-
-
-def load_codec(*, autoencoder: str, text_encoder: str) -> Codec:
-    """Codec from one bundle or two: autoencoder of the first, text encoder and tokenizer of the second."""
-    pictures, texts = Bundle.open(autoencoder), Bundle.open(text_encoder)
-    latents = pictures.config.get("latents")
-    if latents is None:
-        raise BundleError(f"bundle {pictures.path} has no latent statistics: it holds no trained autoencoder")
-    net = pictures.network("autoencoder")
-    if not len(latents["shift"]) == len(latents["scale"]) == net.latent_channels:
-        raise BundleError(
-            f"bundle {pictures.path}: its latent statistics are not of {net.latent_channels} channels"
-        )
-    return Codec(
-        autoencoder=net,
-        text_encoder=texts.network("text_encoder"),
-        tokenizer=texts.tokenizer(),
-        latent_shift=torch.tensor(latents["shift"]),
-        latent_scale=torch.tensor(latents["scale"]),
-    )
-
-
-def write_bundle(
-    path: Path,
-    *,
-    parts: Mapping[str, Part],
-    tokenizer: Tokenizer | None = None,
-    settings: Mapping[str, Any],
-    dtype: torch.dtype = torch.float32,
-) -> Path:
-    """Writes a bundle: it is there whole or not at all.
-
-    Args:
-        path: the folder to make; it must not exist.
-        settings: further entries of the config: process, latents, sampling defaults, provenance.
-        dtype: of the stored floating-point weights.
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file.
 
     Raises:
-        NameTaken: `path` is there already.
+        UserError: no file, or one that ldm did not write.
     """
-    size = sum(_bytes(tensor, dtype) for part in parts.values() for tensor in part.state.values())
-    with new_folder(path, size=size) as draft:
-        config: dict[str, Any] = {"format": FORMAT, "parts": {}, **settings}
-        for name, part in parts.items():
-            file = draft / f"{name}.safetensors"
-            save_tensors({key: _stored(tensor, dtype) for key, tensor in part.state.items()}, file)
-            config["parts"][name] = {"file": file.name, "sha256": hash_file(file), "spec": dict(part.spec)}
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, draft / TOKENIZER)
-            config["tokenizer"] = {"sha256": hash_file(draft / TOKENIZER)}
-        write(draft / CARD, model_card(config))
-        write(draft / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    return path
-
-
-def _bytes(tensor: Tensor, dtype: torch.dtype) -> int:
-    return tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize
-
-
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    try:
+        return tokenizer_of(read_json(path), name=str(path))
+    except FileNotFoundError:
+        raise UserError(f"there is no tokenizer at {path}: give the path of a tokenizer.json") from None

@@ -7,9 +7,10 @@ of another length, or as it was at another step, is a sum of those, as near as l
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.tensors import save_tensors
 from ldm.io.fields import Fields
 from ldm.io.reading import parse_json
-from ldm.io.writing import drafting
+from ldm.io.writing import drafting, save_tensors
 
 NAME = re.compile(r"step=(\d{8})_length=([\d.e-]+)\.safetensors")
 CHECKSUMS = "crc32"  # of each tensor, in a file's metadata
@@ -79,7 +79,7 @@ def shares(kept: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Averages:
-    """The averages that a training has written out.
+    """The averages that a training has written.
 
     Attributes:
         folder: `<run>/averages`.
@@ -93,7 +93,7 @@ class Averages:
         with drafting(path, below=self.folder.parent) as draft:
             tensors = {name: value.cpu().contiguous() for name, value in parameters.items()}
             checksums = {name: checksum(each) for name, each in tensors.items()}
-            # one entry: the library writes several in an order of its own
+            # one entry: the library writes several in an order of its own, and a run's bytes would differ
             save_tensors(tensors, draft, metadata={CHECKSUMS: json.dumps(checksums)})
         return path
 
@@ -113,63 +113,53 @@ class Averages:
         if not kept:
             raise UserError(
                 f"{self.folder} holds no averages up to step {wanted.step}: train with "
-                "callbacks.averages.lengths=[0.05,0.1], and take a state after callbacks.averages.every steps"
+                "callbacks.averages.lengths=[0.05,0.1], and take a checkpoint after callbacks.averages.every"
+                " steps"
             )
-        weights = shares(list(kept), wanted)
-        files = [Written.open(path) for path in kept.values()]
-        return {name: weighted_sum(name, files, weights) for name in files[0].file.keys()}  # noqa: SIM118
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file of an average, of which tensors are read one by one.
-
-    Attributes:
-        checksums: of its tensors by name; none in files of earlier versions.
-    """
-
-    path: Path
-    file: safe_open
-    checksums: Mapping[str, str]
-
-    @classmethod
-    def open(cls, path: Path) -> "Written":
-        """Opens a file.
-
-        Raises:
-            UserError: it is cut or damaged.
-        """
-        try:
-            file = safe_open(path, framework="pt")
-            text = (file.metadata() or {}).get(CHECKSUMS, "{}")
-            return cls(path, file, Fields.of(parse_json(text, name=CHECKSUMS), name=CHECKSUMS).values)
-        except (SafetensorError, ValueError) as error:
-            raise _damaged(path, str(error)) from error
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor.
-
-        Raises:
-            UserError: it is missing, or not the one that was written.
-        """
-        try:
-            tensor = self.file.get_tensor(name)
-        except SafetensorError as error:
-            raise _damaged(self.path, str(error)) from error
-        if self.checksums.get(name) not in (None, checksum(tensor)):
-            raise _damaged(self.path, f"the checksum of {name} differs")
-        return tensor
-
-
-def weighted_sum(name: str, files: Iterable[Written], weights: Iterable[float]) -> Tensor:
-    """One tensor of several files in one, float32."""
-    pairs = zip(files, weights, strict=True)
-    return torch.stack([file.tensor(name).double() * float(weight) for file, weight in pairs]).sum(0).float()
+        weights = shares(list(kept), wanted).tolist()
+        files = [(path, *_opened(path)) for path in kept.values()]
+        average = {}
+        # one by one, so that memory holds one tensor of each file and not the files
+        for name in files[0][1].keys():  # noqa: SIM118
+            terms = [
+                _tensor(*each, name).double() * weight for each, weight in zip(files, weights, strict=True)
+            ]
+            average[name] = torch.stack(terms).sum(0).float()
+        return average
 
 
 def checksum(tensor: Tensor) -> str:
     """crc32 of a tensor's bytes, in hexadecimal."""
     return f"{zlib.crc32(tensor.flatten().view(torch.uint8).numpy()):08x}"
+
+
+def _opened(path: Path) -> tuple[Any, Mapping[str, Any]]:
+    """A file whose tensors are read one by one, and their checksums, which earlier versions didn't write.
+
+    Raises:
+        UserError: it is cut or damaged.
+    """
+    try:
+        file = safe_open(path, framework="pt")
+        text = (file.metadata() or {}).get(CHECKSUMS, "{}")
+        return file, Fields.of(parse_json(text, name=CHECKSUMS), name=CHECKSUMS).values
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _tensor(path: Path, file: Any, checksums: Mapping[str, Any], name: str) -> Tensor:
+    """One tensor of an open file.
+
+    Raises:
+        UserError: it is missing, or not the one that was written.
+    """
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except SafetensorError as error:
+        raise _damaged(path, str(error)) from error
+    if checksums.get(name) not in (None, checksum(tensor)):
+        raise _damaged(path, f"the checksum of {name} differs")
+    return tensor
 
 
 def _damaged(path: Path, what: str) -> UserError:

@@ -11,15 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ldm.data.index import FILE_NAME, ShardIndex
-
 REPOSITORY = Path(__file__).resolve().parents[2]
-ASIDE = frozenset(  # keys, at any depth, that change what a training costs or tells and not what it comes to
-    {
-        *("num_workers", "worker_timeout", "cache", "max_time"),
-        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
-        *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved"),
-    }
+PACKAGES = (  # whose versions can change a number
+    *("ldm", "torch", "torchvision", "torchmetrics", "pytorch-lightning", "numpy"),
+    *("pillow", "simplejpeg"),  # decode pictures
+    *("tokenizers", "ftfy", "regex", "open-clip-torch", "timm"),  # read texts, hold feature networks
 )
 
 
@@ -32,14 +28,8 @@ def git_state() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, as far as they can change a number."""
-    names = (
-        *("ldm", "torch", "torchvision", "torchmetrics", "pytorch-lightning", "numpy"),
-        *("pillow", "simplejpeg"),  # decode pictures
-        *("tokenizers", "ftfy", "regex", "open-clip-torch", "timm"),  # read texts, hold feature networks
-    )
-    return {"python": platform.python_version(), "machine": platform.machine()} | {
-        n: version(n) for n in names
-    }
+    versions = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
 def command() -> str:
@@ -50,15 +40,6 @@ def command() -> str:
 def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 of a resolved config, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(dict(config), sort_keys=True).encode()).hexdigest()
-
-
-def origin(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bundle records of its training: experiment, config hash, commit, name and sha256 of its data."""
-    told = {"experiment": config["name"], "config_hash": config_hash(config), **git_state()}
-    root = config.get("data", {}).get("root")
-    if root is not None and (Path(root) / FILE_NAME).is_file():
-        told["data"] = {"name": Path(root).resolve().name, "sha256": ShardIndex.load(root).sha256}
-    return told
 
 
 def peak_memory_mb() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What decides a training's result, and whether a command may resume a run: every difference has a name.
+"""What decides a training's result: what runs are compared by, and what `init` brings along.
 
 Options are compared by their values, except those that hold paths: of a data set or a bundle the contents are
 compared, so that a copy elsewhere is the same, and other contents under the same path are not.
@@ -11,19 +11,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError
-from ldm.checkpoints.loading import read_state
-from ldm.checkpoints.provenance import ASIDE
+from ldm.checkpoints.training_state import read_state
 from ldm.construct import MOVED
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex
+from ldm.diffusion.process import READ_BY_DENOISER
 from ldm.distributed.ranks import world_size
 
-Flat = dict[str, Any]  # value by dotted key
 SHOWN = 5  # differences that a sentence lists
+ASIDE = frozenset(  # keys, at any depth, that change what a training costs or prints and not what it comes to
+    {
+        *("num_workers", "worker_timeout", "cache", "max_time"),
+        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
+        *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved"),
+    }
+)
 FIXED = (  # of these and what lies below them a run keeps what it was started with
     *("backbone", "autoencoder", "text_encoder", "image_encoder", "tokenizer", "codec", "init"),
     *("process.schedule", "process.prediction", "process.network_time"),
@@ -58,14 +65,49 @@ def contents(config: Mapping[str, Any]) -> dict[str, Any]:
     if root is not None and (Path(root) / FILE_NAME).is_file():
         with suppress(DataError):  # building the data says what is wrong with it
             found["data.root"] = ShardIndex.load(root).sha256
-    for key, entries in BUNDLES.items():
-        if options.get(key) is None or ("codec" if key != "init" else "initial") not in stage:
-            continue
-        with suppress(BundleError, OSError):  # building the stage says what is wrong with it
-            bundle = flat(Bundle.open(options[key]).config, aside=frozenset())
-            read = {name: value for name, value in bundle.items() if is_below(name, entries)}
-            found[key] = hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+    for key in BUNDLES:
+        if options.get(key) is not None and ("codec" if key != "init" else "initial") in stage:
+            with suppress(BundleError, OSError):  # building the stage says what is wrong with it
+                read = json.dumps(read_at(Bundle.open(options[key]), key), sort_keys=True)
+                found[key] = hashlib.sha256(read.encode()).hexdigest()
     return found
+
+
+def read_at(bundle: Bundle, key: str) -> dict[str, Any]:
+    """The entries of a bundle that a training reads if an option of `BUNDLES` names it, by dotted key."""
+    entries = flat(bundle.config, aside=frozenset())
+    return {name: value for name, value in entries.items() if is_below(name, BUNDLES[key])}
+
+
+def follow_init(config: DictConfig, typed: Sequence[str]) -> Iterator[str]:
+    """Sets process and codec of a config to those of its `init`; yields a line for each that was another.
+
+    Weights mean something only under the process that they were trained with, and for the latents and text
+    states of their own codec. Both come from the bundle, whatever an experiment says.
+
+    Args:
+        typed: overrides of the command line. A key that is among them stays as it is, which a line says.
+
+    Raises:
+        BundleError: there is no such bundle, or it is damaged.
+    """
+    if config.get("init") is None or "initial" not in config.model.stage:
+        return
+    bundle = Bundle.open(config.init)
+    own, process = OmegaConf.to_container(config.process, resolve=True), bundle.entry("process")
+    changes = {"process": process} if any(own.get(x) != process.get(x) for x in READ_BY_DENOISER) else {}
+    for key in ("codec.autoencoder", "codec.text_encoder"):
+        if read_at(Bundle.open(OmegaConf.select(config, key)), key) != read_at(bundle, key):
+            changes[key] = str(config.init)
+    for key, value in changes.items():
+        if any(is_below(each.lstrip("+~").partition("=")[0], (key,)) for each in typed):
+            yield f"{key} is as you typed it, not what the weights of init={bundle.path} were trained with"
+        else:
+            OmegaConf.update(config, key, value, merge=False)
+            yield (
+                f"{key} is that of init={bundle.path}, which its weights were trained with;"
+                f" type {key}= for another"
+            )
 
 
 def differences(
@@ -141,8 +183,7 @@ def check_state(state: Path, stage: nn.Module) -> None:
     """
     if state.is_dir():  # a sharded checkpoint is read after the stage has been sharded
         return
-    saved = read_state(state)["state_dict"]
-    both = (saved, stage.state_dict())
+    both = (read_state(state)["state_dict"], stage.state_dict())
     shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in both)
     different = sorted(name for name in shapes.keys() | wanted if shapes.get(name) != wanted.get(name))
     if different:
@@ -162,19 +203,15 @@ def told(found: Mapping[str, Difference]) -> str:
     return ", ".join(words[:SHOWN]) + left
 
 
-def flat(node: Mapping[str, Any], prefix: str = "", *, aside: frozenset[str] = ASIDE) -> Flat:
+def flat(node: Mapping[str, Any], prefix: str = "", *, aside: frozenset[str] = ASIDE) -> dict[str, Any]:
     """Values of nested mappings by dotted key, without null ones and those that don't decide a result."""
-    return dict(_leaves(node, prefix, aside))
-
-
-def _leaves(node: Mapping[str, Any], prefix: str, aside: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    found = {}
     for key, value in node.items():
         if key in aside or value is None:
             continue
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.", aside)
-        else:
-            yield f"{prefix}{key}", value
+        inner = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{key}.", aside=aside) if inner else {f"{prefix}{key}": value}
+    return found
 
 
 def source_of(key: str, aliases: Mapping[str, str]) -> str:

@@ -3,12 +3,14 @@
 The process that trains (of several ranks the first) holds its run until it ends, so no two write to one.
 """
 
+import errno
+import fcntl
 import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,25 +21,23 @@ from typing import Any
 import yaml
 
 from ldm import UserError
-from ldm.checkpoints.loading import is_readable
-from ldm.checkpoints.lock import hold
 from ldm.checkpoints.provenance import command, config_hash, environment, git_state
-from ldm.checkpoints.resuming import (
-    Difference,
-    check_changes,
-    contents,
-    differences,
-    is_below,
-    replaced,
-)
-from ldm.checkpoints.training_state import POINTER, newest_state
-from ldm.io.links import check_no_link
+from ldm.checkpoints.resuming import Difference, check_changes, contents, differences, is_below, replaced
+from ldm.checkpoints.training_state import POINTER, is_readable, newest_state
+from ldm.io.fields import Fields
+from ldm.io.links import check_no_link, open_plain, opened
 from ldm.io.reading import read_json, read_yaml
 from ldm.io.writing import make_folder, write
 from ldm.randomness.seeds import EARLIER_GENERATOR, GENERATOR
 
 RECORD, CONFIG = "run.json", "config.yaml"
+LOCK = ".lock"
+TAKEN = (errno.EACCES, errno.EAGAIN)
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 WRITTEN = ("checkpoints", "samples", "averages", "bundle", "metrics.jsonl", "report.md", "curves.png")
+
+# Device and inode of the locks that this process holds. They stay open until it ends, which frees them.
+_HELD: set[tuple[int, int]] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +60,11 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of its checkpoints."""
         return self.path / "checkpoints"
 
     def state(self) -> Path | None:
-        """File of the newest whole training state that torch can load."""
+        """The newest whole checkpoint that torch can load."""
         return newest_state(self.checkpoints, usable=is_readable)
 
     @property
@@ -77,10 +78,10 @@ class Run:
         Raises:
             OSError, ValueError: it is missing or damaged.
         """
-        record = read_json(self.path / RECORD)
-        if not isinstance(record, dict) or not record.get("config_hash"):
-            raise UserError(f"{self.path / RECORD} is damaged")
-        return record
+        path = self.path / RECORD
+        record = Fields.of(read_json(path), name=str(path))
+        record.text("config_hash")
+        return dict(record.values)
 
     def config(self) -> dict[str, Any]:
         """Contents of `config.yaml`.
@@ -88,10 +89,8 @@ class Run:
         Raises:
             OSError, ValueError: it is missing or damaged.
         """
-        config = read_yaml(self.path / CONFIG)
-        if not isinstance(config, dict):
-            raise UserError(f"{self.path / CONFIG} is damaged")
-        return config
+        path = self.path / CONFIG
+        return dict(Fields.of(read_yaml(path), name=str(path)).values)
 
     def resumed(self, config: Mapping[str, Any], *, step: int) -> None:
         """Records that the run is resumed after a step with a config, which replaces the one that is there.
@@ -121,9 +120,8 @@ class Run:
         now |= git_state() | {"config_hash": config_hash(config), "changed": changed}
         record |= {"config_hash": config_hash(config), "inputs": contents(config)}
         record["resumed"] = [*record.get("resumed", []), now]
-        write(
-            self.path / RECORD, json.dumps(record, indent=2) + "\n"
-        )  # first, so that no change is unrecorded
+        # the record first: a process that is killed between the two leaves no change that isn't recorded
+        write(self.path / RECORD, json.dumps(record, indent=2) + "\n")
         write(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
@@ -136,15 +134,15 @@ def find_run(
     changes: Sequence[str] = (),
     aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Run | None:
-    """The run that a command goes on with, held for this process, or none where it means a new one.
+    """The run that a command resumes, held for this process, or None where it means a new one.
 
     Args:
         root: folder of all runs.
         experiment: the experiment's name.
         config: the resolved config; what it leaves out (paths of this run) may differ between starts.
-        resume: "auto" goes on with the newest run of this experiment that comes to the same result, "never"
-            with none, anything else is the folder of a run.
-        changes: options that may differ from the run's own, which goes on with their new values.
+        resume: "auto" resumes the newest run of this experiment that comes to the same result, "never" none,
+            anything else is the folder of a run.
+        changes: options that may differ from the run's own, which is resumed with their new values.
         aliases: keys of the config that repeat another key's value, and that key.
 
     Raises:
@@ -170,26 +168,24 @@ def find_run(
         run = compared(Run(path=Path(resume)))
         check_changes(run.changed, changes, run=run.path)
         return _held(run)
-    runs = list(_readable(compared, Path(root) / experiment))
-    same = next((run for run in runs if not run.changed), None)
-    listed = next((run for run in runs if all(is_below(key, changes) for key in run.changed)), None)
-    under_its_paths = next((run for run in runs if run.replaced and not run.finished), None)
-    run = same or listed or under_its_paths
-    if run is not None:
-        check_changes(run.changed, changes, run=run.path)
+    folders, runs = [record.parent for record in Path(root, experiment).glob(f"*/{RECORD}")], []
+    for run in sorted((Run(path=folder) for folder in folders), key=_age):
+        with suppress(OSError, ValueError):  # a run with a damaged record is left alone
+            runs.append(compared(run))
+    preferred: tuple[Callable[[Run], bool], ...] = (
+        lambda run: not run.changed,
+        lambda run: all(is_below(key, changes) for key in run.changed),
+        lambda run: run.replaced and not run.finished,  # refused below, with what has changed under its paths
+    )
+    chosen = next((run for fits in preferred for run in runs if fits(run)), None)
+    if chosen is not None:
+        check_changes(chosen.changed, changes, run=chosen.path)
     elif changes:
         raise UserError(
             f"no run of {experiment} in {root} differs in resume_changes={list(changes)} alone: name one "
             "with resume=<its folder>, or leave resume_changes out for a new run"
         )
-    return _held(run, below=Path(root))
-
-
-def _readable(compared: Callable[[Run], Run], folder: Path) -> Iterator[Run]:
-    """The runs in a folder, the one that was active last first; those with a damaged record are left out."""
-    for run in sorted((Run(path=record.parent) for record in folder.glob(f"*/{RECORD}")), key=_age):
-        with suppress(OSError, ValueError):
-            yield compared(run)
+    return _held(chosen, below=Path(root))
 
 
 def new_run(root: str, experiment: str, config: Mapping[str, Any]) -> Run:
@@ -207,9 +203,9 @@ def new_run(root: str, experiment: str, config: Mapping[str, Any]) -> Run:
 
 
 def _age(run: Run) -> tuple[float, str]:
-    """Seconds since a run was started or last saved a state, whatever its folder is called.
+    """Seconds since a run was started or last saved a checkpoint, whatever its folder is called.
 
-    A time in the future comes of a wrong clock and tells nothing.
+    A time in the future comes from a wrong clock and is ignored.
     """
     now, times = time.time(), [0.0]
     with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
@@ -224,8 +220,8 @@ def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
     """The same run, which no other process can take now; a finished one isn't written to any more.
 
     Raises:
-        UserError: it was begun with another generator of random numbers, so that its end would not be that
-            of an uninterrupted run.
+        UserError: it was begun with another generator of random numbers: resumed, it would not end as an
+            uninterrupted run does.
     """
     if run is not None and (run.changed or not run.finished):
         hold(run.path, below=below)
@@ -242,3 +238,52 @@ def facts_of(folder: Path) -> dict[str, Any]:
     config, record = folder / CONFIG, folder / RECORD
     facts = read_yaml(config) if config.is_file() else {}
     return facts | ({"run": read_json(record)} if record.is_file() else {})
+
+
+def hold(folder: Path, *, below: Path | None = None) -> None:
+    """Takes a folder for this process until it ends; to take it again is fine.
+
+    A POSIX record lock, not flock: it isn't shared with forked loader processes, which may outlive a killed
+    training by some seconds, and it holds over NFS. It ends with its process, so none is ever stale. Where
+    the file system has no locks, a line says so, and the folder is taken on trust.
+
+    Args:
+        below: the folder that the user named, if it is one above.
+
+    Raises:
+        UserError: another process has it, or a link is in the lock's place.
+        OSError: the folder can't be written to.
+    """
+    path = make_folder(folder, below=below) / LOCK
+    with opened(folder, below=below) as descriptor:
+        if _identity(descriptor) in _HELD:
+            return
+        file = open_plain(descriptor, path, os.O_RDWR | os.O_CREAT)
+        key = _identity(descriptor)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in TAKEN:
+            owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(file)
+            raise UserError(
+                f"{folder} is in use by {owner}: wait for it, end it, or make a run of your own with"
+                " resume=never"
+            ) from None
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        told = "its file system has no locks, so let only one command at a time write there"
+        print(f"{folder}: {told}", flush=True)
+    if os.fstat(file).st_nlink == 1:  # else it has a second name elsewhere, under which it keeps its bytes
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    _HELD.add(key)
+
+
+def _identity(folder: int) -> tuple[int, int] | None:
+    """Device and inode of the lock in an open folder, by its name: opening and closing it would free it."""
+    try:
+        found = os.stat(LOCK, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -18,6 +18,7 @@ from ldm.data.decode import centre
 from ldm.data.shards import PictureDataset
 from ldm.data.stream import PictureBatch, StreamDataset, StreamLoader, stream_loader
 from ldm.randomness import keyed
+from ldm.randomness.seeds import check_seed
 
 
 class Buckets:
@@ -76,6 +77,21 @@ class BucketOrder:
         return runs[keyed.permutation(seed, epoch, len(runs), stream="runs")].reshape(-1)
 
 
+def check_loading(*, size: int, batch_size: int, num_workers: int, seed: int) -> None:
+    """Refuses options of a data set that no training can have.
+
+    Raises:
+        UserError: the first of them.
+    """
+    if size < 8:
+        raise UserError(f"data.{size=} must be at least 8 pixels")
+    if batch_size < 1:
+        raise UserError(f"data.{batch_size=} must be at least 1")
+    if num_workers < 0:
+        raise UserError(f"data.{num_workers=} must be at least 0")
+    check_seed(seed, "data.seed")
+
+
 class PictureData(LightningDataModule):
     """Shards -> batches of pictures, each with one of its captions.
 
@@ -115,6 +131,7 @@ class PictureData(LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
+        check_loading(size=size, batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
         self.num_workers, self.worker_timeout = num_workers, worker_timeout
         self.crop, self.flip, self.buckets = crop, flip, buckets

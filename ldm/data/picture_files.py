@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm import UserError
+from ldm.io.pictures import FIGURE, carries
 from ldm.io.reading import is_plain_name, parse_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".tif", ".tiff")  # never decoded
 LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 LIST = "pictures.jsonl"  # of what `ldm.sample` has generated, a line each
-FIGURE = "ldm figure"  # keyword of a text in a PNG
-HEAD = 8192  # bytes of a PNG of ours in which its texts begin
-TEXT = (b"tEXt", b"iTXt")  # kinds of chunks
 
 
 class Found(NamedTuple):
@@ -102,10 +100,3 @@ def listed_pictures(path: Path) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return names if all(map(is_plain_name, names)) else None
-
-
-def carries(path: Path, keyword: str) -> bool:
-    """Whether a file is a PNG with a text of this keyword before its pixels, as our commands write them."""
-    with path.open("rb") as stream:
-        head = stream.read(HEAD)
-    return head.startswith(b"\x89PNG") and any(kind + keyword.encode() + b"\0" in head for kind in TEXT)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm import UserError
 from ldm.data import DataError
 from ldm.data.augment import Crop, sample_at
-from ldm.data.datamodule import PictureData
+from ldm.data.datamodule import PictureData, check_loading
 from ldm.data.decode import EncodedPicture, centre
 from ldm.data.stream import StreamLoader, loader_over
 from ldm.data.tars import PICTURES, read_samples, shard_urls
@@ -56,6 +56,7 @@ class StreamingPictureData(LightningDataModule):
         validation: PictureData | None = None,
     ) -> None:
         super().__init__()
+        check_loading(size=size, batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.worker_timeout, self.validation = worker_timeout, validation
         view = {"shape": (size, size), "seed": seed, "crop": crop, "flips": flip}

@@ -6,6 +6,8 @@ conditional and the unconditional x0 together, for which the network is called o
 Mixing x0 is the same as mixing eps, v or velocities: at a given (x, t) each is a linear function of x0.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,8 +42,15 @@ def conditional(cond: Denoiser, pair: Pair) -> Denoiser:
     return cond
 
 
+def check_scale(scale: float) -> None:
+    """Raises UserError for a guidance scale that is no finite number."""
+    if not math.isfinite(scale):
+        raise UserError(f"guidance {scale=} must be a finite number")
+
+
 def cfg(cond: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, scale = 1 + w); at scale 1 only cond is called."""
+    check_scale(scale)
     if scale == 1:
         return cond
 
@@ -57,6 +66,7 @@ def cfg_rescale(cond: Denoiser, pair: Pair, *, scale: float, phi: float = 0.7) -
 
     phi is the share of the correction, 0 to 1. The standard deviation is taken of x0, over one picture.
     """
+    check_scale(scale)
     if scale == 1:
         return cond
 
@@ -120,6 +130,7 @@ def apg(
     """
     if threshold is not None and not threshold > 0:
         raise UserError(f"{threshold=} of guidance must be above 0; None cuts nothing")
+    check_scale(scale)
     if scale == 1:
         return cond
     average: State | None = None

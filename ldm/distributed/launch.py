@@ -6,6 +6,7 @@ started by torchrun, too, or by srun on several machines. When a rank fails, or 
 """
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -119,7 +120,12 @@ def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int,
 
     Args:
         patience: seconds after which ranks none of which does anything are ended.
+
+    Raises:
+        UserError: a patience that is no finite number of seconds, at least 1.
     """
+    if not 1 <= patience < math.inf:
+        raise UserError(f"{patience=} must be a finite number of seconds, at least 1")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ldm-")))
         ranks: list[Rank] = []

@@ -20,7 +20,7 @@ from ldm.evaluation.ranks import Ranks
 from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.subject import Subject, bundle_subject, picture_subject
-from ldm.generators.opening import open_generator
+from ldm.generators.generator import open_generator
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric
 from ldm.tokenizers import cut_line

@@ -171,7 +171,7 @@ def averaged(options: Options) -> Iterator[Options]:
         yield options
         return
     # by its name: training states and networks concern no other evaluation
-    bundle_of_length = locate("ldm.generators.snapshot.bundle_of_length", allowed=("ldm.generators.",))
+    bundle_of_length = locate("ldm.generators.denoiser_writer.bundle_of_length", allowed=("ldm.generators.",))
     with TemporaryDirectory() as folder:
         bundle = bundle_of_length(options["bundle"], Path(folder) / "bundle", length=options["ema_length"])
         yield {**options, "bundle": str(bundle)}

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.pictures import encode_png, save_figure, to_picture
 from ldm.evaluation.result_types import Pair, Shown
 from ldm.evaluation.sweep import AXES
+from ldm.io.pictures import encode_png, save_figure, to_picture
 from ldm.io.writing import write
 
 MAX_BYTES = 400_000  # of one figure: reports are committed

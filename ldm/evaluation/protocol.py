@@ -66,8 +66,9 @@ class Protocol:
             raise UserError(f"a protocol needs caption sets with names of their own, got {names}")
         check_seed(self.seed_base, "seed_base")
         check_seed(self.caption_seed, "caption_seed")
-        if self.seeds < 1:
-            raise UserError(f"seeds={self.seeds} must be at least 1")
+        for name, least in (("seeds", 1), ("batch_size", 1), ("size", 8)):
+            if getattr(self, name) < least:
+                raise UserError(f"protocol.{name}={getattr(self, name)} must be at least {least}")
         if taken := sorted(self.generation.keys() & {each.name for each in fields(self)}):
             raise UserError(
                 f"a generator's setting can't be called {taken[0]!r}: a protocol has such a field"

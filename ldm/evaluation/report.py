@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.checkpoints.log_lines import read_curves
+from ldm.io.curves import read_curves
 from ldm.io.writing import write
 
 if TYPE_CHECKING:  # tables are made where torch isn't loaded, too

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
-from ldm.checkpoints.card import FILE_NAME as CARD
-from ldm.checkpoints.card import model_card, results_of
-from ldm.checkpoints.tensors import save_tensors
+from ldm.checkpoints.bundle_writer import CARD, model_card, results_of
 from ldm.exchange.architecture import Architecture, from_configs, to_configs
 from ldm.exchange.dialects.clip import text_rules
 from ldm.exchange.dialects.diffusers import unet_rules, vae_rules
@@ -25,7 +23,7 @@ from ldm.exchange.single_file import OWN, header
 from ldm.exchange.single_file import networks as compvis_networks
 from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.fields import Fields
-from ldm.io.writing import NameTaken, drafting, new_folder
+from ldm.io.writing import NameTaken, drafting, new_folder, save_tensors
 from ldm.tokenizers import Tokenizer
 
 Config = dict[str, Any]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Part, is_finite, write_bundle
+from ldm.checkpoints.bundle import Part, is_finite
+from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.checkpoints.provenance import git_state
 from ldm.construct import construct
 from ldm.exchange.hub import Source

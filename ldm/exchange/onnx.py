@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.tokenizer_file import save_tokenizer
+from ldm.checkpoints.bundle_writer import save_tokenizer
 from ldm.codec import Codec
 from ldm.construct import construct
-from ldm.generators.diffusion_bundle import sampling_nodes
+from ldm.generators.diffusion_bundle import codec_of, sampling_nodes
 from ldm.io.writing import new_folder
 
 TRACED, CHECKED = 2, 3  # samples: an export takes a batch of 1 for a constant
@@ -92,7 +92,7 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
         raise UserError(
             "guidance.weak can't be written for ONNX, which gets one U-Net: export another bundle"
         )
-    codec = bundle.codec()
+    codec = codec_of(bundle, bundle)
     differences = {}
     with new_folder(out) as folder, torch.no_grad():
         for name, graph in graphs(bundle, codec).items():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import UserError
-from ldm.checkpoints.tokenizer_file import content_of, tokenizer_of
+from ldm.checkpoints.bundle import content_of, tokenizer_of
 from ldm.exchange.architecture import CONFIGS, Architecture, from_configs
 from ldm.exchange.clip_import import text_fit
 from ldm.exchange.declared import PREDICTION, SCALE, Declared, is_mark, read_declared

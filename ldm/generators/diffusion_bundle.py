@@ -1,27 +1,25 @@
-"""Bundles of latent diffusion: a denoiser with the codec that it was trained beside, written and opened."""
+"""Opening a bundle of latent diffusion: codec and denoiser, and the sampler and guidance of its options."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from ldm import UserError
-from ldm.checkpoints.bundle import UNBUILDABLE, Bundle, BundleError, Part, write_bundle
+from ldm.checkpoints.bundle import UNBUILDABLE, Bundle, BundleError
+from ldm.codec import Codec
 from ldm.construct import accepts, construct
 from ldm.diffusion import Guidance
 from ldm.diffusion.process import READ_BY_DENOISER, Process
 from ldm.diffusion.samplers import Sampling
-from ldm.generators.generator import check_options
+from ldm.generators.generator import LATENT_DIFFUSION, check_options, target_of
 from ldm.generators.latent_diffusion import OPTIONS, TextToImage, changed_guidance, changed_sampler
-from ldm.generators.opening import LATENT_DIFFUSION, target_of
 from ldm.io.fields import Fields
 from ldm.randomness.noise import SeededNoise, noise_of
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WAYS = ("process", "sampler", "guidance")
 
 
 def open_latent_diffusion(bundle: Bundle, **options: Any) -> TextToImage:
@@ -42,21 +40,51 @@ def open_latent_diffusion(bundle: Bundle, **options: Any) -> TextToImage:
         raise UserError(f"{precision=} is unknown: write {' or '.join(PRECISIONS)}")
     nodes = sampling_nodes(bundle, options)
     weak = weak_bundle(bundle, nodes["guidance"])
+    guidance = {key: value for key, value in nodes["guidance"].items() if key != "weak"}  # is no argument
+    # two threads: hashing and reading the files take most of the time, and neither holds Python's lock
     with ThreadPoolExecutor(max_workers=1) as aside:
-        codec = aside.submit(bundle.codec)
+        codec = aside.submit(codec_of, bundle, bundle)
         net = bundle.network("backbone").requires_grad_(False)
     return TextToImage(
         net=held_in(PRECISIONS[precision], net),
         process=process_of(bundle),
         codec=codec.result(),
-        sampling=sampling_of(nodes["sampler"]),
-        guidance=guidance_of(nodes["guidance"]),
+        sampling=_built("sampler", nodes["sampler"], lambda built: isinstance(built, Sampling)),
+        guidance=_built("guidance", guidance, lambda built: accepts(built, Guidance)),
         size=bundle.entry("size"),
         negative=options.get("negative", ""),
         weak=None if weak is None else weak.network("backbone").requires_grad_(False),
         weak_bundle=None if weak is None else {"path": str(weak.path), "sha256": weak.sha256},
         precision=PRECISIONS[precision],
         noise=noise_of(options["generator"]) if "generator" in options else SeededNoise,
+    )
+
+
+def load_codec(*, autoencoder: str, text_encoder: str) -> Codec:
+    """Codec from one bundle or two: autoencoder of the first, text encoder and tokenizer of the second."""
+    return codec_of(Bundle.open(autoencoder), Bundle.open(text_encoder))
+
+
+def codec_of(pictures: Bundle, texts: Bundle) -> Codec:
+    """Codec from the autoencoder of one bundle and the text encoder and tokenizer of another.
+
+    Raises:
+        BundleError: a part is missing or damaged, or the latent statistics don't fit the autoencoder.
+    """
+    latents = pictures.config.get("latents")
+    if latents is None:
+        raise BundleError(f"bundle {pictures.path} has no latent statistics: it holds no trained autoencoder")
+    net = pictures.network("autoencoder")
+    if not len(latents["shift"]) == len(latents["scale"]) == net.latent_channels:
+        raise BundleError(
+            f"bundle {pictures.path}: its latent statistics are not of {net.latent_channels} channels"
+        )
+    return Codec(
+        autoencoder=net,
+        text_encoder=texts.network("text_encoder"),
+        tokenizer=texts.tokenizer(),
+        latent_shift=torch.tensor(latents["shift"]),
+        latent_scale=torch.tensor(latents["scale"]),
     )
 
 
@@ -78,7 +106,7 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
         )
     if "backbone" not in bundle.names:
         held = ", ".join(bundle.names)
-        raise BundleError(f"bundle {bundle.path} can't draw: it has no denoiser, only {held}")
+        raise BundleError(f"bundle {bundle.path} can't generate: it has no denoiser, only {held}")
     given = Fields("options", {name: value for name, value in options.items() if value is not None})
     for name in given.values.keys() & {"sampler", "grid", "guidance"}:
         given.mapping(name).text("_target_")
@@ -88,28 +116,16 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def guidance_of(node: Mapping[str, Any]) -> Guidance:
-    """The guidance of a node, of which `weak` names the second network and is no argument.
+def _built(name: str, node: Mapping[str, Any], fits: Callable[[Any], bool]) -> Any:
+    """What a config node builds.
 
     Raises:
-        UserError: the node builds something else.
+        UserError: it is something else than its name says.
     """
-    guidance = construct({key: value for key, value in node.items() if key != "weak"})
-    if not accepts(guidance, Guidance):
-        raise UserError(f"guidance: {node.get('_target_')!r} is no guidance: take one of conf/guidance")
-    return guidance
-
-
-def sampling_of(node: Mapping[str, Any]) -> Sampling:
-    """The sampler of a node.
-
-    Raises:
-        UserError: the node builds something else.
-    """
-    sampling = construct(node)
-    if not isinstance(sampling, Sampling):
-        raise UserError(f"sampler: {node.get('_target_')!r} is no sampler: take one of conf/sampler")
-    return sampling
+    built = construct(node)
+    if not fits(built):
+        raise UserError(f"{name}: {node.get('_target_')!r} is no {name}: take one of conf/{name}")
+    return built
 
 
 def process_of(bundle: Bundle) -> Process:
@@ -158,8 +174,8 @@ def weak_bundle(bundle: Bundle, guidance: Mapping[str, Any]) -> Bundle | None:
     if "backbone" not in weak.names or different:
         reason = f"it has another {', '.join(different)}" if different else "it has no denoiser"
         raise BundleError(
-            f"guidance.weak={weak.path} doesn't go with bundle {bundle.path}: {reason}; take an early state"
-            " of the same run, or a bundle trained on the same autoencoder and text encoder"
+            f"guidance.weak={weak.path} doesn't go with bundle {bundle.path}: {reason}; take an early"
+            " checkpoint of the same run, or a bundle trained on the same autoencoder and text encoder"
         )
     return weak
 
@@ -175,64 +191,3 @@ def fingerprint(bundle: Bundle) -> dict[str, Any]:
         "scale of latents": bundle.config.get("latents"),
         "size of pictures": bundle.config.get("size"),
     }
-
-
-class CodecBundles(NamedTuple):
-    """Where the frozen parts lie.
-
-    Attributes:
-        pictures: holds the autoencoder.
-        texts: holds the text encoder, its tokenizer, and perhaps the image encoder that was trained with it.
-    """
-
-    pictures: Bundle
-    texts: Bundle
-
-    @classmethod
-    def named(cls, config: Mapping[str, Any]) -> "CodecBundles":
-        """Those that a training's config names."""
-        return cls(*(Bundle.open(config["codec"][name]) for name in ("autoencoder", "text_encoder")))
-
-    @property
-    def origins(self) -> dict[str, Any]:
-        """What is told of their trainings."""
-        return {
-            "autoencoder": self.pictures.entry("origin"),
-            "text_encoder": self.texts.entry("origin"),
-        }
-
-
-def write_denoiser(
-    path: Path,
-    backbone: Part,
-    codec: CodecBundles,
-    *,
-    config: Mapping[str, Any],
-    size: int,
-    origin: Mapping[str, Any],
-    codec_origin: Mapping[str, Any],
-    dtype: torch.dtype = torch.float16,
-) -> Path:
-    """Writes the bundle: the codec's parts as they came, and how to sample.
-
-    Args:
-        path: the folder to make.
-        config: of the training; its process, sampler and guidance are written down.
-        size: of the pictures, in pixels.
-        origin, codec_origin: what is told of the trainings.
-        dtype: of the stored weights.
-
-    Raises:
-        FileExistsError: `path` is there already.
-    """
-    texts = [name for name in ("text_encoder", "image_encoder") if name in codec.texts.names]
-    parts = {"backbone": backbone, "autoencoder": codec.pictures.part("autoencoder")}
-    parts |= {name: codec.texts.part(name) for name in texts}
-    settings = {
-        "size": size,
-        "latents": codec.pictures.entry("latents"),
-        **{name: config[name] for name in WAYS},
-        "origin": dict(origin),
-        "codec_origin": dict(codec_origin),
-    }
-    return write_bundle(path, parts=parts, tokenizer=codec.texts.tokenizer(), settings=settings, dtype=dtype)

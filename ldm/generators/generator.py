@@ -1,8 +1,8 @@
-"""What a system that generates pictures from prompts must offer, and one that was opened from its bundle."""
+"""What a system that generates pictures from prompts must offer, and how a bundle's generator is opened."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from inspect import Parameter, signature
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
+from ldm.construct import PACKAGES, locate, nearest, own_packages
 from ldm.tokenizers import Tokenizer
+
+LATENT_DIFFUSION = "ldm.generators.diffusion_bundle.open_latent_diffusion"  # of bundles that name none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,39 +38,42 @@ class Generator(Protocol):
 
     A bundle names the callable that makes its generator: `generator: {_target_: my_systems.open}` in its
     `config.yaml`. That callable is given the bundle, and the options of the command by name.
-
-    Attributes:
-        size: side of a picture in pixels.
-        tokenizer: what reads the prompts, so that one that is cut is reported; None where none is cut.
-        num_parameters: of the network that was trained, for tables; None where there is no such number.
-        nfe: network function evaluations for a picture, for tables; None where there is no such number.
-        starts_from_pictures: whether `source` may be given.
-        reconstruct: uint8 pictures (b, 3, size, size) through the system's autoencoder and back, as a
-            reference for its numbers; None where there is no autoencoder.
     """
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Side of a picture in pixels."""
+
     @property
-    def tokenizer(self) -> Tokenizer | None: ...
+    def tokenizer(self) -> Tokenizer | None:
+        """What reads the prompts, so that one that is cut is reported; None where none is cut."""
+
     @property
-    def num_parameters(self) -> int | None: ...
+    def num_parameters(self) -> int | None:
+        """Of the network that was trained, for tables; None where there is no such number."""
+
     @property
-    def nfe(self) -> int | None: ...
+    def nfe(self) -> int | None:
+        """Network function evaluations for a picture, for tables; None where there is no such number."""
+
     @property
-    def starts_from_pictures(self) -> bool: ...
+    def starts_from_pictures(self) -> bool:
+        """Whether `source` may be given."""
+
     @property
-    def reconstruct(self) -> Callable[[Tensor], Tensor] | None: ...
+    def reconstruct(self) -> Callable[[Tensor], Tensor] | None:
+        """Uint8 pictures (b, 3, size, size) through the system's autoencoder and back; None without one.
+
+        The numbers of what it returns are a reference for those of the samples.
+        """
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], *, source: Source | None = None
     ) -> UInt8[Tensor, "b 3 h w"]:
         """One picture for each prompt and seed, which decide it together with `settings` and the weights."""
-        ...
 
     def to(self, device: torch.device | str) -> "Generator":
         """The same generator on a device; its networks may be moved in place."""
-        ...
 
     def settings(self) -> Mapping[str, Any]:
         """Everything but weights, prompt and seed that decides the pictures, as plain data.
@@ -75,7 +81,6 @@ class Generator(Protocol):
         Records in pictures, results and hashes of protocols are written from it. Given to the callable that
         the bundle names, it makes an equal generator. A file stands as {path: ..., sha256: ...}.
         """
-        ...
 
     def with_options(self, **changes: Any) -> "Generator":
         """The same generator with other options, those of one picture: `negative`, `scale`, ...
@@ -83,7 +88,6 @@ class Generator(Protocol):
         Raises:
             UserError: an option that it doesn't have, see `check_options`.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,38 @@ class Opened:
         return replace(self, generator=self.generator.with_options(**asked)) if asked else self
 
 
+def open_generator(bundle: Bundle, **options: Any) -> Opened:
+    """The generator of a bundle: what its entry `generator` names, called with the bundle and options.
+
+    Args:
+        options: those that are None are the bundle's own: further keys of its entry `generator`, or defaults.
+
+    Raises:
+        UserError: a callable of a package that LDM_PACKAGES doesn't name; an option that it doesn't have.
+        BundleError: a bundle that it can't generate from.
+    """
+    target = target_of(bundle)
+    package = target.partition(".")[0]
+    if package != "ldm" and package not in own_packages():
+        raise UserError(
+            f"bundle {bundle.path} generates by {target}, which is code of another package: if you have that"
+            f" package and trust it, set {PACKAGES}={package}"
+        )
+    opener = locate(target, allowed=("ldm.generators.",))
+    asked = dict(bundle.config.get("generator", {}))
+    asked.pop("_target_", None)
+    asked |= {name: value for name, value in options.items() if value is not None}
+    parameters = list(signature(opener).parameters.values())
+    if all(each.kind is not Parameter.VAR_KEYWORD for each in parameters):  # else it checks them itself
+        check_options(asked, [each.name for each in parameters[1:]], of=f"the generator of {bundle.path}")
+    return Opened(generator=opener(bundle, **asked), bundle=bundle)
+
+
+def target_of(bundle: Bundle) -> str:
+    """The name of the callable that makes a bundle's generator."""
+    return str(bundle.config.get("generator", {}).get("_target_", LATENT_DIFFUSION))
+
+
 def check_options(given: Iterable[str], known: Iterable[str], *, of: object = "this generator") -> None:
     """Refuses options that a generator doesn't have.
 
@@ -112,9 +148,8 @@ def check_options(given: Iterable[str], known: Iterable[str], *, of: object = "t
     known = list(known)
     for name in given:
         if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            meant = f", did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{of} has no option {name!r}{meant}; it has {', '.join(known) or 'none'}")
+            there = ", ".join(known) or "none"
+            raise UserError(f"{of} has no option {name!r}{nearest(name, known)}; it has {there}")
 
 
 def files_of(settings: Mapping[str, Any], *, within: str = "") -> dict[str, Mapping[str, str]]:
@@ -123,7 +158,7 @@ def files_of(settings: Mapping[str, Any], *, within: str = "") -> dict[str, Mapp
     for name, value in settings.items():
         if isinstance(value, Mapping):
             key = f"{within}{name}"
-            found |= {key: value} if is_file(value) else files_of(value, within=f"{key}.")
+            found |= {key: value} if _is_file(value) else files_of(value, within=f"{key}.")
     return found
 
 
@@ -131,9 +166,8 @@ def by_content(value: Any) -> Any:
     """Settings with the sha256 of each file in place of where it lies."""
     if not isinstance(value, Mapping):
         return value
-    return value["sha256"] if is_file(value) else {key: by_content(each) for key, each in value.items()}
+    return value["sha256"] if _is_file(value) else {key: by_content(each) for key, each in value.items()}
 
 
-def is_file(value: Mapping[str, Any]) -> bool:
-    """Whether a part of settings stands for a file."""
+def _is_file(value: Mapping[str, Any]) -> bool:
     return value.keys() == {"path", "sha256"}

@@ -1,5 +1,6 @@
-"""Latent diffusion as a generator: a denoiser makes latents of prompts and seeds, a codec decodes them."""
+"""Latent diffusion as a generator: a denoiser turns prompts and seeds into latents, a codec decodes them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -43,7 +44,8 @@ class TextToImage:
         noise: what makes noise of seeds; the earlier generator is for pictures that were made with it.
 
     Raises:
-        UserError: a negative prompt beside a weak network, which leaves it no place.
+        UserError: a negative prompt beside a weak network, which leaves it no place; a guidance with options
+            that it can't have.
     """
 
     net: nn.Module
@@ -64,6 +66,9 @@ class TextToImage:
                 f"negative={self.negative!r} has no place beside a weak network, which is told the prompt:"
                 " leave one of them out"
             )
+        # A guidance checks its options once it is given denoisers: it is given some here, so that a command
+        # refuses wrong ones before it writes or removes anything.
+        self.guidance(_unasked, apart(_unasked, _unasked))
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], *, source: Source | None = None
@@ -92,7 +97,7 @@ class TextToImage:
             raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
         noise = self.noise(seeds, self.codec.latent_shape(self.size), device=self.codec.device)
         schedule, device = self.process.schedule, self.codec.device.type
-        x, times = noise.draw(), self.sampling.times(self.process.schedule)
+        x, times = noise.draw(), self.sampling.times(schedule)
         if source is not None:
             known = self._encoded(source, count=len(prompts))
             times = from_strength(times, source.strength)
@@ -104,7 +109,7 @@ class TextToImage:
             return self.sampling(denoise, schedule, x, noise=noise, times=times)
 
     def _denoiser(self, prompts: Sequence[str]) -> Denoiser:
-        """What the sampler follows."""
+        """The guided denoiser of some prompts, which the sampler calls."""
         context = self.codec.encode_prompts(prompts)
         cond = self.process.denoiser(self.net, context)
         if self.weak is not None:
@@ -114,19 +119,24 @@ class TextToImage:
         return self.guidance(cond, batched(both))
 
     def _encoded(self, source: Source, *, count: int) -> Float[Tensor, "b c h w"]:
-        """The posterior means of a source's scaled latents."""
+        """The posterior means of a source's scaled latents.
+
+        Raises:
+            UserError: pictures of another size or number.
+        """
         expected = (count, 3, self.size, self.size)
         if source.images.shape != expected:
             raise UserError(f"pictures to start from have shape {tuple(source.images.shape)}, not {expected}")
         return self.codec.encode_images(source.images).mean
 
     def _touched(self, redrawn: Bool[Tensor, "b 1 H W"]) -> Bool[Tensor, "b 1 h w"]:
-        """The latents in whose pixels anything is redrawn."""
+        """The latents of which at least one pixel is redrawn."""
         pixels = redrawn.to(self.codec.device, torch.float32)
         return F.max_pool2d(pixels, self.codec.autoencoder.factor) > 0
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The codec's."""
         return self.codec.tokenizer
 
     @property
@@ -136,7 +146,10 @@ class TextToImage:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations for a picture, both of guidance's counted, by a run on four numbers."""
+        """Network evaluations for a picture, both of guidance's counted: by sampling four numbers.
+
+        No formula knows how often a sampler or a guidance calls its denoiser; to count is always right.
+        """
         count = 0
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -150,6 +163,7 @@ class TextToImage:
 
     @property
     def starts_from_pictures(self) -> bool:
+        """It does: a picture is encoded and noised."""
         return True
 
     def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
@@ -199,6 +213,11 @@ class TextToImage:
         return replace(self, **options)
 
 
+def _unasked(x: Tensor, t: Tensor) -> Tensor:
+    """A denoiser to make a guidance with that is never called."""
+    raise AssertionError
+
+
 def changed_sampler(node: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """A sampler's config node with the `sampler`, `grid` and `steps` that options ask for, if any."""
     changes = {name: options[name] for name in ("grid", "steps") if options.get(name) is not None}
@@ -215,12 +234,14 @@ def changed_guidance(node: Mapping[str, Any], options: Mapping[str, Any]) -> dic
     return chosen if options.get("scale") is None else with_scale(chosen, options["scale"])
 
 
-def with_scale(guidance: Mapping[str, Any], scale: int | float) -> dict[str, Any]:
+def with_scale(guidance: Mapping[str, Any], scale: object) -> dict[str, Any]:
     """A guidance's constructor with another scale, also where it lies inside another guidance.
 
     Raises:
-        UserError: a guidance that has no scale.
+        UserError: a guidance that has no scale, or a scale that is no finite number.
     """
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise UserError(f"{scale=} must be a finite number")
     if "scale" in guidance:
         return {**guidance, "scale": float(scale)}
     if "within" in guidance:

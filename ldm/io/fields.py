@@ -1,6 +1,6 @@
 """Fields of a foreign config, each checked as it is read: a forged number costs a sentence, not memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,10 @@ MAX_FLOAT = 1e6  # of any option of a network, a process or a sampler
 
 @dataclass(frozen=True)
 class Fields:
-    """A mapping with the name to call it by in sentences; every reader raises UserError on a wrong value."""
+    """A mapping with the name to call it by in sentences; every reader raises UserError on a wrong value.
+
+    A field that is missing or null has the reader's default, and without one is refused.
+    """
 
     name: str
     values: Mapping[str, Any]
@@ -48,60 +51,44 @@ class Fields:
 
     def text(self, key: str) -> str:
         """A text that isn't empty."""
-        value = self._get(key, None)
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{self.name}: {key}={_short(value)} must be a text")
-        return value
+        return self._checked(key, None, lambda value: isinstance(value, str) and value != "", "a text")
 
     def texts(self, key: str) -> list[str]:
         """A list of texts, of any length."""
-        value = self._get(key, None)
-        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of texts")
-        return list(value)
+        return list(self._checked(key, None, _is_texts, "a list of texts"))
 
     def entries(self, key: str) -> list[Any]:
         """A list of anything; empty where the field is missing or null."""
-        value = self._get(key, [])
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{self.name}: {key}={_short(value)} must be a list")
-        return list(value)
+        return list(self._checked(key, [], _is_list, "a list"))
 
     def numbers(self, key: str, *, low: float, high: float) -> list[float]:
         """A list of numbers in [low, high]."""
-        value = self._get(key, None)
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of numbers")
-        return [float(Fields(self.name, {key: each}).number(key, low=low, high=high)) for each in value]
+        values = self._checked(key, None, _is_list, "a list of numbers")
+        return [float(Fields(self.name, {key: each}).number(key, low=low, high=high)) for each in values]
 
     def number(self, key: str, default: float | None = None, *, low: float, high: float) -> float:
-        """A number in [low, high]; where the field is missing or null, `default`."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise UserError(f"{self.name}: {key}={_short(value)} must be a number from {low:g} to {high:g}")
-        return value
+        """A number in [low, high]."""
+        wanted = f"a number from {low:g} to {high:g}"
+        return self._checked(key, default, lambda value: _is_number(value) and low <= value <= high, wanted)
 
     def whole(self, key: str, default: int | None = None, *, low: int = 1, high: int) -> int:
         """A whole number in [low, high]."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise UserError(f"{self.name}: {key}={_short(value)} must be a whole number from {low} to {high}")
-        return value
+        wanted = f"a whole number from {low} to {high}"
+        return self._checked(key, default, lambda value: type(value) is int and low <= value <= high, wanted)
 
     def wholes(self, key: str, default: int | None = None, *, count: int, high: int) -> list[int]:
         """One whole number per level; a single one stands for `count` of them."""
         value = self._get(key, default)
-        listed = list(value) if isinstance(value, list | tuple) else [value] * count
+        listed = list(value) if _is_list(value) else [value] * count
         if len(listed) != count:
             raise UserError(f"{self.name}: {key}={_short(value)} has {len(listed)} entries, expected {count}")
         return [Fields(self.name, {key: each}).whole(key, high=high) for each in listed]
 
     def names(self, key: str) -> list[str]:
         """A list of names, 1 to 16 of them."""
-        value = self._get(key, None)
-        if not isinstance(value, list | tuple) or not 1 <= len(value) <= 16:
-            raise UserError(f"{self.name}: {key}={_short(value)} must be a list of 1 to 16 entries")
-        return [str(each) for each in value]
+        wanted = "a list of 1 to 16 entries"
+        values = self._checked(key, None, lambda value: _is_list(value) and 1 <= len(value) <= 16, wanted)
+        return [str(each) for each in values]
 
     def choice(self, key: str, options: Mapping[Any, Choice], default: Any = None) -> Choice:
         """What `options` has for the field."""
@@ -142,6 +129,12 @@ class Fields:
             raise UserError(f"{self.name} lacks the field {key}: fetch the folder again")
         return value
 
+    def _checked(self, key: str, default: Any, fits: Callable[[Any], bool], wanted: str) -> Any:
+        value = self._get(key, default)
+        if not fits(value):
+            raise UserError(f"{self.name}: {key}={_short(value)} must be {wanted}")
+        return value
+
 
 def check_tree(tree: Any, *, name: str) -> None:
     """Refuses a number in a `_target_` tree that no option of ours takes, before anything is built of it.
@@ -155,6 +148,18 @@ def check_tree(tree: Any, *, name: str) -> None:
             raise UserError(f"{name}: {key}={_short(value)} must lie between -{high:g} and {high:g}")
         if isinstance(value, Mapping | list):
             check_tree(value, name=name)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_texts(value: Any) -> bool:
+    return _is_list(value) and all(isinstance(each, str) for each in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,8 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ MAX_DIGITS = 32  # of a whole number
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
+def is_plain_name(name: object) -> bool:
+    """Whether a name means a file in the folder that it is looked up in, and no other place."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is none; a pipe or a device, which may never end, is no file.
+    """
+    with _plain_file(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def read_json(path: Path, *, constants: Callable[[str], Any] = float) -> Any:
     """The value in a json file.
 
@@ -45,27 +61,12 @@ def read_json(path: Path, *, constants: Callable[[str], Any] = float) -> Any:
 
 
 def parse_json(text: str | bytes, *, name: str, constants: Callable[[str], Any] = float) -> Any:
-    """The value of a json text.
-
-    Args:
-        name: what the text is called in messages.
-        constants: as for `read_json`.
-
-    Raises:
-        UserError: the name and what is wrong with the text.
-    """
-    try:
-        if len(text) > MAX_JSON:
-            raise UserError(f"it has more than {MAX_JSON} bytes")
+    """The value of a json text, which messages call by `name`; otherwise as `read_json`."""
+    with _called(name):
+        _check_length(text, most=MAX_JSON)
         value = json.loads(text, object_pairs_hook=_mapping, parse_constant=constants)
         _check(value)
-    except RecursionError:
-        raise UserError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}: it is no json ({error})") from None
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
-    return value
+        return value
 
 
 def read_yaml(path: Path) -> Any:
@@ -75,38 +76,22 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         UserError: the file and what is wrong with it.
     """
-    try:
-        text = _bytes(path, most=MAX_YAML)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    return parse_yaml(text, name=str(path))
+    return parse_yaml(_bytes(path, most=MAX_YAML), name=str(path))
 
 
 def parse_yaml(text: str | bytes, *, name: str) -> Any:
-    """The value of a yaml text.
-
-    Args:
-        name: what the text is called in messages.
-
-    Raises:
-        UserError: the name and what is wrong with the text.
-    """
-    try:
-        if len(text) > MAX_YAML:
-            raise UserError(f"it has more than {MAX_YAML} bytes")
+    """The value of a yaml text, which messages call by `name`; otherwise as `read_yaml`."""
+    with _called(name):
+        _check_length(text, most=MAX_YAML)
         loader = _Loader(text)
         node = loader.get_single_node()
+        # A few lines of aliases of aliases stand for more entries than memory holds. The tree of nodes shares
+        # them, so they are counted before anything is made from it.
         if node is not None and _size(node, {}) > MAX_NODES:
             raise UserError(f"it has more than {MAX_NODES} entries, or an alias that stands for itself")
         value = None if node is None else loader.construct_document(node)
         _check(value)
-    except RecursionError:
-        raise UserError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{name}: it is no yaml ({' '.join(str(error).split())[:200]})") from None
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
-    return value
+        return value
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -119,9 +104,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if any(
-                entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries
-            ):
+            if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                 raise UserError("it is compressed in another way than numpy's")
             if sum(entry.file_size for entry in entries) > MAX_ARRAYS:
                 raise UserError(f"its arrays take more than {MAX_ARRAYS} bytes")
@@ -153,31 +136,36 @@ def parse_array(data: bytes, *, name: str) -> np.ndarray:
         raise UserError(f"{name} is no array of numbers ({error})") from error
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file, in hexadecimal.
-
-    Raises:
-        FileNotFoundError: there is none; a pipe or a device, which may never end, is no file.
-    """
-    if not path.is_file():
+def _plain_file(path: Path) -> io.BufferedReader:
+    if not path.is_file():  # a pipe would never end
         raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def is_plain_name(name: object) -> bool:
-    """Whether a name means a file in the folder that it is looked up in, and no other place."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    return path.open("rb")
 
 
 def _bytes(path: Path, *, most: int) -> bytes:
-    if not path.is_file():  # a pipe would never end
-        raise FileNotFoundError(errno.ENOENT, "there is no file", str(path))
-    with path.open("rb") as stream:
-        data = stream.read(most + 1)
-    if len(data) > most:
+    """The bytes of a file, and one more than `most` of a longer one."""
+    with _plain_file(path) as stream:
+        return stream.read(most + 1)
+
+
+def _check_length(text: str | bytes, *, most: int) -> None:
+    if len(text) > most:
         raise UserError(f"it has more than {most} bytes")
-    return data
+
+
+@contextmanager
+def _called(name: str) -> Iterator[None]:
+    """Puts what is wrong with a text into a sentence that names it."""
+    try:
+        yield
+    except RecursionError:
+        raise UserError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}: it is no json ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: it is no yaml ({' '.join(str(error).split())[:200]})") from None
+    except ValueError as error:  # ours, or Python's of bytes that are no text
+        raise UserError(f"{name}: {error}") from None
 
 
 def _mapping(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -198,20 +186,19 @@ def _check(value: Any, *, key: object = None, depth: int = 0) -> None:
     Raises:
         UserError: the first of it.
     """
+    if depth == MAX_NESTING and isinstance(value, dict | list):
+        raise RecursionError
     if isinstance(value, str):
         if "\0" in value or not _is_whole(value):
             raise UserError(f"{_place(key)}{value[:40]!r} holds half a character or a null byte")
-    elif isinstance(value, dict | list):
-        if depth == MAX_NESTING:
-            raise RecursionError
-        if isinstance(value, dict):
-            for name, each in value.items():
-                _check(name, depth=depth + 1)
-                _check(each, key=name, depth=depth + 1)
-        else:
-            for each in value:
-                if type(each) is not int or not 0 <= each < 2**63:  # most of an index: no call for each
-                    _check(each, key=key, depth=depth + 1)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            _check(name, depth=depth + 1)
+            _check(each, key=name, depth=depth + 1)
+    elif isinstance(value, list):
+        for each in value:
+            if type(each) is not int or not 0 <= each < 2**63:  # most of an index: no call for each
+                _check(each, key=key, depth=depth + 1)
     elif isinstance(value, int):
         if abs(value) >= 10**MAX_DIGITS:
             raise UserError(f"{_place(key)}{str(value)[:20]}... has more than {MAX_DIGITS} digits")
@@ -227,6 +214,7 @@ def _place(key: object) -> str:
 
 
 def _is_whole(text: str) -> bool:
+    """Whether a text has no unpaired surrogate, which json can write and no file can hold."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
@@ -251,6 +239,7 @@ class _Loader(yaml.SafeLoader):
         """Leaves a mapping as it is written."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; values may be filled in later, keys must be there to be compared."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         values = [self.construct_object(value, deep=deep) for _, value in node.value]
         return _mapping(list(zip(keys, values, strict=True)))

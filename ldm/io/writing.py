@@ -4,6 +4,9 @@ A run, a data set or an output folder of somebody else may hold links. The rule 
 the user named, `below`: it may itself be a link, or lie under links, as people link their data disks, but no
 name inside it is followed (`links.py`), and what a link leads to keeps its bytes. Where `below` is not given,
 it is the folder that holds the file.
+
+Everything works on descriptors of folders, not on paths: a name that somebody swaps for a link between a
+check and its use would else lead elsewhere.
 """
 
 import errno
@@ -13,7 +16,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,7 +79,12 @@ def writing(path: Path, *, below: Path | None = None, size: int = 0) -> Iterator
         DiskFull: there is no room.
     """
     with _replacing(path, below, size) as (_, stream):
-        _reserve(stream, size)
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(stream.fileno(), 0, size)
+            except OSError as error:
+                if error.errno in FULL:  # else the file system can't, and the writing itself will tell
+                    raise
         yield stream
 
 
@@ -84,7 +92,7 @@ def writing(path: Path, *, below: Path | None = None, size: int = 0) -> Iterator
 def drafting(path: Path, *, below: Path | None = None, size: int = 0) -> Iterator[Path]:
     """As `writing`, for libraries that write to paths alone: a path at which to write the file."""
     with _replacing(path, below, size) as (draft, stream):
-        _check_room(stream.fileno(), size)
+        _check_room(stream.fileno(), size)  # not claimed: the library may write to a file of its own first
         yield draft
 
 
@@ -94,6 +102,26 @@ def write(path: Path, content: str | bytes, *, below: Path | None = None) -> Pat
     with writing(path, below=below, size=len(data)) as stream:
         stream.write(data)
     return path
+
+
+def save_tensors(
+    tensors: Mapping[str, Any], path: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes contiguous tensors to a new safetensors file, at the path of a draft.
+
+    Raises:
+        OSError: the system's error, which the library knows as text alone.
+    """
+    from safetensors import SafetensorError  # imports torch, which most of what is written does without
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 @contextmanager
@@ -157,6 +185,8 @@ def new_folder(
                 _settle(draft)
             finally:
                 os.close(draft)
+            # The contents are on disk before the name is: after a loss of power the name means a whole folder
+            # or nothing. The parent's own entry comes last, so that the name survives once we return.
             if claim is None or claim():
                 os.rename(name, path.name, src_dir_fd=parent, dst_dir_fd=parent)
                 os.fsync(parent)
@@ -171,7 +201,7 @@ def discard(path: Path, *, below: Path | None = None) -> None:
     A link goes, and what it leads to stays.
     """
     with opened(path.parent, below=below) as parent:
-        doomed = _draft_name()
+        doomed = _draft_name()  # the next sweep removes it if this process is killed now
         os.rename(path.name, doomed, src_dir_fd=parent, dst_dir_fd=parent)
         _remove(parent, doomed)
 
@@ -206,6 +236,7 @@ def full_disk_told(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # one that names a descriptor of ours, not a path, was raised inside the draft of a folder
         told = isinstance(error, DiskFull) and not error.path.is_relative_to(DESCRIPTORS)
         if error.errno in FULL and not told:
             raise DiskFull(error.errno, path, size or getattr(error, "size", 0)) from error
@@ -224,13 +255,15 @@ def _replacing(path: Path, below: Path | None, size: int) -> Iterator[tuple[Path
             try:
                 yield reachable(folder, path.parent) / name, stream
                 stream.flush()
+                # The bytes before the name, or a loss of power may leave the name with none. By its name, for
+                # a library may have put a file of its own in the draft's place.
                 _settle_file(folder, name)
                 os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
                 raise
-        os.fsync(folder)
+        os.fsync(folder)  # and the name itself
 
 
 def _draft_name() -> str:
@@ -241,6 +274,7 @@ def _draft(folder: int) -> tuple[str, BinaryIO]:
     """A new file that is locked while it is written, so that no other process sweeps it away."""
     while True:
         name = _draft_name()
+        # O_EXCL: a link that somebody has put there under this name is not followed
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | OWN, 0o666, dir_fd=folder)
         with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -256,26 +290,12 @@ def _in_use(folder: int, name: str) -> bool:
     except OSError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock ends with its process: no stale ones
     except OSError:
         return True
     finally:
         os.close(descriptor)
     return False
-
-
-def _reserve(stream: BinaryIO, size: int) -> None:
-    """Claims the room of a file before it is written.
-
-    Raises:
-        OSError: there is none.
-    """
-    if size and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(stream.fileno(), 0, size)
-        except OSError as error:
-            if error.errno in FULL:  # else the file system can't, and the writing itself will tell
-                raise
 
 
 def _check_room(descriptor: int, size: int) -> None:
@@ -305,7 +325,7 @@ def _remove(folder: int, name: str) -> None:
 
 
 def _settle(folder: int) -> None:
-    """Forces all that is in a folder to disk, a folder after what is in it."""
+    """Forces everything in a folder to disk: files first, then the folder that holds their names."""
     for _, _, files, inner in os.fwalk(dir_fd=folder, topdown=False):
         for name in sorted(files, reverse=True):
             _settle_file(inner, name)

@@ -1,5 +1,6 @@
 """Logging in the background: on a thread of its own, so that no service and no disk can hold a step up."""
 
+import math
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
+from ldm import UserError
 from ldm.distributed.ranks import is_first
 from ldm.loggers.metrics_log import RunLogger
 
@@ -65,6 +67,8 @@ class BackgroundLogger(RunLogger):
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(title)
+        if not 1 <= patience < math.inf:
+            raise UserError(f"logger.{patience=} must be a finite number of seconds, at least 1")
         self.title, self.patience = title, patience
         self.error: Exception | None = None
         self.dropped = 0

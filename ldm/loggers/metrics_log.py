@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from ldm.checkpoints.log_lines import read_lines
+from ldm.io.curves import read_lines
 from ldm.io.writing import append, write
 
 ENDING = 4  # lines of one step: what was trained and what was validated

@@ -7,13 +7,14 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
+from ldm import UserError
 from ldm.callbacks.new_options import NewOptions
 from ldm.callbacks.progress import ProgressBar
-from ldm.checkpoints.initial import follow_init
-from ldm.checkpoints.resuming import check_state
+from ldm.checkpoints.resuming import check_state, follow_init
 from ldm.checkpoints.run import Run, find_run, new_run
 from ldm.config import build, build_data, overrides, plain, repeated_keys
 from ldm.distributed.ranks import broadcast, is_first
+from ldm.io.writing import discard
 from ldm.loggers.background import end_all
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.planning.disk_room import check_needs, needs_of_cache
@@ -40,10 +41,16 @@ def fit(config: DictConfig) -> None:
         return tell(f"{run.path} is finished; its bundle is {bundle}. For another run: resume=never")
     stage, data = make_stage(config)
     # only now: what can't be built leaves no folder
+    started = run is None
     run, identity, state = begin(run, identity, stage, runs=config.runs)
     config.run_dir = str(run.path)  # of which callbacks and loggers make their paths
     announce(config, run, stage, data, state)
-    trainer = trainer_of_run(config, run, data, state)
+    try:
+        trainer = trainer_of_run(config, run, data, state)
+    except UserError:  # an option of a callback or a logger: a new run leaves no folder that holds nothing
+        if started and is_first():
+            discard(run.path)
+        raise
     trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
     if trainer.global_step < trainer.max_steps:
         raise EndedEarly(f"the training ended at step {trainer.global_step} of {trainer.max_steps}")

@@ -16,6 +16,7 @@ from ldm.tokenizers import cut_line
 
 SHARDED = "ldm.distributed.sharding.Sharded"
 UNEVEN = "ldm.callbacks.generation_metrics.GenerationMetrics"
+MAX_STEPS = 10**7  # some hundred times the longest training
 GENERATING = ("ldm.callbacks.sample_grid.SampleGrid", UNEVEN)
 
 
@@ -70,6 +71,7 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
             "guidance: a training has no weak bundle to be guided by: choose autoguidance for ldm.sample, "
             "and guidance=cfg here"
         )
+    check_steps(config["trainer"])
     check_precision(config["trainer"])
     for name, callback in config.get("callbacks", {}).items():
         if callback["_target_"] in GENERATING and stage.generator() is None:
@@ -90,6 +92,17 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
             "callbacks: GenerationMetrics draws more batches on one rank than on another, and trainer=fsdp "
             "wants every rank for each: take trainer=ddp, or callbacks=diffusion"
         )
+
+
+def check_steps(trainer: Mapping[str, Any]) -> None:
+    """Refuses a number of steps that no training takes.
+
+    Raises:
+        UserError: it is no whole number from 1 to `MAX_STEPS`.
+    """
+    steps = trainer["max_steps"]
+    if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"steps={steps} must lie between 1 and {MAX_STEPS} and be a whole number")
 
 
 def check_precision(trainer: Mapping[str, Any]) -> None:

@@ -111,6 +111,9 @@ def asked_jobs(written: Mapping[str, Any], *, seed: int) -> list[Job]:
     Raises:
         UserError: what can't be drawn, by its field, and its file and line if it stands in a list.
     """
+    for name in ("num_pictures", "batch_size"):
+        if isinstance(written[name], int) and written[name] < 1:
+            raise UserError(f"{name}={written[name]} must be at least 1")
     lines = asked_lines(written["prompts"])
     count = written["per_prompt"]
     if count is None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.pictures import save_picture
-from ldm.data.picture_files import FIGURE, LIST, carries, listed_pictures
+from ldm.data.picture_files import LIST, listed_pictures
 from ldm.generators.generator import Opened
 from ldm.io.links import check_no_link
+from ldm.io.pictures import FIGURE, carries, save_picture
 from ldm.io.reading import is_plain_name, read_json
 from ldm.io.writing import append, discard, write
 from ldm.sampling.batches import configured

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.generators.generator import Opened
-from ldm.generators.opening import open_generator
+from ldm.generators.generator import Opened, open_generator
 from ldm.sampling.batches import configured, generate_batch
 from ldm.sampling.jobs import Job
 from ldm.sampling.record import environment, facts_of, identity, read_facts, settings_of

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Part, write_bundle
-from ldm.checkpoints.provenance import origin
+from ldm.checkpoints.bundle import Part
+from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.codec import to_float, to_uint8
 from ldm.data.datamodule import PictureData
 from ldm.data.shards import PictureDataset
@@ -24,8 +24,9 @@ from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_
 from ldm.models.perceptual import PerceptualDistance
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.randomness import keyed
+from ldm.randomness.seeds import check_seed
 from ldm.stages.latent_statistics import LatentStatistics, measure_latents, sampled
-from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure, parameter_groups
+from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure, parameter_groups
 from ldm.stages.stage import example_pictures
 
 STATISTICS_BATCH = 16  # pictures encoded at once for the statistics of the latents
@@ -89,6 +90,8 @@ class AutoencoderStage(LightningModule):
         self.statistics_pictures = statistics_pictures
         self.net = net
         self.averaged: AutoencoderKL | None = None
+        check_optimizer(optimizer, decay)
+        check_seed(seed, "model.stage.seed")
         self.optimizer, self.decay = optimizer, decay
         self.kl_weight, self.seed, self.augment = kl_weight, seed, augment
         self.perceptual = (perceptual,)  # a tuple hides frozen weights from state and optimizer

@@ -9,14 +9,15 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Part, write_bundle
-from ldm.checkpoints.provenance import origin
+from ldm.checkpoints.bundle import Part
+from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.codec import to_float
 from ldm.data.stream import PictureBatch
 from ldm.distributed.ranks import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss
-from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
+from ldm.randomness.seeds import check_seed
+from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure
 from ldm.stages.stage import example_pictures
 from ldm.tokenizers import Tokenizer
 
@@ -58,6 +59,8 @@ class ContrastiveStage(LightningModule):
         self.net = net
         self.averaged: CLIP | None = None
         self.tokenizer = tokenizer
+        check_optimizer(optimizer, decay)
+        check_seed(seed, "model.stage.seed")
         self.optimizer, self.decay = optimizer, decay
         self.augment, self.seed = augment, seed
         self._step_mean = StepMean()

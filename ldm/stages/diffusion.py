@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
-from ldm.checkpoints.provenance import origin
+from ldm.checkpoints.bundle_writer import origin
 from ldm.codec import Codec
 from ldm.data.stream import LatentBatch
 from ldm.diffusion import Guidance
@@ -18,10 +18,11 @@ from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.distributed.sharding import Sharded
-from ldm.generators.diffusion_bundle import CodecBundles, write_denoiser
+from ldm.generators.denoiser_writer import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
 from ldm.randomness import keyed
-from ldm.stages.optim import Decay, OptimizerFactory, StepMean, configure
+from ldm.randomness.seeds import check_seed
+from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure
 from ldm.tokenizers import Tokenizer
 
 
@@ -66,6 +67,7 @@ class LatentDiffusion(LightningModule):
     ) -> None:
         super().__init__()
         check_codec(net, codec)
+        codec.latent_shape(size)  # refuses a size that the autoencoder can't divide
         if not 0 <= caption_drop <= 1:
             raise UserError(f"{caption_drop=} must lie in [0, 1]: it is a share of the samples")
         if initial is not None:
@@ -74,6 +76,8 @@ class LatentDiffusion(LightningModule):
         self.averaged: nn.Module | None = None
         self.process, self.codec = process, codec
         self.sampling, self.guidance, self.size = sampling, guidance, size
+        check_optimizer(optimizer, decay)
+        check_seed(seed, "model.stage.seed")
         self.optimizer, self.decay = optimizer, decay
         self.caption_drop, self.time_bins, self.seed = caption_drop, time_bins, seed
         self._null: Tensor | None = None

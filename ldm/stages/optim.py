@@ -17,7 +17,12 @@ Decay = Callable[[int], float]  # step -> factor of the learning rate
 
 
 def warmup_cosine(step: int, *, warmup: int, steps: int, floor: float = 0.0) -> float:
-    """Linear rise over `warmup` steps, then half a cosine down to `floor` at `steps`."""
+    """Linear rise over `warmup` steps, then half a cosine down to `floor` at `steps`.
+
+    Raises:
+        UserError: a `warmup` below 0.
+    """
+    check_warmup(warmup)
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -25,8 +30,19 @@ def warmup_cosine(step: int, *, warmup: int, steps: int, floor: float = 0.0) -> 
 
 
 def warmup_constant(step: int, *, warmup: int) -> float:
-    """Linear rise over `warmup` steps, then 1."""
+    """Linear rise over `warmup` steps, then 1.
+
+    Raises:
+        UserError: a `warmup` below 0.
+    """
+    check_warmup(warmup)
     return min(1.0, (step + 1) / max(1, warmup))
+
+
+def check_warmup(warmup: int) -> None:
+    """Raises UserError if the number of steps of a warmup is below 0."""
+    if warmup < 0:
+        raise UserError(f"decay.{warmup=} must be at least 0")
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -56,10 +72,25 @@ def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> t
     """An optimizer over a module's parameters and the schedule that steps with it.
 
     Raises:
-        UserError: a learning rate that is not a finite number above 0.
+        UserError: a learning rate that is not a finite number above 0, or a schedule with wrong options.
     """
+    check_rate(getattr(optimizer, "keywords", {}).get("lr", 1.0))  # before torch refuses it in its own words
     made = optimizer(parameter_groups(module))
     for group in made.param_groups:
-        if not 0 < group["lr"] < math.inf:
-            raise UserError(f"optimizer.lr={group['lr']} must be a finite number above 0")
+        check_rate(group["lr"])
     return made, LambdaLR(made, decay)
+
+
+def check_rate(rate: float) -> None:
+    """Raises UserError for a learning rate that is not a finite number above 0."""
+    if not 0 < rate < math.inf:
+        raise UserError(f"optimizer.lr={rate} must be a finite number above 0")
+
+
+def check_optimizer(optimizer: OptimizerFactory, decay: Decay) -> None:
+    """Refuses at once what `configure` would refuse when the training begins and its folder is made.
+
+    Raises:
+        UserError: as `configure`.
+    """
+    configure(nn.Linear(1, 1), optimizer, decay)

@@ -8,8 +8,8 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.reconstructions import Reconstructions
 from ldm.callbacks.retrieved import RetrievedPictures
 from ldm.callbacks.sample_grid import SampleGrid
-from ldm.checkpoints.pictures import to_picture
 from ldm.codec import to_float
+from ldm.io.pictures import to_picture
 from ldm.models.clip import CLIP, TextTransformer, VisionTransformer
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage

@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.checkpoints import card
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.card import model_card, results_of
-from ldm.checkpoints.provenance import origin
+from ldm.checkpoints.bundle_writer import PLACES, model_card, origin, results_of
 from ldm.data.index import ShardIndex
 
 CONFIG = {"parts": {"backbone": {}, "autoencoder": {}}, "size": 64, "origin": {"experiment": "mine"}}
@@ -84,7 +82,7 @@ RESULTS = {
 }
 
 
-@pytest.mark.parametrize("place", card.RESULTS)
+@pytest.mark.parametrize("place", PLACES)
 def test_numbers_come_with_protocol_and_count(place, write_tiny_bundle, tmp_path):
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "run" / "bundle"))
     (bundle.path / place).resolve().parent.mkdir(exist_ok=True)

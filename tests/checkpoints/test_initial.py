@@ -7,7 +7,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ldm.checkpoints.initial import follow_init
+from ldm.checkpoints.resuming import follow_init
 from ldm.config import CONF, build
 
 

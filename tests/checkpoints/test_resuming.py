@@ -277,3 +277,21 @@ def test_a_target_that_has_moved_is_no_difference():
     same = {"read": {}, "reads": {}, "aliases": {}}
     assert differences(old, new, **same) == {}
     assert differences(new, old | {"steps": 5}, **same).keys() == {"steps"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("batch_size=0", "data.batch_size=0 must be at least 1"),
+        ("optimizer.lr=0", "optimizer.lr=0 must be a finite number above 0"),
+        ("model.stage.decay.warmup=-1", "decay.warmup=-1 must be at least 0"),
+        ("model.stage.caption_drop=1.5", "caption_drop=1.5 must lie in"),
+        ("steps=0", "steps=0 must lie between 1 and 10000000"),
+        ("seed=-1", "seed=-1 must lie between 0 and"),
+        ("callbacks.ema.decay=1", "decay=1 must lie in"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_and_leaves_no_run(call, tmp_path, argument, sentence):
+    status, _ = call(argument)
+    assert sentence in status
+    assert not list(tmp_path.glob("runs/default/*"))

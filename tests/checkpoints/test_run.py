@@ -15,9 +15,8 @@ import pytest
 import torch
 import yaml
 
-from ldm.checkpoints.loading import is_readable
 from ldm.checkpoints.run import find_run, new_run
-from ldm.checkpoints.training_state import discard_damaged, save_state, states
+from ldm.checkpoints.training_state import discard_damaged, is_readable, save_state, states
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}, "logger": {}}
@@ -25,7 +24,7 @@ CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}, "logger": {}}
 # opens a run as a training does, says which, and stays until it is ended; the child stands for a loader's
 OPENING = f"""
 import os, sys, time
-from ldm.checkpoints.loading import is_readable
+from ldm.checkpoints.training_state import is_readable
 from ldm.checkpoints.run import find_run, new_run
 where = (sys.argv[1], "tiny", {CONFIG})
 run = find_run(*where, resume=sys.argv[2]) or new_run(*where)
@@ -265,7 +264,7 @@ def test_a_state_that_cannot_be_loaded_is_passed_over_like_a_damaged_one(opened,
     assert run.state() == run.checkpoints / "step=00000001" / "state.ckpt"
     said = capsys.readouterr().out
     for step in (2, 3, 4):
-        assert f"step=0000000{step} can't be loaded (it is no training state of torch's)" in said
+        assert f"step=0000000{step} can't be loaded (it is no checkpoint of torch's)" in said
     assert "weights_only" not in said
     assert not (tmp_path / "executed").exists()
     discard_damaged(run.checkpoints, after=1, usable=is_readable)

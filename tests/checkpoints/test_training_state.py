@@ -122,7 +122,7 @@ def full(path: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_states_and_is_told_in_a_sentence(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
-    sentence = r"saving the state of step 3 stopped \(No space left on device; \d+ MB are free there\)"
+    sentence = r"saving the checkpoint of step 3 stopped \(No space left on device; \d+ MB are free there\)"
     with pytest.raises(OSError, match=sentence):
         save_state(tmp_path, 3, full, keep=1)
     assert names(tmp_path) == ["newest", "step=00000001", "step=00000002"]
@@ -134,7 +134,7 @@ def test_a_disk_without_room_for_another_state_is_not_written_to(tmp_path, monke
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(3_000_000, 2e6, 1_000_000)
     )
-    with pytest.raises(OSError, match=r"No space left for the 2\.0 MB of a state; 1 MB are free there"):
+    with pytest.raises(OSError, match=r"No space left for the 2\.0 MB of a checkpoint; 1 MB are free there"):
         save_state(tmp_path, 2, lambda path: pytest.fail("it was written"), keep=2)
 
 

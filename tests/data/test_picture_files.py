@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from data_prep.verify import Specimen, draw_histograms, draw_sheet
-from ldm.checkpoints.pictures import save_picture, save_sheet
 from ldm.data.picture_files import find_pictures, is_hidden
 from ldm.evaluation.figures import Place, save_curves, save_curves_of, save_png
+from ldm.io.pictures import save_picture, save_sheet
 from ldm.sampling.jobs import pictures_at
 from tests.data.test_decode import encoded, scene
 

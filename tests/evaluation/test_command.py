@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ldm.checkpoints.bundle import Bundle, Part, write_bundle
-from ldm.checkpoints.pictures import to_picture
+from ldm.checkpoints.bundle import Bundle, Part
+from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.evaluate import main
 from ldm.evaluation.builders import tell_cuts
 from ldm.evaluation.captions import Caption
@@ -16,6 +16,7 @@ from ldm.evaluation.feature_pass import drawn_by
 from ldm.evaluation.results import read_results, values
 from ldm.evaluation.subject import Subject
 from ldm.generators.diffusion_bundle import open_latent_diffusion
+from ldm.io.pictures import to_picture
 from ldm.tokenizers import clip_bpe
 
 VISION = {

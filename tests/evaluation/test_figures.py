@@ -2,9 +2,9 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from ldm.checkpoints.log_lines import read_curves
 from ldm.evaluation.figures import comparison, fit_text, picture_grid, running_mean, save_curves, save_png
 from ldm.evaluation.result_types import Shown
+from ldm.io.curves import read_curves
 
 
 def noise(count, side):

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ldm.checkpoints.pictures import to_picture
 from ldm.evaluation.pictures import PictureFolder
 from ldm.evaluation.round_trip import reconstruct
+from ldm.io.pictures import to_picture
 from ldm.metrics.networks import EfficientNetLite0, efficientnet_lite0
 
 SIDE = 32

@@ -29,7 +29,7 @@ import yaml
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.training_state import save_state
 from ldm.exchange.pickles import SCRIPTED
-from ldm.generators.snapshot import bundle_of_state
+from ldm.generators.denoiser_writer import bundle_of_state
 from ldm.io.reading import hash_file
 
 # name -> (callable, its arguments, where the canary's path stands): each leaves something at the path
@@ -201,7 +201,7 @@ def test_none_fires_in_a_training_state(canary, bundle_path, specs, tmp_path, na
     )
     settings = {"name": "tiny", "backbone": specs["backbone"], "codec": codec, "process": {}}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match="is no training state of ours, or damaged"):
+    with pytest.raises(ValueError, match="is no checkpoint of ours, or damaged"):
         bundle_of_state(state, tmp_path / "out")
     assert not fired(folder)
 

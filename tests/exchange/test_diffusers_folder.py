@@ -12,7 +12,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.testing import assert_close
 from transformers import CLIPTextModel
 
-from ldm.checkpoints.bundle import Bundle, Part, write_bundle
+from ldm.checkpoints.bundle import Bundle, Part
+from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.config import CONF
 from ldm.exchange.architecture import from_configs
 from ldm.exchange.dialects.processes import process_spec
@@ -20,6 +21,7 @@ from ldm.exchange.dialects.schedulers import sampling_spec, scheduler_config
 from ldm.exchange.exporting import open_export, write_diffusers
 from ldm.exchange.hub import locate
 from ldm.exchange.imported import expected_shapes
+from ldm.generators.diffusion_bundle import load_codec
 from ldm.io.fields import Fields
 from tests.exchange.both import FILES, PROMPTS, export, largest_difference
 from tests.exchange.stable_diffusion import STABLE_DIFFUSION
@@ -141,7 +143,10 @@ def test_scales_of_channels_go_into_the_weights(imported, tmp_path):
         config = config.replace("- 0.18215", f"- {value}", 1)
     (bundle / "config.yaml").write_text(config.replace("- 0.0", "- 0.25", 2))
     out = export(bundle, tmp_path / "out")
-    theirs, codec = diffusers.AutoencoderKL.from_pretrained(out / "vae"), Bundle.open(bundle).codec()
+    theirs, codec = (
+        diffusers.AutoencoderKL.from_pretrained(out / "vae"),
+        load_codec(autoencoder=str(bundle), text_encoder=str(bundle)),
+    )
     images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         expected, found = codec.encode_images(images), theirs.encode(images / 127.5 - 1).latent_dist

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.tokenizer_file import load_tokenizer
+from ldm.checkpoints.bundle import Bundle, load_tokenizer
 from ldm.exchange.onnx import write_onnx
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.randomness.noise import SeededNoise

@@ -22,9 +22,8 @@ from ldm.data.datamodule import PictureData
 from ldm.evaluate import main as evaluate
 from ldm.evaluation.results import read_results
 from ldm.export import main as export
-from ldm.generators.generator import Generator
-from ldm.generators.opening import open_generator
-from ldm.generators.snapshot import bundle_of_state
+from ldm.generators.denoiser_writer import bundle_of_state
+from ldm.generators.generator import Generator, open_generator
 from ldm.sample import main as sample
 from ldm.train import main as train
 

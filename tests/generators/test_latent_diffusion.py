@@ -13,9 +13,8 @@ from ldm.config import CONF, build
 from ldm.diffusion import grids
 from ldm.evaluation.protocol import describe
 from ldm.generators.diffusion_bundle import open_latent_diffusion
-from ldm.generators.generator import Source
+from ldm.generators.generator import Source, open_generator
 from ldm.generators.latent_diffusion import node_of, with_scale
-from ldm.generators.opening import open_generator
 from ldm.randomness.noise import Mt19937Noise, SeededNoise
 from ldm.randomness.seeds import SEED_LIMIT
 

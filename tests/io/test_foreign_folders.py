@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from hydra_plugins.ldm_sweeps.points import Point
-from ldm.checkpoints.bundle import write_bundle
-from ldm.checkpoints.pictures import save_sheet
+from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.training_state import newest_state
 from ldm.data.shards import PictureDataset
@@ -20,6 +19,7 @@ from ldm.data.stored import ORIGIN, stored_moments
 from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.prompts import write_prompts
 from ldm.io.links import LinkRefused
+from ldm.io.pictures import save_sheet
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import TensorBoardRecorder
 from ldm.loggers.wandb_log import WandbRecorder, identity

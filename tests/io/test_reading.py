@@ -112,7 +112,7 @@ def test_a_file_beyond_the_limit_is_not_read_whole(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
         read_json(tmp_path / "a.json")
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.checkpoints.tensors import save_tensors
 from ldm.io.links import LinkRefused, opened
 from ldm.io.writing import (
     DRAFT,
@@ -22,6 +21,7 @@ from ldm.io.writing import (
     drafting,
     make_folder,
     new_folder,
+    save_tensors,
     sweep,
     write,
     writing,

@@ -9,8 +9,8 @@ from pytorch_lightning import Callback
 
 from benchmarks.chaos.resumes import EndedError, InValidation
 from ldm.callbacks.saving import SaveStates, StoppedBySignal
-from ldm.checkpoints.log_lines import read_curves
 from ldm.checkpoints.training_state import newest_state
+from ldm.io.curves import read_curves
 from ldm.loggers.metrics_log import MetricsLog
 
 

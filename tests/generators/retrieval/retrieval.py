@@ -16,8 +16,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Bundle, Part, write_bundle
-from ldm.checkpoints.provenance import origin
+from ldm.checkpoints.bundle import Bundle, Part
+from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.codec import to_float, to_uint8
 from ldm.data.stream import PictureBatch
 from ldm.generators.generator import Source, check_options

@@ -13,8 +13,8 @@ from ldm.callbacks.power_averages import PowerAverages
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.power_average import Averages, Profile
+from ldm.generators.denoiser_writer import bundle_of_length, bundle_of_state
 from ldm.generators.diffusion_bundle import open_latent_diffusion, sampling_nodes
-from ldm.generators.snapshot import bundle_of_length, bundle_of_state
 
 GUIDED = {"_target_": "ldm.diffusion.guidance.autoguidance", "_partial_": True, "scale": 2.0}
 
@@ -82,7 +82,7 @@ def test_what_is_no_denoisers_state_is_refused(run, settings, tmp_path):
     state = folder / "checkpoints" / "step=00000002"
     with pytest.raises(ValueError, match="holds no averaged weights"):
         bundle_of_state(state, tmp_path / "out")
-    with pytest.raises(ValueError, match="is no whole training state"):
+    with pytest.raises(ValueError, match="is no whole checkpoint"):
         bundle_of_state(folder / "checkpoints" / "step=00000007", tmp_path / "out")
     (folder / "config.yaml").write_text(yaml.safe_dump({"name": "emoji_vae"}))
     with pytest.raises(ValueError, match="of emoji_vae, which trains no denoiser"):

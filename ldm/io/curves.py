@@ -1,4 +1,4 @@
-"""Lines of `metrics.jsonl`, as far as they are whole: a log never stops what reads it."""
+"""Curves of a `metrics.jsonl`, from its whole lines: a damaged log never stops what reads it."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:
-    """The whole lines of a log in their order, and the number of damaged ones.
+    """The whole lines of a `metrics.jsonl` in their order, and the number of damaged ones.
 
     NULs around a line, which a loss of power leaves, are no part of it.
     """
