@@ -168,16 +168,7 @@ def find_run(
         run = compared(Run(path=Path(resume)))
         check_changes(run.changed, changes, run=run.path)
         return _held(run)
-    folders, runs = [record.parent for record in Path(root, experiment).glob(f"*/{RECORD}")], []
-    for run in sorted((Run(path=folder) for folder in folders), key=_age):
-        with suppress(OSError, ValueError):  # a run with a damaged record is left alone
-            runs.append(compared(run))
-    preferred: tuple[Callable[[Run], bool], ...] = (
-        lambda run: not run.changed,
-        lambda run: all(is_below(key, changes) for key in run.changed),
-        lambda run: run.replaced and not run.finished,  # refused below, with what has changed under its paths
-    )
-    chosen = next((run for fits in preferred for run in runs if fits(run)), None)
+    chosen = _chosen(compared, Path(root) / experiment, changes)
     if chosen is not None:
         check_changes(chosen.changed, changes, run=chosen.path)
     elif changes:
@@ -186,6 +177,20 @@ def find_run(
             "with resume=<its folder>, or leave resume_changes out for a new run"
         )
     return _held(chosen, below=Path(root))
+
+
+def _chosen(compared: Callable[[Run], Run], folder: Path, changes: Sequence[str]) -> Run | None:
+    """The run in a folder that a command means: of those that fit equally well the one active last."""
+    runs = []
+    for run in sorted((Run(path=record.parent) for record in folder.glob(f"*/{RECORD}")), key=_age):
+        with suppress(OSError, ValueError):  # a run with a damaged record is left alone
+            runs.append(compared(run))
+    preferred: tuple[Callable[[Run], bool], ...] = (
+        lambda run: not run.changed,
+        lambda run: all(is_below(key, changes) for key in run.changed),
+        lambda run: run.replaced and not run.finished,  # to be refused, with what has changed under its paths
+    )
+    return next((run for fits in preferred for run in runs if fits(run)), None)
 
 
 def new_run(root: str, experiment: str, config: Mapping[str, Any]) -> Run:
