@@ -41,22 +41,27 @@ def open_latent_diffusion(bundle: Bundle, **options: Any) -> TextToImage:
     nodes = sampling_nodes(bundle, options)
     weak = weak_bundle(bundle, nodes["guidance"])
     guidance = {key: value for key, value in nodes["guidance"].items() if key != "weak"}  # is no argument
+    small: dict[
+        str, Any
+    ] = {  # before the networks: what is refused here has not waited for gigabytes to be read
+        "process": process_of(bundle),
+        "sampling": _built("sampler", nodes["sampler"], lambda built: isinstance(built, Sampling)),
+        "guidance": _built("guidance", guidance, lambda built: accepts(built, Guidance)),
+        "noise": noise_of(options["generator"]) if "generator" in options else SeededNoise,
+        "size": bundle.entry("size"),
+        "negative": options.get("negative", ""),
+        "precision": PRECISIONS[precision],
+    }
     # two threads: hashing and reading the files take most of the time, and neither holds Python's lock
     with ThreadPoolExecutor(max_workers=1) as aside:
         codec = aside.submit(codec_of, bundle, bundle)
         net = bundle.network("backbone").requires_grad_(False)
     return TextToImage(
         net=held_in(PRECISIONS[precision], net),
-        process=process_of(bundle),
         codec=codec.result(),
-        sampling=_built("sampler", nodes["sampler"], lambda built: isinstance(built, Sampling)),
-        guidance=_built("guidance", guidance, lambda built: accepts(built, Guidance)),
-        size=bundle.entry("size"),
-        negative=options.get("negative", ""),
         weak=None if weak is None else weak.network("backbone").requires_grad_(False),
         weak_bundle=None if weak is None else {"path": str(weak.path), "sha256": weak.sha256},
-        precision=PRECISIONS[precision],
-        noise=noise_of(options["generator"]) if "generator" in options else SeededNoise,
+        **small,
     )
 
 
