@@ -45,6 +45,12 @@ class Recorder(Protocol):
         """The end: nothing comes after it."""
 
 
+def check_patience(patience: float) -> None:
+    """Raises UserError where a logger's patience is no finite number of seconds, at least 1."""
+    if not 1 <= patience < math.inf:
+        raise UserError(f"logger.{patience=} must be a finite number of seconds, at least 1")
+
+
 class BackgroundLogger(RunLogger):
     """Hands what is logged to a recorder, without waiting for it.
 
@@ -67,8 +73,6 @@ class BackgroundLogger(RunLogger):
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(title)
-        if not 1 <= patience < math.inf:
-            raise UserError(f"logger.{patience=} must be a finite number of seconds, at least 1")
         self.title, self.patience = title, patience
         self.error: Exception | None = None
         self.dropped = 0

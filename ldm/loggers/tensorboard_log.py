@@ -12,7 +12,7 @@ from PIL import Image
 from ldm.checkpoints.run import facts_of
 from ldm.evaluation.report import markdown_table
 from ldm.io.writing import make_folder
-from ldm.loggers.background import BackgroundLogger, Cell
+from ldm.loggers.background import BackgroundLogger, Cell, check_patience
 
 LITERATURE = ("fid", "is_mean")  # curves that share their panel with numbers that others printed
 
@@ -24,6 +24,7 @@ def tensorboard_logger(*, folder: str, patience: float = 30.0) -> BackgroundLogg
         folder: the run directory; its config and record become a text.
         patience: seconds that the end waits for what is still to be written.
     """
+    check_patience(patience)
     return BackgroundLogger(
         partial(TensorBoardRecorder, Path(folder)), title="TensorBoard", patience=patience
     )

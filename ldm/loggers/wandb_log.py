@@ -11,7 +11,7 @@ from typing import Any
 
 from ldm.checkpoints.run import facts_of
 from ldm.io.writing import make_folder, write
-from ldm.loggers.background import BackgroundLogger, Cell, say
+from ldm.loggers.background import BackgroundLogger, Cell, check_patience, say
 from ldm.loggers.wandb_sending import Sending, address, unsendable
 
 CLOSING = 30.0  # seconds that the end of a record may take beside its sending; it takes some hundredths
@@ -31,6 +31,7 @@ def wandb_logger(
         artifact: whether the bundle that the training leaves is sent, too.
         patience: seconds that the end waits for what is still to be sent.
     """
+    check_patience(patience)
     opener = partial(
         WandbRecorder, project=project, name=name, folder=Path(folder), artifact=artifact, patience=patience
     )

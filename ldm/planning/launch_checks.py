@@ -100,7 +100,7 @@ def check_steps(trainer: Mapping[str, Any]) -> None:
     Raises:
         UserError: it is no whole number from 1 to `MAX_STEPS`.
     """
-    steps = trainer["max_steps"]
+    steps = trainer.get("max_steps", 1)
     if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
         raise UserError(f"steps={steps} must lie between 1 and {MAX_STEPS} and be a whole number")
 
