@@ -150,8 +150,8 @@ def over_processes(
                 yield future.result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a worker process was killed, perhaps for want of memory: run the same command again to go"
-                " on, with a smaller num_workers if it happens again"
+                "a worker process was killed, perhaps for want of memory: run the same command again to"
+                " resume, with a smaller num_workers if it happens again"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

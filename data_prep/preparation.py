@@ -81,9 +81,8 @@ def answered_disk(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         told = f"{root} can't be written ({error.strerror or error}): choose another out="
-        if isinstance(error, DiskFull):
-            told = str(error)
-        raise DataError(f"{told}, and run the same command again to go on") from error
+        told = str(error) if isinstance(error, DiskFull) else told
+        raise DataError(f"{told}, and run the same command again to resume") from error
 
 
 @contextmanager
@@ -92,21 +91,19 @@ def sole_writer(root: Path) -> Iterator[None]:
     with opened(root, make=True) as folder:
         lock = open_plain(folder, root / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        _take(lock, root)
+        for _ in range(20):  # the workers of a killed command end within moments
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
+            raise DataError(f"{root} is being prepared by another process: wait for it or end it")
         sweep(root)
         sweep(make_folder(root / NOTES, below=root), below=root)
         yield
     finally:
         os.close(lock)
-
-
-def _take(lock: int, root: Path) -> None:
-    for _ in range(20):  # the workers of a killed command end within moments
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-    raise DataError(f"{root} is being prepared by another process: wait for it or end it")
 
 
 def choose_splits(collection: Collection, options: PreparationOptions) -> dict[str, str]:
@@ -122,10 +119,8 @@ def choose_splits(collection: Collection, options: PreparationOptions) -> dict[s
         )
     if options.split == "random" or not given:
         collection.forms.append(f"split drawn with seed={options.seed}")
-        splits = draw_splits(
-            keys, val_share=options.val_share, test_share=options.test_share, seed=options.seed
-        )
-        return splits
+        shares = {"val_share": options.val_share, "test_share": options.test_share}
+        return draw_splits(keys, **shares, seed=options.seed)
     collection.splits = given
     return {key: given[key] for key in keys if key in given}
 
@@ -153,15 +148,8 @@ def plan_shards(
     plan = hashlib.sha256(json.dumps(settings | asdict(options.rules), sort_keys=True).encode())
     for split, entries in own.items():
         for entry in entries:
-            identity = (
-                split,
-                entry.name,
-                entry.place.offset,
-                entry.place.size,
-                entry.texts,
-                entry.comment_nos,
-            )
-            plan.update(json.dumps(identity).encode())
+            place, captions = entry.place, (entry.texts, entry.comment_nos)
+            plan.update(json.dumps((split, entry.name, place.offset, place.size, *captions)).encode())
     return [
         ShardTask(
             path=Path(options.out) / f"{split}-{first // options.samples_per_shard:06d}.tar",
@@ -221,12 +209,12 @@ def make_shards(
     notes = {task.path: note for task in tasks if (note := finished(task))}
     drop_strangers(root, notes)
     missing = [task for task in tasks if task.path not in notes]
-    kept = sum(len(task.entries) for task in tasks) - (num_made := sum(len(task.entries) for task in missing))
     sizes = {task.path.name: len(task.entries) for task in tasks}
-    if kept:
-        print(f"{root}: goes on after {len(notes)} shards that are there already")
-    made = []
-    with tqdm(total=kept + num_made, initial=kept, desc=root.name, unit="picture") as bar:
+    num_made = sum(len(task.entries) for task in missing)
+    if notes:
+        print(f"{root}: resumes after {len(notes)} shards that are there already")
+    made, total = [], sum(sizes.values())
+    with tqdm(total=total, initial=total - num_made, desc=root.name, unit="picture") as bar:
         for note in over_processes(make_shard, missing, num_workers=options.num_workers):
             notes[root / note.shard.file] = note
             made.append(note)

@@ -74,11 +74,7 @@ def peak_memory_mb() -> float:
 def ledgers(collection: Collection) -> dict:
     """What was left out, healed and converted: numbers first, names after."""
     tally = collection.tally
-    named: dict[str, Ledger] = {
-        "pictures_left_out": tally.pictures,
-        "captions_left_out": tally.captions,
-        "healed": tally.healed,
-    }
+    named = {"pictures_left_out": tally.pictures, "captions_left_out": tally.captions, "healed": tally.healed}
     return {
         "counts": {title: counts(ledger) for title, ledger in named.items()},
         "converted": dict(sorted(tally.converted.items())),
@@ -89,17 +85,13 @@ def ledgers(collection: Collection) -> dict:
 
 def duplicates(notes: list[ShardNote]) -> dict[str, list[list[str]]]:
     """Keys of pictures whose files are the same byte for byte, and of those in more than one split."""
-    groups: dict[str, list[tuple[str, str]]] = {}
+    groups: dict[str, dict[str, str]] = {}  # hash -> split by key
     for note in notes:
         for key in note.shard.keys:
-            groups.setdefault(note.hashes[key], []).append((key, note.shard.split))
+            groups.setdefault(note.hashes[key], {})[key] = note.shard.split
     same = [group for group in groups.values() if len(group) > 1]
-    return {
-        "same_bytes": [[key for key, _ in group] for group in same],
-        "same_bytes_across_splits": [
-            [key for key, _ in group] for group in same if len({split for _, split in group}) > 1
-        ],
-    }
+    across = [group for group in same if len(set(group.values())) > 1]
+    return {"same_bytes": list(map(list, same)), "same_bytes_across_splits": list(map(list, across))}
 
 
 def check_left_out(root: Path, collection: Collection, *, limit: float, left: int, report: dict) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -144,15 +143,12 @@ def summarise(index: ShardIndex, found: list[Findings]) -> dict:
     for findings in found:
         for key, digest in findings.hashes.items():
             keys.setdefault(digest, []).append(key)
-    numbers: Counter[str] = Counter()
-    for shard in index.shards:
-        numbers[shard.split] += shard.count
     return {
         "root": str(index.root),
         "sha256": index.sha256,
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),
-        "pictures": dict(numbers),
+        "pictures": {name: sum(shard.count for shard in index.split(name)) for name in index.splits},
         "captions": sum(len(findings.words) for findings in found),
         "captions_that_name_a_side": sum(findings.sided for findings in found),
         "same_bytes": sorted(sorted(own) for own in keys.values() if len(own) > 1),
@@ -169,9 +165,8 @@ def draw(index: ShardIndex, found: list[Findings], out: Path) -> None:
         discard(out / "histograms.png")
     readable = {key for findings in found for key in findings.hashes}
     specimens = []
-    for name in dict.fromkeys(shard.split for shard in index.shards if shard.count):
-        whole = replace(index, shards=tuple(shard for shard in index.shards if shard.split == name))
-        reader = ShardReader(whole, split=name)
+    for name in index.splits:
+        reader = ShardReader(index, split=name)
         rows = [row for row, key in enumerate(reader.keys()) if key in readable]
         for row in rows[:: max(1, -(-len(readable) // NUM_SPECIMENS))]:
             record = reader.record(row)

@@ -145,8 +145,8 @@ class ShardIndex:
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits that have samples."""
-        return sorted({shard.split for shard in self.shards if shard.count})
+        """Names of the splits that have samples, in the order of the shards."""
+        return list(dict.fromkeys(shard.split for shard in self.shards if shard.count))
 
     def split(self, name: str) -> tuple[Shard, ...]:
         """The shards of one split. Raises DataError: no sample carries that split."""
