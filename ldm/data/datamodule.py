@@ -16,7 +16,7 @@ from ldm import UserError
 from ldm.data.augment import Crop, sample_at
 from ldm.data.decode import centre
 from ldm.data.shards import PictureDataset
-from ldm.data.stream import PictureBatch, StreamDataset, StreamLoader, stream_loader
+from ldm.data.stream import PictureBatch, StreamDataset, StreamLoader, loader_over
 from ldm.randomness import keyed
 from ldm.randomness.seeds import check_seed
 
@@ -153,7 +153,7 @@ class PictureData(LightningDataModule):
             order = BucketOrder(nearest, self.batch_size * trainer.world_size)
             size = order.size
         stream = StreamDataset(self._sample, size=size, seed=self.seed, order=order)
-        return stream_loader(self, trainer, stream)
+        return loader_over(self, trainer, stream)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         """Batches to validate on: centres, each picture always with the same caption."""

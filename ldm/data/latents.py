@@ -22,7 +22,7 @@ from ldm.data.datamodule import PictureData
 from ldm.data.decode import centre
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays, stored_moments, stored_states
-from ldm.data.stream import LatentBatch, StreamDataset, StreamLoader, stream_loader
+from ldm.data.stream import LatentBatch, StreamDataset, StreamLoader, loader_over
 
 
 class StoredSplit(Dataset[dict[str, Any]]):
@@ -116,11 +116,9 @@ class LatentData(LightningDataModule):
 
     def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
-        moments, captions = zip(*self._recipes(), strict=True)
-        return {
-            "latents": sum(recipe.missing_bytes for recipe in moments),
-            "texts": sum(recipe.missing_bytes for recipe in captions),
-        }
+        kinds = zip(*self._recipes(), strict=True)
+        latents, texts = (sum(recipe.missing_bytes for recipe in recipes) for recipes in kinds)
+        return {"latents": latents, "texts": texts}
 
     def _recipes(self) -> list[tuple[Recipe, Recipe]]:
         """How moments and captions are encoded, of the training split and of that for validation."""
@@ -135,7 +133,7 @@ class LatentData(LightningDataModule):
         """Loader over the whole training."""
         assert self.train is not None
         stream = StreamDataset(self.train.sample, size=len(self.train), seed=self.pictures.seed)
-        return stream_loader(self.pictures, self.trainer, stream, collate=collate)
+        return loader_over(self.pictures, self.trainer, stream, collate=collate)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         """Each held-out picture once, always with the same caption."""
@@ -152,13 +150,8 @@ class LatentData(LightningDataModule):
 class PictureSource(Protocol):
     """A data module of pictures, prepared or streamed."""
 
-    def stream(self, trainer: Trainer) -> StreamLoader:
-        """Loader over the whole training that a trainer is set up for."""
-        ...
-
-    def val_dataloader(self) -> DataLoader[Any] | list:
-        """Batches to validate on, if there are any."""
-        ...
+    stream: Callable[[Trainer], StreamLoader]
+    val_dataloader: Callable[[], Any]
 
 
 class EncodedPictures(LightningDataModule):

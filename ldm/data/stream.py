@@ -191,6 +191,8 @@ def loader_over(
 
     Args:
         data: whose batch size, workers and timeout are used.
+
+    Raises DataError: fewer numbered samples than all ranks take in one step.
     """
     positions = Positions(
         batch_size=data.batch_size,
@@ -198,6 +200,11 @@ def loader_over(
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
+    if isinstance(dataset, StreamDataset) and dataset.size < positions.global_batch_size:
+        raise DataError(
+            f"the {dataset.size} samples to train on are fewer than a batch: {positions.batch_size} a rank "
+            f"on {positions.world_size} ranks are {positions.global_batch_size}; lower batch_size"
+        )
     return StreamLoader(
         dataset,
         positions,
@@ -207,20 +214,3 @@ def loader_over(
         persistent_workers=data.num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def stream_loader(
-    data: Any, trainer: Trainer, dataset: StreamDataset, *, collate: Callable | None = None
-) -> StreamLoader:
-    """`loader_over` a stream of numbered samples.
-
-    Raises DataError: fewer samples than all ranks take in one step.
-    """
-    loader = loader_over(data, trainer, dataset, collate=collate)
-    positions = loader.positions
-    if dataset.size < positions.global_batch_size:
-        raise DataError(
-            f"the {dataset.size} samples to train on are fewer than a batch: {positions.batch_size} a rank "
-            f"on {positions.world_size} ranks are {positions.global_batch_size}; lower batch_size"
-        )
-    return loader
