@@ -45,6 +45,7 @@ def random_resized(
         area: range of its share of the largest box of its shape, uniform.
         stretch: range of its aspect over the wanted one, uniform in the logarithm.
     """
+    # a stream for each number: a further choice some day changes none of these
     streams = ("crop-area", "crop-shape", "crop-top", "crop-left")
     u, v, down, right = (keyed.real(seed=seed, position=position, stream=each) for each in streams)
     low, high = (math.log(bound) for bound in stretch)

@@ -72,6 +72,7 @@ class BucketOrder:
     def __call__(self, seed: int, epoch: int, size: int) -> np.ndarray:
         assert size == self.size
         order = keyed.permutation(seed, epoch, len(self.bucket))
+        # batches are shuffled after they are filled: else an epoch would go through bucket after bucket
         own = [order[self.bucket[order] == bucket] for bucket in np.unique(self.bucket)]
         runs = np.concatenate([np.resize(each, (-(-len(each) // self.batch), self.batch)) for each in own])
         return runs[keyed.permutation(seed, epoch, len(runs), stream="runs")].reshape(-1)

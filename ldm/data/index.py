@@ -110,7 +110,7 @@ class ShardIndex:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable shard index ({error!r}): {remedy}") from error
-        index._check()
+        index._check()  # sizes alone: hashing a large set would take minutes at every start
         return index
 
     def save(self, *, below: Path | None = None) -> None:

@@ -53,7 +53,7 @@ class StoredSplit(Dataset[dict[str, Any]]):
         return len(self.moments)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.sample(number, number)  # for validation: always with the same captions
+        return self.sample(number, number)  # for validation: a constant position gives constant captions
 
     def sample(self, number: int, position: int) -> dict[str, Any]:
         """Picture `number` as it is met at a position: moments, and `tokens` or `context` of a caption."""
@@ -104,7 +104,7 @@ class LatentData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encodes on one process of a machine, before any other reads the files."""
-        self.setup("fit")
+        self.setup("fit")  # Lightning calls this on local rank 0, and the others wait
 
     def setup(self, stage: str) -> None:
         """Opens the stored splits; what is missing is computed."""

@@ -29,7 +29,7 @@ from ldm.io.reading import hash_file, parse_array, read_json
 from ldm.io.writing import make_folder, sweep, write
 
 ORIGIN = "made_from.json"
-SAMPLES_PER_SHARD = 1024
+SAMPLES_PER_SHARD = 1024  # what a stopped computation loses at most
 SAMPLE = 3 * 2**10  # bytes: about what a shard holds of a picture beside its array: tar headers and captions
 MAGIC, LENGTH_AT, HEADER_AT = b"\x93NUMPY\x01\x00", 8, 10  # an npy file of version 1 begins with these
 HALF_INFINITY = 0x7C00  # infinity's bits in float16; NaN's are above, all other numbers' below

@@ -24,7 +24,7 @@ CONTROL = re.compile("\r\n|[\x01-\x1f\x7f-\x9f]")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 MAX_CHARACTERS = 10_000
 
-csv.field_size_limit(2**24)
+csv.field_size_limit(2**24)  # its own limit, 2**17, would refuse long captions before our rule cuts them
 
 
 class TableRow(NamedTuple):
