@@ -24,7 +24,7 @@ from benchmarks.timing import in_turns
 from ldm.commands.answers import answer_errors
 from ldm.config import build, build_data
 from ldm.data.latents import EncodedPictures
-from ldm.planning.trainers import make_trainer
+from ldm.planning.fitting import make_trainer
 from ldm.stages.diffusion import LatentDiffusion
 
 Batches = Iterator[dict[str, Any]]

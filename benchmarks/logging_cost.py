@@ -40,7 +40,7 @@ from ldm.loggers.background import end_all
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import tensorboard_logger
 from ldm.loggers.wandb_log import wandb_logger
-from ldm.planning.trainers import make_trainer
+from ldm.planning.fitting import make_trainer
 
 WARM = 10  # steps that are not counted
 LIMIT = 0.01
@@ -133,7 +133,7 @@ def main(steps: int, service: str, overrides: list[str]) -> None:
     behaviour = SERVICES[service]
     opened: Callable[[], Any] = nullcontext if behaviour is None else lambda: Service(behaviour)
     with tempfile.TemporaryDirectory(prefix="ldm-") as folder, opened() as there:
-        os.environ["WANDB_DATA_DIR"] = folder
+        os.environ["WANDB_DATA_DIR"] = os.environ["XDG_STATE_HOME"] = folder
         os.environ["WANDB_MODE"] = "offline" if there is None else "online"
         if there is not None:
             os.environ |= {"WANDB_BASE_URL": there.url, "WANDB_API_KEY": KEY}

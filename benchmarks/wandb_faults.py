@@ -114,7 +114,7 @@ def meet(case: Case, folder: Path, _tries: int, *, root: Path, steps: int) -> Ou
     with Service(case.behaviour) as service:
         if not case.open:
             service.vanish()
-        variables = {"WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY}
+        variables = {"WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY, "XDG_STATE_HOME": str(folder)}
         variables |= {} if case.wanted else {"WANDB_MODE": "offline"}
         overrides = [*TRAINING, f"data.root={root}", f"steps={steps}", f"runs={folder}"]
         output, began = folder / "output.txt", monotonic()

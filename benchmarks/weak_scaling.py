@@ -48,7 +48,7 @@ def be_rank(overrides: Sequence[str], *, ranks: int, apart: bool, steps: int, ou
 
     from ldm.distributed.ranks import join, leave, rank
     from ldm.planning.dry_run import made_up_stage
-    from ldm.planning.trainers import make_trainer, quiet
+    from ldm.planning.fitting import make_trainer, quiet
     from ldm.planning.trial import Observer
 
     quiet()

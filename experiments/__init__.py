@@ -1,1 +1,1 @@
-"""What was learned: each folder a run with its results; `report` draws the index."""
+"""Recorded results: each folder holds a run; `report` writes the index."""

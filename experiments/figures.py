@@ -111,6 +111,6 @@ def _draw_block(panel: Axes, regime: str, rows: Sequence[PublishedRow]) -> None:
 
 
 def _terms(row: PublishedRow) -> str:
-    """The number, and what it was helped by."""
+    """The number, with its re-ranking and guidance."""
     helped = [term for term in (row.reranking, row.guidance) if term not in (None, "none")]
     return ", ".join([f"{row.values['fid'].value:.2f}", *helped])

@@ -1,4 +1,4 @@
-"""The index of what was learned: `python -m experiments.report` writes experiments/README.md and its figures.
+"""The index of recorded results: `python -m experiments.report` writes experiments/README.md and its figures.
 
 The folder holds <name>/results.json, perhaps with <name>/curves, and sweep/<name>/README.md. Measured rows
 and the literature's stand apart, and a table holds rows of one protocol only.
@@ -21,7 +21,7 @@ from ldm.io.pictures import FIGURE, carries
 from ldm.io.writing import discard, make_folder, write
 
 FOLDER = Path(__file__).parent
-SUFFIXES = (".svg", ".png")  # the first there is stands for a figure that was drawn as both
+SUFFIXES = (".svg", ".png")  # a figure that was saved as both is shown as the first
 TITLE = """# Experiments
 
 Each folder is a run with its record: `README.md` in words, `results.json` as `python -m ldm.evaluate` wrote
@@ -35,7 +35,7 @@ a Frechet distance is a distance to the very pictures that it was taken against.
 of the systems' papers, each with where it is printed, and are ranked neither among themselves nor with the
 rows above."""
 DAGGER = f"""{UNVERIFIED}: not checked against the source. {UNVERIFIED} alone: not looked up.
-Empty: the source doesn't tell."""
+Empty: the source does not say."""
 
 
 @dataclass(kw_only=True)
@@ -142,13 +142,12 @@ def title_of(readme: Path) -> str:
 
 def send(tables: Sequence[Table], *, project: str, folder: Path) -> None:
     """Logs the tables to one W&B run, the same again each time that `folder` is the same."""
-    from ldm.loggers.background import log_table
     from ldm.loggers.wandb_log import wandb_logger  # Lightning takes seconds that only this needs
 
     make_folder(folder)
     logger = wandb_logger(project=project, name="experiments", folder=str(folder))
     for table in tables:
-        log_table([logger], name=table.name, header=table.header, rows=table.rows)
+        logger.record("table", table.name, table.header, table.rows, None)
     logger.end()
 
 

@@ -22,7 +22,7 @@ def draw_sweep(title: str, points: Sequence[Swept], names: Sequence[str], path: 
     A number that a point doesn't have is left out.
 
     Args:
-        points: in the order in which they are drawn.
+        points: in their order on the lines.
         names: of the numbers, one panel each.
     """
     along = axis_of(points)

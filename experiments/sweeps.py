@@ -34,7 +34,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a point came to.
+    """The result of a point.
 
     Attributes:
         swept: value by key, as typed.
@@ -70,7 +70,7 @@ def main(options: Options) -> None:
 
 
 def outcome(point: Point) -> Outcome:
-    """What a point's files tell."""
+    """The result that a point's files hold."""
     ruler, commit, state = "", None, "finished" if point.finished else "not finished"
     if point.results.is_file():
         document = read_results(point.results)
@@ -141,7 +141,7 @@ def write_page(
 
 
 def sweep_table(name: str, outcomes: Sequence[Outcome], names: Sequence[str]) -> Table:
-    """One row a point: what was set, what it came to, how far it is."""
+    """One row per point: its settings, its numbers, and whether it has finished."""
     keys = unique(key for each in outcomes for key in each.swept)
     rows = [
         [

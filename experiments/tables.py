@@ -1,4 +1,4 @@
-"""Tables of the index: plain cells, drawn in Markdown here and sent to W&B as they are."""
+"""Tables of the index: plain cells, written as Markdown here and sent to W&B as they are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def measured_table(name: str, runs: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def literature_table(rows: Sequence[PublishedRow]) -> Table:
-    """Numbers that others printed, with all that is known of how; a dagger follows what was not verified."""
+    """Published numbers with their protocols; a dagger follows what was not verified."""
     return Table(
         name="literature",
         header=("system", "FID", "IS", *LITERATURE),
@@ -82,16 +82,16 @@ def literature_table(rows: Sequence[PublishedRow]) -> Table:
 
 
 def _metric(row: Mapping[str, Any]) -> str:
-    """Set and name, with a word where the reference is a file that doesn't tell how it was made."""
+    """Set and name, with a note if the reference is a file of unknown preparation."""
     told = " (reference of unknown preparation)" if row.get("foreign") else ""
     return f"{row['set']}/{row['metric']}{told}"
 
 
 def _measured(row: Mapping[str, Any]) -> str:
-    """The number, with its deviation over the draws where there was more than one."""
+    """The number, with its standard deviation over the seeds if there were several."""
     if row.get("sd") is None:
         return _number(row["value"])
-    return f"{_number(row['value'])} ± {row['sd']:.2g} ({row['seeds']} draws)"
+    return f"{_number(row['value'])} ± {row['sd']:.2g} ({row['seeds']} seeds)"
 
 
 def _printed(row: PublishedRow, metric: str) -> str:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm import UserError
 from ldm.commands.answers import answer_errors
 from ldm.commands.help import help_of
-from ldm.construct import construct, locate, nearest, own_confs
+from ldm.construct import CONFIG_DIR, construct, locate, nearest, own_confs
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
@@ -55,15 +55,17 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
 
         @wraps(function)
         def command() -> None:
-            sys.argv[1:] = map(quoted_path, sys.argv[1:])
+            # options first: argparse refuses overrides on both sides of one, as slurm/env.sh makes them
+            sys.argv[1:] = sorted(map(quoted_path, sys.argv[1:]), key=is_override)
             arguments = get_args_parser().parse_args()
             if arguments.help:
                 return print(help_of(name, CONF))
-            folder = Path(arguments.config_dir) if arguments.config_dir else None
+            if arguments.config_dir:  # in the environment it reaches ranks and points of a sweep as well
+                os.environ[CONFIG_DIR] = os.path.abspath(arguments.config_dir)
+            answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun))
             # before what is typed, which may choose some of them
             place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
-            sys.argv[place:place] = every(name, folder)
-            answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun, folder=folder))
+            sys.argv[place:place] = every(name)
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
             answer_errors(run)
 
@@ -95,19 +97,18 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
-def options(group: str, folder: Path | None = None) -> list[str]:
-    """Names of a group's files, those of a user's own config folder and packages among them."""
-    folders = (CONF, *([folder] if folder else []), *own_confs())
-    return sorted({path.stem for conf in folders for path in (conf / group).glob("*.yaml")})
+def options(group: str) -> list[str]:
+    """Names of a group's files, those of a user's own folders among them."""
+    return sorted({path.stem for conf in (CONF, *own_confs()) for path in (conf / group).glob("*.yaml")})
 
 
-def every(name: str, folder: Path | None = None) -> list[str]:
+def every(name: str) -> list[str]:
     """The override that chooses each file of the group of which a command gets every one, if there is one."""
     group = EVERY.get(name)
-    return [] if group is None else [f"{group}=[{','.join(options(group, folder))}]"]
+    return [] if group is None else [f"{group}=[{','.join(options(group))}]"]
 
 
-def check(name: str, arguments: Iterable[str], *, sweep: bool = False, folder: Path | None = None) -> None:
+def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
     """Refuses what is misspelt or of the wrong type, before torch is imported.
 
     Whether a value is in range is checked by the constructor that it is for.
@@ -116,7 +117,6 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False, folder: P
         name: of the command's config.
         arguments: the overrides of the command line.
         sweep: whether a key may have several values, to be tried one after the other.
-        folder: with files of the user's own beside those in `conf`, as `--config-dir` names it.
 
     Raises:
         UserError: the key or value with the nearest valid one.
@@ -130,12 +130,11 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False, folder: P
             )
     groups = [override for override in overrides if (CONF / override.key_or_group).is_dir()]
     for override in groups:
-        check_group(override, folder)
+        check_group(override)
         check_read(override, name)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         chosen = [each.input_line or "" for each in groups if not each.is_sweep_override()]
-        searched = [] if folder is None else [f"hydra.searchpath=['file://{folder.absolute()}']"]
-        config = compose(name, overrides=[*every(name, folder), *chosen, *searched])
+        config = compose(name, overrides=[*every(name), *chosen])
     for override in overrides:
         if override not in groups and not override.key_or_group.startswith("hydra"):
             check_value(override, config)
@@ -164,6 +163,11 @@ def quoted(argument: str) -> str:
     return f"{key}='{inner}'"
 
 
+def is_override(argument: str) -> bool:
+    """Whether an argument is `key=value` or `~key`, and not an option such as `--cfg job`."""
+    return re.match(r"~|[+\w][^=]*=", argument) is not None
+
+
 def quoted_path(argument: str) -> str:
     """An argument as it is; a path that Hydra can't read, as it may hold `#`, `{` or `ü`, gets its quotes."""
     if not re.match(r"[\w.+~][\w.+~-]*=(/|~/|\.{1,2}/)", argument):
@@ -175,10 +179,10 @@ def quoted_path(argument: str) -> str:
     return argument
 
 
-def check_group(override: Override, folder: Path | None = None) -> None:
+def check_group(override: Override) -> None:
     """Refuses an option that its group doesn't have."""
     group, value = override.key_or_group, override.value()
-    names = options(group, folder)
+    names = options(group)
     if group in OPTIONAL_GROUPS and not override.is_add() and not override.is_delete():
         raise UserError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
     if isinstance(value, str) and value not in names:

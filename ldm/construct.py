@@ -20,6 +20,7 @@ from typing import Any, Union, get_args, get_origin
 from ldm import UserError
 
 PACKAGES = "LDM_PACKAGES"  # environment variable: a user's own packages, comma-separated
+CONFIG_DIR = "LDM_CONFIG_DIR"  # environment variable: a user's own folder of yaml files; --config-dir sets it
 SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
     int: (int,),
     float: (float, int),
@@ -30,6 +31,10 @@ SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
 LISTS = (Sequence, Iterable, list)
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
 MOVED = {  # names in configs and bundles of earlier versions -> where these are now
+    "ldm.callbacks.progress.Remaining": "ldm.callbacks.pace.Remaining",
+    "ldm.callbacks.reconstructions.Reconstructions": "ldm.callbacks.pictures.Reconstructions",
+    "ldm.callbacks.retrieved.RetrievedPictures": "ldm.callbacks.pictures.RetrievedPictures",
+    "ldm.callbacks.sample_grid.SampleGrid": "ldm.callbacks.pictures.SampleGrid",
     "ldm.callbacks.tensorboard_log.tensorboard_logger": "ldm.loggers.tensorboard_log.tensorboard_logger",
     "ldm.callbacks.wandb_log.wandb_logger": "ldm.loggers.wandb_log.wandb_logger",
     "ldm.checkpoints.bundle.load_codec": "ldm.generators.diffusion_bundle.load_codec",
@@ -121,12 +126,14 @@ def own_packages() -> list[str]:
 
 
 def own_confs() -> list[Path]:
-    """The folders `conf` beside the packages that LDM_PACKAGES names, which Hydra searches after ours.
+    """A user's own config folders, searched after ours: LDM_CONFIG_DIR, and `conf` of LDM_PACKAGES.
 
     Raises:
-        UserError: a package that can't be found.
+        UserError: a folder or a package that can't be found.
     """
-    folders = []
+    folders = [Path(path).absolute()] if (path := os.environ.get(CONFIG_DIR)) else []
+    if folders and not folders[0].is_dir():
+        raise UserError(f"--config-dir={path}: there is no such folder")
     for name in own_packages():
         found = find_spec(name)
         if found is None or found.origin is None:

@@ -1,8 +1,8 @@
-"""What a job is checked for before its processes start: `python -m ldm.preflight +experiment=<name>`.
+"""Checks a job before its processes start: `python -m ldm.preflight +experiment=<name>`.
 
 It takes the arguments of ldm.train. One process builds what the training would build, and compares it with
 the machine: data, codec, tasks, disk. What would fail on every node, perhaps after hours in a queue, is
-refused here in a sentence.
+refused here in one sentence.
 """
 
 import os
@@ -16,18 +16,14 @@ from ldm.config import build, build_data, entry, plain
 
 @entry("train")
 def main(config: DictConfig) -> None:
-    """Refuses a training that can't succeed, or says what it takes."""
+    """Refuses a training that can't succeed, or prints what it writes."""
     check_tasks(
         devices=config.trainer.devices,
         num_nodes=config.trainer.get("num_nodes", 1),
         accelerator=config.trainer.accelerator,
         environment=os.environ,
     )
-    from ldm.planning.disk_room import (  # Lightning, which what is refused above needn't wait for
-        check_needs,
-        needs_of,
-    )
-    from ldm.planning.launch_checks import check_start
+    from ldm.planning.checks import check_needs, check_start, needs_of  # Lightning takes seconds to import
 
     stage = build(config.model.stage)
     data = build_data(config, stage)
@@ -38,16 +34,21 @@ def main(config: DictConfig) -> None:
 
 
 def check_tasks(*, devices: object, num_nodes: int, accelerator: str, environment: Mapping[str, str]) -> None:
-    """Compares a trainer with what SLURM gives the job, one task a device; elsewhere there is nothing to say.
+    """Compares a trainer with the tasks and GPUs that SLURM gives the job; does nothing outside a job.
 
     Raises:
-        UserError: tasks without their number a node, or another number than devices, nodes or GPUs.
+        UserError: tasks without their number per node, or another number than devices, nodes or GPUs.
     """
     if "SLURM_JOB_ID" not in environment:
         return
-    nodes, tasks = int(environment.get("SLURM_NNODES", 1)), tasks_a_node(environment)
-    gpus = None if accelerator == "cpu" else gpus_a_node(environment)
-    if gpus is not None and gpus != tasks:
+    total = int(environment.get("SLURM_NTASKS", 1))
+    if total > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
+        raise UserError(
+            f"--ntasks={total} doesn't say how many tasks a node has: submit with --ntasks-per-node"
+        )
+    nodes, tasks = (int(environment.get(f"SLURM_{name}", 1)) for name in ("NNODES", "NTASKS_PER_NODE"))
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "0")  # 0 or words: none asked for, or SLURM doesn't know
+    if accelerator != "cpu" and gpus.isdecimal() and int(gpus) not in (0, tasks):
         raise UserError(
             f"--ntasks-per-node={tasks} but {gpus} GPUs a node: one task has one GPU, submit with "
             f"--ntasks-per-node={gpus} or --gpus-per-node={tasks}"
@@ -62,28 +63,6 @@ def check_tasks(*, devices: object, num_nodes: int, accelerator: str, environmen
             f"trainer.num_nodes={num_nodes} but --nodes={nodes}: submit with --nodes={num_nodes} or leave "
             "trainer.num_nodes out"
         )
-
-
-def tasks_a_node(environment: Mapping[str, str]) -> int:
-    """Tasks on each node of the job.
-
-    Raises:
-        UserError: several tasks of which SLURM wasn't told how many go to a node.
-    """
-    if "SLURM_NTASKS_PER_NODE" in environment:
-        return int(environment["SLURM_NTASKS_PER_NODE"])
-    tasks = int(environment.get("SLURM_NTASKS", 1))
-    if tasks > 1:
-        raise UserError(
-            f"--ntasks={tasks} doesn't say how many tasks a node has: submit with --ntasks-per-node"
-        )
-    return tasks
-
-
-def gpus_a_node(environment: Mapping[str, str]) -> int | None:
-    """GPUs of the job on this node; None where it asked for none, or SLURM doesn't know."""
-    number = environment.get("SLURM_GPUS_ON_NODE", "")
-    return int(number) if number.isdecimal() and number != "0" else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Trains a stage: `python -m ldm.train +experiment=<name>`; the same command resumes an interrupted run.
 
-With `dry_run=true` it prints what the training would take, and writes nothing. A trainer of several ranks is
-started here once a rank, unless torchrun or srun has done so.
+With `dry_run=true` it prints what the training would take, and writes nothing. If the trainer has several
+ranks, this process starts and watches them, unless torchrun or srun has started it as one.
 """
 
 import os
@@ -15,12 +15,13 @@ from omegaconf import DictConfig
 
 from ldm.commands.answers import refuse
 from ldm.config import entry, overrides, plain
-from ldm.distributed.launch import LOST, follow_watcher, launch, ranks_to_start
+from ldm.distributed import LOST
+from ldm.distributed.launch import follow_watcher, launch, ranks_to_start
 
 
 @entry("train")
 def main(config: DictConfig) -> None:
-    """Starts the ranks of the training, or is one of them; or tells what the training would take."""
+    """Runs a dry run, starts the ranks of a training, or trains as one of them."""
     if config.dry_run:
         from ldm.planning.dry_run import dry_run
 
@@ -29,6 +30,7 @@ def main(config: DictConfig) -> None:
     if count == 1:
         follow_watcher()
         return train(config)
+    # not sys.argv: in a sweep that runs inside one process the overrides are those of its point
     command = [sys.executable, "-m", "ldm.train", *overrides()]
     status, cause = launch(command, count, patience=config.patience)
     if cause:
@@ -38,14 +40,13 @@ def main(config: DictConfig) -> None:
 
 
 def train(config: DictConfig) -> None:
-    """Trains as one of the ranks; what ends them all early, or a lost one, ends in a sentence."""
+    """Trains as one of the ranks; a signal, a time limit or a lost rank ends it with one sentence."""
     import torch
 
     from ldm.callbacks.saving import StoppedBySignal
     from ldm.data import DataError
     from ldm.distributed.ranks import is_lost, join, leave, rank
-    from ldm.planning.fitting import EndedEarly, fit
-    from ldm.planning.trainers import quiet
+    from ldm.planning.fitting import EndedEarly, fit, quiet
 
     quiet()
     torch.set_float32_matmul_precision("high")
@@ -57,8 +58,8 @@ def train(config: DictConfig) -> None:
         sys.exit(f"{stopped}; the same command resumes the training")
     except RuntimeError as error:
         if is_lost(error):
-            print(f"ldm: rank {rank()} has lost another one ({error})", file=sys.stderr, flush=True)
-            os._exit(LOST)  # what is left of the group can't be taken apart
+            print(f"ldm: rank {rank()} has lost another rank ({error})", file=sys.stderr, flush=True)
+            os._exit(LOST)  # the broken process group would wait forever for the others at exit
         if "DataLoader worker" not in str(error):
             raise
         told = f"a loader process has died ({error}); the same command resumes the training"

@@ -32,8 +32,8 @@ export MASTER_PORT=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 10000))}
 
 echo "job $job on $SLURM_JOB_NODELIST: $SLURM_NNODES x $tasks tasks, start $((restarts + 1)), $(date -u +%FT%TZ)"
 
-# step COMMAND...: one process a task. At the signal before the limit, and at preemption, the processes are told to
-# save and are waited for; `status` is the step's, `signalled` is not empty where the limit has come near.
+# step COMMAND...: one process a task. At the signal before the limit, and at preemption, the processes save,
+# and this waits for them; `status` is the step's, `signalled` is not empty where the limit has come near.
 step() {
   signalled='' status=0
   # the tasks that end first wait for those that still write
@@ -48,7 +48,7 @@ step() {
 }
 
 # train ARGUMENTS...: ldm.train on all tasks of the job. A job that was stopped by the signal before its limit queues
-# again, and the same command goes on with its run.
+# again, and the same command resumes its run.
 train() {
   local devices=("trainer.devices=$tasks")
   [ "$SLURM_NNODES" = 1 ] || devices+=("trainer.num_nodes=$SLURM_NNODES")

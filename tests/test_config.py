@@ -1,5 +1,6 @@
 """Facts about what the command line refuses, and about the yaml files of conf/."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from ldm import UserError, config
-from ldm.config import CONF, build, check, key_paths, plain
-from ldm.construct import construct
+from ldm.config import CONF, build, check, key_paths, options, plain
+from ldm.construct import CONFIG_DIR, construct
 from ldm.distributed.launch import launch
+from ldm.evaluate import main as evaluate
 from ldm.loggers.tensorboard_log import tensorboard_logger
-from ldm.planning.launch_checks import check_steps
+from ldm.planning.checks import check_steps
 from ldm.stages.optim import check_optimizer
 
 COMMANDS = ("train", "sample", "evaluate")
@@ -243,6 +245,25 @@ def test_the_defaults_of_every_command_resolve_and_pass_their_own_check(command)
     chosen = composed(command)
     plain(chosen)
     assert set(key_paths(chosen))
+
+
+def test_a_folder_of_ones_own_adds_options_to_the_groups(tmp_path, monkeypatch):
+    (tmp_path / "own" / "sampler").mkdir(parents=True)
+    (tmp_path / "own" / "sampler" / "mine.yaml").write_text("steps: 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CONFIG_DIR, "own")
+    assert "mine" in options("sampler")
+    check("sample", ["+sampler=mine"])
+
+
+def test_a_folder_of_ones_own_that_is_not_there_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv(CONFIG_DIR, "")
+    monkeypatch.setattr(sys, "argv", ["ldm.evaluate", "out=x", "--config-dir=nowhere", "bundle=shipped"])
+    with pytest.raises(SystemExit):
+        evaluate()
+    assert re.search(
+        r"^ldm: --config-dir=\S+/nowhere: there is no such folder$", capsys.readouterr().err, re.M
+    )
 
 
 def test_the_config_folder_does_not_hang_on_the_working_directory():

@@ -14,7 +14,7 @@ from ldm.checkpoints.training_state import newest_state
 from ldm.config import build, build_data
 from ldm.data.index import ShardIndex
 from ldm.data.shards import write_shards
-from ldm.planning.trainers import make_trainer, quiet
+from ldm.planning.fitting import make_trainer, quiet
 
 STEPS, BATCH = 40, 4  # an epoch is five steps
 EVERY = 3  # steps between two states

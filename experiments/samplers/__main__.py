@@ -1,7 +1,7 @@
 """Pictures and numbers of every sampler against its calls of the network: `python -m experiments.samplers`.
 
-Each yaml of conf/sampler draws the same prompts and seeds with the shipped model, with as many steps as 4, 8,
-16 and 32 calls of the guided denoiser allow. Writes README.md's table, sheet.png and curve.png beside itself.
+Each yaml of conf/sampler samples the same prompts and seeds with the shipped model, with as many steps as 4,
+8, 16 and 32 calls of the guided denoiser allow. Writes README.md's table, sheet.png and curve.png here.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    """Draws, measures and writes."""
+    """Samples, measures and writes."""
     bundle = Bundle.open("shipped")
     pipeline = open_latent_diffusion(bundle).with_options(
         generator=Mt19937Noise.name

@@ -55,7 +55,7 @@ class LocalLauncher(Launcher):
         waiting = [point for point in points if not point.finished]
         print(f"{self.config.hydra.sweep.dir}: {len(waiting)} of {len(points)} points to run", flush=True)
         run_all(waiting, self.slots)
-        return returned(points, words=f"what they said is in {OUTPUT} in their folders")
+        return returned(points, words=f"their output is in {OUTPUT} in their folders")
 
 
 def run_all(points: Sequence[Point], slots: Sequence[dict[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Hydra also searches the folders `conf` of a user's own packages (docs/extend.md, "A system")."""
+"""Hydra also searches a user's own config folders (docs/extend.md)."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -11,4 +11,4 @@ class OwnConfs(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in own_confs():
-            search_path.append("LDM_PACKAGES", f"file://{folder}")
+            search_path.append("own", f"file://{folder}")

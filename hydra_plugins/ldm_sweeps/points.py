@@ -1,4 +1,4 @@
-"""Points of a sweep: each is a command with a folder of its own, and goes on where it stopped."""
+"""Points of a sweep: each is a command with a folder of its own, and resumes where it stopped."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ class Point:
     """One setting of a sweep.
 
     Attributes:
-        folder: all that the point writes goes below it; its name tells the setting.
+        folder: holds everything that the point writes; its name says the setting.
         swept: value by key, of the keys that the sweep varies, as they are typed.
         command: the module, then its arguments.
     """
@@ -72,7 +72,7 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
     """Points of a batch of jobs, their records written.
 
     Args:
-        config: of the multirun; it tells the command, and with `hydra.sweep.dir` the folder of the sweep.
+        config: of the multirun; it has the command, and with `hydra.sweep.dir` the folder of the sweep.
         job_overrides: arguments of each job. A key that has one value for all jobs is not part of the label.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What launchers tell sweepers: whether a point has done what it was started for."""
+"""What launchers return to sweepers: whether each point has finished."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def returned(points: Sequence[Point], *, words: str) -> list[JobReturn]:
     unfinished = [point.label for point in points if not point.finished]
     error = UserError(
         f"{len(unfinished)} of {len(points)} points did not finish: {'; '.join(unfinished)}; {words}; "
-        "the same command goes on with them"
+        "the same command resumes them"
     )
     return [_return(point, None if point.finished else error) for point in points]
 

@@ -20,7 +20,7 @@ SCRIPT = Path("slurm") / "sweep.sbatch"
 
 
 class SlurmLauncher(Launcher):
-    """Points as tasks of a job array; each is requeued before its limit and goes on, as any training here.
+    """Points as tasks of a job array; each is requeued before its limit and resumes, as any training here.
 
     Args:
         options: of sbatch, as they are typed: `['--partition=gpu','--time=4:00:00']`.
@@ -63,7 +63,7 @@ class SlurmLauncher(Launcher):
                 return submitted(points)
             while in_queue(job):
                 time.sleep(self.poll)
-        return returned(points, words=f"what they said is in {folder}/slurm-*.out")
+        return returned(points, words=f"their output is in {folder}/slurm-*.out")
 
     def submit(self, points: Sequence[Point], folder: Path) -> str:
         """Submits the array; returns its job id.

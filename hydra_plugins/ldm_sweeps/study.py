@@ -32,14 +32,14 @@ JOURNAL = "study.jsonl"
 class OptunaSweeper(Sweeper):
     """Tree-structured Parzen estimator over the keys of `params` (Bergstra et al. 2011, sec. 4).
 
-    The study is kept in the sweep's folder, so the same command goes on with it.
+    The study is kept in the sweep's folder, so the same command resumes it.
 
     Args:
         metric: what is optimised: a number that the points end with, such as val/loss.
         direction: "minimize" or "maximize".
         trials: points in all.
         batch: points at a time.
-        seed: of the draws.
+        seed: of the sampler that proposes points.
         params: what is varied, by key: `choice(a, b)`, `range(1, 9)`, `interval(0, 1)`, of whole numbers
             `int(interval(1, 9))`, by magnitude `tag(log, interval(1e-4, 1e-2))`.
 
@@ -104,7 +104,7 @@ class OptunaSweeper(Sweeper):
         return study.best_value
 
     def run(self, study: "Study", trials: Sequence["Trial"], fixed: list[str], folder: Path) -> bool:
-        """Runs a batch and tells the study what it reached; whether any of it succeeded."""
+        """Runs a batch and gives the study its values; returns whether any trial succeeded."""
         from optuna.trial import TrialState
 
         assert self.launcher is not None
@@ -141,9 +141,9 @@ def open_study(folder: Path, *, name: str, direction: str, seed: int, batch: int
         direction=direction,
         load_if_exists=True,
     )
-    # a study that is opened again must not repeat its first draws
-    draw = key_of(seed, "trials", len(study.trials)) % 2**32  # optuna takes no more
-    study.sampler = optuna.samplers.TPESampler(seed=draw, constant_liar=batch > 1)
+    # a study that is opened again must not repeat its first proposals
+    own = key_of(seed, "trials", len(study.trials)) % 2**32  # optuna takes no more
+    study.sampler = optuna.samplers.TPESampler(seed=own, constant_liar=batch > 1)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)

@@ -1,4 +1,4 @@
-"""How good the drawings are, measured while the network trains."""
+"""Metrics of generated pictures while the network trains."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,42 +20,38 @@ from ldm.evaluation.reference_set import ReferenceSet
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric, score
 
-TIMEOUT = 60.0  # seconds that a process waits for the others
-LABEL = "_few"  # ends the name of a number that is of too few pictures to be set beside others'
+TIMEOUT = 60.0  # seconds that a rank waits for the others
+LABEL = "_few"  # ends the name of a number that has too few pictures to be compared with others'
 
 
 class GenerationMetrics(Callback):
-    """At validations, draws pictures of some captions with the averaged weights and logs `val/<result>`.
+    """At validations, generates pictures of some captions with the EMA weights and logs `val/<result>`.
 
-    All processes draw and look, each at its share, and all log the same numbers, so that early stopping and
-    checkpoints can monitor them, early stopping with strict=False: before the first measurement there is
-    nothing. Captions and seeds are the same each time. Real pictures are looked at once.
-
-    A failure of one process, or want of memory, ends in a warning on all of them, and the training goes on; a
-    process that has gone is waited for no longer than a minute. A resumed training measures at the steps at
-    which it would have measured.
+    Each rank generates its share, and all log the same numbers, so that early stopping (with strict=False,
+    as there is no number before the first measurement) and checkpoints can monitor them. Captions and seeds
+    are the same each time. The reference set is measured once. A resumed training measures at the same steps
+    as one that was never stopped. If a rank fails or runs out of memory, all print a warning and the training
+    continues.
 
     Args:
-        extractors: the feature networks that look at pictures, by name; they go to the training's device.
-        metrics: measures that read their features, by name.
-        split: whose captions are drawn.
+        extractors: feature networks by name; they are moved to the training's device.
+        metrics: metrics of these features, by name.
+        split: whose captions are used.
         captions: how many.
-        samples: pictures a caption.
-        few: the metrics among those that want 2,048 pictures which may be taken of fewer: they are logged as
-            `val/<result>_few`, without the literature's lines.
-        batch_size: pictures drawn at once; halved after running out of memory.
-        every: steps between two measurements: they are taken at the first validation from there on. 1 takes
-            them at each.
-        cache: folder in which features of real pictures are kept; null keeps none.
-        published: yaml with the literature's rows; their numbers are logged beside ours each time, as
-            `literature/<result>/<system>`, which makes straight lines. Null takes the rows that come with
-            the code.
+        samples: pictures per caption.
+        few: those metrics that may have fewer pictures than they want (2,048 for a Frechet distance); they
+            are logged as `val/<result>_few`, without the literature's numbers.
+        batch_size: pictures generated at once; halved after running out of memory.
+        every: steps between two measurements, taken at the first validation from there on; 1 is each.
+        cache: folder for the features of the reference set; null keeps none.
+        published: yaml with the literature's numbers, which are logged beside ours as constant lines
+            `literature/<result>/<system>`; null takes the rows that come with the code.
 
     Raises:
         UserError: an option out of range, or fewer captions than a metric wants that isn't in `few`.
     """
 
-    def __init__(
+    def __init__(  # ten parameters: each is a key that a yaml sets
         self,
         *,
         extractors: Mapping[str, FeatureExtractor],
@@ -76,7 +72,7 @@ class GenerationMetrics(Callback):
         self.captions = CaptionSet(
             name="training", split=split, captions=captions, samples=samples, metrics=tuple(metrics), few=few
         )
-        self.captions.too_few(metrics, generated=captions * samples, real=None)  # refused before the training
+        self.captions.too_few(metrics, generated=captions * samples, real=None)  # before the training starts
         self.batch_size, self.every = batch_size, every
         self.cache = cache
         self.published = read_published(PUBLISHED if published is None else Path(published))
@@ -102,27 +98,30 @@ class GenerationMetrics(Callback):
         self._last = trainer.global_step
         try:
             numbers = self.measure(trainer, pl_module)
-        except torch.OutOfMemoryError as error:
-            self.batch_size = max(1, self.batch_size // 2)
-            torch.cuda.empty_cache()
-            return self._warn(trainer, error, f"the next time draws {self.batch_size} at once")
-        except Exception as error:  # whatever it is, a training of days is worth more than its measures
-            return self._warn(trainer, error, "the training goes on")
+        except Exception as error:  # whatever it is, a training of days is worth more than its metrics
+            then = "the training continues"
+            if isinstance(error, torch.OutOfMemoryError):
+                self.batch_size = max(1, self.batch_size // 2)
+                torch.cuda.empty_cache()
+                then = f"the next time generates {self.batch_size} at once"
+            cause = f"{type(error).__name__}: {error}"
+            rank_zero_warn(f"samples were not measured at step {trainer.global_step} ({cause}); {then}")
+            return
         for name, value in numbers.items():
-            pl_module.log(f"val/{name}", value)  # equal in all processes, so nothing is exchanged
+            pl_module.log(f"val/{name}", value)  # equal on all ranks, so nothing is reduced
             for system, line in reference_lines(self.published, name).items():
                 pl_module.log(f"literature/{name}/{system}", line)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The numbers by the names under which they are logged, the same in every process.
+        """The numbers by the names under which they are logged, the same on every rank.
 
         Raises:
-            UserError: fewer real pictures than a metric wants that isn't in `few`.
+            UserError: the reference set is smaller than a metric wants that isn't in `few`.
         """
         gallery = self._gallery(trainer)
         captions = gallery.captions(self.captions, seed=0)
-        drawn = len(captions) * self.captions.samples
-        few = self.captions.too_few(self.metrics, generated=drawn, real=gallery.count)
+        generated = len(captions) * self.captions.samples
+        few = self.captions.too_few(self.metrics, generated=generated, real=gallery.count)
         look = FeaturePass(
             observers=self.observers,
             batch_size=self.batch_size,
@@ -149,7 +148,3 @@ class GenerationMetrics(Callback):
             )
             self.gallery.tell_splits(self.metrics.values())
         return self.gallery
-
-    def _warn(self, trainer: Trainer, error: Exception, then: str) -> None:
-        cause = f"{type(error).__name__}: {error}"
-        rank_zero_warn(f"drawings were not measured at step {trainer.global_step} ({cause}); {then}")

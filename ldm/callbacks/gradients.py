@@ -1,4 +1,4 @@
-"""Gradients before each update: measured, refused if they aren't finite, and clipped."""
+"""Gradients before each update: measured, refused if they are not finite, and clipped."""
 
 import json
 from pathlib import Path
@@ -19,22 +19,21 @@ RECORD = "refused.json"
 
 
 class Gradients(Callback):
-    """Logs the norm of all gradients, raises if it is NaN or Inf, and scales it down to `clip`.
+    """Logs the norm of all gradients, scales it down to `clip`, and refuses steps that are not finite.
 
-    The same holds for a loss, and for an optimizer's moments, that are not finite on any rank: the ranks tell
-    each other, and all refuse the same step, before it touches a weight and with no state saved after it.
-    (Lightning refuses to clip for fused optimizers, hence not its option.) With float16 a norm that isn't
-    finite, of losses that are, first means that these were scaled up too far: the scaler leaves such steps
-    out and halves its scale, until that is below 1.
+    A step is refused on all ranks if the norm, a loss or an optimizer's moments are NaN or infinite on any:
+    before it changes a weight, and with no checkpoint saved after it. With float16, an infinite norm of
+    finite losses first means that the loss scale is too large: the scaler skips such steps and halves the
+    scale, until it is below 1. (Lightning's own option refuses to clip for fused optimizers.)
 
     Args:
         clip: largest norm that is let through.
-        folder: where the batches of a refused step are written, rank by rank, as `refused.json`.
+        folder: where `refused.json` records the batches of a refused step, rank by rank.
     """
 
     def __init__(self, *, clip: float, folder: str | None = None) -> None:
         self.clip, self.folder = clip, folder
-        self._batches: list[Any] = []  # since the last step, and the loss of each
+        self._batches: list[Any] = []  # of the current step, and the loss of each
         self._losses: list[Tensor] = []
 
     def on_train_batch_start(
@@ -52,7 +51,7 @@ class Gradients(Callback):
     ) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)  # which Lightning leaves to fused optimizers
+            scaler.unscale_(optimizer)  # Lightning leaves this to fused optimizers
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         pl_module.log("train/grad_norm", norm)
@@ -61,7 +60,7 @@ class Gradients(Callback):
         torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
 
     def _fault(self, norm: Tensor, optimizer: Optimizer, scaler: GradScaler | None) -> str:
-        """What is not finite on any rank, in words; "" if all is, or if a smaller scale may help."""
+        """What is not finite on any rank, in words; "" if everything is, or if a smaller scale may help."""
         own = (norm, norm_of_moments(optimizer), torch.stack(self._losses).sum())
         norm_is_not, moments_are_not, losses_are_not = any_rank([not torch.isfinite(each) for each in own])
         overflow = scaler is not None and scaler.get_scale() >= 1 and not losses_are_not
@@ -86,7 +85,7 @@ class Gradients(Callback):
             try:
                 if is_first():
                     write(path, json.dumps({"step": trainer.global_step, "ranks": ranks}, indent=1) + "\n")
-            except (OSError, LinkRefused) as error:  # the step is what the user must hear of
+            except (OSError, LinkRefused) as error:  # must not hide the error of the step
                 written = f"its batches could not be written ({error}): "
         guilty = [n for n, rank in enumerate(ranks) if {"nan", "inf", "-inf"} & set(rank["losses"])]
         of_ranks = f" (the loss is not finite on ranks {guilty})" if guilty and len(ranks) > 1 else ""
@@ -99,14 +98,14 @@ class Gradients(Callback):
 
 
 def norm_of_moments(optimizer: Optimizer) -> Tensor:
-    """Norm of all that an optimizer keeps of the gradients, NaN or Inf if any value is; a scalar."""
+    """Norm of an optimizer's moments, a scalar; NaN or infinite if any value is."""
     values = [value for state in optimizer.state.values() for value in state.values()]
     moments = [value for value in values if isinstance(value, Tensor) and value.ndim > 0]
     return whole(torch.nn.utils.get_total_norm(moments))
 
 
 def keys(trainer: Trainer, batch: Any) -> list[str]:
-    """What the pictures of a batch are called in their shards, as far as the data know."""
+    """Keys of a batch's pictures in their shards; none for data that has no reader."""
     pictures = getattr(trainer.datamodule, "pictures", trainer.datamodule)
     reader = getattr(getattr(pictures, "train", None), "reader", None)
     if reader is None:

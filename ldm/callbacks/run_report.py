@@ -1,4 +1,4 @@
-"""`report.md`: what a training came to, on a page that needs no service."""
+"""`report.md`: the numbers, curves and pictures of a training on one page that needs no service."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,10 @@ FILE_NAME, LOG = "report.md", "metrics.jsonl"
 
 
 class RunReport(Callback):
-    """At the end of a training its page: numbers, curves, the last pictures, config, commit.
-
-    A failure warns: the run is whole without its page. Where nothing is logged there is none.
+    """Writes `report.md` when training ends; a failure is a warning, since the run is complete without it.
 
     Args:
-        folder: the run directory.
+        folder: the run directory. Without a `metrics.jsonl` in it there is no report.
     """
 
     def __init__(self, *, folder: str) -> None:
@@ -63,7 +61,7 @@ def write_run_report(folder: Path) -> Path:
 
 
 def _origin(run: Mapping[str, Any]) -> str:
-    """Who ran what on which code."""
+    """When, where, with which code and by which command the training was started and resumed."""
     if not run:
         return ""
     commit = "an unknown commit" if run["commit"] is None else f"commit {run['commit'][:12]}"
@@ -80,7 +78,7 @@ def _origin(run: Mapping[str, Any]) -> str:
 
 
 def _numbers(curves: Curves) -> list[list[str]]:
-    """A row a curve; what a run logs once a step is counted from 0."""
+    """One row per curve: its name, first, last, least and largest value, and its last step."""
     rows = []
     for name in sorted(curves):
         if not name.startswith(LITERATURE):
@@ -91,7 +89,7 @@ def _numbers(curves: Curves) -> list[list[str]]:
 
 
 def _literature(curves: Curves) -> list[str]:
-    """Tables of the numbers that others printed for what was measured here."""
+    """Tables of published numbers beside ours, for metrics that the literature reports."""
     sections = []
     for name in sorted(curves):
         if lines := literature_beside(curves, name):

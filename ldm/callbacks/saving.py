@@ -1,4 +1,4 @@
-"""Training states: at intervals, at the end, and before a signal ends the process."""
+"""Checkpoints at intervals, at the end and at a signal; options of a training that resumes from one."""
 
 import signal
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.core.optimizer import _init_optimizers_and_lr_schedulers
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import distributed
 
@@ -14,14 +15,14 @@ from ldm.checkpoints.training_state import discard_damaged, is_readable, save_st
 
 
 class StoppedBySignal(Exception):
-    """Training ended between two steps because a signal asked for it; its state is saved."""
+    """A signal ended the training between two steps; its checkpoint is saved."""
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class InPlace(TorchCheckpointIO):
-    """Writes a state to its path at once: Lightning's own goes by way of memory and the system's /tmp."""
+    """Writes a checkpoint directly to its path; Lightning's own goes through memory and the system's /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
@@ -34,17 +35,16 @@ class InPlace(TorchCheckpointIO):
 
 
 class SaveStates(Callback):
-    """Saves the training state every `every` steps and at a signal, always between two steps.
+    """Saves a checkpoint every `every` steps and at a signal, always between two steps.
 
-    A signal to any rank sets a flag; the step in progress ends, the state is saved and StoppedBySignal is
-    raised in every rank. One that comes during a validation waits for the step after it. A second SIGINT ends
-    the process at once. Loader processes don't see these signals, so that one sent to the whole job leaves
-    the batches of the last step alone.
+    A signal to any rank sets a flag; the step in progress ends, the checkpoint is saved and StoppedBySignal
+    is raised on every rank. During a validation that is the step after it. A second SIGINT ends the process
+    at once. Loader processes don't see these signals, so a signal to the whole job leaves them running.
 
     Args:
-        folder: where the states go; the same for all ranks, of which the first one writes.
-        every: steps between two states.
-        keep: how many of the newest to keep.
+        folder: where the checkpoints go; the same for all ranks, of which the first one writes.
+        every: steps between two checkpoints.
+        keep: how many of the newest are kept.
     """
 
     def __init__(self, *, folder: str, every: int, keep: int = 2) -> None:
@@ -60,9 +60,9 @@ class SaveStates(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Lets a training that had reached its last step go on when it is given more steps.
+        """Lets a finished training continue when it is given more steps.
 
-        A validation that was due at the state's step, which is saved before it, comes first.
+        A checkpoint is saved before the validation that is due at its step; that validation comes first.
         """
         loops = checkpoint["loops"]["fit_loop"]
         loops["epoch_loop.batch_progress"]["is_last_batch"] = False
@@ -70,7 +70,7 @@ class SaveStates(Callback):
             begin_validation(loops)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # until the first batch is there: the loader's processes start meanwhile, and keep it so
+        # until the first batch is there: loader processes start meanwhile and inherit the blocked signals
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,9 +81,7 @@ class SaveStates(Callback):
         if trainer.received_sigterm:  # while Lightning's own handler was there
             self.signalled = signal.SIGTERM
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def on_train_batch_end(
@@ -96,7 +94,7 @@ class SaveStates(Callback):
         if due and step != self._saved_step:
             self._save(trainer, step)
         if number:
-            trainer._logger_connector.on_batch_end()  # what else would be done after this hook
+            trainer._logger_connector.on_batch_end()  # Lightning would log the step after this hook
             trainer._logger_connector.update_train_step_metrics()
             name = signal.Signals(number).name
             raise StoppedBySignal(f"{name}: stopped at step {step} of {trainer.max_steps}, which is saved")
@@ -108,12 +106,12 @@ class SaveStates(Callback):
         self._restore_handlers()
 
     def _save(self, trainer: Trainer, step: int) -> None:
-        """All ranks gather the state, the first one writes it."""
+        """All ranks gather the training state, the first one writes it."""
 
         def write(path: Path) -> None:
             if trainer.world_size > 1:
-                path = path.resolve()  # by the draft's name: ranks write shards to it, perhaps elsewhere
-            trainer.save_checkpoint(path, False)  # the whole state, not the weights alone
+                path = path.resolve()  # its name is broadcast: the other ranks write their shards to it
+            trainer.save_checkpoint(path, False)  # not the weights alone
 
         if trainer.is_global_zero:
             save_state(self.folder, step, write, keep=self.keep)
@@ -122,7 +120,7 @@ class SaveStates(Callback):
         self._saved_step = step
 
     def _signal_to_any(self, trainer: Trainer) -> int:
-        """The largest number of a signal that any rank has met, or 0; every rank gets the same answer."""
+        """The largest number of a signal that any rank has received, or 0; the same on every rank."""
         number = self.signalled or 0
         if trainer.world_size == 1:
             return number
@@ -149,11 +147,32 @@ def validates_after(trainer: Trainer, batch: int) -> bool:
 
 
 def begin_validation(loops: dict[str, Any]) -> None:
-    """Makes a state of Lightning's loops one that was saved inside a validation, before its first batch.
+    """Turns a checkpoint's loop state into one saved at the start of a validation, before its first batch.
 
-    Lightning counts the step once when it restores such a state, and again when the validation has ended.
+    Lightning counts the step when it restores such a state and again when the validation ends, hence the -1.
     """
     validation = loops["epoch_loop.val_loop.batch_progress"]
     none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
     validation |= {"total": none | {"ready": 1, "started": 1}, "current": none, "is_last_batch": False}
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
+class NewOptions(Callback):
+    """Gives resumed optimizers the options of the new command in place of those in the checkpoint.
+
+    A checkpoint holds an optimizer's moments, its options, and the base rates of the schedule. The moments
+    stay; the learning rates are those of the new options from the first resumed step.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        fresh, schedules = _init_optimizers_and_lr_schedulers(pl_module)
+        for resumed, made in zip(trainer.optimizers, fresh, strict=True):
+            for group, wanted in zip(resumed.param_groups, made.param_groups, strict=True):
+                group.update({key: value for key, value in wanted.items() if key != "params"})
+        for resumed, made in zip(trainer.lr_scheduler_configs, schedules, strict=True):
+            schedule, bases = resumed.scheduler, made.scheduler.base_lrs
+            factors = (factor(schedule.last_epoch) for factor in schedule.lr_lambdas)
+            rates = [base * factor for base, factor in zip(bases, factors, strict=True)]
+            schedule.base_lrs, schedule._last_lr = bases, rates
+            for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate

@@ -1,13 +1,18 @@
-"""A command run once a rank on this machine, watched by the process that started the ranks.
+"""A command run as several ranks on this machine, watched by the process that starts them.
 
-The watcher trains nothing and loads no torch. Ranks get the variables of torchrun, so a training may be
-started by torchrun, too, or by srun on several machines. When a rank fails, or none does anything any more
-(`watchdog.py`), all are ended and the cause is told; when the watcher dies the system ends its ranks.
+The watching process trains nothing and loads no torch. Ranks get the variables of torchrun, so torchrun, or
+srun on several machines, may also start a training. When a rank fails, or none is active any more, all ranks
+are ended and the cause is reported; when the watching process dies, the system ends its ranks.
+
+A rank that waits for the others sleeps, and so does one that hangs in a logger, a socket or a lock. So a
+training hangs once no rank has computed for a while, however long one of them takes for a step, for sampling
+or for saving. Without /proc (outside Linux) no rank is ever found idle.
 """
 
-import ctypes
+import faulthandler
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,74 +22,108 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ldm import UserError
-from ldm.distributed.watchdog import Pulse, places, tell_place
+from ldm.distributed import LOST, follow_parent, is_rank
 
 GRACE = 10.0  # seconds that the other ranks have to end by themselves once one has failed
-STOPPING = 120.0  # seconds that all have to save and stop once a signal has asked them to
+STOPPING = 120.0  # seconds that all have to save and stop after a signal
 POLL = 0.1
-LOST = 75  # exit status of a rank that ended because another one had
+BUSY = 0.03  # seconds of computing per second above which a process is active
+ANSWER = 1.0  # seconds that a rank has to write where it is
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-WATCHER, PLACE = "LDM_WATCHER", "LDM_PLACE"  # variables: the watcher's pid, and a file for `tell_place`
-PR_SET_PDEATHSIG = 1  # prctl(2)
-AGAIN = "the same command resumes from the last checkpoint"
+WATCHER, PLACE = "LDM_WATCHER", "LDM_PLACE"  # variables: the watching process, and a rank's file of its place
+TICKS = os.sysconf("SC_CLK_TCK")
+FRAME = re.compile(r'File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)')
+RESUME = "the same command resumes from the last checkpoint"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Rank:
     """A process of a training.
 
     Attributes:
-        errors: file of what it says on standard error; the first rank says it on ours.
-        place: file of where it is, once it is asked.
-        pulse: when it last did something.
+        errors: file with its standard error; the first rank's goes to ours.
+        place: file to which it writes where it is when it gets SIGUSR2.
+        active: when it was last seen active, in seconds of `time.monotonic`.
     """
 
     number: int
     process: "subprocess.Popen[bytes]"
     errors: Path | None
     place: Path
-    pulse: Pulse
+    active: float = field(default_factory=time.monotonic)
+    _seen: float = field(default_factory=time.monotonic)
+    _used: float = 0.0
 
     @property
-    def pid(self) -> int:
-        return self.process.pid
+    def title(self) -> str:
+        """What messages call it."""
+        return f"rank {self.number} (process {self.process.pid})"
 
     @property
     def status(self) -> int:
+        """Its exit status, negative for a signal's number."""
         return self.process.returncode
 
+    def watch(self) -> None:
+        """Updates `active`, at most once per second."""
+        now = time.monotonic()
+        if now - self._seen < 1:
+            return
+        state, used = condition(self.process.pid)
+        # D: waits for a disk, which may take long and isn't a hang; R: computes, or would if it got a core
+        if state in ("", "D", "R") or used - self._used > BUSY * (now - self._seen):
+            self.active = now
+        self._seen, self._used = now, used
+
     def kill(self) -> None:
-        """Ends it and all that it started."""
+        """Ends it with every process that it has started."""
         with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def fate(self) -> str:
         """How it ended, as a part of a sentence."""
-        name = f"rank {self.number} (process {self.pid})"
         if self.status == 0:
-            return f"{name} ended its training before the others did"
+            return f"{self.title} ended its training before the others did"
         if self.status < 0:
             hint = ", perhaps for want of memory" if self.status == -signal.SIGKILL else ""
-            return f"{name} was killed by {signal.Signals(-self.status).name}{hint}"
+            return f"{self.title} was killed by {signal.Signals(-self.status).name}{hint}"
         lines = self.errors.read_text(errors="replace").split("\n") if self.errors else []
         last = next((line for line in reversed(lines) if line.strip()), f"exit status {self.status}")
-        return f"{name} ended: {last.strip().removeprefix('ldm: ')}"
+        return f"{self.title} ended: {last.strip().removeprefix('ldm: ')}"
+
+    def where(self) -> str:
+        """Where its main thread is, as a part of a sentence, once it was asked by SIGUSR2.
+
+        This is the innermost frame in one of our packages, or else the innermost of all.
+        """
+        if condition(self.process.pid)[0] == "T":
+            return f"{self.title} is stopped"
+        frames = list(FRAME.finditer(self.place.read_text())) if self.place.exists() else []
+        if not frames:
+            return f"{self.title} does not answer"
+        frame = next((each for each in frames if re.search(r"/ldm/\w+/", each["file"])), frames[0])
+        file = "/".join(Path(frame["file"]).parts[-3:])
+        return f"{self.title} is in {frame['function']} ({file}:{frame['line']})"
 
 
-def is_rank() -> bool:
-    """Whether torchrun, srun or `launch` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+def condition(pid: int) -> tuple[str, float]:
+    """A process's state letter (proc(5)) and the seconds it has computed; ("", 0) without /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", 0.0
+    return fields[0], (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def ranks_to_start(trainer: Mapping[str, Any]) -> int:
-    """How many ranks this process is to start for a trainer's config; 1 if it trains itself.
+    """How many ranks this process has to start for a trainer's config; 1 if it trains itself.
 
     Raises:
         UserError: more GPUs than there are, or several machines, which only srun or torchrun can start.
@@ -114,12 +153,12 @@ def ranks_to_start(trainer: Mapping[str, Any]) -> int:
 
 
 def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int, str]:
-    """Runs a command as `count` ranks; returns an exit status and the cause that is still to be told, or "".
+    """Runs a command as `count` ranks; returns an exit status, and the cause if no rank has printed it.
 
-    SIGINT, SIGTERM and SIGUSR1 are handed on to every rank.
+    SIGINT, SIGTERM and SIGUSR1 are forwarded to every rank.
 
     Args:
-        patience: seconds after which ranks none of which does anything are ended.
+        patience: seconds after which ranks are ended if none of them is active.
 
     Raises:
         UserError: a patience that is no finite number of seconds, at least 1.
@@ -131,25 +170,26 @@ def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int,
         ranks: list[Rank] = []
         stack.callback(lambda: [rank.kill() for rank in ranks])
         received = _receive(stack)
-        port = _free_port()
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
         for number in range(count):  # one by one: those that have started are ended if another can't be
             ranks += [_start(command, number=number, count=count, port=port, folder=folder)]
         failed = _watch(ranks, received, patience=patience)
-        if failed is None:
-            return 1, _standstill(ranks, patience=patience)
-        return _verdict(failed, ranks)
+        return _standstill(ranks, patience=patience) if failed is None else _verdict(failed, ranks)
 
 
 def follow_watcher() -> None:
-    """Binds this process to the watcher that started it, if one did: it is killed when that dies (Linux)."""
+    """Ties this process to the one that started it as a rank, if any: it is killed when that dies (Linux).
+
+    From then on it also writes where its main thread is to a file whenever it gets SIGUSR2.
+    """
     watcher = int(os.environ.get(WATCHER, 0))
     if not watcher:
         return
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != watcher:  # it died before this line
-        os._exit(LOST)
-    tell_place(Path(os.environ[PLACE]))
+    follow_parent(watcher)
+    place = Path(os.environ[PLACE]).open("w")  # noqa: SIM115  # stays open for the signal
+    faulthandler.register(signal.SIGUSR2, file=place, all_threads=False)
 
 
 def _start(command: Sequence[str], *, number: int, count: int, port: int, folder: Path) -> Rank:
@@ -161,13 +201,13 @@ def _start(command: Sequence[str], *, number: int, count: int, port: int, folder
             env=os.environ | _variables(number=number, count=count, port=port) | {PLACE: str(place)},
             stdout=stream and subprocess.DEVNULL,
             stderr=stream,
-            process_group=0,  # the terminal's Ctrl-C reaches the watcher alone, which hands it on once
+            process_group=0,  # the terminal's Ctrl-C reaches only this process, which forwards it once
         )
-    return Rank(number=number, process=process, errors=errors, place=place, pulse=Pulse(pid=process.pid))
+    return Rank(number=number, process=process, errors=errors, place=place)
 
 
 def _variables(*, number: int, count: int, port: int) -> dict[str, str]:
-    """What torchrun would set for a rank, and what keeps ranks of one machine out of each other's way."""
+    """The variables that torchrun sets for a rank, and those that keep ranks from competing for cores."""
     threads = max(1, len(os.sched_getaffinity(0)) // count) if sys.platform == "linux" else 1
     loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")
     defaults = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": loopback}
@@ -185,14 +225,8 @@ def _variables(*, number: int, count: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def _receive(stack: ExitStack) -> deque[int]:
-    """A queue of the signals that are to be handed on; they come in until the stack closes."""
+    """A queue into which the signals to be forwarded come, until the stack closes."""
     received = deque[int]()
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -204,22 +238,22 @@ def _receive(stack: ExitStack) -> deque[int]:
 
 
 def _watch(ranks: Sequence[Rank], received: deque[int], *, patience: float) -> list[Rank] | None:
-    """Hands signals on and waits for all ranks, or for a while once one has failed or a signal has come.
+    """Forwards signals and waits for all ranks, or for a while once one has failed or a signal has come.
 
-    Returns those that failed, the first one first; None if nothing has been done by any for too long.
+    Returns those that failed, the first one first; None if none was active for too long.
     """
     running, failed, deadline, stopping = list(ranks), list[Rank](), float("inf"), False
     while running and time.monotonic() < deadline:
         while received:
             stopping, deadline = True, min(deadline, time.monotonic() + STOPPING)
-            _hand_on(received.popleft(), running)
+            _send(received.popleft(), running)
         for rank in running:
-            rank.pulse.feel()
-        if not failed and time.monotonic() - max(rank.pulse.last for rank in ranks) > patience:
+            rank.watch()
+        if not failed and time.monotonic() - max(rank.active for rank in ranks) > patience:
             return None
         for rank in [rank for rank in running if rank.process.poll() is not None]:
             running.remove(rank)
-            rank.pulse.last = time.monotonic()
+            rank.active = time.monotonic()
             if rank.status:
                 failed.append(rank)
                 saving = stopping and rank.status > 0  # what a signal kills saves nothing
@@ -228,28 +262,29 @@ def _watch(ranks: Sequence[Rank], received: deque[int], *, patience: float) -> l
     return failed
 
 
-def _hand_on(number: int, ranks: Iterable[Rank]) -> None:
+def _send(number: int, ranks: Iterable[Rank]) -> None:
     for rank in ranks:
-        rank.process.send_signal(number)  # none is sent to one that has ended
+        rank.process.send_signal(number)  # does nothing if it has ended
 
 
 def _verdict(failed: Sequence[Rank], ranks: Sequence[Rank]) -> tuple[int, str]:
-    """The exit status, and the first cause if no rank has told it on our standard error."""
+    """The exit status, and the first cause if no rank has printed it on our standard error."""
     if not failed:
         return 0, ""
     causes = [
         *(rank for rank in failed if rank.status != LOST),
         *(rank for rank in ranks if rank.status == 0),
     ]
-    first = next(iter(causes), max(failed, key=lambda rank: rank.number))  # whose words are not yet told
+    first = next(iter(causes), max(failed, key=lambda rank: rank.number))  # whose errors are not yet printed
     if any(rank.number == 0 and rank.status == 1 for rank in failed) and first.status == 1:
-        return 1, ""  # all met it, and the first rank said so
-    return 1, f"{first.fate()}; the other ranks were ended; {AGAIN}"
+        return 1, ""  # all met the same error, and the first rank printed it
+    return 1, f"{first.fate()}; the other ranks were ended; {RESUME}"
 
 
-def _standstill(ranks: Sequence[Rank], *, patience: float) -> str:
-    found = places([rank.pid for rank in ranks], [rank.place for rank in ranks])
-    each = [
-        f"rank {rank.number} (process {rank.pid}) {where}" for rank, where in zip(ranks, found, strict=True)
-    ]
-    return f"no rank has done anything for {patience:g} s: {', '.join(each)}; they were ended; {AGAIN}"
+def _standstill(ranks: Sequence[Rank], *, patience: float) -> tuple[int, str]:
+    """Exit status and cause of ranks that hang: where each of them is."""
+    # a rank makes its file when it has registered the handler of SIGUSR2, which would kill it before
+    _send(signal.SIGUSR2, [rank for rank in ranks if rank.place.exists()])
+    time.sleep(ANSWER)
+    places = ", ".join(rank.where() for rank in ranks)
+    return 1, f"no rank has done anything for {patience:g} s: {places}; they were ended; {RESUME}"

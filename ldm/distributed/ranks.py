@@ -1,7 +1,4 @@
-"""This process among the ranks of a training: how they meet, and what they tell each other.
-
-In a training of one process everything here answers at once and exchanges nothing.
-"""
+"""Collective operations of a training's ranks. With one process they all return at once."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -17,22 +14,21 @@ from lightning_fabric.plugins.environments import (
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
-from ldm.distributed.launch import is_rank
+from ldm.distributed import is_rank
 
-# that a rank waits for another that computes, such as samples or a checkpoint
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)  # that a rank waits while another computes, such as samples
 T = TypeVar("T")
 
 
 class LostRank(RuntimeError):
-    """Another rank has gone, so that this one can't go on."""
+    """Another rank has died, so that this one can't continue."""
 
 
 def join() -> None:
-    """Meets the other ranks, if this process was started as one of several.
+    """Forms a process group with the other ranks, if this process was started as one of several.
 
     Raises:
-        LostRank: they don't come.
+        LostRank: they don't join.
     """
     if not is_rank() or distributed.is_initialized():
         return
@@ -52,7 +48,7 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Ends the meeting of `join`."""
+    """Leaves the group of `join`."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -91,7 +87,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def any_rank(flags: Sequence[bool]) -> list[bool]:
-    """For each of some flags, whether it is set on any rank."""
+    """For each flag, whether it is set on any rank."""
     if world_size() == 1:
         return list(flags)
     numbers = torch.tensor(flags, dtype=torch.int)
@@ -100,7 +96,7 @@ def any_rank(flags: Sequence[bool]) -> list[bool]:
 
 
 def average(tensors: Iterable[Tensor]) -> None:
-    """Replaces tensors by their means over the ranks, in one message."""
+    """Replaces tensors by their means over the ranks, with one all-reduce."""
     parts = list(tensors)
     if world_size() == 1 or not parts:
         return
@@ -111,7 +107,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its shards; every rank must ask for it."""
+    """A tensor with all its shards; a collective call of all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -121,12 +117,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module whose parameters may be sharded; every rank must ask for it."""
+    """The whole state of a module whose parameters may be sharded; a collective call of all ranks."""
     return {name: whole(tensor.detach()) for name, tensor in module.state_dict().items()}
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that a message did not come through, which is another rank's end."""
+    """Whether an error means that a collective call has failed because another rank died."""
     told = str(error).lower()
     words = ("gloo", "nccl", "connection closed by peer", "connection reset", "socket timeout", "tcpstore")
     return isinstance(error, LostRank | distributed.DistError) or (

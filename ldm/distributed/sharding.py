@@ -1,7 +1,7 @@
-"""Weights, gradients, moments and average dealt out over the ranks, each of which holds its share of them.
+"""FSDP2: parameters, gradients, optimizer moments and EMA sharded across the ranks.
 
-This is stage 3 of ZeRO (Rajbhandari et al. 2020, sec. 5.3) as torch's `fully_shard` does it: the weights of a
-part are gathered just before it is used, and let go after.
+This is stage 3 of ZeRO (Rajbhandari et al. 2020, sec. 5.3) as torch's `fully_shard` implements it: the
+weights of a part are gathered just before it is used, and freed after.
 """
 
 from pytorch_lightning.strategies import ModelParallelStrategy
@@ -17,12 +17,12 @@ PARTS = (ResnetBlock, SelfAttention, CrossAttention, AttentionPool, FeedForward,
 
 
 class Sharded(ModelParallelStrategy):
-    """All ranks on one axis; a stage deals its network out in `configure_model`.
+    """All ranks on one axis. A stage that finds a strategy with `shard` calls it in `configure_model`.
 
     Args:
-        save_shards: training states are folders to which each rank writes its shards, to be read by any
-            number of ranks; else each is one file with whole tensors, as the other trainers write it. The
-            average is saved whole in both.
+        save_shards: a checkpoint is a folder to which each rank writes its shards, readable by any number of
+            ranks; else it is one file with whole tensors, as with other strategies. The EMA is saved whole in
+            both.
     """
 
     def __init__(self, *, save_shards: bool = False) -> None:
@@ -30,15 +30,15 @@ class Sharded(ModelParallelStrategy):
             data_parallel_size=world_size(), tensor_parallel_size=1, save_distributed_checkpoint=save_shards
         )
 
-    def deal_out(self, net: nn.Module) -> nn.Module:
-        """The network in shards, changed in place."""
+    def shard(self, net: nn.Module) -> nn.Module:
+        """Shards a network in place."""
         return shard(net, self.device_mesh["data_parallel"])
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Deals a denoiser's weights out over a mesh, in place: its large parts one by one, then what is left.
+    """Shards a network over a mesh, in place: its large parts one by one, then the rest.
 
-    A network that is in shards already is left as it is.
+    A network that is sharded already is left as it is.
     """
     if isinstance(net, FSDPModule):
         return net
@@ -46,5 +46,5 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> nn.Module:
         fully_shard(part, mesh=mesh)
         if isinstance(part, CrossAttention):
             register_fsdp_forward_method(part, "project")  # is called alone, before the blocks
-    # what is left, too, is let go after each use: the average is updated from shards, also after a drawing
+    # the rest is freed after each use as well: the EMA is updated from shards, also right after sampling
     return fully_shard(net, mesh=mesh, reshard_after_forward=True)

@@ -1,14 +1,14 @@
-"""Logging in the background: on a thread of its own, so that no service and no disk can hold a step up."""
+"""Logging in the background: on a thread of its own, so that no service and no disk can delay a step."""
 
 import math
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from queue import Full, Queue
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from PIL.Image import Image
 from pytorch_lightning.loggers import Logger
@@ -25,28 +25,28 @@ Cell = str | Image  # of a table
 
 
 class Recorder(Protocol):
-    """A place that keeps what a training logs. Only one thread asks it."""
+    """Keeps what a training logs. All its methods are called on one thread."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by name, of one step."""
+        """Records the numbers of a step by name."""
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """A picture file."""
+        """Records a picture file."""
 
     def table(
         self, name: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], step: int | None
     ) -> None:
-        """A table, whose cells may be pictures."""
+        """Records a table; the cells of a column are all text or all pictures."""
 
     def bundle(self, path: Path) -> None:
-        """The folder that the training has left."""
+        """Records the trained bundle."""
 
     def close(self, *, failed: bool) -> None:
-        """The end: nothing comes after it."""
+        """Finishes the record; no other method is called after it."""
 
 
 def check_patience(patience: float) -> None:
-    """Raises UserError where a logger's patience is no finite number of seconds, at least 1."""
+    """Raises UserError if a logger's patience is not a finite number of seconds, at least 1."""
     if not 1 <= patience < math.inf:
         raise UserError(f"logger.{patience=} must be a finite number of seconds, at least 1")
 
@@ -54,14 +54,14 @@ def check_patience(patience: float) -> None:
 class BackgroundLogger(RunLogger):
     """Hands what is logged to a recorder, without waiting for it.
 
-    The recorder is opened on the thread that feeds it. Where it fails it is given up with a sentence, where
-    it is too slow entries are dropped and counted: the training goes on, and `metrics.jsonl` has all.
+    A recorder that fails is abandoned with one sentence. If it is too slow, entries are dropped and counted.
+    The training continues in both cases, and `metrics.jsonl` has every number.
 
     Args:
-        open_recorder: makes the recorder, on the first rank alone.
-        title: what it is called in sentences.
-        patience: seconds that the end waits for what is still to be written.
-        give_up: ends what the recorder has started and can't end itself, once it has failed or hangs.
+        open_recorder: makes the recorder; called on the background thread of the first rank.
+        title: what messages call it.
+        patience: seconds that the end waits for entries that are still to be written.
+        give_up: ends processes that the recorder has started, once it has failed or hangs.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class BackgroundLogger(RunLogger):
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(title)
-        self.title, self.patience = title, patience
+        self.patience = patience
         self.error: Exception | None = None
         self.dropped = 0
         self._open, self._give_up = open_recorder, give_up
@@ -84,35 +84,26 @@ class BackgroundLogger(RunLogger):
             self._thread.start()
 
     def log_values(self, values: Mapping[str, float], step: int | None) -> None:
-        self._later(lambda recorder: recorder.metrics(values, step or 0))
+        self.record("metrics", values, step or 0)
 
     @rank_zero_only
-    def log_image(self, name: str, path: Path, step: int) -> None:
-        self._later(lambda recorder: recorder.image(name, path, step))
-
-    @rank_zero_only
-    def log_table(
-        self,
-        name: str,
-        *,
-        header: Sequence[str],
-        rows: Sequence[Sequence[Cell]],
-        step: int | None = None,
-    ) -> None:
-        self._later(lambda recorder: recorder.table(name, header, rows, step))
-
-    @rank_zero_only
-    def log_bundle(self, path: Path) -> None:
-        self._later(lambda recorder: recorder.bundle(path))
+    def record(self, kind: Literal["metrics", "image", "table", "bundle"], *arguments: Any) -> None:
+        """Has the recorder's method of that name called, some time later."""
+        if self.error is not None or self._ended:
+            return
+        try:
+            self._entries.put_nowait(methodcaller(kind, *arguments))
+        except Full:
+            self.dropped += 1
 
     def finalize(self, status: str) -> None:
-        """Ends the record of a training that failed; after one that did not, its bundle is still to come."""
+        """Ends the record of a failed training; after a successful one its bundle is still to come."""
         if status == "failed":
             self.end(failed=True)
 
     @rank_zero_only
     def end(self, *, failed: bool = False) -> None:
-        """Waits at most `patience` seconds until all is written, and tells what is not."""
+        """Waits at most `patience` seconds until all is written, and prints what was lost."""
         if self._ended:
             return
         self._failed, self._ended = failed, True
@@ -121,19 +112,11 @@ class BackgroundLogger(RunLogger):
             self._entries.put(None, timeout=self.patience)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self.error = TimeoutError(f"{self.title} hangs")
-            say(f"{self.title} has not ended after {self.patience:g} s and is given up")
+            self.error = TimeoutError(f"{self.name} hangs")
+            say(f"{self.name} has not ended after {self.patience:g} s and is given up")
             self._give_up()
         if self.dropped:
-            say(f"{self.title} was too slow for {self.dropped} entries; metrics.jsonl has them")
-
-    def _later(self, entry: Callable[[Recorder], None]) -> None:
-        if self.error is not None or self._ended:
-            return
-        try:
-            self._entries.put_nowait(entry)
-        except Full:
-            self.dropped += 1
+            say(f"{self.name} was too slow for {self.dropped} entries; metrics.jsonl has them")
 
     def _work(self) -> None:
         try:
@@ -142,47 +125,26 @@ class BackgroundLogger(RunLogger):
                 entry(recorder)
             recorder.close(failed=self._failed)
         except Exception as error:  # whatever it is, a training of days is worth more than its curves
-            if self.error is None:  # else it was given up already
+            if self.error is None:  # else `end` has given it up already
                 self.error = error
                 cause = f"{type(error).__name__}: {error}"
-                say(f"{self.title} has failed ({cause}); metrics.jsonl has all that is logged")
+                say(f"{self.name} has failed ({cause}); metrics.jsonl has everything that is logged")
                 self._give_up()
 
 
-def end_all(loggers: Sequence[Logger], bundle: Path) -> None:
-    """Gives the bundle of a training that has ended to all background loggers, and ends them."""
+def background_loggers(loggers: Iterable[Logger]) -> list[BackgroundLogger]:
+    """Those of some loggers that take pictures, tables and bundles besides numbers."""
+    return [logger for logger in loggers if isinstance(logger, BackgroundLogger)]
+
+
+def end_all(loggers: Iterable[Logger], bundle: Path) -> None:
+    """Records the bundle of a training that has ended, and ends all background loggers."""
     for logger in background_loggers(loggers):
-        logger.log_bundle(bundle)
+        logger.record("bundle", bundle)
         logger.end()
 
 
 def say(line: str) -> None:
-    """Prints a line above the progress bar."""
+    """Prints a line above the progress bar, at once."""
     tqdm.write(line)
-    sys.stdout.flush()
-
-
-def background_loggers(loggers: Sequence[Logger]) -> list[BackgroundLogger]:
-    """Those of some loggers that work in the background: they take pictures and tables."""
-    return [logger for logger in loggers if isinstance(logger, BackgroundLogger)]
-
-
-def log_table(
-    loggers: Sequence[Logger],
-    *,
-    name: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
-    step: int | None = None,
-) -> int:
-    """Logs one table to every logger that takes tables; returns how many did.
-
-    Args:
-        name: its key there.
-        rows: cells are text or pictures, so a column has one type whatever is empty in it.
-        step: at which it was made, if it belongs to a training.
-    """
-    takers = background_loggers(loggers)
-    for logger in takers:
-        logger.log_table(name, header=list(header), rows=[list(row) for row in rows], step=step)
-    return len(takers)
+    print(end="", flush=True)

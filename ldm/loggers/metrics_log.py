@@ -1,7 +1,6 @@
-"""`metrics.jsonl`: what a run logged, one line a step, always written, whatever other logger is on."""
+"""`metrics.jsonl`: every number that a run logged, one line per step; written whatever other logger is on."""
 
 import json
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,55 +11,47 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from ldm.io.curves import read_lines
 from ldm.io.writing import append, write
 
-ENDING = 4  # lines of one step: what was trained and what was validated
+ENDING = 4  # lines at the end of a log that may be of the checkpoint's step: training and validation
 
 
 class RunLogger(Logger):
-    """A logger of one run, whose config is in the run directory already.
+    """A logger of one run; it logs no hyperparameters, since the run directory has the config.
 
     Args:
-        name: what Lightning calls it.
+        name: what Lightning and messages call it.
     """
+
+    name, version = "", ""  # type: ignore[assignment]  # properties of Lightning's class
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self._name = name
+        self.name = name
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Logs none: readers find the config in the run directory."""
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Logs nothing."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs what there is beside Lightning's own count of epochs, which a stream of batches has not."""
+        """Logs all numbers but Lightning's `epoch`, which means nothing for an endless stream of batches."""
         if values := {name: value for name, value in metrics.items() if name != "epoch"}:
             self.log_values(values, step)
 
     def log_values(self, values: Mapping[str, float], step: int | None) -> None:
-        """Logs the numbers of a step, on the first rank."""
+        """Logs the numbers of a step; called on the first rank only."""
         raise NotImplementedError
 
 
 class MetricsLog(RunLogger):
-    """Appends `{"step": k, name: value, ...}` to a file; a resumed run cuts what lies after its state.
+    """Appends `{"step": k, name: value, ...}` to a file.
 
-    A validation at the state's own step is made again, and its line stays as it was.
-
-    Args:
-        path: the file.
+    When a run resumes, `rewind` drops the lines after its checkpoint. The validation at the checkpoint's own
+    step is then repeated, and its line is not written twice.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__("jsonl")
         self.path = Path(path)
-        self._kept: list[tuple[int, set[str]]] = []  # step and names of the lines that a rewind left
+        self._kept: list[tuple[int, set[str]]] = []  # step and names of the last lines that a rewind left
 
     def log_values(self, values: Mapping[str, float], step: int | None) -> None:
         if (step, {*values}) not in self._kept:
@@ -68,7 +59,7 @@ class MetricsLog(RunLogger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run will take again, and damaged ones, which it counts."""
+        """Drops the lines from a step on, and damaged ones, whose number it prints."""
         if not self.path.exists():
             return
         lines, damaged = read_lines(self.path)

@@ -1,4 +1,4 @@
-"""TensorBoard beside `metrics.jsonl`: curves, sheets of pictures, tables and the config."""
+"""TensorBoard beside `metrics.jsonl`: curves, sample sheets, tables and the config."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,28 +14,23 @@ from ldm.evaluation.report import markdown_table
 from ldm.io.writing import make_folder
 from ldm.loggers.background import BackgroundLogger, Cell, check_patience
 
-LITERATURE = ("fid", "is_mean")  # curves that share their panel with numbers that others printed
+LITERATURE = ("fid", "is_mean")  # curves that share a panel with published numbers
 
 
 def tensorboard_logger(*, folder: str, patience: float = 30.0) -> BackgroundLogger:
-    """A logger that writes to `<folder>/tensorboard`: `tensorboard --logdir runs` shows all runs.
+    """A logger that writes to `<folder>/tensorboard`; `tensorboard --logdir runs` shows all runs.
 
     Args:
-        folder: the run directory; its config and record become a text.
-        patience: seconds that the end waits for what is still to be written.
+        folder: the run directory, whose config and record are shown as text.
+        patience: seconds that the end waits for entries that are still to be written.
     """
     check_patience(patience)
-    return BackgroundLogger(
-        partial(TensorBoardRecorder, Path(folder)), title="TensorBoard", patience=patience
-    )
+    recorder = partial(TensorBoardRecorder, Path(folder))
+    return BackgroundLogger(recorder, title="TensorBoard", patience=patience)
 
 
 class TensorBoardRecorder:
-    """Event files of one run; what a resumed run takes again replaces what was there.
-
-    Args:
-        folder: the run directory.
-    """
+    """Writes event files below a run directory; steps that a resumed run repeats replace the earlier ones."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,10 +59,10 @@ class TensorBoardRecorder:
             self._writer.close()
 
     def _open(self, purge_step: int) -> Any:
-        """The writer; when it is made it drops an earlier start's entries from a step on.
+        """The writer; when it is made, it hides the entries of earlier starts from `purge_step` on.
 
-        A validation at a state's own step is logged again, and what was trained at that step is not, hence
-        the step after it where no training comes first.
+        A resumed run repeats the validation at its checkpoint's step k, but step k was trained before. So if
+        the first entry is a validation's, only entries from step k + 1 on are hidden.
         """
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter

@@ -1,4 +1,4 @@
-"""Weights & Biases: always recorded in the run directory, and sent from there where a service answers."""
+"""Weights & Biases: every run is recorded in its directory, and sent from there if the service answers."""
 
 import os
 import re
@@ -10,51 +10,51 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.run import facts_of
-from ldm.io.writing import make_folder, write
+from ldm.io.writing import append, make_folder, write
 from ldm.loggers.background import BackgroundLogger, Cell, check_patience, say
-from ldm.loggers.wandb_sending import Sending, address, unsendable
+from ldm.loggers.wandb_sending import Sending, own_settings, unsendable
 
-CLOSING = 30.0  # seconds that the end of a record may take beside its sending; it takes some hundredths
+CLOSING = 30.0  # seconds that closing a record may take besides sending it; it usually takes 0.1
 
 
 def wandb_logger(
     *, project: str, name: str, folder: str, artifact: bool = False, patience: float = 15.0
 ) -> BackgroundLogger:
-    """A logger that records in `<folder>/wandb` and sends from there.
+    """A logger that records in `<folder>/wandb` and sends the record while the training runs.
 
-    Without a key, or an answer within 4 s, nothing is sent: `wandb sync` does it later. The id is kept in
-    `<folder>/wandb_id`, so a resumed run is the same run there.
+    Without a key, or if the service does not answer within 4 s, nothing is sent; `wandb sync` can do it
+    later. `<folder>/wandb_id` keeps the id, so that a resumed training continues its W&B run.
 
     Args:
-        project, name: of the run.
-        folder: the run directory; its `config.yaml` and `run.json` become the run's config.
-        artifact: whether the bundle that the training leaves is sent, too.
-        patience: seconds that the end waits for what is still to be sent.
+        project, name: of the W&B run.
+        folder: the run directory; its `config.yaml` and `run.json` become the config of the W&B run.
+        artifact: whether the trained bundle is uploaded, too.
+        patience: seconds that the end waits for entries that are still to be sent.
     """
     check_patience(patience)
-    opener = partial(
+    recorder = partial(
         WandbRecorder, project=project, name=name, folder=Path(folder), artifact=artifact, patience=patience
     )
-    return BackgroundLogger(opener, title="W&B", patience=patience + CLOSING, give_up=kill_core)
+    return BackgroundLogger(recorder, title="W&B", patience=patience + CLOSING, give_up=kill_core)
 
 
 class WandbRecorder:
-    """A record of W&B's, the process that sends it, and nothing that waits for a service.
-
-    The arguments are those of `wandb_logger`.
-    """
+    """Writes W&B's offline record and starts the process that sends it; arguments as of `wandb_logger`."""
 
     def __init__(self, *, project: str, name: str, folder: Path, artifact: bool, patience: float) -> None:
         import wandb
+        from wandb.sdk import wandb_setup
 
         folder = folder.resolve()  # `wandb sync` may be called from anywhere
-        # what tables consist of is kept beside the record, not in the home folder
+        # W&B stages the contents of tables here; its default is a folder in the user's home
         os.environ.setdefault("WANDB_DATA_DIR", str(folder))
-        for name in ("artifacts", "wandb"):  # where it writes
-            make_folder(folder / name, below=folder)
-        earlier = sorted((folder / "wandb").glob("offline-run-*"))
+        for place in ("artifacts", "wandb"):
+            make_folder(folder / place, below=folder)
         self.folder, self.artifact, self.patience = folder, artifact, patience
-        # of this whole process: else its telemetry asks the service, and waits for it at the exit
+        settings = own_settings()
+        # set before W&B loads its own: it would read `wandb/settings` of the working folder
+        wandb_setup.singleton()._settings = settings.model_copy()
+        # offline for the whole process: else its telemetry asks the service, and waits for it at exit
         wandb.setup(wandb.Settings(mode="offline"))
         self.run = wandb.init(
             project=project,
@@ -64,15 +64,17 @@ class WandbRecorder:
             resume="allow",
             mode="offline",
             config=facts_of(folder),
-            settings=wandb.Settings(console="off", silent=True),  # a print must not wait for W&B
+            # console off: a print must not wait for W&B; no `.wandb`, which could be a link out of the folder
+            settings=wandb.Settings(console="off", silent=True, use_dot_wandb=False),
         )
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step", step_sync=True)
         self.record = Path(self.run.settings.sync_dir)
-        self.unsent = unsendable()
+        earlier = records_before(self.record)
+        self.unsent = unsendable(settings)
         self.sending = None
         if self.unsent is None:
-            self.sending = Sending([*earlier, self.record], folder=folder, url=address())
+            self.sending = Sending([*earlier, self.record], folder=folder, url=settings.base_url)
         else:
             say(f"W&B: recording in {self.record} and sending nothing: {self.unsent}")
 
@@ -82,7 +84,7 @@ class WandbRecorder:
     def image(self, name: str, path: Path, step: int) -> None:
         import wandb
 
-        self.metrics({name: wandb.Image(str(path))}, step)  # a file: floats would be saved black
+        self.metrics({name: wandb.Image(str(path))}, step)  # as a file: W&B would save floats black
 
     def table(
         self, name: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], step: int | None
@@ -95,11 +97,10 @@ class WandbRecorder:
     def bundle(self, path: Path) -> None:
         import wandb
 
-        if not self.artifact:
-            return
-        made = wandb.Artifact(f"bundle-{self.run.id}", type="model", metadata=facts_of(self.folder))
-        made.add_dir(str(path.resolve()), policy="immutable")  # no copy of what stays where it is
-        self.run.log_artifact(made)
+        if self.artifact:
+            made = wandb.Artifact(f"bundle-{self.run.id}", type="model", metadata=facts_of(self.folder))
+            made.add_dir(str(path.resolve()), policy="immutable")  # no copy: the bundle stays as it is
+            self.run.log_artifact(made)
 
     def close(self, *, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
@@ -109,8 +110,27 @@ class WandbRecorder:
                 say(f"W&B: not all was sent: {self.unsent}; `wandb sync {self.record}` does it")
 
 
+def records_before(record: Path) -> list[Path]:
+    """Records beside this one that this user's earlier trainings made, oldest first.
+
+    A record names the files that are uploaded with it. Whoever gave the user the run directory could have
+    forged one, so only records on a list in the user's home are sent. The new record is added to the list.
+    """
+    path = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ldm" / "wandb_records"
+    own = path.read_text().splitlines() if path.is_file() else []
+    with suppress(OSError):  # without a home that can be written, a later start can't send this record
+        append(path, f"{record}\n")
+    found = [each for each in sorted(record.parent.glob("offline-run-*")) if each != record]
+    if strange := [each for each in found if str(each) not in own]:
+        say(
+            f"W&B: {len(strange)} records in {record.parent} are not on your list {path} and are "
+            "not sent; if you trust them, `wandb sync` does it"
+        )
+    return [each for each in found if str(each) in own]
+
+
 def kill_core() -> None:
-    """Kills the process in which W&B writes records, for which Python would wait at its exit for ever."""
+    """Kills the process in which W&B writes records, for which Python would wait forever at its exit."""
     with suppress(Exception, SystemExit):  # it is W&B's own, and may be gone
         import wandb
         from wandb.sdk import wandb_setup
@@ -120,7 +140,7 @@ def kill_core() -> None:
 
 
 def identity(folder: Path) -> str:
-    """The id of a run directory's run: eight hexadecimal digits, the same at each start."""
+    """The id of a run directory's W&B run: eight hexadecimal digits, the same at each start."""
     path = folder / "wandb_id"
     found = path.read_text(errors="replace") if path.is_file() else ""
     if not re.fullmatch("[0-9a-f]{8}", found):

@@ -1,7 +1,7 @@
-"""What a training will take, before it is started: `python -m ldm.train +experiment=<name> dry_run=true`.
+"""What a training will take, before it starts: `python -m ldm.train +experiment=<name> dry_run=true`.
 
-Everything is built as the training would build it, but no data are read and nothing is written: a few steps
-on made-up samples (`trial.py`) tell what a step and a sample need, and how fast they go here.
+Everything is built as for the training, but no data are read and nothing is written. A few steps on random
+samples (`trial.py`) show how much memory and time a step and a sample need on this machine.
 """
 
 import os
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning import Trainer
 from torch import nn
 
 from ldm.checkpoints.bundle import Bundle, BundleError, find
@@ -19,40 +18,36 @@ from ldm.codec import Codec
 from ldm.config import build, build_data, plain
 from ldm.data.index import FILE_NAME
 from ldm.models.meta_init import meta_init
-from ldm.planning.disk_room import check_needs, needs_of
-from ldm.planning.trainers import make_trainer, quiet
-from ldm.planning.trial import (
-    MARGIN,
-    Held,
-    Trial,
-    Trier,
-    checkpointed,
-    num_bytes,
-    trained_parts,
-)
+from ldm.planning.checks import MB, check_needs, needs_of
+from ldm.planning.fitting import make_trainer, quiet
+from ldm.planning.trial import MARGIN, Held, Trial, Trier, checkpointed, num_bytes
 from ldm.randomness.seeds import key_of
 from ldm.stages.stage import Stage
 from ldm.tokenizers import Tokenizer
 
-MB, GB = 2**20, 2**30
-CARDS = (8, 24, 80)  # GB of the GPUs that micro-batches are told for
+GB = 2**30
+CARDS = (8, 24, 80)  # GB of the GPUs for which the largest micro-batch is printed
+# what a training writes, and what needs several devices, is left out of the tried trainer
+ALONE = {
+    "enable_progress_bar": False,
+    "limit_val_batches": 0,
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "accumulate_grad_batches": 1,
+}
 
 
 def dry_run(config: DictConfig) -> None:
     """Prints what the training of a config takes: parameters, memory, speed, micro-batches that fit."""
     quiet()
     print(f"{config.name}: {config.summary}")
+    averages = ("ema" in config.callbacks) + len(config.callbacks.get("averages", {}).get("lengths", []))
     with meta_init():
         net = build(config.model.stage.net)
-    least, memory = 5 * num_bytes(net.parameters()), memory_here()  # weights, gradients, moments, average
+    least, memory = 5 * num_bytes(net.parameters()), memory_here()  # weights, gradients, moments, EMA
     if least > memory:
-        print(
-            f"not tried: weights, gradients, optimizer and average alone take {least / GB:.1f} GB, and there "
-            f"are {memory / GB:.1f} GB here; all is counted on the meta device"
-        )
-        frozen = parts_on_meta(config)
-        print_parts({"net": net}, frozen)
-        return print_held(counted(net, frozen, averages=averages_kept(config)))
+        return print_counted(config, net, averages=averages, memory=memory)
     torch.manual_seed(key_of(config.seed, "weights"))
     stage, absent = made_up_stage(config)
     if (Path(config.data.root) / FILE_NAME).is_file():  # else the set is not prepared yet
@@ -60,59 +55,57 @@ def dry_run(config: DictConfig) -> None:
     chosen = any(module.checkpointing for module in checkpointed(stage))
     trier = Trier(
         stage=stage,
-        make_trainer=partial(short_trainer, config),
+        make_trainer=partial(make_trainer, config, **ALONE),
         size=config.data.size,
         batch_size=config.batch_size,
         memory=memory,
     )
-    tried = [
-        trier.attempt(checkpointing=checkpointing, averages=averages_kept(config))
-        for checkpointing in ((False, True) if checkpointed(stage) else (False,))
-    ]
+    ways = (False, True) if checkpointed(stage) else (False,)
+    tried = [trier.attempt(checkpointing=way, averages=averages) for way in ways]
     trials, held = [trial for trial, _ in tried], tried[0][1]
 
-    print(f"tried on {hardware()}, {config.trainer.precision}; 1 GB is 2^30 bytes")
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else f"the CPU with {torch.get_num_threads()} threads"
+    print(f"tried on {device}, {config.trainer.precision}; 1 GB is 2^30 bytes")
     for name, path in absent.items():
         print(f"{name} at random: there is no bundle at {path} yet")
-    print_parts(trained_parts(stage), stage.frozen())
+    children = {name: child for name, child in stage.named_children() if count(child)}
+    print_parts(children, stage.frozen())
     print_held(held)
     print_trials(trials, held)
     print_need(config, next(trial for trial in trials if trial.checkpointing == chosen), held)
 
 
-def parts_on_meta(config: DictConfig) -> dict[str, nn.Module]:
-    """The networks of the config's codec, which take no memory."""
+def print_counted(config: DictConfig, net: nn.Module, *, averages: int, memory: int) -> None:
+    """Prints parameters and memory of a training that is too large to be tried here.
+
+    Args:
+        net: what is trained, on the meta device.
+        averages: copies of it that follow it.
+        memory: bytes that there are here.
+    """
+    weights = num_bytes(net.parameters())
+    print(
+        f"not tried: weights, gradients, optimizer and EMA alone take {5 * weights / GB:.1f} GB, and there "
+        f"are {memory / GB:.1f} GB here; everything is counted on the meta device"
+    )
     names = ("autoencoder", "text_encoder") if "codec" in config.model.stage else ()
     with meta_init():
-        return {name.replace("_", " "): build(config[name]) for name in names}
-
-
-def averages_kept(config: DictConfig) -> int:
-    """How many averages of the network a training keeps."""
-    return ("ema" in config.callbacks) + len(config.callbacks.get("averages", {}).get("lengths", []))
-
-
-def counted(net: nn.Module, frozen: dict[str, nn.Module], *, averages: int) -> Held:
-    """What a training of `net` holds by its sizes; an optimizer keeps two moments of each parameter."""
-    weights = num_bytes(net.parameters())
-    return Held(
-        weights=weights,
-        gradients=weights,
-        optimizer=2 * weights,
-        average=averages * weights,
-        frozen=num_bytes(p for part in frozen.values() for p in part.parameters()),
+        frozen = {name.replace("_", " "): build(config[name]) for name in names}
+    print_parts({"net": net}, frozen)
+    print_held(
+        Held(
+            weights=weights,
+            gradients=weights,
+            optimizer=2 * weights,
+            average=averages * weights,
+            frozen=num_bytes(p for part in frozen.values() for p in part.parameters()),
+        )
     )
 
 
-def short_trainer(config: DictConfig, **changes: Any) -> Trainer:
-    """The trainer of a config, without all that it writes, on one device and without accumulation."""
-    silent = {"enable_progress_bar": False, "limit_val_batches": 0}
-    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accumulate_grad_batches": 1}
-    return make_trainer(config, **(silent | alone | changes))
-
-
 def made_up_stage(config: DictConfig) -> tuple[Stage, dict[str, str]]:
-    """The stage with parts made up where data or another training would give them.
+    """The stage, with parts made up where data or another training would give them.
 
     Returns it with the path at which each network of the codec was looked for and not found.
     """
@@ -124,12 +117,12 @@ def made_up_stage(config: DictConfig) -> tuple[Stage, dict[str, str]]:
     if "initial" in settings:
         settings["initial"] = None  # weights of the same sizes: none need to be read
     if "discriminator_start" in settings:
-        settings["discriminator_start"] = 0  # with its adversary the training is at its costliest
+        settings["discriminator_start"] = 0  # with its discriminator the training costs most
     return build(settings), absent
 
 
 def made_up_codec(config: DictConfig) -> tuple[Codec, dict[str, str]]:
-    """The codec of the training; a part that was not trained yet is the config's own, at random."""
+    """The codec of the training; a part that was not trained yet is built from the config, at random."""
     parts, absent = {}, {}
     for name in ("autoencoder", "text_encoder"):
         path = config.codec[name]
@@ -145,16 +138,9 @@ def made_up_codec(config: DictConfig) -> tuple[Codec, dict[str, str]]:
 
 
 def made_up_tokenizer(text_encoder: Any) -> Tokenizer:
-    """A tokenizer that knows bytes alone: to the networks one is like any other of its size."""
+    """A tokenizer that knows single bytes only: networks cost the same with any other of its size."""
     size = text_encoder.vocab_size
     return Tokenizer([], vocab_size=size, context_length=text_encoder.context_length, pad_id=size - 1)
-
-
-def hardware() -> str:
-    """The GPU's name, or the number of CPU threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"the CPU with {torch.get_num_threads()} of its threads"
 
 
 def memory_here() -> int:
@@ -165,51 +151,54 @@ def memory_here() -> int:
 
 
 def print_parts(trained: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> None:
+    """Prints each network's parameters, of a trained one also those of its largest parts."""
     print("\nparameters")
-    for name, part in trained.items():
+    for name, part in (trained | frozen).items():
         children = sorted(part.named_children(), key=lambda child: -count(child[1]))
         largest = ", ".join(f"{child} {millions(module)}" for child, module in children[:3])
-        print(f"  {name:<22}{millions(part):>9}   {largest}")
-    for name, part in frozen.items():
-        print(f"  {name:<22}{millions(part):>9}   frozen")
+        print(f"  {name:<22}{millions(part):>9}   {largest if name in trained else 'frozen'}")
 
 
 def print_held(held: Held) -> None:
+    """Prints the memory that is held from the first step to the last."""
     print("\nheld all the time")
     for name in ("weights", "gradients", "optimizer", "average", "frozen", "together"):
         print(f"  {name:<22}{megabytes(getattr(held, name)):>9}")
 
 
 def print_trials(trials: list[Trial], held: Held) -> None:
+    """Prints what the steps needed, one column per trial, and the batches that fit on GPUs."""
     rows = {
         "checkpointing": ["on" if trial.checkpointing else "off" for trial in trials],
         "a step": [megabytes(trial.step) for trial in trials],
         "each of its samples": [megabytes(trial.sample) for trial in trials],
-        "a sample's work": [f"{trial.operations / 1e9:.1f} GFLOP" for trial in trials],
-        "speed": [f"{trial.speed:.2f} a s" for trial in trials],
+        "operations per sample": [f"{trial.operations / 1e9:.1f} GFLOP" for trial in trials],
+        "samples per second": [f"{trial.speed:.2f}" for trial in trials],
         "at a time": [str(trial.count) for trial in trials],
-        "GPU's peak with two": [megabytes(trial.allocated) for trial in trials if trial.allocated],
     }
+    if torch.cuda.is_available():
+        rows["GPU's peak with two"] = [megabytes(trial.allocated) for trial in trials]
     print("\nat the peak of a step")
-    print_rows({name: values for name, values in rows.items() if values})
+    print_rows(rows)
     print("\nlargest micro-batch")
     print_rows({f"{card} GB": [str(trial.fitting(held, card * GB)) for trial in trials] for card in CARDS})
-    print(f"  together + a step + micro-batch x sample, within {MARGIN:.0%} of the card")
+    print(f"  together + a step + micro-batch x sample, within {MARGIN:.0%} of the GPU's memory")
     if not torch.cuda.is_available():
-        print("  seen on a CPU, where attention keeps its weights: on a GPU a sample takes less")
+        print("  measured on a CPU, where attention keeps its weights: on a GPU a sample takes less")
 
 
 def print_rows(rows: dict[str, list[str]]) -> None:
+    """Prints a table with a name before each row."""
     for name, values in rows.items():
         print(f"  {name:<22}" + "   ".join(f"{value:>12}" for value in values).removeprefix("   "))
 
 
 def print_need(config: DictConfig, trial: Trial, held: Held) -> None:
-    """How the config itself stands: its batch, and the memory that it asks for."""
+    """Prints memory, operations and hours of the training as it is configured."""
     accumulated = config.trainer.accumulate_grad_batches
     samples = config.steps * accumulated * config.batch_size
     print(
-        f"\nas configured: {config.batch_size} x {accumulated} samples a step, checkpointing "
+        f"\nas configured: {config.batch_size} x {accumulated} samples per step, checkpointing "
         f"{'on' if trial.checkpointing else 'off'}: {trial.need(held, config.batch_size) / GB:.1f} GB; "
         f"{config.steps} steps are {samples / 1e6:.2f} M samples, "
         f"{samples * trial.operations / 1e15:.2f} PFLOP, "
@@ -218,12 +207,15 @@ def print_need(config: DictConfig, trial: Trial, held: Held) -> None:
 
 
 def count(module: nn.Module) -> int:
+    """Parameters of a module."""
     return sum(p.numel() for p in module.parameters())
 
 
 def millions(module: nn.Module) -> str:
+    """Parameters of a module in millions."""
     return f"{count(module) / 1e6:.2f} M"
 
 
 def megabytes(number: int) -> str:
+    """Bytes in MB."""
     return f"{number / MB:.1f} MB"

@@ -1,15 +1,20 @@
 """One training on this rank: from its config to its bundle."""
 
+import logging
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.loggers import Logger
 
 from ldm import UserError
-from ldm.callbacks.new_options import NewOptions
-from ldm.callbacks.progress import ProgressBar
+from ldm.callbacks.pace import ProgressBar
+from ldm.callbacks.saving import NewOptions
 from ldm.checkpoints.resuming import check_state, follow_init
 from ldm.checkpoints.run import Run, find_run, new_run
 from ldm.config import build, build_data, overrides, plain, repeated_keys
@@ -17,34 +22,85 @@ from ldm.distributed.ranks import broadcast, is_first
 from ldm.io.writing import discard
 from ldm.loggers.background import end_all
 from ldm.loggers.metrics_log import MetricsLog
-from ldm.planning.disk_room import check_needs, needs_of_cache
-from ldm.planning.launch_checks import batch_line, caption_lines, check_start, validation_options
-from ldm.planning.trainers import make_trainer
+from ldm.planning.checks import (
+    batch_line,
+    caption_lines,
+    check_needs,
+    check_start,
+    needs_of_cache,
+    validation_options,
+)
 from ldm.randomness.seeds import key_of
+from ldm.stages.stage import Stage
+
+# Warnings of other packages that a user can do nothing about.
+IDLE_WARNINGS = (
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*does not have many workers.*",
+    r"The `srun` command is available.*",
+    r"Grad strides do not match bucket view strides.*",
+    r"FSDP2-wrapped module .* returned a view tensor.*",
+)
 
 
 class EndedEarly(Exception):
-    """Training ended before its last step, as a limit of time or a callback asked: it leaves no bundle."""
+    """The training ended before its last step, as a time limit or a callback asked; there is no bundle."""
+
+
+def make_trainer(
+    config: DictConfig,
+    *,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    folder: Path | None = None,
+    **changes: Any,
+) -> Trainer:
+    """The trainer of a config, for a training, a dry run or a benchmark.
+
+    Args:
+        callbacks, loggers: those of the config are added only if the caller passes them here.
+        folder: the run directory, below which Lightning writes what has no other place.
+        changes: options of the trainer in place of the config's.
+    """
+    own = plain(config.trainer)
+    plugins = [*own.get("plugins", [])]
+    # Without this Lightning would queue a SLURM job again and save a checkpoint inside a step. Here the job
+    # queues itself (slurm/env.sh), and its checkpoint is saved between two steps (callbacks/saving.py).
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    given = {"callbacks": [*callbacks], "logger": [*loggers], "plugins": plugins}
+    root = {} if folder is None else {"default_root_dir": str(folder)}
+    return build(own | given | root | changes)
+
+
+def quiet() -> None:
+    """Silences what other packages print that a user can do nothing about."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in IDLE_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def fit(config: DictConfig) -> None:
     """Opens the run, trains the stage to its last step and writes the bundle.
 
     Raises:
-        EndedEarly: the trainer stopped before.
+        EndedEarly: the trainer stopped before its last step.
     """
     for line in follow_init(config, overrides()):
-        tell(line)
+        say(line)
     run, identity = find(config)
     if run is not None and run.finished and not run.changed:
         bundle = run.path / "bundle"
-        return tell(f"{run.path} is finished; its bundle is {bundle}. For another run: resume=never")
+        return say(f"{run.path} is finished; its bundle is {bundle}. For another run: resume=never")
     stage, data = make_stage(config)
     # only now: what can't be built leaves no folder
     started = run is None
     run, identity, state = begin(run, identity, stage, runs=config.runs)
-    config.run_dir = str(run.path)  # of which callbacks and loggers make their paths
-    announce(config, run, stage, data, state)
+    config.run_dir = str(run.path)  # callbacks and loggers make their paths from it
+    verb, size = "continuing" if state else "starting", sum(p.numel() for p in stage.net.parameters())
+    say(f"{verb} {run.path}: {size / 1e6:.2f} M parameters, {config.summary}")
+    for line in (batch_line(plain(config)), *(caption_lines(stage, data) if is_first() else ())):
+        say(line)
     try:
         trainer = trainer_of_run(config, run, data, state)
     except UserError:  # an option of a callback or a logger: a new run leaves no folder that holds nothing
@@ -55,12 +111,12 @@ def fit(config: DictConfig) -> None:
     if trainer.global_step < trainer.max_steps:
         raise EndedEarly(f"the training ended at step {trainer.global_step} of {trainer.max_steps}")
     bundle = stage.write_bundle(run.path / "bundle", config=identity, data=data)
-    tell(f"bundle: {bundle}")
+    say(f"bundle: {bundle}")
     end_all(trainer.loggers, bundle)
 
 
 def find(config: DictConfig) -> tuple[Run | None, dict[str, Any]]:
-    """The run that the command resumes, or none, and the part of its config that a run records."""
+    """The run that the command resumes, or None, and the part of its config that a run records."""
     identity = plain(config)
     del identity["run_dir"], identity["dry_run"], identity["patience"]
     runs, resume, changes = (identity.pop(key) for key in ("runs", "resume", "resume_changes"))
@@ -68,14 +124,13 @@ def find(config: DictConfig) -> tuple[Run | None, dict[str, Any]]:
     return broadcast(find_run(runs, config.name, identity, **options) if is_first() else None), identity
 
 
-def make_stage(config: DictConfig) -> tuple[LightningModule, LightningDataModule]:
-    """What is trained and on what, checked against the trainer and the disks.
+def make_stage(config: DictConfig) -> tuple[Stage, LightningDataModule]:
+    """Stage and data, checked against the trainer and the disks.
 
     Raises:
         UserError: the trainer doesn't suit the stage, or a disk has no room.
     """
-    # Initial weights, of which there are 2**32: torch's CPU generator takes no more of a seed. Every later
-    # draw is keyed by sample position.
+    # Only the initial weights use torch's global generator; all later randomness is keyed by position.
     torch.manual_seed(key_of(config.seed, "weights"))
     stage = build(config.model.stage)
     data = build_data(config, stage)
@@ -88,9 +143,9 @@ def make_stage(config: DictConfig) -> tuple[LightningModule, LightningDataModule
 
 
 def begin(
-    run: Run | None, identity: dict[str, Any], stage: LightningModule, *, runs: str
+    run: Run | None, identity: dict[str, Any], stage: Stage, *, runs: str
 ) -> tuple[Run, dict[str, Any], Path | None]:
-    """A new run, or the one that is resumed with its record brought up to date, its config, and its state."""
+    """The new or resumed run with its record brought up to date, its config, and its newest checkpoint."""
     if not is_first():
         return broadcast(None)
     if run is None:
@@ -104,7 +159,7 @@ def begin(
 
 
 def trainer_of_run(config: DictConfig, run: Run, data: LightningDataModule, state: Path | None) -> Trainer:
-    """The trainer with all callbacks and loggers of the config; the log is cut back to the state."""
+    """The trainer with all callbacks and loggers of the config; the log is cut back to the checkpoint."""
     log = MetricsLog(run.path / "metrics.jsonl")
     if state is not None:
         log.rewind(step_of(state))
@@ -118,24 +173,12 @@ def trainer_of_run(config: DictConfig, run: Run, data: LightningDataModule, stat
     )
 
 
-def announce(
-    config: DictConfig, run: Run, stage: LightningModule, data: LightningDataModule, state: Path | None
-) -> None:
-    """Prints what is trained and how large a step is."""
-    size = sum(p.numel() for p in stage.net.parameters())
-    verb = "continuing" if state else "starting"
-    tell(f"{verb} {run.path}: {size / 1e6:.2f} M parameters, {config.summary}")
-    tell(batch_line(plain(config)))
-    for line in caption_lines(stage, data) if is_first() else ():
-        tell(line)
-
-
-def tell(line: str) -> None:
-    """Prints a line once, whatever the number of ranks."""
+def say(line: str) -> None:
+    """Prints a line on the first rank."""
     if is_first():
         print(line, flush=True)
 
 
 def step_of(state: Path) -> int:
-    """The step that a training state was saved at."""
+    """The step of a checkpoint, from its folder's name."""
     return int(state.parent.name.removeprefix("step="))

@@ -1,22 +1,76 @@
-"""Steps of a stage tried on made-up samples: what they take, and what a training holds beside them."""
+"""Steps of a stage tried on random samples: the memory and operations they need, and how fast they are."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import flop_registry
 
-from ldm.planning.op_counter import Meter
 from ldm.stages.stage import Stage
 
-SECONDS = 5.0  # what the batch that is timed should take
-MARGIN = 0.85  # share of a card that is planned with; the rest is for its context, workspaces and fragments
+SECONDS = 5.0  # how long the timed batch should take
+MARGIN = 0.85  # share of a GPU's memory to plan with; the rest is for its context, workspaces, fragments
+
+
+class Meter(TorchDispatchMode):
+    """Counts what operators allocate and compute while it is on, on any device, forward and backward.
+
+    A storage counts from the operator that made it until nothing holds it. Workspaces inside operators and
+    the allocator's rounding are not seen. (torch's profiler sees them, but only after a run on a GPU.)
+
+    Attributes:
+        peak: most bytes alive at once, of storages made under this meter and not forgotten.
+        operations: multiplications and additions of matrix products, convolutions and attention.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.operations = 0
+        self._alive: dict[int, int] = {}
+        self._total = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs = {id(storage) for storage in _storages((args, kwargs))}
+        out = func(*args, **kwargs)
+        for storage in _storages(out):
+            key = id(storage)
+            if key not in inputs and key not in self._alive:
+                self._alive[key] = storage.nbytes()
+                self._total += storage.nbytes()
+                self.peak = max(self.peak, self._total)
+                weakref.finalize(storage, self._leave, key).atexit = False
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.operations += count(*args, **kwargs, out_val=out)
+        return out
+
+    def forget(self, tensor: Tensor) -> None:
+        """Stops counting a tensor."""
+        self._leave(id(tensor.untyped_storage()))
+
+    def _leave(self, key: int) -> None:
+        self._total -= self._alive.pop(key, 0)
+
+
+def _storages(tree: Any) -> list[UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +85,21 @@ class Held:
 
     @property
     def together(self) -> int:
+        """Their sum."""
         return sum(astuple(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What was seen of steps of one and of two samples.
+    """Measures of steps with one and with two samples.
 
     Attributes:
-        checkpointing: whether activations were computed again.
+        checkpointing: whether activation checkpointing was on.
         step: bytes of any step, whatever its samples: copies of weights in low precision, and the like.
         sample: bytes of each sample at the peak.
         operations: of a sample, forward and backward.
-        count, speed: samples at a time, and a second.
-        allocated: most bytes that a GPU's allocator gave out at once; 0 on a CPU.
+        count, speed: samples per batch when it was timed, and samples per second.
+        allocated: peak of the GPU's allocator with two samples, in bytes; 0 on a CPU.
     """
 
     checkpointing: bool
@@ -56,16 +111,16 @@ class Trial:
     allocated: int
 
     def need(self, held: Held, count: int) -> int:
-        """Bytes of a training with `count` samples at a time."""
+        """Bytes of a training with batches of `count` samples."""
         return held.together + self.step + count * self.sample
 
     def fitting(self, held: Held, memory: int) -> int:
-        """The most samples at a time whose need is at most `MARGIN` of a memory."""
+        """The largest batch whose need is at most `MARGIN` of a memory in bytes."""
         return max(0, int(MARGIN * memory - self.need(held, 0)) // self.sample)
 
 
 class Observer(Callback):
-    """Meters each batch until its gradients are there, or with no `metering` only times it."""
+    """Meters each batch until its gradients are there; with `metering` off it only times it."""
 
     def __init__(self, *, metering: bool) -> None:
         self.metering = metering
@@ -75,34 +130,28 @@ class Observer(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.hooks = [p.register_post_accumulate_grad_hook(self._leave_out) for p in pl_module.parameters()]
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         for hook in self.hooks:
             hook.remove()
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         self.started = now()
         self.running = Meter() if self.metering else None
         if self.running is not None:
             self.meters.append(self.running)
             self.running.__enter__()
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, *_: Any) -> None:
         if self.running is not None:
             self.running.__exit__(None, None, None)
             self.running = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         self.seconds.append(now() - self.started)
 
     def _leave_out(self, parameter: Tensor) -> None:
         if self.running is not None and parameter.grad is not None:
-            self.running.forget(parameter.grad)  # a gradient is held, and counted with what is
+            self.running.forget(parameter.grad)  # `Held` counts the gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,17 +172,17 @@ class Trier:
     memory: int
 
     def run(self, counts: Sequence[int], *, metering: bool) -> tuple[Observer, Trainer]:
-        """Steps of batches of these sizes, seen by an observer."""
+        """Makes one step per count with so many samples; returns what an observer saw, and the trainer."""
         observer = Observer(metering=metering)
         trainer = self.make_trainer(callbacks=[observer], max_steps=len(counts))
         batches: Any = [self.stage.example_batch(count, size=self.size) for count in counts]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Lightning says of short trainings
+            warnings.simplefilter("ignore")  # Lightning warns of short trainings
             trainer.fit(self.stage, DataLoader(batches, batch_size=None))
         return observer, trainer
 
     def attempt(self, *, checkpointing: bool, averages: int) -> tuple[Trial, Held]:
-        """Steps of one and two samples metered, then as many timed as time and memory allow."""
+        """Meters steps of one and two samples, then times as many as `SECONDS` and the memory allow."""
         set_checkpointing(self.stage, checkpointing)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -156,40 +205,35 @@ class Trier:
 
 
 def held_by(stage: Stage, optimizers: Iterable[Optimizer], *, averages: int) -> Held:
-    """What a training of the stage holds once it has made a step."""
+    """Bytes that a training of the stage holds once it has made a step."""
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
-    moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     return Held(
         weights=num_bytes([*stage.parameters(), *stage.buffers()]),
         gradients=num_bytes(p for p in stage.parameters() if p.requires_grad),
-        optimizer=num_bytes(moments),
+        optimizer=num_bytes(v for state in states for v in state.values() if isinstance(v, Tensor)),
         average=averages * num_bytes([*stage.net.parameters(), *stage.net.buffers()]),
         frozen=num_bytes(p for part in stage.frozen().values() for p in part.parameters()),
     )
 
 
-def trained_parts(stage: Stage) -> dict[str, nn.Module]:
-    """The networks that a stage trains, by name."""
-    return {name: child for name, child in stage.named_children() if any(True for _ in child.parameters())}
+def checkpointed(stage: Stage) -> list[nn.Module]:
+    """The parts of a network that offer activation checkpointing."""
+    return [module for module in stage.net.modules() if hasattr(module, "checkpointing")]
 
 
 def set_checkpointing(stage: Stage, value: bool) -> None:
-    """Switches it in every part of the network that has it."""
+    """Switches activation checkpointing on or off in the whole network."""
     for module in checkpointed(stage):
         module.checkpointing = value  # type: ignore[assignment]
 
 
-def checkpointed(stage: Stage) -> list[nn.Module]:
-    """The parts of a network that can compute their activations again."""
-    return [module for module in stage.net.modules() if hasattr(module, "checkpointing")]
-
-
 def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of some tensors together."""
     return sum(tensor.nbytes for tensor in tensors)
 
 
 def now() -> float:
-    """Seconds, once the device has done what it was asked to."""
+    """Seconds of a clock, once the device has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return perf_counter()

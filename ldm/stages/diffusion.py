@@ -17,7 +17,6 @@ from ldm.diffusion import Guidance
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
 from ldm.distributed.ranks import is_first, whole_state
-from ldm.distributed.sharding import Sharded
 from ldm.generators.denoiser_writer import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
 from ldm.randomness import keyed
@@ -84,9 +83,9 @@ class LatentDiffusion(LightningModule):
         self._step_mean = StepMean()
 
     def configure_model(self) -> None:
-        """Deals the network out over the ranks if the trainer says so."""
-        if isinstance(self.trainer.strategy, Sharded):
-            self.trainer.strategy.deal_out(self.net)
+        """Shards the network across the ranks if the trainer's strategy does so."""
+        if hasattr(self.trainer.strategy, "shard"):  # distributed/sharding.py
+            self.trainer.strategy.shard(self.net)
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = configure(self.net, self.optimizer, self.decay)

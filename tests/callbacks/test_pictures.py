@@ -5,9 +5,7 @@ import torch
 from PIL import Image
 
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.reconstructions import Reconstructions
-from ldm.callbacks.retrieved import RetrievedPictures
-from ldm.callbacks.sample_grid import SampleGrid
+from ldm.callbacks.pictures import Reconstructions, RetrievedPictures, SampleGrid
 from ldm.codec import to_float
 from ldm.io.pictures import to_picture
 from ldm.models.clip import CLIP, TextTransformer, VisionTransformer

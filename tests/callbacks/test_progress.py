@@ -3,8 +3,8 @@
 import pytest
 from pytorch_lightning import Callback
 
-from ldm.callbacks import progress
-from ldm.callbacks.progress import ProgressBar, Remaining
+from ldm.callbacks import pace
+from ldm.callbacks.pace import ProgressBar, Remaining
 
 STEP, VALIDATION = 3.0, 30.0  # seconds
 
@@ -39,7 +39,7 @@ def test_the_bar_names_the_time_that_a_whole_series_still_takes(
     diffusion_stage, latents, make_trainer, monkeypatch
 ):
     clock, seen = Clock(), Descriptions()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(pace, "time", clock)
     callbacks = [ProgressBar("tiny"), clock, Remaining(of="demo", after=4.0, every=2), seen]
     options = {"enable_progress_bar": True, "val_check_interval": 2, "limit_val_batches": 1}
     make_trainer(4, *callbacks, **options).fit(diffusion_stage(), datamodule=latents)

@@ -84,8 +84,21 @@ def validation(run: Path) -> dict[str, float]:
     return {name: value for name, value in json.loads(lines[-1]).items() if name.startswith("val/")}
 
 
-def test_two_ranks_make_one_run_and_a_network_like_that_of_one(alone, together):
-    said, run = together(*TINY, "batch_size=2", "trainer=cpu_ddp")
+@pytest.fixture
+def own_experiment(tmp_path):
+    """`own_experiment()`: the arguments of TINY, its experiment in a config folder of the user's own."""
+
+    def write() -> list[str]:
+        (tmp_path / "conf" / "experiment").mkdir(parents=True)
+        text = "# @package _global_\ndefaults:\n  - emoji_vae\n  - _self_\nsummary: a user's own\n"
+        (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
+        return [f"--config-dir={tmp_path / 'conf'}", "+experiment=mine", *TINY[1:]]
+
+    return write
+
+
+def test_two_ranks_make_one_run_and_a_network_like_that_of_one(alone, together, own_experiment):
+    said, run = together(*own_experiment(), "batch_size=2", "trainer=cpu_ddp")
     assert said.count("a step: 2 ranks x 2 samples x 1 accumulated = 4 samples; optimizer.lr=") == 1
     assert said.count("bundle: ") == 1
     record = json.loads((run / "run.json").read_text())

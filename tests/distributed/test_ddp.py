@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
-from ldm.callbacks.sample_grid import SampleGrid
+from ldm.callbacks.pictures import SampleGrid
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.training_state import states, step_of
 from ldm.construct import construct

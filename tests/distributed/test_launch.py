@@ -11,7 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from ldm.config import CONF, build, plain
-from ldm.distributed.launch import LOST, launch, ranks_to_start
+from ldm.distributed import LOST
+from ldm.distributed.launch import launch, ranks_to_start
 
 ROOT = Path(__file__).parents[2]
 PRELUDE = """

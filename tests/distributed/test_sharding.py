@@ -18,7 +18,7 @@ from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.distributed.ranks import local, whole, whole_state, world_size
 from ldm.distributed.sharding import Sharded, shard
-from ldm.planning.launch_checks import check_start
+from ldm.planning.checks import check_start
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.muon import Muon
 from ldm.stages.optim import parameter_groups
@@ -154,7 +154,7 @@ def test_what_wants_whole_weights_is_refused_by_name(diffusion_stage, autoencode
     with pytest.raises(ValueError, match="compile=true with trainer=fsdp is not supported"):
         check_start(diffusion_stage(), config | {"compile": True})
     metrics = {"_target_": "ldm.callbacks.generation_metrics.GenerationMetrics"}
-    with pytest.raises(ValueError, match="GenerationMetrics draws more batches on one rank"):
+    with pytest.raises(ValueError, match="GenerationMetrics generates more batches on one rank"):
         check_start(diffusion_stage(), config | {"callbacks": {"generation": metrics}})
 
 

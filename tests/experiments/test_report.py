@@ -10,7 +10,6 @@ from experiments.report import APART, FOLDER, Options, main, measured_section
 from experiments.tables import literature_table, measured_table
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.results import read_results
-from ldm.loggers.background import log_table
 from ldm.loggers.wandb_log import wandb_logger
 
 EMOJI = FOLDER / "emoji" / "results.json"
@@ -157,7 +156,7 @@ def test_draws_and_counts_that_are_too_few_show_in_the_row(document):
     run = copy.deepcopy(document)
     run["rows"] = [run["rows"][0] | {"value": 12.0, "sd": 0.5, "seeds": 3, "images": 300, "few": True}]
     (row,) = measured_table("m", {"r": run}).rows
-    assert (row[2], row[6]) == ("12 ± 0.5 (3 draws)", "300, too few")
+    assert (row[2], row[6]) == ("12 ± 0.5 (3 seeds)", "300, too few")
     (row,) = measured_table("m", {"r": run | {"rows": [run["rows"][0] | {"foreign": True}]}}).rows
     assert row[0].endswith(" (reference of unknown preparation)")
 
@@ -194,9 +193,10 @@ def test_wandb_gets_the_cells_of_the_index(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     table = literature_table(read_published())
     logger = wandb_logger(project="ldm", name="experiments", folder=str(tmp_path))
-    assert log_table([logger], name=table.name, header=table.header, rows=table.rows) == 1
+    logger.record("table", table.name, table.header, table.rows, None)
     logger.end()
     (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.table.json")
     sent = json.loads(path.read_text())

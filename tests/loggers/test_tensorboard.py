@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ldm.callbacks.sample_grid import SampleGrid
+from ldm.callbacks.pictures import SampleGrid
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import tensorboard_logger
 

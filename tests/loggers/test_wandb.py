@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 import wandb
 import yaml
@@ -25,12 +27,12 @@ from benchmarks.wandb_services import (
 )
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.pace import Pace
-from ldm.callbacks.sample_grid import SampleGrid
+from ldm.callbacks.pictures import SampleGrid
 from ldm.loggers import wandb_log, wandb_sending
 from ldm.loggers.background import BackgroundLogger, end_all
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.wandb_log import wandb_logger
-from ldm.loggers.wandb_sending import unsendable
+from ldm.loggers.wandb_sending import own_settings, unsendable
 
 PROMPTS, SEEDS = ["a cat", "a dog"], [0, 1]
 RATES = [0.0005, 0.001, 0.0015, 0.002]  # of four steps' warmup
@@ -38,8 +40,9 @@ RATES = [0.0005, 0.001, 0.0015, 0.002]  # of four steps' warmup
 
 @pytest.fixture(autouse=True)
 def _nobody_logged_in(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_CONFIG_DIR"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # else a child makes its fonts again
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "run"))
@@ -133,7 +136,7 @@ def test_what_is_read_back_from_the_record_is_what_was_logged(train, run):
     contents = [each["manifest"]["contents"] for each in kept]
     parts = [{part["path"]: Path(part["local_path"]) for part in each} for each in contents]
     assert all(path.is_relative_to(run) for each in parts for path in each.values())  # not the home folder
-    table = json.loads(parts[0]["drawings.table.json"].read_text())
+    table = json.loads(parts[0]["samples_table.table.json"].read_text())
     assert table["columns"] == ["prompt", "seed 0", "seed 1"]
     assert [row[0] for row in table["data"]] == PROMPTS
     assert {cell["path"] for row in table["data"] for cell in row[1:]} <= parts[0].keys()
@@ -209,20 +212,22 @@ def test_a_recording_process_that_hangs_or_dies_is_no_longer_there_at_the_end(
 def test_a_service_is_judged_within_its_time(service, monkeypatch, behaviour, reason):
     monkeypatch.setattr(wandb_sending, "ANSWER", 1.0)
     service(behaviour)
-    found = unsendable()
+    found = unsendable(own_settings())
     assert found is None if reason is None else reason in found
 
 
 def test_without_key_network_or_consent_nothing_is_sent(monkeypatch, service):
-    assert "no key" in unsendable()
+    assert "no key" in unsendable(own_settings())
     gone = service(answers)
     gone.vanish()
-    assert f"{gone.url} does not answer as W&B does" in unsendable()
+    assert f"{gone.url} does not answer as W&B does" in unsendable(own_settings())
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert unsendable() == "WANDB_MODE is offline"
+    assert unsendable(own_settings()) == "its mode is offline"
 
 
-def test_a_process_that_sends_nothing_asks_the_service_who_we_are_and_nothing_else(service, run):
+def test_a_process_that_sends_nothing_asks_who_we_are_and_follows_no_settings_of_its_folder(
+    service, run, tmp_path
+):
     asked = []
 
     def errs_and_notes(handler, body):
@@ -230,21 +235,30 @@ def test_a_process_that_sends_nothing_asks_the_service_who_we_are_and_nothing_el
         errs(handler, body)
 
     service(errs_and_notes)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nentity = stranger\nmode = disabled\n")
     code = (
-        "from ldm.loggers.wandb_log import wandb_logger\n"
-        f"logger = wandb_logger(project='ldm', name='it', folder={str(run)!r})\n"
-        "logger.log_metrics({'loss': 1.0}, step=0)\n"
-        "logger.end()\n"
+        "from pathlib import Path\n"
+        "from ldm.loggers.wandb_log import WandbRecorder\n"
+        f"it = WandbRecorder(project='p', name='n', folder=Path({str(run)!r}), artifact=False, patience=1)\n"
+        "it.metrics({'loss': 1.0}, 0)\n"
+        "it.close(failed=False)\n"
+        "print('entity:', it.run.settings.entity)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "sending nothing" in done.stdout
+    assert "entity: None" in done.stdout
     assert asked == ["/graphql"]
 
 
-def test_a_key_of_wandb_login_is_found(monkeypatch, tmp_path):
-    (tmp_path / "netrc").write_text(f"machine wandb.example.org login user password {KEY}\n")
-    assert wandb_sending.api_key("https://wandb.example.org") == KEY
-    assert wandb_sending.api_key("https://elsewhere.example.org") is None
+def test_a_key_of_wandb_login_is_found(monkeypatch, service, tmp_path):
+    there = service(knows_nobody)
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert "there is no key" in unsendable(own_settings())
+    machine = there.url.removeprefix("http://")
+    (tmp_path / "netrc").write_text(f"machine {machine} login user password {KEY}\n")
+    assert "does not know the key" in unsendable(own_settings())
 
 
 def test_the_key_goes_to_no_service_that_a_folder_names(run, service, monkeypatch, tmp_path):
@@ -270,4 +284,18 @@ def test_without_settings_of_the_user_the_key_is_for_the_public_service(monkeypa
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:1\n")
     monkeypatch.chdir(tmp_path)
-    assert wandb_sending.address() == wandb.Settings().base_url
+    assert own_settings().base_url == wandb.Settings().base_url
+
+
+def test_a_run_directory_of_a_stranger_sends_no_records_of_its_own(run, service, capsys, tmp_path):
+    logger = logger_of(run)
+    logger.log_metrics({"loss": 2.0}, step=0)
+    logger.end(failed=True)
+    forged = tmp_path / "downloaded"
+    shutil.copytree(run, forged)
+    with service(answers) as there:
+        logger = logger_of(forged, patience=60.0)
+        logger.log_metrics({"loss": 1.0}, step=1)
+        logger.end()
+    assert [line["loss"] for line in there.history] == [1.0]
+    assert "1 records in " in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm import config
+from ldm.construct import CONFIG_DIR
 from ldm.evaluate import main
 from ldm.evaluation.results import read_results
 
@@ -16,6 +17,7 @@ CONF = Path(__file__).parent / "own" / "conf"
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
     """`evaluate(out, greys, *arguments)`: measures pictures of these greys against four of grey 100."""
+    monkeypatch.setenv(CONFIG_DIR, "")  # `--config-dir` sets it: undone after the test
     monkeypatch.setattr(config, "TARGETS", (*config.TARGETS, "tests.metrics.own."))
 
     def folder(name, greys):

@@ -7,8 +7,7 @@ from torch import nn
 
 from ldm.config import CONF
 from ldm.planning.dry_run import dry_run, made_up_stage
-from ldm.planning.op_counter import Meter
-from ldm.planning.trial import MARGIN, Held, Trial, Trier, num_bytes, set_checkpointing
+from ldm.planning.trial import MARGIN, Held, Meter, Trial, Trier, num_bytes, set_checkpointing
 
 SMALL = {
     "emoji": ["backbone.channels=32"],

@@ -10,7 +10,7 @@ import pytest
 
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
-from ldm.planning.disk_room import Need, check_needs, needs_of
+from ldm.planning.checks import Need, check_needs, needs_of
 from ldm.preflight import check_tasks
 from ldm.preflight import main as preflight
 from ldm.train import main as train

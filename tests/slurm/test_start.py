@@ -4,11 +4,13 @@ import signal
 from dataclasses import replace
 
 import pytest
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 
 from ldm.data.streaming import StreamingPictureData
-from ldm.planning.launch_checks import caption_lines, check_start
-from ldm.planning.trainers import plugins
+from ldm.planning.checks import caption_lines, check_start
+from ldm.planning.fitting import make_trainer as make_own_trainer
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.tokenizers import Tokenizer
 
@@ -46,20 +48,29 @@ def handler_in_a_fit(make_trainer, diffusion_stage, latents):
     return call
 
 
-def test_lightning_does_not_queue_the_job_again(task, handler_in_a_fit):
-    assert handler_in_a_fit(plugins=plugins({})) == signal.SIG_DFL
+@pytest.fixture
+def places():
+    """`places()`: the environment plugins of a config's trainer."""
+
+    def found():
+        trainer = {"_target_": "pytorch_lightning.Trainer", "accelerator": "cpu", "devices": 1}
+        made = make_own_trainer(OmegaConf.create({"trainer": trainer}))
+        return [made._accelerator_connector.cluster_environment]
+
+    return found
+
+
+def test_lightning_does_not_queue_the_job_again(task, handler_in_a_fit, places):
+    assert handler_in_a_fit(plugins=places()) == signal.SIG_DFL
     assert handler_in_a_fit() != signal.SIG_DFL  # what it would do otherwise
 
 
-def test_other_processes_get_no_place(monkeypatch):
-    assert plugins({}) == []
-    for name, value in TASK.items():
-        monkeypatch.setenv(name, value)
-    assert len(plugins({"plugins": ["own"]})) == 2
+def test_a_rank_that_the_watcher_started_inside_a_job_is_no_task_of_srun(task, places, monkeypatch):
+    assert isinstance(places()[0], SLURMEnvironment)
     for name, value in {"RANK": "0", "GROUP_RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a rank that the watcher started inside a job")
-    assert plugins({"plugins": ["own"]}) == ["own"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ldm")
+    assert not isinstance(places()[0], SLURMEnvironment)
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "auto"])

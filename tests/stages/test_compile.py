@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.chaos.equality import compared, differences
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.sample_grid import SampleGrid
+from ldm.callbacks.pictures import SampleGrid
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.training_state import newest_state
 

@@ -11,7 +11,7 @@ from benchmarks.chaos.equality import compared, differences
 from benchmarks.chaos.resumes import AtBatch, EndedError, InSampling, InValidation, Seen
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
-from ldm.callbacks.sample_grid import SampleGrid
+from ldm.callbacks.pictures import SampleGrid
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.training_state import newest_state, save_state
 from ldm.data.augment import turns_and_colours

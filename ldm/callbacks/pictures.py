@@ -1,0 +1,154 @@
+"""Sheets of pictures while a stage trains: samples of prompts, reconstructions, or what CLIP finds."""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from ldm.codec import to_float, to_uint8
+from ldm.distributed.ranks import all_gather
+from ldm.io.pictures import save_sheet, to_picture
+from ldm.loggers.background import background_loggers, say
+from ldm.randomness.seeds import check_seed
+from ldm.tokenizers import cut_line
+
+BATCH = 64  # pictures that CLIP encodes at once
+
+
+class Sheets(Callback):
+    """Writes `<folder>/step=<k>.png` at each validation, prints its path, and logs it to TensorBoard or W&B.
+
+    Args:
+        folder: where the sheets go, inside the run directory.
+    """
+
+    title: str  # the sheet's name in the loggers
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def sheet(self, trainer: Trainer, stage: LightningModule) -> tuple[list[torch.Tensor], int] | None:
+        """The pictures, row by row, and the number of columns; None where there is nothing to write."""
+        raise NotImplementedError
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or (made := self.sheet(trainer, pl_module)) is None:
+            return
+        images, columns = made
+        path = self.folder / f"step={trainer.global_step:06d}.png"
+        save_sheet(images, path, columns=columns, below=self.folder.parent)
+        for logger in background_loggers(trainer.loggers):
+            logger.record("image", self.title, path, trainer.global_step)
+        say(f"{self.title}: {path}")
+
+
+class SampleGrid(Sheets):
+    """Samples of fixed prompts and seeds, one row per prompt; loggers get them as a table, too.
+
+    Each rank generates its share; the first one writes. If samples are NaN or infinite, no sheet is written,
+    which is printed the first time, and the training continues.
+
+    Args:
+        prompts: one row each.
+        seeds: one column each, the same for every prompt and at every step.
+    """
+
+    title = "samples"
+
+    def __init__(self, *, prompts: list[str], seeds: list[int], folder: str) -> None:
+        super().__init__(folder)
+        for seed in seeds:
+            check_seed(seed, "callbacks.samples.seeds")
+        self.prompts, self.seeds = prompts, seeds
+        self._warned = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        tokenizer = pl_module.generator().tokenizer
+        line = cut_line(tokenizer, self.prompts, what="prompt") if tokenizer else None
+        if line and trainer.is_global_zero:
+            print(f"samples: {line}", flush=True)
+
+    def sheet(self, trainer: Trainer, stage: LightningModule) -> tuple[list[torch.Tensor], int] | None:
+        jobs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+        ranks = trainer.world_size
+        # a rank without a share generates one more: sharded weights are gathered from all ranks
+        own = jobs[trainer.global_rank :: ranks] or jobs[:1]
+        try:
+            samples = stage.generator()([prompt for prompt, _ in own], [seed for _, seed in own]).cpu()
+        except FloatingPointError:
+            samples = None
+        shares = all_gather(samples)
+        if not trainer.is_global_zero:
+            return None
+        if any(share is None for share in shares):
+            if not self._warned:
+                text = "the pictures are NaN or infinite, so there is no sheet"
+                print(f"samples: at step {trainer.global_step} {text}", flush=True)
+            self._warned = True
+            return None
+        images = [shares[number % ranks][number // ranks] for number in range(len(jobs))]
+        self._log_table(trainer, images)
+        return images, len(self.seeds)
+
+    def _log_table(self, trainer: Trainer, images: list[torch.Tensor]) -> None:
+        pictures = iter(map(to_picture, images))
+        rows = [[prompt, *islice(pictures, len(self.seeds))] for prompt in self.prompts]
+        header = ["prompt", *(f"seed {seed}" for seed in self.seeds)]
+        for logger in background_loggers(trainer.loggers):
+            logger.record("table", "samples_table", header, rows, trainer.global_step)
+
+
+class Reconstructions(Sheets):
+    """Held-out pictures above the autoencoder's reconstructions of them.
+
+    Args:
+        count: pictures on the sheet.
+    """
+
+    title = "reconstructions"
+
+    def __init__(self, *, count: int, folder: str) -> None:
+        super().__init__(folder)
+        self.count = count
+
+    @torch.no_grad()
+    def sheet(self, trainer: Trainer, stage: LightningModule) -> tuple[list[torch.Tensor], int] | None:
+        if not trainer.is_global_zero:
+            return None
+        pictures = trainer.datamodule.val
+        originals = torch.stack([pictures.image(i) for i in range(min(self.count, len(pictures)))])
+        net = stage.averaged or stage.net
+        posterior = net.posterior(to_float(originals.to(stage.device)))
+        decoded = to_uint8(net.decode(posterior.mean)).cpu()
+        return [*originals, *decoded], len(originals)
+
+
+class RetrievedPictures(Sheets):
+    """Pictures of the training set that CLIP finds for prompts, one row per prompt, the nearest first.
+
+    Args:
+        prompts: one row each.
+        count: pictures in a row.
+        gallery: how many pictures of the training set are searched, the first ones.
+    """
+
+    title = "retrieved"
+
+    def __init__(self, *, prompts: list[str], count: int, gallery: int, folder: str) -> None:
+        super().__init__(folder)
+        self.prompts, self.count, self.gallery = prompts, count, gallery
+
+    @torch.no_grad()
+    def sheet(self, trainer: Trainer, stage: LightningModule) -> tuple[list[torch.Tensor], int] | None:
+        if not trainer.is_global_zero:
+            return None
+        pictures = trainer.datamodule.train
+        numbers = range(min(self.gallery, len(pictures)))
+        net, device = stage.averaged or stage.net, stage.device
+        batches = pictures.batches(BATCH, numbers=numbers)
+        features = torch.cat([net.encode_images(to_float(batch.to(device))) for batch in batches])
+        queries = net.encode_texts(stage.tokenizer.encode(self.prompts).to(device))
+        columns = min(self.count, len(numbers))
+        nearest = (queries @ features.T).topk(columns).indices.flatten().tolist()
+        return [pictures.image(number) for number in nearest], columns

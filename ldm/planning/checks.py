@@ -1,0 +1,208 @@
+"""Checks before a training starts: does the trainer suit the stage, and have the disks room for its files?"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from ldm import UserError
+from ldm.construct import MOVED
+from ldm.data.datamodule import PictureData
+from ldm.data.latents import LatentData
+from ldm.distributed.ranks import is_first, world_size
+from ldm.stages.stage import Stage
+from ldm.tokenizers import cut_line
+
+SHARDED = "ldm.distributed.sharding.Sharded"
+UNEVEN = "ldm.callbacks.generation_metrics.GenerationMetrics"
+GENERATING = ("ldm.callbacks.pictures.SampleGrid", UNEVEN)
+MAX_STEPS = 10**7  # some hundred times the longest training
+MB = 2**20
+CHECKPOINTS = 3  # at most beside each other: two that are kept, and the one that is being written
+COPIES = 4  # of each parameter in a checkpoint: its value, its EMA and the optimizer's two moments
+
+
+def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
+    """Refuses what would fail once the training runs, or would silently be something else.
+
+    Raises:
+        UserError: a guidance without its weak bundle; steps out of range; float16 on a CPU; sample callbacks for
+            a stage that generates nothing; shards for a stage, a compiler or a callback that needs whole weights.
+    """
+    if "weak" in config.get("guidance", {}):
+        raise UserError(
+            "guidance: a training has no weak bundle to be guided by: choose autoguidance for ldm.sample, "
+            "and guidance=cfg here"
+        )
+    trainer = config["trainer"]
+    check_steps(trainer)
+    on_cpu = trainer.get("accelerator") == "cpu" or not torch.accelerator.is_available()
+    # Lightning would take bfloat16 instead
+    if str(trainer.get("precision")) in ("16", "16-mixed") and on_cpu:
+        raise UserError(
+            f"trainer.precision={trainer['precision']}: a CPU does not train in float16; write bf16-mixed, "
+            "or take a GPU"
+        )
+    callbacks = {name: _target(node) for name, node in config.get("callbacks", {}).items()}
+    for name, target in callbacks.items():
+        if target in GENERATING and stage.generator() is None:
+            raise UserError(
+                f"callbacks.{name} generates pictures, which {type(stage).__name__} does not: remove it"
+            )
+    if _target(trainer.get("strategy", {})) != SHARDED:
+        return
+    if not is_overridden("configure_model", stage):
+        raise UserError(
+            "trainer=fsdp shards the denoiser alone, and this stage trains another network: take trainer=ddp"
+        )
+    if config["compile"]:
+        raise UserError("compile=true with trainer=fsdp is not supported: take one of them, or trainer=ddp")
+    if UNEVEN in callbacks.values():
+        raise UserError(
+            "callbacks: GenerationMetrics generates more batches on one rank than on another, and "
+            "trainer=fsdp needs every rank for each: take trainer=ddp, or callbacks=diffusion"
+        )
+
+
+def check_steps(trainer: Mapping[str, Any]) -> None:
+    """Refuses a number of steps that no training takes.
+
+    Raises:
+        UserError: it is not a whole number from 1 to `MAX_STEPS`.
+    """
+    steps = trainer.get("max_steps", 1)
+    if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"steps={steps} must lie between 1 and {MAX_STEPS} and be a whole number")
+
+
+def _target(node: Mapping[str, Any]) -> str:
+    name = str(node.get("_target_", ""))
+    return MOVED.get(name, name)
+
+
+def batch_line(config: Mapping[str, Any]) -> str:
+    """A line with the samples per optimizer step, and what they mean for the learning rate."""
+    ranks, batch = world_size(), config["batch_size"]
+    accumulated = config["trainer"]["accumulate_grad_batches"]
+    return (
+        f"a step: {ranks} rank{'s' * (ranks > 1)} x {batch} samples x {accumulated} accumulated = "
+        f"{ranks * batch * accumulated} samples; optimizer.lr={config['optimizer']['lr']:g} is the rate of "
+        "the whole step and is not scaled with the ranks: for k times the samples try sqrt(k) times the rate"
+    )
+
+
+def caption_lines(stage: Stage, data: LightningDataModule) -> Iterator[str]:
+    """A line per split that has captions longer than the stage's tokenizer reads."""
+    tokenizer, pictures = stage.tokenizer, getattr(data, "pictures", data)
+    if tokenizer is None:
+        return
+    if not isinstance(pictures, PictureData):
+        yield f"captions are streamed: beyond {tokenizer.context_length} tokens each is cut, and not counted"
+        return
+    for split in (pictures.train, pictures.val):
+        texts = [text for own in split.texts() for text in own] if split else []
+        if line := cut_line(tokenizer, texts, what="caption"):
+            yield f"{split.split}: {line}"
+
+
+def validation_options(data: LightningDataModule) -> dict[str, Any]:
+    """Options that switch a trainer's validation off, which is printed, if the data have no held-out set."""
+    pictures = getattr(data, "pictures", data)
+    if getattr(pictures, "val", None) is not None or getattr(pictures, "validation", None) is not None:
+        return {}
+    if is_first() and isinstance(pictures, PictureData):
+        print(
+            f"data.root={pictures.root} has no pictures to validate on: trained without validation (to hold "
+            "some out, prepare the set again with val_share=0.2)",
+            flush=True,
+        )
+    return {"limit_val_batches": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Files that are going to be written below a folder.
+
+    Attributes:
+        place: the folder as its option names it, such as `runs=runs`.
+        num_bytes: about how much.
+        what: the files, in words.
+        remedy: what to type if they can't be written.
+    """
+
+    folder: Path
+    place: str
+    num_bytes: int
+    what: str
+    remedy: str
+
+    @property
+    def size(self) -> str:
+        """Size and kind, for messages."""
+        return f"{self.num_bytes / MB:.1f} MB of {self.what}"
+
+
+def needs_of(stage: Stage, data: Any, runs: str) -> list[Need]:
+    """Everything that a training writes, in the order in which it is written."""
+    weights = sum(p.numel() * p.element_size() for p in stage.parameters())
+    run = Need(
+        folder=Path(runs),
+        place=f"runs={runs}",
+        num_bytes=(CHECKPOINTS * COPIES + 1) * weights,  # the one is the bundle
+        what="checkpoints and bundle",
+        remedy="name another folder with runs=",
+    )
+    return [*needs_of_cache(data), run]
+
+
+def needs_of_cache(data: Any) -> list[Need]:
+    """Latents and text states of a data set that are still to be computed; none if all are there."""
+    missing = data.missing_bytes() if isinstance(data, LatentData) else {}
+    if not any(missing.values()):
+        return []
+    root, cache = data.pictures.train.index.root, data.pictures.train.cache
+    need = Need(
+        folder=cache,
+        place=f"data.root={root}" if cache == root else f"data.cache={cache}",
+        num_bytes=sum(missing.values()),
+        what=" and ".join(kind for kind, number in missing.items() if number),
+        remedy="name a folder for them with data.cache=<folder>, or compute them with python -m "
+        f"data_prep.latents root={root} where it can be written",
+    )
+    return [need]
+
+
+def check_needs(needs: Sequence[Need]) -> None:
+    """Tries to write into each folder, and compares what is free on each disk with all that goes there.
+
+    Raises:
+        UserError: a folder that can't be written, or a disk with too little room.
+    """
+    left: dict[int, int] = {}  # bytes by disk
+    for need in needs:
+        folder = next(each for each in (need.folder, *need.folder.absolute().parents) if each.exists())
+        try:
+            with tempfile.TemporaryFile(dir=folder) as stream:  # a quota can be full where a disk is not
+                stream.write(b"\0" * MB)
+                stream.flush()
+                os.fsync(stream.fileno())
+            disk = folder.stat().st_dev
+            free = left.setdefault(disk, shutil.disk_usage(folder).free)
+        except OSError as error:
+            raise UserError(
+                f"{need.place} can't be written ({error.strerror}), and the training writes {need.size} "
+                f"there: {need.remedy}"
+            ) from error
+        if need.num_bytes > free:
+            raise UserError(
+                f"{need.place} has {free / MB:.1f} MB free for it, and the training writes {need.size} "
+                f"there: make room, or {need.remedy}"
+            )
+        left[disk] -= need.num_bytes
