@@ -1,4 +1,4 @@
-"""How fast a training is: its progress bar, the time that a series still takes, speed and memory in the log."""
+"""How fast a training is: the progress bar, time left of a series, and speed and memory in the log."""
 
 import time
 from typing import Any
