@@ -117,6 +117,14 @@ def test_a_command_of_the_documentation_can_be_typed(command):
     check_command(command.words)
 
 
+def test_what_the_demo_says_to_type_next_can_be_typed():
+    said = re.findall(r'^\t\t"  \$\(LDM\) (.*)"', (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(said) == 4
+    for line in said:
+        typed = line.replace('\\"', '"').replace("$(DEMO)", "runs/demo").replace("<your pictures>", "pictures")
+        check_command(("python", "-m", *shlex.split(typed, comments=True)))
+
+
 def test_a_command_that_a_fresh_clone_cant_run_says_what_it_needs():
     pages = ("README.md", "docs/")  # pages of experiments are records of what was run
     silent = [each.line for each in commands() if each.page.startswith(pages) and NEEDY.search(each.line)]
