@@ -121,7 +121,7 @@ def test_what_the_demo_says_to_type_next_can_be_typed():
     said = re.findall(r'^\t\t"  \$\(LDM\) (.*)"', (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert len(said) == 4
     for line in said:
-        typed = line.replace('\\"', '"').replace("$(DEMO)", "runs/demo").replace("<your pictures>", "pictures")
+        typed = line.replace("\\", "").replace("$(DEMO)", "runs/demo").replace("<your pictures>", "pictures")
         check_command(("python", "-m", *shlex.split(typed, comments=True)))
 
 
