@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from ldm.diffusion.samplers import Sampling
 from ldm.generators.generator import LATENT_DIFFUSION, check_options, target_of
 from ldm.generators.latent_diffusion import OPTIONS, TextToImage, changed_guidance, changed_sampler
 from ldm.io.fields import Fields
+from ldm.models.clip import TextTransformer
+from ldm.models.vae import AutoencoderKL
 from ldm.randomness.noise import SeededNoise, noise_of
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -79,14 +81,15 @@ def codec_of(pictures: Bundle, texts: Bundle) -> Codec:
     latents = pictures.config.get("latents")
     if latents is None:
         raise BundleError(f"bundle {pictures.path} has no latent statistics: it holds no trained autoencoder")
-    net = pictures.network("autoencoder")
+    # what they must offer is known once they are used: a user's own networks may be of other classes
+    net = cast(AutoencoderKL, pictures.network("autoencoder"))
     if not len(latents["shift"]) == len(latents["scale"]) == net.latent_channels:
         raise BundleError(
             f"bundle {pictures.path}: its latent statistics are not of {net.latent_channels} channels"
         )
     return Codec(
         autoencoder=net,
-        text_encoder=texts.network("text_encoder"),
+        text_encoder=cast(TextTransformer, texts.network("text_encoder")),
         tokenizer=texts.tokenizer(),
         latent_shift=torch.tensor(latents["shift"]),
         latent_scale=torch.tensor(latents["scale"]),
