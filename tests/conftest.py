@@ -23,6 +23,7 @@ from ldm.data.index import ShardIndex
 from ldm.data.latents import LatentData
 from ldm.data.shards import write_shards
 from ldm.generators.diffusion_bundle import load_codec
+from ldm.models.attention import AttentionPool
 from ldm.models.vae import AutoencoderKL
 from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_constant
@@ -75,6 +76,8 @@ def network(spec: dict[str, Any], seed: int) -> nn.Module:
     """A network none of whose layers is at the zeros that training starts from."""
     torch.manual_seed(seed)
     module = construct(spec)
+    for pool in (each for each in module.modules() if isinstance(each, AttentionPool)):
+        nn.init.zeros_(pool.norm_out.weight)  # as it began when the golden pictures were made
     for parameter in module.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return module
