@@ -1,7 +1,8 @@
 """Measures a bundle or any pictures: `python -m ldm.evaluate bundle=<folder> out=<new folder>`."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,18 @@ from omegaconf import DictConfig, OmegaConf
 from ldm import UserError
 from ldm.config import CONF, build, entry, plain
 from ldm.construct import nearest
-from ldm.evaluation.sweep import AXES, points
 
 if TYPE_CHECKING:
     import torch
+
+AXES = {  # list of a sweep -> axis: the key of the config that it varies
+    "bundles": "bundle",
+    "ema_lengths": "ema_length",
+    "samplers": "sampler",
+    "num_steps": "steps",
+    "scales": "scale",
+}
+WANTED = {int: "a whole number", int | float: "a number"}  # what an option must be, in words
 
 
 @entry("evaluate")
@@ -22,82 +31,72 @@ def main(config: DictConfig) -> None:
     check_options(config)
     if config.fetch:
         return fetch_weights([*config.protocol.extractors, *(config.protocol.get("distances") or ())])
-    from ldm.evaluation.command import Command
-    from ldm.evaluation.ranks import Ranks
+    from ldm.evaluation.command import Command  # seconds of torch that a refusal does without
+    from ldm.evaluation.feature_pass import Ranks
     from ldm.evaluation.report import numbers_table
 
     ranks = Ranks.started()
     options = plain(config)
     named = {name for each in options["protocol"]["sets"] for name in each.get("metrics", ())}
     options["metric"] = {name: node for name, node in options["metric"].items() if name in named}
-    command = Command(
-        options=options,
-        build=build,
-        sampler_node=sampler_node,
-        device=choose_device(config.device),
-        ranks=ranks,
-    )
+    command = Command(options=options, build=build, device=choose_device(config.device), ranks=ranks)
     if config.list_prompts is not None:
         count = command.list_prompts(Path(config.list_prompts))
-        return print(f"{config.list_prompts}: {count} pictures to draw")
+        return print(f"{config.list_prompts}: {count} pictures to generate")
     if config.write_statistics is not None:
         found = command.write_statistics(Path(config.write_statistics))
         return print(f"{config.write_statistics}: {found.features} of {found.count} pictures")
-    if any(config.sweep.values()):
-        table = numbers_table(command.sweep(), axes=AXES)
+    is_sweep = any(config.sweep.values())
+    if is_sweep:
+        samplers = {name: sampler_node(name) for name in config.sweep.samplers or ()}
+        rows = command.sweep(points(options["sweep"]), samplers=samplers)
     else:
-        table = numbers_table(command.measure()["rows"])
+        rows = command.measure()["rows"]
     if ranks.number == 0:
-        print(table)
+        print(numbers_table(rows, axes=[*AXES.values()] if is_sweep else ()))
         print(f"report: {Path(config.out) / 'report.md'}")
 
 
 def check_options(config: DictConfig) -> None:
-    """What can be refused before anything heavy loads.
-
-    Raises:
-        UserError: an option outside its range, or a folder that is there already.
-    """
-    if config.steps is not None and not isinstance(config.steps, int):
-        raise UserError(f"steps={config.steps} must be a whole number, or null for the bundle's")
-    if config.scale is not None and not isinstance(config.scale, int | float):
-        raise UserError(f"scale={config.scale} must be a number, or null for the bundle's")
-    if config.ema_length is not None and not isinstance(config.ema_length, int | float):
-        raise UserError(f"ema_length={config.ema_length} must be a number, or null for the bundle's")
-    if config.ema_length is not None and (config.pictures or config.real):
-        raise UserError("ema_length is of a bundle, and pictures or real name others: leave one of them out")
+    """Refuses options outside their range, or a folder that is there already, before anything heavy loads."""
+    there = config.pictures is not None or config.real is not None
+    for name, kind in {"steps": int, "scale": int | float, "ema_length": int | float}.items():
+        if config[name] is not None and not isinstance(config[name], kind):
+            raise UserError(f"{name}={config[name]} must be {WANTED[kind]}, or null for the bundle's")
+    if config.ema_length is not None and there:
+        raise UserError("ema_length applies only to a bundle: leave it out, or leave out pictures and real")
     if config.show < 1:
         raise UserError(f"show={config.show} must be at least 1")
     if config.pictures is not None and config.real is not None:
         raise UserError("pictures and real both say what is measured: give one of them")
-    if any(config.sweep.values()) and (config.pictures or config.real):
-        raise UserError(
-            "a sweep draws, and what pictures or real name is there already: leave one of them out"
-        )
+    if any(config.sweep.values()) and there:
+        raise UserError("a sweep generates pictures, and pictures and real name some: leave one of them out")
     if config.reference is not None and config.statistics is not None:
-        raise UserError("reference and statistics both say what pictures are held against: give one of them")
-    if config.write_statistics is not None:
-        return check_new_statistics(config)
+        raise UserError("reference and statistics both name the reference set: give one of them")
+    if config.write_statistics is not None and config.statistics is not None:
+        raise UserError("write_statistics takes real pictures, not statistics: leave statistics out")
+    if config.write_statistics is not None and Path(config.write_statistics).suffix != ".npz":
+        raise UserError(f"write_statistics={config.write_statistics} must end with .npz")
+    written = [name for name in ("list_prompts", "write_statistics") if config[name] is not None]
+    for name in written or ["out"]:
+        if os.path.lexists(config[name]):
+            raise UserError(f"{name}={config[name]} exists already: choose another name, or remove it")
     points(plain(config.sweep))
     for name in config.sweep.samplers or ():
         sampler_node(name)
-    if config.list_prompts is None and os.path.lexists(config.out):
-        raise UserError(f"out={config.out} exists already: name a new folder with out=<folder>, or remove it")
 
 
-def check_new_statistics(config: DictConfig) -> None:
-    """What can be refused of a file of statistics to write.
-
-    Raises:
-        UserError: a name that doesn't end with .npz or is taken, or statistics to make statistics of.
-    """
-    path = Path(config.write_statistics)
-    if path.suffix != ".npz":
-        raise UserError(f"write_statistics={path} must end with .npz")
-    if os.path.lexists(path):
-        raise UserError(f"write_statistics={path} exists already: name a new file, or remove it")
-    if config.statistics is not None:
-        raise UserError("write_statistics takes real pictures, not statistics: leave statistics out")
+def points(lists: Mapping[str, Sequence[Any] | None]) -> list[dict[str, Any]]:
+    """All combinations of a sweep's values by axis, None for a list that is null; UserError for no list."""
+    for name, values in lists.items():
+        if name not in AXES:
+            raise UserError(f"sweep.{name} is unknown: a sweep has {', '.join(AXES)}")
+        if values is not None and (not isinstance(values, list) or not values):
+            raise UserError(
+                f"sweep.{name}={values} must be a list with a value or more, as sweep.scales=[1,2,4]"
+            )
+    combinations = product(*(lists.get(name) or [None] for name in AXES))
+    return [dict(zip(AXES.values(), values, strict=True)) for values in combinations]
 
 
 def fetch_weights(names: Iterable[str]) -> None:
@@ -112,11 +111,7 @@ def fetch_weights(names: Iterable[str]) -> None:
 
 
 def sampler_node(name: str) -> dict[str, Any]:
-    """The config of a sampler in conf/sampler.
-
-    Raises:
-        UserError: there is no such sampler.
-    """
+    """The config of a sampler in conf/sampler; UserError where there is no such sampler."""
     names = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
     if name not in names:
         raise UserError(f"sweep.samplers: there is no sampler {name!r}{nearest(name, names)}")
@@ -124,11 +119,7 @@ def sampler_node(name: str) -> dict[str, Any]:
 
 
 def choose_device(name: str) -> "torch.device":
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        UserError: an unknown name, or a GPU that isn't there.
-    """
+    """`auto` is the GPU where there is one; UserError for an unknown name, or a GPU that isn't there."""
     import torch
 
     gpu = torch.cuda.is_available()

@@ -21,11 +21,11 @@ from ldm.commands.answers import answer_errors
 from ldm.config import CONF, build
 from ldm.diffusion import Schedule
 from ldm.diffusion.samplers import Sampling
-from ldm.evaluation.feature_pass import OWN_CLIP
-from ldm.evaluation.subject import own_judges
+from ldm.evaluation.bundle import own_judges
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.generators.latent_diffusion import TextToImage
 from ldm.io.writing import write
+from ldm.metrics.features import OWN_CLIP
 from ldm.metrics.networks import EfficientNetLite0
 from ldm.metrics.retrieval import pair_cosines
 from ldm.randomness.noise import Mt19937Noise

@@ -10,13 +10,10 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
 from ldm import UserError
-from ldm.evaluation.captions import CaptionSet, requests_for
-from ldm.evaluation.feature_cache import FeatureCache
-from ldm.evaluation.feature_pass import FeaturePass, Observers, drawn_by, parts_of
-from ldm.evaluation.pictures import Split
+from ldm.evaluation.feature_pass import FeaturePass, Observers, Ranks, generate_with, parts_of
+from ldm.evaluation.protocol import CaptionSet
 from ldm.evaluation.published import PUBLISHED, read_published, reference_lines
-from ldm.evaluation.ranks import Ranks
-from ldm.evaluation.reference_set import ReferenceSet
+from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.picture_metric import PictureMetric, score
 
@@ -129,8 +126,8 @@ class GenerationMetrics(Callback):
             folder=gallery.folder,
             progress=False,
         )
-        requests = requests_for(captions, samples=self.captions.samples, seed_base=0)
-        seen = look(drawn_by(pl_module.generator()), requests, wanted=self.observers.names)
+        requests = self.captions.requests(captions, seed_base=0)
+        seen = look(generate_with(pl_module.generator()), requests, wanted=self.observers.names)
         scores = score(self.metrics, real=gallery.observed(), generated=parts_of(seen.observed))
         return {
             f"{name}{LABEL}" if key in few else name: value
@@ -141,7 +138,7 @@ class GenerationMetrics(Callback):
     def _gallery(self, trainer: Trainer) -> ReferenceSet:
         if self.gallery is None:
             pictures = trainer.datamodule.pictures
-            splits = {each.split: Split(each) for each in (pictures.train, pictures.val)}
+            splits = {each.split: each for each in (pictures.train, pictures.val)}
             cache = FeatureCache.at(self.cache, root=str(pictures.train.index.root))
             self.gallery = ReferenceSet(
                 splits, observers=self.observers, cache=cache, ranks=self.ranks, progress=False

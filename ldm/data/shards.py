@@ -1,5 +1,6 @@
 """The one layout of our shards: WebDataset tars in which a sample is a picture and a json of the same key."""
 
+import hashlib
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -257,6 +259,21 @@ class PictureDataset:
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the pixels that `image` gives, and of their order."""
+        parts = (self.index.sha256, self.split, self.transform)
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+    @property
+    def data_sha256(self) -> str:
+        """Identity of the data set, whatever the split and the size."""
+        return self.index.sha256
+
+    def keys(self) -> list[str]:
+        """The key of each picture."""
+        return self.reader.keys()
 
     def image(self, number: int) -> Tensor:
         """The centre of a picture: uint8, 3 h w. Raises DataError: the stored bytes are no whole picture."""

@@ -1,182 +1,328 @@
-"""What `python -m ldm.evaluate` does once its config has been checked: it measures a subject, or a sweep."""
+"""What `python -m ldm.evaluate` does once its config has been checked: it measures a subject, or a sweep.
+
+A protocol is held against a subject, a bundle or pictures, and a reference set; one pass over the subject's
+pictures feeds the metrics; numbers, report and figures go into a new folder.
+"""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
+from ldm import UserError
 from ldm.checkpoints.provenance import config_hash
-from ldm.construct import locate
-from ldm.evaluation.builders import (
-    held_out,
-    open_evaluator,
-    open_statistics,
-    open_subject,
-    real_splits,
-    spec_of,
-)
-from ldm.evaluation.feature_pass import Observers
-from ldm.evaluation.figures import draw_sweep
-from ldm.evaluation.prompts import write_prompts
-from ldm.evaluation.protocol import caption_sets
-from ldm.evaluation.ranks import Ranks
-from ldm.evaluation.reference_set import ReferenceSet
-from ldm.evaluation.reference_statistics import Statistics
-from ldm.evaluation.report import sweep_report, write_report
-from ldm.evaluation.result_types import Row, SetResult
-from ldm.evaluation.results import results, write_results
-from ldm.evaluation.round_trip import reconstruct
-from ldm.evaluation.subject import Subject
-from ldm.evaluation.sweep import Point, lines_of, points, write_table
+from ldm.evaluation.feature_pass import Observers, Ranks, batched
+from ldm.evaluation.figures import save_figures, save_sweep
+from ldm.evaluation.measure import Evaluator, needs
+from ldm.evaluation.pictures import BATCH, RESIZE, PictureFolder, Pictures, Subject, picture_subject
+from ldm.evaluation.protocol import Caption, Protocol, Request, caption_sets, describe
+from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
+from ldm.evaluation.reference_statistics import Preparation, Statistics, gaussian_of
+from ldm.evaluation.report import csv_text, report, sweep_report
+from ldm.evaluation.results import FILE_NAME, Row, SetResult, results, write_results
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
+from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.picture_metric import PictureMetric
+from ldm.tokenizers import cut_line
 
-Options = Mapping[str, Any]
+NAMED = ("reference", "statistics")  # options that stand for the real pictures
+NETWORKS = ("extractors", "distances")  # keys of a protocol's node that hold what is built
+
+Point = Mapping[str, Any]  # of a sweep: axis -> value, None for what the command or the bundle has
+Extractors = Mapping[str, FeatureExtractor]
+Metrics = Mapping[str, PictureMetric]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A resolved config with what it is carried out by.
+    """A resolved config, with the device and the processes that carry it out."""
 
-    Attributes:
-        options: the config as plain data.
-        build: makes objects of a `_target_` tree; extractors and metrics are built anew for each subject.
-        sampler_node: the config of a sampler by its name, for sweeps.
-        device: where networks run.
-        ranks: the processes that measure together; the first one writes.
-    """
-
-    options: Options
-    build: Callable[[Any], Any]
-    sampler_node: Callable[[str], Any]
-    device: torch.device
-    ranks: Ranks = field(default_factory=Ranks)
+    options: Mapping[str, Any]  # plain data, `metric` reduced to what the protocol's sets name
+    build: Callable[[Any], Any]  # makes objects of a `_target_` tree, anew for each subject
+    device: torch.device  # where networks run
+    ranks: Ranks  # the processes that measure together; the first one writes
 
     def list_prompts(self, path: Path) -> int:
-        """Writes the csv of what the protocol draws; returns how many pictures that is."""
-        spec = spec_of(self.options)
-        size = spec["size"] or self.options["data"]["size"]
-        gallery = ReferenceSet(real_splits(self.options, spec, size), observers=Observers(pictures={}))
-        return write_prompts(
-            path,
-            gallery,
-            caption_sets(spec),
-            caption_seed=spec["caption_seed"],
-            seed_base=spec["seed_base"],
-        )
+        """Writes the list of what the protocol generates; returns how many pictures that is."""
+        spec = self._spec
+        reference_set = ReferenceSet(self._splits(self._data_size), observers=Observers(pictures={}))
+        requests = []
+        for each in caption_sets(spec):
+            captions = reference_set.captions(each, seed=spec["caption_seed"])
+            requests += each.requests(captions, seed_base=spec["seed_base"])
+        return write_prompts(path, requests)
 
     def write_statistics(self, path: Path) -> Statistics:
-        """Writes mean and covariance of the real pictures' features into a file."""
-        extractors, metrics = self._instruments(self.options)
-        found = open_statistics(self.options, extractors=extractors, metrics=metrics, ranks=self.ranks)
+        """Writes mean and covariance of the real pictures' features that the Frechet distance reads.
+
+        Raises:
+            UserError: a protocol with no Frechet distance or with several.
+        """
+        extractors, metrics = self._instruments()
+        found = needs(each for each in metrics.values() if each.accepts_statistics)
+        if len(found) != 1:
+            raise UserError(
+                f"protocol {self._spec['name']!r} has Frechet distances in "
+                f"{', '.join(sorted(found)) or 'nothing'}, and a file of statistics is of one kind: leave "
+                f"one such metric in its sets"
+            )
+        (features,) = found
+        observers = Observers(pictures=extractors).only(found)
+        reference_set = self._reference_set(self._data_size, observers, wanted=found)
+        statistics = Statistics(
+            gaussian=gaussian_of(part.features[features] for part in reference_set.observed()),
+            features=features,
+            count=reference_set.count,
+            preparation=preparations(extractors, size=self._data_size)[features],
+            of=reference_set.identity(observers),
+        )
         if self.ranks.number == 0:
-            found.write(path)
-        return found
+            statistics.write(path)
+        return statistics
 
     def measure(self) -> dict[str, Any]:
         """Measures the subject into the folder `out`; returns the results document."""
         with self._new_folder() as folder:
-            with averaged(self.options) as options:
-                document, sets, subject = self._document(options, autoencoder=True)
+            document, sets = self._evaluated(with_autoencoder=True)
             if folder is not None:
-                write_report(folder, document, sets, curves=metrics_log(subject))
+                log = Path(document["bundle"]["path"]).parent / "metrics.jsonl"  # of the run it lies in
+                curves = log if document["bundle"]["kind"] == "bundle" else None
+                text = report(document, figures=save_figures(folder, sets, curves=curves))
+                write(folder / "report.md", text)
+                write_results(folder / FILE_NAME, document)
         return document
 
-    def sweep(self) -> list[dict[str, Any]]:
-        """Measures every point of the sweep: results, one table, curves; returns the table's lines."""
+    def sweep(self, points: Sequence[Point], *, samplers: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Measures every point: results, one table, curves; returns the table's lines, one per number.
+
+        A point may name one of the samplers, which are configs.
+        """
         lines: list[dict[str, Any]] = []
         with self._new_folder() as folder:
-            for number, point in enumerate(points(self.options["sweep"])):
-                with averaged(self._at(point)) as options:
-                    document, sets, _ = self._document(options)
-                rows = [row for each in sets for row in each.rows]
-                lines += lines_of(point, rows, ruler=document["protocol"]["ruler"])
+            for number, point in enumerate(points):
+                given = {axis: value for axis, value in point.items() if value is not None}
+                if "sampler" in given:
+                    given["sampler"] = samplers[given["sampler"]]
+                there = replace(self, options={**self.options, **given})
+                document, _ = there._evaluated(with_autoencoder=False)
+                ruler = document["protocol"]["ruler"]
+                lines += [{**point, **row, "ruler": ruler} for row in document["rows"]]
                 if folder is not None:
                     write_results(folder / f"point_{number:03d}.json", document)
             if folder is not None:
-                write_table(folder / "sweep.csv", lines)
-                text = sweep_report(lines, figures=draw_sweep(lines, folder))
-                write(folder / "report.md", text)
+                write(folder / "sweep.csv", csv_text([[*lines[0]], *(line.values() for line in lines)]))
+                figures = save_sweep(lines, folder, axes=[*points[0]])
+                write(folder / "report.md", sweep_report(lines, figures=figures))
         return lines
 
-    def _at(self, point: Point) -> dict[str, Any]:
-        """The options at a point of the sweep."""
-        set_there = {name: value for name, value in point.items() if value is not None}
-        if "sampler" in set_there:
-            set_there["sampler"] = self.sampler_node(set_there["sampler"])
-        return {**self.options, **set_there}
-
-    def _document(
-        self, options: Options, *, autoencoder: bool = False
-    ) -> tuple[dict[str, Any], list[SetResult], Subject]:
+    def _evaluated(self, *, with_autoencoder: bool) -> tuple[dict[str, Any], list[SetResult]]:
+        """The results document of one subject, and its sets with their pictures."""
         started = time.perf_counter()
-        subject = open_subject(options, device=self.device)
-        extractors, metrics = self._instruments(options)
-        distances = self._distances(options) if autoencoder and subject.round_trip else []
-        evaluator = open_evaluator(options, subject, extractors=extractors, metrics=metrics, ranks=self.ranks)
-        sets = [evaluator.measure(subject.draw, each) for each in evaluator.protocol.sets]
-        pictures = held_out(options, evaluator.protocol) if autoencoder else None
         rows: list[Row] = []
-        if subject.round_trip and pictures:
-            rows = reconstruct(
-                subject.round_trip,
-                pictures,
-                extractor=next(iter(extractors.values())),
-                distances=distances,
+        with self._subject() as subject:
+            subject = subject.at(self._spec["size"] or subject.size)
+            extractors, metrics = self._instruments()
+            held_out = self._spec["held_out"] if with_autoencoder and subject.round_trip else None
+            # built early, so that a missing file of weights is refused before pictures are generated
+            judge = None if held_out is None else self._reconstruction(next(iter(extractors.values())))
+            evaluator = self._evaluator(subject, extractors, metrics)
+            sets = [evaluator.measure(subject.generate, each) for each in evaluator.protocol.sets]
+            if judge is not None:
+                pictures = self._split(held_out, subject.size)
+                rows = reconstruct(subject.round_trip, pictures, judge, device=self.device)
+            document = results(
+                protocol=evaluator.protocol,
+                subject=subject,
+                sets=sets,
+                autoencoder=rows,
+                config_hash=config_hash(dict(self.options)),
+                seconds=time.perf_counter() - started,
                 device=self.device,
             )
-        document = results(
-            protocol=evaluator.protocol,
-            subject=subject,
-            sets=sets,
-            autoencoder=rows,
-            config_hash=config_hash(dict(options)),
-            seconds=time.perf_counter() - started,
-            device=self.device,
-        )
-        return document, sets, subject
+        return document, sets
 
-    def _instruments(self, options: Options) -> tuple[dict[str, FeatureExtractor], dict[str, PictureMetric]]:
+    def _evaluator(self, subject: Subject, extractors: Extractors, metrics: Metrics) -> Evaluator:
+        """The evaluator of a subject; UserError for a protocol that doesn't fit the data or the subject."""
+        options, observers = self.options, Observers.of(extractors) | subject.judges
+        statistics = self._statistics(extractors, metrics, subject.size)
+        read = [each for each in metrics.values() if each.against_real or each.references]
+        reference_set = self._reference_set(subject.size, observers, wanted=needs(read))
+        of_pictures = reference_set.identity(Observers(pictures=extractors))
+        reference = of_pictures if statistics is None else statistics.of
+        splits = [*reference_set.splits.values()]
+        protocol = Protocol.of(
+            {name: value for name, value in self._spec.items() if name != "size"},
+            generation=subject.generation,
+            batch_size=subject.batch_size,
+            **({} if subject.pictures is None else {"seed_base": 0, "seeds": 1}),
+            size=subject.size,
+            resize=RESIZE,
+            data=splits[0].data_sha256 if splits else reference,
+            reference=reference,
+            features=tuple(each.identity for each in extractors.values()),
+            distances=tuple(map(describe, (options["protocol"].get("distances") or {}).values())),
+            measures=tuple(f"{name}: {describe(node)}" for name, node in sorted(options["metric"].items())),
+        )
+        reference_set.tell_splits(metrics.values())
+        captions = {
+            each.name: reference_set.captions(each, seed=protocol.caption_seed, measured=subject.pictures)
+            for each in protocol.sets
+        }
+        if self.ranks.number == 0:
+            print_cuts(captions, subject, extractors)
+        sets = tuple(each.identified(captions[each.name]) for each in protocol.sets)
+        evaluator = Evaluator(
+            protocol=replace(protocol, sets=sets),
+            captions=captions,
+            metrics=metrics,
+            reference_set=reference_set,
+            observers=observers,
+            statistics=statistics,
+            round_trip=subject.round_trip,
+            params=subject.params,
+            ranks=self.ranks,
+            show=options["show"],
+        )
+        evaluator.check()
+        return evaluator
+
+    @property
+    def _spec(self) -> dict[str, Any]:
+        """The protocol's node without its networks; where the reference is named, that is its only split."""
+        spec = {key: value for key, value in self.options["protocol"].items() if key not in NETWORKS}
+        named = next((name for name in NAMED if self.options[name] is not None), None)
+        return spec if named is None else spec | {"splits": [named], "held_out": None}
+
+    @property
+    def _data_size(self) -> int:
+        """Side of real pictures where there is no subject whose size they take."""
+        return self._spec["size"] or self.options["data"]["size"]
+
+    def _subject(self) -> AbstractContextManager[Subject]:
+        """What is measured: `pictures`, a folder; `real`, a split; else `bundle`."""
+        options = self.options
+        if (path := options["pictures"]) is not None:
+            folder = PictureFolder(path, size=self._spec["size"])
+            return nullcontext(picture_subject(folder, path=path))
+        if (name := options["real"]) is not None:
+            path = f"{options['data']['root']}, split {name}"
+            return nullcontext(picture_subject(self._split(name, self._data_size), path=path))
+        return self.build(options["parts"]["bundle"])(options, device=self.device)
+
+    def _reference_set(self, size: int, observers: Observers, *, wanted: set[str]) -> ReferenceSet:
+        """The reference set of the protocol, with features that are kept in the folder `cache`."""
+        splits = self._splits(size)  # first: where there is no data set, no folder is made either
+        cache = FeatureCache.at(self.options["cache"], root=self.options["data"]["root"])
+        return ReferenceSet(splits, observers=observers, wanted=wanted, cache=cache, ranks=self.ranks)
+
+    def _splits(self, size: int) -> dict[str, Pictures]:
+        """All real pictures of the protocol, by split; none where the reference is a file of statistics."""
+        if self.options["statistics"] is not None:
+            return {}
+        if (path := self.options["reference"]) is not None:
+            return {"reference": PictureFolder(path, size=size)}
+        return {name: self._split(name, size) for name in self._spec["splits"]}
+
+    def _split(self, name: str, size: int) -> Pictures:
+        return self.build(self.options["parts"]["split"])(self.options["data"]["root"], split=name, size=size)
+
+    def _instruments(self) -> tuple[Extractors, Metrics]:
         """The protocol's networks, and the metrics that its sets name."""
-        extractors = self.build(options["protocol"]["extractors"])
+        extractors = self.build(self.options["protocol"]["extractors"])
         for each in extractors.values():
             each.to(self.device)
-        named = {name for each in options["protocol"]["sets"] for name in each["metrics"]}
-        return extractors, self.build(
-            {name: node for name, node in options["metric"].items() if name in named}
-        )
+        return extractors, self.build(self.options["metric"])
 
-    def _distances(self, options: Options) -> list[Any]:
-        """What the round trip is measured by; built early, so that a missing file is told early."""
-        built = self.build(options["protocol"].get("distances") or {})
-        return [each.to(self.device) for each in built.values()]
+    def _reconstruction(self, extractor: FeatureExtractor) -> Any:
+        """The metric of the autoencoder's round trip, with the protocol's distances."""
+        built = self.build(self.options["protocol"].get("distances") or {})
+        distances = {each.name: each.to(self.device) for each in built.values()}
+        return self.build(self.options["parts"]["reconstruction"])(distances=distances, extractor=extractor)
 
-    @contextmanager
-    def _new_folder(self) -> Iterator[Path | None]:
+    def _statistics(self, extractors: Extractors, metrics: Metrics, size: int) -> Statistics | None:
+        """The reference where it is a file, given to the distances in its features."""
+        source = self.options["statistics"]
+        if source is None:
+            return None
+        statistics = Statistics.read(Path(source))
+        statistics.check(preparations(extractors, size=size), source=source)
+        for metric in metrics.values():
+            if metric.accepts_statistics and statistics.features in metric.needs:
+                metric.reference = statistics.gaussian
+        return statistics
+
+    def _new_folder(self) -> AbstractContextManager[Path | None]:
         """The folder to fill, in the first process; the others have none."""
-        with new_folder(Path(self.options["out"])) if self.ranks.number == 0 else nullcontext() as folder:
-            yield folder
+        return new_folder(Path(self.options["out"])) if self.ranks.number == 0 else nullcontext()
 
 
-@contextmanager
-def averaged(options: Options) -> Iterator[Options]:
-    """The options with the bundle of the average that `ema_length` asks for; as they are where it is null."""
-    if options["ema_length"] is None:
-        yield options
-        return
-    # by its name: training states and networks concern no other evaluation
-    bundle_of_length = locate("ldm.generators.denoiser_writer.bundle_of_length", allowed=("ldm.generators.",))
-    with TemporaryDirectory() as folder:
-        bundle = bundle_of_length(options["bundle"], Path(folder) / "bundle", length=options["ema_length"])
-        yield {**options, "bundle": str(bundle)}
+def write_prompts(path: Path, requests: Sequence[Request]) -> int:
+    """Writes file name, caption and seed of each picture, for any system to generate; counts them.
+
+    The names are those that a folder of pictures is searched for; the seeds are only a proposal.
+    """
+    rows = [(f"{one.name}.png", one.prompt, one.seed) for one in requests]
+    write(path, csv_text([("file", "caption", "seed"), *rows]))
+    return len(rows)
 
 
-def metrics_log(subject: Subject) -> Path | None:
-    """The log of the run that a bundle lies in, if it does."""
-    return Path(subject.path).parent / "metrics.jsonl" if subject.kind == "bundle" else None
+def preparations(extractors: Extractors, *, size: int) -> dict[str, Preparation]:
+    """How pictures with sides of `size` pixels come to be features, by the features' names."""
+    return {
+        name: Preparation(network=each.identity, size=size, resize=RESIZE)
+        for each in extractors.values()
+        for name in each.dims
+    }
+
+
+def print_cuts(captions: Mapping[str, Sequence[Caption]], subject: Subject, extractors: Extractors) -> None:
+    """Prints which captions of each set are longer than the model, or a judge that reads them, can take."""
+    tokenizers = {"": subject.tokenizer}
+    tokenizers |= {f" read by {name}": getattr(each, "tokenizer", None) for name, each in extractors.items()}
+    for name, own in captions.items():
+        for reader, tokenizer in tokenizers.items():
+            if tokenizer and (line := cut_line(tokenizer, [each.text for each in own], what="caption")):
+                print(f"{name}{reader}: {line}")
+
+
+def reconstruct(
+    through: Callable[[Tensor], Tensor],
+    pictures: Pictures,
+    judge: Any,
+    *,
+    device: torch.device | None = None,
+    progress: bool = True,
+) -> list[Row]:
+    """The numbers of an autoencoder's round trip of pictures.
+
+    Args:
+        through: uint8 pictures through the autoencoder and back.
+        judge: a `Reconstruction`; its distance `rfid` or `rfd_<features>` of few pictures is labelled.
+        device: where its networks are.
+    """
+    judge.distributed_available_fn = lambda: False
+    few = len(pictures) < FrechetDistance.minimum_images
+    bar = tqdm(total=len(pictures), desc="autoencoder", unit="picture", disable=not progress)
+    with torch.no_grad(), bar:
+        for numbers in batched(range(len(pictures)), BATCH):
+            originals = torch.stack([pictures.image(number) for number in numbers])
+            judge.update(through(originals).to(device), originals.to(device))
+            bar.update(len(numbers))
+    return [
+        Row(
+            set="autoencoder",
+            metric=name,
+            value=float(value),
+            reading=judge.readings[name],
+            images=len(pictures),
+            few=few and name.startswith("rf"),
+        )
+        for name, value in judge.compute().items()
+    ]

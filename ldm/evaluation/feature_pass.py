@@ -1,19 +1,21 @@
-"""The one pass over a set: pictures are generated batch by batch, and networks take their features."""
+"""From pictures to features in one pass, by one process or by several that share the work."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 from ldm import UserError
-from ldm.evaluation.captions import Request
-from ldm.evaluation.ranks import Ranks
-from ldm.metrics.features import OWN_CLIP, FeatureExtractor, FeatureIdentity, resize_pictures
+from ldm.evaluation.protocol import Request
+from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.mmap_tables import ROWS_AT_ONCE, store_tables
 from ldm.metrics.picture_metric import Observed
 
@@ -21,20 +23,103 @@ T = TypeVar("T")
 Features = dict[str, Float[Tensor, "b _"]]
 TextFeatures = Callable[[Sequence[str]], Tensor]  # texts -> b d
 Pipeline = Callable[[list[str], list[int]], Tensor]  # prompts, seeds -> uint8 b 3 h w
-Draw = Callable[[Sequence[Request]], Tensor]  # requests -> uint8 b 3 h w
+Generate = Callable[[Sequence[Request]], Tensor]  # requests -> uint8 b 3 h w
+
+
+class RankError(RuntimeError):
+    """Another process failed, so that this one can't continue what they did together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among `count` that measure together; the default is one alone."""
+
+    number: int = 0
+    count: int = 1
+    group: Any = None  # one of its own, so that no message is mixed up with a training's
+
+    @classmethod
+    def joined(cls, *, timeout: float) -> "Ranks":
+        """All processes of the running training or command, which wait for each other `timeout` seconds.
+
+        Every one of them must call this.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        return cls(number=distributed.get_rank(), count=distributed.get_world_size(), group=group)
+
+    @classmethod
+    def started(cls, *, timeout: float = 1800) -> "Ranks":
+        """The processes that torchrun has started for a command, or this one alone."""
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
+            distributed.init_process_group("gloo")
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return cls.joined(timeout=timeout)
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's items: every `count`th, so that shares differ by one at most and may be empty."""
+        return items[self.number :: self.count]
+
+    def gather(self, own: T) -> list[T]:
+        """What each process has, in their order; RankError where one has gone or is late."""
+        if self.count == 1:
+            return [own]
+        everyone: list[Any] = [None] * self.count
+        try:
+            distributed.all_gather_object(everyone, own, group=self.group)
+        except RuntimeError as error:
+            raise RankError(f"a process has stopped or is late: {error}") from error
+        return everyone
+
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Runs an action that exchanges nothing in each process, and gives every process all results.
+
+        A failure of one ends in an error in all, and nobody waits: its own, and in the others a `RankError`.
+        """
+        if self.count == 1:
+            return [action()]
+        failure: Exception | None = None
+        result: T | None = None
+        try:
+            result = action()
+        except Exception as error:  # whatever it is, the others must hear of it; it is raised again below
+            failure = error
+        everyone = self.gather((result, None if failure is None else f"{type(failure).__name__}: {failure}"))
+        if failure is not None:
+            raise failure
+        for number, (_, message) in enumerate(everyone):
+            if message is not None:
+                raise RankError(f"process {number} failed: {message}")
+        return [each for each, _ in everyone]  # type: ignore[misc]
+
+    def in_turns(self, own: Iterator[T]) -> Iterator[T]:
+        """The results of all processes, in the order that the items had before `share`; errors as `together`.
+
+        Each process makes one at a time and all get it: nobody holds a share, let alone all of them.
+        """
+        while made := [each for one in self.together(lambda: list(islice(own, 1))) for each in one]:
+            yield from made
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observers:
-    """The networks that look.
-
-    Attributes:
-        pictures: feature extractors by name.
-        texts: what reads texts, by the name of its features.
-    """
+    """The networks that look at pictures, by name, and that read texts, by the name of their features."""
 
     pictures: Mapping[str, FeatureExtractor]
     texts: Mapping[str, TextFeatures] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, extractors: Mapping[str, FeatureExtractor]) -> "Observers":
+        """Extractors, with features `<name>_text` of those that read too, as a CLIP does."""
+        readers = {
+            f"{each.identity.name}_text": each.read for each in extractors.values() if hasattr(each, "read")
+        }
+        return cls(pictures=extractors, texts=readers)
+
+    def __or__(self, other: "Observers") -> "Observers":
+        return Observers(pictures={**self.pictures, **other.pictures}, texts={**self.texts, **other.texts})
 
     @property
     def names(self) -> set[str]:
@@ -64,39 +149,8 @@ class Observers:
         return {name: network(texts).float().cpu() for name, network in self.texts.items()}
 
 
-def readers(extractors: Iterable[FeatureExtractor]) -> dict[str, TextFeatures]:
-    """Text features `<name>_text` of those extractors that read too, as a CLIP does."""
-    return {f"{each.identity.name}_text": each.read for each in extractors if hasattr(each, "read")}
-
-
-class OwnClip:
-    """The vision tower of the model's own CLIP, as a feature extractor.
-
-    Args:
-        encoder: uint8 pictures, brought to [-1, 1] at its size, to features.
-        dims: how many it gives.
-        size: side of its input in pixels.
-        sha256: of its weights.
-    """
-
-    def __init__(
-        self, encoder: Callable[[Tensor], Tensor], *, dims: int, size: int, sha256: str, device: torch.device
-    ) -> None:
-        self.encoder, self.device = encoder, device
-        self.dims = {f"{OWN_CLIP}_image": dims}
-        self.identity = FeatureIdentity(name=OWN_CLIP, sha256=sha256, size=size, resize="bicubic")
-
-    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
-        resized = resize_pictures(images.to(self.device), size=self.identity.size, mode="bicubic")
-        return {f"{OWN_CLIP}_image": self.encoder(resized / 127.5 - 1)}
-
-
 class Seen(NamedTuple):
-    """A set of pictures as it was seen in one pass.
-
-    Attributes:
-        first: the first few pictures themselves.
-    """
+    """The features of a set of pictures, and the first few pictures themselves."""
 
     observed: Observed
     first: list[UInt8[Tensor, "3 h w"]]
@@ -104,82 +158,73 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePass:
-    """Generates all pictures of a set and takes the features of each once; only a batch is ever in memory.
+    """Generates or reads all pictures of a set and takes the features of each once, a batch at a time.
 
-    Rows come in the order of the requests, and are the same whatever the number of processes; the size of a
-    batch changes them by rounding.
-
-    Attributes:
-        batch_size: pictures generated at once.
-        ranks: the processes that share the work: each takes every n-th batch, and all get all features.
-        folder: where the features lie, see `store_tables`.
-        progress: whether passes with a title draw a bar.
+    Rows come in the order of the requests. Processes share whole batches, so that a network sees the same
+    ones, and gives the same bits, whatever their number; another size of a batch changes rows by rounding.
     """
 
     observers: Observers
     batch_size: int
-    ranks: Ranks = field(default_factory=Ranks)
-    folder: Path | None = None
-    progress: bool = True
+    ranks: Ranks = field(default_factory=Ranks)  # each takes every n-th batch, and all get all features
+    folder: Path | None = None  # where the features lie, see `store_tables`
+    progress: bool = True  # whether passes with a title show a bar
 
     def __call__(
         self,
-        draw: Draw,
+        generate: Generate,
         requests: Sequence[Request],
         *,
         wanted: Iterable[str],
         keep: int = 0,
         title: str = "",
     ) -> Seen:
-        """Takes the features of the pictures that requests ask for.
-
-        Args:
-            wanted: names of the features that are held.
-            keep: how many of the first pictures are kept.
+        """The wanted features of the pictures that requests ask for, and the first `keep` of the pictures.
 
         Raises:
-            UserError: no room for the files, or pictures of another form than one of 8 bit a request.
+            UserError: no room for the files, or something other than one picture of 8 bit per request.
             RankError: another process failed.
         """
-        names = {*wanted}
-        size = min(self.ranks.gather(self.batch_size))
-        batches = [*enumerate(batched(requests, size))]
+        names, first = {*wanted}, list[Tensor]()
+        observers = self.observers.only(names)
 
-        def features_of_share() -> Iterator[tuple[Features, Tensor]]:
-            observers, share = self.observers.only(names), self.ranks.share(batches)
-            hidden = not (self.progress and title)
-            with tqdm(total=sum(len(b) for _, b in share), desc=title, unit="picture", disable=hidden) as bar:
-                for number, batch in share:
-                    images = generated(draw, batch)
-                    features = observers.look(images) | observers.read([one.prompt for one in batch])
-                    held = {name: values for name, values in features.items() if name in names}
-                    yield held, images[: max(0, keep - number * size)].clone()
-                    bar.update(len(batch))
+        def look(start: int, batch: Sequence[Request]) -> tuple[Features, Tensor]:
+            images = generated(generate, batch)
+            features = observers.look(images) | observers.read([one.prompt for one in batch])
+            held = {name: values for name, values in features.items() if name in names}
+            return held, images[: max(0, keep - start)].clone()
 
-        first: list[Tensor] = []
-
-        def features_of_all() -> Iterator[Features]:
-            for features, images in self.ranks.in_turns(features_of_share()):
+        def tables() -> Iterator[Features]:
+            for features, images in self.over(requests, look, title=title):
                 first.extend(images)
                 yield features
 
-        return Seen(
-            observed=Observed(
-                features=store_tables(features_of_all(), folder=self.folder),
-                rows=torch.tensor([request.row for request in requests]),
-                captions=torch.tensor([request.caption for request in requests]),
-            ),
-            first=first,
+        features = store_tables(tables(), folder=self.folder)
+        rows, captions = (
+            torch.tensor([getattr(one, name) for one in requests]) for name in ("row", "caption")
         )
+        return Seen(Observed(features=features, rows=rows, captions=captions), first)
+
+    def over(
+        self, items: Sequence[T], look: Callable[[int, Sequence[T]], Any], *, title: str = ""
+    ) -> Iterator[Any]:
+        """The results of `look(number of the first item, batch)`, in order and in every process."""
+        size = min(self.ranks.gather(self.batch_size))  # a process that ran out of memory has halved its own
+        share = self.ranks.share([*enumerate(batched(items, size))])
+
+        def own() -> Iterator[Any]:
+            total, hidden = sum(len(batch) for _, batch in share), not (self.progress and title)
+            with tqdm(total=total, desc=title, unit="picture", disable=hidden) as bar:
+                for number, batch in share:
+                    yield look(number * size, batch)
+                    bar.update(len(batch))
+
+        return self.ranks.in_turns(own())
 
 
-def generated(draw: Draw, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w"]:
-    """The pictures of one batch, on the CPU.
-
-    Raises:
-        UserError: something other than one 8-bit picture a request.
-    """
-    images = draw(requests)
+def generated(generate: Generate, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w"]:
+    """The pictures of one batch, on the CPU; UserError for anything but one 8-bit picture per request."""
+    images = generate(requests)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[:2] != (len(requests), 3):
         raise UserError(
             f"the pipeline gave {images.dtype} {tuple(images.shape)} for {len(requests)} prompts, "
@@ -188,25 +233,18 @@ def generated(draw: Draw, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w
     return images.cpu()
 
 
-def drawn_by(pipeline: Pipeline) -> Draw:
+def generate_with(pipeline: Pipeline) -> Generate:
     """Pictures that a pipeline generates from the prompts and seeds."""
     return lambda requests: pipeline([one.prompt for one in requests], [one.seed for one in requests])
 
 
 def batched(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """The items in parts of a size.
-
-    Whole parts are dealt out to processes, so that a network sees the same batches, and gives the same bits,
-    whatever the number of processes.
-    """
+    """The items in parts of a size."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def parts_of(observed: Observed) -> Iterator[Observed]:
-    """A table in parts of a fixed size, each a view of it; of an empty one there are none.
-
-    The sums of metrics then don't depend on the batch size.
-    """
+    """A table in parts of a fixed size, each a view of it, so that sums don't depend on the batch size."""
     for start in range(0, len(observed.rows), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
         features = {name: values[part] for name, values in observed.features.items()}

@@ -1,8 +1,8 @@
-"""Pictures, features, numbers: one pass over a set feeds every metric, which is then taken of references."""
+"""Pictures, features, numbers: one pass over a set feeds every metric, beside the references of its value."""
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
@@ -11,91 +11,84 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ldm import UserError
-from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, Request, requests_for
-from ldm.evaluation.feature_pass import Draw, FeaturePass, Observers, Seen, batched, parts_of
-from ldm.evaluation.protocol import Protocol
-from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.feature_pass import (
+    FeaturePass,
+    Generate,
+    Observers,
+    Ranks,
+    Seen,
+    batched,
+    generated,
+    parts_of,
+)
+from ldm.evaluation.protocol import ELSEWHERE, Caption, CaptionSet, Protocol, Request
 from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.reference_statistics import Statistics
-from ldm.evaluation.result_types import Row, SetResult
-from ldm.evaluation.showing import closest_pairs, first_captions
-from ldm.metrics.mmap_tables import store_tables
+from ldm.evaluation.results import Block, Row, SetResult
+from ldm.metrics.mmap_tables import nearest, store_tables, unit_rows
 from ldm.metrics.picture_metric import Copies, Observed, PictureMetric, Reference, Scores, score
 from ldm.randomness.seeds import check_seed
+
+Metrics = Mapping[str, PictureMetric]  # by the names that caption sets use
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Measures pictures from anywhere under one protocol, against one gallery.
-
-    Attributes:
-        captions: of each set, by its name.
-        metrics: by the names that the caption sets use.
-        statistics: the reference where it is a file: the gallery is then empty, and a Frechet distance is all
-            that can be taken against it.
-        round_trip: pictures through the autoencoder and back, uint8 to uint8; null where there is none.
-        params: of the denoiser that is measured; null where it isn't known.
-        ranks: the processes that measure together; all of them must call `measure`.
-        show: captions of each set kept for the figures.
-    """
+    """Measures pictures from anywhere under one protocol, against one reference set."""
 
     protocol: Protocol
-    captions: Mapping[str, Sequence[Caption]]
-    metrics: Mapping[str, PictureMetric]
-    gallery: ReferenceSet
+    captions: Mapping[str, Sequence[Caption]]  # of each set, by its name
+    metrics: Metrics
+    reference_set: ReferenceSet
     observers: Observers
-    statistics: Statistics | None = None
-    round_trip: Callable[[Tensor], Tensor] | None = None
-    params: int | None = None
-    ranks: Ranks = field(default_factory=Ranks)
-    show: int = 8
+    statistics: Statistics | None = None  # the reference where it is a file: the reference set is then empty
+    round_trip: Callable[[Tensor], Tensor] | None = None  # uint8 pictures through the autoencoder and back
+    params: int | None = None  # of the network that is measured
+    ranks: Ranks = field(default_factory=Ranks)  # the processes that measure together: all call `measure`
+    show: int = 8  # captions of each set kept for the figures
     progress: bool = True
 
-    def measure(self, draw: Draw, caption_set: CaptionSet) -> SetResult:
+    def measure(self, generate: Generate, caption_set: CaptionSet) -> SetResult:
         """Generates and measures the pictures of a set, once for each of the protocol's seeds.
 
         Raises:
             UserError: an unknown metric, or fewer pictures than one wants that isn't in the set's `few`.
         """
         metrics, skipped = self._available(caption_set)
-        few = self._too_few(caption_set, metrics)
-        count = self._count(caption_set)
-        floor = self._floor(metrics, count)  # before any picture is generated: too few are refused now
+        few, count = self._too_few(caption_set, metrics), self._count(caption_set)
+        floor, floor_images = self._floor(metrics, count)  # first: too few pictures for it are refused now
         started = time.perf_counter()
-        runs = [self._run(draw, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
+        runs = [self._run(generate, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
         seconds = time.perf_counter() - started
         scores = [self._score(metrics, seen.observed) for _, seen in runs]
         requests, seen = runs[0]
-        copies = self._copies(metrics, seen.observed)
-        references = self._references(metrics, requests[:: caption_set.samples])
-        if floor:
-            references["floor"] = floor
+        copies = self._copies(metrics, seen)
+        references = {"floor": floor, **self._references(metrics, requests[:: caption_set.samples])}
         rows = [
             Row(
                 set=caption_set.name,
                 metric=name,
                 **spread([one[key][name] for one in scores]),
-                images=count,
                 seeds=self.protocol.seeds,
+                images=count,
                 few=key in few,
                 foreign=self._is_foreign(metric),
                 **{kind: found.get(key, {}).get(name) for kind, found in references.items()},
                 nfe=self.protocol.nfe,
                 seconds=round(seconds, 4),
                 params=self.params,
-                protocol=self.protocol.hash,
                 reading=metric.reading,
             )
             for key, metric in metrics.items()
             for name in scores[0][key]
         ]
-        shown = {"count": self.show, "batch_size": self.protocol.batch_size}
         return SetResult(
             name=caption_set.name,
             rows=rows,
-            shown=first_captions(requests, seen, self.gallery, samples=caption_set.samples),
-            closest=copies and closest_pairs(copies, draw, requests, self.gallery, **shown),
-            floor_images=len(self._halves(count)[0]) if floor else 0,
+            shown=self._shown(requests, seen, caption_set.samples),
+            pairs=self._pairs(copies, generate, requests) if copies else [],
+            copies=copies,
+            floor_images=floor_images,
             images=count,
             seeds=(requests[0].seed, runs[-1][0][-1].seed),
             repeats=len(runs),
@@ -104,11 +97,7 @@ class Evaluator:
         )
 
     def check(self) -> None:
-        """Refuses what `measure` would refuse, for all sets, before the first picture is generated.
-
-        Raises:
-            UserError: as `measure`.
-        """
+        """Refuses what `measure` would refuse, for all sets, before the first picture is generated."""
         for each in self.protocol.sets:
             self._too_few(each, self._available(each)[0])
             last = self.protocol.seed_base + self.protocol.seeds * self._count(each) - 1
@@ -116,19 +105,19 @@ class Evaluator:
 
     def requests(self, caption_set: CaptionSet, *, repeat: int = 0) -> list[Request]:
         """The pictures of a set, with the seeds of one of its repeats."""
-        captions = self.captions[caption_set.name]
-        start = self.protocol.seed_base + repeat * len(captions) * caption_set.samples
-        return requests_for(captions, samples=caption_set.samples, seed_base=start, folder=caption_set.name)
+        start = self.protocol.seed_base + repeat * self._count(caption_set)
+        return caption_set.requests(self.captions[caption_set.name], seed_base=start)
 
     def _count(self, caption_set: CaptionSet) -> int:
         """Pictures of a set, for each seed."""
         return len(self.captions[caption_set.name]) * caption_set.samples
 
-    def _too_few(self, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric]) -> set[str]:
-        real = self.gallery.count if self.statistics is None else self.statistics.count
+    def _too_few(self, caption_set: CaptionSet, metrics: Metrics) -> set[str]:
+        real = self.reference_set.count if self.statistics is None else self.statistics.count
         return caption_set.too_few(metrics, generated=self._count(caption_set), real=real)
 
     def _available(self, caption_set: CaptionSet) -> tuple[dict[str, PictureMetric], list[str]]:
+        """The metrics of a set, and the names of those that lack a network or real pictures."""
         unknown = set(caption_set.metrics) - set(self.metrics)
         if unknown:
             raise UserError(
@@ -136,21 +125,18 @@ class Evaluator:
                 f"in the config's metric: choose it there, one of conf/metric"
             )
         wanted = {name: self.metrics[name] for name in caption_set.metrics}
-        able = {name: metric for name, metric in wanted.items() if self._able(metric)}
-        return able, sorted(set(wanted) - set(able))
-
-    def _able(self, metric: PictureMetric) -> bool:
-        """Whether its networks are there, and what it holds pictures against."""
-        held_against = self.statistics is None or not metric.against_real or metric.reference is not None
-        return held_against and {*metric.needs} <= self.observers.names
+        able = {
+            name: metric
+            for name, metric in wanted.items()
+            if {*metric.needs} <= self.observers.names
+            and (self.statistics is None or not metric.against_real or metric.reference is not None)
+        }
+        return able, sorted(wanted.keys() - able.keys())
 
     def _is_foreign(self, metric: PictureMetric) -> bool:
-        """Whether it was taken against statistics of unknown preparation."""
-        return (
-            self.statistics is not None
-            and self.statistics.preparation is None
-            and metric.reference is not None
-        )
+        """Whether its reference is statistics of unknown preparation."""
+        known = self.statistics is None or self.statistics.preparation is not None
+        return not known and metric.reference is not None
 
     @property
     def _pass(self) -> FeaturePass:
@@ -158,97 +144,123 @@ class Evaluator:
             observers=self.observers,
             batch_size=self.protocol.batch_size,
             ranks=self.ranks,
-            folder=self.gallery.folder,
+            folder=self.reference_set.folder,
             progress=self.progress,
         )
 
     def _run(
-        self, draw: Draw, caption_set: CaptionSet, metrics: Mapping[str, PictureMetric], repeat: int
+        self, generate: Generate, caption_set: CaptionSet, metrics: Metrics, repeat: int
     ) -> tuple[list[Request], Seen]:
         requests = self.requests(caption_set, repeat=repeat)
         title = caption_set.name if self.protocol.seeds == 1 else f"{caption_set.name}, {repeat + 1}"
         keep = 0 if repeat else self.show * caption_set.samples
-        seen = self._pass(draw, requests, wanted=needs(metrics), keep=keep, title=f"{title} captions")
+        seen = self._pass(
+            generate, requests, wanted=needs(metrics.values()), keep=keep, title=f"{title} captions"
+        )
         return requests, seen
 
-    def _score(self, metrics: Mapping[str, PictureMetric], observed: Observed) -> Scores:
-        return score(metrics, real=self.gallery.observed(), generated=parts_of(observed))
+    def _score(self, metrics: Metrics, observed: Observed) -> Scores:
+        return score(metrics, real=self.reference_set.observed(), generated=parts_of(observed))
 
-    def _copies(self, metrics: Mapping[str, PictureMetric], observed: Observed) -> Copies | None:
-        """The nearest pairs, of the first metric that judges any."""
-        sides = observed.features, self.gallery.features
-        return next((found for each in metrics.values() if (found := each.copies_in(*sides))), None)
-
-    def _floor(self, metrics: Mapping[str, PictureMetric], count: int) -> Scores:
-        """The metrics of real pictures against others."""
+    def _floor(self, metrics: Metrics, count: int) -> tuple[Scores, int]:
+        """The metrics of real pictures against others, and how many are on each side."""
         asked = asking(metrics, "floor")
-        if not asked or self.gallery.count < 2:
-            return {}
-        some, others = self._halves(count)
-        return score(asked, real=self.gallery.observed(others), generated=self.gallery.observed(some))
-
-    def _references(
-        self, metrics: Mapping[str, PictureMetric], requests: Sequence[Request]
-    ) -> dict[Reference, Scores]:
-        """The metrics of the right pictures and of their round trip, or of as many real ones."""
-        found: dict[Reference, Scores] = {}
-        if any(request.row == ELSEWHERE for request in requests):
-            found["real"] = self._any_real(asking(metrics, "real"), len(requests))
-            return found
-        if asked := asking(metrics, "real"):
-            found["real"] = self._score(asked, self._right(asked, requests))
-        if self.round_trip is not None and (asked := asking(metrics, "ceiling")):
-            found["ceiling"] = self._score(
-                asked, self._pass(self._round_trips, requests, wanted=needs(asked)).observed
-            )
-        return found
-
-    def _any_real(self, metrics: Mapping[str, PictureMetric], count: int) -> Scores:
-        """What holds pictures against nothing, of as many real ones; of fewer there is no such number."""
-        held = self.gallery.features.keys()
-        asked = {
-            name: metric
-            for name, metric in metrics.items()
-            if not metric.against_real and {*metric.needs} <= held
-        }
-        if not asked or self.gallery.count < count:
-            return {}
-        return score(asked, real=(), generated=self.gallery.observed(sorted(self._shuffled()[:count])))
+        if not asked or self.reference_set.count < 2:
+            return {}, 0
+        some, others = (self.reference_set.observed(rows) for rows in self._halves(count))
+        return score(asked, real=others, generated=some), len(self._halves(count)[0])
 
     def _halves(self, count: int) -> tuple[list[int], list[int]]:
-        """As many real pictures as were drawn and as many others, or two halves of all."""
+        """Rows of as many real pictures as are generated and of as many others, or two halves of all."""
         order = self._shuffled()
         size = min(count, len(order) // 2)
         return sorted(order[:size]), sorted(order[size : 2 * size])
 
     def _shuffled(self) -> list[int]:
-        """Numbers of all real pictures, in an order that the protocol alone decides."""
-        seed = self.protocol.caption_seed
-        rows = range(self.gallery.count)
+        """Rows of all real pictures, in an order that the protocol alone decides."""
+        seed, rows = self.protocol.caption_seed, range(self.reference_set.count)
         return sorted(rows, key=lambda row: hashlib.blake2b(f"{seed}/floor/{row}".encode()).digest())
+
+    def _references(self, metrics: Metrics, requests: Sequence[Request]) -> dict[Reference, Scores]:
+        """The metrics of the right pictures and of their round trip, or of as many real ones."""
+        real, ceiling = asking(metrics, "real"), asking(metrics, "ceiling")
+        if any(request.row == ELSEWHERE for request in requests):
+            return {"real": self._any_real(real, len(requests))}
+        found: dict[Reference, Scores] = {}
+        if real:
+            found["real"] = self._score(real, self._right(real, requests))
+        if self.round_trip is not None and ceiling:
+            seen = self._pass(self._round_trips, requests, wanted=needs(ceiling.values()))
+            found["ceiling"] = self._score(ceiling, seen.observed)
+        return found
+
+    def _any_real(self, metrics: Metrics, count: int) -> Scores:
+        """The metrics without a real side, of as many real pictures; none where there are fewer."""
+        held = self.reference_set.features.keys()
+        asked = {n: each for n, each in metrics.items() if not each.against_real and {*each.needs} <= held}
+        if not asked or self.reference_set.count < count:
+            return {}
+        rows = sorted(self._shuffled()[:count])
+        return score(asked, real=(), generated=self.reference_set.observed(rows))
 
     def _round_trips(self, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w"]:
         assert self.round_trip is not None
-        return self.round_trip(self.gallery.pictures([request.row for request in requests])).cpu()
+        return self.round_trip(self.reference_set.pictures([request.row for request in requests])).cpu()
 
-    def _right(self, metrics: Mapping[str, PictureMetric], requests: Sequence[Request]) -> Observed:
+    def _right(self, metrics: Metrics, requests: Sequence[Request]) -> Observed:
+        """The right pictures as if they were generated: their features are there already."""
         rows = torch.tensor([request.row for request in requests])
-        reader = self.observers.only(needs(metrics))
+        reader = self.observers.only(needs(metrics.values()))
         prompts = [request.prompt for request in requests]
         texts = (reader.read(part) for part in batched(prompts, self.protocol.batch_size))
         return Observed(
-            features=self.gallery.picked(rows) | store_tables(texts, folder=self.gallery.folder),
+            features=self.reference_set.picked(rows) | store_tables(texts, folder=self.reference_set.folder),
             rows=rows,
             captions=torch.tensor([request.caption for request in requests]),
         )
 
+    def _shown(self, requests: Sequence[Request], seen: Seen, samples: int) -> list[Block]:
+        """The captions whose pictures were kept, with the nearest and the right real picture."""
+        features, real = seen.observed.features, self.reference_set
+        network = next((name for name in features if name in real.features), None)
+        if not seen.first or network is None:
+            return []
+        first, others = features[network][: len(seen.first) : samples], real.features[network]
+        rows = nearest(unit_rows(first), unit_rows(others), count=1)[1][:, 0].tolist()
+        shown = []
+        for one, own, row in zip(requests[::samples], batched(seen.first, samples), rows, strict=False):
+            right = None if one.row == ELSEWHERE else real.picture(one.row)
+            names = "generated | nearest to the first | right"
+            shown.append(Block((one.prompt, names), (*own, real.picture(row), right)))
+        return shown
 
-def needs(metrics: Mapping[str, PictureMetric]) -> set[str]:
+    def _copies(self, metrics: Metrics, seen: Seen) -> Copies | None:
+        """The generated pictures beside the nearest real ones, by the first metric that judges copies."""
+        sides = seen.observed.features, self.reference_set.features
+        return next((found for each in metrics.values() if (found := each.copies_in(*sides))), None)
+
+    def _pairs(self, copies: Copies, generate: Generate, requests: Sequence[Request]) -> list[Block]:
+        """The nearest pairs; only features were kept, so that their pictures are generated once more."""
+        chosen = [requests[number] for number in copies.generated[: self.show].tolist()]
+        parts = batched(chosen, self.protocol.batch_size)
+        pictures = torch.cat([generated(generate, part) for part in parts])
+        found = zip(chosen, pictures, copies.real.tolist(), copies.distance.tolist(), strict=False)
+        real = self.reference_set
+        return [
+            Block(
+                (one.prompt, f"generated | {real.split_of(row)}, at {distance:.3f}"),
+                (picture, real.picture(row)),
+            )
+            for one, picture, row, distance in found
+        ]
+
+
+def needs(metrics: Iterable[PictureMetric]) -> set[str]:
     """Names of the features that any of the metrics reads."""
-    return {name for metric in metrics.values() for name in metric.needs}
+    return {name for metric in metrics for name in metric.needs}
 
 
-def asking(metrics: Mapping[str, PictureMetric], reference: Reference) -> dict[str, PictureMetric]:
+def asking(metrics: Metrics, reference: Reference) -> dict[str, PictureMetric]:
     """The metrics that a reference says something about."""
     return {name: metric for name, metric in metrics.items() if reference in metric.references}
 

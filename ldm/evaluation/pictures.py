@@ -1,10 +1,12 @@
-"""Pictures that are there already: a split of a data set, or a folder of anybody's files."""
+"""What is measured: pictures that are there already, in a folder or a split, or that a bundle generates."""
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import UInt8
@@ -13,72 +15,43 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm import UserError
-from ldm.data.decode import RULES, EncodedPicture, centre, cut
+from ldm.data.decode import RULES, EncodedPicture, centre_square
 from ldm.data.picture_files import SUFFIXES, find_pictures
-from ldm.data.shards import PictureDataset
 from ldm.data.texts import read_columns
+from ldm.evaluation.feature_pass import Generate, Observers
+from ldm.evaluation.protocol import Request
+from ldm.tokenizers import Tokenizer
 
+BATCH = 32  # pictures that are read and looked at together where nothing is generated
 CAPTIONS = "captions.csv"
 RESIZE = "bicubic, antialiased, rounded to 8 bit"  # what `fit` and the data's own resize do
+UNKNOWN = "not known: the pictures were there"
 
 
 class Pictures(Protocol):
-    """Captioned pictures by number, all of one size.
+    """Captioned pictures by number, all of one size."""
 
-    Attributes:
-        sha256: identity of the pixels and their order.
-    """
+    size: int  # side in pixels
 
     @property
-    def sha256(self) -> str: ...
-
+    def sha256(self) -> str: ...  # of the pixels and their order
+    @property
+    def data_sha256(self) -> str: ...  # of the data set that they belong to
     def __len__(self) -> int: ...
-
     def image(self, number: int) -> UInt8[Tensor, "3 h w"]: ...
-
     def keys(self) -> list[str]: ...
-
     def texts(self) -> list[list[str]]: ...
-
-
-class Split:
-    """A split of a data set as `Pictures`."""
-
-    def __init__(self, pictures: PictureDataset) -> None:
-        self.pictures = pictures
-
-    @cached_property
-    def sha256(self) -> str:
-        parts = (self.pictures.index.sha256, self.pictures.split, self.pictures.transform)
-        return hashlib.sha256("/".join(parts).encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def image(self, number: int) -> UInt8[Tensor, "3 h w"]:
-        return self.pictures.image(number)
-
-    def keys(self) -> list[str]:
-        return self.pictures.reader.keys()
-
-    def texts(self) -> list[list[str]]:
-        return self.pictures.texts()
 
 
 class PictureFolder:
     """The pictures in and under a folder (`find_pictures`) as `Pictures`, in the order of their paths.
 
-    Files that look like pictures and are passed over are named in a line. Keys are paths in the folder
-    without ends. Captions are those of its `captions.csv` (columns file, a path in the folder, and caption),
-    or else the files' names, with each _ read as a space.
+    Keys are paths in the folder without extension. Captions are those of its `captions.csv` (columns file, a
+    path in the folder, and caption), or else the files' names, with each _ read as a space.
 
     Args:
-        path: of the folder.
-        size: side in pixels that the largest centred square of each is brought to; null leaves pictures as
+        size: side in pixels that the largest centred square of each is brought to; None leaves pictures as
             they are, which then must be squares of one size.
-
-    Attributes:
-        size: side of the pictures.
 
     Raises:
         UserError: no folder, no pictures in it, a broken one, two with one key, or sizes that differ.
@@ -91,95 +64,148 @@ class PictureFolder:
         found = find_pictures(self.path)
         for sentence in found.sentences(self.path):
             rank_zero_only(print)(sentence)
-        self.files = [self.path / name for name in found.pictures]
-        if not self.files:
+        self.names = found.pictures
+        if not self.names:
             raise UserError(f"folder {self.path} holds no picture that ends with {', '.join(SUFFIXES)}")
-        self._check_keys()
+        first: dict[str, str] = {}
+        for key, name in zip(self.keys(), self.names, strict=True):
+            if (twin := first.setdefault(key, name)) != name:
+                raise UserError(
+                    f"{self.path / twin} and {Path(name).name} differ only in their extension: rename one, "
+                    "or remove it if both show the same"
+                )
         self.size = self._common_size() if size is None else size
 
     @cached_property
     def sha256(self) -> str:
+        """Identity of the files, their order, and the size that they are brought to."""
         digest = hashlib.sha256(f"{self.size} px, rules {RULES}".encode())
-        for file in self.files:
-            digest.update(f"/{self._name(file)}/{hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+        for name in self.names:
+            content = hashlib.sha256((self.path / name).read_bytes())
+            digest.update(f"/{name}/{content.hexdigest()}".encode())
         return digest.hexdigest()
 
+    @property
+    def data_sha256(self) -> str:
+        """Identity of the data set: a folder is one of its own."""
+        return self.sha256
+
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def image(self, number: int) -> UInt8[Tensor, "3 h w"]:
-        """A picture.
-
-        Raises:
-            UserError: its file is damaged.
-        """
-        picture = self._opened(self.files[number])
-        box = centre(picture.height, picture.width, aspect=1.0)
-        try:
-            return cut(picture, box, height=self.size, width=self.size)
-        except UserError as error:
-            raise self._damaged(self.files[number], error) from error
+        """A picture; raises a UserError if its file is damaged."""
+        return self._read(self.names[number], lambda it: centre_square(it, self.size))
 
     def keys(self) -> list[str]:
-        return [self._name(file.with_suffix("")) for file in self.files]
+        """The path of each picture in the folder, without extension."""
+        return [Path(name).with_suffix("").as_posix() for name in self.names]
 
     def texts(self) -> list[list[str]]:
-        """The caption of each picture.
-
-        Raises:
-            UserError: a `captions.csv` with other columns, without a line for a file, or with several.
-        """
+        """The caption of each picture; UserError for a `captions.csv` without one line for each file."""
         table = self.path / CAPTIONS
         if not table.is_file():
-            return [[file.stem.replace("_", " ")] for file in self.files]
+            return [[Path(name).stem.replace("_", " ")] for name in self.names]
         lines = read_columns(table, ("file", "caption"))
         captions = dict(lines)
-        if len(captions) < len(set(lines)):
-            twice = next(file for file, text in lines if captions[file] != text)
+        if twice := next((file for file, text in lines if captions[file] != text), None):
             raise UserError(f"{table} has several captions of {twice}: keep one of them")
-        names = [self._name(file) for file in self.files]
-        missing = [name for name in names if name not in captions]
-        if missing:
+        if missing := [name for name in self.names if name not in captions]:
             raise UserError(
                 f"{table} lacks {len(missing)} of the {len(self)} files, {missing[0]} first: add them"
             )
-        return [[captions[name]] for name in names]
-
-    def _name(self, file: Path) -> str:
-        return file.relative_to(self.path).as_posix()
-
-    def _check_keys(self) -> None:
-        files: dict[Path, Path] = {}
-        for file in self.files:
-            twin = files.setdefault(file.with_suffix(""), file)
-            if twin != file:
-                raise UserError(
-                    f"{twin} and {file.name} differ only in their extension: rename one, or "
-                    "remove it if both show the same"
-                )
+        return [[captions[name]] for name in self.names]
 
     def _common_size(self) -> int:
-        pictures = ((file, self._opened(file)) for file in self.files)
-        sizes = {file: f"{picture.width} x {picture.height}" for file, picture in pictures}
-        common, count = Counter(sizes.values()).most_common(1)[0]
-        width, _, height = common.partition(" x ")
+        sizes = {name: self._read(name, lambda it: (it.width, it.height)) for name in self.names}
+        (width, height), count = Counter(sizes.values()).most_common(1)[0]
         if width == height and count == len(sizes):
-            return int(height)
-        odd = next((file for file, size in sizes.items() if size != common), self.files[0])
+            return width
+        odd = next((name for name, size in sizes.items() if size != (width, height)), self.names[0])
         raise UserError(
-            f"{odd} has {sizes[odd]} pixels; {count} of {len(sizes)} pictures have {common}: remove it if it "
-            f"is not to be measured; if all are, protocol.size=<pixels> takes the largest centred square of "
-            f"each, at one size"
+            f"{self.path / odd} has {sizes[odd][0]} x {sizes[odd][1]} pixels; {count} of {len(sizes)} "
+            f"pictures have {width} x {height}: remove it if it is not to be measured; if all are, "
+            f"protocol.size=<pixels> takes the largest centred square of each, at one size"
         )
 
-    def _opened(self, file: Path) -> EncodedPicture:
+    def _read(self, name: str, use: Callable[[EncodedPicture], Any]) -> Any:
+        path = self.path / name
         try:
-            return EncodedPicture(file.read_bytes())
+            return use(EncodedPicture(path.read_bytes()))
         except UserError as error:
-            raise self._damaged(file, error) from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} can't be decoded ({reason}): replace or remove it") from error
 
-    def _damaged(self, file: Path, error: UserError) -> UserError:
-        return UserError(f"{file} can't be decoded ({' '.join(str(error).split())}): replace or remove it")
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Pictures for requests, with where they come from."""
+
+    kind: Literal["bundle", "pictures"]
+    generate: Generate
+    path: str
+    sha256: str
+    size: int  # side of its pictures in pixels
+    generation: Mapping[str, Any]  # for the protocol: the generator's settings and `nfe`
+    batch_size: int = BATCH  # pictures that are generated together
+    origin: Mapping[str, Any] = field(default_factory=dict)  # what is recorded of the training
+    # those that its settings name, {path: ..., sha256: ...} by dotted key
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    params: int | None = None  # of the network that was trained
+    judges: Observers = field(
+        default_factory=lambda: Observers(pictures={})
+    )  # its own, beside the protocol's
+    pictures: Pictures | None = None  # those that are measured, where they are there already
+    tokenizer: Tokenizer | None = None  # that reads its prompts
+    round_trip: Callable[[Tensor], Tensor] | None = None  # uint8 pictures through its autoencoder and back
+
+    def at(self, size: int) -> "Subject":
+        """The same with all its pictures brought to a protocol's size."""
+        through = self.round_trip
+        if size == self.size:
+            return self
+        return replace(
+            self,
+            generate=lambda requests: fit(self.generate(requests), size=size),
+            round_trip=through and (lambda images: fit(through(fit(images, size=self.size)), size=size)),
+            size=size,
+        )
+
+
+def picture_subject(pictures: Pictures, *, path: str) -> Subject:
+    """Pictures that are there: each is found by the key of the picture that its caption belongs to."""
+    unknown = dict.fromkeys(("sampler", "guidance", "generator"), UNKNOWN)
+    return Subject(
+        kind="pictures",
+        generate=found_in(pictures, path=path),
+        path=path,
+        sha256=pictures.sha256,
+        size=pictures.size,
+        generation=unknown | {"nfe": None, "precision": "uint8"},
+        pictures=pictures,
+    )
+
+
+def found_in(pictures: Pictures, *, path: str) -> Generate:
+    """Looks up the pictures that are called like the requests, with or without the set's folder.
+
+    What it returns raises a UserError for a request whose picture is missing.
+    """
+    numbers = {key: number for number, key in enumerate(pictures.keys())}
+
+    def look_up(requests: Sequence[Request]) -> Tensor:
+        images = []
+        for name in (request.name for request in requests):
+            number = numbers.get(name, numbers.get(name.partition("/")[2]))
+            if number is None:
+                raise UserError(
+                    f"{path} has no picture {name!r} among its {len(numbers)}: name the files by the list "
+                    f"that list_prompts=<file.csv> writes, or take protocol=pictures, which needs no captions"
+                )
+            images.append(pictures.image(number))
+        return torch.stack(images)
+
+    return look_up
 
 
 def fit(images: UInt8[Tensor, "b 3 h w"], *, size: int) -> UInt8[Tensor, "b 3 s s"]:

@@ -1,64 +1,201 @@
-"""What was measured, as an object: numbers may be ranked where the hashes of their protocols are equal."""
+"""What is measured, as an object: numbers may be ranked where the hashes of their protocols are equal."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from ldm import UserError
-from ldm.evaluation.captions import CaptionSet
+from ldm.data.texts import read_columns
+from ldm.io.reading import hash_file
 from ldm.metrics.features import FeatureIdentity
-from ldm.randomness.seeds import check_seed
+from ldm.metrics.picture_metric import PictureMetric
+from ldm.randomness.seeds import check_seed, key_of
 
-GENERATED = ("generation", "batch_size", "seed_base", "seeds")  # fields that say how pictures are made
+ELSEWHERE = -1  # row of a picture whose right picture isn't in the reference set
+GENERATED = ("generation", "batch_size", "seed_base", "seeds")  # fields that say how pictures are generated
+
+
+class Caption(NamedTuple):
+    """A caption that pictures are generated from."""
+
+    text: str
+    key: str  # of the picture that it belongs to
+    row: int  # that picture's number in the reference set, or ELSEWHERE
+
+
+class Request(NamedTuple):
+    """One picture to generate."""
+
+    prompt: str
+    seed: int
+    row: int  # number of the right picture in the reference set, or ELSEWHERE
+    caption: int  # number in its set
+    # of its file in a folder, without extension: <set>/<key>; the second picture of a key is <set>/<key>_1
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSet:
+    """Captions of a split, how many pictures each gets, and what is measured on them."""
+
+    name: str
+    split: str | None  # whose captions; None: those of the folder that is measured
+    captions: int | None  # how many, chosen by seed; None: all
+    # "picture" chooses pictures, and one caption of each; "caption" chooses among all captions, so that a
+    # picture can come several times
+    unit: Literal["picture", "caption"] = "picture"
+    samples: int = 1  # pictures per caption, each with a seed of its own
+    metrics: tuple[str, ...]  # names in the config's `metric`
+    file: str | None = None  # a csv with the columns key and caption instead; once read, its sha256
+    sha256: str | None = None  # of the captions, see `digest`: others are refused; None: any
+    few: tuple[str, ...] = ()  # metrics that may be taken of fewer pictures than they want, with a label
+
+    def __post_init__(self) -> None:
+        for name in ("metrics", "few"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.samples < 1 or (self.captions is not None and self.captions < 1):
+            raise UserError(
+                f"caption set {self.name!r}: captions={self.captions} and samples={self.samples} "
+                f"must be at least 1"
+            )
+        if self.unit not in ("picture", "caption"):
+            raise UserError(f"caption set {self.name!r}: unit={self.unit!r} must be picture or caption")
+
+    def choose(
+        self, keys: Sequence[str], texts: Sequence[Sequence[str]], *, seed: int, offset: int
+    ) -> list[Caption]:
+        """The captions; a hash of seed and key decides, so that a larger set begins with the smaller one.
+
+        Args:
+            keys, texts: of the split's pictures, in any order.
+            offset: number of the split's first picture in the reference set.
+
+        Raises:
+            UserError: the split has fewer pictures or captions.
+        """
+        if self.unit == "picture":
+            order = sorted(range(len(keys)), key=lambda number: key_of(seed, self.name, keys[number]))
+            stream = f"{self.name}/text"
+            pairs = [(each, key_of(seed, stream, keys[each]) % len(texts[each])) for each in order]
+        else:
+            every = [(number, place) for number, own in enumerate(texts) for place in range(len(own))]
+            pairs = sorted(every, key=lambda pair: key_of(seed, self.name, f"{keys[pair[0]]}/{pair[1]}"))
+        wanted = len(pairs) if self.captions is None else self.captions
+        if wanted > len(pairs):
+            raise UserError(
+                f"caption set {self.name!r} wants {wanted} captions, split {self.split!r} has {len(pairs)} "
+                f"{self.unit}s: ask for fewer, or for all of them with captions: null"
+            )
+        return [Caption(texts[each][place], keys[each], offset + each) for each, place in pairs[:wanted]]
+
+    def requests(self, captions: Sequence[Caption], *, seed_base: int) -> list[Request]:
+        """`samples` pictures per caption, caption by caption; no two share a seed or a name."""
+        requests: list[Request] = []
+        seen: Counter[str] = Counter()
+        for number, caption in enumerate(captions):
+            for _ in range(self.samples):
+                name, earlier = f"{self.name}/{caption.key}", seen[caption.key]
+                seen[caption.key] += 1
+                seed, name = seed_base + len(requests), f"{name}_{earlier}" if earlier else name
+                requests.append(Request(caption.text, seed, caption.row, number, name))
+        return requests
+
+    def too_few(self, metrics: Mapping[str, PictureMetric], *, generated: int, real: int | None) -> set[str]:
+        """Names of the metrics that are taken of fewer pictures, on either side, than they want.
+
+        Args:
+            generated, real: pictures on each side; None where it isn't known how many are real.
+
+        Raises:
+            UserError: such a metric that `few` doesn't name.
+        """
+        found = set()
+        for name, metric in metrics.items():
+            count = generated if real is None or not metric.against_real else min(generated, real)
+            if count >= metric.minimum_images:
+                continue
+            if name not in self.few:
+                raise UserError(
+                    f"caption set {self.name!r} has {count} pictures for {name!r}, which wants "
+                    f"{metric.minimum_images}: take more, or name it in the set's few: [{name}] to have it "
+                    f"with a label"
+                )
+            found.add(name)
+        return found
+
+    def check(self, captions: Sequence[Caption]) -> None:
+        """Raises a UserError where `sha256` is stated and is not that of the captions."""
+        if self.sha256 is not None and digest(captions) != self.sha256:
+            raise UserError(
+                f"caption set {self.name!r}: its {len(captions)} captions have sha256 "
+                f"{digest(captions)[:12]}, the protocol wants {self.sha256[:12]}: use the data set and the "
+                f"list that it was written for"
+            )
+
+    def identified(self, captions: Iterable[Caption]) -> "CaptionSet":
+        """The set with the sha256 of its captions, and of its list of captions in place of the path."""
+        file = None if self.file is None else hash_file(Path(self.file))
+        return replace(self, file=file, sha256=digest(captions))
+
+
+def digest(captions: Iterable[Caption]) -> str:
+    """sha256 of a list of captions with the keys of their pictures, in their order."""
+    lines = "".join(f"{caption.key}\t{caption.text}\n" for caption in captions)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_captions(path: Path, *, rows: Mapping[str, int] | None) -> list[Caption]:
+    """The captions of a csv with the columns key and caption; UserError for any other file.
+
+    Each key must be one of `rows`, the numbers of the reference pictures; None takes any key.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no caption list {path}: write one with the columns key and caption")
+    lines = read_columns(path, ("key", "caption"))
+    if rows is None:
+        return [Caption(text, key, ELSEWHERE) for key, text in lines]
+    unknown = [key for key, _ in lines if key not in rows]
+    if unknown:
+        raise UserError(
+            f"caption list {path}: {len(unknown)} of its {len(lines)} keys, {unknown[0]!r} first, name no "
+            f"picture of protocol.splits: use the list of this data set"
+        )
+    return [Caption(text, key, rows[key]) for key, text in lines]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Everything that a number depends on besides the model.
 
-    Beside a number stands its floor: N real pictures, drawn by `caption_seed`, against N others, N as many as
-    were generated. Where N is more than half of the real pictures, both sides are halves of them, and the
-    floor is that of fewer pictures: higher for a measure that few pictures bias. `floor_images` tells N.
-
-    Attributes:
-        name: of the config that it came from.
-        sets: the caption sets, each measured by itself, with the sha256 of their captions.
-        caption_seed: draws the captions.
-        size: side of the pictures in pixels, to which pictures of another size are brought.
-        resize: how they are.
-        data: sha256 of the data set: captions and reference pictures.
-        reference: sha256 of what the reference's features come from: pictures, transform, networks.
-        splits: splits whose pictures are "all real pictures".
-        held_out: split whose pictures the autoencoder is measured on; null where there is none.
-        features: feature networks, their weights, input sizes, resize modes and rounding.
-        distances: of pairs of pictures, that the autoencoder's round trip is measured by.
-        measures: what the sets name, with all settings.
-        generation: the generator's settings, such as its sampler, and `nfe`, network evaluations a picture;
-            null where nobody knows, as of a folder's pictures. In results they stand among the other fields.
-        batch_size: pictures generated and looked at together. Sums are rounded by it, so that numbers under
-            other batch sizes differ by about 1e-5 of their value.
-        seed_base: the first picture's seed; the others follow one by one.
-        seeds: how many times each set is drawn, every time with seeds of its own.
+    Beside a number stands its floor: the metric of N real pictures, chosen by `caption_seed`, against N
+    others, with N the number of generated pictures, or half of the real ones if that is less. The floor is
+    then that of fewer pictures: higher for a metric that few pictures bias. `floor_images` is N.
     """
 
-    name: str
-    sets: tuple[CaptionSet, ...]
-    caption_seed: int
-    size: int
-    resize: str
-    data: str
-    reference: str
-    splits: tuple[str, ...]
-    held_out: str | None
-    features: tuple[FeatureIdentity, ...]
+    name: str  # of the config that it came from
+    sets: tuple[CaptionSet, ...]  # each measured by itself, with the sha256 of its captions
+    caption_seed: int  # chooses the captions
+    size: int  # side in pixels, to which pictures of another size are brought
+    resize: str  # how they are
+    data: str  # sha256 of the data set: captions and reference pictures
+    reference: str  # sha256 of what the reference's features come from: pictures, transform, networks
+    splits: tuple[str, ...]  # whose pictures are the reference set
+    held_out: str | None  # split whose pictures the autoencoder is measured on
+    features: tuple[FeatureIdentity, ...]  # of the feature networks
+    # the generator's settings, such as its sampler, and `nfe`; None where it isn't known, as of a folder's
+    # pictures. In results they stand among the other fields.
     generation: Mapping[str, Any]
-    distances: tuple[str, ...] = ()
-    measures: tuple[str, ...] = ()
+    distances: tuple[str, ...] = ()  # of pairs of pictures, that the autoencoder is measured by
+    measures: tuple[str, ...] = ()  # the metrics that the sets name, with all settings
+    # pictures generated and looked at together; another size rounds sums otherwise, by about 1e-5 of a number
     batch_size: int = 16
-    seed_base: int = 0
-    seeds: int = 1
+    seed_base: int = 0  # the first picture's seed; the others follow one by one
+    seeds: int = 1  # how many times each set is generated, every time with seeds of its own
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.sets]
@@ -76,21 +213,13 @@ class Protocol:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], **identities: Any) -> "Protocol":
-        """The protocol of a config node; what the node can't know comes beside it.
-
-        Raises:
-            UserError: a key that is unknown or missing.
-        """
-        try:
+        """The protocol of a config node and what the node can't know; UserError for a key out of place."""
+        with _known_keys(spec):
             return cls(**{**spec, "sets": caption_sets(spec), "splits": tuple(spec["splits"]), **identities})
-        except (TypeError, KeyError) as error:
-            raise UserError(
-                f"protocol {spec.get('name')!r} has a key that is unknown or missing: {error}"
-            ) from error
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations a picture; None where nobody knows."""
+        """Network function evaluations per picture; None where it isn't known."""
         return self.generation.get("nfe")
 
     @property
@@ -103,36 +232,27 @@ class Protocol:
     @property
     def hash(self) -> str:
         """sha256 over every field."""
-        return _hash(self.record)
+        return _digest(self.record)
 
     @property
     def ruler(self) -> str:
         """sha256 over the fields that say how pictures are measured, not how they are generated.
 
-        A sweep over samplers, and pictures of another system, share it with the protocol that they came from:
-        their numbers may stand in one figure, which names what differs.
+        A sweep over samplers, and pictures of another system, share it and may stand in one figure.
         """
-        return _hash({name: value for name, value in asdict(self).items() if name not in GENERATED})
+        return _digest({name: value for name, value in asdict(self).items() if name not in GENERATED})
 
 
 def caption_sets(spec: Mapping[str, Any]) -> tuple[CaptionSet, ...]:
-    """The caption sets of a protocol's config node.
-
-    Raises:
-        UserError: a key that is unknown or missing.
-    """
-    try:
+    """The caption sets of a protocol's config node; UserError for a key that is unknown or missing."""
+    with _known_keys(spec):
         return tuple(CaptionSet(**one) for one in spec["sets"])
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"protocol {spec.get('name')!r} has a key that is unknown or missing: {error}"
-        ) from error
 
 
 def describe(node: Mapping[str, Any]) -> str:
     """A config node as one line for the protocol: `cfg(scale=3.0)`, however the yaml was written.
 
-    Weights are told by their hash, where it isn't the published one, and not by the place where they lie.
+    Weights are named by their hash, where it isn't the published one, and not by the place where they lie.
     """
     settings = {key: value for key, value in node.items() if not key.startswith("_")}
     if "weights" in settings:
@@ -142,21 +262,20 @@ def describe(node: Mapping[str, Any]) -> str:
     return f"{name}({inner})" if inner else name
 
 
-def describe_measures(sets: Iterable[CaptionSet], nodes: Mapping[str, Any]) -> tuple[str, ...]:
-    """The measures that sets name, a line each.
-
-    Args:
-        nodes: config of every measure by its name.
-    """
-    names = sorted({name for each in sets for name in each.metrics if name in nodes})
-    return tuple(f"{name}: {describe(nodes[name])}" for name in names)
-
-
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return describe(value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _hash(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+@contextmanager
+def _known_keys(spec: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        message = f"protocol {spec.get('name')!r} has a key that is unknown or missing: {error}"
+        raise UserError(message) from error
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -14,12 +14,7 @@ from ldm.io.reading import read_yaml
 PUBLISHED = Path(__file__).resolve().parents[1] / "assets" / "published.yaml"
 METRICS = ("fid", "is_mean")
 COCO = "MS-COCO 2014"
-TYPES = {
-    str: "a text that isn't empty",
-    int: "a whole number",
-    bool: "true or false",
-    NoneType: "null",
-}  # in words
+TYPES = {str: "a text that isn't empty", int: "a whole number", bool: "true or false", NoneType: "null"}
 
 
 class Printed(NamedTuple):
@@ -33,41 +28,25 @@ class Printed(NamedTuple):
 class PublishedRow:
     """One system on one data set, as somebody printed it.
 
-    Null says that the source doesn't tell; where the field is in `unverified` too, that nobody looked.
-
-    Attributes:
-        system: its name; two printings of one measurement are two systems.
-        values: number by metric, empty where the source prints none.
-        dataset, split: whose captions were drawn, and whose pictures are the reference.
-        images: how many were drawn.
-        zero_shot: whether the model was trained without the data set.
-        reranking: how many were drawn for each one kept, and who chose.
-        guidance: kind and scale.
-        resolution: side of the measured pictures, in pixels.
-        resize: how pictures came to the size of the feature network.
-        paper: that describes the system.
-        printed_in: where the numbers were read.
-        table, page: in `printed_in`.
-        unverified: names of fields and of metrics that weren't checked against `printed_in`.
-        note: what else a reader must know.
+    None: the source doesn't say; where the field is in `unverified` too, nobody looked.
     """
 
-    system: str
-    values: Mapping[str, Printed]
+    system: str  # its name; two printings of one measurement are two systems
+    values: Mapping[str, Printed]  # number by metric, empty where the source prints none
     dataset: str
-    split: str | None
-    images: int | None
-    zero_shot: bool | None
-    reranking: str | None
-    guidance: str | None
-    resolution: int | None
-    resize: str | None
-    paper: str
-    printed_in: str
-    table: str | None
+    split: str | None  # whose captions were used, and whose pictures are the reference
+    images: int | None  # how many were generated
+    zero_shot: bool | None  # trained without the data set
+    reranking: str | None  # how many were generated for each one kept, and who chose
+    guidance: str | None  # kind and scale
+    resolution: int | None  # side of the measured pictures, in pixels
+    resize: str | None  # how pictures came to the size of the feature network
+    paper: str  # that describes the system
+    printed_in: str  # where the numbers were read
+    table: str | None  # in `printed_in`
     page: int | None
-    unverified: tuple[str, ...] = ()
-    note: str = ""
+    unverified: tuple[str, ...] = ()  # fields and metrics that weren't checked against `printed_in`
+    note: str = ""  # what else a reader must know
 
     def __post_init__(self) -> None:
         for name in ("images", "resolution", "page"):
@@ -84,20 +63,18 @@ class PublishedRow:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "PublishedRow":
-        """The row of a yaml entry.
-
-        Raises:
-            UserError: a field that is missing, unknown, of another type or out of range.
-        """
-        names = {field.name for field in fields(cls)}
-        needed = [field.name for field in fields(cls) if field.default is MISSING]
-        if strangers := sorted(map(str, set(entry) - names)):
-            raise UserError(f"there is no field {strangers[0]!r}: a row has {', '.join(sorted(names))}")
-        if missing := [name for name in needed if name not in entry]:
+        """The row of a yaml entry; UserError for a field that is missing, unknown, or not what it must be."""
+        known, kinds = {field.name: field.default for field in fields(cls)}, get_type_hints(cls)
+        if strangers := sorted(set(map(str, entry)) - known.keys()):
+            raise UserError(f"there is no field {strangers[0]!r}: a row has {', '.join(sorted(known))}")
+        if missing := [name for name in known if name not in entry and known[name] is MISSING]:
             raise UserError(f"{missing[0]} is missing: write null where the source doesn't tell")
-        plain = {name: value for name, value in entry.items() if name not in {"values", "unverified"}}
+        plain = {name: value for name, value in entry.items() if name not in ("values", "unverified")}
         for name, value in plain.items():
-            _check_type(name, value, get_type_hints(cls)[name])
+            kind = get_args(kinds[name]) or (kinds[name],)
+            is_empty = value == "" and name != "note"
+            if type(value) not in kind or is_empty:  # not isinstance: Python counts true as the int 1
+                raise UserError(f"{name}={value!r} must be {' or '.join(TYPES[one] for one in kind)}")
         unverified = entry.get("unverified", [])
         if not isinstance(unverified, list):
             raise UserError(f"unverified={unverified!r} must be a list of names")
@@ -112,7 +89,7 @@ def read_published(path: Path = PUBLISHED) -> list[PublishedRow]:
     """The rows of a yaml file, in its order; by default those that come with the code.
 
     Raises:
-        UserError: no such file, no list of rows, a row that is wrong, or two with one system and data set.
+        UserError: no such file, no list of rows, a row that is wrong, or two of one system and data set.
     """
     try:
         entries = read_yaml(path)
@@ -135,10 +112,9 @@ def read_published(path: Path = PUBLISHED) -> list[PublishedRow]:
 
 
 def reference_lines(rows: list[PublishedRow], metric: str, *, dataset: str = COCO) -> dict[str, float]:
-    """Numbers of the literature by system, for a curve's name: `val/fid`, `val/is_mean`.
+    """Numbers of the literature by system, for a curve's name: `val/fid`, `val/is_mean`; none for others.
 
-    Empty for every other name: a Frechet distance in other features than Inception's has no line. Numbers
-    that weren't verified, or whose data set wasn't, are left out.
+    Numbers that weren't verified, or whose data set wasn't, are left out.
 
     Args:
         dataset: one of the rows', since lines of two data sets don't belong in one picture.
@@ -159,18 +135,8 @@ def _printed(values: Any) -> dict[str, Printed]:
     found = {}
     for name, value in values.items():
         numbers = value if isinstance(value, list) else [value]
-        if len(numbers) not in (1, 2) or not all(_is_positive(number) for number in numbers):
+        valid = all(type(number) in (int, float) and 0 < number < math.inf for number in numbers)
+        if not valid or len(numbers) not in (1, 2):
             raise UserError(f"{name}={value!r} must be a positive number, or a list of it and its ±")
         found[name] = Printed(*map(float, numbers))
     return found
-
-
-def _is_positive(number: Any) -> bool:
-    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf
-
-
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    is_stray_bool = isinstance(value, bool) and bool not in get_args(kind)  # Python counts true as the int 1
-    if not isinstance(value, kind) or is_stray_bool or (value == "" and name != "note"):
-        names = " or ".join(TYPES[one] for one in get_args(kind) or (kind,))
-        raise UserError(f"{name}={value!r} must be {names}")

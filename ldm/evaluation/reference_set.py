@@ -1,39 +1,40 @@
-"""The reference set of a protocol: captions in memory, features and pixels read when they are asked for."""
+"""The reference set of a protocol: captions in memory, pixels and features read when they are asked for."""
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm import UserError
-from ldm.evaluation.captions import ELSEWHERE, Caption, CaptionSet, read_captions
-from ldm.evaluation.feature_cache import FeatureCache, identity_of
-from ldm.evaluation.feature_pass import Features, Observers, batched, parts_of
-from ldm.evaluation.pictures import Pictures
-from ldm.evaluation.ranks import Ranks
-from ldm.metrics.mmap_tables import ROWS_AT_ONCE, store_tables
+from ldm.evaluation.feature_pass import FeaturePass, Features, Observers, Ranks, parts_of
+from ldm.evaluation.pictures import BATCH, Pictures
+from ldm.evaluation.protocol import ELSEWHERE, Caption, CaptionSet, read_captions
+from ldm.io.writing import make_folder, writing
+from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, append, mapped, store_tables
 from ldm.metrics.picture_metric import Observed, PictureMetric
 
-BATCH = 32
+ALIGNMENT = 8  # bytes, of the numbers in a safetensors file
+CHECKSUM = "sha256"  # of the numbers, in the file's metadata
 
 
 class ReferenceSet:
     """Real pictures of one or more splits, numbered through, with their features.
 
     Args:
-        splits: the pictures by split, in the order of their numbers; none where the reference is a file of
-            statistics.
+        splits: the pictures by split, in the order of their numbers; none where the reference is statistics.
         observers: what takes the features; each picture is looked at once.
-        wanted: names of the features that are held; null holds all.
+        wanted: names of the features that are held; None holds all.
         cache: where features are kept between runs.
-        ranks: the processes that share the looking.
-        progress: whether to draw a bar.
     """
 
     def __init__(
@@ -42,35 +43,35 @@ class ReferenceSet:
         *,
         observers: Observers,
         wanted: Iterable[str] | None = None,
-        cache: FeatureCache | None = None,
+        cache: "FeatureCache | None" = None,
         ranks: Ranks | None = None,
         progress: bool = True,
     ) -> None:
         self.splits = dict(splits)
-        starts = [0]
-        for pictures in self.splits.values():
-            starts.append(starts[-1] + len(pictures))
-        self.offsets = dict(zip(self.splits, starts, strict=False))
-        self.count = starts[-1]
+        *starts, self.count = accumulate(map(len, self.splits.values()), initial=0)
+        self.offsets = dict(zip(self.splits, starts, strict=True))
         self.rows = {
             key: start + number
             for name, start in self.offsets.items()
             for number, key in enumerate(self.splits[name].keys())
         }
-        self._cache, self._ranks, self._progress = (
-            cache or FeatureCache(folder=None),
-            ranks or Ranks(),
-            progress,
-        )
+        self.cache = cache or FeatureCache(folder=None)
         names = {name for each in observers.pictures.values() for name in each.dims}
         names &= names if wanted is None else {*wanted}
-        tables = [self._features(each, observers.only(names), names) for each in self.splits.values()]
+        look = FeaturePass(
+            observers=observers.only(names),
+            batch_size=BATCH,
+            ranks=ranks or Ranks(),
+            folder=self.folder,
+            progress=progress,
+        )
+        tables = [self._features(each, look, names) for each in self.splits.values()]
         self.features = tables[0] if len(tables) == 1 else store_tables(tables, folder=self.folder)
 
     @property
     def folder(self) -> Path | None:
         """Where tables of features lie while they are needed, see `store_tables`."""
-        return self._cache.folder
+        return self.cache.folder
 
     def identity(self, observers: Observers) -> str:
         """sha256 of what the reference's statistics come from: pictures, sizes, networks."""
@@ -81,24 +82,26 @@ class ReferenceSet:
     def captions(
         self, caption_set: CaptionSet, *, seed: int, measured: Pictures | None = None
     ) -> list[Caption]:
-        """The captions of a set.
-
-        Args:
-            measured: the folder or split that is measured, whose captions a set without a split takes.
+        """The captions of a set; without a split those of the folder or split that is `measured`.
 
         Raises:
-            UserError: a split that isn't among the gallery's or has too few pictures, or other captions than
-                the set's sha256 tells.
+            UserError: a split that isn't in the reference set or has too few pictures, or other captions than
+                the set's sha256 says.
         """
+        split, most = caption_set.split, caption_set.captions
         if caption_set.file is not None:
-            rows = self.rows if self.splits else None
-            captions = read_captions(Path(caption_set.file), rows=rows)[: caption_set.captions]
-        elif caption_set.split is None:
-            captions = self._captions_of(measured, caption_set)
+            found = read_captions(Path(caption_set.file), rows=self.rows if self.splits else None)[:most]
+        elif split is None:
+            found = self._captions_of(measured, caption_set)[:most]
+        elif split in self.splits:
+            pictures, offset = self.splits[split], self.offsets[split]
+            found = caption_set.choose(pictures.keys(), pictures.texts(), seed=seed, offset=offset)
         else:
-            captions = self._drawn(caption_set, seed)
-        caption_set.check(captions)
-        return captions
+            raise UserError(
+                f"caption set {caption_set.name!r}: split {split!r} is not in splits {list(self.splits)}"
+            )
+        caption_set.check(found)
+        return found
 
     def _captions_of(self, measured: Pictures | None, caption_set: CaptionSet) -> list[Caption]:
         if measured is None:
@@ -112,39 +115,26 @@ class ReferenceSet:
                 f"{len(measured)}: add some, or set its captions to null for all"
             )
         pairs = zip(measured.keys(), measured.texts(), strict=True)
-        found = [Caption(text=own[0], key=key, row=self.rows.get(key, ELSEWHERE)) for key, own in pairs]
-        return found[: caption_set.captions]
-
-    def _drawn(self, caption_set: CaptionSet, seed: int) -> list[Caption]:
-        split = caption_set.split
-        if split not in self.splits:
-            raise UserError(
-                f"caption set {caption_set.name!r}: split {split!r} is not in splits {list(self.splits)}"
-            )
-        pictures = self.splits[split]
-        return caption_set.draw(pictures.keys(), pictures.texts(), seed=seed, offset=self.offsets[split])
+        return [Caption(own[0], key, self.rows.get(key, ELSEWHERE)) for key, own in pairs]
 
     def picture(self, row: int) -> UInt8[Tensor, "3 h w"]:
         """The picture with a number."""
         split = self.split_of(row)
         return self.splits[split].image(row - self.offsets[split])
 
-    def split_of(self, row: int) -> str:
-        """The split that the picture with a number is of."""
-        return next(split for split, start in reversed(self.offsets.items()) if row >= start)
+    def pictures(self, rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
+        """The pictures with these numbers."""
+        return torch.stack([self.picture(row) for row in rows])
 
-    def rows_of(self, split: str) -> Int[Tensor, "n"]:
-        """The numbers of a split's pictures."""
-        start = self.offsets[split]
-        return torch.arange(start, start + len(self.splits[split]))
+    def split_of(self, row: int) -> str:
+        """The split of the picture with a number."""
+        return next(split for split, start in reversed(self.offsets.items()) if row >= start)
 
     def tell_splits(self, metrics: Iterable[PictureMetric]) -> None:
         """Gives metrics that look at one split alone its rows; where there is no such split, all count."""
         for metric in metrics:
-            metric.seen = self.rows_of(metric.split) if metric.split in self.splits else None
-
-    def pictures(self, rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
-        return torch.stack([self.picture(row) for row in rows])
+            start = self.offsets.get(metric.split)
+            metric.seen = start if start is None else start + torch.arange(len(self.splits[metric.split]))
 
     def observed(self, rows: Sequence[int] | None = None) -> Iterator[Observed]:
         """Features of the pictures with these numbers, or of all, in parts."""
@@ -153,42 +143,131 @@ class ReferenceSet:
         return parts_of(Observed(features=features, rows=numbers, captions=torch.full_like(numbers, -1)))
 
     def picked(self, rows: Int[Tensor, "n"]) -> Features:
-        """Features of the pictures with these numbers, in their order, in files of their own."""
+        """Features of the pictures with these numbers, as tables of their own."""
         parts = (
             {name: table[part] for name, table in self.features.items()} for part in rows.split(ROWS_AT_ONCE)
         )
         return store_tables(parts, folder=self.folder)
 
-    def _features(self, pictures: Pictures, observers: Observers, names: set[str]) -> Features:
-        """Features of one split: what is kept is read, the rest is looked at in one pass and kept."""
+    def _features(self, pictures: Pictures, look: FeaturePass, names: set[str]) -> Features:
+        """Features of one split: what is kept is read, the rest is taken in one pass and kept."""
         identities = {
             name: identity_of(pictures.sha256, each.identity, name)
-            for each in observers.pictures.values()
+            for each in look.observers.pictures.values()
             for name in each.dims
             if name in names
         }
-        kept: dict[str, Tensor | None] = {}
+        kept: Features = {}
 
-        def read() -> set[str]:
-            kept.update({name: self._cache.read(one, rows=len(pictures)) for name, one in identities.items()})
-            return {name for name, table in kept.items() if table is None}
+        def lacking() -> set[str]:
+            for name, identity in identities.items():
+                if (table := self.cache.read(identity, rows=len(pictures))) is not None:
+                    kept[name] = table
+            return identities.keys() - kept.keys()
 
-        lacking = set().union(*self._ranks.together(read))  # a process may see another disk
-        if lacking:
-            looked = self._ranks.in_turns(self._look(pictures, observers.only(lacking), lacking))
-            for name, table in store_tables(looked, folder=self.folder).items():
+        missing = set().union(*look.ranks.together(lacking))  # a process may see another disk
+        observers = look.observers.only(missing)
+
+        def seen(_: int, numbers: Sequence[int]) -> Features:
+            features = observers.look(torch.stack([pictures.image(number) for number in numbers]))
+            return {name: values for name, values in features.items() if name in missing}
+
+        if missing:
+            parts = look.over(range(len(pictures)), seen, title="real pictures")
+            for name, table in store_tables(parts, folder=self.folder).items():
                 kept[name] = table
-                if self._ranks.number == 0:
-                    self._cache.write(identities[name], table)
-        return {name: table for name, table in kept.items() if table is not None}
+                if look.ranks.number == 0:
+                    self.cache.write(identities[name], table)
+        return {name: kept[name] for name in identities}
 
-    def _look(self, pictures: Pictures, observers: Observers, names: set[str]) -> Iterator[Features]:
-        """Features of this process's share of batches."""
-        batches = self._ranks.share(batched(range(len(pictures)), BATCH))
-        with tqdm(
-            total=sum(map(len, batches)), desc="real pictures", unit="picture", disable=not self._progress
-        ) as bar:
-            for batch in batches:
-                seen = observers.look(torch.stack([pictures.image(number) for number in batch]))
-                yield {name: values for name, values in seen.items() if name in names}
-                bar.update(len(batch))
+
+def identity_of(pictures: str, network: FeatureIdentity, name: str) -> dict[str, str]:
+    """What a table of features depends on: pictures by their sha256, the network, which of its features."""
+    return {"pictures": pictures, "network": json.dumps(asdict(network), sort_keys=True), "features": name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCache:
+    """A folder with one safetensors file per table of features, named by everything that they depend on."""
+
+    folder: Path | None  # None keeps nothing
+    below: Path | None = None  # the folder that the user named, if it is one above
+
+    @classmethod
+    def at(cls, folder: str | None, *, root: str) -> "FeatureCache":
+        """The cache in a folder, which is made, or none for an empty name.
+
+        Below `root`, the data set, which may be somebody else's, no link is followed (LinkRefused).
+        """
+        if not folder:
+            return cls(folder=None)
+        below = Path(root) if Path(folder).is_relative_to(root) else None
+        with suppress(OSError):  # where nothing can be written, features are computed again each time
+            make_folder(Path(folder), below=below)
+        return cls(folder=Path(folder), below=below)
+
+    def read(self, identity: Mapping[str, str], *, rows: int) -> Float[Tensor, "n d"] | None:
+        """A table from its file; None where there is no file or, with a printed line, a damaged one.
+
+        Every byte is compared with the checksum. UserError where the file says that it is another table.
+        """
+        path = self._path(identity)
+        if path is None or not path.is_file():
+            return None
+        table = _whole(path, identity, rows=rows)
+        if table is None:
+            print(f"{path} is damaged: its features are computed again")
+        return table
+
+    def write(self, identity: Mapping[str, str], table: Float[Tensor, "n d"]) -> None:
+        """Keeps a table, whole or not at all; a folder that can't be written costs a printed line."""
+        path = self._path(identity)
+        if path is None:
+            return
+        size = table.numel() * table.element_size()
+        entry = {"dtype": "F32", "shape": list(table.shape), "data_offsets": [0, size]}
+        metadata = {**identity, CHECKSUM: _checksum(table)}
+        header = json.dumps({"__metadata__": metadata, "features": entry}).encode()
+        header += b" " * (-len(header) % ALIGNMENT)
+        try:  # written by hand: safetensors' own writer would copy a mapped table into memory
+            with writing(path, below=self.below, size=size) as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                append(file, table)
+        except OSError as error:
+            print(f"features are not kept in {path.parent} ({error}): they are computed again next time")
+
+    def _path(self, identity: Mapping[str, str]) -> Path | None:
+        if self.folder is None:
+            return None
+        name = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:24]
+        return self.folder / f"{name}.safetensors"
+
+
+def _whole(path: Path, identity: Mapping[str, str], *, rows: int) -> Float[Tensor, "n d"] | None:
+    """The table of a file, or None if it is damaged; mapped, since it may be larger than memory."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, entry = file.metadata() or {}, file.get_slice("features")
+            shape, dtype = entry.get_shape(), entry.get_dtype()
+    except (SafetensorError, OSError):
+        return None
+    checksum = metadata.pop(CHECKSUM, None)  # none in files of earlier versions
+    if metadata != dict(identity):
+        other = next((key for key in identity if metadata.get(key) != identity[key]), "a field")
+        raise UserError(
+            f"{path} holds features of another protocol, their {other} differ: remove the file, and it "
+            f"is made anew"
+        )
+    if dtype != "F32" or len(shape) != 2 or shape[0] != rows:
+        return None
+    with path.open("rb") as file:
+        offset = path.stat().st_size - 4 * math.prod(shape)  # the numbers stand last
+        table = mapped(file, shape=shape, dtype=torch.float32, offset=offset)
+    return table if checksum == _checksum(table) else None
+
+
+def _checksum(table: Float[Tensor, "n d"]) -> str:
+    digest = hashlib.sha256()
+    for rows in table.split(ROWS_AT_ONCE):
+        digest.update(rows.contiguous().numpy())
+    return digest.hexdigest()

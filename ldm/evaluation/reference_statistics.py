@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ldm import UserError
-from ldm.evaluation.reference_set import ReferenceSet
 from ldm.io.reading import parse_json, read_arrays
 from ldm.io.writing import writing
 from ldm.metrics.features import FeatureIdentity
@@ -20,60 +21,27 @@ from ldm.metrics.frechet import Gaussian, Moments
 
 FORMAT = 2
 ROUNDING = 1e-6  # of the trace: what float32 sums leave of an asymmetry or of a negative variance
-FOREIGN_FEATURES = (
-    "inception"  # what other calculators' files are of; they don't tell how pictures were resized
-)
+FOREIGN_FEATURES = "inception"  # of other calculators' files, which don't say how pictures were resized
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What two sets of features must share to be compared: the network, and the pictures that it was given.
-
-    Attributes:
-        size: side of the pictures in pixels, before the network's own resize.
-        resize: how they were brought to it.
-    """
+    """What two sets of features must share to be compared: the network, and the pictures it was given."""
 
     network: FeatureIdentity
-    size: int
-    resize: str
+    size: int  # side of the pictures in pixels, before the network's own resize
+    resize: str  # how they were brought to it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Mean and covariance of the features of a set of real pictures.
-
-    Attributes:
-        features: their name.
-        count: how many pictures; null where the file doesn't tell.
-        preparation: null where the file doesn't tell.
-        of: sha256 of pictures and network; without a preparation, of the numbers themselves.
-    """
+    """Mean and covariance of the features of a set of real pictures; None where a file doesn't say."""
 
     gaussian: Gaussian
-    features: str
-    count: int | None
+    features: str  # their name
+    count: int | None  # of the pictures
     preparation: Preparation | None
-    of: str
-
-    @classmethod
-    def of_gallery(
-        cls, gallery: ReferenceSet, features: str, *, preparation: Preparation, of: str
-    ) -> "Statistics":
-        """Those of all pictures of a gallery, summed in float64.
-
-        Raises:
-            UserError: fewer than two pictures.
-        """
-        parts = (Moments.of(batch.features[features]) for batch in gallery.observed())
-        moments = reduce(lambda first, second: Moments(*map(torch.add, first, second)), parts)
-        return cls(
-            gaussian=moments.gaussian(),
-            features=features,
-            count=gallery.count,
-            preparation=preparation,
-            of=of,
-        )
+    of: str  # sha256 of pictures and networks; without a preparation, of the numbers themselves
 
     @classmethod
     def read(cls, path: Path) -> "Statistics":
@@ -94,12 +62,7 @@ class Statistics:
         return cls(gaussian=gaussian, **_origin(arrays, gaussian, path))
 
     def write(self, path: Path) -> None:
-        """Writes the file, whole or not at all.
-
-        Raises:
-            UserError: statistics without a preparation.
-            OSError: a folder that can't be written.
-        """
+        """Writes the file, whole or not at all; UserError for statistics without a preparation."""
         if self.preparation is None:
             raise UserError(f"statistics of unknown preparation are not written again: {path} would lie")
         arrays = {
@@ -115,14 +78,10 @@ class Statistics:
             np.savez(file, **arrays, sha256=_digest(arrays))
 
     def check(self, preparations: Mapping[str, Preparation], *, source: str) -> None:
-        """Refuses statistics that don't fit what is measured.
-
-        Args:
-            preparations: of what is measured, by the features' names.
-            source: what the statistics are called in the message.
+        """Refuses statistics that don't fit the preparations, by features, of what is measured.
 
         Raises:
-            UserError: features that nobody measures, or another network, input size, resize or picture size.
+            UserError: features that aren't measured, or another network, input size, resize or picture size.
         """
         if self.features not in preparations:
             raise UserError(
@@ -140,43 +99,46 @@ class Statistics:
             )
 
 
+def gaussian_of(parts: Iterable[Float[Tensor, "_ d"]]) -> Gaussian:
+    """Mean and covariance of all rows together, summed in float64; UserError for fewer than two rows."""
+    moments = map(Moments.of, parts)
+    return reduce(lambda first, second: Moments(*map(torch.add, first, second)), moments).gaussian()
+
+
 def _gaussian(arrays: Mapping[str, np.ndarray], path: Path) -> Gaussian:
+    """The numbers of a file; raises a UserError where they are no mean and covariance."""
     if not {"mu", "sigma"} <= arrays.keys():
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}: statistics have mu and sigma")
-    mean, covariance = arrays["mu"], arrays["sigma"]
+    mean, covariance = both = arrays["mu"], arrays["sigma"]
     width = mean.size
+    wrong = ""
     if not width or mean.shape != (width,) or covariance.shape != (width, width):
-        raise UserError(
-            f"{path} has mu of shape {mean.shape} and sigma of {covariance.shape}, not (d,) and (d, d): "
-            f"write it anew"
-        )
-    numbers = all(np.issubdtype(each.dtype, np.floating) for each in (mean, covariance))
-    if not numbers or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{path} holds mu and sigma that are not all finite numbers: write it anew")
-    if min(mean.dtype.itemsize, covariance.dtype.itemsize) < 4:
+        wrong = f"has mu of shape {mean.shape} and sigma of {covariance.shape}, not (d,) and (d, d)"
+    elif not all(np.issubdtype(each.dtype, np.floating) and np.isfinite(each).all() for each in both):
+        wrong = "holds mu and sigma that are not all finite numbers"
+    elif min(each.dtype.itemsize for each in both) < 4:
         raise UserError(
             f"{path} holds mu of {mean.dtype} and sigma of {covariance.dtype}, too coarse for a distance: "
             f"write both in float32 or float64"
         )
-    gaussian = Gaussian(*(torch.from_numpy(each.astype(np.float64)) for each in (mean, covariance)))
-    _check_covariance(gaussian.covariance, path)
+    if wrong:
+        raise UserError(f"{path} {wrong}: write it anew")
+    gaussian = Gaussian(*(torch.from_numpy(each.astype(np.float64)) for each in both))
+    if wrong := _no_covariance(gaussian.covariance):
+        raise UserError(f"{path} holds a sigma {wrong}: write it anew")
     return gaussian
 
 
-def _check_covariance(covariance: torch.Tensor, path: Path) -> None:
-    """Refuses a matrix that is no covariance, beyond rounding."""
-    trace = covariance.trace()
-    asymmetry = (covariance - covariance.T).abs().max()
-    if asymmetry > ROUNDING * trace.abs():
-        raise UserError(
-            f"{path} holds a sigma that is not symmetric (by up to {asymmetry:.3g}): write it anew, whole"
-        )
-    smallest = max(ROUNDING * float(trace), np.finfo(np.float64).tiny)
-    lifted = covariance + smallest * torch.eye(len(covariance), dtype=covariance.dtype)
-    if torch.linalg.cholesky_ex(lifted).info:
-        raise UserError(
-            f"{path} holds a sigma with negative variances (it is not positive semidefinite): write it anew"
-        )
+def _no_covariance(matrix: Tensor) -> str:
+    """What makes a matrix no covariance, beyond rounding; empty where nothing does."""
+    trace = float(matrix.trace())
+    asymmetry = (matrix - matrix.T).abs().max()
+    if asymmetry > ROUNDING * abs(trace):
+        return f"that is not symmetric (by up to {asymmetry:.3g})"
+    smallest = max(ROUNDING * trace, np.finfo(np.float64).tiny)
+    lifted = matrix + smallest * torch.eye(len(matrix), dtype=matrix.dtype)
+    negative = torch.linalg.cholesky_ex(lifted).info  # it succeeds for a positive definite matrix alone
+    return "with negative variances (it is not positive semidefinite)" if negative else ""
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -189,18 +151,18 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _origin(arrays: Mapping[str, np.ndarray], gaussian: Gaussian, path: Path) -> dict[str, Any]:
-    """What the file tells besides its numbers."""
+    """What a file says besides its numbers."""
     if "preparation" not in arrays:
         digest = hashlib.sha256(b"".join(each.numpy().tobytes() for each in gaussian)).hexdigest()
         return {"features": FOREIGN_FEATURES, "count": None, "preparation": None, "of": digest}
     try:
         if int(arrays["format"]) != FORMAT:
             raise UserError(f"{arrays['format']}, this version reads {FORMAT}")
-        told, count = parse_json(str(arrays["preparation"]), name="preparation"), arrays["count"]
+        stated, count = parse_json(str(arrays["preparation"]), name="preparation"), arrays["count"]
         origin = {
             "features": str(arrays["features"]),
             "count": int(count),
-            "preparation": Preparation(**{**told, "network": FeatureIdentity(**told["network"])}),
+            "preparation": Preparation(**{**stated, "network": FeatureIdentity(**stated["network"])}),
             "of": str(arrays["of"]),
         }
     except (KeyError, TypeError, ValueError) as error:

@@ -1,25 +1,90 @@
-"""Numbers with their provenance, written whole or not at all."""
+"""What an evaluation finds: numbers beside their references, pictures to look at, and `results.json`."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.provenance import command, environment, git_state, peak_memory_mb
+from ldm.evaluation.pictures import Subject
 from ldm.evaluation.protocol import Protocol
-from ldm.evaluation.result_types import Closest, Row, SetResult
-from ldm.evaluation.subject import Subject
 from ldm.io.fields import Fields
 from ldm.io.reading import read_json
 from ldm.io.writing import write
+from ldm.metrics.picture_metric import Copies
 
 FORMAT = 1
 SUBJECT = ("kind", "path", "sha256", "files", "params", "origin")  # what is recorded of it
 FILE_NAME = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number with what it must be read beside; None where something isn't known or says nothing."""
+
+    set: str  # caption set that it was measured on, or "autoencoder"
+    metric: str
+    value: float  # mean over the seeds
+    sd: float | None = None  # standard deviation over the seeds
+    seeds: int = 1  # how many times the set was generated
+    images: int  # how many pictures it was measured on, for each seed
+    few: bool = False  # fewer pictures than the metric wants
+    foreign: bool = False  # its reference is a file that doesn't say how its pictures were prepared
+    floor: float | None = None  # of real pictures against as many others
+    ceiling: float | None = None  # of the autoencoder's round trip of the right pictures
+    real: float | None = None  # of the right pictures, or of as many real ones
+    nfe: int | None = None  # network function evaluations per picture
+    seconds: float | None = None  # to generate and look at all pictures
+    params: int | None = None  # of the network
+    reading: str = ""  # what it is and which direction is better; once in a document, by metric
+
+
+class Block(NamedTuple):
+    """Pictures to look at in a row, below lines of text; None leaves a place empty."""
+
+    texts: Sequence[str]
+    pictures: Sequence[UInt8[Tensor, "3 h w"] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """What was measured on one caption set."""
+
+    name: str
+    rows: list[Row]
+    shown: list[Block]  # captions: their generated pictures, the real one nearest to the first, the right one
+    pairs: list[Block]  # of the generated and the real pictures nearest to each other
+    images: int  # for each seed
+    seeds: tuple[int, int]  # first and last of all pictures
+    repeats: int  # how many times the set was generated
+    seconds: float  # to generate and look at all of them together
+    floor_images: int = 0  # real pictures on each side of the floor
+    copies: Copies | None = None  # where memorisation was measured, of the first seed
+    skipped: list[str] = field(default_factory=list)  # metrics that lack a network, or real pictures
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Everything but rows and pictures, as plain data."""
+        names = ("images", "seeds", "repeats", "floor_images", "skipped")
+        return {name: getattr(self, name) for name in names} | {
+            "seconds": round(self.seconds, 2),
+            "images_per_second": round(self.images * self.repeats / self.seconds, 2),
+            "closest": self.copies
+            and {
+                "features": self.copies.features,
+                "quantile": self.copies.quantile,
+                "limit": self.copies.limit,
+                "copied": int(self.copies.copied.sum()),
+                "images": self.images,
+                "distances": self.copies.distance[: len(self.pairs)].tolist(),
+            },
+        }
 
 
 def results(
@@ -33,7 +98,8 @@ def results(
     device: torch.device,
 ) -> dict[str, Any]:
     """The document that goes into `results.json`: plain data, every number with what it depends on."""
-    rows = [row for each in sets for row in each.rows] + list(autoencoder)
+    rows = [asdict(row) for row in (*(row for each in sets for row in each.rows), *autoencoder)]
+    readings = {row["metric"]: reading for row in rows if (reading := row.pop("reading"))}
     return {
         "format": FORMAT,
         "protocol": {
@@ -43,9 +109,9 @@ def results(
             "ruler": protocol.ruler,
         },
         "bundle": {name: getattr(subject, name) for name in SUBJECT},
-        "rows": [_row(replace(row, protocol=protocol.hash)) for row in rows],
-        "readings": {row.metric: row.reading for row in rows if row.reading},
-        "sets": {each.name: _set(each) for each in sets},
+        "rows": [row | {"protocol": protocol.hash} for row in rows],
+        "readings": readings,
+        "sets": {each.name: each.record for each in sets},
         "provenance": {
             **git_state(),
             "config_hash": config_hash,
@@ -59,17 +125,13 @@ def results(
     }
 
 
-def values(document: dict[str, Any]) -> dict[str, float]:
+def values(document: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a results document by path: `train/r1_efficientnet_lite0`, ..."""
     return {f"{row['set']}/{row['metric']}": row["value"] for row in document["rows"]}
 
 
-def write_results(path: Path, document: dict[str, Any]) -> None:
-    """Writes the document, whole or not at all.
-
-    Raises:
-        UserError: a number that is NaN or infinite; nothing is written then.
-    """
+def write_results(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes the document, whole or not at all; UserError for a number that is NaN or infinite."""
     try:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -78,11 +140,7 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A results document.
-
-    Raises:
-        UserError: no file, or not one that `write_results` wrote.
-    """
+    """A results document; UserError where there is none, or a file that `write_results` didn't write."""
     try:
         document = Fields.of(read_json(path), name=str(path)).values
         if document.get("format") != FORMAT:
@@ -92,30 +150,3 @@ def read_results(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{error}: evaluate again") from error
     return document
-
-
-def _row(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in asdict(row).items() if name != "reading"}
-
-
-def _set(result: SetResult) -> dict[str, Any]:
-    return {
-        "images": result.images,
-        "seeds": list(result.seeds),
-        "repeats": result.repeats,
-        "seconds": round(result.seconds, 2),
-        "images_per_second": round(result.images * result.repeats / result.seconds, 2),
-        "floor_images": result.floor_images,
-        "closest": _closest(result.closest),
-        "skipped": result.skipped,
-    }
-
-
-def _closest(closest: Closest | None) -> dict[str, Any] | None:
-    """How near generated pictures came to real ones, without the pictures."""
-    if closest is None:
-        return None
-    names = ("features", "quantile", "limit", "copied", "images")
-    return {name: getattr(closest, name) for name in names} | {
-        "distances": [pair.distance for pair in closest.pairs]
-    }

@@ -8,11 +8,9 @@ from PIL import Image
 
 from ldm.data.index import ShardIndex
 from ldm.data.shards import PictureDataset, Sample, write_shards
-from ldm.evaluation.captions import CaptionSet, digest
 from ldm.evaluation.feature_pass import Observers
 from ldm.evaluation.measure import Evaluator
-from ldm.evaluation.pictures import Split
-from ldm.evaluation.protocol import Protocol
+from ldm.evaluation.protocol import CaptionSet, Protocol
 from ldm.evaluation.reference_set import ReferenceSet
 from ldm.metrics.diversity import CaptionDiversity
 from ldm.metrics.features import FeatureIdentity
@@ -81,7 +79,7 @@ def data_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gallery(data_root):
-    splits = {name: Split(PictureDataset(str(data_root), split=name, size=SIDE)) for name in ("train", "val")}
+    splits = {name: PictureDataset(str(data_root), split=name, size=SIDE) for name in ("train", "val")}
     return ReferenceSet(splits, observers=OBSERVERS, progress=False)
 
 
@@ -118,7 +116,7 @@ def protocol(gallery):
         batch_size=3,
         features=(Colours.identity,),
     )
-    sets = [dataclasses.replace(each, sha256=digest(gallery.captions(each, seed=0))) for each in drawn.sets]
+    sets = [each.identified(gallery.captions(each, seed=0)) for each in drawn.sets]
     return dataclasses.replace(drawn, sets=tuple(sets))
 
 
@@ -132,7 +130,7 @@ def evaluator(protocol, gallery):
             "diversity": CaptionDiversity(features="colours", dims=12),
             "clip_score": ClipScore(clip="own_clip"),
         },
-        gallery=gallery,
+        reference_set=gallery,
         observers=OBSERVERS,
         captions={each.name: gallery.captions(each, seed=0) for each in protocol.sets},
         params=12_000_000,

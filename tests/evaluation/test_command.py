@@ -1,20 +1,24 @@
 """`python -m ldm.evaluate`, run in this process with a bundle of tiny networks that know nothing."""
 
 import csv
+import re
 import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.bundle_writer import write_bundle
-from ldm.evaluate import main
-from ldm.evaluation.builders import tell_cuts
-from ldm.evaluation.captions import Caption
-from ldm.evaluation.feature_pass import drawn_by
+from ldm.config import CONF
+from ldm.evaluate import check_options, main
+from ldm.evaluation.command import print_cuts
+from ldm.evaluation.pictures import Subject
+from ldm.evaluation.protocol import Caption
 from ldm.evaluation.results import read_results, values
-from ldm.evaluation.subject import Subject
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.io.pictures import to_picture
 from ldm.tokenizers import clip_bpe
@@ -100,11 +104,11 @@ def test_a_weak_bundle_is_in_the_protocol_by_its_content_and_not_by_its_place(
 
 def test_captions_longer_than_the_model_or_a_judge_reads_are_told(tokenizer, capsys):
     subject = Subject(
-        kind="bundle", draw=drawn_by, path="", sha256="", size=16, generation={}, tokenizer=tokenizer
+        kind="bundle", generate=print, path="", sha256="", size=16, generation={}, tokenizer=tokenizer
     )
     judge = SimpleNamespace(tokenizer=clip_bpe())
     captions = [Caption(text=text, key="", row=0) for text in ("cat", "1 " * 20, "1 " * 90)]
-    tell_cuts({"train": captions, "short": captions[:1]}, subject, {"clip": judge, "inception": object()})
+    print_cuts({"train": captions, "short": captions[:1]}, subject, {"clip": judge, "inception": object()})
     model, clip = capsys.readouterr().out.splitlines()
     assert model.startswith(
         "train: 2 of 3 captions (67 %) are cut; the longest, caption 3, has 92 tokens, the"
@@ -206,11 +210,6 @@ def test_statistics_stand_for_the_pictures_that_they_were_taken_of(command, caps
     assert "network size '32', the protocol has '64'" in refusal(
         command, capsys, *other, f"statistics={path}", f"out={tmp_path / 'new'}"
     )
-    assert "give one of them" in refusal(
-        command, capsys, *common, f"statistics={path}", f"reference={theirs}"
-    )
-    assert "exists already" in refusal(command, capsys, *common, f"write_statistics={path}")
-    assert "must end with .npz" in refusal(command, capsys, *common, "write_statistics=real.csv")
 
 
 def test_a_sweep_measures_each_point_and_draws_curves(command, tmp_path):
@@ -229,39 +228,55 @@ def test_a_sweep_measures_each_point_and_draws_curves(command, tmp_path):
     assert "| fd_efficientnet_lite0 (few pictures) |" in (out / "report.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def options():
+    """The config of the command, as it is checked before anything heavy loads."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("evaluate", overrides=["protocol=quick"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"steps": "many"}, "steps=many must be a whole number"),
+        ({"scale": "big"}, "scale=big must be a number, or null"),
+        ({"ema_length": "long"}, "ema_length=long must be a number"),
+        ({"ema_length": 0.1, "pictures": "a"}, "ema_length applies only to a bundle"),
+        ({"show": 0}, "show=0 must be at least 1"),
+        ({"pictures": "a", "real": "val"}, "both say what is measured: give one"),
+        ({"reference": "a", "statistics": "b"}, "both name the reference set: give one"),
+        ({"real": "val", "sweep": {"scales": [1]}}, "a sweep generates pictures"),
+        ({"sweep": {"samplers": ["hein"]}}, "no sampler 'hein', did you mean 'heun'?"),
+        ({"sweep": {"scales": 2}}, "must be a list"),
+        ({"write_statistics": "real.csv"}, "must end with .npz"),
+        ({"write_statistics": "a.npz", "statistics": "b.npz"}, "takes real pictures, not statistics"),
+    ],
+)
+def test_options_that_contradict_are_refused_before_anything_loads(options, changes, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        check_options(OmegaConf.merge(options, changes))
+
+
+@pytest.mark.parametrize("name", ["out", "list_prompts", "write_statistics"])
+def test_what_is_there_already_is_not_written_again(options, name, tmp_path):
+    (tmp_path / "a.npz").write_text("")
+    with pytest.raises(UserError, match=rf"{name}=.* exists already"):
+        check_options(OmegaConf.merge(options, {name: str(tmp_path / "a.npz")}))
+
+
 def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, capsys, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    assert "exists already" in refusal(command, capsys, f"out={out}")
-    assert "no bundle" in refusal(command, capsys, f"bundle={tmp_path}", f"out={tmp_path / 'new'}")
-    assert "shards.json is missing" in refusal(
-        command, capsys, f"data.root={tmp_path}", f"out={tmp_path / 'new'}"
-    )
-    assert "device=tpu" in refusal(command, capsys, "device=tpu", f"out={tmp_path / 'new'}")
-    assert "steps=0 must lie between" in refusal(command, capsys, "steps=0", f"out={tmp_path / 'new'}")
-    assert "did you mean 'precision'" in refusal(
-        command, capsys, "presicion=float32", f"out={tmp_path / 'new'}"
-    )
-    assert "ema_length=long must be a number" in refusal(
-        command, capsys, "ema_length=long", f"out={tmp_path / 'new'}"
-    )
-    assert "ema_length is of a bundle" in refusal(
-        command, capsys, "ema_length=0.1", "pictures=a", f"out={tmp_path / 'new'}"
-    )
-    assert "ema_length=0.1 needs the run" in refusal(
-        command, capsys, "ema_length=0.1", f"out={tmp_path / 'new'}"
-    )
-    assert "whole number" in refusal(command, capsys, "steps=many", f"out={tmp_path / 'new'}")
-    assert "precision='float8'" in refusal(command, capsys, "precision=float8", f"out={tmp_path / 'new'}")
     new = f"out={tmp_path / 'new'}"
-    assert "there is no folder" in refusal(command, capsys, f"pictures={tmp_path / 'none'}", new)
-    assert "no sampler 'hein', did you mean 'heun'?" in refusal(command, capsys, "sweep.samplers=[hein]", new)
-    assert "must be a list" in refusal(command, capsys, "sweep.scales=2", new)
-    assert "take more, or name it" in refusal(
-        command, capsys, "protocol.sets=[{name:x,split:train,captions:4,metrics:[frechet]}]", new
-    )
-    assert "pictures=<folder>" in refusal(
-        command, capsys, "protocol.sets=[{name:x,split:null,captions:4,metrics:[nearest]}]", new
-    )
-    assert list(tmp_path.iterdir()) == [out]
-    assert list(out.iterdir()) == []
+    too_few = "protocol.sets=[{name:x,split:train,captions:4,metrics:[frechet]}]"
+    of_pictures = "protocol.sets=[{name:x,split:null,captions:4,metrics:[nearest]}]"
+    for argument, sentence in {
+        f"bundle={tmp_path}": "no bundle",
+        f"data.root={tmp_path}": "shards.json is missing",
+        "device=tpu": "device=tpu",
+        "ema_length=0.1": "ema_length=0.1 needs the run",
+        "precision=float8": "precision='float8'",
+        f"pictures={tmp_path / 'none'}": "there is no folder",
+        too_few: "take more, or name it",
+        of_pictures: "pictures=<folder>",
+    }.items():
+        assert sentence in refusal(command, capsys, argument, new)
+    assert list(tmp_path.iterdir()) == []

@@ -2,8 +2,8 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from ldm.evaluation.figures import comparison, fit_text, picture_grid, running_mean, save_curves, save_png
-from ldm.evaluation.result_types import Shown
+from ldm.evaluation.figures import fit_text, running_mean, save_curves, save_png, sheet
+from ldm.evaluation.results import Block
 from ldm.io.curves import read_curves
 
 
@@ -12,29 +12,22 @@ def noise(count, side):
     return torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
 
 
-def test_grid_holds_every_picture_to_the_pixel():
-    pictures = noise(5, 20)
-    grid = picture_grid(pictures, columns=3)
-    assert grid.size == (3 * 26 + 6, 2 * 26 + 6)
-    corner = torch.tensor(list(grid.crop((6 + 26, 6 + 26, 6 + 46, 6 + 46)).tobytes()), dtype=torch.uint8)
-    assert torch.equal(corner.view(20, 20, 3).permute(2, 0, 1), pictures[4])
-
-
-def test_comparison_shows_generated_then_nearest_then_right():
-    pictures = noise(4, 16)
-    image = comparison(
-        [Shown(prompt="x" * 200, generated=pictures[:2], nearest=pictures[2], right=pictures[3])]
-    )
-    right = torch.tensor(
-        list(image.crop((image.width - 22, 32, image.width - 6, 48)).tobytes()), dtype=torch.uint8
-    )
-    assert torch.equal(right.view(16, 16, 3).permute(2, 0, 1), pictures[3])
+def test_a_sheet_holds_every_picture_to_the_pixel_below_its_texts():
+    pictures = noise(10, 20)
+    blocks = [Block(["x" * 200, "y"], [*pictures[2 * number : 2 * number + 2], None]) for number in range(5)]
+    found = sheet(blocks, columns=2)
+    assert found.size == (2 * (3 * 26 + 6), 3 * (32 + 26) + 6)
+    left, top = 84 + 6 + 26, 58 + 6 + 32  # the second picture of the fourth block
+    corner = torch.tensor(list(found.crop((left, top, left + 20, top + 20)).tobytes()), dtype=torch.uint8)
+    assert torch.equal(corner.view(20, 20, 3).permute(2, 0, 1), pictures[7])
+    empty = found.crop((left + 26, top, left + 46, top + 20))
+    assert empty.getcolors() == [(400, (255, 255, 255))]
 
 
 def test_figures_stay_small(tmp_path):
-    image = Image.frombytes("RGB", (900, 900), noise(1, 900).numpy().tobytes())
-    path = save_png(image, tmp_path / "noise.png", max_bytes=100_000)
-    assert path.stat().st_size <= 100_000
+    image = Image.frombytes("RGB", (300, 300), noise(1, 300).numpy().tobytes())
+    path = save_png(image, tmp_path / "noise.png", max_bytes=20_000)
+    assert path.stat().st_size <= 20_000
     Image.open(path).load()
 
 

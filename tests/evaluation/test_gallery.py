@@ -7,9 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ldm.evaluation.feature_cache import CHECKSUM, FeatureCache, identity_of
 from ldm.evaluation.feature_pass import Observers
-from ldm.evaluation.reference_set import ReferenceSet
+from ldm.evaluation.reference_set import CHECKSUM, FeatureCache, ReferenceSet, identity_of
 
 
 class Counting:

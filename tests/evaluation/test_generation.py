@@ -1,10 +1,15 @@
 import pytest
 import torch
 
-from ldm.evaluation.captions import Caption, requests_for
-from ldm.evaluation.feature_pass import FeaturePass, drawn_by, generated
+from ldm.evaluation.feature_pass import FeaturePass, generate_with, generated
+from ldm.evaluation.protocol import Caption, CaptionSet
 
 CAPTIONS = [Caption(text=f"picture {number}", key=f"p{number}", row=number + 5) for number in range(4)]
+
+
+def requests_for(captions, *, samples, seed_base):
+    caption_set = CaptionSet(name="train", split=None, captions=None, samples=samples, metrics=())
+    return caption_set.requests(captions, seed_base=seed_base)
 
 
 def test_each_picture_has_a_seed_of_its_own_counted_from_the_base():
@@ -16,7 +21,7 @@ def test_each_picture_has_a_seed_of_its_own_counted_from_the_base():
 
 def test_each_picture_has_a_file_name_of_its_own():
     captions = [*CAPTIONS[:2], CAPTIONS[0]]
-    names = [request.name for request in requests_for(captions, samples=2, seed_base=0, folder="train")]
+    names = [request.name for request in requests_for(captions, samples=2, seed_base=0)]
     assert names == ["train/p0", "train/p0_1", "train/p1", "train/p1_1", "train/p0_2", "train/p0_3"]
 
 
@@ -33,8 +38,8 @@ def test_pictures_come_back_in_the_order_of_their_requests_whatever_the_batch_si
 
 def test_a_pipeline_that_gives_no_8_bit_pictures_is_refused():
     requests = requests_for(CAPTIONS[:2], samples=1, seed_base=0)
-    draw = drawn_by(lambda prompts, seeds: torch.zeros(2, 3, 8, 8))
+    generate = generate_with(lambda prompts, seeds: torch.zeros(2, 3, 8, 8))
     with pytest.raises(
         ValueError, match=r"torch\.float32 \(2, 3, 8, 8\) for 2 prompts, expected torch\.uint8"
     ):
-        generated(draw, requests)
+        generated(generate, requests)

@@ -1,12 +1,13 @@
 """Folders of anybody's pictures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
-from ldm.evaluation.captions import Caption, requests_for
-from ldm.evaluation.pictures import PictureFolder, fit
-from ldm.evaluation.subject import found_in
+from ldm.evaluation.pictures import PictureFolder, fit, found_in
+from ldm.evaluation.protocol import Caption, CaptionSet
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -66,13 +67,13 @@ def test_broken_differing_and_missing_pictures_are_each_refused_in_a_sentence(tm
 
 def test_pictures_are_found_by_the_key_of_their_caption_with_or_without_the_set(tmp_path, save_pictures):
     captions = [Caption(text="x", key=key, row=0) for key in ("p1", "p2")]
-    requests = requests_for(captions, samples=2, seed_base=0, folder="train")
+    twice = CaptionSet(name="train", split=None, captions=None, samples=2, metrics=())
     names = {"train/p1": RED, "train/p1_1": BLUE, "p2": BLUE, "p2_1": RED}
     folder = PictureFolder(save_pictures(tmp_path, names))
-    found = found_in(folder, path="theirs")(requests)
+    found = found_in(folder, path="theirs")(twice.requests(captions, seed_base=0))
     assert found[:, 0, 0, 0].tolist() == [255, 0, 0, 255]
     with pytest.raises(ValueError, match="theirs has no picture 'val/p1' among its 4"):
-        found_in(folder, path="theirs")(requests_for(captions, samples=1, seed_base=0, folder="val"))
+        found_in(folder, path="theirs")(replace(twice, name="val").requests(captions, seed_base=0))
 
 
 def test_pictures_are_brought_to_a_size_and_rounded_not_cut_off():

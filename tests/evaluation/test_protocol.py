@@ -5,13 +5,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldm.config import CONF
-from ldm.evaluation.captions import CaptionSet, digest, identified, read_captions
 from ldm.evaluation.protocol import (
     GENERATED,
+    CaptionSet,
     Protocol,
     caption_sets,
     describe,
-    describe_measures,
+    digest,
+    read_captions,
 )
 from ldm.io.reading import hash_file
 from ldm.metrics.features import FeatureIdentity
@@ -22,7 +23,7 @@ TEXTS = [[f"caption {number}", f"other {number}"] for number in range(30)]
 
 
 def draw(captions, *, seed=0, keys=KEYS, texts=TEXTS):
-    return CaptionSet(name="train", split="train", captions=captions, metrics=()).draw(
+    return CaptionSet(name="train", split="train", captions=captions, metrics=()).choose(
         keys, texts, seed=seed, offset=100
     )
 
@@ -170,24 +171,9 @@ def test_a_list_of_captions_is_told_by_its_content_and_not_by_its_place(tmp_path
         path = tmp_path / f"{name}.csv"
         path.write_text(f"key,caption\np0,{text}\n")
         listed = CaptionSet(name="x", split=None, captions=None, metrics=(), file=str(path))
-        found.append(identified(listed, read_captions(path, rows=None)))
+        found.append(listed.identified(read_captions(path, rows=None)))
     assert found[0] == found[1] != found[2]
     assert found[0].file == hash_file(tmp_path / "a.csv")
-
-
-def test_the_measures_of_the_sets_are_told_with_all_their_settings():
-    nodes = {
-        "kid": {
-            "_target_": "ldm.metrics.kernel_distance.KernelDistance",
-            "subset_size": 1000,
-            "subsets": 100,
-        },
-        "fid": {"_target_": "ldm.metrics.frechet.FrechetDistance", "features": "inception"},
-        "unused": {"_target_": "ldm.metrics.kernel_distance.Cmmd"},
-    }
-    sets = [CaptionSet(name="x", split="train", captions=3, metrics=("kid", "fid"))] * 2
-    told = ("fid: FrechetDistance(features=inception)", "kid: KernelDistance(subset_size=1000, subsets=100)")
-    assert describe_measures(sets, nodes) == told
 
 
 def test_a_protocol_is_read_from_its_yaml_and_unknown_keys_are_refused(protocol):
@@ -210,10 +196,10 @@ def test_the_ruler_knows_how_pictures_are_measured_and_not_how_they_are_drawn(pr
 
 def test_a_draw_of_captions_takes_each_once_and_a_picture_more_than_once():
     by_caption = CaptionSet(name="all", split="train", captions=None, unit="caption", metrics=())
-    drawn = by_caption.draw(KEYS, TEXTS, seed=0, offset=0)
+    drawn = by_caption.choose(KEYS, TEXTS, seed=0, offset=0)
     assert sorted(one.text for one in drawn) == sorted(text for own in TEXTS for text in own)
     with pytest.raises(ValueError, match="wants 61 captions, split 'train' has 60 captions"):
-        dataclasses.replace(by_caption, captions=61).draw(KEYS, TEXTS, seed=0, offset=0)
+        dataclasses.replace(by_caption, captions=61).choose(KEYS, TEXTS, seed=0, offset=0)
 
 
 def test_another_list_of_captions_than_the_protocols_is_refused():

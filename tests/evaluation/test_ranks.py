@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed
 
-from ldm.evaluation.ranks import Ranks
+from ldm.evaluation.feature_pass import Ranks
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def run_ranks(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 5])
 def test_shares_differ_by_one_at_most_and_come_back_in_order(run_ranks, count):
     """Of none to seven items; some processes then have none."""
     for total in range(8):
@@ -50,9 +50,9 @@ def test_shares_differ_by_one_at_most_and_come_back_in_order(run_ranks, count):
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
     def everything(ranks):
-        return [list(ranks.in_turns(iter(ranks.share(range(total))))) for total in range(8)]
+        return [list(ranks.in_turns(iter(ranks.share(range(total))))) for total in (0, 1, 4, 7)]
 
-    assert run_ranks(count, everything) == [[list(range(total)) for total in range(8)]] * count
+    assert run_ranks(count, everything) == [[list(range(total)) for total in (0, 1, 4, 7)]] * count
 
 
 def test_what_one_makes_is_there_before_the_next_is_asked_for(run_ranks):
@@ -136,12 +136,12 @@ def test_a_process_that_never_comes_is_not_waited_for(run_ranks, stays):
 
     def leave(ranks):
         if ranks.number == 1:
-            time.sleep(6 if stays else 0)
+            time.sleep(3 if stays else 0)
             return "left"
         return ranks.gather(ranks.number)
 
     started = time.monotonic()
-    stayed, left = run_ranks(2, leave, timeout=2.0)
+    stayed, left = run_ranks(2, leave, timeout=1.0)
     assert left == "left"
     assert stayed.startswith("RankError: a process has stopped or is late")
     assert time.monotonic() - started < 30

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.evaluation.captions import ELSEWHERE
+from ldm.evaluation.protocol import ELSEWHERE
 from ldm.evaluation.reference_set import ReferenceSet
-from ldm.evaluation.reference_statistics import Preparation, Statistics
+from ldm.evaluation.reference_statistics import Preparation, Statistics, gaussian_of
 from ldm.evaluation.report import measured_cells
 from ldm.metrics.frechet import FrechetDistance, Moments
 
@@ -17,7 +17,8 @@ MU, SIGMA = np.arange(3.0), np.eye(3)
 @pytest.fixture
 def statistics(gallery, evaluator):
     preparation = Preparation(network=evaluator.protocol.features[0], size=16, resize="bicubic")
-    return Statistics.of_gallery(gallery, "colours", preparation=preparation, of="a" * 64)
+    gaussian = gaussian_of(part.features["colours"] for part in gallery.observed())
+    return Statistics(gaussian=gaussian, features="colours", count=26, preparation=preparation, of="a" * 64)
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def alone(evaluator, observers):
         }
         return dataclasses.replace(
             evaluator,
-            gallery=ReferenceSet({}, observers=observers, progress=False),
+            reference_set=ReferenceSet({}, observers=observers, progress=False),
             statistics=statistics,
             captions=nowhere,
             metrics=dict(evaluator.metrics) | {"frechet": distance},

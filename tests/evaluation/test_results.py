@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from ldm.evaluation.report import write_report
-from ldm.evaluation.result_types import Row
-from ldm.evaluation.results import read_results, results, values, write_results
-from ldm.evaluation.subject import Subject
+from ldm.evaluation.figures import save_figures
+from ldm.evaluation.pictures import Subject
+from ldm.evaluation.report import report
+from ldm.evaluation.results import Row, read_results, results, values, write_results
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def document(evaluator, paints):
         protocol=evaluator.protocol,
         subject=Subject(
             kind="bundle",
-            draw=paints,
+            generate=paints,
             path="runs/x/bundle",
             sha256="b" * 64,
             size=16,
@@ -41,6 +41,8 @@ def test_results_carry_numbers_and_provenance(document, tmp_path):
     assert values(found)["autoencoder/psnr"] == 27.5
     assert found["sets"]["diversity"]["seeds"] == [100, 105]
     assert found["protocol"]["sets"][0]["captions"] == 8
+    assert {row["protocol"] for row in found["rows"]} == {found["protocol"]["hash"]}
+    assert found == json.loads(json.dumps(document[0]))
     origin = found["provenance"]
     for name in ("commit", "dirty", "config_hash", "command", "torch", "python", "threads", "seconds"):
         assert name in origin
@@ -84,8 +86,7 @@ def test_report_shows_numbers_references_figures_and_provenance(document, tmp_pa
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 1.0}\n{"st'
     )
-    write_report(tmp_path, found, sets, curves=tmp_path / "metrics.jsonl")
-    text = (tmp_path / "report.md").read_text()
+    text = report(found, figures=save_figures(tmp_path, sets, curves=tmp_path / "metrics.jsonl"))
     for piece in (
         "| train | r1_colours | 1 |",
         "heun(steps=4)",
@@ -96,4 +97,3 @@ def test_report_shows_numbers_references_figures_and_provenance(document, tmp_pa
     for name in ("train.png", "heldout.png", "diversity.png", "curves.png"):
         assert f"({name})" in text
         assert (tmp_path / name).stat().st_size < 400_000
-    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))

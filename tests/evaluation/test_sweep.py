@@ -1,13 +1,19 @@
 """Sweeps: their points, their table and their curves."""
 
-import csv
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
 
-from ldm.evaluation.figures import curves_of, draw_sweep
-from ldm.evaluation.result_types import Row
-from ldm.evaluation.sweep import lines_of, points, write_table
+from ldm.evaluate import AXES, points
+from ldm.evaluation.figures import curves_of, save_sweep
+from ldm.evaluation.results import Row
+
+AXES = [*AXES.values()]
+
+
+def lines_of(point, rows):
+    return [{**point, **asdict(row)} for row in rows]
 
 
 @pytest.fixture
@@ -20,7 +26,7 @@ def lines():
             Row(set="train", metric=name, value=value, images=8, nfe=2 * point["steps"])
             for name, value in numbers.items()
         ]
-        found += lines_of(point, rows, ruler="r" * 64)
+        found += lines_of(point, rows)
     return found
 
 
@@ -39,13 +45,13 @@ def test_a_curve_of_averages_stands_over_their_length(tmp_path):
     found = []
     for point in points({"ema_lengths": [0.1, 0.05], "scales": [1, 2]}):
         row = Row(set="train", metric="fd_x", value=point["ema_length"] * point["scale"], images=8, nfe=2)
-        found += lines_of(point, [row], ruler="r" * 64)
-    curves = curves_of(found, x="ema_length", y="fd_x", along="ema_length")
+        found += lines_of(point, [row])
+    curves = curves_of(found, x="ema_length", y="fd_x", along="ema_length", axes=AXES)
     assert curves == {
         "scale 1": [(0.05, 0.05, "0.05"), (0.1, 0.1, "0.1")],
         "scale 2": [(0.05, 0.1, "0.05"), (0.1, 0.2, "0.1")],
     }
-    assert list(draw_sweep(found, tmp_path).values()) == ["train_fd_x_ema_length.png"]
+    assert [each.file for each in save_sweep(found, tmp_path, axes=AXES)] == ["train_fd_x_ema_length.png"]
 
 
 def test_the_score_of_any_clip_makes_a_curve(tmp_path):
@@ -53,26 +59,23 @@ def test_the_score_of_any_clip_makes_a_curve(tmp_path):
     for point in points({"scales": [1, 2]}):
         numbers = {"fd_x": 9.0 - point["scale"], "clip_vit_l14_score": 0.1 * point["scale"]}
         rows = [Row(set="train", metric=name, value=value, images=8) for name, value in numbers.items()]
-        found += lines_of(point, rows, ruler="r" * 64)
-    assert list(draw_sweep(found, tmp_path).values()) == ["train_fd_x_clip_vit_l14_score.png"]
+        found += lines_of(point, rows)
+    assert [each.file for each in save_sweep(found, tmp_path, axes=AXES)] == [
+        "train_fd_x_clip_vit_l14_score.png"
+    ]
 
 
 def test_a_curve_follows_one_axis_and_is_named_by_the_others(lines):
-    along_scale = curves_of(lines, x="own_clip_score", y="fd_x", along="scale")
+    along_scale = curves_of(lines, x="own_clip_score", y="fd_x", along="scale", axes=AXES)
     assert list(along_scale) == ["ddim, steps 5", "ddim, steps 10"]
     assert along_scale["ddim, steps 5"] == [(0.1, 2, "1"), (0.2, 4, "2"), (0.4, 8, "4")]
-    along_steps = curves_of(lines, x="nfe", y="fd_x", along="steps")
+    along_steps = curves_of(lines, x="nfe", y="fd_x", along="steps", axes=AXES)
     assert along_steps["ddim, scale 4"] == [(10, 8, "5"), (20, 4, "10")]
 
 
-def test_the_table_holds_every_number_and_the_figures_are_drawn_as_png_and_svg(lines, tmp_path):
-    write_table(tmp_path / "sweep.csv", lines)
-    with (tmp_path / "sweep.csv").open(newline="") as stream:
-        read = list(csv.DictReader(stream))
-    assert len(read) == 12
-    assert (read[0]["scale"], read[0]["metric"], float(read[0]["value"])) == ("1", "fd_x", 2)
-    files = draw_sweep(lines, tmp_path)
-    assert sorted(files.values()) == ["train_fd_x_nfe.png", "train_fd_x_own_clip_score.png"]
-    for name in files.values():
+def test_the_figures_are_drawn_as_png_and_svg(lines, tmp_path):
+    files = [each.file for each in save_sweep(lines, tmp_path, axes=AXES)]
+    assert sorted(files) == ["train_fd_x_nfe.png", "train_fd_x_own_clip_score.png"]
+    for name in files:
         Image.open(tmp_path / name).load()
         assert "<svg" in (tmp_path / name).with_suffix(".svg").read_text()

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from ldm.config import CONF, build
-from ldm.evaluation.report import COLUMNS, _readings, numbers_table
-from ldm.evaluation.result_types import Row
-from ldm.evaluation.sweep import AXES, lines_of, points
+from ldm.evaluate import AXES, points
+from ldm.evaluation.report import COLUMNS, numbers_table, readings_list
+from ldm.evaluation.results import Row
 
 WHOLE = Row(
     set="train",
@@ -36,8 +36,8 @@ def test_every_number_stands_with_its_floor_ceiling_spread_counts_and_cost():
 
 
 def test_lines_of_a_sweep_begin_with_what_was_varied_and_with_nothing_else():
-    lines = [line for point in points({"scales": [1, 2]}) for line in lines_of(point, [BARE], ruler="r")]
-    header, first, second = numbers_table(lines, axes=AXES).splitlines()
+    lines = [{**point, **asdict(BARE)} for point in points({"scales": [1, 2]})]
+    header, first, second = numbers_table(lines, axes=[*AXES.values()]).splitlines()
     assert header.split()[:2] == ["scale", "set"]
     assert [line.split()[:3] for line in (first, second)] == [
         ["1", "autoencoder", "psnr"],
@@ -54,7 +54,7 @@ def test_every_metric_says_how_its_numbers_are_read(name):
 def test_a_report_explains_every_number_once_by_what_its_metric_says(evaluator, paints):
     rows = [asdict(row) for row in evaluator.measure(paints, evaluator.protocol.sets[0]).rows]
     readings = {row["metric"]: row["reading"] for row in rows}
-    assert _readings(readings).splitlines() == [
+    assert readings_list(readings).splitlines() == [
         f"- `fd_colours`: {evaluator.metrics['frechet'].reading}.",
         f"- `r1_colours`, `r5_colours`: {evaluator.metrics['nearest'].reading}.",
     ]

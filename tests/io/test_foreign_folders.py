@@ -16,8 +16,8 @@ from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.training_state import newest_state
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import ORIGIN, stored_moments
-from ldm.evaluation.feature_cache import FeatureCache
-from ldm.evaluation.prompts import write_prompts
+from ldm.evaluation.command import write_prompts
+from ldm.evaluation.reference_set import FeatureCache
 from ldm.io.links import LinkRefused
 from ldm.io.pictures import save_sheet
 from ldm.loggers.metrics_log import MetricsLog
@@ -194,5 +194,5 @@ def test_a_file_that_is_named_and_is_a_link_is_refused(victim, tmp_path):
     out = link(tmp_path / "prompts.csv", victim / "new.csv")
     before = state(victim)
     with pytest.raises(LinkRefused, match=r"prompts\.csv is a link to"):
-        write_prompts(out, None, [], caption_seed=0, seed_base=0)
+        write_prompts(out, [])
     assert state(victim) == before

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ldm.evaluation.captions import Request
-from ldm.evaluation.feature_cache import FeatureCache
 from ldm.evaluation.feature_pass import FeaturePass, Observers, parts_of
-from ldm.evaluation.reference_set import ReferenceSet
+from ldm.evaluation.protocol import Request
+from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
 from ldm.metrics.diversity import CaptionDiversity, InceptionScore, PerceptualDiversity, VendiScore
 from ldm.metrics.features import FeatureIdentity, Pixels
 from ldm.metrics.frechet import FrechetDistance

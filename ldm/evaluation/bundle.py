@@ -1,0 +1,101 @@
+"""A bundle as what is measured: its generator's pictures, its own CLIP as a judge of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from ldm.checkpoints.bundle import Bundle
+from ldm.evaluation.feature_pass import Features, Observers, generate_with
+from ldm.evaluation.pictures import Subject
+from ldm.evaluation.protocol import describe
+from ldm.generators.denoiser_writer import bundle_of_length
+from ldm.generators.generator import Opened, by_content, files_of, open_generator
+from ldm.metrics.features import OWN_CLIP, FeatureIdentity, resize_pictures
+
+OPTIONS = ("sampler", "guidance", "grid", "steps", "scale", "precision")  # of a generator
+
+
+@contextmanager
+def open_bundle(options: Mapping[str, Any], *, device: torch.device) -> Iterator[Subject]:
+    """The bundle of a resolved config, or that of the EMA length that `ema_length` asks for, on a device.
+
+    Raises:
+        UserError: it isn't there, can't be read, or lacks an option.
+    """
+    with TemporaryDirectory() as folder:
+        path, length = options["bundle"], options["ema_length"]
+        if length is not None:
+            path = bundle_of_length(path, Path(folder) / "bundle", length=length)
+        chosen = {name: options.get(name) for name in OPTIONS}
+        opened = open_generator(Bundle.open(path), **chosen).to(device)
+        yield bundle_subject(opened, device=device, batch_size=options["batch_size"])
+
+
+def bundle_subject(opened: Opened, *, device: torch.device, batch_size: int) -> Subject:
+    """The pictures of an opened bundle's generator.
+
+    Args:
+        device: where its own judges look.
+        batch_size: pictures that it generates together.
+    """
+    generator, bundle, settings = opened.generator, opened.bundle, opened.generator.settings()
+    generation = {
+        name: describe(value) if isinstance(value, Mapping) and "_target_" in value else value
+        for name, value in by_content(settings).items()
+    }
+    return Subject(
+        kind="bundle",
+        generate=generate_with(generator),
+        path=str(bundle.path),
+        sha256=bundle.sha256,
+        origin=bundle.config.get("origin", {}),
+        size=generator.size,
+        files=files_of(settings),
+        params=generator.num_parameters,
+        generation=generation | {"nfe": generator.nfe},
+        batch_size=batch_size,
+        judges=own_judges(bundle, device=device),
+        tokenizer=generator.tokenizer,
+        round_trip=generator.reconstruct,
+    )
+
+
+def own_judges(bundle: Bundle, *, device: torch.device) -> Observers:
+    """The bundle's own CLIP as a judge, where it carries both of its towers."""
+    if not {"image_encoder", "text_encoder"} <= {*bundle.names}:
+        return Observers(pictures={})
+    images, texts = (bundle.network(name).to(device) for name in ("image_encoder", "text_encoder"))
+    tokenizer = bundle.tokenizer()
+    sha256 = bundle.config["parts"]["image_encoder"]["sha256"]
+    judge = OwnClip(images, dims=images.projection.out_features, size=images.image_size, sha256=sha256)
+
+    def read(prompts: Sequence[str]) -> Tensor:
+        return texts(tokenizer.encode(prompts).to(device)).pooled
+
+    return Observers(pictures={OWN_CLIP: judge}, texts={f"{OWN_CLIP}_text": read})
+
+
+class OwnClip:
+    """The vision tower of the model's own CLIP, as a feature extractor.
+
+    Args:
+        encoder: pictures in [-1, 1] at its size, b 3 s s, to features.
+        dims: how many it gives.
+        size: side of its input in pixels.
+        sha256: of its weights.
+    """
+
+    def __init__(self, encoder: nn.Module, *, dims: int, size: int, sha256: str) -> None:
+        self.encoder, self.dims = encoder, {f"{OWN_CLIP}_image": dims}
+        self.identity = FeatureIdentity(name=OWN_CLIP, sha256=sha256, size=size, resize="bicubic")
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
+        device = next(self.encoder.parameters()).device
+        resized = resize_pictures(images.to(device), size=self.identity.size, mode="bicubic")
+        return {f"{OWN_CLIP}_image": self.encoder(resized / 127.5 - 1)}
