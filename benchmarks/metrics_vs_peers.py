@@ -33,6 +33,7 @@ from benchmarks.drawn_pictures import BATCH, draw, read, write_inception
 from benchmarks.metric_peers import PEERS, Numbers, Task, bare_network
 from benchmarks.processes import peak_memory
 from ldm.evaluation.feature_pass import parts_of
+from ldm.io.reading import hash_file
 from ldm.metrics.diversity import InceptionScore
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance
@@ -41,7 +42,6 @@ from ldm.metrics.mmap_tables import store_tables
 from ldm.metrics.neighbours import DensityCoverage, PrecisionRecall
 from ldm.metrics.networks import Inception2015
 from ldm.metrics.picture_metric import Observed, PictureMetric, score
-from ldm.metrics.weights import digest
 
 LIMIT = 1e-3  # relative difference at which two calculators still count as equal
 TRIAL = 50  # pictures
@@ -108,7 +108,7 @@ def metrics(subset: int) -> list[PictureMetric]:
 
 def ours(task: Task, *, like: str, count: int | None = None) -> Numbers:
     """All five from one look at each picture."""
-    extractor = Inception2015(like=like, weights=str(task.weights), sha256=digest(task.weights))
+    extractor = Inception2015(like=like, weights=str(task.weights), sha256=hash_file(task.weights))
     measures = {type(each).__name__: each for each in metrics(min(task.subset, count or task.subset))}
     real, made = (looked_at(folder, extractor, count) for folder in (task.real, task.made))
     scores = score(measures, real=parts_of(real), generated=parts_of(made))
@@ -164,7 +164,7 @@ def compare(name: str, theirs: Numbers, own: Numbers) -> None:
 def paces(task: Task) -> Numbers:
     """Seconds a picture of our network and of the bare one, as peers run it."""
     images = torch.randint(0, 256, (BATCH, 3, Inception2015.size, Inception2015.size), dtype=torch.uint8)
-    mine = Inception2015(like=OURS, weights=str(task.weights), sha256=digest(task.weights))
+    mine = Inception2015(like=OURS, weights=str(task.weights), sha256=hash_file(task.weights))
     theirs = bare_network(task)
     looks = {"ours": partial(mine, images), "peers": partial(theirs, images.float())}
     with torch.no_grad():
@@ -252,7 +252,7 @@ def place_weights(folder: Path, given: Path | None) -> Path:
     path = folder / "torch" / "hub" / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
     os.environ["TORCH_HOME"] = str(folder / "torch")
     if path.is_file():
-        if given is not None and digest(given) != digest(path):
+        if given is not None and hash_file(given) != hash_file(path):
             raise SystemExit(f"{folder} was measured with other weights than {given}: name another --folder")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm import UserError
+from ldm.io.reading import hash_file
 from ldm.io.writing import DiskFull, writing
 
 CHUNK = 1 << 20  # bytes read at once
@@ -129,15 +130,9 @@ def check(path: Path, *, sha256: str, remedy: str = "remove the file and fetch i
     Raises:
         UserError: another hash, and the remedy.
     """
-    found = digest(path)
+    found = hash_file(path)
     if found != sha256:
         raise UserError(f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: {remedy}")
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(name: str, *, progress: bool = True) -> Path:

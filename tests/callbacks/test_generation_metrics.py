@@ -13,11 +13,11 @@ from ldm.callbacks.saving import SaveStates
 from ldm.config import CONF
 from ldm.construct import construct
 from ldm.evaluation.published import reference_lines
+from ldm.io.reading import hash_file
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import FrechetDistance, Moments, frechet_distance
 from ldm.metrics.networks import inception_2015
 from ldm.metrics.retrieval import PictureRecall
-from ldm.metrics.weights import digest
 
 DISTANCE = "val/fd_colours_few"
 
@@ -152,7 +152,7 @@ def test_the_configs_fid_has_the_lines_of_the_literature_and_refuses_few_picture
     node = OmegaConf.to_container(OmegaConf.load(CONF / "callbacks" / "diffusion_fid.yaml"))["generation"]
     weights = tmp_path / "inception.pth"
     torch.save(inception_2015().state_dict(), weights)
-    node["extractors"]["inception"] |= {"weights": str(weights), "sha256": digest(weights)}
+    node["extractors"]["inception"] |= {"weights": str(weights), "sha256": hash_file(weights)}
     callback = construct(node | {"cache": None}, allowed=["ldm."])
     names = {metric.needs[0] for metric in callback.metrics.values()}
     assert names == {*callback.observers.names}

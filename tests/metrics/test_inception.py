@@ -8,8 +8,8 @@ from torch.nn.functional import interpolate
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import NoTrainInceptionV3
 
+from ldm.io.reading import hash_file
 from ldm.metrics.networks import CALCULATORS, Inception2015
-from ldm.metrics.weights import digest
 
 SIZE = Inception2015.size
 
@@ -26,7 +26,7 @@ def pillow(channel):
 
 @pytest.fixture(scope="module")
 def ours(inception_path):
-    return Inception2015(weights=str(inception_path), sha256=digest(inception_path))
+    return Inception2015(weights=str(inception_path), sha256=hash_file(inception_path))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"fc.weight": torch.zeros(10, 2048)}, path)
     with pytest.raises(ValueError, match=r"don't fit Sequential: 566 differ, first 'Conv2d_1a_3x3"):
-        Inception2015(weights=str(path), sha256=digest(path))
+        Inception2015(weights=str(path), sha256=hash_file(path))
 
 
 def test_an_unknown_calculator_is_refused():

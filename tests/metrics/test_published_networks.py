@@ -9,9 +9,9 @@ import timm
 import torch
 from open_clip import get_tokenizer
 
+from ldm.io.reading import hash_file
 from ldm.metrics import networks
 from ldm.metrics.networks import ClipFeatures, Dinov2, stretch_positions
-from ldm.metrics.weights import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")  # OpenAI publishes TorchScript
 
@@ -45,7 +45,7 @@ def judge(clip, request, tmp_path, monkeypatch):
         torch.save(clip.state_dict(), path)
     else:
         torch.jit.script(clip).save(path)
-    return ClipFeatures(name="clip_vit_b32", weights=str(path), sha256=digest(path))
+    return ClipFeatures(name="clip_vit_b32", weights=str(path), sha256=hash_file(path))
 
 
 def test_clip_sees_what_open_clip_sees(judge, clip):
@@ -86,7 +86,7 @@ def small_dino(tmp_path, monkeypatch):
 
 def test_dino_gives_its_class_token(small_dino):
     state, positions, path = small_dino
-    extractor = Dinov2(weights=str(path), sha256=digest(path))
+    extractor = Dinov2(weights=str(path), sha256=hash_file(path))
     net = timm.create_model("vit_small_patch14_dinov2", img_size=224, num_classes=0).eval()
     net.load_state_dict(state | {"pos_embed": stretch_positions(positions, side=16)})
     images = pictures(1, side=224)
@@ -122,6 +122,6 @@ def test_positions_are_stretched_as_the_authors_do():
 def test_weights_of_another_dino_are_refused(small_dino, monkeypatch):
     _, _, path = small_dino
     monkeypatch.setattr(Dinov2, "architecture", "vit_tiny_patch16_224")
-    sha256 = digest(path)
+    sha256 = hash_file(path)
     with pytest.raises(ValueError, match="don't fit VisionTransformer"):
         Dinov2(weights=str(path), sha256=sha256)

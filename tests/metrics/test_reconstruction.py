@@ -5,10 +5,10 @@ import torch
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models import alexnet
 
+from ldm.io.reading import hash_file
 from ldm.metrics.frechet import Moments, frechet_distance
 from ldm.metrics.networks import EfficientNetLite0, Lpips
 from ldm.metrics.reconstruction import Reconstruction, psnr, ssim
-from ldm.metrics.weights import digest
 
 ALEXNET = {1: [0], 2: [3], 3: [6], 4: [8], 5: [10]}  # convolutions of each slice of LPIPS
 
@@ -85,7 +85,7 @@ def test_lpips_is_torchmetrics_with_the_weights_of_the_file(tmp_path):
     backbone.classifier.to_empty(device="cpu")  # is checked, and not used
     path = tmp_path / "alexnet.pth"
     torch.save(backbone.state_dict(), path)
-    ours, theirs = Lpips(weights=str(path), sha256=digest(path)), _LPIPS(net="alex", pnet_rand=True)
+    ours, theirs = Lpips(weights=str(path), sha256=hash_file(path)), _LPIPS(net="alex", pnet_rand=True)
     renamed = {f"slice{part}.{layer}": layer for part, layers in ALEXNET.items() for layer in layers}
     for name, layer in renamed.items():
         theirs.net.get_submodule(name).load_state_dict(backbone.features[layer].state_dict())

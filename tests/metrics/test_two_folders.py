@@ -9,7 +9,7 @@ from torch_fidelity import calculate_metrics
 from benchmarks.drawn_pictures import draw
 from ldm.evaluate import main
 from ldm.evaluation.results import read_results
-from ldm.metrics.weights import digest
+from ldm.io.reading import hash_file
 
 COUNT, SUBSET, SPLITS = 6, 3, 2
 THEIRS = {
@@ -41,7 +41,7 @@ def command(made, real, inception_path, tmp_path, monkeypatch):
             *(f"metric.kid.subset_size={SUBSET}", f"metric.inception_score.splits={SPLITS}"),
             *(f"out={tmp_path / 'out'}", f"cache={tmp_path / 'features'}"),
             f"protocol.extractors.inception.weights={weights}",
-            f"protocol.extractors.inception.sha256={digest(weights)}",
+            f"protocol.extractors.inception.sha256={hash_file(weights)}",
         ]
         monkeypatch.setattr(sys, "argv", ["ldm.evaluate", *defaults, *arguments])
         main()
