@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ldm import UserError
@@ -81,10 +81,10 @@ def kernel_distances(
     if subset_size is None:
         return unbiased_mmd(generated, real, kernel=polynomial)
     rng = np.random.RandomState(SEED)
-    sampled = [  # copies: what numpy returns is a view of a permutation of all
-        [rng.choice(count, subset_size, replace=False).copy() for count in counts] for _ in range(subsets)
-    ]
-    sides = [torch.from_numpy(np.stack(side)) for side in zip(*sampled, strict=True)]
+    sides = [torch.zeros(subsets, count, dtype=torch.bool) for count in counts]
+    for number in range(subsets):  # generated pictures first in each, as torch-fidelity samples them
+        for members, count in zip(sides, counts, strict=True):
+            members[number, torch.from_numpy(rng.choice(count, subset_size, replace=False))] = True
     return unbiased_mmd(generated, real, kernel=polynomial, subsets=sides)
 
 
@@ -108,19 +108,14 @@ def gaussian(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, sigma: float) 
 
 
 def unbiased_mmd(
-    x: Rows, y: Rows, *, kernel: Kernel, subsets: Sequence[Int[Tensor, "k _"]] | None = None
+    x: Rows, y: Rows, *, kernel: Kernel, subsets: Sequence[Bool[Tensor, "k _"]] | None = None
 ) -> Float[Tensor, " k"]:
     """Squared discrepancy of each pair of subsets without the pairs of a row with itself (eq. 3), float64.
 
     Args:
-        subsets: of x and of y, the numbers of the rows that are in each, none twice; None takes all rows.
+        subsets: of x and of y, which rows are in each; None takes all rows.
     """
-    of_x, of_y = _everyone(x), _everyone(y)
-    if subsets is not None:
-        of_x, of_y = (
-            torch.zeros(len(numbers), len(rows), dtype=torch.bool).scatter(1, numbers, True)
-            for numbers, rows in zip(subsets, (x, y), strict=True)
-        )
+    of_x, of_y = subsets or (_everyone(x), _everyone(y))
     return _within(x, of_x, kernel) + _within(y, of_y, kernel) - 2 * _between(x, y, of_x, of_y, kernel)
 
 
