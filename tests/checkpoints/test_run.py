@@ -6,9 +6,10 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,23 +18,7 @@ import yaml
 from ldm.checkpoints.run import find_run, new_run
 from ldm.checkpoints.training_state import discard_damaged, is_readable, save_state, states
 
-ROOT = Path(__file__).parents[2]
 CONFIG = {"name": "tiny", "steps": 3, "net": {"width": 8}, "logger": {}}
-
-# opens a run as a training does, says which, and stays until it is ended; the child stands for a loader's
-OPENING = f"""
-import os, sys, time
-from ldm.checkpoints.training_state import is_readable
-from ldm.checkpoints.run import find_run, new_run
-where = (sys.argv[1], "tiny", {CONFIG})
-run = find_run(*where, resume=sys.argv[2]) or new_run(*where)
-if sys.argv[3] == "train" and os.fork() == 0:
-    time.sleep(60)
-    os._exit(0)
-print(run.path, flush=True)
-if sys.argv[3] == "train":
-    time.sleep(60)
-"""
 
 
 @pytest.fixture
@@ -272,60 +257,81 @@ def test_a_state_that_cannot_be_loaded_is_passed_over_like_a_damaged_one(opened,
     assert [path.name for path in states(run.checkpoints)] == ["step=00000001"]
 
 
-def launch(root, resume="auto", *, then="train") -> subprocess.Popen:
-    """Another process that opens a run; it and its child end with `end`."""
-    command = [sys.executable, "-c", OPENING, str(root / "runs"), resume, then]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+class Opener(NamedTuple):
+    """Another process that has opened a run as a training does."""
+
+    pid: int
+    path: str
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """`launch(count)`: processes that open runs at once and stay; a child of each stands for a loader's.
+
+    They are forks because to import torch anew would take seconds; a fork inherits no record lock.
+    """
+    groups = []
+
+    def act(pipe: int, resume: str) -> None:
+        os.setsid()
+        where = (str(tmp_path / "runs"), "tiny", CONFIG)
+        run = find_run(*where, resume=resume) or new_run(*where)
+        os.fork()
+        os.write(pipe, f"{os.getpid()} {run.path}\n".encode())
+        time.sleep(600)
+
+    def call(count: int = 1, *, resume: str = "auto") -> list[Opener]:
+        reading, writing = os.pipe()
+        for _ in range(count):
+            groups.append(os.fork())
+            if groups[-1] == 0:
+                try:
+                    act(writing, resume)
+                finally:
+                    os._exit(1)
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            found = [lines.readline().split() for _ in range(2 * count)]
+        return [Opener(int(pid), path) for pid, path in found if int(pid) in groups]
+
+    yield call
+    for group in groups:
+        os.killpg(group, signal.SIGKILL)
+        with suppress(ChildProcessError):  # a test has ended it
+            os.waitpid(group, 0)
+
+
+def test_a_run_that_another_process_trains_is_refused(opened, launch):
+    (other,) = launch()
+    sentence = (
+        rf"{re.escape(other.path)} is in use by process {other.pid} on \S+: wait for it, end it, or make"
     )
+    for resume in ("auto", other.path):
+        with pytest.raises(ValueError, match=sentence):
+            opened(resume=resume)
+    assert str(opened(resume="never").path) != other.path
 
 
-def end(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def test_a_killed_process_leaves_its_run_free_even_if_its_children_live(opened, launch):
+    (other,) = launch()
+    other.kill()
+    assert str(opened().path) == other.path
 
 
-def test_a_run_that_another_process_trains_is_refused(opened, tmp_path):
-    process = launch(tmp_path)
-    try:
-        path = process.stdout.readline().strip()
-        sentence = (
-            rf"{re.escape(path)} is in use by process {process.pid} on \S+: wait for it, end it, or make"
-        )
-        for resume in ("auto", path):
-            with pytest.raises(ValueError, match=sentence):
-                opened(resume=resume)
-        assert str(opened(resume="never").path) != path
-    finally:
-        end(process)
+def test_a_finished_run_is_not_held(opened, launch):
+    path = Path(launch()[0].path)
+    (path / "bundle").mkdir()
+    (path / "bundle" / "config.yaml").touch()
+    assert opened().path == path
 
 
-def test_a_killed_process_leaves_its_run_free_even_if_its_children_live(opened, tmp_path):
-    process = launch(tmp_path)
-    try:
-        path = process.stdout.readline().strip()
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert str(opened().path) == path
-    finally:
-        end(process)
-
-
-def test_a_finished_run_is_not_held(opened, tmp_path):
-    process = launch(tmp_path)
-    try:
-        path = Path(process.stdout.readline().strip())
-        (path / "bundle").mkdir()
-        (path / "bundle" / "config.yaml").touch()
-        assert opened().path == path
-    finally:
-        end(process)
-
-
-def test_processes_that_start_at_once_have_a_run_each_or_are_refused(tmp_path):
-    processes = [launch(tmp_path, "never", then="end") for _ in range(6)]
-    paths = [process.communicate()[0].strip() for process in processes]
-    assert len(set(paths)) == 6
+def test_processes_that_start_at_once_have_a_run_each(launch):
+    paths = {each.path for each in launch(6, resume="never")}
+    assert len(paths) == 6
     assert all(Path(path, "run.json").is_file() for path in paths)
 
 
