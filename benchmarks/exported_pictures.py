@@ -1,4 +1,4 @@
-"""A bundle and what `ldm.export to=diffusers` makes of it: the same prompts and noise, drawn by both.
+"""A bundle and its export by `ldm.export to=diffusers`: samples of both from the same prompts and noise.
 
     python -m benchmarks.exported_pictures [--bundle shipped] [--prompts list.txt] [--seeds 4] [--steps 25]
 
@@ -38,14 +38,14 @@ def by_theirs(folder: Path, export: Export, prompts: Sequence[str], noise: Tenso
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
+    sampled = pipeline(
         list(prompts),
         latents=noise,
         num_inference_steps=export.architecture.sampler["steps"],
         guidance_scale=export.guidance,
         output_type="pt",
     )
-    return (drawn.images * 255).round().to(torch.uint8)
+    return (sampled.images * 255).round().to(torch.uint8)
 
 
 def compared(ours: Tensor, theirs: Tensor) -> tuple[float, int]:

@@ -135,9 +135,8 @@ def make(folder: Path, configs: dict[str, Config]) -> None:
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from ldm.exchange.dialects.vocabulary import write_vocabulary
-    from ldm.exchange.diffusers_folder import import_pipeline
-    from ldm.exchange.hub import Source
+    from ldm.exchange.folder import import_pipeline, write_vocabulary
+    from ldm.exchange.weights import Source
     from ldm.tokenizers import clip_bpe
 
     for left in ("vocabulary", "diffusers"):  # by a run that was ended

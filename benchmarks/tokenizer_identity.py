@@ -27,7 +27,7 @@ import regex
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
-from ldm.exchange.dialects.vocabulary import write_vocabulary
+from ldm.exchange.folder import write_vocabulary
 from ldm.tokenizers import Tokenizer, clean, clip_bpe
 
 CHUNK = 5_000  # strings that are compared at a time

@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import in_turns
 from ldm.construct import construct
-from ldm.exchange.dialects.diffusers import unet_rules
 from ldm.exchange.keymap import shapes, translate
+from ldm.exchange.names import unet_rules
 from ldm.models.attention import TransformerSpec
 from ldm.models.unet import UNet
 

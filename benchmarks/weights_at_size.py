@@ -24,10 +24,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.checkpoints.bundle import Part
 from ldm.construct import construct
-from ldm.exchange.clip_import import import_openclip
-from ldm.exchange.diffusers_folder import import_network
-from ldm.exchange.hub import Source
-from ldm.exchange.weights import Weights
+from ldm.exchange.clip import import_openclip
+from ldm.exchange.folder import import_network
+from ldm.exchange.weights import Source, Weights
 
 LATENTS = 16  # side; the weights do not know it
 VAE_LEVELS = {

@@ -8,25 +8,24 @@ import re
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from ldm import UserError
 from ldm.config import build, entry, overrides, plain
 
-FORMS = ("diffusers", "safetensors", "onnx")
-ONNX = ("onnx", "onnxscript")  # packages
 CHOICES = {
+    "to": (None, "diffusers", "safetensors", "onnx"),
     "precision": ("float32", "float16", "bfloat16"),
     "declared": ("take", "ignore"),
     "weights": ("last", "ema"),
 }
+ONNX = ("onnx", "onnxscript")  # packages
 
 
 @entry("export")
 def main(config: DictConfig) -> None:
-    """Makes a bundle of foreign weights or of a state, or of a bundle what others read; whole or nothing."""
+    """Makes a bundle of foreign weights or of a checkpoint, or exports a bundle; whole or nothing."""
     check_options(config)
     if config.state is not None:
         bundle_state(config)
@@ -37,7 +36,7 @@ def main(config: DictConfig) -> None:
 
 
 def bundle_state(config: DictConfig) -> None:
-    """Writes the bundle of a training state."""
+    """Writes the bundle of a checkpoint."""
     import torch
 
     from ldm.generators.denoiser_writer import bundle_of_state
@@ -51,22 +50,20 @@ def import_foreign(config: DictConfig) -> None:
     """Writes the bundle of whatever `from` names."""
     import torch
 
-    from ldm.exchange.architecture import Architecture
-    from ldm.exchange.dialects.schedulers import STABLE_DIFFUSION_SAMPLING
-    from ldm.exchange.hub import locate
-    from ldm.exchange.importing import import_weights
+    from ldm.exchange.declared import Asked
+    from ldm.exchange.diffusers import Architecture
+    from ldm.exchange.importing import import_weights, locate
+    from ldm.exchange.schedulers import STABLE_DIFFUSION_SAMPLING
 
     options = plain(config)
     channels = options["autoencoder"]["latent_channels"]
     architecture = Architecture(
-        **{name: options[name] for name in ("backbone", "autoencoder", "text_encoder", "process")},
+        **{name: options[name] for name in ("backbone", "autoencoder", "text_encoder", "process", "size")},
         sampler=options.get("sampler") or STABLE_DIFFUSION_SAMPLING,
         latents={"shift": [0.0] * channels, "scale": [options["latent_scale"]] * channels},
-        size=options["size"],
     )
     source = locate(options["from"])
-    imported = import_weights(
-        source,
+    asked = Asked(
         architecture=architecture,
         tokenizer=partial(build, config.tokenizer),
         clip=options["architecture"],
@@ -75,6 +72,7 @@ def import_foreign(config: DictConfig) -> None:
         typed={re.split(r"[.=]", typed.lstrip("+~"))[0] for typed in overrides()},
         trusted=config.declared == "take",
     )
+    imported = import_weights(source, asked)
     out = imported.write(Path(config.out), source, dtype=getattr(torch, config.precision))
     for note in imported.notes:
         print(note)
@@ -89,30 +87,21 @@ def export_bundle(config: DictConfig) -> None:
 
     from ldm.checkpoints.bundle import Bundle
     from ldm.exchange.exporting import open_export, write_diffusers, write_single_file
-
-    options = {name: plain(config).get(name) for name in ("sampler", "grid", "steps")}
-    if config.to == "onnx":
-        return export_graphs(config, options)
-    export = open_export(Bundle.open(config.bundle), options)
-    write = write_diffusers if config.to == "diffusers" else write_single_file
-    out = write(export, Path(config.out), dtype=getattr(torch, config.precision))
-    for note in export.notes:
-        print(note)
-    print(f"{config.to}: {out}")
-
-
-def export_graphs(config: DictConfig, options: dict[str, Any]) -> None:
-    """Writes a bundle as ONNX graphs and prints what comparing them gave."""
-    from ldm.checkpoints.bundle import Bundle
     from ldm.exchange.onnx import write_onnx
 
-    differences = write_onnx(Bundle.open(config.bundle), Path(config.out), options=options)
-    for name, share in differences.items():
-        compared = (
-            "not compared: pip install onnxruntime" if share is None else f"{share:.0e} from its network"
-        )
-        print(f"{name}.onnx: {compared}")
-    print(f"onnx: {config.out}")
+    bundle, out = Bundle.open(config.bundle), Path(config.out)
+    options = {name: plain(config).get(name) for name in ("sampler", "grid", "steps")}
+    if config.to == "onnx":
+        for name, share in write_onnx(bundle, out, options=options).items():
+            missing = "not compared: pip install onnxruntime"
+            print(f"{name}.onnx: {missing if share is None else f'{share:.0e} from its network'}")
+    else:
+        export = open_export(bundle, options)
+        write = write_diffusers if config.to == "diffusers" else write_single_file
+        write(export, out, dtype=getattr(torch, config.precision))
+        for note in export.notes:
+            print(note)
+    print(f"{config.to}: {out}")
 
 
 def check_options(config: DictConfig) -> None:
@@ -128,36 +117,25 @@ def check_options(config: DictConfig) -> None:
             "write from=<weights> to make a bundle, or to=diffusers to export one, "
             "or state=<state>: one of them"
         )
-    if form is not None and form not in FORMS:
-        raise UserError(f"to={form} is unknown: write {' or '.join(f'to={name}' for name in FORMS)}")
     for name, known in CHOICES.items():
         if config[name] not in known:
-            raise UserError(f"{name}={config[name]} is unknown: write one of {', '.join(known)}")
-    if config.ema_length is not None and (
-        config.state is None or not isinstance(config.ema_length, int | float)
-    ):
-        raise UserError(f"ema_length={config.ema_length} must be a number, and goes with state=<state>")
-    if form == "onnx":
-        check_onnx(config.precision)
+            raise UserError(
+                f"{name}={config[name]} is unknown: write one of {', '.join(filter(None, known))}"
+            )
+    length = config.ema_length
+    if length is not None and (config.state is None or not isinstance(length, int | float)):
+        raise UserError(f"ema_length={length} must be a number, and goes with state=<state>")
+    missing = [name for name in ONNX if form == "onnx" and find_spec(name) is None]
+    if missing:
+        raise UserError(f"to=onnx needs {' and '.join(missing)}: pip install {' '.join(missing)} onnxruntime")
+    if form == "onnx" and config.precision != "float32":
+        raise UserError(f"precision={config.precision} is not for to=onnx, which is float32: leave it out")
     if config.out is None:
         raise UserError("out is missing: name what is to be made with out=<folder>")
     if os.path.lexists(config.out):
         raise UserError(f"out={config.out} exists already: name another with out=<folder>, or remove it")
     if form == "safetensors" and not str(config.out).endswith(".safetensors"):
         raise UserError(f"out={config.out} is to be one file: name it out={config.out}.safetensors")
-
-
-def check_onnx(precision: str) -> None:
-    """Refuses what ONNX graphs can't be written with.
-
-    Raises:
-        UserError: a package is missing, or another precision than float32.
-    """
-    missing = [name for name in ONNX if find_spec(name) is None]
-    if missing:
-        raise UserError(f"to=onnx needs {' and '.join(missing)}: pip install {' '.join(missing)} onnxruntime")
-    if precision != "float32":
-        raise UserError(f"precision={precision} is not for to=onnx, which writes float32: leave it out")
 
 
 if __name__ == "__main__":

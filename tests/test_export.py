@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.bundle_writer import write_bundle
-from ldm.exchange.dialects.compvis import vae_rules
+from ldm.exchange.exporting import open_export, write_diffusers
 from ldm.exchange.keymap import reverse, translate
+from ldm.exchange.names import compvis_vae_rules
 from ldm.export import main as export
 from ldm.generators.diffusion_bundle import codec_of, load_codec
 
@@ -76,6 +77,13 @@ def bundle(tokenizer, build_network, specs, tmp_path_factory) -> Path:
     return write_bundle(path, parts=parts, tokenizer=tokenizer, settings=settings)
 
 
+@pytest.fixture(scope="module")
+def folder(bundle, tmp_path_factory) -> Path:
+    """The bundle as a folder of diffusers. Read it, never write to it."""
+    out = tmp_path_factory.mktemp("exported") / "folder"
+    return write_diffusers(open_export(Bundle.open(bundle), {}), out, dtype=torch.float32)
+
+
 @pytest.mark.parametrize(("form", "name"), [("diffusers", "folder"), ("safetensors", "one.safetensors")])
 def test_out_and_in_again_is_the_same_bundle(run, bundle, tmp_path, form, name):
     run(f"bundle={bundle}", f"to={form}", f"out={tmp_path / name}")
@@ -92,7 +100,7 @@ def test_out_and_in_again_is_the_same_bundle(run, bundle, tmp_path, form, name):
 
 def test_an_autoencoder_in_a_file_of_its_own_is_one_for_a_codec(run, bundle, tmp_path):
     """With CompVis' names, which say nothing of its sizes: the command's group does."""
-    own = translate(Bundle.open(bundle).part("autoencoder").state, reverse(vae_rules(num_levels=2)))
+    own = translate(Bundle.open(bundle).part("autoencoder").state, reverse(compvis_vae_rules(num_levels=2)))
     save_file({name: tensor.contiguous() for name, tensor in own.items()}, tmp_path / "kl.safetensors")
     sizes = {"channels": 8, "multipliers": "[1,2]", "blocks_per_level": 1, "norm_groups": 4}
     run(
@@ -113,18 +121,16 @@ def test_precision_is_that_of_the_files(run, bundle, tmp_path):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
 
-def test_a_process_that_is_typed_is_held_against_what_the_files_say(run, refused, bundle, tmp_path):
-    for form, name in (("diffusers", "folder"), ("safetensors", "one.safetensors")):
-        run(f"bundle={bundle}", f"to={form}", f"out={tmp_path / name}")
-        command = [f"from={tmp_path / name}", f"out={tmp_path / f'{form}_bundle'}", "process=sd15"]
-        assert refused(*command) == (
-            f"{tmp_path / name} says v_prediction on scaled_linear 0.00085 to 0.012, process= says "
-            "epsilon on scaled_linear 0.00085 to 0.012: leave process= out, or add declared=ignore "
-            "if the file is wrong"
-        )
-        run(*command, "declared=ignore")
-        process = Bundle.open(tmp_path / f"{form}_bundle").entry("process")
-        assert process["prediction"] == {"_target_": "ldm.diffusion.predictions.Eps"}
+def test_a_process_that_is_typed_is_held_against_what_the_files_say(run, refused, folder, tmp_path):
+    command = [f"from={folder}", f"out={tmp_path / 'bundle'}", "process=sd15"]
+    assert refused(*command) == (
+        f"{folder} says prediction_type=v_prediction (its scheduler), process= says "
+        "epsilon on scaled_linear 0.00085 to 0.012: leave process= out, or add declared=ignore "
+        "if the file is wrong"
+    )
+    run(*command, "declared=ignore")
+    process = Bundle.open(tmp_path / "bundle").entry("process")
+    assert process["prediction"] == {"_target_": "ldm.diffusion.predictions.Eps"}
 
 
 def test_steps_and_sampler_may_be_others_than_the_bundles(run, bundle, tmp_path):
@@ -138,7 +144,7 @@ def test_steps_and_sampler_may_be_others_than_the_bundles(run, bundle, tmp_path)
     [
         ([], "write from=<weights> to make a bundle, or to=diffusers to export one"),
         (["from=x", "to=diffusers", "out=y"], "write from=<weights> to make a bundle"),
-        (["to=gguf", "out=y"], "to=gguf is unknown: write to=diffusers or to=safetensors or to=onnx"),
+        (["to=gguf", "out=y"], "to=gguf is unknown: write one of diffusers, safetensors, onnx"),
         (["to=onnx", "out=y", "precision=float16"], "precision=float16 is not for to=onnx"),
         (["to=diffusers"], "out is missing"),
         (["from=x", "out=ldm"], "out=ldm exists already"),
@@ -168,9 +174,8 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_brings_it(refu
     assert sentence == "to=onnx needs onnxscript: pip install onnxscript onnxruntime"
 
 
-def test_an_unknown_state_of_the_text_encoder_is_refused(run, refused, bundle, tmp_path):
-    run(f"bundle={bundle}", "to=diffusers", f"out={tmp_path / 'folder'}")
-    sentence = refused(f"from={tmp_path / 'folder'}", f"out={tmp_path / 'b'}", "text_state=first")
+def test_an_unknown_state_of_the_text_encoder_is_refused(refused, folder, tmp_path):
+    sentence = refused(f"from={folder}", f"out={tmp_path / 'b'}", "text_state=first")
     assert sentence == "text_state=first is unknown: write last or penultimate"
 
 

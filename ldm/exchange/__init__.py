@@ -1,16 +1,54 @@
-"""Weights of others: foreign files and folders as bundles, and bundles as what others read.
+"""Weights of other libraries: foreign files and folders as bundles, and bundles as what others read.
 
-| input             | module                                     | result                                    |
-|-------------------|--------------------------------------------|-------------------------------------------|
-| what was typed    | hub                                        | a path on this machine                    |
-| a file            | weights, pickles                           | names and shapes of tensors, then tensors |
-| what it is        | importing, kinds                           | the reader that takes it, or a refusal    |
-| what it holds     | diffusers_folder, single_file, clip_import | networks of ours, and rules for the names |
-| what it says      | declared                                   | process, latents, size, text encoder      |
-| what was asked    | settling                                   | an architecture on which both agree       |
-| all of these      | imported, keymap                           | the contents of a bundle                  |
-| a bundle          | exporting, onnx                            | a folder, a file, graphs                  |
-| what has no place | record                                     | kept in the exported files, and restored  |
+| module                 | what it knows                                                   |
+|------------------------|-----------------------------------------------------------------|
+| importing, exporting   | the ways in and out                                             |
+| folder, compvis, clip  | a folder of diffusers, a file of CompVis, the towers of a CLIP  |
+| diffusers, schedulers  | configs of networks and schedulers against ours, both ways      |
+| declared, tables       | what a file says of itself, against what the user typed         |
+| imported               | networks compared with their files, and the record of an export |
+| weights, keymap, names | tensors of a file, and their names against ours, both ways      |
+| onnx                   | a bundle as graphs                                              |
 
-`dialects` has the tables of names and configs of each library, in both directions.
+Whatever is missing, damaged, unsafe or not covered raises a UserError before a weight is read.
 """
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ldm import UserError
+from ldm.construct import NETWORKS, locate
+from ldm.io.fields import MAX_DEPTH, MAX_WIDTH, Fields
+
+LAYERS = ("num_layers", "blocks_per_level", "depth")  # options that count layers
+
+
+def arguments(spec: Mapping[str, Any], *, target: str, what: str) -> dict[str, Any]:
+    """The arguments of a `_target_` tree with their defaults; nested trees stay as they are.
+
+    Args:
+        target: the only target that the other format has a place for.
+        what: the part that the tree describes, for the message.
+    """
+    if spec.get("_target_") != target:
+        raise UserError(
+            f"{what} is a {spec.get('_target_')}, which has no place there: only {target} has one"
+        )
+    parameters = inspect.signature(locate(target, allowed=NETWORKS)).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return defaults | {key: value for key, value in spec.items() if not key.startswith("_")}
+
+
+def whole_numbers(fields: Fields, table: Mapping[str, tuple[str, int]], *, count: int = 1) -> dict[str, int]:
+    """Options of ours out of whole numbers in a config.
+
+    Args:
+        table: option -> (their field, its default).
+        count: of the levels for each of which theirs may give the number; ours takes the first.
+    """
+    high = {option: MAX_DEPTH if option in LAYERS else MAX_WIDTH for option in table}
+    return {
+        option: fields.wholes(field, default, count=count, high=high[option])[0]
+        for option, (field, default) in table.items()
+    }

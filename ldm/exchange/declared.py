@@ -1,19 +1,24 @@
-"""What a file of weights says of itself: its header, tables and marks among its tensors, CompVis' config.
+"""What a file of weights says of itself, and whether the user's options contradict it.
 
-All of it is brought into the fields of a scheduler of diffusers, and a few more: `latent_scale`, `size`,
-`text_state`, `num_heads` and `num_head_channels`.
+Its header, tables and marks among its tensors, and CompVis' config are read as the fields of a scheduler of
+diffusers and a few more: `latent_scale`, `size`, `text_state`, `num_heads` and `num_head_channels`.
 """
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ldm import UserError
-from ldm.exchange.dialects.processes import ALPHA_BAR, NOISE_TABLE, read_tables
+from ldm.exchange.diffusers import Architecture
+from ldm.exchange.schedulers import NOISE_TABLE, process_fields, process_spec, sampling_spec
+from ldm.exchange.tables import ALPHA_BAR, read_tables
 from ldm.exchange.weights import Weights
+from ldm.io.fields import Fields
 from ldm.io.reading import parse_json, parse_yaml, read_yaml
+from ldm.tokenizers import Tokenizer
 
 Entries = Iterator[tuple[str, Any, str]]  # field, value, place
 
@@ -34,14 +39,31 @@ PREDICTIONS = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "vpred", "velocity"), "v_prediction"),
     **dict.fromkeys(("x0", "sample", "x_start"), "sample"),
 }
+TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 FLAGS = ("v_parameterization", "v_prediction", "v_pred")  # true: it predicts v, false: noise
 NAMED_V = {"architecture": "stable-diffusion-v2-768-v.*", "base_model_version": "sd_v[12]_v"}  # of a header
 MARKS = {"v_pred": (PREDICTION, "v_prediction"), "ztsnr": (ZERO_SNR, True)}  # empty tensors
 LEVELS = ("edm_", "sigma_min", "sigma_max")  # marks of continuous noise levels, after any prefix
 COMPVIS_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
 COMPVIS_DEFAULTS = {"parameterization": "eps", "beta_schedule": "linear", "timesteps": 1000}  # of its classes
+HEADS = {"num_heads": "num_heads", "num_head_channels": "head_dim"}  # of CompVis' U-Net and of ours
 KEPT = ("hyper_parameters", "hparams", "config")  # entries of a checkpoint
 WEIGHTS, YAML = (".ckpt", ".safetensors", ".pt", ".bin"), (".yaml", ".yml")  # endings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user asked of an import."""
+
+    architecture: Architecture  # of a file with CompVis' names that does not carry its own
+    tokenizer: Callable[[], Tokenizer]  # likewise
+    clip: str | None = None  # open_clip's model that a file of CLIP's weights is of
+    # the text encoder's state that the denoiser reads, last or penultimate; None is what the file says, else
+    # what Stable Diffusion of its version does
+    text_state: str | None = None
+    averaged: bool = False  # whether to take the averages that a training's file holds beside the weights
+    typed: Collection[str] = ()  # the options that were typed: process, latent_scale, sampler, size
+    trusted: bool = True  # whether what a file says of its process and latents counts
 
 
 @dataclass
@@ -52,12 +74,8 @@ class Declared:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
 
-    def add(self, entries: Iterable[tuple[str, Any, str]]) -> None:
-        """Takes (field, value, place); the same field twice must have the same value.
-
-        Raises:
-            UserError: two places that contradict each other.
-        """
+    def add(self, entries: Iterable[tuple[str, Any, str]]) -> "Declared":
+        """Takes (field, value, place); refuses two places that contradict each other."""
         for name, value, place in entries:
             if name in self.values and not agree(self.values[name], value):
                 raise UserError(
@@ -67,6 +85,7 @@ class Declared:
                 )
             self.values.setdefault(name, value)
             self.places.setdefault(name, place)
+        return self
 
     def only(self, names: Collection[str]) -> "Declared":
         """The fields of these names."""
@@ -75,8 +94,34 @@ class Declared:
 
     def phrase(self, names: Iterable[str]) -> str:
         """The fields as words, each with its place."""
-        told = [name for name in names if name in self.values]
-        return ", ".join(f"{name}={_short(self.values[name])} ({self.places[name]})" for name in told)
+        told = {name: self.values[name] for name in names if name in self.values}
+        short = {name: f"[{len(x)} numbers]" if isinstance(x, list) else x for name, x in told.items()}
+        return ", ".join(f"{name}={value} ({self.places[name]})" for name, value in short.items())
+
+    def compare(self, asked: Asked) -> list[str]:
+        """The fields of the process that differ from the options; heads and what was typed must agree."""
+        architecture, typed = asked.architecture, asked.typed
+        own, scale = _fields(architecture.process), architecture.latents["scale"][0]
+        different = [n for n in self.only(SCHEDULER).values if not agree(own.get(n), self.values[n])]
+        if different and "process" in typed:
+            self.refuse(different, "process", _words(architecture.process))
+        if "latent_scale" in typed and not agree(scale, self.values.get(SCALE, scale)):
+            self.refuse([SCALE], "latent_scale", scale)
+        for name, ours in HEADS.items():  # of which no shape of a weight tells
+            heads = architecture.backbone["transformer"].get(ours)
+            if self.values.get(name, heads) != heads:
+                raise UserError(
+                    f"{self.path} says {self.phrase([name])}, but backbone.transformer.{ours} is {heads}: "
+                    "choose the backbone= that has it"
+                )
+        return different
+
+    def refuse(self, names: Collection[str], option: str, value: object) -> NoReturn:
+        """Refuses an option that was typed, with both values."""
+        raise UserError(
+            f"{self.path} says {self.phrase(names)}, {option}= says {value}: leave {option}= out, or add "
+            "declared=ignore if the file is wrong"
+        )
 
 
 def agree(one: Any, other: Any) -> bool:
@@ -86,24 +131,83 @@ def agree(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def read_declared(weights: Weights) -> Declared:
-    """All that a file says of its process, its latents and its text encoder.
-
-    Raises:
-        UserError: it contradicts itself, or says what none of our processes does.
-    """
+def read_declared(weights: Weights, *, trusted: bool = True) -> Declared:
+    """All that a file says of its process, its latents and its text encoder; nothing if it is not trusted."""
     told = Declared(weights.path)
-    told.add(_header(weights))
-    told.add(_marks(weights))
-    told.add(_buffers(weights))
-    for config, place in _configs(weights):
-        told.add(_compvis(config, place, weights.path))
+    if trusted:
+        told.add(_header(weights)).add(_marks(weights)).add(_buffers(weights))
+        for config, place in _configs(weights):
+            told.add(_compvis(config, place, weights.path))
     return told
+
+
+def settled(told: Declared, asked: Asked) -> tuple[Architecture, list[str]]:
+    """The architecture that was asked for as a file's own word has it, and a sentence on what it changed."""
+    architecture, typed = asked.architecture, asked.typed
+    own = _fields(architecture.process)
+    if told.values.get(ZERO_SNR) and (own | told.values).get(PREDICTION) == "epsilon":
+        if PREDICTION in told.values:
+            raise UserError(
+                f"{told.path} contradicts itself: {told.phrase([PREDICTION, ZERO_SNR])}: at pure noise a "
+                "prediction of it says nothing; write declared=ignore and process=sd15 or process=zero_snr"
+            )
+        told.add([(PREDICTION, "v_prediction", f"{told.places[ZERO_SNR]}, which rules out noise")])
+    changed = told.compare(asked)
+    process, sampler = architecture.process, architecture.sampler
+    if changed:
+        fields = own | told.only(SCHEDULER).values
+        process = process_spec(Fields(str(told.path), fields))
+        # DDIM, from pure noise where the table ends there: PNDM of Stable Diffusion 1.x is for noise alone
+        spacing = {"timestep_spacing": "trailing"} if fields.get(ZERO_SNR) else {"set_alpha_to_one": False}
+        ddim = sampling_spec(Fields("", {"_class_name": "DDIMScheduler", **spacing}))
+        sampler = sampler if "sampler" in typed else ddim
+    latents, size = dict(architecture.latents), architecture.size
+    scale = told.values.get(SCALE, latents["scale"][0])
+    if not agree(latents["scale"][0], scale):
+        latents["scale"], changed = [scale] * len(latents["scale"]), [*changed, SCALE]
+    if "size" not in typed and told.values.get("size", size) != size:
+        size, changed = told.values["size"], [*changed, "size"]
+    notes = [f"{told.path.name} says {told.phrase(changed)}: taken from there"] if changed else []
+    return replace(architecture, process=process, sampler=sampler, latents=latents, size=size), notes
+
+
+def chosen(settings: Mapping[str, Any], asked: Asked, where: Path) -> dict[str, Any]:
+    """The settings of a folder or a header with the options that were typed; a trusted one must agree."""
+    told, process, latents = Declared(where), settings.get("process"), settings.get("latents")
+    taken = {"sampler": ("sampler", asked.architecture.sampler)}
+    if not asked.trusted:
+        taken["process"] = ("process", asked.architecture.process)
+        taken["latent_scale"] = ("latents", dict(asked.architecture.latents))
+    elif process and "process" in asked.typed:
+        told.add((*each, "its scheduler") for each in process_fields(process).items())
+    if asked.trusted and latents:
+        scales = latents["scale"]
+        told.add([(SCALE, scales if len(set(scales)) > 1 else scales[0], "its autoencoder")])
+    told.compare(asked)
+    names = [option for option, (entry, _) in taken.items() if option in asked.typed and entry in settings]
+    return {**settings, **dict(taken[option] for option in names)}
 
 
 def is_mark(name: str) -> bool:
     """Whether a tensor's name says how a model was trained."""
     return name in MARKS or name.startswith(LEVELS)
+
+
+def _fields(process: Mapping[str, Any]) -> dict[str, Any]:
+    """A process as a scheduler's fields; none where diffusers has no fields for it."""
+    try:
+        return process_fields(process)
+    except UserError:
+        return {}
+
+
+def _words(process: Mapping[str, Any]) -> str:
+    fields = _fields(process)
+    if "beta_schedule" not in fields:
+        return f"{process['prediction']['_target_'].rpartition('.')[2]} on {process['schedule']['_target_']}"
+    betas = f" {fields['beta_start']:g} to {fields['beta_end']:g}" if "beta_start" in fields else ""
+    ending = ", ending in pure noise" * fields[ZERO_SNR]
+    return f"{fields[PREDICTION]} on {fields['beta_schedule']}{betas}{ending}"
 
 
 def _header(weights: Weights) -> Entries:
@@ -115,10 +219,12 @@ def _header(weights: Weights) -> Entries:
             yield "size", int(side), place
         elif name in NAMED_V and re.fullmatch(NAMED_V[name], text):
             yield PREDICTION, "v_prediction", place
-        elif text.lstrip().startswith("{") and key != "ldm":
-            yield from _entries(_json(text, place), place, weights.path)
         else:
-            yield from _entries({name: text}, place, weights.path)
+            entries: dict[str, Any] = {name: text}
+            if text.lstrip().startswith("{"):
+                with suppress(UserError):  # a text that only looks like json
+                    entries = parse_json(text, name=place)
+            yield from _entries(entries, place, weights.path)
 
 
 def _marks(weights: Weights) -> Entries:
@@ -135,33 +241,29 @@ def _marks(weights: Weights) -> Entries:
 def _buffers(weights: Weights) -> Entries:
     """The noise tables and the latents' scale that CompVis keeps beside its weights."""
     kept = weights.load(only={*ALPHA_BAR, "scale_factor"})
-    told = read_tables(kept, weights.path)
-    if told is not None:
-        yield from ((key, value, f"tensor {told[0]}") for key, value in told[1].items())
+    tables = {name: kept[name] for name in ALPHA_BAR if name in kept}
+    if tables:
+        place = f"tensor {next(iter(tables))}"
+        yield from ((key, value, place) for key, value in read_tables(tables, weights.path).items())
     if "scale_factor" in kept:
         yield SCALE, float(f"{kept['scale_factor'].double().mean().item():.6g}"), "tensor scale_factor"
 
 
 def _configs(weights: Weights) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """CompVis' configs: within a checkpoint, and in a yaml beside the file."""
+    """CompVis' configs: in a checkpoint, and in a yaml of its stem, or alone beside the only weights."""
     for key in KEPT:
         value = weights.entries.get(key)
         value = parse_yaml(value, name=f"{weights.path}: {key}") if isinstance(value, str) else value
         if isinstance(value, Mapping):
             yield value, f"entry {key}"
-    path = _yaml_beside(weights.path)
-    value = read_yaml(path) if path else None
-    if path and isinstance(value, Mapping):
-        yield value, f"config {path.name}"
-
-
-def _yaml_beside(path: Path) -> Path | None:
-    """The yaml that is a file's: of the same stem, or the only one beside the only file of weights."""
-    own = [file for ending in YAML if (file := path.with_suffix(ending)).is_file()]
-    around = list(path.parent.iterdir())
-    yamls = [each for each in around if each.suffix in YAML]
-    alone = len(yamls) == sum(each.suffix in WEIGHTS for each in around) == 1
-    return next(iter(own or yamls * alone), None)
+    around = list(weights.path.parent.iterdir())
+    yamls = [path for path in around if path.suffix in YAML]
+    alone = len(yamls) == sum(path.suffix in WEIGHTS for path in around) == 1
+    own = [weights.path.with_suffix(ending) for ending in YAML]
+    for path in [path for path in (*own, *yamls * alone) if path.is_file()][:1]:
+        value = read_yaml(path)
+        if isinstance(value, Mapping):
+            yield value, f"config {path.name}"
 
 
 def _compvis(config: Mapping[str, Any], place: str, path: Path) -> Entries:
@@ -174,12 +276,11 @@ def _compvis(config: Mapping[str, Any], place: str, path: Path) -> Entries:
         params = COMPVIS_DEFAULTS | dict(params)
     if "beta_schedule" in params:
         kind = params["beta_schedule"]
-        params = {**params, "beta_schedule": COMPVIS_SCHEDULES.get(kind, kind)}
+        params = {**params, "beta_schedule": COMPVIS_SCHEDULES.get(str(kind), kind)}
     yield from _entries(params, place, path)
     unet = _within(params, "unet_config")
-    for name in ("num_heads", "num_head_channels"):
-        if isinstance(unet.get(name), int) and unet[name] > 0:
-            yield name, unet[name], place
+    told = ((name, unet.get(name)) for name in HEADS)
+    yield from ((name, value, place) for name, value in told if isinstance(value, int) and value > 0)
     text = _within(params, "cond_stage_config")
     if text.get("layer") in ("last", "penultimate"):
         yield "text_state", text["layer"], place
@@ -200,49 +301,26 @@ def _entries(entries: Mapping[str, Any], place: str, path: Path) -> Entries:
             continue
         said = f"{path}: its {place} says {key}={value!r}"
         if key in FLAGS:
-            yield PREDICTION, "v_prediction" if _flag(value, said) else "epsilon", place
+            yield PREDICTION, "v_prediction" if _choice(value, TRUTHS, said) else "epsilon", place
         elif key in ALIASES:
-            yield ALIASES[key], READERS.get(ALIASES[key], _number)(value, said), place
+            yield ALIASES[key], _read(ALIASES[key], value, said), place
 
 
-def _prediction(value: Any, said: str) -> str:
-    if str(value).lower() not in PREDICTIONS:
-        raise UserError(f"{said}, known are {', '.join(PREDICTIONS)}")
-    return PREDICTIONS[str(value).lower()]
-
-
-def _flag(value: Any, said: str) -> bool:
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if str(value).lower() not in known:
-        raise UserError(f"{said}, expected true or false")
-    return known[str(value).lower()]
-
-
-def _number(value: Any, said: str) -> float:
+def _read(name: str, value: Any, said: str) -> Any:
+    if name == "beta_schedule":
+        return str(value)
+    if name in (PREDICTION, ZERO_SNR):
+        return _choice(value, PREDICTIONS if name == PREDICTION else TRUTHS, said)
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if not 0 <= number < float("inf"):
         raise UserError(f"{said}, expected a number")
-    return number
+    return int(number) if name == STEPS else number
 
 
-READERS: dict[str, Callable[[Any, str], Any]] = {  # of fields that are no plain numbers
-    PREDICTION: _prediction,
-    ZERO_SNR: _flag,
-    "beta_schedule": lambda value, said: str(value),
-    STEPS: lambda value, said: int(_number(value, said)),
-}
-
-
-def _json(text: str, place: str) -> Mapping[str, Any]:
-    try:
-        value = parse_json(text, name=place)
-    except UserError:  # a text that only looks like json
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _short(value: Any) -> str:
-    return f"[{len(value)} numbers]" if isinstance(value, list) else str(value)
+def _choice(value: Any, known: Mapping[str, Any], said: str) -> Any:
+    if str(value).lower() not in known:
+        raise UserError(f"{said}, known are {', '.join(known)}")
+    return known[str(value).lower()]

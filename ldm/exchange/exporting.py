@@ -1,7 +1,10 @@
-"""A bundle as a diffusers folder, or as one file with CompVis' names; what has no place is refused first."""
+"""The way out: a bundle as a diffusers folder, as one file with CompVis' names, or as ONNX graphs.
+
+What the form has no place for is refused before anything is written, or kept in a record beside it.
+"""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +15,13 @@ from torch import Tensor
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.bundle_writer import CARD, model_card, results_of
-from ldm.exchange.architecture import Architecture, from_configs, to_configs
-from ldm.exchange.dialects.clip import text_rules
-from ldm.exchange.dialects.diffusers import unet_rules, vae_rules
-from ldm.exchange.dialects.vocabulary import END, padding, write_vocabulary
-from ldm.exchange.imported import Imported
+from ldm.exchange.compvis import OWN, header
+from ldm.exchange.compvis import networks as compvis_networks
+from ldm.exchange.diffusers import Architecture, from_configs, to_configs
+from ldm.exchange.folder import END, INDEX, padding, write_vocabulary
+from ldm.exchange.imported import RECORD, TENSORS, Imported, make_record
 from ldm.exchange.keymap import Rule, reverse, translate
-from ldm.exchange.record import NOT_SETTINGS, RECORD, TENSORS, Record, make_record
-from ldm.exchange.single_file import OWN, header
-from ldm.exchange.single_file import networks as compvis_networks
+from ldm.exchange.names import text_rules, unet_rules, vae_rules
 from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.fields import Fields
 from ldm.io.writing import NameTaken, drafting, new_folder, save_tensors
@@ -29,14 +30,10 @@ from ldm.tokenizers import Tokenizer
 Config = dict[str, Any]
 State = Mapping[str, Tensor]
 
-LIBRARIES = {
-    "scheduler": "diffusers",
-    "text_encoder": "transformers",
-    "tokenizer": "transformers",
-    "unet": "diffusers",
-    "vae": "diffusers",
-}
+DIFFUSERS = "0.42.1"  # the version whose files these are
 PARTS = ("backbone", "autoencoder", "text_encoder")
+NOT_SETTINGS = ("format", "parts", "tokenizer")
+LIBRARIES = {"text_encoder": "transformers", "tokenizer": "transformers"}
 ABSENT = ("feature_extractor", "image_encoder", "safety_checker")
 USAGE = """```python
 from diffusers import StableDiffusionPipeline
@@ -47,70 +44,51 @@ pipeline("a red apple", num_inference_steps={steps}, guidance_scale={guidance:g}
 
 The folder has no safety checker. `ldm.json` keeps what diffusers has no place for:
 `python -m ldm.export from=<this folder> out=<bundle>` makes the bundle again."""
-DIFFUSERS = "0.42.1"  # the version whose files these are
-READ, READ_BIAS = "to_moments.weight", "to_moments.bias"
-WRITE, WRITE_BIAS = "from_latents.weight", "from_latents.bias"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A pipeline ready to be written in either form.
+    """A pipeline ready to be written in either form."""
 
-    Attributes:
-        architecture: its `_target_` trees, with latents of one scale.
-        configs: the same as diffusers' configs, under the names of its folders.
-        states: weights of backbone, autoencoder and text encoder, under our names.
-        guidance: the bundle's own scale, 1 where it has none.
-        own: the bundle's settings and parts as they are.
-        notes: what the form has no place for and what was changed to fit it, in sentences.
-        results: numbers that were measured of the bundle, for the model card.
-    """
-
-    architecture: Architecture
-    configs: dict[str, Config]
-    states: Mapping[str, State]
+    architecture: Architecture  # with latents of one scale
+    configs: dict[str, Config]  # the same as diffusers' configs, under the names of its folders
+    states: Mapping[str, State]  # weights of backbone, autoencoder and text encoder, under our names
     tokenizer: Tokenizer
-    guidance: float
-    own: Imported
-    notes: list[str] = field(default_factory=list)
-    results: Mapping[str, Any] | None = None
+    guidance: float  # the bundle's own scale, 1 where it has none
+    own: Imported  # the bundle's settings and parts as they are
+    notes: list[str] = field(default_factory=list)  # what has no place, and what was changed to fit
+    results: Mapping[str, Any] | None = None  # numbers that were measured of the bundle, for the model card
 
-    def record(self, dtype: torch.dtype) -> Record:
-        """What the bundle says beyond the files that are written."""
+    def record(self, dtype: torch.dtype) -> tuple[Config, dict[str, Tensor]]:
+        """What the bundle says beyond the files that are written, and the tensors that they lack."""
         exported = from_configs({name: Fields(name, config) for name, config in self.configs.items()})
         parts = {name: Part(spec=getattr(exported, name), state=self.states[name]) for name in PARTS}
-        return make_record(self.own, Imported(parts=parts, settings=exported.settings()), dtype=dtype)
+        return make_record(self.own, Imported(parts=parts, settings=exported.settings()), dtype)
 
 
 def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
-    """What of a bundle can be written.
+    """What of a bundle can be written; an option that diffusers has no place for is refused by its name.
 
     Args:
         options: `sampler`, `grid` and `steps` to write instead of the bundle's own.
-
-    Raises:
-        BundleError: a bundle that can't generate, or is damaged.
-        UserError: an option of the bundle that diffusers has no place for, by its name.
     """
     nodes = sampling_nodes(bundle, options)
-    specs = {name: _spec(bundle, name) for name in PARTS}
     told = Architecture(
-        **specs,
+        **{name: _spec(bundle, name) for name in PARTS},
         process=bundle.entry("process"),
         sampler=nodes["sampler"],
         latents=bundle.entry("latents"),
         size=bundle.entry("size"),
         linear_projection=bundle.config.get("linear_projection", False),
     )
-    tokenizer = bundle.tokenizer()
+    tokenizer, count = bundle.tokenizer(), len(told.latents["scale"])
     # StableDiffusionPipeline knows one scale for all channels, and no shift
     one_scale = not any(told.latents["shift"]) and len(set(told.latents["scale"])) == 1
-    count = len(told.latents["scale"])
     written = told if one_scale else replace(told, latents={"shift": [0.0] * count, "scale": [1.0] * count})
     configs = to_configs(written, pad_id=tokenizer.pad_id)  # refuses before a weight is read
     own = {name: bundle.part(name) for name in bundle.names}
     settings = {key: value for key, value in bundle.config.items() if key not in NOT_SETTINGS} | nodes
-    states = {name: dict(own[name].state) for name in specs}
+    states = {name: dict(own[name].state) for name in PARTS}
     notes = []
     if padding(tokenizer) != END:
         notes.append(f"the token {padding(tokenizer)!r} pads: diffusers reads it otherwise in a prompt, too")
@@ -135,59 +113,47 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
 
 
 def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
-    """The folder that StableDiffusionPipeline.from_pretrained reads.
-
-    Raises:
-        NameTaken: `out` is there already.
-    """
+    """The folder that StableDiffusionPipeline.from_pretrained reads; NameTaken if `out` is there already."""
     linear, stem = export.architecture.linear_projection, "diffusion_pytorch_model"
-    networks = {  # by the folder: our part, the name of its file, and the names in it
-        "unet": ("backbone", stem, unet_rules(linear_projection=linear)),
-        "vae": ("autoencoder", stem, vae_rules()),
-        "text_encoder": ("text_encoder", "model", text_rules()),
+    networks = {  # by the file: our part, and the names in it
+        f"unet/{stem}": ("backbone", unet_rules(linear_projection=linear)),
+        f"vae/{stem}": ("autoencoder", vae_rules()),
+        "text_encoder/model": ("text_encoder", text_rules()),
     }
-    record = export.record(dtype)
-    size = _bytes([*export.states.values(), record.tensors], dtype)
+    record, tensors = export.record(dtype)
+    size = sum(_bytes(state, dtype) for state in (*export.states.values(), tensors))
     with new_folder(out, size=size) as folder:
         for name, config in export.configs.items():
             (folder / name).mkdir(parents=True)
             file = "scheduler_config" if name == "scheduler" else "config"
             _write_json(folder / name / f"{file}.json", config)
-        for name, (part, stem, rules) in networks.items():
-            _save(folder / name / f"{stem}.safetensors", _theirs(export.states[part], rules), dtype)
+        for file, (part, rules) in networks.items():
+            _save(folder / f"{file}.safetensors", _theirs(export.states[part], rules), dtype)
         write_vocabulary(export.tokenizer, folder / "tokenizer")
-        _write_json(folder / "model_index.json", _index(export.configs))
+        _write_json(folder / INDEX, _index(export.configs))
         (folder / CARD).write_text(_card(export), encoding="utf-8")
-        _write_json(folder / RECORD, record.content)
-        if record.tensors:
-            _save(folder / TENSORS, record.tensors, dtype)
+        _write_json(folder / RECORD, record)
+        if tensors:
+            _save(folder / TENSORS, tensors, dtype)
     return out
 
 
 def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
-    """One safetensors file with CompVis' names; its header carries the configs and the tokenizer.
-
-    Raises:
-        NameTaken: `out` is there already.
-    """
-    spec = export.architecture
-    if spec.backbone["transformer"].get("pool_context"):
+    """One safetensors file with CompVis' names; its header carries the configs and the tokenizer."""
+    if export.architecture.backbone["transformer"].get("pool_context"):
         raise UserError("transformer.pool_context=True has no names in CompVis' files: write to=diffusers")
-    state = {
-        f"{prefix}{name}": tensor
-        for part, (prefix, rules) in compvis_networks(spec).items()
-        for name, tensor in _theirs(export.states[part], rules).items()
-    }
-    record = export.record(dtype)
-    state |= {f"{OWN}{name}": tensor for name, tensor in record.tensors.items()}
+    record, tensors = export.record(dtype)
+    state = {f"{OWN}{name}": tensor for name, tensor in tensors.items()}
+    for part, (prefix, rules) in compvis_networks(export.architecture).items():
+        state |= {f"{prefix}{name}": x for name, x in _theirs(export.states[part], rules).items()}
     if out.exists():
         raise NameTaken(f"{out} exists already: name another or remove it")
-    with drafting(out, size=_bytes([state], dtype)) as file:
-        _save(file, state, dtype, metadata=header(export.configs, export.tokenizer, record.content))
+    with drafting(out, size=_bytes(state, dtype)) as file:
+        _save(file, state, dtype, header(export.configs, export.tokenizer, record))
     return out
 
 
-def folded(state: Mapping[str, Tensor], latents: Mapping[str, list[float]]) -> dict[str, Tensor]:
+def folded(state: State, latents: Mapping[str, list[float]]) -> dict[str, Tensor]:
     """The autoencoder whose own latents are (z - shift) * scale, so that their scale is 1.
 
     Both maps that touch the latents are 1x1 convolutions, so this is exact but for rounding: the means are
@@ -196,16 +162,15 @@ def folded(state: Mapping[str, Tensor], latents: Mapping[str, list[float]]) -> d
     shift, scale = (torch.tensor(latents[name], dtype=torch.float64) for name in ("shift", "scale"))
     factor = torch.cat([scale, torch.ones_like(scale)])
     offset = torch.cat([-shift * scale, 2 * scale.log()])
-    read, read_bias, write, write_bias = (
-        state[name].double() for name in (READ, READ_BIAS, WRITE, WRITE_BIAS)
+    names = [f"{layer}.{kind}" for layer in ("to_moments", "from_latents") for kind in ("weight", "bias")]
+    read, read_bias, write, write_bias = (state[name].double() for name in names)
+    changed = (
+        read * factor[:, None, None, None],
+        read_bias * factor + offset,
+        write / scale[None, :, None, None],
+        write_bias + write[:, :, 0, 0] @ shift,
     )
-    changed = {
-        READ: read * factor[:, None, None, None],
-        READ_BIAS: read_bias * factor + offset,
-        WRITE: write / scale[None, :, None, None],
-        WRITE_BIAS: write_bias + write[:, :, 0, 0] @ shift,
-    }
-    return {**state, **{name: tensor.to(state[name].dtype) for name, tensor in changed.items()}}
+    return {**state, **{name: x.to(state[name].dtype) for name, x in zip(names, changed, strict=True)}}
 
 
 def _card(export: Export) -> str:
@@ -216,11 +181,10 @@ def _card(export: Export) -> str:
 
 
 def _spec(bundle: Bundle, name: str) -> Config:
-    try:
-        return dict(bundle.config["parts"][name]["spec"])
-    except (KeyError, TypeError):
+    if name not in bundle.names:
         held = ", ".join(bundle.names)
-        raise BundleError(f"bundle {bundle.path} can't be exported: no {name} among {held}") from None
+        raise BundleError(f"bundle {bundle.path} can't be exported: no {name} among {held}")
+    return dict(bundle.config["parts"][name]["spec"])
 
 
 def _theirs(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:
@@ -231,23 +195,22 @@ def _theirs(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:
     return written
 
 
-def _save(path: Path, state: State, dtype: torch.dtype, *, metadata: dict[str, str] | None = None) -> None:
+def _save(path: Path, state: State, dtype: torch.dtype, metadata: dict[str, str] | None = None) -> None:
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
     save_tensors(tensors, path, metadata={"format": "pt"} | (metadata or {}))
 
 
-def _bytes(states: Iterable[State], dtype: torch.dtype) -> int:
-    """Room that weights take."""
-    return sum(tensor.numel() * dtype.itemsize for state in states for tensor in state.values())
+def _bytes(state: State, dtype: torch.dtype) -> int:
+    return sum(tensor.numel() * dtype.itemsize for tensor in state.values())
 
 
 def _index(configs: Mapping[str, Config]) -> Config:
-    classes = {name: config["_class_name"] for name, config in configs.items() if "_class_name" in config}
-    classes |= {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+    classes = {name: config.get("_class_name", "CLIPTextModel") for name, config in configs.items()}
+    classes["tokenizer"] = "CLIPTokenizer"
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": DIFFUSERS,
-        **{name: [library, classes[name]] for name, library in LIBRARIES.items()},
+        **{name: [LIBRARIES.get(name, "diffusers"), kind] for name, kind in sorted(classes.items())},
         **{name: [None, None] for name in ABSENT},
         "requires_safety_checker": False,
     }

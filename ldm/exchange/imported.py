@@ -1,8 +1,14 @@
-"""Foreign weights as the contents of a bundle: each network is compared with its file before any is read."""
+"""Foreign weights as the contents of a bundle, each network compared with its file before any is read.
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+A record keeps in exported files what their format has no place for: a bundle's settings and `_target_` trees,
+each beside what the files are read as without it, and tensors as `<part>.<name>`. On the way back an entry
+counts where the files are still read as that; where somebody changed them, the files count.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +20,38 @@ from ldm.checkpoints.bundle import Part, is_finite
 from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.checkpoints.provenance import git_state
 from ldm.construct import construct
-from ldm.exchange.hub import Source
 from ldm.exchange.keymap import Rule, shapes, translate
-from ldm.exchange.weights import Weights
+from ldm.exchange.weights import Source, Weights
+from ldm.io.fields import check_tree
 from ldm.io.reading import hash_file
 from ldm.models.meta_init import meta_init
 from ldm.tokenizers import Tokenizer
 
-HALVES = {"float16", "bfloat16"}
+HALVES = ("bfloat16", "float16")
+RECORD, TENSORS = "ldm.json", "ldm.safetensors"  # in an exported folder; diffusers does not look at them
+SAMPLING = ("process", "sampler", "guidance")
+TOGETHER = (  # where the one was changed, the other is of no use
+    ("autoencoder", "latents"),
+    ("latents", "autoencoder"),
+    ("text_encoder", "image_encoder"),
+)
+
+Config = dict[str, Any]
+State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A network of ours and the part of a file that is to become its weights.
+    """A network of ours and the part of a file that is to become its weights."""
 
-    Attributes:
-        spec: the `_target_` tree of the network.
-        rules: their names against ours.
-        prefix: of the tensors that belong to the network; the others are somebody else's.
-        drop: tensors of those that are left out on purpose.
-    """
-
-    spec: Mapping[str, Any]
+    spec: Mapping[str, Any]  # the `_target_` tree of the network
     weights: Weights
-    rules: Sequence[Rule]
-    prefix: str = ""
-    drop: Sequence[str] = ()
+    rules: Sequence[Rule]  # their names against ours
+    prefix: str = ""  # of the tensors that belong to the network; the others are somebody else's
+    drop: Sequence[str] = ()  # globs of tensors of those that are left out on purpose
 
     def check(self) -> None:
-        """Compares names, shapes and dtypes; no weight is read.
-
-        Raises:
-            UserError: one sentence with every tensor that is missing, unexpected or of another shape.
-        """
+        """Compares names, shapes and dtypes; no weight is read. One message lists every difference."""
         try:
             made = self._translate(self.weights.outline)
         except UserError as error:
@@ -56,61 +61,42 @@ class Fit:
                 raise UserError(f"{self.weights.path}: {name} is {tensor.dtype}, expected floats")
 
     def part(self) -> Part:
-        """The network's constructor and weights, after `check`.
-
-        Raises:
-            UserError: a weight is NaN or Inf.
-        """
+        """The network's constructor and weights, after `check`; NaN and Inf are refused."""
         state = self._translate(self.weights.load())
         for name, tensor in state.items():
             if not is_finite(tensor):
                 raise UserError(f"{self.weights.path}: {name} holds NaN or Inf: fetch or train it again")
         return Part(spec=self.spec, state=state)
 
-    def _translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _translate(self, tensors: State) -> dict[str, Tensor]:
         prefix = self.prefix
         own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         if not own:
             raise UserError(f"it holds no tensor {prefix}*, so the network is not in it: take the whole file")
-        return translate(
-            own, self.rules, expected=expected_shapes(self.spec, held=own.values()), drop=self.drop
-        )
+        return translate(own, self.rules, expected=expected_shapes(self.spec, held=own), drop=self.drop)
 
 
-def expected_shapes(
-    spec: Mapping[str, Any], *, held: Iterable[Tensor] | None = None
-) -> dict[str, torch.Size]:
-    """Shape of each weight of a network that is built as an outline, which takes no memory.
+def expected_shapes(spec: Mapping[str, Any], *, held: State) -> dict[str, torch.Size]:
+    """Shape of each weight of a network, which is built on the meta device.
 
     Args:
-        held: the tensors that a stranger's file holds, for a network out of its config: one of more than
-            twice as many weights is not built to its end, which could take minutes. None sets no limit.
-
-    Raises:
-        UserError: a network of more than twice the weights that are held.
+        held: the tensors of the file. The network comes out of a stranger's config: one of more than twice as
+            many weights is refused and not built to its end, which could take minutes.
     """
-    most = math.inf if held is None else 2 * sum(max(1, tensor.numel()) for tensor in held)
-    with meta_init(most=most):
+    with meta_init(most=2 * sum(max(1, tensor.numel()) for tensor in held.values())):
         return shapes(construct(spec).state_dict())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What a bundle is made of.
-
-    Attributes:
-        parts, tokenizer, settings: as `write_bundle` takes them.
-        files: those that the weights were read from.
-        left_out: what the source held beyond it.
-        notes: sentences on how the source was read, for whoever imports it.
-    """
+    """The contents of a bundle; parts, tokenizer and settings are as `write_bundle` takes them."""
 
     parts: Mapping[str, Part]
     tokenizer: Tokenizer | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    files: Sequence[Path] = ()
-    left_out: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    files: Sequence[Path] = ()  # those that the weights were read from
+    left_out: list[str] = field(default_factory=list)  # what the source held beyond it
+    notes: list[str] = field(default_factory=list)  # how the source was read, in sentences
 
     @classmethod
     def of(cls, fits: Mapping[str, Fit], *, notes: Sequence[str] = (), **others: Any) -> "Imported":
@@ -119,19 +105,15 @@ class Imported:
         Args:
             notes: those that come before the files' own.
             others: tokenizer, settings, left_out.
-
-        Raises:
-            UserError: tensors that don't fit, or hold NaN or Inf.
         """
         for fit in fits.values():
             fit.check()
         weights = [fit.weights for fit in fits.values()]
-        types = {
-            str(tensor.dtype).removeprefix("torch.") for each in weights for tensor in each.outline.values()
-        }
+        types = {str(tensor.dtype) for each in weights for tensor in each.outline.values()}
         halves = [
             f"the files hold {each} weights: precision={each} keeps their size"
-            for each in sorted(types & HALVES)
+            for each in HALVES
+            if f"torch.{each}" in types
         ]
         return cls(
             parts={name: fit.part() for name, fit in fits.items()},
@@ -148,7 +130,99 @@ class Imported:
         """
         root = source.path if source.path.is_dir() else source.path.parent
         hashes = {str(file.relative_to(root)): hash_file(file) for file in self.files}
-        record = {"imported_from": source.name, "sha256": hashes, "left_out": self.left_out}
-        before = {"before": self.settings["origin"]} if "origin" in self.settings else {}
-        settings = {**self.settings, "origin": record | git_state() | before}
+        origin = {"imported_from": source.name, "sha256": hashes, "left_out": self.left_out} | git_state()
+        if "origin" in self.settings:
+            origin["before"] = self.settings["origin"]
+        settings = {**self.settings, "origin": origin}
         return write_bundle(path, parts=self.parts, tokenizer=self.tokenizer, settings=settings, dtype=dtype)
+
+    def restored(self, record: Any, tensors: State, *, where: object) -> "Imported":
+        """What exported files are read as, with what their record keeps.
+
+        Args:
+            record: out of json.
+            tensors: of the record, by part and name.
+            where: the record's place, for messages.
+        """
+        try:
+            changed = self._changed(record)
+            own = {name: pair["own"] for name, pair in record["settings"].items() if name not in changed}
+            settings = {**self.settings, **own}
+            kept = {name: entry["spec"] for name, entry in record["parts"].items() if name not in changed}
+            parts = {**self.parts, **{name: self._part(name, spec, tensors) for name, spec in kept.items()}}
+            for name in SAMPLING:
+                check_tree(settings[name], name=name)
+                construct({key: value for key, value in settings[name].items() if key != "weak"})
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{where} is damaged ({error}): fetch it again, or remove it and its {TENSORS}"
+            ) from None
+        listed = ", ".join(sorted(changed))
+        note = [f"{listed}: changed since the export, and read from the files as they are now"]
+        return replace(self, settings=settings, parts=parts, notes=self.notes + note * bool(changed))
+
+    def _changed(self, record: Config) -> set[str]:
+        """The entries and parts that the files no longer say as they did, with those that go with them."""
+        changed = {
+            name
+            for name, pair in record["settings"].items()
+            if not _same(pair["exported"], self.settings.get(name))
+        }
+        for name, entry in record["parts"].items():
+            if name not in self.parts or "exported" not in entry:
+                continue
+            there = self.parts[name]
+            if not _same(entry["exported"], there.spec) or entry["sha256"] != digest(there.state):
+                changed.add(name)
+        return changed | {other for name, other in TOGETHER if name in changed}
+
+    def _part(self, name: str, spec: Config, tensors: State) -> Part:
+        """A part of the bundle with the tensors that the files lack."""
+        prefix = f"{name}."
+        extra = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
+        state = {**(self.parts[name].state if name in self.parts else {}), **extra}
+        check_tree(spec, name=name)
+        if shapes(state) != expected_shapes(spec, held=state):
+            raise UserError(f"the weights of {name} are not of its network")
+        if not all(map(is_finite, extra.values())):
+            raise UserError(f"the weights of {name} hold NaN or Inf")
+        return Part(spec=spec, state=state)
+
+
+def make_record(own: Imported, exported: Imported, dtype: torch.dtype) -> tuple[Config, dict[str, Tensor]]:
+    """The record of a bundle, for a json file, and the tensors that the exported files lack.
+
+    Args:
+        own: the bundle's settings and parts.
+        exported: what the exported files are read as.
+        dtype: of the exported weights.
+    """
+    parts: Config = {}
+    tensors: dict[str, Tensor] = {}
+    for name, part in own.parts.items():
+        parts[name] = {"spec": dict(part.spec)}
+        held: State = {}
+        if there := exported.parts.get(name):
+            held = there.state
+            parts[name] |= {"exported": dict(there.spec), "sha256": digest(held, dtype)}
+        for key, tensor in part.state.items():
+            if key not in held or not torch.equal(held[key], tensor):
+                tensors[f"{name}.{key}"] = tensor
+    settings = {
+        key: {"own": value, "exported": exported.settings.get(key)} for key, value in own.settings.items()
+    }
+    return {"settings": settings, "parts": parts}, tensors
+
+
+def digest(state: State, dtype: torch.dtype | None = None) -> str:
+    """sha256 of names, types, shapes and numbers, cast to `dtype` if one is given."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].to(dtype or state[name].dtype).contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _same(one: Any, other: Any) -> bool:
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Foreign weights of any kind as the contents of a bundle.
+"""The way in: weights are located, told apart, and read as the contents of a bundle.
 
 | what is found                                      | becomes                              |
 |----------------------------------------------------|--------------------------------------|
@@ -7,82 +7,165 @@
 | one of their autoencoder alone                     | a bundle of that part                |
 | a folder of one diffusers or transformers network  | a bundle of that part                |
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
+| another kind of model                              | a message that names the kind        |
 """
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from ldm import UserError
-from ldm.exchange.architecture import Architecture
-from ldm.exchange.clip_import import import_openclip, is_openclip
-from ldm.exchange.dialects.compvis import averages
-from ldm.exchange.diffusers_folder import import_network, import_pipeline, is_pipeline
-from ldm.exchange.hub import Source
-from ldm.exchange.imported import Imported
-from ldm.exchange.kinds import refuse_header, refuse_names
-from ldm.exchange.settling import asked
-from ldm.exchange.single_file import (
+from ldm.exchange.clip import import_openclip, is_openclip
+from ldm.exchange.compvis import (
+    averages,
     import_autoencoder,
     import_single_file,
     is_autoencoder_file,
     is_single_file,
 )
-from ldm.exchange.weights import Weights
-from ldm.tokenizers import Tokenizer
+from ldm.exchange.declared import Asked, chosen
+from ldm.exchange.diffusers import INPAINTING, INSTRUCT
+from ldm.exchange.folder import class_of, import_network, import_pipeline
+from ldm.exchange.imported import Imported
+from ldm.exchange.weights import Source, Weights
+
+PINNED = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?:/(.+))?")
+TAGGED = re.compile(r"open_clip://([\w.-]+)/([\w.-]+)")
+FETCHED = ["*.json", "*.txt", "*.safetensors"]  # of a folder on a hub: neither pickles nor code
+
+XL = "Stable Diffusion XL, which has two text encoders and is told the picture's size"
+SD3 = "Stable Diffusion 3, a transformer with three text encoders"
+FLUX = "Flux, a transformer with a T5 text encoder"
+LORA = "a LoRA, which changes the weights of a model: merge it into its model, then import that"
+CONTROLNET = "a ControlNet, which stands beside a model: import the model alone"
+INVERSION = "an embedding of textual inversion, one new word and no network"
+VARIATIONS = "a model of picture variations, which reads CLIP's picture features in place of a prompt"
+CLASSES = {  # of diffusers' pipelines and networks
+    r"StableDiffusionXL.*": XL,
+    r"StableDiffusion3.*|SD3Transformer2DModel": SD3,
+    r"Flux.*": FLUX,
+    r".*Inpaint.*": INPAINTING,
+    r".*InstructPix2Pix.*": INSTRUCT,
+    r".*ControlNet.*": CONTROLNET,
+    r".*(UnCLIP|ImageVariation).*": VARIATIONS,
+}
+NAMES = {  # of tensors
+    r".*lora_(up|down|A|B|linear_layer|unet|te).*|(.*[._])?lora\..*|.*\.(hada_w|lokr_w)\d.*": LORA,
+    r"(.*\.)?(control_model|controlnet_cond_embedding|input_hint_block)\..*": CONTROLNET,
+    r"emb_params|string_to_param.*|<.+>|clip_[lg]": INVERSION,
+    r"(.*\.)?joint_blocks\..*": SD3,
+    r"(.*\.)?double_blocks\..*": FLUX,
+    r"conditioner\.embedders\..*|model\.diffusion_model\.label_emb\..*|add_embedding\.linear_1\..*": XL,
+}
+HEADER = ("modelspec.architecture", "ss_network_module", "ss_base_model_version")
+ARCHITECTURES = {  # of a safetensors header's entries in HEADER
+    r".*lora.*|networks\..*|lycoris.*": LORA,
+    r".*controlnet.*": CONTROLNET,
+    r".*textual-inversion.*": INVERSION,
+    r"stable-diffusion-xl.*|sdxl.*": XL,
+    r"stable-diffusion-3.*|sd3.*": SD3,
+    r"flux.*": FLUX,
+}
 
 
-def import_weights(
-    source: Source,
-    *,
-    architecture: Architecture,
-    tokenizer: Callable[[], Tokenizer],
-    clip: str | None = None,
-    text_state: str | None = None,
-    averaged: bool = False,
-    typed: Collection[str] = (),
-    trusted: bool = True,
-) -> Imported:
-    """Reads whatever a source holds; it is compared with our networks in full before a weight is read.
-
-    Args:
-        architecture, tokenizer: of a file with CompVis' names that does not carry its own.
-        clip: open_clip's model that a file of CLIP's weights is of.
-        text_state: which state of a pipeline's text encoder the denoiser reads, last or penultimate; None is
-            what the file says, else what Stable Diffusion of its version does.
-        averaged: whether to take the averages of the weights that a training's file holds beside them.
-        typed: the options that the user typed: process, latent_scale, sampler, size.
-        trusted: whether what a file says of its process and latents counts.
-
-    Raises:
-        UserError: contents that are unknown, damaged, unsafe, don't fit our networks, or contradict an
-            option that was typed.
-    """
+def import_weights(source: Source, asked: Asked) -> Imported:
+    """Reads whatever a source holds; it is compared with our networks in full before a weight is read."""
     path = source.path
-    says = {"typed": typed, "trusted": trusted}
     weights = None if path.is_dir() else Weights(path)
-    ema = averages(weights.outline) if averaged and weights else {}
-    if averaged and (not weights or not ema or ema.keys() - weights.outline.keys()):
+    ema = averages(weights.outline) if asked.averaged and weights else {}
+    if asked.averaged and (not weights or not ema or ema.keys() - weights.outline.keys()):
         raise UserError(
             f"{path} does not hold an average (model_ema.*) of each weight: leave weights=ema out"
         )
     if weights is None:
-        read = import_pipeline if is_pipeline(path) else import_network
-        found = read(path, text_state=text_state)
-        return replace(found, settings=asked(found.settings, architecture, where=path, **says))
-    refuse_names(path, weights.outline)
-    refuse_header(path, weights.metadata)
+        kind, is_pipeline = class_of(path)
+        _refuse_kinds(path, [kind], CLASSES)
+        found = (import_pipeline if is_pipeline else import_network)(path, text_state=asked.text_state)
+        return replace(found, settings=chosen(found.settings, asked, path))
+    header = weights.metadata
+    _refuse_kinds(path, weights.outline, NAMES)
+    _refuse_kinds(path, [header[key].lower() for key in HEADER if key in header], ARCHITECTURES)
     if is_single_file(weights):
-        found = import_single_file(
-            replace(weights, renamed=ema),
-            architecture=architecture,
-            tokenizer=tokenizer,
-            text_state=text_state,
-            **says,
-        )
-        return replace(found, settings=asked(found.settings, architecture, where=path, **says))
+        return import_single_file(replace(weights, renamed=ema), asked)
     if is_autoencoder_file(weights):
-        return import_autoencoder(weights, architecture=architecture, **says)
+        return import_autoencoder(weights, asked)
     if is_openclip(weights):
-        return import_openclip(source, weights, model=clip)
+        return import_openclip(source, weights, model=asked.clip)
     some = ", ".join(sorted(weights.outline)[:3])
     raise UserError(f"{path} holds no Stable Diffusion, autoencoder or CLIP, but tensors such as {some}")
+
+
+def locate(name: str) -> Source:
+    """Finds weights by their path, `hf://owner/name@commit[/file]` or `open_clip://model/tag`."""
+    if name.startswith("hf://"):
+        return Source(path=_fetch(name), name=name)
+    if name.startswith("open_clip://"):
+        return _tagged(name)
+    path = Path(name)
+    if not path.exists():
+        raise UserError(
+            f"from={name} is not there: hf download <owner>/<name> --revision <commit> --local-dir {name}"
+        )
+    return Source(path=path, name=name)
+
+
+def _refuse_kinds(where: Path, names: Iterable[str], kinds: Mapping[str, str]) -> None:
+    for name in names:
+        kind = next((kind for pattern, kind in kinds.items() if re.fullmatch(pattern, name)), None)
+        if kind is not None:
+            raise UserError(f"{where} is not covered ({name}): it is {kind}")
+
+
+def _fetch(name: str) -> Path:
+    match = PINNED.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"from={name} is not pinned: write hf://owner/name@commit, with the 40 digits of a commit, "
+            "since a branch or a tag can be moved"
+        )
+    repository, commit, file = match.groups()
+    target = f"models/{repository.partition('/')[2]}"
+    command = f"hf download {repository} {file or ''} --revision {commit} --local-dir {target}"
+    try:
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise UserError(f"from={name} wants huggingface_hub: pip install huggingface_hub") from error
+    try:
+        if file:
+            return Path(hf_hub_download(repository, file, revision=commit))
+        return Path(snapshot_download(repository, revision=commit, allow_patterns=FETCHED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"from={name} was not fetched ({type(error).__name__}): where there is a network, "
+            f"{' '.join(command.split())}; then from={target}"
+        ) from None
+
+
+def _tagged(name: str) -> Source:
+    match = TAGGED.fullmatch(name)
+    if match is None:
+        raise UserError(f"from={name} is no tag of open_clip: write open_clip://ViT-B-32/openai")
+    model, tag = match.groups()
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+
+    published = get_pretrained_cfg(model, tag)
+    if not published:
+        tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
+        raise UserError(f"open_clip has no weights {tag!r} of {model!r}; there are: {tags}")
+    try:
+        path = Path(download_pretrained(published))
+    except Exception as error:  # whatever the client of the day raises without a network
+        where = published.get("url") or f"https://huggingface.co/{published.get('hf_hub')}"
+        raise UserError(
+            f"from={name} was not fetched ({type(error).__name__}): fetch {where} where there is a network; "
+            f"then from=<file> architecture={model}"
+        ) from None
+    return Source(
+        path=path,
+        name=name,
+        model=model,
+        quick_gelu=bool(published.get("quick_gelu", False)),
+        pixels=(list(published["mean"]), list(published["std"])),
+    )

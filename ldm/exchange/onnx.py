@@ -13,7 +13,6 @@ All is float32, the batch is free; weights lie beside a graph in a file of its n
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,11 @@ from ldm.construct import construct
 from ldm.generators.diffusion_bundle import codec_of, sampling_nodes
 from ldm.io.writing import new_folder
 
+Inputs = Callable[[int], dict[str, Tensor]]  # batch -> random arguments in the order of the network's
+
 TRACED, CHECKED = 2, 3  # samples: an export takes a batch of 1 for a constant
 LIMIT = 1e-3  # of a difference, as a share of the largest value
 RUNTIME = "onnxruntime"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Graph:
-    """A network with the inputs and the output that its file names.
-
-    Attributes:
-        inputs: `inputs(batch)`: arguments in the order in which the network takes them.
-    """
-
-    net: nn.Module
-    inputs: Callable[[int], dict[str, Tensor]]
-    output: str
 
 
 class TextStates(nn.Module):
@@ -83,30 +71,32 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
         largest value; None where onnxruntime is not installed.
 
     Raises:
-        BundleError: a bundle that can't generate, or is damaged.
         NameTaken: `out` is there already.
-        UserError: guidance by a second network, or a graph that computes something else than its network.
+        UserError: guidance by a second network, or a graph that is further than LIMIT from its network.
     """
     nodes = sampling_nodes(bundle, options)
     if "weak" in nodes["guidance"]:
         raise UserError(
             "guidance.weak can't be written for ONNX, which gets one U-Net: export another bundle"
         )
-    codec = codec_of(bundle, bundle)
-    differences = {}
+    codec, size, differences = codec_of(bundle, bundle), bundle.entry("size"), {}
+    latent = codec.latent_shape(size)
     with new_folder(out) as folder, torch.no_grad():
-        for name, graph in graphs(bundle, codec).items():
-            write_graph(graph, folder / f"{name}.onnx")
-            differences[name] = difference(graph, folder / f"{name}.onnx") if find_spec(RUNTIME) else None
+        for name, (net, inputs, output) in _graphs(bundle.network("backbone"), codec, latent).items():
+            path = folder / f"{name}.onnx"
+            _write(net, inputs(TRACED), output, path)
+            differences[name] = _difference(net, inputs(CHECKED), path) if find_spec(RUNTIME) else None
         save_tokenizer(codec.tokenizer, folder / "tokenizer.json")
-        told = json.dumps(pipeline_fields(bundle, nodes, codec), indent=2)
-        (folder / "pipeline.json").write_text(told + "\n", encoding="utf-8")
+        told = {"size": size, "latents": list(latent), **_steps(bundle, nodes), **nodes}
+        (folder / "pipeline.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return differences
 
 
-def graphs(bundle: Bundle, codec: Codec) -> dict[str, Graph]:
-    """The three graphs of a bundle."""
-    text, latent = codec.text_encoder, codec.latent_shape(bundle.entry("size"))
+def _graphs(
+    net: nn.Module, codec: Codec, latent: tuple[int, ...]
+) -> dict[str, tuple[nn.Module, Inputs, str]]:
+    """Network, inputs and the name of the output of each file."""
+    text = codec.text_encoder
 
     def tokens(batch: int) -> dict[str, Tensor]:
         return {"tokens": torch.randint(text.vocab_size, (batch, text.context_length))}
@@ -119,58 +109,44 @@ def graphs(bundle: Bundle, codec: Codec) -> dict[str, Graph]:
         return {"latents": torch.randn(batch, *latent)}
 
     return {
-        "text_encoder": Graph(net=TextStates(codec).eval(), inputs=tokens, output="states"),
-        "unet": Graph(net=bundle.network("backbone"), inputs=noisy, output="prediction"),
-        "decoder": Graph(net=Decoder(codec).eval(), inputs=latents, output="images"),
+        "text_encoder": (TextStates(codec).eval(), tokens, "states"),
+        "unet": (net, noisy, "prediction"),
+        "decoder": (Decoder(codec).eval(), latents, "images"),
     }
 
 
-def write_graph(graph: Graph, path: Path) -> None:
+def _write(net: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
     """Traces a network into a file; every input's first dimension stays free."""
-    inputs, batch = graph.inputs(TRACED), torch.export.Dim.DYNAMIC
     torch.onnx.export(
-        graph.net,
+        net,
         tuple(inputs.values()),
         path,
         input_names=list(inputs),
-        output_names=[graph.output],
-        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        output_names=[output],
+        dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),
         external_data=True,
         dynamo=True,
         verbose=False,
     )
 
 
-def difference(graph: Graph, path: Path) -> float:
-    """How far a file's output is from its network's for another batch, as a share of its largest value.
-
-    Raises:
-        UserError: more than LIMIT.
-    """
+def _difference(net: nn.Module, inputs: dict[str, Tensor], path: Path) -> float:
+    """How far a file's output is from its network's, as a share of its largest value."""
     import onnxruntime
 
-    inputs = graph.inputs(CHECKED)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run([graph.output], {name: tensor.numpy() for name, tensor in inputs.items()})
-    expected = graph.net(*inputs.values())
+    (found,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    expected = net(*inputs.values())
     share = ((torch.from_numpy(found) - expected).abs().max() / expected.abs().max()).item()
     if not share <= LIMIT:
         raise UserError(f"{path.name} is {share:.1e} away from its network, limit {LIMIT:.0e}: not written")
     return share
 
 
-def pipeline_fields(bundle: Bundle, nodes: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
-    """What a program needs beside the graphs to generate, x_t = alpha x0 + sigma eps at each of `times`."""
-    process, sampling = construct(bundle.entry("process")), construct(nodes["sampler"])
-    times = sampling.times(process.schedule)
+def _steps(bundle: Bundle, nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a program needs to sample: x_t = alpha x0 + sigma eps at each of `times`."""
+    process = construct(bundle.entry("process"))
+    times = construct(nodes["sampler"]).times(process.schedule)
     alpha, sigma = process.schedule(times)
-    return {
-        "size": bundle.entry("size"),
-        "latents": list(codec.latent_shape(bundle.entry("size"))),
-        "times": times.tolist(),
-        "network_times": process.network_time(times).tolist(),
-        "alpha": alpha.tolist(),
-        "sigma": sigma.tolist(),
-        "process": bundle.entry("process"),
-        **nodes,
-    }
+    numbers = {"times": times, "network_times": process.network_time(times), "alpha": alpha, "sigma": sigma}
+    return {name: x.tolist() for name, x in numbers.items()} | {"process": bundle.entry("process")}

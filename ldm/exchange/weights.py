@@ -1,39 +1,53 @@
-"""Foreign files of weights: their tensors are outlined first, and only read once they are known to fit.
+"""Foreign files of weights: tensors are outlined first, and read once they are known to fit.
 
-A file is safetensors or torch's own (pickles.py); its contents decide, not its name. Weights that were cut
-into several files are read by the index json that lists them.
+A file is safetensors or torch's own; its contents decide, not its name. Weights in several files are read by
+the index json that lists them. Torch's zip archives are read with `weights_only=True` and in no other way; of
+OpenAI's TorchScript archives the code is left out first, and every class of theirs is an inert stand-in.
 """
 
 import re
-from collections.abc import Collection, Mapping
+import shutil
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ldm import UserError
 from ldm.exchange.keymap import unwrapped
-from ldm.exchange.pickles import is_torch_file, read_entries, read_pickle
 from ldm.io.fields import Fields
 from ldm.io.reading import is_plain_name
+from ldm.io.writing import full_disk_told
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool},
 }
 MAX_TENSORS = 2**14  # in one file; whole pipelines have some thousands
 INDEX = re.compile(r".+\.index(\.\w+)?\.json")  # such as model.safetensors.index.fp16.json
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
+SCRIPTED = "__torch__."  # how TorchScript names the classes of a module tree
+READ = re.compile(r"[^/]+/(data\.pkl|version|byteorder|data/\d+)")  # the entries that torch.load reads
+LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"  # a key in CompVis' checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Weights that lie on this machine; the last three fields are what a tag of open_clip tells."""
+
+    path: Path  # the file or folder
+    name: str  # what the user called it
+    model: str | None = None
+    quick_gelu: bool = False  # OpenAI's own activation, whatever the model's config says
+    pixels: tuple[list[float], list[float]] | None = None  # mean and deviation of the pictures, of [0, 1]
 
 
 @dataclass(frozen=True)
@@ -41,32 +55,25 @@ class Weights:
     """Named tensors of a file, or of the shards that an index json lists.
 
     Names are those of the network, without what a training wrapped around it: see `keymap.unwrapped`.
-
-    Attributes:
-        note: a sentence on why this file was taken; empty where there is nothing to say.
-        renamed: tensors that are to be known by another name; one that has this name already is left out.
     """
 
     path: Path
-    note: str = ""
+    note: str = ""  # a sentence on why this file was taken
+    # tensors that are to be known by another name; one that has this name already is left out
     renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
             raise UserError(f"there are no weights at {self.path}: fetch the file or folder again")
 
-    @cached_property
+    @property
     def files(self) -> list[Path]:
         """The file itself, or the shards of an index."""
         return list(self._shards) or [self.path]
 
     @cached_property
     def outline(self) -> dict[str, Tensor]:
-        """Every tensor's name, shape and dtype, on the meta device.
-
-        Raises:
-            UserError: a file that is damaged, forged, or no weights at all.
-        """
+        """Every tensor's name, shape and dtype, on the meta device."""
         return {name: self._stored[stored] for stored, name in self.names.items()}
 
     @cached_property
@@ -90,15 +97,16 @@ class Weights:
     def metadata(self) -> dict[str, str]:
         """The texts in a safetensors header; none in other files."""
         assert self._stored is not None  # a file that is damaged is refused first
-        if self._shards or is_torch_file(self.path):
+        if self._shards or zipfile.is_zipfile(self.path):
             return {}
-        with _header(self.path) as file:
+        with _safetensors(self.path) as file:
             return dict(file.metadata() or {})
 
-    @cached_property
-    def entries(self) -> dict[str, Any]:
+    @property
+    def entries(self) -> Mapping[Any, Any]:
         """What a torch file holds beside its weights: plain values such as `hyper_parameters`."""
-        return read_entries(self.path) if is_torch_file(self.path) else {}
+        content = _unpickled(self.path, "meta")[0] if zipfile.is_zipfile(self.path) else {}
+        return content if isinstance(content, Mapping) else {}
 
     def load(self, only: Collection[str] | None = None) -> dict[str, Tensor]:
         """The tensors, mapped from the file where they can be; of those named in `only` what is there."""
@@ -107,7 +115,7 @@ class Weights:
 
     @cached_property
     def _shards(self) -> dict[Path, set[str]]:
-        return shards(self.path) if INDEX.fullmatch(self.path.name) else {}
+        return _listed(self.path) if INDEX.fullmatch(self.path.name) else {}
 
     @cached_property
     def _stored(self) -> dict[str, Tensor]:
@@ -119,19 +127,43 @@ class Weights:
             part = _outline(path)
             for names, fault in ((listed - part.keys(), "lacks"), (part.keys() - listed, "holds also")):
                 if names:
-                    some = _few(sorted(names))
-                    raise UserError(f"{path} {fault} {some}, unlike {self.path.name}: fetch it again")
+                    raise UserError(
+                        f"{path} {fault} {_few(sorted(names))}, unlike {self.path.name}: fetch it again"
+                    )
             whole |= part
         return whole
 
 
-def shards(index: Path) -> dict[Path, set[str]]:
-    """The files that an index lists, each with the names of its tensors.
+class Inert:
+    """Stands for a class of a foreign pickle: takes any arguments, keeps any state, does nothing."""
 
-    Raises:
-        UserError: an index that is damaged or names a file outside of its folder, a shard that is missing,
-            or one that lies there and is not listed.
-    """
+    state: Any = None
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def scripted_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a TorchScript module tree under its dotted name; a module is entered once."""
+    entered: set[int] = set()
+    ahead = [("", root)]
+    while ahead:
+        prefix, module = ahead.pop()
+        if id(module) in entered or not isinstance(module.state, Mapping):
+            continue
+        entered.add(id(module))
+        for name, value in module.state.items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", value.detach()
+            elif isinstance(value, Inert):
+                ahead.append((f"{prefix}{name}.", value))
+
+
+def _listed(index: Path) -> dict[Path, set[str]]:
+    """The files that an index lists, each with the names of its tensors; all must be there, and no others."""
     table = Fields.read(index).values.get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f"{index}: weight_map must name the file of each tensor: fetch it again")
@@ -150,15 +182,11 @@ def shards(index: Path) -> dict[Path, set[str]]:
     return {index.parent / name: {key for key, value in table.items() if value == name} for name in listed}
 
 
-def _header(path: Path) -> Any:
-    return safe_open(path, framework="np")  # torch's would claim memory for the whole file
-
-
 def _outline(path: Path) -> dict[str, Tensor]:
-    if is_torch_file(path):
-        return read_pickle(path, outline=True)
+    if zipfile.is_zipfile(path):
+        return _named_tensors(path, "meta")
     try:
-        with _header(path) as file:
+        with _safetensors(path) as file:
             names = file.keys()
             if len(names) > MAX_TENSORS:
                 raise UserError(
@@ -171,6 +199,10 @@ def _outline(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+def _safetensors(path: Path) -> Any:
+    return safe_open(path, framework="np")  # torch's would claim memory for the whole file
+
+
 def _meta(path: Path, name: str, view: Any) -> Tensor:
     if view.get_dtype() not in DTYPES:
         raise UserError(f"{path}: tensor {name!r} is of type {view.get_dtype()}, expected floats")
@@ -181,10 +213,93 @@ def _meta(path: Path, name: str, view: Any) -> Tensor:
 
 
 def _tensors(path: Path, kept: Collection[str]) -> dict[str, Tensor]:
-    if is_torch_file(path):
-        return {name: x for name, x in read_pickle(path, outline=False).items() if name in kept}
+    if zipfile.is_zipfile(path):
+        return {name: x for name, x in _named_tensors(path, "cpu").items() if name in kept}
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys() if name in kept}  # noqa: SIM118
+
+
+def _named_tensors(path: Path, device: str) -> dict[str, Tensor]:
+    """The tensors of a torch file: of a state dict, a checkpoint with one, or a TorchScript module tree."""
+    content, is_scripted = _unpickled(path, device)
+    tree = is_scripted and isinstance(content, Inert)
+    tensors = dict(scripted_tensors(content)) if tree else _state_dict(content, path)
+    claimed = sum(tensor.nbytes for tensor in tensors.values())
+    if claimed > path.stat().st_size:
+        raise UserError(f"{path} is forged: its tensors claim {claimed} bytes, more than the file has")
+    return tensors
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and not _is_state(content):
+        inner = {str(name): value for name, value in content.items() if _is_state(value)}
+        if "state_dict" not in inner and len(inner) > 1:
+            raise UserError(
+                f"{path} holds several sets of weights, {', '.join(inner)}: save the one to take by itself"
+            )
+        content = content.get("state_dict", next(iter(inner.values()), content))
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path} holds a {type(content).__name__}, expected named tensors")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name!r} is a {type(value).__name__}, expected named tensors")
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(x, Tensor) for x in value.values())
+
+
+def _unpickled(path: Path, device: str) -> tuple[Any, bool]:
+    """What the pickle of an archive holds, and whether the archive is TorchScript's."""
+    with _archive(path) as (archive, is_scripted):
+        try:
+            inert = [
+                name
+                for name in get_unsafe_globals_in_checkpoint(str(archive))
+                if name == LIGHTNING or (is_scripted and name.startswith(SCRIPTED))
+            ]
+            with safe_globals([(Inert, name) for name in inert]):
+                content = torch.load(archive, weights_only=True, mmap=not is_scripted, map_location=device)
+        except Exception as error:  # a forged pickle may end in any of them
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = f"it names {found[1]}" if found else f"{type(error).__name__}"
+            raise UserError(
+                f"{path} is refused, it holds more than weights or is damaged ({reason}): "
+                "take the .safetensors file of the same weights"
+            ) from None
+        return content, is_scripted
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[tuple[Path, bool]]:
+    """The archive to read, and whether it is a copy of a TorchScript one without its code and constants."""
+    try:
+        with zipfile.ZipFile(path) as source:
+            read = [info for info in source.infolist() if READ.fullmatch(info.filename)]
+            is_scripted = any(name.endswith("/constants.pkl") for name in source.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole torch file ({error}): fetch it again") from None
+    compressed, size = [info for info in read if info.compress_type], sum(info.file_size for info in read)
+    if compressed:
+        raise UserError(
+            f"{path} is not a file of torch.save: its entry {compressed[0].filename} is compressed"
+        )
+    if size > path.stat().st_size:
+        raise UserError(f"{path} is forged: its entries claim {size} bytes, more than the file has")
+    if not is_scripted:
+        yield path, False
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "weights.pt"
+        try:
+            with full_disk_told(copy), zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w") as target:
+                for info in read:
+                    with source.open(info) as entry, target.open(info.filename, "w", force_zip64=True) as to:
+                        shutil.copyfileobj(entry, to)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            raise UserError(f"{path} is not a whole torch file ({error}): fetch it again") from None
+        yield copy, True
 
 
 def _few(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.exchange.architecture import CONFIGS, from_configs
-from ldm.exchange.dialects.vocabulary import write_vocabulary
+from ldm.exchange.declared import Asked
+from ldm.exchange.diffusers import CONFIGS, from_configs
 from ldm.exchange.exporting import open_export, write_single_file
-from ldm.exchange.hub import locate
-from ldm.exchange.importing import import_weights
+from ldm.exchange.folder import write_vocabulary
+from ldm.exchange.importing import import_weights, locate
 from ldm.io.fields import Fields
 from ldm.tokenizers import Tokenizer
 
@@ -103,9 +104,9 @@ def tiny(tokenizer) -> Callable[..., Any]:
     architecture = from_configs({name: Fields(name, values) for name, values in configs.items()})
 
     def read(path: Path | str, **options: Any) -> Any:
-        return import_weights(
-            locate(str(path)), architecture=architecture, tokenizer=lambda: tokenizer, **options
-        )
+        told = replace(architecture, process=options.pop("process", architecture.process))
+        asked = Asked(architecture=told, tokenizer=lambda: tokenizer, **options)
+        return import_weights(locate(str(path)), asked)
 
     return read
 

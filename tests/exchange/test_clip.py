@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from ldm.construct import construct
-from ldm.exchange.dialects.clip import openclip_rules
 from ldm.exchange.keymap import reverse, shapes, translate
+from ldm.exchange.names import openclip_rules
 from ldm.models.clip import CLIP
 
 CONF = Path(__file__).parents[2] / "conf"

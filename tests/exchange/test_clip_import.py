@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ldm.construct import construct
-from ldm.exchange.dialects.clip import openclip_config, openclip_specs
+from ldm.exchange.clip import openclip_config, openclip_specs
 from ldm.exchange.imported import Imported
 
 TOWERS = {

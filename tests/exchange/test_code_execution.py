@@ -28,7 +28,7 @@ import yaml
 
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.training_state import save_state
-from ldm.exchange.pickles import SCRIPTED
+from ldm.exchange.weights import SCRIPTED
 from ldm.generators.denoiser_writer import bundle_of_state
 from ldm.io.reading import hash_file
 

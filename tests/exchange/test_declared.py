@@ -5,11 +5,15 @@ import open_clip
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from ldm.checkpoints.bundle import Bundle
+from ldm.config import CONF
 from ldm.construct import construct
-from ldm.exchange.dialects.processes import process_fields
+from ldm.exchange.exporting import open_export, write_single_file
+from ldm.exchange.schedulers import process_fields
 from tests.exchange.both import latents_apart
 from tests.exchange.conftest import SCHEDULE
 
@@ -200,11 +204,32 @@ def test_a_folder_is_held_against_what_was_typed(saved, copied, tiny):
         text.replace('"scaling_factor": 0.18215', '"scaling_factor": 0.5')
     )
     with pytest.raises(
-        ValueError, match=r"says a latent scale of 0.5, latent_scale= says a latent scale of 0.18"
+        ValueError, match=r"says latent_scale=0.5 \(its autoencoder\), latent_scale= says 0.18"
     ):
         tiny(copied, typed={"latent_scale"})
     assert tiny(copied).settings["latents"]["scale"] == [0.5] * 4
     assert tiny(copied, typed={"latent_scale"}, trusted=False).settings["latents"]["scale"] == [0.18215] * 4
+
+
+def test_so_is_a_file_that_carries_its_own_configs(save_pipeline, bundle_of, tiny, tmp_path):
+    v = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type="v_prediction")
+    opened = open_export(Bundle.open(bundle_of(save_pipeline(tmp_path, scheduler=v))), {})
+    file = write_single_file(opened, tmp_path / "v.safetensors", dtype=torch.float32)
+    with pytest.raises(
+        ValueError, match=r"says prediction_type=v_prediction \(its scheduler\), process= says eps"
+    ):
+        tiny(file, typed={"process"})
+    assert process(tiny(file))["prediction_type"] == "v_prediction"
+    assert process(tiny(file, typed={"process"}, trusted=False))["prediction_type"] == "epsilon"
+
+
+def test_a_typed_process_that_diffusers_lacks_goes_with_a_file_that_says_nothing(read):
+    """And not with one that says another."""
+    edm = OmegaConf.to_container(OmegaConf.load(CONF / "process" / "edm.yaml"), resolve=True)
+    found = read(typed={"process"}, process=edm)
+    assert found.settings["process"] == edm
+    with pytest.raises(ValueError, match=r"says .*beta_start=.*process= says"):
+        read(config=compvis(), typed={"process"}, process=edm)
 
 
 def test_a_folder_with_betas_of_its_own_is_read(save_pipeline, tiny, tmp_path):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from ldm.exchange.hub import locate
+from ldm.exchange.importing import locate
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

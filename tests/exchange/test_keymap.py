@@ -7,8 +7,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.testing import assert_close
 
-from ldm.exchange.dialects.diffusers import unet_rules, vae_rules
 from ldm.exchange.keymap import Rule, linear, merge, rename, reverse, shapes, translate, transpose
+from ldm.exchange.names import unet_rules, vae_rules
 from ldm.models.attention import TransformerSpec
 from ldm.models.unet import UNet
 from ldm.models.vae import AutoencoderKL

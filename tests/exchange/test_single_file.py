@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.exchange.dialects import compvis
-from ldm.exchange.dialects.clip import text_rules
-from ldm.exchange.dialects.diffusers import unet_config, vae_config
-from ldm.exchange.imported import expected_shapes
+from ldm.exchange import compvis
+from ldm.exchange.diffusers import unet_config, vae_config
 from ldm.exchange.keymap import reverse, shapes, translate
+from ldm.exchange.names import compvis_unet_rules, compvis_vae_rules, text_rules
+from tests.exchange.both import outline
 
 CONF = Path(__file__).parents[2] / "conf"
 PARTS = ("backbone", "autoencoder", "text_encoder")
@@ -47,9 +47,11 @@ def test_our_names_are_what_diffusers_converts(file, saved, state):
 
 def test_every_tensor_of_stable_diffusion_at_its_size_has_its_place():
     backbone, autoencoder = preset("backbone", "unet_sd15"), preset("autoencoder", "kl_f8")
-    ours = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(backbone).items()}
-    rules = compvis.unet_rules(levels=backbone["transformer"]["levels"], blocks=2)
-    written = {f"{compvis.BACKBONE}{key}": value for key, value in translate(ours, reverse(rules)).items()}
+    rules = compvis_unet_rules(levels=backbone["transformer"]["levels"], blocks=2)
+    written = {
+        f"{compvis.BACKBONE}{key}": value
+        for key, value in translate(outline(backbone), reverse(rules)).items()
+    }
     assert len(written) == 686  # as in sd-v1-4.ckpt
     with torch.device("meta"):
         theirs = diffusers.UNet2DConditionModel(cross_attention_dim=768)
@@ -57,13 +59,12 @@ def test_every_tensor_of_stable_diffusion_at_its_size_has_its_place():
     converted = convert_ldm_unet_checkpoint(written, config=unet_config(backbone, latent_size=64))
     assert shapes(converted) == shapes(theirs.state_dict())
 
-    ours = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(autoencoder).items()}
-    written = translate(ours, reverse(compvis.vae_rules(num_levels=4)))
+    written = translate(outline(autoencoder), reverse(compvis_vae_rules(num_levels=4)))
     assert len(written) == 248  # as in sd-v1-4.ckpt
     assert vae_config(autoencoder, scale=0.18215, size=512)["block_out_channels"] == [128, 256, 512, 512]
 
     encoder = preset("text_encoder", "sd15")
-    translate(text.state_dict(), text_rules(prefix=""), expected=expected_shapes(encoder))
+    translate(text.state_dict(), text_rules(prefix=""), expected=shapes(outline(encoder)))
 
 
 def test_a_file_of_ours_tells_all_that_a_folder_does(file, tiny, imported, saved):

@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from ldm import UserError
-from ldm.exchange.dialects.vocabulary import read_vocabulary, write_vocabulary
+from ldm.exchange.folder import read_vocabulary, write_vocabulary
 from ldm.tokenizers import Tokenizer, clip_bpe
 
 TEXTS = ["", "a red apple", "Café's 12 cats!!", "日本 🙂 emoji", "word " * 40, "  tabs\tand\nlines  "]

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ldm.exchange.imported import Fit
 from ldm.exchange.keymap import rename
-from ldm.exchange.pickles import Inert, scripted_tensors
-from ldm.exchange.weights import Weights
+from ldm.exchange.weights import Inert, Weights, scripted_tensors
 
 SPEC = {"_target_": "ldm.models.blocks.Downsample", "channels": 3, "pad_all_around": True}
 RULES = [rename("down.*", "conv.*")]
@@ -94,9 +93,9 @@ def test_a_forged_header_is_refused(tmp_path, header):
         fit(forged(tmp_path / "weights.safetensors", header, bytes(12))).check()
 
 
-def test_a_file_of_a_hundred_thousand_tensors_is_refused_by_their_number(tmp_path):
-    header = {str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}
-    with pytest.raises(ValueError, match="has 100000 tensors, and no network here has more than 16384"):
+def test_a_file_of_twenty_thousand_tensors_is_refused_by_their_number(tmp_path):
+    header = {str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(20_000)}
+    with pytest.raises(ValueError, match="has 20000 tensors, and no network here has more than 16384"):
         fit(forged(tmp_path / "weights.safetensors", header, b"")).check()
 
 

@@ -11,8 +11,8 @@ import yaml
 from torch.testing import assert_close
 
 from ldm.construct import construct
-from ldm.exchange.dialects.clip import openclip_rules
 from ldm.exchange.keymap import shapes, translate
+from ldm.exchange.names import openclip_rules
 from ldm.models.clip import (
     CLIP,
     TextTransformer,

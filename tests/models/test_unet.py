@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
-from ldm.exchange.dialects.diffusers import unet_rules
 from ldm.exchange.keymap import shapes, translate
+from ldm.exchange.names import unet_rules
 from ldm.models.attention import TransformerSpec
 from ldm.models.embeddings import sinusoidal
 from ldm.models.unet import UNet

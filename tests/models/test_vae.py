@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL as Reference
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
-from ldm.exchange.dialects.diffusers import vae_rules
 from ldm.exchange.keymap import shapes, translate
+from ldm.exchange.names import vae_rules
 from ldm.models.vae import AutoencoderKL, Posterior
 
 CONF = Path(__file__).parents[2] / "conf" / "autoencoder"

@@ -1,0 +1,192 @@
+"""Files with CompVis' names: a whole pipeline, as Stable Diffusion's and ours, or its autoencoder alone.
+
+The names do not tell the architecture. A file that we wrote carries diffusers' four configs and the tokenizer
+in its header; of any other file the caller must say what it is, its shapes must agree, and what it says of
+its process and its latents counts.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ldm import UserError
+from ldm.checkpoints.bundle import content_of, tokenizer_of
+from ldm.exchange.clip import text_fit
+from ldm.exchange.declared import PREDICTION, SCALE, Asked, chosen, is_mark, read_declared, settled
+from ldm.exchange.diffusers import CONFIGS, Architecture, from_configs, refuse_channels
+from ldm.exchange.imported import Fit, Imported
+from ldm.exchange.keymap import Rule
+from ldm.exchange.names import compvis_unet_rules, compvis_vae_rules, text_rules
+from ldm.exchange.weights import Weights
+from ldm.io.fields import Fields
+from ldm.io.reading import parse_json
+from ldm.tokenizers import Tokenizer
+
+BACKBONE, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
+TEXT_ENCODER = "cond_stage_model.transformer."
+OPENCLIP = "cond_stage_model.model."  # the text encoder of Stable Diffusion 2.x
+HEADER, OWN = "ldm", "ldm."  # our key in a safetensors header, and the prefix of tensors without a place
+PREFIXES = (BACKBONE, AUTOENCODER, TEXT_ENCODER, OPENCLIP, OWN)
+AUTOENCODER_MARK = "encoder.mid.block_1.conv1.weight"  # diffusers' autoencoders have mid_block there
+AUTOENCODER_BESIDE = ("loss.*",)  # the discriminator that an autoencoder was trained against
+EMA = "model_ema."  # before the averages of the U-Net's weights
+# not weights: the averages of the weights, and noise tables and losses, which follow from the process
+LEFT_OUT = (
+    *(f"{EMA}*", "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_alphas_cumprod"),
+    *("posterior_*", "lvlb_weights", "logvar", "scale_factor"),
+)
+
+
+def averages(names: Iterable[str]) -> dict[str, str]:
+    """By the name of its average, each weight of the U-Net among the names of a file.
+
+    Averages are named as the weights within `model`, but for the dots, which a buffer's name can't have.
+    """
+    weights = [name for name in names if name.startswith(BACKBONE)]
+    return {EMA + name.removeprefix("model.").replace(".", ""): name for name in weights}
+
+
+def is_single_file(weights: Weights) -> bool:
+    """Whether a file has the names of a whole pipeline."""
+    return _has(weights, BACKBONE)
+
+
+def is_autoencoder_file(weights: Weights) -> bool:
+    """Whether a file has the names of CompVis' autoencoder without a pipeline's prefixes."""
+    return AUTOENCODER_MARK in weights.outline
+
+
+def import_single_file(weights: Weights, asked: Asked) -> Imported:
+    """The pipeline of a file."""
+    architecture, text_state, carried = asked.architecture, asked.text_state, weights.metadata.get(HEADER)
+    notes: list[str] = []
+    if carried is not None:
+        architecture, vocabulary, record = _read_header(carried, weights)
+    else:
+        told = read_declared(weights, trusted=asked.trusted)
+        _check_sizes(weights, architecture)
+        # some of Stable Diffusion 2.x predict noise, some v, with the same tensors
+        if _has(weights, OPENCLIP) and PREDICTION not in told.values and "process" not in asked.typed:
+            raise UserError(
+                f"{weights.path} is of Stable Diffusion 2.x and does not say what it predicts: put its yaml "
+                "beside it, or write process=sd2_v for one of 768 px, process=sd15 for a base of 512 px"
+            )
+        said = told.values.get("text_state", text_state)
+        if text_state not in (None, said):
+            told.refuse(["text_state"], "text_state", text_state)
+        architecture, notes = settled(told, asked)
+        vocabulary, text_state, record = asked.tokenizer(), said, None
+    projection = weights.outline.get(f"{BACKBONE}middle_block.1.proj_in.weight")
+    linear = projection is not None and projection.ndim == 2  # as in Stable Diffusion 2.x
+    architecture = replace(architecture, linear_projection=linear)
+    openclip = _has(weights, OPENCLIP)
+    prefix = OPENCLIP if openclip else TEXT_ENCODER
+    fits = {
+        "backbone": _fit("backbone", architecture, weights),
+        "autoencoder": replace(_fit("autoencoder", architecture, weights), drop=AUTOENCODER_BESIDE),
+        "text_encoder": text_fit(
+            architecture.text_encoder, weights, state=text_state, prefix=prefix, openclip=openclip
+        ),
+    }
+    left_out, taken = _left_out(weights)
+    found = Imported.of(
+        fits, tokenizer=vocabulary, settings=architecture.settings(), left_out=left_out, notes=notes + taken
+    )
+    if record is not None:
+        own = weights.load(only={name for name in weights.outline if name.startswith(OWN)})
+        kept = {name.removeprefix(OWN): tensor for name, tensor in own.items()}
+        found = found.restored(record, kept, where=f"{weights.path}: the record in its header")
+    if carried is None:
+        return found
+    return replace(found, settings=chosen(found.settings, asked, weights.path))
+
+
+def import_autoencoder(weights: Weights, asked: Asked) -> Imported:
+    """The autoencoder of a file and the scale of its latents."""
+    told = read_declared(weights, trusted=asked.trusted)
+    architecture, notes = settled(told.only([SCALE]), asked)
+    drop = (*AUTOENCODER_BESIDE, *LEFT_OUT)
+    return Imported.of(
+        {"autoencoder": replace(_fit("autoencoder", architecture, weights), prefix="", drop=drop)},
+        settings={"latents": dict(architecture.latents)},
+        left_out=[glob for glob in drop if any(fnmatchcase(name, glob) for name in weights.outline)],
+        notes=notes,
+    )
+
+
+def networks(architecture: Architecture) -> dict[str, tuple[str, list[Rule]]]:
+    """By the name of each network the prefix of its tensors in a file, and the rules of what follows it."""
+    unet, levels = architecture.backbone, len(architecture.autoencoder["multipliers"])
+    rules = compvis_unet_rules(
+        levels=unet["transformer"]["levels"],
+        blocks=unet["blocks_per_level"],
+        linear_projection=architecture.linear_projection,
+    )
+    return {
+        "backbone": (BACKBONE, rules),
+        "autoencoder": (AUTOENCODER, compvis_vae_rules(num_levels=levels)),
+        "text_encoder": (TEXT_ENCODER, text_rules()),
+    }
+
+
+def header(configs: Mapping[str, Any], tokenizer: Tokenizer, record: Mapping[str, Any]) -> dict[str, str]:
+    """What a safetensors header says of the pipeline in its file."""
+    return {HEADER: json.dumps({**configs, "tokenizer": content_of(tokenizer), "record": record})}
+
+
+def _read_header(text: str, weights: Weights) -> tuple[Architecture, Tokenizer, Any]:
+    """The pipeline and the tokenizer that a header carries, and its record, if there is one."""
+    path = weights.path
+    try:
+        content = Fields.of(parse_json(text, name="json"), name="it")
+        configs = {name: replace(content.mapping(name), name=f"{path}: {name}") for name in CONFIGS}
+        tokenizer = tokenizer_of(content.mapping("tokenizer").values, name="its tokenizer")
+    except UserError as error:
+        raise UserError(
+            f"{path}: the header's entry {HEADER!r} is damaged ({error}): write it again"
+        ) from None
+    return from_configs(configs), tokenizer, content.values.get("record")
+
+
+def _fit(part: str, architecture: Architecture, weights: Weights) -> Fit:
+    prefix, rules = networks(architecture)[part]
+    return Fit(spec=getattr(architecture, part), weights=weights, rules=rules, prefix=prefix)
+
+
+def _has(weights: Weights, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in weights.outline)
+
+
+def _check_sizes(weights: Weights, architecture: Architecture) -> None:
+    """Refuses another kind of U-Net in a sentence, before each of its tensors would be one problem."""
+    shapes = {name: x.shape for name, x in weights.outline.items() if name.startswith(BACKBONE)}
+    entry = shapes.get(f"{BACKBONE}input_blocks.0.0.weight", ())
+    if len(entry) == 4:
+        refuse_channels(weights.path, entry[1], latents=architecture.backbone["latent_channels"])
+    keys = (shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
+    widths = {shape[1] for shape in keys if len(shape) == 2}
+    expected = architecture.backbone["transformer"]["context_dim"]
+    if len(widths) == 1 and widths != {expected}:
+        raise UserError(
+            f"{weights.path}: its U-Net reads text states of width {widths.pop()}, backbone= has {expected}; "
+            "a Stable Diffusion 2.x (1024) wants backbone=unet_sd2 text_encoder=sd2 tokenizer=sd2"
+        )
+
+
+def _left_out(weights: Weights) -> tuple[list[str], list[str]]:
+    """Which of the kinds that are left out on purpose the file has, and a note on averages that are."""
+    others = [name for name in weights.outline if not name.startswith(PREFIXES) and not is_mark(name)]
+    kinds = [glob for glob in LEFT_OUT if any(fnmatchcase(name, glob) for name in others)]
+    strange = [name for name in others if not any(fnmatchcase(name, glob) for glob in kinds)]
+    if strange:
+        raise UserError(f"{weights.path}: unexpected {', '.join(sorted(strange))}")
+    averaged = f"{EMA}*"
+    if weights.renamed:  # the averages are read in place of the weights
+        return [f"{BACKBONE}* of the last step", *(kind for kind in kinds if kind != averaged)], []
+    note = (
+        f"{weights.path.name}: the weights of the last step were taken, not their averages, {averaged}: "
+        "weights=ema takes those"
+    )
+    return kinds, [note] * (averaged in kinds)

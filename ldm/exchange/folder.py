@@ -1,0 +1,222 @@
+"""Folders of diffusers and transformers: a pipeline, one network with its config, and a tokenizer's files."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tokenizers.pre_tokenizers import ByteLevel
+
+from ldm import UserError
+from ldm.exchange.clip import import_text, import_transformers, import_vision, text_fit
+from ldm.exchange.diffusers import CONFIGS, from_configs, unet_spec, vae_latents, vae_spec
+from ldm.exchange.imported import RECORD, TENSORS, Fit, Imported
+from ldm.exchange.names import unet_rules, vae_rules
+from ldm.exchange.schedulers import differences
+from ldm.exchange.weights import Weights
+from ldm.io.fields import MAX_WIDTH, Fields
+from ldm.io.reading import MAX_JSON, read_json
+from ldm.tokenizers import Merge, Tokenizer
+
+INDEX = "model_index.json"
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS, VARIANTS = (".safetensors", ".bin"), ("", ".fp16", ".bf16")
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+READ = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+START, END = "<|startoftext|>", "<|endoftext|>"
+VERSION = "#version: 0.2"  # first line of a merges.txt
+
+
+def class_of(folder: Path) -> tuple[str, bool]:
+    """The class or type that a folder is of by its config, and whether it is a pipeline's."""
+    is_pipeline = (folder / INDEX).is_file()
+    config = Fields.read(folder / (INDEX if is_pipeline else "config.json")).values
+    return str(config.get("_class_name") or config.get("model_type")), is_pipeline
+
+
+def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
+    """All that generates pictures: three networks, tokenizer, process and sampler."""
+    index = Fields.read(folder / INDEX)
+    kind = index.values.get("_class_name")
+    if kind not in PIPELINES:
+        raise UserError(f"{folder} is a {kind}: only {' and '.join(PIPELINES)} have our three networks")
+    configs = {name: Fields.read(_config(folder, name)) for name in CONFIGS}
+    told = from_configs(configs)
+    text = text_fit(told.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
+    fits = {
+        "backbone": _unet(folder / "unet", told.backbone, told.linear_projection),
+        "autoencoder": _vae(folder / "vae", told.autoencoder),
+        "text_encoder": text,
+    }
+    sizes = {name: text.spec[name] for name in ("context_length", "vocab_size")}
+    held = {key for key, value in index.values.items() if isinstance(value, list) and value[:1] != [None]}
+    found = Imported.of(
+        fits,
+        tokenizer=read_vocabulary(folder / "tokenizer", **sizes),
+        settings=told.settings(),
+        left_out=sorted(held - READ) + differences(configs["scheduler"]),
+        notes=_other_class(configs["scheduler"], index),
+    )
+    record, tensors = folder / RECORD, folder / TENSORS
+    if not record.is_file():
+        return found
+    kept = Weights(tensors).load() if tensors.is_file() else {}
+    return found.restored(read_json(record), kept, where=record)
+
+
+def import_network(folder: Path, *, text_state: str | None) -> Imported:
+    """The one network of a folder with a config.json."""
+    kind, _ = class_of(folder)
+    if kind not in NETWORKS:
+        raise UserError(
+            f"{folder} holds a {kind}: only {', '.join(NETWORKS)} are covered, or a whole pipeline"
+        )
+    return NETWORKS[kind](folder, Fields.read(folder / "config.json"), text_state)
+
+
+def find_weights(folder: Path) -> Weights:
+    """The weights in a folder: safetensors before torch's own, the plain file before a variant in 16 bits."""
+    for ending, variant, stem in product(ENDINGS, VARIANTS, STEMS):
+        single, cut = f"{stem}{variant}{ending}", f"{stem}{ending}.index{variant}.json"
+        for path in (folder / single, folder / cut, folder / f"{single}.index.json"):
+            if path.is_file():
+                note = f"{folder.name}/{path.name} was read: there is no file without {variant}"
+                return Weights(path, note=note if variant else "")
+    raise UserError(
+        f"{folder} lacks its weights: hf download <owner>/<name> --include '{folder.name}/*' "
+        f"--local-dir {folder.parent}"
+    )
+
+
+def ids(merges: Sequence[Merge], *, vocab_size: int) -> dict[str, int]:
+    """Every token with its id: bytes, bytes that end a word, merges, and at the very end start and end."""
+    symbols = sorted(ByteLevel.alphabet())  # by code point, which is GPT-2's order
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in merges)]
+    numbered = {token: number for number, token in enumerate(tokens)}
+    return numbered | {START: vocab_size - 2, END: vocab_size - 1}
+
+
+def padding(tokenizer: Tokenizer) -> str:
+    """The token that a tokenizer pads with; an id that has no spelling is refused."""
+    for token, number in ids(tokenizer.merges, vocab_size=tokenizer.vocab_size).items():
+        if number == tokenizer.pad_id:
+            return token
+    raise UserError(f"the tokenizer's pad_id={tokenizer.pad_id} has no spelling, which diffusers wants")
+
+
+def read_vocabulary(folder: Path, *, context_length: int, vocab_size: int) -> Tokenizer:
+    """The tokenizer in the files of a CLIPTokenizer, whose ids must be laid out as ours are.
+
+    Args:
+        context_length, vocab_size: of the text encoder, which the files must agree with.
+    """
+    vocabulary, merges = _tables(folder)
+    wanted = ids(merges, vocab_size=vocab_size)
+    if vocabulary != wanted:
+        strange, _ = min(vocabulary.items() ^ wanted.items(), key=str)
+        raise UserError(f"{folder}: token {strange!r} is not where CLIP's layout of {vocab_size} ids has it")
+    paths = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
+    told = [Fields.read(path).values for path in paths if path.is_file()]
+    config = Fields(str(folder), {key: value for values in told for key, value in values.items()})
+    length = config.whole("model_max_length", context_length, high=10**31)  # a huge one means: not told
+    if length != context_length and length <= MAX_WIDTH:
+        raise UserError(f"{folder}: model_max_length={length}, but the text encoder reads {context_length}")
+    pad = config.values.get("pad_token", END)
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    if not isinstance(pad, str) or pad not in vocabulary:
+        raise UserError(f"{folder}: pad_token={pad!r} is no token of the vocabulary")
+    return Tokenizer(merges, vocab_size=vocab_size, context_length=context_length, pad_id=vocabulary[pad])
+
+
+def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
+    """The four files that CLIPTokenizer.from_pretrained reads.
+
+    It takes the padding token for padding in a prompt, too; ours has no such reading.
+    """
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": padding(tokenizer)}
+    lines = [VERSION, *(f"{left} {right}" for left, right in tokenizer.merges)]
+    config = {"model_max_length": tokenizer.context_length, "do_lower_case": True, "add_prefix_space": False}
+    contents = {
+        "vocab": ids(tokenizer.merges, vocab_size=tokenizer.vocab_size),
+        "special_tokens_map": special,
+        "tokenizer_config": {"tokenizer_class": "CLIPTokenizer", **config, **special},
+    }
+    folder.mkdir(parents=True)
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, content in contents.items():
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
+    """Ids and merges, from the two files of old or from the one that transformers 5 writes."""
+    if (folder / "vocab.json").is_file():
+        vocabulary = dict(Fields.read(folder / "vocab.json").values)
+        path = folder / "merges.txt"
+        if not path.is_file() or path.stat().st_size > MAX_JSON:
+            raise UserError(f"{path} is missing or has more than {MAX_JSON} bytes: fetch the folder again")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        pairs: list[Any] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    else:
+        fields = Fields.read(folder / "tokenizer.json")
+        model = fields.mapping("model", {})
+        vocabulary = dict(model.mapping("vocab", {}).values)
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.entries("merges")]
+        for entry in fields.entries("added_tokens"):
+            added = Fields.of(entry, name=f"{fields.name}: added_tokens")
+            vocabulary[added.text("content")] = added.whole("id", low=0, high=MAX_WIDTH)
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise UserError(f"{folder}: the merges are damaged: fetch the folder again")
+    if not all(isinstance(number, int) for number in vocabulary.values()):
+        raise UserError(f"{folder}: the vocabulary is damaged, an id is no number: fetch the folder again")
+    return vocabulary, [(str(left), str(right)) for left, right in pairs]
+
+
+def _config(folder: Path, name: str) -> Path:
+    path = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
+    if not path.is_file():
+        raise UserError(
+            f"{folder} lacks {path.relative_to(folder)}: hf download <owner>/<name> --include '{name}/*' "
+            f"--local-dir {folder}"
+        )
+    return path
+
+
+def _other_class(scheduler: Fields, index: Fields) -> list[str]:
+    """A sentence where the index names another scheduler than the scheduler's own config does."""
+    entry, own = index.values.get("scheduler"), scheduler.values.get("_class_name")
+    named = entry[-1] if isinstance(entry, list) and entry else None
+    if named in (None, own) or own is None:
+        return []
+    return [f"{INDEX} names a {named}, scheduler_config.json a {own}: the latter was read"]
+
+
+def _unet(folder: Path, spec: Mapping[str, Any], linear_projection: bool) -> Fit:
+    rules = unet_rules(linear_projection=linear_projection)
+    return Fit(spec=spec, weights=find_weights(folder), rules=rules)
+
+
+def _vae(folder: Path, spec: Mapping[str, Any]) -> Fit:
+    weights = find_weights(folder)
+    return Fit(spec=spec, weights=weights, rules=vae_rules(weights.outline))
+
+
+def _import_unet(folder: Path, config: Fields, text_state: str | None) -> Imported:
+    linear = config.flag("use_linear_projection")
+    fits = {"backbone": _unet(folder, unet_spec(config), linear)}
+    return Imported.of(fits, settings={"linear_projection": linear})
+
+
+def _import_vae(folder: Path, config: Fields, text_state: str | None) -> Imported:
+    fits = {"autoencoder": _vae(folder, vae_spec(config))}
+    return Imported.of(fits, settings={"latents": vae_latents(config)})
+
+
+NETWORKS: dict[str, Callable[[Path, Fields, str | None], Imported]] = {  # by class or type of model
+    "UNet2DConditionModel": _import_unet,
+    "AutoencoderKL": _import_vae,
+    "clip_text_model": lambda folder, *told: import_text(find_weights(folder), *told),
+    "clip_vision_model": lambda folder, config, _: import_vision(find_weights(folder), config),
+    "clip": lambda folder, config, _: import_transformers(find_weights(folder), config),
+}
