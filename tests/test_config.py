@@ -316,8 +316,8 @@ def test_what_is_no_key_and_value_is_refused():
         check("sample", ["red apple"])
 
 
-def test_half_of_the_demos_timesteps_are_where_its_captions_decide_the_picture():
+def test_a_third_of_the_demos_timesteps_are_where_its_captions_decide_the_picture():
     """Below t = 0.9 a noisy latent of 2,048 values identifies its emoji; at shift 3 a seventh lie above."""
     process = build(composed("train", "+experiment=demo").process)
     t = process.times((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
-    assert (t > 0.9).double().mean() >= 0.5
+    assert (t > 0.9).double().mean() >= 1 / 3
