@@ -134,9 +134,10 @@ def _everyone(rows: Rows) -> Bool[Tensor, "1 n"]:
 def _within(x: Rows, members: Bool[Tensor, "k n"], kernel: Kernel) -> Float[Tensor, " k"]:
     """Mean kernel of different rows of each subset."""
     size, selves = members.sum(1), torch.zeros(len(members), dtype=torch.float64)
+    pairs = _between(x, x, members, members, kernel) * size**2  # first: the loop's last block would stay
     for rows, here in zip(blocks(x), members.split(ROWS_AT_ONCE, dim=1), strict=True):
         selves += here.double() @ kernel(rows, rows).diagonal().cpu()
-    return (_between(x, x, members, members, kernel) * size**2 - selves) / (size * (size - 1))
+    return (pairs - selves) / (size * (size - 1))
 
 
 def _between(
