@@ -20,7 +20,7 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.exchange.exporting import Export, open_export, write_diffusers
 from ldm.generators.diffusion_bundle import codec_of, open_latent_diffusion
 from ldm.randomness.noise import Mt19937Noise
-from ldm.sampling.lists import read_list
+from ldm.sampling.jobs import read_list
 
 PROMPTS = Path("experiments/emoji/prompts.txt")
 LIMIT = 1  # levels of 255

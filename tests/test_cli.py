@@ -120,11 +120,11 @@ def test_a_prompt_is_plain_text_whatever_it_holds(draw, prompt, text):
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ('prompts=[""]', "prompt '' holds no text"),
-        ('prompts=["a cat", " "]', "prompt ' ' holds no text"),
+        ('prompts=[""]', "prompt='' is empty"),
+        ('prompts=["a cat", " "]', "prompt=' ' is empty"),
         ("prompts=[]", "prompts is empty: write prompts="),
-        ("prompts=[null]", "prompt None holds no text"),
-        ("prompts=7", "prompt 7 holds no text"),
+        ("prompts=[null]", "prompt=None is no text"),
+        ("prompts=7", "prompt=7 is no text"),
         ("prompts={a: 1}", "Cannot merge"),
         ('prompts=["half a ${reference"]', "half a ${reference"),
         (f'prompts=["{"x" * 100_000}"]', "a prompt of 100000 characters is too long: the limit is 10000"),

@@ -22,7 +22,7 @@ def check_seed(seed: object, name: str = "seed") -> None:
         UserError: its name and what a seed is.
     """
     if not is_seed(seed):
-        raise UserError(f"{name}={seed!r} {SEED}")
+        raise UserError(f"{name}={repr(seed)[:60]} {SEED}")
 
 
 def key_of(seed: int, *purpose: object) -> int:

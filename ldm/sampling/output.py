@@ -1,58 +1,69 @@
-"""The folder of a command's pictures: nothing of an earlier command stays, and nothing of a user's goes."""
+"""The folder of a command's pictures: nothing of an earlier command stays, and no file of the user goes."""
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from ldm import UserError
 from ldm.data.picture_files import LIST, listed_pictures
-from ldm.generators.generator import Opened
 from ldm.io.links import check_no_link
 from ldm.io.pictures import FIGURE, carries, save_picture
 from ldm.io.reading import is_plain_name, read_json
 from ldm.io.writing import append, discard, write
-from ldm.sampling.batches import configured
+from ldm.sampling.batches import Sample
 from ldm.sampling.jobs import Job
-from ldm.sampling.record import FIELD, chunks, facts_of
+from ldm.sampling.record import FIELD, chunks
 
 SHEET = "sheet.png"
-DOOMED = ".doomed.json"  # names that are being removed, while they are
+DOOMED = ".doomed.json"  # the names that are being removed, in case that the command is stopped meanwhile
 
 
-def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
-    """Refuses a folder in which the pictures of a command would take the place of somebody else's files.
+def open_output(folder: str, *, overwrite: bool) -> Path:
+    """The folder for the pictures, made if it is missing.
 
     Raises:
-        UserError: a file that `ldm.sample` has not written, a link, or a picture to start from, by its name.
+        UserError: it is a file, can't be written to, or holds pictures that must not be overwritten.
     """
-    for name in (LIST, DOOMED):
-        check_no_link(folder / name)
+    out = Path(folder)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file: name a folder")
+    if out.is_dir() and not overwrite and any(out.glob("*.png")):
+        raise UserError(f"out={out} holds pictures already: name another folder or set overwrite=true")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise UserError(f"out={out} can't be written to: name another folder")
+    return out
+
+
+def check_output(folder: Path, jobs: Sequence[Job], sheet: Path) -> None:
+    """Refuses to write a command's pictures in the place of files that `ldm.sample` has not written.
+
+    Raises:
+        UserError: such a file, a link, a source picture, or the missing folder of the sheet, by its name.
+    """
+    for path in (folder / LIST, folder / DOOMED, sheet):
+        check_no_link(path)
+    if not sheet.parent.is_dir():
+        raise UserError(f"sheet={sheet} has no folder: make {sheet.parent} first")
     earlier = listed_pictures(folder / LIST)
     if earlier is None and os.path.lexists(folder / LIST):
         raise UserError(f"out={folder} holds a {LIST} that ldm.sample has not written: name another folder")
     names = sorted({f"{job.name}.png" for job in jobs})
-    for name in (
-        names if earlier is not None else (SHEET, *names)
-    ):  # earlier versions did not mark their sheets
+    for name in names if earlier is not None else (SHEET, *names):  # earlier versions did not mark sheets
         check_place(folder / name)
-    going = {(folder / name).resolve() for name in [*names, *(earlier or [])]}
+    going = {(folder / name).resolve() for name in (*names, *(earlier or ()))}
     for job in jobs:
         for field, file in (("image", job.image), ("mask", job.mask)):
             if file is not None and file.resolve() in going:
                 raise UserError(
-                    f"{field}={file} would be removed, for out={folder} is drawn anew: name another folder"
+                    f"{field}={file} would be removed with the earlier pictures of out={folder}: name another"
+                    " folder"
                 )
 
 
 def check_place(path: Path) -> None:
-    """Refuses to put a picture in the place of somebody else's file, or of a link.
-
-    Raises:
-        UserError: its name.
-    """
+    """Refuses to put a picture in the place of a file that is not ours, or of a link; raises UserError."""
     if os.path.lexists(path) and not _is_ours(path):
         raise UserError(
             f"out={path.parent} holds {path.name}, which ldm.sample has not written: name another folder"
@@ -60,20 +71,27 @@ def check_place(path: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes pictures and sheet of earlier commands and begins a new list.
-
-    Whenever the command is stopped, the list names no picture that is gone: the names are put aside first,
-    and what a stopped command has left of them goes with the next one.
-    """
-    names = {SHEET, *_put_aside(folder), *(listed_pictures(folder / LIST) or [])}
+    """Removes pictures and sheet of earlier commands and begins a new list."""
+    names = {SHEET, *_put_aside(folder), *(listed_pictures(folder / LIST) or ())}
+    # in this order, whenever the command is stopped, the list names no picture that is gone, and the next
+    # command removes what is left
     write(folder / DOOMED, json.dumps(sorted(names)))
     write(folder / LIST, "")
-    for name in filter(lambda name: _is_ours(folder / name), sorted(names)):
-        discard(folder / name, below=folder)
+    for name in sorted(names):
+        if _is_ours(folder / name):
+            discard(folder / name, below=folder)
     discard(folder / DOOMED, below=folder)
 
 
+def save(sample: Sample, folder: Path) -> None:
+    """Writes `<name>.png`, then its line of `pictures.jsonl`, which so names whole files only."""
+    file = folder / f"{sample.job.name}.png"
+    save_picture(sample.image, file, texts=chunks(sample.facts), below=folder)
+    append(folder / LIST, json.dumps({"file": file.name} | sample.facts, ensure_ascii=False) + "\n")
+
+
 def _put_aside(folder: Path) -> list[str]:
+    """The names that a stopped command was removing."""
     try:
         names = read_json(folder / DOOMED)
     except (OSError, ValueError):
@@ -84,25 +102,3 @@ def _put_aside(folder: Path) -> list[str]:
 def _is_ours(path: Path) -> bool:
     """Whether a file carries a record of ours: a user may have put another one, or a link, in its place."""
     return path.is_file() and not path.is_symlink() and carries(path, FIGURE if path.name == SHEET else FIELD)
-
-
-class Saver:
-    """Writes `<name>.png` and a line of `pictures.jsonl` for each picture of one command.
-
-    Args:
-        folder: where they go; what an earlier command has left there is removed.
-        opened: what generates them, for the records.
-    """
-
-    def __init__(self, folder: Path, opened: Opened) -> None:
-        self.folder, self.opened = folder, opened
-        clear(folder)
-
-    def save(self, jobs: Sequence[Job], images: Tensor) -> None:
-        """Writes one batch, in the order in which it was generated."""
-        opened = configured(self.opened, jobs[0])  # the jobs of a batch share their options
-        for place, (job, image) in enumerate(zip(jobs, images, strict=True)):
-            facts = facts_of(job, opened, batch=(place, len(jobs)))
-            file = self.folder / f"{job.name}.png"
-            save_picture(image, file, texts=chunks(facts), below=self.folder)
-            append(self.folder / LIST, json.dumps({"file": file.name} | facts, ensure_ascii=False) + "\n")

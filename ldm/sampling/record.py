@@ -1,10 +1,11 @@
-"""How a picture was made: told in its PNG to programs and to people, and in one file of all pictures.
+"""How a picture was made: written into its PNG for programs and for people, and read back to make it again.
 
 All pictures of a command share `pictures.jsonl`, a line each: ten thousand of them are read as one table, and
 don't come with ten thousand more files. Each PNG carries the same by itself, wherever it is moved.
 """
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from functools import lru_cache
@@ -12,21 +13,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ldm import UserError
+from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.provenance import git_state
 from ldm.data.decode import MAX_PIXELS
-from ldm.generators.generator import Opened
+from ldm.generators.generator import Opened, open_generator
 from ldm.io.fields import Fields, check_tree
 from ldm.io.reading import hash_file, parse_json
 from ldm.randomness.seeds import EARLIER_GENERATOR
 from ldm.sampling.jobs import Job
-from ldm.tokenizers import Tokenizer
 
 FIELD, READABLE = "ldm", "parameters"  # text chunks; other programs show the second
-MOST = 4096  # pictures in a batch
+MAX_BATCH = 4096  # a forged record must not ask for a larger one
+MAY_DIFFER = ("commit", "torch", "threads", "machine")  # reported, not refused: the pixels are compared
 OWN = frozenset(  # entries of a record that are no settings of its generator; earlier versions wrote `weak`
     {
         *("prompt", "tokens", "negative", "seed", "steps", "scale", "size", "bundle", "bundle_path", "batch"),
@@ -35,50 +39,31 @@ OWN = frozenset(  # entries of a record that are no settings of its generator; e
 )
 
 
-def facts_of(job: Job, opened: Opened, *, batch: tuple[int, int]) -> dict[str, Any]:
+def facts_of(job: Job, opened: Opened, *, batch: Mapping[str, int]) -> dict[str, Any]:
     """Everything needed to reproduce a picture.
 
     Args:
         opened: the generator with the job's options. Its settings stand among the other facts.
-        batch: the place of the picture in its batch, and the size of that, by which float sums are rounded.
+        batch: `place` and `size`: kernels sum in an order that the size decides, which may change last bits.
     """
-    generator = opened.generator
-    settings = generator.settings()
-    facts: dict[str, Any] = {
-        "prompt": job.prompt,
-        "tokens": tokens_of(job, generator.tokenizer),
-        "negative": job.negative,
-        "seed": job.seed,
-        "steps": first(settings, "steps"),
-        "scale": first(settings, "scale"),
-        "size": [generator.size, generator.size],
-        "bundle": opened.bundle.sha256,
-        "bundle_path": opened.bundle.place,
-        "batch": {"place": batch[0], "size": batch[1]},
-        **environment(),
-    }
-    if job.image is not None:
-        facts |= {"image": identity(job.image), "strength": job.drawn_strength}
-    if job.mask is not None:
-        facts["mask"] = identity(job.mask)
+    generator, settings = opened.generator, opened.generator.settings()
     if taken := sorted(settings.keys() & OWN - {"negative"}):
         raise UserError(f"a generator's setting can't be called {taken[0]!r}: a record has such an entry")
+    tokens = None
+    if tokenizer := generator.tokenizer:
+        texts = {"prompt": job.prompt} | ({"negative": job.negative} if job.negative else {})
+        tokens = {name: tokenizer.count(text) for name, text in texts.items()}
+        names = {"prompt": "read", "negative": "negative_read"}
+        tokens |= {names[name]: min(count, tokenizer.context_length) for name, count in tokens.items()}
+    facts = {"prompt": job.prompt, "tokens": tokens, "negative": job.negative, "seed": job.seed}
+    facts |= {name: first(settings, name) for name in ("steps", "scale")}
+    facts |= {"size": [generator.size, generator.size], "bundle": opened.bundle.sha256}
+    facts |= {"bundle_path": opened.bundle.place, "batch": dict(batch), **environment()}
+    if job.image is not None:
+        facts |= {"image": identity(job.image), "strength": job.used_strength}
+    if job.mask is not None:
+        facts["mask"] = identity(job.mask)
     return facts | settings
-
-
-def tokens_of(job: Job, tokenizer: Tokenizer | None) -> dict[str, int] | None:
-    """How many tokens the prompt takes, and how many of them are read; of a negative prompt, too.
-
-    None without a tokenizer.
-    """
-    if tokenizer is None:
-        return None
-    count, limit = tokenizer.count(job.prompt), tokenizer.context_length
-    found = {"prompt": count, "read": min(count, limit)}
-    if job.negative:
-        negative = tokenizer.count(job.negative)
-        found |= {"negative": negative, "negative_read": min(negative, limit)}
-    return found
 
 
 def first(settings: Mapping[str, Any], name: str) -> Any:
@@ -100,13 +85,8 @@ def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache
 def environment() -> dict[str, Any]:
     """Version and commit of the code, and what else can change a picture's last bits."""
-    return {
-        "version": version("ldm"),
-        "commit": git_state()["commit"],
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-    }
+    own = {"version": version("ldm"), "commit": git_state()["commit"], "torch": torch.__version__}
+    return own | {"threads": torch.get_num_threads(), "machine": platform.machine()}
 
 
 def identity(path: Path) -> dict[str, str]:
@@ -114,9 +94,9 @@ def identity(path: Path) -> dict[str, str]:
     return {"file": str(path), "sha256": hash_file(path)}
 
 
-def readable(facts: Mapping[str, Any]) -> str:
-    """The same for people, in the form that other programs of this kind read and write."""
-    told = {
+def chunks(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The text chunks of a PNG: the facts as json, and as other programs of this kind read and write them."""
+    named = {
         "Steps": facts["steps"],
         **{name.capitalize(): short(value) for name, value in settings_of(facts).items()},
         "CFG scale": facts["scale"],
@@ -127,11 +107,9 @@ def readable(facts: Mapping[str, Any]) -> str:
         "Model hash": facts["bundle"][:10],
         "Version": f"ldm {facts['version']}",
     }
-    lines = [facts["prompt"]]
-    if facts["negative"]:
-        lines.append(f"Negative prompt: {facts['negative']}")
-    lines.append(", ".join(f"{name}: {value}" for name, value in told.items() if value is not None))
-    return "\n".join(lines)
+    lines = [facts["prompt"], *([f"Negative prompt: {facts['negative']}"] if facts["negative"] else [])]
+    lines.append(", ".join(f"{name}: {value}" for name, value in named.items() if value is not None))
+    return {FIELD: json.dumps(facts, ensure_ascii=False), READABLE: "\n".join(lines)}
 
 
 def short(value: Any) -> Any:
@@ -141,16 +119,11 @@ def short(value: Any) -> Any:
     return str(value.get("method", value)["_target_"]).rpartition(".")[2]
 
 
-def chunks(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The text chunks of a PNG."""
-    return {FIELD: json.dumps(facts, ensure_ascii=False), READABLE: readable(facts)}
-
-
 def read_facts(path: Path) -> dict[str, Any]:
-    """What a picture tells of how it was made.
+    """The record in a picture, checked before anything that it names is opened or built.
 
     Raises:
-        UserError: the file is no PNG of ours, or its record is damaged.
+        UserError: the file is no PNG of ours, or its record is damaged or none that a command writes.
     """
     if not path.is_file():
         raise UserError(f"there is no picture {path}")
@@ -164,22 +137,18 @@ def read_facts(path: Path) -> dict[str, Any]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no whole PNG with a record ({error})") from error
     except KeyError as error:
-        raise UserError(f"{path} tells nothing of how it was made: ldm.sample has not drawn it") from error
+        raise UserError(f"{path} has no record of how it was made: ldm.sample has not written it") from error
     return dict(record.values)
 
 
 def check_record(record: Fields) -> None:
-    """Refuses a record that no command writes, before anything that it names is opened or built.
-
-    Raises:
-        UserError: the entry, and what is wrong with it.
-    """
+    """Refuses an entry that no command writes; raises UserError with its name."""
     for name in ("version", "bundle", "bundle_path", "prompt"):
         record.text(name)
-    place = record.mapping("batch")
-    number, size = place.whole("place", low=0, high=MOST), place.whole("size", high=MOST)
-    if number >= size:
-        raise UserError(f"{place.name}: place={number} must be below {size=}")
+    batch = record.mapping("batch")
+    place, size = batch.whole("place", low=0, high=MAX_BATCH), batch.whole("size", high=MAX_BATCH)
+    if place >= size:
+        raise UserError(f"{batch.name}: {place=} must be below {size=}")
     if "seed" not in record.values:
         raise UserError(f"{record.name} lacks the field seed")
     for name, value in settings_of(record.values).items():
@@ -188,3 +157,48 @@ def check_record(record: Fields) -> None:
     for name in record.values.keys() & {"image", "mask"}:
         record.mapping(name).text("file")
         record.mapping(name).text("sha256")
+
+
+def reopen(path: Path, facts: Mapping[str, Any], *, bundle: str | None = None) -> tuple[Opened, Job]:
+    """The generator and the job that a picture's record describes.
+
+    Args:
+        bundle: where the bundle lies now, if it has moved.
+
+    Raises:
+        UserError: another version or bundle, or a source picture or mask that is gone or has changed.
+    """
+    if facts["version"] != (own := environment()["version"]):
+        raise UserError(
+            f"{path} was generated by ldm {facts['version']}, and pictures of this ldm {own} may differ:"
+            f" install ldm=={facts['version']}"
+        )
+    found = Bundle.open(bundle or facts["bundle_path"])
+    if found.sha256 != facts["bundle"]:
+        raise UserError(
+            f"{path} was generated by a bundle with sha256 {facts['bundle'][:12]}, and {found.place} has"
+            f" {found.sha256[:12]}: name the right one with bundle="
+        )
+    files = {name: Path(facts[name]["file"]) for name in ("image", "mask") if name in facts}
+    for name, file in files.items():
+        if not os.path.isfile(file) or hash_file(file) != facts[name]["sha256"]:
+            raise UserError(f"{path} was generated from {name}={file}, which is gone or changed: put it back")
+    own_fields = {name: facts[name] for name in ("prompt", "seed", "negative", "strength") if name in facts}
+    job = Job(name=path.stem, **own_fields, **files)  # the guidance scale is one of the settings
+    return open_generator(found, **settings_of(facts)), job
+
+
+def compared(image: Tensor, path: Path, facts: Mapping[str, Any]) -> str:
+    """How a picture differs from the one in a file that it reproduces, as the end of a sentence."""
+    with Image.open(path) as picture:
+        before = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    if before.shape != image.shape:
+        return f"its size differs from that of {path}"
+    difference = (image.int() - before.int()).abs()
+    if not difference.any():
+        return f"every pixel is that of {path}"
+    now = environment()
+    changed = [f"{key} {facts.get(key)}, here {now[key]}" for key in MAY_DIFFER if facts.get(key) != now[key]]
+    count, most = int(difference.amax(dim=0).count_nonzero()), int(difference.max())
+    reason = f" ({'; '.join(changed)})" if changed else ""
+    return f"{count} pixels differ from {path}, by {most} of 255 at most{reason}"

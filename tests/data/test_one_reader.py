@@ -17,7 +17,7 @@ from data_prep.tally import LeftOut
 from ldm.data.decode import EncodedPicture, PictureError, centre
 from ldm.data.streaming import StreamedPictures
 from ldm.evaluation.pictures import PictureFolder
-from ldm.sampling.inputs import prepared, redrawn_pixels
+from ldm.sampling.batches import masked_pixels, prepared
 from tests.data.test_decode import LAYING, encoded, oriented, scene
 
 SIDE = 16
@@ -191,7 +191,7 @@ def test_every_reader_sees_the_colour_that_the_rule_says(name, tmp_path):
     again = encode(Image.fromarray(pixels), lossless=kind == "PNG")[0]
     assert np.array_equal(stored(data), EncodedPicture(again).pixels())
     lighter = pixels.astype(float).mean(axis=2) > 127.5
-    assert np.array_equal(redrawn_pixels(tmp_path / "a.png", size=len(pixels))[0].numpy(), lighter)
+    assert np.array_equal(masked_pixels(tmp_path / "a.png", size=len(pixels))[0].numpy(), lighter)
 
 
 @pytest.mark.parametrize("name", TURNED)
