@@ -42,6 +42,21 @@ MOVED = {  # names in configs and bundles of earlier versions -> where these are
     "ldm.data.captions.captions": "ldm.data.shards.captions",
     "ldm.data.crops.centre": "ldm.data.decode.centre",
     "ldm.data.crops.random_resized": "ldm.data.augment.random_resized",
+    "ldm.diffusion.densities.logit_normal": "ldm.diffusion.process.logit_normal_timesteps",
+    "ldm.diffusion.densities.table_entries": "ldm.diffusion.process.table_timesteps",
+    "ldm.diffusion.densities.uniform": "ldm.diffusion.process.uniform_timesteps",
+    **{
+        f"ldm.diffusion.samplers.{module}.{name}": f"ldm.diffusion.samplers.{name}"
+        for module, names in {
+            "ancestral": ("ddim", "ddpm", "euler_ancestral"),
+            "consistency": ("lcm",),
+            "corrected": ("unipc",),
+            "edm": ("Churn", "edm", "euler", "heun"),
+            "pseudo_linear": ("pndm",),
+            "sampling": ("Sampling",),
+        }.items()
+        for name in names
+    },
     "ldm.data.buckets.Buckets": "ldm.data.datamodule.Buckets",
     "ldm.data.texts.stored_states": "ldm.data.stored.stored_states",
     "ldm.data.texts.stored_tokens": "ldm.data.stored.stored_tokens",

@@ -1,4 +1,4 @@
-"""Noising, denoising and sampling; the contracts every file of this package speaks.
+"""Noising, denoising and sampling: the types and contracts that every file of this package uses.
 
 Time t runs from 0 (clean) to 1 (noise); the path is always x_t = alpha * x0 + sigma * eps.
 """
@@ -6,13 +6,19 @@ Time t runs from 0 (clean) to 1 (noise); the path is always x_t = alpha * x0 + s
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor
+
+# shapes in the signatures of samplers, guidances and schedules
+State = Float[Tensor, "b *shape"]
+Time = Float[Tensor, ""]
+Times = Float[Tensor, " steps_and_end"]
 
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
 """t -> (alpha, sigma), elementwise, in the dtype of t."""
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x, t) -> estimate of x0; x is a batch, t one 0-d time for all of it."""
+"""(x, t) -> estimate of x0; x is a batch, t one 0-d timestep for all of it."""
 
 Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x, t) -> the conditional and the unconditional (or weak) x0, in one network call if it can."""
@@ -21,12 +27,12 @@ Guidance = Callable[[Denoiser, Pair], Denoiser]
 """(conditional, pair) -> the denoiser that the sampler follows."""
 
 Noise = Callable[[Tensor], Tensor]
-"""x -> fresh standard normal noise shaped like x; the caller draws it picture by picture from its seeds."""
+"""x -> fresh standard normal noise shaped like x, for each picture from its own seed."""
 
 
 @runtime_checkable
 class Grid(Protocol):
-    """(number of steps, schedule) -> steps + 1 falling float64 times on the CPU, down to 0 by default."""
+    """(number of steps, schedule) -> steps + 1 falling float64 timesteps on the CPU, down to 0 by default."""
 
     def __call__(self, steps: int, /, *, schedule: Schedule) -> Tensor: ...
 

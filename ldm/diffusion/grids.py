@@ -1,8 +1,8 @@
-"""Grids: the times that a sampler visits, steps + 1 of them in float64 on the CPU, decreasing to 0.
+"""Grids: the timesteps that a sampler visits, steps + 1 of them in float64 on the CPU, decreasing to 0.
 
 On the CPU even when x is on a GPU: a 0-d CPU time mixes with any device and costs no synchronisation.
 
-Every grid takes the schedule by name, as `Sampling` passes it; those that place times alone don't look at it.
+Every grid takes the schedule, as `Sampling` passes it; those that are defined in t alone ignore it.
 """
 
 import math
@@ -15,20 +15,22 @@ from ldm import UserError
 from ldm.diffusion import Schedule
 from ldm.diffusion.schedules import noise_ratio, time_of_ratio
 
-Times = Float64[Tensor, " steps_and_end"]
+GridTimes = Float64[Tensor, " steps_and_end"]
 
 
 def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]:
-    """Times moved towards noise when shift > 1, as large pictures want (Esser et al. 2024, Eq. 23).
+    """Timesteps moved towards noise when shift > 1, as large pictures want (Esser et al. 2024, Eq. 23).
 
     Raises UserError unless shift > 0.
     """
     if not shift > 0:
-        raise UserError(f"times moved by {shift=}: it must be above 0")
+        raise UserError(f"timesteps moved by {shift=}: it must be above 0")
     return shift * t / (1 + (shift - 1) * t)
 
 
-def uniform(steps: int, *, schedule: Schedule | None = None, shift: float = 1.0, first: float = 1.0) -> Times:
+def uniform(
+    steps: int, *, schedule: Schedule | None = None, shift: float = 1.0, first: float = 1.0
+) -> GridTimes:
     """Even steps from `first` to 0, moved towards noise by `shift`.
 
     A `first` of 0.999 is where diffusers' flow schedulers begin, and keeps log(alpha / sigma) finite.
@@ -43,7 +45,7 @@ def uniform(steps: int, *, schedule: Schedule | None = None, shift: float = 1.0,
 
 def trailing(
     steps: int, *, schedule: Schedule | None = None, num_steps: int = 1000, clean: bool = True
-) -> Times:
+) -> GridTimes:
     """Even steps from t = 1 rounded to a table of `num_steps`: every entry is one the network was trained at.
 
     The spacing to use with zero terminal SNR (Lin et al. 2023, Table 2). `clean` as in `leading`.
@@ -60,7 +62,7 @@ def leading(
     num_steps: int = 1000,
     offset: int = 0,
     clean: bool = True,
-) -> Times:
+) -> GridTimes:
     """Every (num_steps // steps)-th table entry counted from the clean end, then 0; starts below t = 1.
 
     What DDIM and Stable Diffusion 1 (offset 1) were published with; for comparisons, not for new models.
@@ -77,8 +79,8 @@ def leading(
 
 def karras(
     steps: int, *, schedule: Schedule, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0
-) -> Times:
-    """Times whose sigma / alpha is spaced as a power law (Karras et al. 2022, Eq. 5), then 0.
+) -> GridTimes:
+    """Timesteps whose sigma / alpha is spaced as a power law (Karras et al. 2022, Eq. 5), then 0.
 
     Levels that the schedule does not reach are cut to its end. Starts a little below t = 1 when the
     schedule ends in pure noise, where sigma / alpha has no limit.
@@ -96,8 +98,8 @@ def karras(
 
 def exponential(
     steps: int, *, schedule: Schedule, sigma_min: float = 0.002, sigma_max: float = 80.0
-) -> Times:
-    """Times between which sigma / alpha falls by one factor, then 0 (k-diffusion's `exponential`).
+) -> GridTimes:
+    """Timesteps between which sigma / alpha falls by one factor, then 0 (k-diffusion's `exponential`).
 
     Levels that the schedule does not reach are cut to its end.
 
@@ -108,10 +110,10 @@ def exponential(
     return _ending_clean(torch.linspace(start, end, steps, dtype=torch.float64).exp(), schedule)
 
 
-def log_snr(steps: int, *, schedule: Schedule, first: float = 0.999, last: float = 0.001) -> Times:
-    """Times even in log SNR = 2 log(alpha / sigma) from time `first` to `last`, then 0 (Lu et al. 2022).
+def log_snr(steps: int, *, schedule: Schedule, first: float = 0.999, last: float = 0.001) -> GridTimes:
+    """Timesteps even in log SNR = 2 log(alpha / sigma) from `first` to `last`, then 0 (Lu et al. 2022).
 
-    Between the same two levels it is `exponential`; said in times, it fits any schedule.
+    Between the same two levels it is `exponential`; given in t, it fits any schedule.
 
     Raises UserError unless 1 >= first > last > 0, and for first = 1 of a schedule that ends in pure noise.
     """
@@ -124,21 +126,34 @@ def log_snr(steps: int, *, schedule: Schedule, first: float = 0.999, last: float
     return exponential(steps, schedule=schedule, sigma_min=low, sigma_max=high)
 
 
-def _of_table(counts: Float64[Tensor, " steps"], *, num_steps: int, clean: bool) -> Times:
-    """The times of table entries, the first of which counts 1; then 0, or that first one."""
+def from_strength(times: Float[Tensor, " times"], strength: float) -> Float[Tensor, " rest"]:
+    """The end of a grid, from the timestep nearest to `strength` on (SDEdit's t_0: Meng et al. 2022, Alg. 1).
+
+    The grid is cut and not made anew, so that a sampler visits the timesteps that it always visits. Strength
+    1 is the whole grid; 0 is its last timestep alone, from which there is nothing to sample.
+
+    Raises UserError for a strength outside [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise UserError(f"{strength=} is outside [0, 1]: 0 keeps the picture, 1 ignores it")
+    return times[(times - strength).abs().argmin() :]
+
+
+def _of_table(counts: Float64[Tensor, " steps"], *, num_steps: int, clean: bool) -> GridTimes:
+    """The timesteps of table entries, the first of which counts 1; then 0, or that first one."""
     return torch.cat([counts, counts.new_full((1,), 0 if clean else 1)]) / num_steps
 
 
 def _reached(schedule: Schedule, sigma_min: float, sigma_max: float) -> float:
-    """The highest level, or the schedule's largest sigma / alpha."""
+    """`sigma_max`, or the schedule's largest sigma / alpha if that is lower."""
     high = min(sigma_max, noise_ratio(schedule, torch.ones((), dtype=torch.float64)).item())
     if not 0 < sigma_min <= high:
         raise UserError(f"levels from {sigma_min=} to {high:g}: 0 < sigma_min <= sigma_max must hold")
     return high
 
 
-def _ending_clean(levels: Float64[Tensor, " steps"], schedule: Schedule) -> Times:
-    """The times of these sigma / alpha, then 0."""
+def _ending_clean(levels: Float64[Tensor, " steps"], schedule: Schedule) -> GridTimes:
+    """The timesteps of these sigma / alpha, then 0."""
     times = time_of_ratio(schedule, levels)
     return torch.cat([times, times.new_zeros(1)])
 

@@ -1,6 +1,6 @@
-"""Guidance: a denoiser made of a conditional and a worse one; options are bound by the config.
+"""Guidance: a denoiser from a conditional and a worse one; the config binds the options.
 
-A guidance is given two things to call: `cond(x, t)`, the conditional x0 alone, and `pair(x, t)`, the
+A guidance receives two callables: `cond(x, t)`, the conditional x0 alone, and `pair(x, t)`, the
 conditional and the unconditional x0 together, for which the network is called once with twice the rows.
 
 Mixing x0 is the same as mixing eps, v or velocities: at a given (x, t) each is a linear function of x0.
@@ -9,18 +9,15 @@ Mixing x0 is the same as mixing eps, v or velocities: at a given (x, t) each is 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from ldm import UserError
-from ldm.diffusion import Denoiser, Guidance, Pair
-
-State = Float[Tensor, "b *shape"]
-Time = Float[Tensor, ""]
+from ldm.diffusion import Denoiser, Guidance, Pair, State, Time
 
 
 def batched(both: Denoiser) -> Pair:
-    """The pair of a denoiser that is given the prompts of cond in its first rows and of uncond in the rest.
+    """The pair from one denoiser, whose first rows are cond and whose other rows are uncond.
 
     One call of twice the rows reads the network's weights once.
     """
@@ -33,7 +30,7 @@ def batched(both: Denoiser) -> Pair:
 
 
 def apart(cond: Denoiser, uncond: Denoiser) -> Pair:
-    """The pair of two networks, which can't share a call."""
+    """The pair from two networks, which can't share a call."""
     return lambda x, t: (cond(x, t), uncond(x, t))
 
 
@@ -56,6 +53,7 @@ def cfg(cond: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
 
     def denoise(x: State, t: Time) -> State:
         unguided, unconditional = pair(x, t)
+        # lerp goes on beyond weight 1: unconditional + scale * (unguided - unconditional)
         return torch.lerp(unconditional, unguided, scale)
 
     return denoise
@@ -83,14 +81,14 @@ def cfg_rescale(cond: Denoiser, pair: Pair, *, scale: float, phi: float = 0.7) -
 def autoguidance(strong: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
     """Away from a bad version of the network (Karras et al. 2024, Eq. 3); at scale 1 only strong is called.
 
-    It is cfg with a weak network, told the prompt too, in the place of the unconditional one: what both get
-    wrong, the weak one more, is left behind, and the variety that cfg loses stays.
+    It is cfg with a weak network, which reads the prompt too, in the place of the unconditional one: errors
+    that both make, the weak one more, are reduced, and the diversity that cfg loses stays.
     """
     return cfg(strong, pair, scale=scale)
 
 
 def interval(cond: Denoiser, pair: Pair, *, within: Guidance, low: float, high: float) -> Denoiser:
-    """The guidance `within` at times low < t <= high, and cond alone elsewhere (Kynkäänniemi et al. 2024).
+    """The guidance `within` at low < t <= high, and cond alone elsewhere (Kynkäänniemi et al. 2024).
 
     Outside the interval cond alone is called, which halves the cost there.
 
@@ -118,8 +116,8 @@ def apg(
     """Adaptive projected guidance: cfg without its over-saturation (Sadat et al. 2024, Alg. 1).
 
     The change cond - uncond is averaged over the calls, cut in length, and loses what points along cond,
-    which mostly raises contrast. Without all three it is cfg. The average makes the denoiser remember its
-    calls: take a new one for each sampling.
+    which mostly raises contrast. Without all three it is cfg. The average makes the denoiser stateful: make
+    a new one for each sampling.
 
     Args:
         parallel: eta, the share kept of what points along cond.
@@ -150,3 +148,19 @@ def apg(
         return unguided + (scale - 1) * (update - (1 - parallel) * along)
 
     return denoise
+
+
+def keeping(denoise: Denoiser, known: State, redrawn: Bool[Tensor, "b *shape"]) -> Denoiser:
+    """A denoiser whose x0 is `known` outside of `redrawn`: blended latent diffusion (Avrahami et al. 2023).
+
+    Outside, the paper replaces x after each step by the known latent, noised to the step's timestep. A
+    sampler that starts from `noised(known, ...)` and receives the true x0 gets the same result: its updates
+    are linear in x and in the x0 so far, so x stays alpha * known + sigma * noise, with the picture's own
+    noise or what the sampler adds. So no sampler needs to know of masks, and multistep samplers never meet
+    the jump that a replaced x would put into their history.
+    """
+
+    def blended(x: State, t: Time) -> State:
+        return torch.where(redrawn, denoise(x, t), known)
+
+    return blended

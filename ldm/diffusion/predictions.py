@@ -36,7 +36,7 @@ class Prediction(Protocol):
 
 @dataclass(frozen=True)
 class Eps:
-    """The noise itself (Ho et al. 2020, Eq. 14). Says nothing about x0 where alpha = 0."""
+    """The noise itself (Ho et al. 2020, Eq. 14); it does not determine x0 where alpha = 0."""
 
     def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
         return eps
@@ -50,7 +50,7 @@ class Eps:
 
 @dataclass(frozen=True)
 class X0:
-    """The clean signal."""
+    """The clean signal itself, x0."""
 
     def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
         return x0
@@ -98,8 +98,8 @@ class Edm:
     """EDM's preconditioned output F, x0 = c_skip * x + c_out * F (Karras et al. 2022, Eq. 7 and Table 1).
 
     sigma_data is the data's standard deviation; at 1, which scaled latents have, F is -v on a
-    variance-preserving path. F has unit variance at every time, so the loss needs no weight. c_in is the
-    path's matter: see `schedules.edm`.
+    variance-preserving path. F has unit variance at every timestep, so the loss needs no weight. c_in is part
+    of the path: see `schedules.edm`.
 
     Raises UserError for a sigma_data that is not above 0.
     """
@@ -127,7 +127,7 @@ class Edm:
 
 
 def unweighted(prediction: Prediction, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
-    """The squared error of the output counts the same at every time."""
+    """Weight 1 on the squared error of the output at every timestep."""
     return torch.ones_like(alpha)
 
 

@@ -1,4 +1,7 @@
-"""Process: a schedule, a prediction and a clock, joined into a training loss and a denoiser."""
+"""Process: a schedule, a prediction and the network's time, joined into a training loss and a denoiser.
+
+Training timesteps are inverse CDFs of uniform numbers in [0, 1), which the caller supplies.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
-from ldm.diffusion import Denoiser, Schedule, densities
+from ldm.diffusion import Denoiser, Schedule
+from ldm.diffusion.grids import shifted
 from ldm.diffusion.predictions import Prediction, unweighted
 
-READ_BY_DENOISER = ("schedule", "prediction", "network_time")  # what trained weights depend on of a process
+READ_BY_DENOISER = ("schedule", "prediction", "network_time")  # fields that trained weights depend on
 
 Network = Callable[..., Tensor]
 """net(x: b c h w, t: b in network time, context) -> b c h w."""
@@ -32,14 +36,31 @@ def whole(t: Float[Tensor, "*times"], *, num_steps: int = 1000) -> Float[Tensor,
     return (num_steps * t).floor()
 
 
+def uniform_timesteps(draws: Float[Tensor, " b"], *, shift: float = 1.0) -> Float[Tensor, " b"]:
+    """Uniform in t, then moved towards noise by `shift` (see `grids.shifted`)."""
+    return shifted(draws, shift)
+
+
+def table_timesteps(draws: Float[Tensor, " b"], *, num_steps: int = 1000) -> Float[Tensor, " b"]:
+    """Uniform over the `num_steps` entries of a DDPM table, as Stable Diffusion was trained."""
+    return ((draws * num_steps).floor() + 1).clamp(max=num_steps) / num_steps
+
+
+def logit_normal_timesteps(
+    draws: Float[Tensor, " b"], *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> Float[Tensor, " b"]:
+    """sigmoid of a normal with this mean and std: middle timesteps more often (Esser et al. 2024, Eq. 19)."""
+    return shifted(torch.sigmoid(mean + std * torch.special.ndtri(draws)), shift)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """How pictures are noised and what the network must say about it; no randomness of its own.
+    """How pictures are noised and what the network predicts; it has no randomness of its own.
 
     schedule      t -> (alpha, sigma)
     prediction    what the network outputs
-    network_time  t -> the number that the network is given as its time
-    times         even draws in [0, 1) -> training times (densities.py)
+    network_time  t -> the number that the network receives as its timestep
+    times         uniform numbers in [0, 1) -> training timesteps
     weight        (prediction, alpha, sigma) -> weight of the squared error of the output
 
     Raises UserError where the prediction cannot be undone at t = 1.
@@ -48,7 +69,7 @@ class Process:
     schedule: Schedule
     prediction: Prediction
     network_time: Callable[[Tensor], Tensor] = scaled
-    times: Callable[[Tensor], Tensor] = densities.uniform
+    times: Callable[[Tensor], Tensor] = uniform_timesteps
     weight: Callable[[Prediction, Tensor, Tensor], Tensor] = unweighted
 
     def __post_init__(self) -> None:
@@ -56,7 +77,7 @@ class Process:
         if not self.prediction.gain(alpha, sigma).isfinite():
             raise UserError(
                 f"{type(self.prediction).__name__} prediction cannot be used with a schedule that ends at "
-                f"alpha = {alpha.item():g}, where eps says nothing of the picture: take V, X0 or Flow"
+                f"alpha = {alpha.item():g}, where eps does not determine the picture: take V, X0 or Flow"
             )
 
     def loss(
@@ -70,10 +91,10 @@ class Process:
     ) -> Float[Tensor, " b"]:
         """Weighted squared error of each sample, mean over its elements, in float32.
 
-        `uniform` holds even draws in [0, 1) that `times` maps to times: pass fixed ones to measure the loss
-        at fixed times. They may stay on the CPU.
+        `uniform` holds numbers in [0, 1) that `times` maps to timesteps: pass fixed ones to measure the loss
+        at fixed timesteps. They may stay on the CPU.
         """
-        x0, noise = x0.float(), noise.float()
+        x0, noise = x0.float(), noise.float()  # targets and errors in float32, also under autocast
         t = self.times(uniform.double())  # float64, so that table entries reach the network as whole numbers
         alpha, sigma = (per_sample(value.to(x0), x0) for value in self.schedule(t))
         output = net(alpha * x0 + sigma * noise, self.network_time(t).to(x0), context).float()
@@ -81,7 +102,7 @@ class Process:
         return (self.weight(self.prediction, alpha, sigma) * error**2).mean(dim=(1, 2, 3))
 
     def denoiser(self, net: Network, context: object) -> Denoiser:
-        """The network's x0, with prediction and clock undone.
+        """The estimate of x0 from the network's prediction.
 
         The network sees float32 (or what autocast makes of it), whatever the dtype of x; x0 comes back in
         the dtype of x. A network with `project_context` projects the context here, once for all steps.

@@ -1,4 +1,4 @@
-"""Schedules t -> (alpha, sigma): DDPM tables made continuous, zero terminal SNR, rectified flow."""
+"""Schedules t -> (alpha, sigma): DDPM tables made continuous, zero terminal SNR, rectified flow, EDM."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
-from ldm.diffusion import Schedule
+from ldm.diffusion import Schedule, State, Time
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,7 @@ class Table:
 
     @property
     def num_steps(self) -> int:
+        """Entries of the DDPM table."""
         return len(self.alpha_bar) - 1
 
     def __call__(self, t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
@@ -42,8 +43,9 @@ class Table:
         weight = position - left
         start, end = alpha_bar[left], alpha_bar[left + 1]
         between = torch.lerp(start.log(), end.log(), weight)
-        to_zero = 2 * (start.sqrt() * (1 - weight)).log()
+        to_zero = 2 * (start.sqrt() * (1 - weight)).log()  # log alpha-bar has no finite end to interpolate to
         log_alpha_bar = torch.where(end > 0, between, to_zero)
+        # expm1 keeps the digits of sigma near t = 0, where 1 - alpha-bar would cancel
         alpha, sigma = (log_alpha_bar / 2).exp(), (-log_alpha_bar.expm1()).sqrt()
         return alpha.to(t.dtype), sigma.to(t.dtype)
 
@@ -109,6 +111,12 @@ def edm(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tens
     return alpha / length, sigma / length
 
 
+def noised(x0: State, noise: State, t: Time, schedule: Schedule) -> State:
+    """x_t = alpha * x0 + sigma * noise."""
+    alpha, sigma = schedule(t)
+    return alpha * x0 + sigma * noise
+
+
 def noise_ratio(schedule: Schedule, t: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
     """sigma / alpha, the noise level in units of the clean signal; infinite at a zero-SNR end."""
     alpha, sigma = schedule(t)
@@ -116,10 +124,16 @@ def noise_ratio(schedule: Schedule, t: Float[Tensor, "*times"]) -> Float[Tensor,
 
 
 def time_of_ratio(schedule: Schedule, ratio: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
-    """The times at which sigma / alpha has these values; 1 for those beyond the schedule's end."""
+    """The timesteps at which sigma / alpha has these values; 1 for those beyond the schedule's end."""
     below, above = torch.zeros_like(ratio), torch.ones_like(ratio)
     for _ in range(60):  # bisection down to the spacing of float64: sigma / alpha grows with t
         middle = (below + above) / 2
         noisier = noise_ratio(schedule, middle) > ratio
         below, above = torch.where(noisier, below, middle), torch.where(noisier, middle, above)
     return above
+
+
+def log_signal_ratio(schedule: Schedule, t: Time) -> Time:
+    """lambda = log(alpha / sigma): -inf at a zero-SNR end, +inf at t = 0."""
+    alpha, sigma = schedule(t)
+    return alpha.log() - sigma.log()

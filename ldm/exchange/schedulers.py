@@ -133,13 +133,13 @@ def process_spec(fields: Fields) -> Config:
     if _is_flow(fields):
         prediction, clock = FLOW_PREDICTIONS["flow_prediction"], FLOW_CLOCK
         schedule: Config = {"_target_": FLOW, "_partial_": True}
-        times: Config = {"_target_": f"{DIFFUSION}.densities.logit_normal", "_partial_": True}
+        times: Config = {"_target_": f"{DIFFUSION}.process.logit_normal_timesteps", "_partial_": True}
     else:
         kind = str(fields.values.get("_class_name"))
         if kind not in BETAS and not fields.values.keys() & NOISE_TABLE:
             raise UserError(f"{fields.name}: a {kind} without betas is of none of our processes")
         prediction, clock = fields.choice("prediction_type", PREDICTIONS, "epsilon"), TABLE_CLOCK
-        schedule, times = table_spec(fields), {"_target_": f"{DIFFUSION}.densities.table_entries", **shared}
+        schedule, times = table_spec(fields), {"_target_": f"{DIFFUSION}.process.table_timesteps", **shared}
     return {
         "_target_": PROCESS,
         "schedule": schedule,

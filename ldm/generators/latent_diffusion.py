@@ -15,10 +15,11 @@ from ldm import UserError
 from ldm.codec import Codec
 from ldm.construct import construct
 from ldm.diffusion import Denoiser, Guidance
-from ldm.diffusion.editing import from_strength, keeping, noised
-from ldm.diffusion.guidance import apart, batched
+from ldm.diffusion.grids import from_strength
+from ldm.diffusion.guidance import apart, batched, keeping
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
+from ldm.diffusion.schedules import noised
 from ldm.generators.generator import Source, check_options
 from ldm.randomness.noise import SeededNoise, noise_of
 from ldm.tokenizers import Tokenizer

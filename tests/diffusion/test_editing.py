@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from ldm.diffusion import grids
-from ldm.diffusion.editing import from_strength, keeping, noised
+from ldm.diffusion.grids import from_strength
+from ldm.diffusion.guidance import keeping
 from ldm.diffusion.samplers import (
     ddim,
     ddpm,
@@ -21,7 +22,7 @@ from ldm.diffusion.samplers import (
     pndm,
     unipc,
 )
-from ldm.diffusion.schedules import cosine, rectified_flow, scaled_linear, zero_terminal_snr
+from ldm.diffusion.schedules import cosine, noised, rectified_flow, scaled_linear, zero_terminal_snr
 from ldm.diffusion.schedules import edm as edm_path
 from tests.diffusion.gaussian import MEAN, STD, best_denoiser
 

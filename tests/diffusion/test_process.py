@@ -9,9 +9,16 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ldm.diffusion import densities
 from ldm.diffusion.predictions import X0, Eps, Flow, V, min_snr
-from ldm.diffusion.process import Process, per_sample, scaled, table_index
+from ldm.diffusion.process import (
+    Process,
+    logit_normal_timesteps,
+    per_sample,
+    scaled,
+    table_index,
+    table_timesteps,
+    uniform_timesteps,
+)
 from ldm.diffusion.schedules import cosine, rectified_flow, scaled_linear, zero_terminal_snr
 
 PAIRS = [
@@ -116,7 +123,7 @@ def test_the_loss_is_finite_from_no_noise_to_pure_noise():
     x0, noise, _ = batch()
     uniform = torch.tensor([0.0, 1e-7, 0.999_999, 1.0])
     for schedule, prediction in PAIRS:
-        for times in (densities.uniform, densities.logit_normal):
+        for times in (uniform_timesteps, logit_normal_timesteps):
             process = Process(schedule=schedule, prediction=prediction, weight=min_snr, times=times)
             assert process.loss(Recorder(), x0, None, noise=noise, uniform=uniform).isfinite().all()
 
@@ -129,7 +136,7 @@ def test_eps_prediction_is_refused_where_the_schedule_ends_in_pure_noise():
 
 def test_a_network_for_a_table_sees_whole_numbers_from_0_to_999():
     process = Process(
-        schedule=scaled_linear(), prediction=Eps(), network_time=table_index, times=densities.table_entries
+        schedule=scaled_linear(), prediction=Eps(), network_time=table_index, times=table_timesteps
     )
     net, count = Recorder(), 1000
     x = torch.zeros(count, 2, 1, 1)
@@ -173,15 +180,15 @@ def test_a_process_survives_pickle_and_deepcopy():
 
 def test_densities_are_the_inverse_cdfs_of_their_names():
     uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    logits = densities.logit_normal(uniform, mean=0.5, std=2.0).logit()
+    logits = logit_normal_timesteps(uniform, mean=0.5, std=2.0).logit()
     assert_close(logits.mean().item(), 0.5, atol=0.03, rtol=0)
     assert_close(logits.std().item(), 2.0, atol=0.03, rtol=0)
-    assert torch.equal(densities.uniform(uniform), uniform)
-    entries = densities.table_entries(uniform, num_steps=10)
+    assert torch.equal(uniform_timesteps(uniform), uniform)
+    entries = table_timesteps(uniform, num_steps=10)
     assert_close(entries.unique(), torch.arange(1, 11, dtype=torch.float64) / 10)
 
 
 def test_a_shift_moves_times_towards_noise_and_keeps_the_ends():
     uniform = torch.tensor([0.0, 0.5, 1.0])
-    assert_close(densities.uniform(uniform, shift=3.0), torch.tensor([0.0, 0.75, 1.0]))
-    assert densities.logit_normal(torch.tensor([0.5]), shift=3.0).item() == pytest.approx(0.75)
+    assert_close(uniform_timesteps(uniform, shift=3.0), torch.tensor([0.0, 0.75, 1.0]))
+    assert logit_normal_timesteps(torch.tensor([0.5]), shift=3.0).item() == pytest.approx(0.75)

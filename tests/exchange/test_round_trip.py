@@ -42,7 +42,7 @@ def mine(imported, tmp_path_factory):
     config = OmegaConf.load(bundle / "config.yaml")
     config.guidance = {"_target_": "ldm.diffusion.guidance.cfg_rescale", "_partial_": True, "scale": 2.0}
     config.process.times = {
-        "_target_": "ldm.diffusion.densities.logit_normal",
+        "_target_": "ldm.diffusion.process.logit_normal_timesteps",
         "_partial_": True,
         "mean": 0.3,
         "std": 1.2,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ldm import UserError
-from ldm.diffusion import Denoiser, Noise, Schedule
-from ldm.diffusion.samplers.update import State, Time, Times, given, step
+from ldm.diffusion import Denoiser, Noise, Schedule, State, Time, Times
+from ldm.diffusion.samplers.one_step import given, step
 from ldm.diffusion.schedules import noise_ratio, time_of_ratio
 
 MOST_CHURN = math.sqrt(2) - 1  # of sigma / alpha in a step: never more new noise than there is already
@@ -14,7 +14,7 @@ MOST_CHURN = math.sqrt(2) - 1  # of sigma / alpha in a step: never more new nois
 
 @dataclass(frozen=True, kw_only=True)
 class Churn:
-    """Fresh noise before a step, whose time moves back to match (Karras et al. 2022, Alg. 2, lines 4 to 6).
+    """Fresh noise before a step, whose timestep is raised to match (Karras et al. 2022, Alg. 2, lines 4-6).
 
     Attributes:
         amount: S_churn, shared by all steps; each raises sigma / alpha by amount / steps, at most by 41 %.
@@ -38,13 +38,13 @@ class Churn:
     def __call__(
         self, x: State, t: Time, schedule: Schedule, *, noise: Noise, steps: int
     ) -> tuple[State, Time]:
-        """x with more noise in it, and the time that it has now, which the schedule's end cuts to 1."""
+        """x with noise added, and its raised timestep, at most 1."""
         ratio = noise_ratio(schedule, t)
         raise_by = min(self.amount / steps, MOST_CHURN)
         if raise_by == 0 or not self.low <= ratio <= self.high:
             return x, t
         raised = time_of_ratio(schedule, ratio * (1 + raise_by))
-        if raised <= t:
+        if raised <= t:  # t is the schedule's end: no timestep has more noise
             return x, t
         (alpha, sigma), (alpha_raised, sigma_raised) = schedule(t), schedule(raised)
         kept = alpha_raised / alpha
@@ -92,7 +92,7 @@ def edm(
         x0 = denoise(x, t)
         fall = noise_ratio(schedule, t) / noise_ratio(schedule, s)
         if fall.isfinite():
-            # the mean of both slopes, written in x0
+            # the mean of both slopes, written in x0, so that no division by sigma = 0 occurs at the end
             x0 = x0 + fall / 2 * (denoise(step(x, x0, t, s, schedule), s) - x0)
         x = step(x, x0, t, s, schedule)
     return x
