@@ -10,18 +10,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm import UserError
-from ldm.models.embeddings import rotate
+from ldm.models.blocks import rotate
 
 
 class KeysValues(NamedTuple):
-    """What a cross-attention reads from its context; computed once per prompt when sampling."""
+    """Keys and values of a context; sampling computes them once per prompt, not at every step."""
 
     keys: Float[Tensor, "b heads n d"]
     values: Float[Tensor, "b heads n d"]
 
 
 class ProjectedContext(NamedTuple):
-    """All that a backbone reads from a context tensor, ready for any number of calls with it."""
+    """The projections of a context by all cross-attentions of a backbone, for any number of calls."""
 
     keys_values: tuple[KeysValues, ...]  # one per cross-attention, in the order of the forward pass
     pooled: Float[Tensor, "b c"] | None
@@ -29,7 +29,7 @@ class ProjectedContext(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSpec:
-    """How a U-Net reads its context; give ``num_heads`` or ``head_dim``, not both.
+    """The transformers of a U-Net, which read its context; give ``num_heads`` or ``head_dim``, not both.
 
     With ``pool_context`` a learned pool of the context, with its heads, joins the time embedding.
     """
@@ -58,7 +58,7 @@ class TransformerSpec:
 
 
 # Logits that half-precision attention on a CPU computes at a time: 4 MB of bfloat16, which fit its caches.
-# `python -m benchmarks.attention` prints the times.
+# `python -m benchmarks.attention` prints the times of this and of torch's own kernel.
 CACHED_LOGITS = 2**21
 
 
@@ -87,7 +87,7 @@ def _attend_in_parts(
     if causal:
         future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         logits = logits.masked_fill(future, -torch.inf)
-    return logits.softmax(dim=-1) @ v  # torch's softmax of half precision computes in float32
+    return logits.softmax(dim=-1) @ v  # torch's softmax of half precision computes in float32 and rounds once
 
 
 class HeadNorm(nn.RMSNorm):
@@ -97,13 +97,14 @@ class HeadNorm(nn.RMSNorm):
         super().__init__(head_dim, eps=1e-6)
 
     def forward(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        """Queries or keys of root mean square 1, times the learned gain."""
         return super().forward(x.to(self.weight.dtype))
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention; the rows of the fused projection are ordered q, k, v.
 
-    ``angles`` of the tokens' places turn queries and keys, so that they meet by their distance.
+    ``angles`` of the tokens' places rotate queries and keys, so that their product depends on the distance.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b n c"], angles: Float[Tensor, "n half"] | None = None
     ) -> Float[Tensor, "b n c"]:
+        """Every token as a mixture of all tokens, without residual."""
         q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         q, k = self.norm_q(q), self.norm_k(k)
         if angles is not None:
@@ -154,6 +156,7 @@ class CrossAttention(nn.Module):
         return KeysValues(keys=self.norm_k(keys).to(values.dtype), values=values)
 
     def forward(self, tokens: Float[Tensor, "b n c"], context: KeysValues) -> Float[Tensor, "b n c"]:
+        """Every token as a mixture of the context, without residual."""
         q = self.norm_q(rearrange(self.q(tokens), "b n (h d) -> b h n d", h=self.num_heads))
         mixed = attend(q.to(context.values.dtype), context.keys, context.values)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
@@ -168,6 +171,7 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(mult * width, width)
 
     def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """Every token by itself, without residual."""
         value, gate = self.hidden(tokens).chunk(2, dim=-1)
         return self.out(value * F.gelu(gate))
 
@@ -185,6 +189,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width, mult=ff_mult)
 
     def forward(self, tokens: Float[Tensor, "b n c"], context: KeysValues) -> Float[Tensor, "b n c"]:
+        """Tokens after the three residual branches."""
         tokens = tokens + self.self_attention(self.norm_self(tokens))
         tokens = tokens + self.cross_attention(self.norm_cross(tokens), context)
         return tokens + self.ff(self.norm_ff(tokens))
@@ -211,7 +216,9 @@ class SpatialTransformer(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], context: tuple[KeysValues, ...]
     ) -> Float[Tensor, "b c h w"]:
+        """The feature map after all blocks; `context` holds one pair per block."""
         # both reshapes are views when x is channels-last
+        # a linear layer over tokens is the 1x1 convolution of Stable Diffusion 1 with its weights reshaped
         tokens = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block, keys_values in zip(self.blocks, context, strict=True):
             tokens = block(tokens, keys_values)
@@ -227,6 +234,7 @@ class SpatialAttention(nn.Module):
         self.attention = SelfAttention(channels, num_heads=1, qkv_bias=True)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The feature map with every pixel attending to all."""
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         return x + rearrange(self.attention(tokens), "b (h w) c -> b c h w", h=x.shape[2])
 
@@ -250,8 +258,10 @@ class AttentionPool(nn.Module):
         self.norm_out = nn.LayerNorm(width)
 
     def forward(self, context: Float[Tensor, "b m e"]) -> Float[Tensor, "b c"]:
+        """One vector per context."""
         tokens = self.norm_in(context)
         mean = tokens.mean(dim=1, keepdim=True) + self.place.to(tokens.dtype)
+        # one query per text: the pooled state costs little beside the cross-attentions
         q = rearrange(self.q(mean), "b n (h d) -> b h n d", h=self.num_heads)
         all_tokens = self.kv(torch.cat([mean, tokens], dim=1))
         k, v = rearrange(all_tokens, "b m (two h d) -> two b h m d", two=2, h=self.num_heads)

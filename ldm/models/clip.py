@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.models.attention import SelfAttention
-from ldm.models.recompute import apply
+from ldm.models.blocks import apply
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -23,7 +23,7 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class TextOutput(NamedTuple):
-    """What a text encoder gives: one state per token, and one vector per text."""
+    """Outputs of a text encoder: one state per token, and one vector per text."""
 
     states: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b e"]
@@ -57,6 +57,7 @@ class Mlp(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Every token by itself."""
         return self.narrow(self.activation(self.wide(x)))
 
 
@@ -71,6 +72,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, activation=activation)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Tokens after both residual branches."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -80,7 +82,7 @@ class TextTransformer(nn.Module):
 
     The end token is the last id of the vocabulary, as in every tokenizer of `ldm.tokenizers`. Without
     `embed_dim` there is no projection, as in the text encoder of Stable Diffusion 1.x, and `pooled` is the
-    end token's state. `checkpointing` computes layers again in the backward pass, to save memory.
+    end token's state. `checkpointing` is activation checkpointing of the layers.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class TextTransformer(nn.Module):
         self._initialise()
 
     def forward(self, tokens: Int[Tensor, "b n"]) -> TextOutput:
+        """States and pooled vectors of token ids; columns after the end tokens may be left out."""
         x = self.tokens(tokens) + self.positions[: tokens.shape[1]]  # b n d
         for block in self.blocks:
             x = apply(block, x, recompute=self.checkpointing)
@@ -123,19 +126,18 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.positions, std=0.01)
         initialise_blocks(self.blocks, width=self.width)
         if isinstance(self.projection, nn.Linear):
-            nn.init.normal_(
-                self.projection.weight, std=self.width**-0.5
-            )  # keeps the variance of a unit-variance state
+            # keeps the variance of a unit-variance state
+            nn.init.normal_(self.projection.weight, std=self.width**-0.5)
 
 
 class VisionTransformer(nn.Module):
     """Transformer over patches of a square picture; the class token's state, projected, is the feature.
 
-    Takes pictures in [-1, 1] and brings them to the mean and deviation that the weights expect (`pixels`, in
-    units of [0, 1]). `checkpointing` as in the text transformer.
+    Pictures in [-1, 1] are normalised by the mean and standard deviation that the weights expect (`pixels`,
+    in units of [0, 1]). `checkpointing` is activation checkpointing of the layers.
     """
 
-    def __init__(
+    def __init__(  # one parameter per key of conf/image_encoder/*.yaml
         self,
         *,
         image_size: int,
@@ -167,6 +169,7 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
+        """Features of pictures in [-1, 1], not normalised."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise UserError(
                 f"pictures of {tuple(images.shape[-2:])} pixels do not fit this encoder: "
@@ -192,7 +195,7 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """A text and an image encoder with one space, and the learned temperature of their comparison."""
+    """A text and an image encoder into one space, and the learned temperature of the contrastive loss."""
 
     def __init__(self, *, text: TextTransformer, image: VisionTransformer) -> None:
         super().__init__()
@@ -201,6 +204,7 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
 
     def forward(self, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "b n"]) -> ClipOutput:
+        """Features and scale, as `contrastive_loss` takes them."""
         return ClipOutput(
             image_features=self.encode_images(images),
             text_features=self.encode_texts(tokens),
@@ -217,7 +221,7 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Cuts the factor to 100: on the weight, since a clamp in `forward` would leave it no gradient."""
+        """Limits the factor to 100: on the weight, since a clamp in `forward` would leave it no gradient."""
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
@@ -243,7 +247,7 @@ def contrastive_loss(
 
 
 def initialise_blocks(blocks: nn.ModuleList, *, width: int) -> None:
-    """OpenAI's scheme for the layers of a tower: what is added to the residual shrinks with the depth."""
+    """OpenAI's initialisation: layers that add to the residual stream start smaller in deeper networks."""
     into_residual = width**-0.5 * (2 * len(blocks)) ** -0.5
     for block in blocks:
         assert isinstance(block, Block)

@@ -1,4 +1,4 @@
-"""Patch discriminator: real or made, for each overlapping patch of a picture."""
+"""Patch discriminator: real or reconstructed, for each overlapping patch of a picture."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,11 +32,13 @@ class PatchDiscriminator(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
+        """Normal weights of standard deviation 0.02 (Radford et al. 2016, sec. 3)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.02)  # Radford et al. 2016, sec. 3
+                nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 p q"]:
+        """Logits of p x q patches: above 0 for real pictures."""
         return self.layers(images)
 
 
@@ -52,12 +54,13 @@ def adaptive_weight(
     *,
     average: Callable[[Sequence[Tensor]], None] = lambda gradients: None,
 ) -> Float[Tensor, ""]:
-    """Weight that equals the losses' gradients at the decoder's last layer (Esser et al. 2021, eq. 7).
+    """Weight that makes both gradients at the decoder's last layer equally long (Esser et al. 2021, eq. 7).
 
-    ``average`` replaces the gradients of a part of a batch by those of the whole, in place.
+    ``average`` replaces the gradients of a rank's part of a batch by those of the whole, in place.
     """
     (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     average((of_reconstruction, of_adversarial))
+    # 1e-4 and 1e4 are VQGAN's own: they bound the weight while the discriminator has no gradient yet
     ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
     return ratio.clamp(0, 1e4).detach()

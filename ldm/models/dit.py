@@ -22,17 +22,15 @@ from ldm.models.attention import (
     ProjectedContext,
     SelfAttention,
 )
-from ldm.models.blocks import check_divides, zero
-from ldm.models.embeddings import TimeEmbedding, axial_angles
-from ldm.models.recompute import apply
+from ldm.models.blocks import TimeEmbedding, apply, axial_angles, check_divides, zero
 
 TIME_CHANNELS = 256  # released code of Peebles & Xie 2023
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, shifted, scaled and gated by the time, around a cross-attention.
+    """Self-attention, cross-attention and feed-forward; the timestep shifts, scales and gates first and last.
 
-    The time's six vectors are computed once for all blocks; each block adds a table of its own to them
+    The timestep's six vectors are computed once for all blocks; each block adds a table of its own to them
     (adaLN-single; Chen et al. 2023, sec. 2.3). With ``merges`` it also reads the output of an earlier block.
     """
 
@@ -57,6 +55,7 @@ class Block(nn.Module):
         context: KeysValues,
         earlier: Float[Tensor, "b n c"] | None = None,
     ) -> Float[Tensor, "b n c"]:
+        """Tokens after the three branches; `time` holds the six vectors, `earlier` the output to merge."""
         if self.merge is not None and earlier is not None:
             tokens = self.merge(torch.cat([tokens, earlier], dim=-1))
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (self.table + time).unsqueeze(2).unbind(1)  # b 1 c
@@ -70,11 +69,11 @@ class DiT(nn.Module):
     """Noisy latents, network times (about 0 to 1000) and a context to a prediction shaped like the latents.
 
     Squares of ``patch`` x ``patch`` latents are the tokens. With ``long_skips`` each block of the second half
-    reads the output of its counterpart in the first. ``checkpointing`` computes blocks again in the backward
-    pass, to save memory. Raises UserError on sizes that do not fit.
+    reads the output of its counterpart in the first. ``checkpointing`` is activation checkpointing of the
+    blocks. Raises UserError on sizes that do not fit.
     """
 
-    def __init__(
+    def __init__(  # one parameter per key of conf/backbone/dit_*.yaml
         self,
         *,
         latent_channels: int,
@@ -121,7 +120,7 @@ class DiT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Zero every layer that ends a branch; the rest keeps torch's own initialisation."""
+        """Zeroes every layer that ends a branch; the rest keeps torch's own initialisation."""
         # with the tables at zero all gates are: a block starts as the identity (adaLN-Zero)
         zero(self.modulation)
         zero(self.modulation_out)
@@ -144,6 +143,7 @@ class DiT(nn.Module):
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
     ) -> Float[Tensor, "b c h w"]:
+        """The prediction; `context` may be projected already, as it is for all steps of a sampler."""
         check_divides(x, self.patch)
         if isinstance(context, Tensor):
             context = self.project_context(context)

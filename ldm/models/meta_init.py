@@ -1,4 +1,4 @@
-"""Networks that are shapes alone: built in no time and no memory, to be counted or to be given weights."""
+"""Networks on the meta device: shapes without memory, to be counted or to load weights into."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +20,13 @@ ONE_AT_A_TIME = RLock()
 
 @contextmanager
 def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
-    """Networks that are built inside lie on the meta device, and no weight of theirs is drawn.
+    """Context in which networks are built on the meta device, without random initialisation.
 
-    PyTorch would go through the motions of drawing them, for which it imports its compiler: 1.4 s.
+    PyTorch's own initialisation of meta tensors imports its compiler, which takes 1.4 s.
 
     Args:
-        most: weights that they may have together, an empty tensor counted as one; the first beyond it stops
-            the construction, so that one from a stranger's config takes no more time than its file is long.
+        most: weights that the networks may have together, an empty tensor counted as one. The first beyond it
+            stops the construction, so that a forged config takes no more time than its file is long.
 
     Raises:
         UserError: they have more.
@@ -48,7 +48,7 @@ def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Leaves tensors as they are where they would be filled with random numbers."""
+    """Skips the calls that fill tensors with random numbers."""
 
     def __torch_function__(
         self,

@@ -35,6 +35,7 @@ class PerceptualDistance(nn.Module):
     ) -> Float[Tensor, " b"]:
         """Distance of each pair of pictures in [-1, 1]; the gradient flows into both."""
         a, b = self._normalise(ours), self._normalise(theirs)
+        # features have the dtype of autocast; the distances of the stages are added in float32
         total = torch.zeros(len(ours), device=ours.device)
         for stage in self.stages:
             a, b = stage(a), stage(b)

@@ -18,9 +18,16 @@ from ldm.models.attention import (
     SpatialTransformer,
     TransformerSpec,
 )
-from ldm.models.blocks import Downsample, ResnetBlock, Upsample, check_divides, level_widths, zero
-from ldm.models.embeddings import TimeEmbedding
-from ldm.models.recompute import apply
+from ldm.models.blocks import (
+    Downsample,
+    ResnetBlock,
+    TimeEmbedding,
+    Upsample,
+    apply,
+    check_divides,
+    level_widths,
+    zero,
+)
 
 VECTOR = 16  # channels per group from which torch's CPU group norm is fast in channels-last; else 10x slower
 NORM_EPS = 1e-5  # Stable Diffusion's, in the residual blocks; its transformers and autoencoder use 1e-6
@@ -44,6 +51,7 @@ class Unit(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c_in h w"], time: Float[Tensor, "b t"], context: tuple[KeysValues, ...]
     ) -> Float[Tensor, "b c_out h w"]:
+        """The feature map after both parts."""
         h = self.resnet(x, time)
         return self.transformer(h, context) if self.transformer else h
 
@@ -58,7 +66,7 @@ class Level(nn.Module):
 
 
 def context_pool(spec: TransformerSpec, width: int) -> AttentionPool:
-    """The pool of a context, with as many heads as attention to it would have at its own width."""
+    """The pool of a context; its number of heads is what ``spec`` gives for the width of the context."""
     return AttentionPool(spec.context_dim, width, num_heads=spec.heads(spec.context_dim))
 
 
@@ -92,8 +100,8 @@ class UNet(nn.Module):
     """Noisy latents, network times (about 0 to 1000) and a context to a prediction shaped like the latents.
 
     ``multipliers`` of ``channels``, one per resolution, may be fractions. ``patch`` folds squares of latents
-    into channels at the input and back at the output. ``checkpointing`` computes units again in the backward
-    pass, to save memory.
+    into channels at the input and back at the output. ``checkpointing`` is activation checkpointing of the
+    units.
     """
 
     def __init__(
@@ -138,7 +146,7 @@ class UNet(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Zero every layer that ends a branch; the rest keeps torch's own initialisation."""
+        """Zeroes every layer that ends a branch; the rest keeps torch's own initialisation."""
         for module in self.modules():
             if isinstance(module, ResnetBlock):
                 zero(module.conv_out)  # a residual block starts as its shortcut (Goyal et al. 2017, sec. 5.1)
@@ -158,10 +166,12 @@ class UNet(nn.Module):
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
     ) -> Float[Tensor, "b c h w"]:
+        """The prediction; `context` may be projected already, as it is for all steps of a sampler."""
         check_divides(x, self.factor)
         if isinstance(context, Tensor):
             context = self.project_context(context)
         time = self.time(t)
+        # SiLU once for all residual blocks, as each of them would apply it to the same vector
         time = F.silu(time if context.pooled is None else time + context.pooled)
         run = partial(self._run, time=time, pairs=iter(context.keys_values))
 

@@ -1,8 +1,9 @@
 """KL-regularised autoencoder of latent diffusion (Rombach et al. 2022, sec. 3.1 and app. G)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.models.attention import SpatialAttention
-from ldm.models.blocks import Downsample, ResnetBlock, Upsample, level_widths
-from ldm.models.recompute import apply
+from ldm.models.blocks import Downsample, ResnetBlock, Upsample, apply, level_widths
 
 LOGVAR_RANGE = (-30.0, 20.0)  # released code of Rombach et al. 2022: keeps the variance finite
 
@@ -29,7 +29,7 @@ class Posterior(NamedTuple):
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, noise: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
-        """Latents drawn with the given standard normal noise."""
+        """Latents sampled with the given standard normal noise (Kingma & Welling 2014, sec. 2.4)."""
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Tensor, " b"]:
@@ -51,9 +51,22 @@ class Level(nn.Module):
         self.resample = resample or nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h2 w2"]:
+        """Feature map of the next resolution."""
         for block in self.blocks:
             x = apply(block, x, recompute=self.checkpointing)
         return self.resample(x)
+
+
+def levels(
+    widths: Sequence[int], resample: Callable[[int], nn.Module], *, blocks: int, norm_groups: int
+) -> nn.ModuleList:
+    """One level per width; all but the last change the resolution."""
+    resamplers = [*map(resample, widths[:-1]), None]
+    pairs = zip(pairwise([widths[0], *widths]), resamplers, strict=True)
+    return nn.ModuleList(
+        Level(before, width, blocks=blocks, norm_groups=norm_groups, resample=each)
+        for (before, width), each in pairs
+    )
 
 
 class Middle(nn.Module):
@@ -67,6 +80,7 @@ class Middle(nn.Module):
         self.block_out = ResnetBlock(width, width, norm_groups=norm_groups)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Feature map of the same shape."""
         for part in (self.block_in, self.attention, self.block_out):
             x = apply(part, x, recompute=self.checkpointing)
         return x
@@ -87,18 +101,14 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(colours, widths[0], 3, padding=1)
-        samplers = [Downsample(width, pad_all_around=False) for width in widths[:-1]]
-        self.levels = nn.ModuleList(
-            Level(before, width, blocks=blocks, norm_groups=norm_groups, resample=resample)
-            for (before, width), resample in zip(
-                pairwise([widths[0], *widths]), [*samplers, None], strict=True
-            )
-        )
+        halve = partial(Downsample, pad_all_around=False)
+        self.levels = levels(widths, halve, blocks=blocks, norm_groups=norm_groups)
         self.middle = Middle(widths[-1], norm_groups=norm_groups, attention=attention)
         self.norm_out = nn.GroupNorm(norm_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], moments, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "b k H W"]) -> Float[Tensor, "b m h w"]:
+        """Mean and log-variance as channels, m = 2 z."""
         h = self.conv_in(images)
         for level in self.levels:
             h = level(h)
@@ -122,17 +132,12 @@ class Decoder(nn.Module):
         falling = widths[::-1]
         self.conv_in = nn.Conv2d(latents, falling[0], 3, padding=1)
         self.middle = Middle(falling[0], norm_groups=norm_groups, attention=attention)
-        samplers = [Upsample(width) for width in falling[:-1]]
-        self.levels = nn.ModuleList(
-            Level(before, width, blocks=blocks + 1, norm_groups=norm_groups, resample=resample)
-            for (before, width), resample in zip(
-                pairwise([falling[0], *falling]), [*samplers, None], strict=True
-            )
-        )
+        self.levels = levels(falling, Upsample, blocks=blocks + 1, norm_groups=norm_groups)
         self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[0], colours, 3, padding=1)
 
     def forward(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b k H W"]:
+        """Images before pixels are unfolded."""
         h = self.middle(self.conv_in(latents))
         for level in self.levels:
             h = level(h)
@@ -142,9 +147,9 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Images in [-1, 1] to Gaussian latents and back; ``factor`` pixels of a side become one latent.
 
-    With ``patch`` above 1 the networks see patch x patch pixels as channels of one: a fraction of the work,
-    which the full resolution dominates. ``checkpointing`` computes blocks again in the backward pass, to save
-    memory. Knows no latent scale: that belongs to the codec. Raises UserError on sizes that do not fit.
+    With ``patch`` above 1 the networks see patch x patch pixels as channels of one: that saves most of the
+    work, which is done at full resolution. ``checkpointing`` is activation checkpointing of the blocks. The
+    latent scale belongs to the codec. Raises UserError on sizes that do not fit.
     """
 
     def __init__(
@@ -165,24 +170,12 @@ class AutoencoderKL(nn.Module):
         self.patch = patch
         self.factor = patch * 2 ** (len(widths) - 1)
         colours, moments = 3 * patch**2, 2 * latent_channels
-        self.encoder = Encoder(
-            colours,
-            widths,
-            moments,
-            blocks=blocks_per_level,
-            norm_groups=norm_groups,
-            attention=mid_attention,
-        )
+        shared: dict[str, Any] = {"blocks": blocks_per_level, "norm_groups": norm_groups}
+        shared["attention"] = mid_attention
+        self.encoder = Encoder(colours, widths, moments, **shared)
         self.to_moments = nn.Conv2d(moments, moments, 1)
         self.from_latents = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.decoder = Decoder(
-            colours,
-            widths,
-            latent_channels,
-            blocks=blocks_per_level,
-            norm_groups=norm_groups,
-            attention=mid_attention,
-        )
+        self.decoder = Decoder(colours, widths, latent_channels, **shared)
         for module in self.modules():
             if isinstance(module, Level | Middle):
                 module.checkpointing = checkpointing
@@ -195,6 +188,7 @@ class AutoencoderKL(nn.Module):
                 f"Images of {height}x{width} pixels do not divide by the autoencoder's factor {self.factor}; "
                 f"resize or crop them to multiples of {self.factor}."
             )
+        # float32 even under autocast: exp(logvar) and the KL need more than 8 bits of mantissa
         moments = self.to_moments(self.encoder(F.pixel_unshuffle(images, self.patch)))
         mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=1)
         return Posterior(mean=mean, logvar=logvar.clamp(*LOGVAR_RANGE))

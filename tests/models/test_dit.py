@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from ldm.construct import construct
 from ldm.models.attention import CrossAttention
+from ldm.models.blocks import axial_angles, rotate
 from ldm.models.dit import Block, DiT
-from ldm.models.embeddings import axial_angles, rotate
 
 CONF = Path(__file__).parents[2] / "conf" / "backbone"
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from ldm.exchange.keymap import shapes, translate
 from ldm.exchange.names import unet_rules
 from ldm.models.attention import TransformerSpec
-from ldm.models.embeddings import sinusoidal
+from ldm.models.blocks import sinusoidal
 from ldm.models.unet import UNet
 
 CONF = Path(__file__).parents[2] / "conf" / "backbone"

@@ -5,8 +5,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
+from ldm.models.blocks import apply
 from ldm.models.clip import CLIP, TextTransformer, VisionTransformer, contrastive_loss
-from ldm.models.recompute import apply
 from ldm.models.vae import AutoencoderKL
 
 
