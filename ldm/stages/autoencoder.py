@@ -1,12 +1,14 @@
 """First stage: a KL autoencoder whose latents the denoiser will learn (Rombach et al. 2022, app. G)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from pytorch_lightning import LightningModule
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -24,13 +26,10 @@ from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_
 from ldm.models.perceptual import PerceptualDistance
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.randomness import keyed
-from ldm.randomness.seeds import check_seed
-from ldm.stages.latent_statistics import LatentStatistics, measure_latents, sampled
-from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure, parameter_groups
-from ldm.stages.stage import example_pictures
+from ldm.stages.optim import Decay, OptimizerFactory, parameter_groups
+from ldm.stages.stage import Augment, NetworkStage
 
 STATISTICS_BATCH = 16  # pictures encoded at once for the statistics of the latents
-Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
 
 
 class Terms(NamedTuple):
@@ -42,31 +41,104 @@ class Terms(NamedTuple):
     perceptual: Tensor
 
 
-class AutoencoderStage(LightningModule):
+@dataclass(frozen=True, kw_only=True)
+class LatentStatistics:
+    """Shift and scale per channel, (c,), that give latents mean 0 and variance 1: (latent - shift) * scale.
+
+    Attributes:
+        shift_error: standard error of the shift, in standard deviations of the latents.
+        scale_error: relative standard error of the scale.
+        pictures, of: how many pictures were encoded, of how many in the set.
+    """
+
+    shift: Float[Tensor, " c"]
+    scale: Float[Tensor, " c"]
+    shift_error: Float[Tensor, " c"]
+    scale_error: Float[Tensor, " c"]
+    pictures: int
+    of: int
+
+    def __str__(self) -> str:
+        if self.pictures == self.of:
+            return f"latent statistics of all {self.of} pictures"
+        shift, scale = float(self.shift_error.max()), float(self.scale_error.max())
+        return (
+            f"latent statistics of {self.pictures} of {self.of} pictures: standard errors of at most "
+            f"{100 * shift:.2g} % of a standard deviation (shift) and {100 * scale:.2g} % (scale)"
+        )
+
+    def record(self) -> dict[str, object]:
+        """How they were measured, as a bundle stores it."""
+        errors = {name: getattr(self, name).tolist() for name in ("shift_error", "scale_error")}
+        return {"pictures": self.pictures, "of": self.of} | errors
+
+
+def sampled(total: int, *, count: int, seed: int) -> list[int]:
+    """The numbers of `count` pictures of `total`, or of all, in order; a function of the seed alone."""
+    if count >= total:
+        return list(range(total))
+    keys = [keyed.key(seed, number, "latent statistics") for number in range(total)]
+    return sorted(np.argsort(keys)[:count].tolist())
+
+
+@torch.no_grad()
+def measure_latents(
+    net: AutoencoderKL, batches: Iterable[UInt8[Tensor, "b 3 h w"]], *, of: int
+) -> LatentStatistics:
+    """The statistics over some pictures, summed in float64.
+
+    The variance of a sampled latent is that of the posterior means plus the mean of the posterior's own. The
+    standard errors are those of a sample of pictures without replacement from a set of `of`: values of one
+    picture are correlated, so only pictures count as independent.
+    """
+    device = next(net.parameters()).device
+    sums, count, rows = torch.zeros(3, net.latent_channels, dtype=torch.float64, device=device), 0, []
+    for pictures in batches:
+        posterior = net.posterior(to_float(pictures.to(device)))
+        mean, variance = posterior.mean.double(), posterior.logvar.double().exp()
+        moments = (mean, mean.square(), variance)
+        sums += torch.stack([each.sum(dim=(0, 2, 3)) for each in moments])
+        rows.append(torch.stack([each.mean(dim=(2, 3)) for each in moments]))
+        count += mean[:, 0].numel()
+    shift, square, noise = sums / count
+    variance = square - shift.square() + noise
+    means, squares, noises = torch.cat(rows, dim=1)  # each: pictures, channels
+    number = len(means)
+    remaining = (1 - number / of) / number  # finite-population variance of a mean, per variance of a picture
+    influence = squares + noises - 2 * shift * means  # of a picture on the variance
+    shift_error = (means.var(dim=0, correction=0) * remaining / variance).sqrt()
+    scale_error = (influence.var(dim=0, correction=0) * remaining).sqrt() / (2 * variance)
+    return LatentStatistics(
+        shift=shift.float().cpu(),
+        scale=variance.rsqrt().float().cpu(),
+        shift_error=shift_error.float().cpu(),
+        scale_error=scale_error.float().cpu(),
+        pictures=number,
+        of=of,
+    )
+
+
+class AutoencoderStage(NetworkStage):
     """Trains an autoencoder on L1 + KL, with a perceptual term and a patch discriminator if they are given.
 
     With a discriminator the optimisation is manual and alternates; its adversarial term starts at
     `discriminator_start`, with the adaptive weight of Esser et al. 2021.
 
     Args:
-        net: the autoencoder.
-        optimizer, decay: what makes the optimizer, and its learning-rate factor by step.
-        kl_weight: weight of the divergence per latent value against the error per pixel value.
-        perceptual, perceptual_weight: frozen feature distance and its weight.
-        discriminator, discriminator_weight, discriminator_start: adversary, weight, first step.
-        augment: random change of the pictures, keyed by position.
-        statistics_pictures: how many pictures, sampled by `seed`, the scale of the latents is measured on at
-            the end. For the shipped autoencoder 2,048 pictures of a larger set would give standard errors of
-            at most 1.4 % of a standard deviation (shift) and 0.8 % (scale).
-        seed: key of the posterior's noise, of the augmentation and of that sample.
+        net: the autoencoder. optimizer, decay, seed: see `NetworkStage`; the key of the posterior's noise and
+        the augmentation, too. kl_weight: weight of the divergence per latent value against the error per
+        pixel value. perceptual, perceptual_weight: frozen feature distance and its weight. discriminator,
+        discriminator_weight, discriminator_start: the adversary, its weight and first step. augment: random
+        change of the pictures, keyed by position. statistics_pictures: size of the sample that the scale of
+        the latents is measured on at the end. For
+            the shipped autoencoder 2,048 pictures of a larger set would give standard errors of at most 1.4 %
+            of a standard deviation (shift) and 0.8 % (scale).
 
     Raises:
         UserError: fewer than two pictures for the statistics.
     """
 
-    tokenizer = None  # it reads no captions
-
-    def __init__(
+    def __init__(  # one parameter per key of conf/model/autoencoder*.yaml
         self,
         *,
         net: AutoencoderKL,
@@ -82,36 +154,34 @@ class AutoencoderStage(LightningModule):
         statistics_pictures: int = 2048,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
         if statistics_pictures < 2:
             raise UserError(
                 f"{statistics_pictures=} must be at least 2: the scale of latents is measured on them"
             )
         self.statistics_pictures = statistics_pictures
-        self.net = net
-        self.averaged: AutoencoderKL | None = None
-        check_optimizer(optimizer, decay)
-        check_seed(seed, "model.stage.seed")
-        self.optimizer, self.decay = optimizer, decay
-        self.kl_weight, self.seed, self.augment = kl_weight, seed, augment
-        self.perceptual = (perceptual,)  # a tuple hides frozen weights from state and optimizer
+        self.kl_weight, self.augment = kl_weight, augment
+        self.perceptual = (perceptual,)  # a tuple hides frozen weights from checkpoint and optimizer
         self.perceptual_weight = perceptual_weight
         self.discriminator = discriminator
         self.discriminator_weight, self.discriminator_start = discriminator_weight, discriminator_start
         self.automatic_optimization = discriminator is None
-        self._step_mean = StepMean()
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = configure(self.net, self.optimizer, self.decay)
+        """The optimizer of the autoencoder with its schedule; one without schedule for the discriminator."""
+        ours = super().configure_optimizers()
         if self.discriminator is None:
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-        return [optimizer, self.optimizer(parameter_groups(self.discriminator))], [schedule]
+            return ours
+        theirs = self.optimizer(parameter_groups(self.discriminator))
+        return [ours["optimizer"], theirs], [ours["lr_scheduler"]["scheduler"]]
 
     def on_fit_start(self) -> None:
+        """Moves the perceptual network to the device of the stage."""
         if self.perceptual[0] is not None:
             self.perceptual[0].to(self.device)  # hidden from Lightning, which moves the rest
 
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor | None:
+        """The loss of a batch; None with a discriminator, whose alternating steps are taken here."""
         pictures = batch["image"]
         if self.augment is not None:
             pictures = self.augment(pictures, seed=self.seed, positions=batch["position"])
@@ -130,7 +200,7 @@ class AutoencoderStage(LightningModule):
         return None
 
     def terms(self, images: Tensor, decoded: Tensor, posterior: Posterior) -> Terms:
-        """The loss without the adversary."""
+        """The loss without the adversarial term: L1 per value, KL per latent value, perceptual distance."""
         pixel = (decoded.float() - images).abs().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         network = self.perceptual[0]
@@ -142,7 +212,7 @@ class AutoencoderStage(LightningModule):
         """One step of the autoencoder, one of the discriminator."""
         assert self.discriminator is not None
         ours, theirs = self.optimizers()
-        theirs._on_before_step = theirs._on_after_step = lambda: None  # the trainer counts one step a batch
+        theirs._on_before_step = theirs._on_after_step = lambda: None  # the trainer counts one step per batch
         loss = terms.total
         adversarial_phase = self.global_step >= self.discriminator_start
         if adversarial_phase:
@@ -160,7 +230,7 @@ class AutoencoderStage(LightningModule):
 
     def _step(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
         optimizer.zero_grad()
-        # the wrapper of several ranks waits for the gradients of both networks, and here are those of one
+        # DDP waits for the gradients of both networks, and this step has those of one
         wrapper = self.trainer.model
         with wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext():
             self.manual_backward(loss, inputs=list(module.parameters()))
@@ -168,7 +238,8 @@ class AutoencoderStage(LightningModule):
         optimizer.step()
 
     def validation_step(self, batch: PictureBatch, batch_idx: int) -> None:
-        net = self.averaged or self.net
+        """Loss, PSNR and SSIM of reconstructions from posterior means, by the EMA."""
+        net = self.best
         images = to_float(batch["image"])
         posterior = net.posterior(images)
         decoded = net.decode(posterior.mean)
@@ -183,32 +254,24 @@ class AutoencoderStage(LightningModule):
         self.log_dict(scores, batch_size=count, sync_dist=True, prog_bar=True)
 
     def latent_statistics(self, pictures: PictureDataset) -> LatentStatistics:
-        """Those of a sample of `statistics_pictures` pictures, or of all where there are no more."""
+        """The statistics of a sample of `statistics_pictures` pictures, or of all if there are no more."""
         numbers = sampled(len(pictures), count=self.statistics_pictures, seed=self.seed)
         batches = pictures.batches(STATISTICS_BATCH, numbers=numbers)
         bar = tqdm(batches, desc=f"latent statistics of {len(numbers)} pictures", unit="batch")
-        return measure_latents(self.averaged or self.net, bar, of=len(pictures))
-
-    def example_batch(self, count: int, *, size: int) -> PictureBatch:
-        """Random pictures with captions."""
-        return example_pictures(count, size=size)
+        return measure_latents(self.best, bar, of=len(pictures))
 
     def frozen(self) -> dict[str, nn.Module]:
         """The network of the perceptual distance, if there is one."""
         network = self.perceptual[0]
         return {} if network is None else {"perceptual": network}
 
-    def generator(self) -> None:
-        """None: this stage generates no pictures."""
-        return None
-
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: PictureData) -> Path:
-        """The averaged autoencoder with the statistics of its latents; the first rank measures and writes."""
+        """The EMA of the autoencoder with the statistics of its latents; see `Stage`."""
         if not is_first():
             return path
         statistics = self.latent_statistics(data.train)
         print(statistics)
-        net = self.averaged or self.net
+        net = self.best
         return write_bundle(
             path,
             parts={"autoencoder": Part(spec=config["autoencoder"], state=net.state_dict())},

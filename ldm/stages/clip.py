@@ -1,12 +1,11 @@
-"""Stage of CLIP: a text and an image encoder that learn to find each other's partner in the batch."""
+"""Stage of CLIP: a text and an image encoder that learn to match pairs (Radford et al. 2021)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Part
@@ -16,23 +15,19 @@ from ldm.data.stream import PictureBatch
 from ldm.distributed.ranks import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss
-from ldm.randomness.seeds import check_seed
-from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure
-from ldm.stages.stage import example_pictures
+from ldm.stages.optim import Decay, OptimizerFactory
+from ldm.stages.stage import Augment, NetworkStage
 from ldm.tokenizers import Tokenizer
 
-Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
 
-
-class ContrastiveStage(LightningModule):
+class ContrastiveStage(NetworkStage):
     """Trains CLIP with its symmetric contrastive loss over the batches of all ranks together.
 
     Args:
         net: both encoders.
         tokenizer: of the text encoder's vocabulary size and context length.
-        optimizer, decay: what makes the optimizer, and its learning-rate factor by step.
+        optimizer, decay, seed: see `NetworkStage`.
         augment: random change of the training pictures, keyed by position.
-        seed: key of the augmentation.
 
     Raises:
         UserError: a tokenizer that is not the text encoder's.
@@ -48,7 +43,7 @@ class ContrastiveStage(LightningModule):
         augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
         expected = (net.text.vocab_size, net.text.context_length)
         given = (tokenizer.vocab_size, tokenizer.context_length)
         if given != expected:
@@ -56,32 +51,20 @@ class ContrastiveStage(LightningModule):
                 f"the tokenizer's vocabulary and context length {given} are not the text encoder's "
                 f"{expected}: choose the tokenizer that the text encoder's yaml names"
             )
-        self.net = net
-        self.averaged: CLIP | None = None
-        self.tokenizer = tokenizer
-        check_optimizer(optimizer, decay)
-        check_seed(seed, "model.stage.seed")
-        self.optimizer, self.decay = optimizer, decay
-        self.augment, self.seed = augment, seed
-        self._step_mean = StepMean()
+        self.tokenizer, self.augment = tokenizer, augment
         self.retrieval = Retrieval()
         self.retrieval.sync_on_compute = False  # every rank validates on all pictures
 
-    def configure_optimizers(self) -> Any:
-        optimizer, schedule = configure(self.net, self.optimizer, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
+        """The loss over the batches of all ranks; logs its mean over the optimizer step."""
         self.net.clamp_logit_scale()  # before the step: a resumed run clamps what was saved, too
         pictures = batch["image"]
         if self.augment is not None:
             pictures = self.augment(pictures, seed=self.seed, positions=batch["position"])
         output = self._compare(self.net, pictures, batch["captions"])
-        # each rank's pairs are the others' wrong answers too: the loss does not depend on the number of ranks
-        images, texts = (
-            self._from_all_ranks(output.image_features),
-            self._from_all_ranks(output.text_features),
-        )
+        # each rank's pairs are negatives of the others': the loss does not depend on the number of ranks
+        features = (output.image_features, output.text_features)
+        images, texts = map(self._from_all_ranks, features)
         keys = self._from_all_ranks(batch["index"])
         loss = contrastive_loss(images, texts, output.scale, keys=keys)
         self.log("train/loss", self._step_mean(loss, self, batch_idx), prog_bar=True)
@@ -89,33 +72,23 @@ class ContrastiveStage(LightningModule):
         return loss
 
     def validation_step(self, batch: PictureBatch, batch_idx: int) -> None:
-        output = self._compare(self.averaged or self.net, batch["image"], batch["captions"])
+        """Loss of a batch, and its features for recall over all batches."""
+        output = self._compare(self.best, batch["image"], batch["captions"])
         self.retrieval.update(output.image_features, output.text_features, batch["index"])
         loss = contrastive_loss(*output, keys=batch["index"])
         self.log("val/loss", loss, batch_size=len(batch["captions"]), sync_dist=True, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
+        """Logs recall at k over the whole validation set."""
         recalls = {f"val/{name}": value for name, value in self.retrieval.compute().items()}
         self.log_dict(recalls, prog_bar=True, sync_dist=True)
         self.retrieval.reset()
 
-    def example_batch(self, count: int, *, size: int) -> PictureBatch:
-        """Random pictures with captions."""
-        return example_pictures(count, size=size)
-
-    def frozen(self) -> dict[str, nn.Module]:
-        """None: both encoders are trained."""
-        return {}
-
-    def generator(self) -> None:
-        """None: this stage generates no pictures."""
-        return None
-
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
-        """Both encoders, averaged if an average was kept, and the tokenizer; the first rank writes."""
+        """Both encoders, as an EMA if one is kept, and the tokenizer; see `Stage`."""
         if not is_first():
             return path
-        net = self.averaged or self.net
+        net = self.best
         return write_bundle(
             path,
             parts={

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm import UserError
@@ -20,35 +19,36 @@ from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.denoiser_writer import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
 from ldm.randomness import keyed
-from ldm.randomness.seeds import check_seed
-from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure
+from ldm.stages.optim import Decay, OptimizerFactory
+from ldm.stages.stage import NetworkStage
 from ldm.tokenizers import Tokenizer
 
+TIME_BINS = 4  # parts of [0, 1) in t for which the validation loss is reported
 
-class LatentDiffusion(LightningModule):
-    """Trains a denoiser on cached latents and text states.
 
-    Every draw (latent, noise, time, dropped caption) is a function of the seed and the sample's position.
+class LatentDiffusion(NetworkStage):
+    """Trains a denoiser on cached latents and text states (Rombach et al. 2022, eq. 3).
+
+    Every random number (latent, noise, timestep, dropped caption) is a function of the seed and the sample's
+    position: a resumed training, or one on other ranks, sees the same.
 
     Args:
         net: `net(x, t, context)`.
         process: schedule, prediction and weighting.
         codec: frozen; it is held as plain data, so it is in no checkpoint and no optimizer.
-        sampling, guidance: how pictures are drawn while training, and by default from the bundle.
+        sampling, guidance: how pictures are sampled while training, and by default from the bundle.
         size: side of the pictures in pixels.
-        optimizer, decay: what makes the optimizer, and its learning-rate factor by step.
+        optimizer, decay, seed: see `NetworkStage`.
         caption_drop: share of samples trained without their caption, which guidance needs.
-        time_bins: parts of [0, 1) for which the validation loss is reported.
-        seed: key of all draws.
-        initial: a bundle whose denoiser `net` starts as; None: as it is given.
+        initial: a bundle whose denoiser's weights `net` starts with; None: its own.
 
     Raises:
         BundleError: an `initial` that is missing, damaged or of another network.
-        UserError: a `net` for other latents or text states than the codec makes, or a `caption_drop` that is
-            no share.
+        UserError: a `net` for other latents or text states than the codec's, or a `caption_drop` outside
+            [0, 1].
     """
 
-    def __init__(
+    def __init__(  # one parameter per key of conf/model/diffusion.yaml
         self,
         *,
         net: nn.Module,
@@ -60,52 +60,44 @@ class LatentDiffusion(LightningModule):
         optimizer: OptimizerFactory,
         decay: Decay,
         caption_drop: float = 0.1,
-        time_bins: int = 4,
         seed: int = 0,
         initial: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
         check_codec(net, codec)
         codec.latent_shape(size)  # refuses a size that the autoencoder can't divide
         if not 0 <= caption_drop <= 1:
             raise UserError(f"{caption_drop=} must lie in [0, 1]: it is a share of the samples")
         if initial is not None:
             Bundle.open(initial).copy_into(net, "backbone")
-        self.net = net
-        self.averaged: nn.Module | None = None
-        self.process, self.codec = process, codec
-        self.sampling, self.guidance, self.size = sampling, guidance, size
-        check_optimizer(optimizer, decay)
-        check_seed(seed, "model.stage.seed")
-        self.optimizer, self.decay = optimizer, decay
-        self.caption_drop, self.time_bins, self.seed = caption_drop, time_bins, seed
-        self._null: Tensor | None = None
-        self._step_mean = StepMean()
+        self.process, self.codec, self.size = process, codec, size
+        self.sampling, self.guidance = sampling, guidance
+        self.caption_drop = caption_drop
+        self._null: Tensor | None = None  # text states of the empty prompt, on the device
 
     def configure_model(self) -> None:
         """Shards the network across the ranks if the trainer's strategy does so."""
         if hasattr(self.trainer.strategy, "shard"):  # distributed/sharding.py
             self.trainer.strategy.shard(self.net)
 
-    def configure_optimizers(self) -> Any:
-        optimizer, schedule = configure(self.net, self.optimizer, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
     def on_fit_start(self) -> None:
+        """Moves the codec, which Lightning does not know of, and encodes the empty prompt."""
         self.codec.to(self.device)
         self._null = self.codec.encode_prompts([""])
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
+        """The loss of a batch; logs its mean over the optimizer step."""
         loss = self.loss(batch)
         self.log("train/loss", self._step_mean(loss, self, batch_idx))
         return loss
 
     def loss(self, batch: LatentBatch) -> Tensor:
-        """Mean loss of a batch, every draw keyed by its samples' positions."""
+        """Mean loss of a batch, its random numbers keyed by the samples' positions."""
         positions = batch["position"].cpu()
         x0 = batch["mean"] + batch["std"] * self._normal(batch["mean"], positions, "posterior")
         noise = self._normal(x0, positions, "noise")
         times = keyed.spread(seed=self.seed, positions=positions, stream="time")
+        # the unconditional denoiser of classifier-free guidance (Ho & Salimans 2022, Alg. 1)
         context = self._drop_captions(batch["context"], positions)
         return self.process.loss(self.net, x0, context, noise=noise, uniform=times.to(x0)).mean()
 
@@ -120,15 +112,14 @@ class LatentDiffusion(LightningModule):
         return torch.where(dropped.view(-1, 1, 1), self._null.to(context), context)
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
-        """Loss of the averaged network with noise and times that are the same at every validation."""
-        net = self.averaged or self.net
+        """Loss of the EMA, with noise and timesteps that are the same at every validation."""
         positions = batch["position"].cpu()
         noise = self._normal(batch["mean"], positions, "val/noise")
         place = keyed.spread(seed=self.seed, positions=positions, stream="val/time").to(noise)
         losses = []
-        for number in range(self.time_bins):
-            uniform = (number + place) / self.time_bins
-            loss = self.process.loss(net, batch["mean"], batch["context"], noise=noise, uniform=uniform)
+        for number in range(TIME_BINS):  # strata of t: the loss varies more with t than with anything else
+            uniform = (number + place) / TIME_BINS
+            loss = self.process.loss(self.best, batch["mean"], batch["context"], noise=noise, uniform=uniform)
             losses.append(loss.mean())
             self.log(f"val/loss_bin{number}", losses[-1], batch_size=len(positions), sync_dist=True)
         mean = torch.stack(losses).mean()
@@ -136,6 +127,7 @@ class LatentDiffusion(LightningModule):
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The codec's."""
         return self.codec.tokenizer
 
     def example_batch(self, count: int, *, size: int) -> LatentBatch:
@@ -151,9 +143,9 @@ class LatentDiffusion(LightningModule):
         return {"autoencoder": self.codec.autoencoder, "text encoder": self.codec.text_encoder}
 
     def generator(self) -> TextToImage:
-        """The averaged network as it would be sampled now."""
+        """The EMA of the network as it would be sampled now."""
         return TextToImage(
-            net=self.averaged or self.net,
+            net=self.best,
             process=self.process,
             codec=self.codec,
             sampling=self.sampling,
@@ -162,11 +154,8 @@ class LatentDiffusion(LightningModule):
         )
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
-        """The averaged network, the codec's parts as they came, and how to sample.
-
-        Every rank must ask for it, for each may hold a share of the network; the first one writes.
-        """
-        state = whole_state(self.averaged or self.net)
+        """The EMA of the network, the codec's parts unchanged, and how to sample; see `Stage`."""
+        state = whole_state(self.best)  # on all ranks: it gathers shards
         if not is_first():
             return path
         codec = CodecBundles.named(config)
@@ -182,19 +171,19 @@ class LatentDiffusion(LightningModule):
 
 
 def check_codec(net: nn.Module, codec: Codec) -> None:
-    """Refuses a network that could not read what the codec makes of pictures and captions.
+    """Refuses a network that can't read the codec's latents and text states.
 
     Raises:
         UserError: other channels of latents, or text states of another width.
     """
-    made = {
+    given = {
         "latent_channels": (codec.autoencoder.latent_channels, "latents of", "codec.autoencoder"),
         "context_dim": (codec.text_encoder.width, "text states of", "codec.text_encoder"),
     }
-    for option, (count, what, part) in made.items():
+    for option, (count, what, part) in given.items():
         wanted = getattr(net, option, count)
         if wanted != count:
             raise UserError(
-                f"backbone: {option}={wanted}, but {part} makes {what} {count}: choose a backbone for "
+                f"backbone: {option}={wanted}, but {part} has {what} {count}: choose a backbone for "
                 f"{count}, or another {part}"
             )

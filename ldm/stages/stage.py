@@ -1,36 +1,42 @@
-"""What a training stage offers beside a LightningModule's hooks: for `ldm.train`, dry runs and callbacks."""
+"""The contract of a training stage, and what the stages of this package share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
 
 from ldm.data.stream import PictureBatch
 from ldm.generators.generator import Generator
+from ldm.randomness.seeds import check_seed
+from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure
 from ldm.tokenizers import Tokenizer
 
-ENDLESS = "a " * 1000  # longer than any context: the most that a caption can take
+Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
+ENDLESS = "a " * 1000  # longer than any context: the largest memory that a caption can take
 
 
 class Stage(Protocol):
-    """A LightningModule that `ldm.train` can train.
+    """A LightningModule that `ldm.train` can train; dry runs and callbacks know no more of it.
 
     Attributes:
-        net: the network that is trained; averages follow it, and its parameters are counted.
-        averaged: its average, set by `callbacks.ema`; None until then.
-        tokenizer: what reads the captions, so that those that are cut are reported; None if none are read.
+        net: the network that is trained; its parameters are counted, and its EMA is kept.
+        averaged: the EMA of `net`, set by `callbacks.ema`; None until then.
+        tokenizer: of the captions, so that those that are cut are reported; None if none are read.
     """
 
     net: nn.Module
     averaged: nn.Module | None
 
     @property
-    def tokenizer(self) -> Tokenizer | None: ...
+    def tokenizer(self) -> Tokenizer | None:
+        """See above."""
+        ...
 
     def example_batch(self, count: int, *, size: int) -> Mapping[str, Any]:
-        """A batch of random data in the shapes of the training's, on pictures of `size` pixels a side."""
+        """A batch of random data in the shapes of the training's, from pictures of `size` pixels a side."""
         ...
 
     def frozen(self) -> dict[str, nn.Module]:
@@ -38,19 +44,65 @@ class Stage(Protocol):
         ...
 
     def generator(self) -> Generator | None:
-        """The system as it would generate pictures now; None of a stage that generates none."""
+        """The system as it would generate pictures now; None if the stage generates none."""
         ...
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: Any) -> Path:
-        """Writes the bundle of the training.
+        """Writes the bundle of the training; returns its path.
 
-        Every rank must ask for it, for each may hold a share of the network; the first one writes.
+        Every rank must call it, for each may hold a shard of the network; the first rank writes.
         """
         ...
 
 
+class NetworkStage(LightningModule):
+    """A stage that trains one network on pictures and generates none, unless a method says otherwise.
+
+    Args:
+        net: the network that is trained.
+        optimizer, decay: the optimizer's constructor, and its learning-rate factor by step.
+        seed: key of all random numbers, together with the samples' positions.
+
+    Raises:
+        UserError: a seed, a learning rate or a schedule with wrong values.
+    """
+
+    tokenizer: Tokenizer | None = None
+
+    def __init__(self, *, net: nn.Module, optimizer: OptimizerFactory, decay: Decay, seed: int = 0) -> None:
+        super().__init__()
+        check_optimizer(optimizer, decay)
+        check_seed(seed, "model.stage.seed")
+        self.net = net
+        self.averaged: nn.Module | None = None
+        self.optimizer, self.decay, self.seed = optimizer, decay, seed
+        self._step_mean = StepMean()
+
+    @property
+    def best(self) -> Any:
+        """The network that is validated and saved: its EMA if one is kept."""
+        return self.averaged or self.net
+
+    def configure_optimizers(self) -> Any:
+        """An optimizer for `net`, and its schedule, which advances every step."""
+        optimizer, schedule = configure(self.net, self.optimizer, self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def example_batch(self, count: int, *, size: int) -> Mapping[str, Any]:
+        """Random pictures with captions, see `Stage`."""
+        return example_pictures(count, size=size)
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """None, see `Stage`."""
+        return {}
+
+    def generator(self) -> Generator | None:
+        """None, see `Stage`."""
+        return None
+
+
 def example_pictures(count: int, *, size: int) -> PictureBatch:
-    """Random pictures with captions as long as can be."""
+    """Random pictures with captions that fill any context."""
     numbers = torch.arange(count)
     image = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
     return PictureBatch(image=image, captions=[ENDLESS] * count, position=numbers, index=numbers)

@@ -14,8 +14,7 @@ from ldm.data.datamodule import PictureData
 from ldm.metrics.reconstruction import psnr
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.perceptual import PerceptualDistance
-from ldm.stages.autoencoder import STATISTICS_BATCH, AutoencoderStage
-from ldm.stages.latent_statistics import measure_latents, sampled
+from ldm.stages.autoencoder import STATISTICS_BATCH, AutoencoderStage, measure_latents, sampled
 from ldm.stages.optim import warmup_constant
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
