@@ -1,21 +1,65 @@
 """The frozen parts around a denoiser: pictures to latents and back, prompts to conditioning states."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 
 from ldm import NotFinite, UserError
-from ldm.models.clip import TextTransformer
-from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.tokenizers import Tokenizer
 
 # Rows that a frozen network sees at once where its outputs are stored or trained on. The last chunk is filled
 # up, so a chunk should not exceed the usual batch; a CPU is as fast with 4 rows as with more, a GPU is not.
 CPU_CHUNK, GPU_CHUNK = 4, 16
+
+
+class Network(Protocol):
+    """What a codec needs of any `torch.nn.Module`."""
+
+    def eval(self) -> Any: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
+    def to(self, device: torch.device | str) -> Any: ...
+    def parameters(self) -> Iterator[Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A diagonal Gaussian over latents, b c h w: a named tuple."""
+
+    @property
+    def mean(self) -> Tensor: ...
+    @property
+    def logvar(self) -> Tensor: ...
+    def _replace(self, **fields: Tensor) -> "Posterior": ...
+
+
+@runtime_checkable
+class Autoencoder(Network, Protocol):
+    """Images in [-1, 1] to a posterior over latents and back; `factor` pixels of a side become one latent.
+
+    A protocol, and not the class of `ldm.models`: the bundle's config decides which network it is.
+    """
+
+    latent_channels: int
+    factor: int
+
+    def posterior(self, images: Tensor, /) -> Posterior: ...
+    def decode(self, latents: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class TextEncoder(Network, Protocol):
+    """Token ids, b n, to an output whose `states` are b n d, with d = `width`."""
+
+    width: int
+    context_length: int
+
+    def __call__(self, tokens: Tensor, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +72,8 @@ class Codec:
         latent_shift, latent_scale: per channel, (c,); a scaled latent is (latent - shift) * scale.
     """
 
-    autoencoder: AutoencoderKL
-    text_encoder: TextTransformer
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
     tokenizer: Tokenizer
     latent_shift: Float[Tensor, " c"]
     latent_scale: Float[Tensor, " c"]
@@ -79,7 +123,8 @@ class Codec:
         """Posterior of the scaled latents."""
         posterior = self.autoencoder.posterior(to_float(images.to(self.device)))
         shift, scale = self._affine(posterior.mean)
-        return Posterior(mean=(posterior.mean - shift) * scale, logvar=posterior.logvar + 2 * scale.log())
+        logvar = posterior.logvar + 2 * scale.log()
+        return posterior._replace(mean=(posterior.mean - shift) * scale, logvar=logvar)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 H W"]:

@@ -127,7 +127,7 @@ def test_it_is_sampled_and_a_picture_is_reproduced_from_its_record(call, run, tm
         ("negative=fog", "retrieval has no option 'negative'"),
         ("scale=3", "has no option 'scale'; it has nearest"),
         ("+sampler=ddim", "has no option 'sampler'; it has nearest"),
-        ("image=IMAGE", "starts from no picture"),
+        ("image=IMAGE", "takes no source pictures"),
     ],
 )
 def test_what_it_lacks_is_refused_before_anything_is_made(refused, run, tmp_path, argument, sentence):
