@@ -42,10 +42,10 @@ def check_output(folder: Path, jobs: Sequence[Job], sheet: Path) -> None:
     Raises:
         UserError: such a file, a link, a source picture, or the missing folder of the sheet, by its name.
     """
-    for path in (folder / LIST, folder / DOOMED, sheet):
-        check_no_link(path)
     if not sheet.parent.is_dir():
         raise UserError(f"sheet={sheet} has no folder: make {sheet.parent} first")
+    for path in (folder / LIST, folder / DOOMED, sheet):
+        check_no_link(path)
     earlier = listed_pictures(folder / LIST)
     if earlier is None and os.path.lexists(folder / LIST):
         raise UserError(f"out={folder} holds a {LIST} that ldm.sample has not written: name another folder")

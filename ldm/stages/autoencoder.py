@@ -125,12 +125,13 @@ class AutoencoderStage(NetworkStage):
     `discriminator_start`, with the adaptive weight of Esser et al. 2021.
 
     Args:
-        net: the autoencoder. optimizer, decay, seed: see `NetworkStage`; the key of the posterior's noise and
-        the augmentation, too. kl_weight: weight of the divergence per latent value against the error per
-        pixel value. perceptual, perceptual_weight: frozen feature distance and its weight. discriminator,
-        discriminator_weight, discriminator_start: the adversary, its weight and first step. augment: random
-        change of the pictures, keyed by position. statistics_pictures: size of the sample that the scale of
-        the latents is measured on at the end. For
+        net: the autoencoder.
+        optimizer, decay, seed: see `NetworkStage`; the seed is the key of posterior noise and augmentation.
+        kl_weight: weight of the divergence per latent value against the error per pixel value.
+        perceptual, perceptual_weight: frozen feature distance and its weight.
+        discriminator, discriminator_weight, discriminator_start: the adversary, its weight and first step.
+        augment: random change of the pictures, keyed by position.
+        statistics_pictures: size of the sample that the scale of the latents is measured on at the end. For
             the shipped autoencoder 2,048 pictures of a larger set would give standard errors of at most 1.4 %
             of a standard deviation (shift) and 0.8 % (scale).
 

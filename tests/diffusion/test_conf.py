@@ -66,7 +66,7 @@ def test_a_sampler_follows_every_grid(sampler, grid):
 
 def test_every_grid_has_a_yaml():
     own = {name for name, value in inspect.getmembers(grids, inspect.isfunction) if not name.startswith("_")}
-    assert set(names("grid")) == own - {"shifted", "noise_ratio", "time_of_ratio"}
+    assert set(names("grid")) == own - {"shifted", "from_strength", "noise_ratio", "time_of_ratio"}
 
 
 def test_the_length_of_a_table_is_said_once():
