@@ -11,7 +11,7 @@ from torch import Tensor
 
 # shapes in the signatures of samplers, guidances and schedules
 State = Float[Tensor, "b *shape"]
-Time = Float[Tensor, ""]
+Time = Float[Tensor, ""]  # on the CPU: a 0-d CPU tensor mixes with any device and costs no synchronisation
 Times = Float[Tensor, " steps_and_end"]
 
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -25,6 +25,7 @@ def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]
     """
     if not shift > 0:
         raise UserError(f"timesteps moved by {shift=}: it must be above 0")
+    # Esser et al. take sqrt(pixels / pixels at the training resolution) for shift
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -52,6 +53,7 @@ def trailing(
     """
     _check(steps, num_steps)
     counts = num_steps - torch.arange(steps, dtype=torch.float64) * (num_steps / steps)
+    # Lin et al. round, and so do we: a time between two entries is one that the network never saw
     return _of_table(counts.round(), num_steps=num_steps, clean=clean)
 
 
@@ -73,6 +75,7 @@ def leading(
     stride = num_steps // steps
     if (steps - 1) * stride + offset >= num_steps:
         raise UserError(f"{offset=} moves {steps} leading steps past a table of {num_steps}: lower it")
+    # + 1: index i of a table of T steps sits at t = (i + 1) / T
     counts = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * stride + offset + 1
     return _of_table(counts, num_steps=num_steps, clean=clean)
 
@@ -88,7 +91,7 @@ def karras(
     Raises UserError unless rho >= 0.1 and 0 < sigma_min <= sigma_max.
     """
     _check(steps)
-    if not rho >= 0.1:
+    if not rho >= 0.1:  # far below, the powers of sigma overflow
         raise UserError(f"levels spaced by {rho=}: it must be at least 0.1")
     high = _reached(schedule, sigma_min, sigma_max)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -120,6 +123,7 @@ def log_snr(steps: int, *, schedule: Schedule, first: float = 0.999, last: float
     _check(steps)
     if not 1 >= first > last > 0:
         raise UserError(f"log-SNR steps from {first=} to {last=}: 1 >= first > last > 0 must hold")
+    # levels of this schedule, so that every schedule visits the same two times
     high, low = noise_ratio(schedule, torch.tensor([first, last], dtype=torch.float64)).tolist()
     if not math.isfinite(high):
         raise UserError(f"the log SNR at {first=} is not finite on this schedule: take a first below 1")

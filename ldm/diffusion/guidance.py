@@ -49,7 +49,7 @@ def cfg(cond: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, scale = 1 + w); at scale 1 only cond is called."""
     check_scale(scale)
     if scale == 1:
-        return cond
+        return cond  # not only equal: half the network's work
 
     def denoise(x: State, t: Time) -> State:
         unguided, unconditional = pair(x, t)
@@ -71,7 +71,7 @@ def cfg_rescale(cond: Denoiser, pair: Pair, *, scale: float, phi: float = 0.7) -
     def denoise(x: State, t: Time) -> State:
         unguided, unconditional = pair(x, t)
         guided = torch.lerp(unconditional, unguided, scale)
-        axes = tuple(range(1, x.ndim))
+        axes = tuple(range(1, x.ndim))  # all of a picture: contrast is no matter of one channel
         restored = unguided.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
         return guided * (1 - phi + phi * restored)
 
@@ -96,7 +96,7 @@ def interval(cond: Denoiser, pair: Pair, *, within: Guidance, low: float, high: 
     """
     if not low < high:
         raise UserError(f"guidance interval from {low} to {high} is empty: low must be below high")
-    guided = within(cond, pair)
+    guided = within(cond, pair)  # once: a guidance with momentum keeps its average between calls
 
     def denoise(x: State, t: Time) -> State:
         return guided(x, t) if low < t <= high else cond(x, t)
@@ -142,7 +142,8 @@ def apg(
         update = average
         if threshold is not None:
             length = torch.linalg.vector_norm(average, dim=axes, keepdim=True)
-            update = average * (threshold / length).clamp(max=1)
+            update = average * (threshold / length).clamp(max=1)  # shorter changes stay as they are
+        # the clamp: an x0 of zeros has no direction
         direction = unguided / torch.linalg.vector_norm(unguided, dim=axes, keepdim=True).clamp(min=1e-12)
         along = (update * direction).sum(dim=axes, keepdim=True) * direction
         return unguided + (scale - 1) * (update - (1 - parallel) * along)

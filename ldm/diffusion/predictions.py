@@ -70,6 +70,7 @@ class V:
         return alpha * eps - sigma * x0
 
     def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        # the divisor is 1 on a variance-preserving path, which the paper assumes
         return (alpha * x - sigma * output) / (alpha**2 + sigma**2)
 
     def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:

@@ -98,6 +98,7 @@ class Process:
         t = self.times(uniform.double())  # float64, so that table entries reach the network as whole numbers
         alpha, sigma = (per_sample(value.to(x0), x0) for value in self.schedule(t))
         output = net(alpha * x0 + sigma * noise, self.network_time(t).to(x0), context).float()
+        # the error is that of the output, not of x0, which eps divides by an alpha that may be almost 0
         error = output - self.prediction.target(x0, noise, alpha, sigma)
         return (self.weight(self.prediction, alpha, sigma) * error**2).mean(dim=(1, 2, 3))
 
@@ -108,11 +109,12 @@ class Process:
         the dtype of x. A network with `project_context` projects the context here, once for all steps.
         """
         project = getattr(net, "project_context", None)
-        if project is not None:
+        if project is not None:  # keys and values of the context are the same at every step
             context = project(context)
 
         def denoise(x: Float[Tensor, "b *shape"], t: Float[Tensor, ""]) -> Float[Tensor, "b *shape"]:
             alpha, sigma = self.schedule(t)
+            # a sampler's x is float64, for which a network would take twice the time and memory
             network_time = self.network_time(t).to(x.device, torch.float32).expand(len(x))
             output = net(x.float(), network_time, context)
             return self.prediction.x0(output.to(x.dtype), x, alpha, sigma)

@@ -39,7 +39,7 @@ class Table:
     def __call__(self, t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
         alpha_bar = self.alpha_bar.to(t.device)
         position = t.double() * self.num_steps
-        left = position.floor().long().clamp(0, self.num_steps - 1)
+        left = position.floor().long().clamp(0, self.num_steps - 1)  # t = 1 ends the last interval
         weight = position - left
         start, end = alpha_bar[left], alpha_bar[left + 1]
         between = torch.lerp(start.log(), end.log(), weight)
@@ -52,6 +52,7 @@ class Table:
 
 def from_betas(betas: Float[Tensor, " steps"]) -> Table:
     """The table of a DDPM with these betas (Ho et al. 2020, Eq. 4)."""
+    # float64: in float32 sigma near t = 0, where alpha-bar is almost 1, keeps three digits
     alpha_bar = (1 - betas.double()).cumprod(dim=0)
     return Table(torch.cat([alpha_bar.new_ones(1), alpha_bar]))
 
@@ -79,6 +80,7 @@ def cosine(*, num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.
     _check(num_steps)
     t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     wave = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    # the last beta would be 1; cut, alpha-bar stays above 0 (Nichol & Dhariwal 2021, Sec. 3.2)
     return from_betas((1 - wave[1:] / wave[:-1]).clamp(max=max_beta))
 
 
@@ -91,7 +93,7 @@ def zero_terminal_snr(table: Table) -> Table:
     """The same table with alpha exactly 0 at t = 1, its first noisy entry kept (Lin et al. 2023, Alg. 1)."""
     alpha = table.alpha_bar[1:].sqrt()
     first, last = alpha[0], alpha[-1]
-    rescaled = (alpha - last) * (first / (first - last))
+    rescaled = (alpha - last) * (first / (first - last))  # linear: last becomes 0, first stays
     return Table(torch.cat([table.alpha_bar[:1], rescaled**2]))
 
 
@@ -125,6 +127,7 @@ def noise_ratio(schedule: Schedule, t: Float[Tensor, "*times"]) -> Float[Tensor,
 
 def time_of_ratio(schedule: Schedule, ratio: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
     """The timesteps at which sigma / alpha has these values; 1 for those beyond the schedule's end."""
+    # no closed form: tables have none, and one method for all schedules needs no test per schedule
     below, above = torch.zeros_like(ratio), torch.ones_like(ratio)
     for _ in range(60):  # bisection down to the spacing of float64: sigma / alpha grows with t
         middle = (below + above) / 2

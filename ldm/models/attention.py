@@ -121,7 +121,7 @@ class SelfAttention(nn.Module):
             raise UserError(f"{width=} is not a multiple of {num_heads=}: change one of them")
         self.num_heads = num_heads
         self.causal = causal
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)  # one product: the tokens are read once
         self.norm_q = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
         self.norm_k = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
@@ -134,6 +134,7 @@ class SelfAttention(nn.Module):
         q, k = self.norm_q(q), self.norm_k(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        # norms and rotations return float32; torch's kernels want one dtype
         mixed = attend(q.to(v.dtype), k.to(v.dtype), v, causal=self.causal)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
@@ -144,7 +145,7 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, context_dim: int, *, num_heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(width, width, bias=False)
+        self.q = nn.Linear(width, width, bias=False)  # no biases here, as in Stable Diffusion
         self.kv = nn.Linear(context_dim, 2 * width, bias=False)
         self.norm_q = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
         self.norm_k = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
@@ -201,7 +202,7 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, *, spec: TransformerSpec, norm_groups: int = 32) -> None:
         super().__init__()
         heads = spec.heads(channels)
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)  # Stable Diffusion's eps
         self.proj_in = nn.Linear(channels, channels)
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, spec.context_dim, num_heads=heads, ff_mult=spec.ff_mult)
@@ -260,6 +261,7 @@ class AttentionPool(nn.Module):
     def forward(self, context: Float[Tensor, "b m e"]) -> Float[Tensor, "b c"]:
         """One vector per context."""
         tokens = self.norm_in(context)
+        # the mean is one of the tokens that it attends to, so that it can keep itself
         mean = tokens.mean(dim=1, keepdim=True) + self.place.to(tokens.dtype)
         # one query per text: the pooled state costs little beside the cross-attentions
         q = rearrange(self.q(mean), "b n (h d) -> b h n d", h=self.num_heads)

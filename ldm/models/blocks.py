@@ -59,6 +59,7 @@ class ResnetBlock(nn.Module):
         self.norm_out = nn.GroupNorm(norm_groups, out_channels, eps=eps)
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
+        # 1x1 where the width changes, as in Stable Diffusion
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(
@@ -160,6 +161,7 @@ def axial_angles(
 
 def rotate(x: Float[Tensor, "b h n d"], angles: Float[Tensor, "n half"]) -> Float[Tensor, "b h n d"]:
     """Features i and i + d/2 of each token turned by its i-th angle (Su et al. 2021, eq. 34), in float32."""
+    # halves, not neighbours, as pairs: two slices in place of a strided gather
     first, second = x.chunk(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -157,6 +157,7 @@ class VisionTransformer(nn.Module):
         self.image_size = image_size
         self.width = width
         self.pixels = pixels
+        # no bias: the positions, added next, would absorb it
         self.patches = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
         self.class_token = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty((image_size // patch_size) ** 2 + 1, width))
@@ -201,6 +202,7 @@ class CLIP(nn.Module):
         super().__init__()
         self.text = text
         self.image = image
+        # the logarithm is learned: a step changes the temperature by a factor, whatever its size
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
 
     def forward(self, images: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "b n"]) -> ClipOutput:
@@ -213,6 +215,7 @@ class CLIP(nn.Module):
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
         """Features of length 1 of pictures in [-1, 1]."""
+        # float32 here and below: bfloat16 cosines near 1 are 0.004 apart
         return F.normalize(self.image(images).float(), dim=-1)
 
     def encode_texts(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b e"]:
@@ -238,6 +241,7 @@ def contrastive_loss(
     with equal shares of the target, instead of being pushed apart; with distinct keys this is the plain loss.
     """
     number = torch.arange(len(image_features), device=image_features.device)
+    # without this a second caption of a picture would be a negative of the first
     same = (number if keys is None else keys)[:, None] == (number if keys is None else keys)[None, :]
     targets = same.float() / same.sum(dim=1, keepdim=True)
     with torch.autocast(image_features.device.type, enabled=False):  # bf16 logits near 100 are 0.5 apart

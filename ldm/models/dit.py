@@ -40,7 +40,7 @@ class Block(nn.Module):
         super().__init__()
         self.merge = nn.Linear(2 * width, width) if merges else None
         self.table = nn.Parameter(torch.zeros(6, width))
-        self.norm_self = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm_self = nn.LayerNorm(width, elementwise_affine=False)  # the timestep scales and shifts it
         self.self_attention = SelfAttention(width, num_heads=num_heads, qk_norm=True)
         self.norm_cross = nn.LayerNorm(width)
         self.cross_attention = CrossAttention(width, context_dim, num_heads=num_heads, qk_norm=True)
@@ -167,6 +167,7 @@ class DiT(nn.Module):
     ) -> Tensor:
         outputs: list[Tensor] = []
         for block, pair in zip(self._blocks(), pairs, strict=True):
+            # a stack: the last block of the first half is read first, as in a U-Net
             earlier = outputs.pop() if block.merge is not None else None
             tokens = apply(block, tokens, time, angles, pair, earlier, recompute=self.checkpointing)
             if len(outputs) < self.skips and block.merge is None:

@@ -156,7 +156,8 @@ class UNet(nn.Module):
 
     def project_context(self, context: Float[Tensor, "b m e"]) -> ProjectedContext:
         """Keys, values and pooled vector of a context, to be passed in its place to several calls."""
-        units = [module for module in self.modules() if isinstance(module, Unit)]  # as forward meets them
+        # registered in the order in which forward meets them
+        units = [module for module in self.modules() if isinstance(module, Unit)]
         keys_values = tuple(pair for unit in units for pair in unit.project(context))
         return ProjectedContext(keys_values=keys_values, pooled=self.pool(context) if self.pool else None)
 

@@ -173,6 +173,7 @@ class AutoencoderKL(nn.Module):
         shared: dict[str, Any] = {"blocks": blocks_per_level, "norm_groups": norm_groups}
         shared["attention"] = mid_attention
         self.encoder = Encoder(colours, widths, moments, **shared)
+        # the quant_conv and post_quant_conv of the released models, which need them to be imported
         self.to_moments = nn.Conv2d(moments, moments, 1)
         self.from_latents = nn.Conv2d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(colours, widths, latent_channels, **shared)

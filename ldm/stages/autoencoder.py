@@ -202,6 +202,7 @@ class AutoencoderStage(NetworkStage):
 
     def terms(self, images: Tensor, decoded: Tensor, posterior: Posterior) -> Terms:
         """The loss without the adversarial term: L1 per value, KL per latent value, perceptual distance."""
+        # means, not sums as in the released code: the weights then don't depend on the size of the pictures
         pixel = (decoded.float() - images).abs().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         network = self.perceptual[0]

@@ -52,6 +52,7 @@ class ContrastiveStage(NetworkStage):
                 f"{expected}: choose the tokenizer that the text encoder's yaml names"
             )
         self.tokenizer, self.augment = tokenizer, augment
+        # recall over the whole held-out set, not over a batch, whose size would decide it
         self.retrieval = Retrieval()
         self.retrieval.sync_on_compute = False  # every rank validates on all pictures
 

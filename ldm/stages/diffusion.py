@@ -96,6 +96,7 @@ class LatentDiffusion(NetworkStage):
         positions = batch["position"].cpu()
         x0 = batch["mean"] + batch["std"] * self._normal(batch["mean"], positions, "posterior")
         noise = self._normal(x0, positions, "noise")
+        # spread evenly over the batch, which lowers the variance of its loss
         times = keyed.spread(seed=self.seed, positions=positions, stream="time")
         # the unconditional denoiser of classifier-free guidance (Ho & Salimans 2022, Alg. 1)
         context = self._drop_captions(batch["context"], positions)
@@ -114,6 +115,7 @@ class LatentDiffusion(NetworkStage):
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """Loss of the EMA, with noise and timesteps that are the same at every validation."""
         positions = batch["position"].cpu()
+        # other streams than training, and no posterior noise: less variance between validations
         noise = self._normal(batch["mean"], positions, "val/noise")
         place = keyed.spread(seed=self.seed, positions=positions, stream="val/time").to(noise)
         losses = []

@@ -64,6 +64,7 @@ class Muon(Optimizer):
             loss = closure() if closure else None
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            # _foreach: a few kernel launches in place of one per parameter
             torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
             self._step_matrices([p for p in trained if p.ndim >= 2], group)
             self._step_vectors([p for p in trained if p.ndim < 2], group)
@@ -77,6 +78,7 @@ class Muon(Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
         moments, gradients = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
         torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
+        # matrices of one shape are stacked: their products run as one batch
         shapes = sorted({tuple(p.flatten(1).shape) for p in parameters})
         stacks = [[p for p in parameters if tuple(p.flatten(1).shape) == shape] for shape in shapes]
         for shape, stack in zip(shapes, stacks, strict=True):
@@ -110,7 +112,10 @@ def orthogonal(matrices: Tensor, *, iterations: int) -> Tensor:
     Singular values end between about 0.7 and 1.2, which serves a step as well as 1.
     """
     a, b, c = QUINTIC
+    # the smaller Gram matrix costs less
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    # the norm bounds the largest singular value by 1, from where the iteration converges; bfloat16 suffices,
+    # as the singular values need not be exact
     x = (wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
     for _ in range(iterations):
         gram = x @ x.mT

@@ -50,12 +50,16 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     trained = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2]},
+        # decay would pull the gains of normalisations to 0, which changes what the layers compute
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
 
 
 class StepMean:
-    """Mean of losses over the batches of an optimizer step so far: of all of them at the last one."""
+    """Mean of losses over the micro-batches of an optimizer step so far: of all of them at the last one.
+
+    Lightning logs at a step's last micro-batch, and would log the loss of that one alone.
+    """
 
     def __init__(self) -> None:
         self._values: list[Tensor] = []

@@ -25,6 +25,7 @@ def dpmpp_2m(
     One call per step. First order in the step to 0 and in the two after a start at alpha = 0, where the
     logarithm is infinite.
     """
+    # an infinite width before makes the first step first order
     previous, width_before = x, torch.full((), torch.inf, dtype=times.dtype)
     for t, s in pairwise(times):
         x0 = denoise(x, t)
@@ -88,7 +89,7 @@ def dpmpp_3m(
     steps of lower order; the step to 0 is first order and, of fewer than 15, the one before it second.
     """
     steps = len(times) - 1
-    past: list[tuple[Time, State]] = []  # (lambda, x0), newest first
+    past: list[tuple[Time, State]] = []  # (lambda, x0), newest first; forgotten at alpha = 0: lambda is -inf
     for number, (t, s) in enumerate(pairwise(times)):
         x0, now = denoise(x, t), log_signal_ratio(schedule, t)
         width = log_signal_ratio(schedule, s) - now
@@ -203,7 +204,7 @@ def pndm(
         past = [eps, *past][:4]
         if len(past) > 1:
             mixed = _combined(ADAMS_BASHFORTH[len(past)], past)
-        elif s > 0 and schedule(t)[0] > 0:
+        elif s > 0 and schedule(t)[0] > 0:  # a first step has no past: Heun's, as Stable Diffusion starts
             ahead = step(x, x0, t, s, schedule)
             mixed = (eps + _noise_in(ahead, denoise(ahead, s), s, schedule)) / 2
         else:

@@ -40,7 +40,7 @@ def ddim(
         posterior = (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp(min=0).sqrt() * sigma_s / sigma_t
         fresh = eta * posterior
         x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * (x - alpha_t * x0) / sigma_t
-        if noise is not None and fresh > 0:
+        if noise is not None and fresh > 0:  # else no call, which would advance the noise of every picture
             x = x + fresh * noise(x)
     return x
 
@@ -81,7 +81,7 @@ def lcm(
         x0 = denoise(x, t)
         alpha, sigma = schedule(s)
         x = alpha * x0
-        if sigma > 0:
+        if sigma > 0:  # the last step returns x0 itself
             x = x + sigma * given(noise, "lcm")(x)
     return x
 

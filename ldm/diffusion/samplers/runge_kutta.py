@@ -47,6 +47,7 @@ class Churn:
         if raised <= t:  # t is the schedule's end: no timestep has more noise
             return x, t
         (alpha, sigma), (alpha_raised, sigma_raised) = schedule(t), schedule(raised)
+        # the signal shrinks to the raised timestep's share; fresh is the noise that its sigma still lacks
         kept = alpha_raised / alpha
         fresh = (sigma_raised**2 - (kept * sigma) ** 2).clamp(min=0).sqrt()
         return kept * x + self.inflation * fresh * noise(x), raised
@@ -108,7 +109,7 @@ def heun(
     """
     for t, s in pairwise(times):
         x0 = denoise(x, t)
-        if s > 0:
+        if s > 0:  # at s = 0 the second call would see a clean picture, which no network was trained on
             x0 = (x0 + denoise(step(x, x0, t, s, schedule), s)) / 2
         x = step(x, x0, t, s, schedule)
     return x
