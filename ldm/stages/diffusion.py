@@ -186,6 +186,6 @@ def check_codec(net: nn.Module, codec: Codec) -> None:
         wanted = getattr(net, option, count)
         if wanted != count:
             raise UserError(
-                f"backbone: {option}={wanted}, but {part} has {what} {count}: choose a backbone for "
+                f"backbone: {option}={wanted}, but {part} makes {what} {count}: choose a backbone for "
                 f"{count}, or another {part}"
             )
