@@ -345,5 +345,5 @@ def test_a_picture_that_is_a_bomb_is_refused_before_it_is_unpacked(drawn, tmp_pa
 
 
 def test_a_picture_without_a_record_is_refused(refused, draw_picture, tmp_path):
-    assert "tells nothing of how it was made" in refused(f"again={draw_picture('a.png')}")
+    assert "has no record of how it was made" in refused(f"again={draw_picture('a.png')}")
     assert "there is no picture" in refused(f"again={tmp_path / 'none.png'}")
