@@ -59,7 +59,7 @@ def refused(run, capsys):
     [
         ("ldm.train", "+experiment=emojj", "there is no experiment 'emojj', did you mean 'emoji'?"),
         ("ldm.sample", "promts=[x]", "there is no key 'promts', did you mean 'prompts'?"),
-        ("ldm.evaluate", "steps=0", "steps=0 must lie between"),
+        ("ldm.evaluate", "protocl=quick", "there is no key 'protocl', did you mean 'protocol'?"),
     ],
 )
 def test_a_mistake_is_answered_at_once_in_a_sentence_and_without_torch(module, argument, sentence):

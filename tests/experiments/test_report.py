@@ -20,15 +20,28 @@ def document():
     return read_results(EMOJI)
 
 
-@pytest.fixture
-def folder(tmp_path, document):
-    """Two runs under one protocol and a third under another, with the literature."""
+def fill(folder, document):
+    """Writes two runs under one protocol and a third under another."""
     for name, digest in (("first", "a" * 64), ("second", "a" * 64), ("other", "b" * 64)):
         run = copy.deepcopy(document)
         run["protocol"] |= {"name": "tiny", "hash": digest}
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(run))
-    return tmp_path
+        (folder / name).mkdir()
+        (folder / name / "results.json").write_text(json.dumps(run))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, document):
+    """Runs without an index."""
+    return fill(tmp_path, document)
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory, document):
+    """Runs with their index; tests only read it."""
+    folder = fill(tmp_path_factory.mktemp("experiments"), document)
+    main(Options(folder=str(folder)))
+    return folder
 
 
 def table_under(text, heading):
@@ -40,17 +53,15 @@ def table_under(text, heading):
     return rest[:end]
 
 
-def test_a_table_holds_one_protocol(folder):
-    main(Options(folder=str(folder)))
-    text = (folder / "README.md").read_text()
+def test_a_table_holds_one_protocol(indexed):
+    text = (indexed / "README.md").read_text()
     first, other = (table_under(text, f"Protocol `{digit * 12}`") for digit in "ab")
     assert {line.split(" | ")[1] for line in first[2:]} == {"first", "second"}
     assert {line.split(" | ")[1] for line in other[2:]} == {"other"}
 
 
-def test_the_literature_stands_apart_under_two_sentences(folder):
-    main(Options(folder=str(folder)))
-    text = (folder / "README.md").read_text()
+def test_the_literature_stands_apart_under_two_sentences(indexed):
+    text = (indexed / "README.md").read_text()
     assert APART.count(". ") == 1
     assert APART.endswith(".")
     assert text.index("## Measured here") < text.index("## Literature") < text.index(APART)
@@ -63,19 +74,18 @@ def test_the_literature_stands_apart_under_two_sentences(folder):
     assert not any(f"| {row.system} |" in measured for row in published)
 
 
-def test_pictures_that_the_index_shows_exist_and_are_small(folder):
-    main(Options(folder=str(folder)))
-    text = (folder / "README.md").read_text()
+def test_pictures_that_the_index_shows_exist_and_are_small(indexed):
+    text = (indexed / "README.md").read_text()
     names = {f"tiny-{'a' * 12}.png", f"tiny-{'b' * 12}.png", "literature.png"}
-    assert {path.name for path in (folder / "figures").iterdir()} == names
+    assert {path.name for path in (indexed / "figures").iterdir()} == names
     for name in names:
         assert f"(figures/{name})" in text
-        assert (folder / "figures" / name).stat().st_size < 200_000
-        assert Image.open(folder / "figures" / name).width > 700
+        assert (indexed / "figures" / name).stat().st_size < 200_000
+        assert Image.open(indexed / "figures" / name).width > 700
 
 
-def test_the_picture_of_a_protocol_that_is_gone_goes_too(folder):
-    main(Options(folder=str(folder)))
+def test_the_picture_of_a_protocol_that_is_gone_goes_too(indexed, tmp_path):
+    folder = shutil.copytree(indexed, tmp_path / "experiments")
     shutil.rmtree(folder / "other")
     main(Options(folder=str(folder)))
     assert {path.name for path in (folder / "figures").iterdir()} == {
@@ -109,19 +119,19 @@ def test_sweeps_are_linked_and_an_experiments_curves_are_shown_in_its_section(fo
     assert "fd.png" not in text
 
 
-def test_without_sweeps_and_curves_there_is_no_word_of_them(folder):
-    main(Options(folder=str(folder)))
-    text = (folder / "README.md").read_text()
+def test_without_sweeps_and_curves_there_is_no_word_of_them(indexed):
+    text = (indexed / "README.md").read_text()
     assert "## Sweeps" not in text
     assert "curves" not in text[: text.index("## Literature")]
 
 
-def test_the_index_is_the_same_each_time(folder):
-    contents = []
-    for _ in range(2):
-        main(Options(folder=str(folder)))
-        contents.append([path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()])
-    assert contents[0] == contents[1]
+def test_the_index_is_the_same_each_time(indexed, folder):
+    main(Options(folder=str(folder)))
+    first, again = (
+        [path.read_bytes() for path in sorted(each.rglob("*")) if path.is_file()]
+        for each in (indexed, folder)
+    )
+    assert first == again
 
 
 def test_the_index_that_is_committed_is_of_the_rows_beside_it(tmp_path):
