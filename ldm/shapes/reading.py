@@ -1,0 +1,286 @@
+"""The exact reader: what a picture of shapes shows, found by fitting the stencils that it was drawn with.
+
+1. The background is a plane of colour, fitted to the picture's border.
+2. A pixel that differs from it belongs to the colour whose mixture with the background is nearest.
+3. Pixels of one colour that touch are a spot. The stencil that covers it best gives shape, size and place.
+4. A picture with a spot that no stencil fits is unreadable, and so is one whose background is no plane.
+
+No network takes part, so nothing can be trained to please it but showing the right shapes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from scipy import ndimage
+
+from ldm.shapes.scene import (
+    COLOURS,
+    FINE,
+    RADII,
+    SHAPES,
+    UNIT,
+    Shape,
+    Size,
+    Thing,
+    check_side,
+    placed,
+    stencils,
+)
+
+MOST_THINGS = 8
+BORDER = 2 / UNIT  # of the side: no scene reaches so far out
+ROUGH = 16.0  # levels: the root mean square that noise and compression leave around a plane
+DIFFERENT = 0.42  # a pixel's share of a colour from which on it belongs to a spot
+SPECK = 14 / UNIT**2  # of the picture: a smaller spot is an artefact; the smallest shape has 35 / UNIT**2
+MISFIT = 0.25  # 1 - the squared correlation of a spot with its stencil, from which on it is none
+WASHED = 0.5  # share of a difference of colour that a thin line keeps, at least
+WRONG_COLOUR = 60.0  # between a spot and the nearest colour, as `SEEN` weighs levels
+STRANGE = 90.0  # levels of change from the background that some stencil must explain
+CANDIDATES = 4  # looks that are fitted closely
+NAMES = tuple(COLOURS)
+# brightness counts more than the two differences of colour, which pictures store coarsely (JPEG, codecs)
+SEEN = np.array([[0.299, -0.169, 0.5], [0.587, -0.331, -0.419], [0.114, 0.5, -0.081]], dtype=np.float32)
+SEEN *= np.array([1.7, 0.7, 0.7], dtype=np.float32)
+PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
+LOOKS: tuple[tuple[Shape, Size], ...] = tuple((shape, size) for shape in SHAPES for size in RADII)
+NEIGHBOURS = np.ones((3, 3), dtype=int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a picture shows.
+
+    Attributes:
+        things: the shapes in it; None where it is unreadable.
+        reason: why it is; "" where it isn't.
+    """
+
+    things: tuple[Thing, ...] | None
+    reason: str = ""
+
+
+class _Unreadable(Exception):
+    """Ends the reading of a picture with a reason."""
+
+
+def read(picture: UInt8[np.ndarray, "side side 3"]) -> Reading:
+    """The shapes in a square picture; never raises but for a side that can't be resolved.
+
+    Raises:
+        UserError: the side is outside what the reader resolves.
+    """
+    check_side(len(picture))
+    try:
+        return Reading(things=tuple(_things(picture.astype(np.float32))))
+    except _Unreadable as unreadable:
+        return Reading(things=None, reason=str(unreadable))
+
+
+def _things(picture: Float[np.ndarray, "s s 3"]) -> list[Thing]:
+    behind = _background(picture)
+    change, colours = (picture - behind) @ SEEN, (PALETTE - behind[..., None, :]) @ SEEN
+    share = np.einsum("hwk,hwck->hwc", change, colours) / np.square(colours).sum(axis=-1)
+    nearest = (
+        np.square(change[..., None, :] - share.clip(0, 1.2)[..., None] * colours).sum(axis=-1).argmin(axis=-1)
+    )
+    covered = np.take_along_axis(share, nearest[..., None], axis=-1)[..., 0] > DIFFERENT
+    view = _View(change=change, colours=colours, nearest=nearest)
+    fits = [fit for spot in _parts(covered, across=1) for fit in _fitted(spot, covered & ~spot, view)]
+    strange = np.square(picture - behind).sum(axis=-1) > STRANGE**2
+    for fit in fits:
+        strange[fit.window(margin=2)] = False
+    if strange.sum() > max(4, SPECK * strange.size):
+        raise _Unreadable("it shows something that has none of the colours")
+    if not fits:
+        raise _Unreadable("there is nothing but a background")
+    if len(fits) > MOST_THINGS:
+        raise _Unreadable(f"there are more than {MOST_THINGS} shapes")
+    return [fit.thing() for fit in fits]
+
+
+def _background(picture: Float[np.ndarray, "s s 3"]) -> Float[np.ndarray, "s s 3"]:
+    """The plane of colour through the picture's border.
+
+    Raises:
+        _Unreadable: the border is no plane.
+    """
+    side = len(picture)
+    rows, columns = np.indices((side, side), dtype=np.float32) / side
+    plane = np.stack([np.ones_like(rows), columns, rows], axis=-1)
+    edge = np.ones((side, side), dtype=bool)
+    width = max(1, round(BORDER * side))
+    edge[width:-width, width:-width] = False
+    terms, values = plane[edge], picture[edge]
+    near = np.ones(len(terms), dtype=bool)
+    for _ in range(3):
+        found = np.linalg.lstsq(terms[near], values[near], rcond=None)[0]
+        off = np.sqrt(((values - terms @ found) ** 2).mean(axis=1))
+        near = off < 3 * ROUGH
+        if near.mean() < 0.75:
+            raise _Unreadable("its border is no even background")
+    if np.sqrt((off[near] ** 2).mean()) > ROUGH:
+        raise _Unreadable("its border is no even background")
+    return plane @ found
+
+
+def _parts(mask: Bool[np.ndarray, "s s"], *, across: int = 0) -> Iterator[Bool[np.ndarray, "s s"]]:
+    """The parts of a mask whose pixels touch, or lie within some pixels `across`, without specks."""
+    wide = ndimage.binary_dilation(mask, structure=NEIGHBOURS, iterations=across) if across else mask
+    labels, number = ndimage.label(wide, structure=NEIGHBOURS)
+    sizes = np.bincount(labels[mask], minlength=number + 1)
+    for label in np.flatnonzero(sizes[1:] >= max(4, SPECK * mask.size)) + 1:
+        yield (labels == label) & mask
+
+
+def _fitted(spot: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> list["_Fit"]:
+    """The shapes that a spot is: its parts, or all of it where thin lines are broken, or those of each colour.
+
+    Raises:
+        _Unreadable: no stencil fits, or something has none of the colours.
+    """
+    reason = ""
+    for pieces in (
+        list(_parts(spot)),
+        [spot],
+        [
+            part
+            for own in np.unique(view.nearest[spot])
+            for part in _parts(spot & (view.nearest == own), across=1)
+        ],
+    ):
+        try:
+            return [_shape_of(piece, others | (spot & ~piece), view) for piece in pieces]
+        except _Unreadable as unreadable:
+            reason = reason or str(unreadable)
+    raise _Unreadable(reason)
+
+
+def _shape_of(piece: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> "_Fit":
+    """The one shape that a piece is.
+
+    Raises:
+        _Unreadable: no stencil fits, or it has none of the colours.
+    """
+    rim = ndimage.binary_dilation(piece, structure=NEIGHBOURS, iterations=2) & ~others
+    best = _best_fit(np.where(rim, view.change[..., 0], 0))
+    wrong, colour = view.colour_of(best)
+    if best.misfit > MISFIT or wrong > WRONG_COLOUR:
+        what = "shapes" if best.misfit > MISFIT else "colours"
+        raise _Unreadable(f"what is at column {best.column:.0f}, row {best.row:.0f} has none of the {what}")
+    return best._replace(colour=colour)
+
+
+class _View(NamedTuple):
+    """A picture as the reader looks at it.
+
+    Attributes:
+        change: from the background, as `SEEN` weighs it; the first of the three is brightness.
+        colours: the change that each pure colour would be.
+        nearest: the number of each pixel's colour.
+    """
+
+    change: Float[np.ndarray, "s s 3"]
+    colours: Float[np.ndarray, "s s c 3"]
+    nearest: Int[np.ndarray, "s s"]
+
+    def colour_of(self, fit: "_Fit") -> tuple[float, int]:
+        """How far the stencil's colour is from the nearest one in the palette, and the number of that.
+
+        Brightness is compared as it is. Differences of colour may be washed out by half: JPEG and codecs
+        store them at half the resolution, and a thin line keeps no more.
+        """
+        stencil, window = fit.stencil()
+        there = self.change[window]
+        found = np.einsum("hwk,hw->k", there, stencil) / np.square(stencil).sum()
+        middle = min(max(int(fit.row), 0), fit.side - 1), min(max(int(fit.column), 0), fit.side - 1)
+        pure = self.colours[middle]
+        washed = (pure[:, 1:] @ found[1:] / np.square(pure[:, 1:]).sum(axis=1)).clip(WASHED, 1.1)
+        off = np.square(found[1:] - washed[:, None] * pure[:, 1:]).sum(axis=1) + np.square(
+            found[0] - pure[:, 0]
+        )
+        return float(np.sqrt(off.min())), int(off.argmin())
+
+
+class _Fit(NamedTuple):
+    """A stencil at a place in a picture.
+
+    Attributes:
+        misfit: 1 - the squared correlation of the spot with the stencil.
+        colour: number of its colour, once it is known.
+        row, column: of its centre, in pixels.
+    """
+
+    misfit: float
+    shape: Shape
+    size: Size
+    row: float
+    column: float
+    side: int
+    colour: int = -1
+
+    def thing(self) -> Thing:
+        """What was found, in shares of the side."""
+        x, y = self.column / self.side, self.row / self.side
+        return Thing(shape=self.shape, colour=NAMES[self.colour], size=self.size, x=x, y=y)
+
+    def stencil(self) -> tuple[Float[np.ndarray, "h w"], tuple[slice, slice]]:
+        """The part of the stencil that lies in the picture, and its rows and columns there."""
+        whole, top, left = placed(self.shape, self.size, self.column, self.row, side=self.side)
+        rows, columns = (
+            slice(min(max(0, first), self.side), min(max(0, first + len(whole)), self.side))
+            for first in (top, left)
+        )
+        return whole[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left], (
+            rows,
+            columns,
+        )
+
+    def window(self, *, margin: int = 0) -> tuple[slice, slice]:
+        """The rows and columns of the picture that the stencil reaches, and some more."""
+        far = reach(self.shape, self.size) * self.side / UNIT + margin
+        rows, columns = (
+            slice(max(0, round(place - far)), max(0, round(place + far))) for place in (self.row, self.column)
+        )
+        return rows, columns
+
+
+def _best_fit(spot: Float[np.ndarray, "s s"]) -> _Fit:
+    """The stencil nearest to a spot: each look at its likeliest place, then the best ones around theirs.
+
+    Args:
+        spot: change of brightness, 0 outside of the spot and its rim.
+    """
+    spot = spot * np.sign(spot.sum())
+    centre, energy = ndimage.center_of_mass(spot.clip(0)), float(np.square(spot).sum())
+    first = sorted(_fit(spot, energy, centre, look, (0, 0)) for look in LOOKS)[:CANDIDATES]
+    steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    return min(_fit(spot, energy, centre, (each.shape, each.size), step) for each in first for step in steps)
+
+
+def _fit(
+    spot: Float[np.ndarray, "s s"],
+    energy: float,
+    centre: tuple[float, float],
+    look: tuple[Shape, Size],
+    steps: tuple[int, int],
+) -> _Fit:
+    """A look at the place where its weight lies on a spot's, moved by some fine steps."""
+    side = len(spot)
+    off = weight_of(*look, side)
+    row, column = (round((centre[k] + 0.5 - off[k]) * FINE + steps[k]) / FINE for k in (0, 1))
+    fit = _Fit(1.0, *look, row, column, side)
+    stencil, window = fit.stencil()
+    common = max(0.0, float((spot[window] * stencil).sum()))
+    return fit._replace(misfit=1 - common**2 / (energy * float(np.square(stencil).sum()) + 1e-9))
+
+
+@cache
+def weight_of(shape: Shape, size: Size, side: int) -> tuple[float, float]:
+    """Rows and columns that a shape's centre of weight lies from its centre."""
+    stencil = stencils(shape, size, side)[0][0]
+    row, column = ndimage.center_of_mass(stencil)
+    return row + 0.5 - len(stencil) / 2, column + 0.5 - len(stencil) / 2
