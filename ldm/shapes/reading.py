@@ -28,6 +28,7 @@ from ldm.shapes.scene import (
     Thing,
     check_side,
     placed,
+    reach,
     stencils,
 )
 
