@@ -1,9 +1,10 @@
-"""Writes shards of drawn shapes: `python -m data_prep.shapes [out=data/shapes] [count=20000] [size=64] [seed=0]`.
+"""Writes shards of shapes: `python -m data_prep.shapes [out=data/shapes] [count=20000] [size=64] [seed=0]`.
 
 A picture shows one to four shapes; each has five captions. Some colours of shapes, some counts of shapes and
 some relations between shapes never occur in the splits train and val: the seed decides which, and they are
-listed in held_out.json. The other splits are for testing: `seen` (new scenes of what training shows), `held_out`
-(scenes with something that it never shows) and `long` (three groups: sentences longer than any in training).
+listed in held_out.json. The other splits are for testing: `seen` (new scenes of what training shows),
+`held_out` (scenes with something that it never shows) and `long` (three groups: sentences longer than any in
+training).
 """
 
 import io
@@ -71,7 +72,7 @@ class HeldOut(NamedTuple):
     Attributes:
         colours: (colour, shape).
         counts: (number, shape) of a group.
-        relations: (shape, relation, shape); "right" and "below" follow from the other shape's "left", "above".
+        relations: (shape, relation, shape); "right" and "below" are the other shape's "left" and "above".
     """
 
     colours: tuple[tuple[str, str], ...]
@@ -289,7 +290,7 @@ def somewhere(far: float, random: Random) -> tuple[float, float]:
 
 
 def fits(claim: Claim, things: list[list[Thing]], number: int, thing: Thing) -> bool:
-    """Whether a thing of the group `number` has room among those that are placed, and its group's relations."""
+    """Whether a thing of the group `number` has room among those that are placed, and its relations."""
     own = reach(thing.shape, thing.size) + GAP
     for k, others in enumerate(things):
         relation = next((how for i, how, j in claim.relations if (i, j) == (k, number)), None)
@@ -309,7 +310,7 @@ def clearly(relation: Relation, one: Thing, other: Thing) -> bool:
 
 
 def backdrop(random: Random) -> tuple[tuple[float, float, float], ...]:
-    """A tinted white or black, plain or shaded: its colour in a corner and its change to the right and down."""
+    """A tinted white or black, plain or shaded: a corner's colour, and its change to the right and down."""
     light, plain = random.random() < 0.5, random.random() < 0.5
     start = [(242 if light else 14) + random.uniform(-6, 6) for _ in range(3)]
     across, down = (0.0 if plain else random.uniform(0, 12) * (-1 if light else 1) for _ in range(2))

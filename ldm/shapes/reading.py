@@ -138,7 +138,7 @@ def _parts(mask: Bool[np.ndarray, "s s"], *, across: int = 0) -> Iterator[Bool[n
 
 
 def _fitted(spot: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> list["_Fit"]:
-    """The shapes that a spot is: its parts, or all of it where thin lines are broken, or those of each colour.
+    """The shapes that a spot is: its parts, all of it where thin lines are broken, or those of each colour.
 
     Raises:
         _Unreadable: no stencil fits, or something has none of the colours.

@@ -118,7 +118,7 @@ def placed(
 
 @cache
 def stencils(shape: Shape, size: Size, side: int) -> list[list[Float[np.ndarray, "s s"]]]:
-    """The share of each pixel that a shape covers, by the quarters of a pixel that it is lower and further right.
+    """The share of each pixel that a shape covers, by the quarter pixels that it is lower and further right.
 
     The centre lies at the corner that the four middle pixels share, moved by those quarters.
     """

@@ -1,6 +1,6 @@
-"""What a sentence says of a scene: groups of equal shapes, and relations between groups; written and read.
+"""What a sentence says of a scene: groups of equal shapes, and relations between groups.
 
-`sentences` words a claim in five ways, some of which leave out sizes, and `understood` reads any of them back.
+`sentences` words a claim in five ways, some of which leave out sizes; `understood` reads any of them.
 """
 
 import re
@@ -57,7 +57,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Which parts of a claim a picture fulfils; `everything` needs all of them, and sizes where they are said."""
+    """Which parts of a claim a picture fulfils; `everything` needs all of them, and sizes that are said."""
 
     count: bool
     colours: bool
@@ -156,12 +156,14 @@ def turned(claim: Claim) -> Claim:
 
 
 _BETWEEN = re.compile(
-    r"(?P<and>,? and )?(?:which (?:is|are) )?(?:to the )?(?P<relation>left of|right of|above|below|inside|around)"
+    r"(?:,? and )?(?:which (?:is|are) )?(?:to the )?"
+    r"(?P<relation>left of|right of|above|below|inside|around)"
     r"(?P<it> it| them)? "
 )
 _START = re.compile(r"(there (is|are) |a picture of )")
 _GROUP = re.compile(
-    r"(?:(?:a )?(?P<pair>pair|trio) of |(?P<number>[a-z]+) )??(?:(?P<size>small|large) )?(?P<colour>[a-z]+) (?P<noun>[a-z]+)"
+    r"(?:(?:a )?(?P<pair>pair|trio) of |(?P<number>[a-z]+) )??"
+    r"(?:(?P<size>small|large) )?(?P<colour>[a-z]+) (?P<noun>[a-z]+)"
 )
 
 
@@ -169,7 +171,7 @@ def understood(sentence: str) -> Claim:
     """What a sentence says.
 
     Raises:
-        UserError: it has a word, or an order of words, that the grammar doesn't know; the nearest one is named.
+        UserError: it has a word or an order of words that the grammar doesn't know; the nearest is named.
     """
     text = _START.sub("", " ".join(sentence.lower().split()).rstrip("."), count=1).removesuffix(
         " and nothing else"

@@ -47,17 +47,17 @@ def share_right(change: Callable[[np.ndarray], np.ndarray], *, count: int, side:
 
 
 def test_drawn_pictures_are_read_without_a_mistake() -> None:
-    assert share_right(lambda picture: picture, count=150) == 1
+    assert share_right(lambda picture: picture, count=60) == 1
 
 
 @pytest.mark.parametrize("side", [96, 128])
 def test_larger_pictures_too(side: int) -> None:
-    assert share_right(lambda picture: picture, count=30, side=side) == 1
+    assert share_right(lambda picture: picture, count=10, side=side) == 1
 
 
 @pytest.mark.parametrize("damage", [jpeg, noisy, shifted])
 def test_damaged_pictures_are_read(damage: Callable[[np.ndarray], np.ndarray]) -> None:
-    assert share_right(damage, count=150) >= 0.98  # benchmarks.shapes_reader holds 99 % of thousands
+    assert share_right(damage, count=60) >= 0.98  # benchmarks.shapes_reader holds 99 % of thousands
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -97,7 +97,7 @@ def test_emoji_are_unreadable() -> None:
     with Image.open(ASSETS / "sheet.webp") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     tiles = [
-        pixels[64 * row : 64 * row + 64, 64 * k : 64 * k + 64] for row in range(0, 50, 5) for k in range(10)
+        pixels[64 * row : 64 * row + 64, 64 * k : 64 * k + 64] for row in range(0, 50, 7) for k in range(5)
     ]
     assert [read(tile).things for tile in tiles] == [None] * len(tiles)
 

@@ -1,0 +1,170 @@
+"""Whether pictures of shapes show what their captions say, read exactly: no network judges."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from scipy.stats import binomtest
+from torch import Tensor
+
+from ldm import UserError
+from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
+from ldm.shapes.reading import MOST_THINGS, read
+from ldm.shapes.scene import COLOURS, RADII, SHAPES, Thing
+from ldm.shapes.sentences import MOST, RELATIONS, Claim, Group, Verdict, judge, understood
+
+THING = 5  # numbers of a thing: shape, colour, size, x, y
+GROUP = 4  # numbers of a group: count, size, colour, shape
+NOTHING = -1  # in place of a number that isn't there
+SIZES = tuple(RADII)
+PARTS = ("count", "colours", "shapes", "relations", "everything")
+CONFIDENCE = 0.95
+
+
+class ShapesReader:
+    """The features `shapes_image`, what a picture shows, and `shapes_text`, what a caption says, in numbers.
+
+    A picture is brought to no other size: the reader resolves sides of 64 to 1,024 pixels.
+    """
+
+    dims: ClassVar[Mapping[str, int]] = {"shapes_image": MOST_THINGS * THING}
+    identity: ClassVar[FeatureIdentity] = FeatureIdentity(
+        name="shapes", sha256="no weights", size=0, resize="none"
+    )
+
+    def to(self, device: torch.device) -> "ShapesReader":
+        """Itself: nothing of it is on a device."""
+        return self
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b 40"]]:
+        """A row a picture; one that is unreadable has no thing."""
+        pictures = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return {"shapes_image": torch.tensor([row_of_things(read(picture).things) for picture in pictures])}
+
+    def read(self, texts: Sequence[str]) -> Float[Tensor, "b 25"]:
+        """A row a caption.
+
+        Raises:
+            UserError: a caption that the grammar doesn't know.
+        """
+        return torch.tensor([row_of_claim(understood(text)) for text in texts])
+
+
+def row_of_things(things: Sequence[Thing] | None) -> list[float]:
+    """The numbers of at most `MOST_THINGS` things, one after the other."""
+    row = [
+        number
+        for each in things or ()
+        for number in (
+            SHAPES.index(each.shape), [*COLOURS].index(each.colour), SIZES.index(each.size), each.x, each.y,
+        )
+    ]  # fmt: skip
+    return [float(number) for number in row] + [float(NOTHING)] * (MOST_THINGS * THING - len(row))
+
+
+def things_of(row: Sequence[float]) -> list[Thing] | None:
+    """The things in a row; None where the picture was unreadable."""
+    parts = [row[k : k + THING] for k in range(0, len(row), THING) if row[k] != NOTHING]
+    colours = [*COLOURS]
+    return [
+        Thing(shape=SHAPES[int(s)], colour=colours[int(c)], size=SIZES[int(z)], x=x, y=y)
+        for s, c, z, x, y in parts
+    ] or None
+
+
+def row_of_claim(claim: Claim) -> list[float]:
+    """The numbers of at most `MOST` groups, and of one relation fewer."""
+    groups = [
+        number
+        for each in claim.groups
+        for number in (
+            each.count,
+            NOTHING if each.size is None else SIZES.index(each.size),
+            [*COLOURS].index(each.colour),
+            SHAPES.index(each.shape),
+        )
+    ]
+    related = [n for one, how, other in claim.relations for n in (one, RELATIONS.index(how), other)]
+    padded = groups + [NOTHING] * (MOST * GROUP - len(groups))
+    return [float(n) for n in padded + related + [NOTHING] * ((MOST - 1) * 3 - len(related))]
+
+
+def claim_of(row: Sequence[float]) -> Claim:
+    """The claim in a row."""
+    numbers = [int(number) for number in row]
+    groups = [numbers[k : k + GROUP] for k in range(0, MOST * GROUP, GROUP) if numbers[k] != NOTHING]
+    related = [numbers[k : k + 3] for k in range(MOST * GROUP, len(numbers), 3) if numbers[k] != NOTHING]
+    return Claim(
+        groups=tuple(
+            Group(
+                count=count,
+                size=None if size == NOTHING else SIZES[size],
+                colour=[*COLOURS][colour],
+                shape=SHAPES[shape],
+            )
+            for count, size, colour, shape in groups
+        ),
+        relations=tuple((one, RELATIONS[how], other) for one, how, other in related),
+    )
+
+
+class Composition(PictureMetric):
+    """Shares of pictures with the right count, colours, shapes, relations, and all of it: `everything`.
+
+    Beside each share, `composition_<part>_low` and `_high` bound its Wilson interval at 95 %, which knows the
+    number of pictures and nothing of the training. `composition_chance` is the share of `everything`
+    when each picture is held against the captions of other pictures. It is blind to everything but shapes: a picture of photographic
+    beauty is unreadable.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    against_real: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("shapes_image", "shapes_text")
+    reading = "share of pictures that show what the caption says, read exactly; higher is better"
+
+    def __init__(self, *, shifts: int = 8) -> None:
+        super().__init__()
+        if shifts < 1:
+            raise UserError(f"{shifts=} of the chance level must be at least 1")
+        self.shifts = shifts
+        self.add_lists("pictures", "claims")
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        if not real:
+            self.pictures.append(features_of(batch, "shapes_image"))
+            self.claims.append(features_of(batch, "shapes_text"))
+
+    def compute(self) -> dict[str, Tensor]:
+        shown = [things_of(row) for row in torch.cat(list(self.pictures)).tolist()]
+        said = [claim_of(row) for row in torch.cat(list(self.claims)).tolist()]
+        if not shown:
+            raise UserError("a share of pictures needs at least one picture")
+        verdicts = [judge(claim, things) for claim, things in zip(said, shown, strict=True)]
+        found: dict[str, float] = {}
+        for part in PARTS:
+            found |= interval(f"composition_{part}", [getattr(verdict, part) for verdict in verdicts])
+        found["composition_unreadable"] = sum(things is None for things in shown) / len(shown)
+        found["composition_chance"] = chance(said, shown, shifts=self.shifts)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+
+def interval(name: str, hits: Sequence[bool]) -> dict[str, float]:
+    """A share and its Wilson interval (Wilson 1927)."""
+    bounds = binomtest(sum(hits), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
+    return {name: sum(hits) / len(hits), f"{name}_low": bounds.low, f"{name}_high": bounds.high}
+
+
+def chance(said: Sequence[Claim], shown: Sequence[list[Thing] | None], *, shifts: int) -> float:
+    """Share of pictures that fulfil the captions of pictures some places on, over several distances."""
+    count = len(said)
+    steps = {1 + k * (count - 1) // shifts for k in range(shifts)} if count > 1 else {0}
+    return sum(_fulfilled(said[(k + step) % count], shown[k]) for step in steps for k in range(count)) / (
+        count * len(steps)
+    )
+
+
+def _fulfilled(claim: Claim, things: list[Thing] | None) -> bool:
+    verdict: Verdict = judge(claim, things)
+    return verdict.everything
