@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from ldm import UserError
 from ldm.commands.options import command_line, option
-from ldm.data.index import DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample, write_shards
 from ldm.io.reading import read_json
 from ldm.io.writing import write

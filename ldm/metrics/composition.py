@@ -114,9 +114,9 @@ class Composition(PictureMetric):
     """Shares of pictures with the right count, colours, shapes, relations, and all of it: `everything`.
 
     Beside each share, `composition_<part>_low` and `_high` bound its Wilson interval at 95 %, which knows the
-    number of pictures and nothing of the training. `composition_chance` is the share of `everything` when each
-    picture is held against the captions of other pictures. The metric is blind to everything but shapes: a
-    beautiful photograph is unreadable.
+    number of pictures and nothing of the training. `composition_chance` is the share of `everything` when
+    each picture is held against the captions of other pictures. The metric is blind to everything but
+    shapes: a beautiful photograph is unreadable.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")

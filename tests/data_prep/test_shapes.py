@@ -10,7 +10,8 @@ from PIL import Image
 
 from data_prep.shapes import HELD_OUT, HeldOut, Options, main
 from ldm import UserError
-from ldm.data.index import DataError, ShardIndex
+from ldm.data import DataError
+from ldm.data.index import ShardIndex
 from ldm.data.shards import ShardReader
 from ldm.shapes.reading import read
 from ldm.shapes.scene import COLOURS, SHAPES
