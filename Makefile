@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate, on 2 cores; resumes if interrupted
+demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate: 15 minutes on 2 cores; resumes if interrupted
 	@$(LDM) data_prep.emoji
 	@$(LDM) ldm.train +experiment=demo_clip
 	@$(LDM) ldm.train +experiment=demo_vae

@@ -66,7 +66,10 @@ def test_the_parts_of_a_verdict_fail_one_by_one() -> None:
         True, True, True, False, False,
     )  # fmt: skip
     large = judge(claim, things(size="large"))
-    assert large.count and large.colours and large.shapes and not large.everything
+    assert large.count
+    assert large.colours
+    assert large.shapes
+    assert not large.everything
     assert not any(vars(judge(claim, None)).values())
 
 
