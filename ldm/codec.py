@@ -48,7 +48,7 @@ class Autoencoder(Network, Protocol):
     latent_channels: int
     factor: int
 
-    def posterior(self, images: Tensor, /) -> Posterior: ...
+    def posterior(self, images: Tensor, /) -> Any: ...  # a `Posterior`, of the network's own named tuple
     def decode(self, latents: Tensor, /) -> Tensor: ...
 
 
