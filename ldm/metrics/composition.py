@@ -117,24 +117,32 @@ class Composition(PictureMetric):
     number of pictures and nothing of the training. `composition_chance` is the share of `everything` when
     each picture is held against the captions of other pictures. The metric is blind to everything but
     shapes: a beautiful photograph is unreadable.
+
+    Args:
+        features: of pictures, as `ShapesReader` gives them; those of captions have `_text` for `_image`.
+        shifts: how many other captions each picture is held against for the chance level.
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     against_real: ClassVar[bool] = False
-    needs: ClassVar[tuple[str, ...]] = ("shapes_image", "shapes_text")
     reading = "share of pictures that show what the caption says, read exactly; higher is better"
 
-    def __init__(self, *, shifts: int = 8) -> None:
+    def __init__(self, *, features: str = "shapes_image", shifts: int = 8) -> None:
         super().__init__()
         if shifts < 1:
             raise UserError(f"{shifts=} of the chance level must be at least 1")
-        self.shifts = shifts
+        self.features, self.shifts = features, shifts
         self.add_lists("pictures", "claims")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The features of pictures, and those of captions."""
+        return (self.features, self.features.replace("_image", "_text"))
 
     def update(self, batch: Observed, *, real: bool) -> None:
         if not real:
-            self.pictures.append(features_of(batch, "shapes_image"))
-            self.claims.append(features_of(batch, "shapes_text"))
+            for kept, name in zip((self.pictures, self.claims), self.needs, strict=True):
+                kept.append(features_of(batch, name))
 
     def compute(self) -> dict[str, Tensor]:
         shown = [things_of(row) for row in torch.cat(list(self.pictures)).tolist()]
