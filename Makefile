@@ -4,9 +4,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 LDM := $(RUN) -m
 DEMO := runs/demo
+# all but the slow ones: orders of convergence, whole trainings, generators from bundles
+QUICK := $(addprefix tests/,commands diffusion io models randomness test_construct.py test_golden.py test_house.py test_style.py)
+QUICK += $(addprefix --ignore=tests/,diffusion/test_samplers.py diffusion/test_conf.py models/test_conditioning.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench peers weights faults ranks chaos slurm golden report docs
+.PHONY: help setup demo quick test check format bench peers weights faults ranks chaos slurm golden report docs
 
 help:  ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -37,7 +40,12 @@ demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate: 15
 		"  $(LDM) ldm.train +experiment=emoji    # the same for longer" \
 		"  $(LDM) data_prep.folder source=<your pictures> out=data/mine    # then docs/train.md, step 2"
 
-test: setup  ## run the whole test suite: under 10 minutes on 2 cores
+quick: setup  ## what to run at each save: style, import contracts and the tests of the core, in less than a minute
+	$(LDM) ruff check --quiet .
+	$(VENV)/bin/lint-imports
+	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile -q --no-header $(QUICK)
+
+test: setup  ## run the whole test suite: some ten minutes on 2 cores
 	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile
 
 check: setup  ## run ruff, mypy --strict on the core, import contracts
