@@ -108,14 +108,13 @@ def sentences(claim: Claim, random: Random) -> list[str]:
             f"a picture of {noun(short, casual=random.random() < 0.5)}",
             f"{noun(full, casual=True)} and nothing else",
         ]
-    told = [
+    return [
         chain(claim),
         f"there is {chain(claim)}" if claim.groups[0].count == 1 else f"there are {chain(claim)}",
-        and_chain(bare),
+        and_chain(bare).removeprefix("a "),
         chain(turned(bare)),
         f"a picture of {chain(turned(claim) if random.random() < 0.5 else claim)}",
     ]
-    return [sentence.removeprefix("a ") if k == 2 else sentence for k, sentence in enumerate(told)]
 
 
 def noun(group: Group, *, casual: bool = False) -> str:
