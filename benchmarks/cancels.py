@@ -3,7 +3,7 @@
     python -m benchmarks.cancels [--tries 50] [--root data/emoji]
 
 Each training is started as a user would start it, and cancelled between its first moment and some steps into
-it, in one of four ways. A cancel fails here if the training goes on for more than 120 s after it, or
+it, in one of four ways. A cancel fails here if the training continues for more than 120 s after it, or
 if any process of it is there 30 s after its end. Linux.
 """
 
@@ -50,7 +50,7 @@ class Cancels(Verdict):
 
 
 def ranks_of(watcher: int) -> list[int]:
-    """The ranks of a watcher and all that they have started, wherever they are in the tree of processes."""
+    """The ranks of a watcher and every process that they started, at any depth."""
     mark, found = f"{WATCHER}={watcher}".encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):

@@ -4,7 +4,7 @@
 
 Each fault meets a training of its own: ldm.train with trainer=cpu_ddp on 24 emoji, measuring with a network
 that does what the fault says. Prints how long it went on, its exit status and the cause that it named. It
-fails here if it goes on for more than 60 s after the fault, or ends otherwise than it should: a failure of
+fails here if it continues for more than 60 s after the fault, or ends otherwise than it should: a failure of
 the measures leaves the training alone, a rank that is lost ends it with a cause. Linux.
 """
 
@@ -93,7 +93,7 @@ class Case:
     Attributes:
         act: of the second rank, a name of `ACTS`.
         captions: how many pictures are sampled, four at a time.
-        ends: words of the cause; empty if the training goes on to its last step.
+        ends: words of the cause; empty if the training continues to its last step.
         stops: whether the second rank stops by itself.
     """
 
@@ -144,7 +144,7 @@ def meet(case: Case, folder: Path, _tries: int, *, patience: float) -> Ending:
     seconds = time.time() - (came.stat().st_mtime if came.exists() else began)
     bundle = any(runs.glob("*/*/bundle/config.yaml"))
     good = bool(status) and case.ends in cause if case.ends else not status and bundle
-    failures = ["it should have ended otherwise"] * (not good) + ["it goes on"] * (seconds >= LIMIT)
+    failures = ["it should have ended otherwise"] * (not good) + ["it continues"] * (seconds >= LIMIT)
     return Ending(seconds=seconds, status=status, failures=failures, says=cause)
 
 

@@ -8,7 +8,7 @@ First a trial on 50 pictures: every peer's numbers beside ours in its own prepar
 long all will take. Then two folders of pictures are measured in one pass with five metrics, a quarter of them
 and all; then each peer measures all, one after the other; last the ratio of the times. These run in a process
 each, whose start isn't counted and whose peak memory is its own. Every step is kept in the folder, so that
-the same command goes on where it was stopped. Without --weights the InceptionV3 is random, in the format of
+the same command resumes where it was stopped. Without --weights the InceptionV3 is random, in the format of
 the published one: numbers agree or differ all the same. Peers that aren't installed are left out. Take times
 on an idle machine.
 """

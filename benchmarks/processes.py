@@ -63,7 +63,7 @@ def training(
 
 
 def ended(process: Training, *, within: float) -> tuple[float, int | None]:
-    """Seconds until a process has ended, and its exit status; None if it goes on."""
+    """Seconds until a process has ended, and its exit status; None if it is still running."""
     began = time.monotonic()
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=within)

@@ -3,7 +3,7 @@
     python -m benchmarks.rank_faults [--root data/emoji] [--patience 20] [--only "rank 1 stopped" ...]
 
 Each fault meets a training of its own, started as a user would start it. Prints how long it went on, its
-exit status, the processes that outlived it and the cause that it named. A training fails here if it goes on
+exit status, the processes that outlived it and the cause that it named. A training fails here if it continues
 for more than 120 s, ends without a cause, or leaves a process. Linux. Faults while samples are measured are
 in `metric_faults`, cancelled trainings in `cancels`.
 """
@@ -93,7 +93,7 @@ def meet(
     lines = output.read_text(errors="replace").replace("\r", "\n").split("\n")
     causes = [line.removeprefix("ldm: ") for line in lines if line.startswith("ldm: ")]
     cause = " | ".join(causes) or ("(killed itself)" if status == -signal.SIGKILL else "")
-    failures = [*["it goes on"] * (seconds >= LIMIT), *[f"status {status}"] * (status in (None, 0))]
+    failures = [*["it continues"] * (seconds >= LIMIT), *[f"status {status}"] * (status in (None, 0))]
     failures += [*["no cause"] * (not cause), *[f"{left} processes left"] * bool(left)]
     return Ending(seconds=seconds, status=status, left=left, failures=failures, says=cause)
 

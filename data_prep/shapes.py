@@ -19,6 +19,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.emoji import existing
 from ldm import UserError
 from ldm.commands.options import command_line, option
 from ldm.data import DataError
@@ -146,16 +147,6 @@ def main(options: Options) -> None:
                 bar.update(shard.count)
     ShardIndex(root=root, name="shapes", shards=tuple(shards)).save()
     print(f"{root}: " + ", ".join(f"{number} pictures in {split}" for split, number in numbers.items()))
-
-
-def existing(root: Path) -> ShardIndex | None:
-    """The set at `root` if it is there and whole; a broken one is prepared anew."""
-    try:
-        index = ShardIndex.load(root)
-        index.verify()
-    except DataError:
-        return None
-    return index
 
 
 def sample(split: str, number: int, options: Options, held_out: HeldOut) -> Sample:

@@ -15,7 +15,7 @@ SPAN = 5.0  # a kill at any moment comes within this many saves and the naps bet
 
 
 def kill(folder: Path, tries: int, *, inside: bool) -> Loss:
-    """Kills one saver after the other; each goes on from what the one before it left.
+    """Kills one saver after the other; each resumes from what the one before it left.
 
     Args:
         folder: an empty one.

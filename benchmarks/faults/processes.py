@@ -106,7 +106,7 @@ def kill_command(folder: Path, trials: int) -> Answer:
 
 
 def kill_worker(folder: Path, trials: int) -> Answer:
-    """SIGKILL to one of the workers: one sentence, and the next run goes on."""
+    """SIGKILL to one of the workers: one sentence, and the next run resumes."""
     index = expected(folder)
     verdicts = []
     for _ in range(max(1, trials // 10)):

@@ -23,8 +23,6 @@ from ldm.stages.optim import Decay, OptimizerFactory
 from ldm.stages.stage import NetworkStage
 from ldm.tokenizers import Tokenizer
 
-TIME_BINS = 4  # parts of [0, 1) in t for which the validation loss is reported
-
 
 class LatentDiffusion(NetworkStage):
     """Trains a denoiser on cached latents and text states (Rombach et al. 2022, eq. 3).
@@ -40,12 +38,13 @@ class LatentDiffusion(NetworkStage):
         size: side of the pictures in pixels.
         optimizer, decay, seed: see `NetworkStage`.
         caption_drop: share of samples trained without their caption, which guidance needs.
+        time_bins: parts of [0, 1) in t for which the validation loss is reported.
         initial: a bundle whose denoiser's weights `net` starts with; None: its own.
 
     Raises:
         BundleError: an `initial` that is missing, damaged or of another network.
-        UserError: a `net` for other latents or text states than the codec's, or a `caption_drop` outside
-            [0, 1].
+        UserError: a `net` for other latents or text states than the codec's, a `caption_drop` outside
+            [0, 1], or no `time_bins`.
     """
 
     def __init__(  # one parameter per key of conf/model/diffusion.yaml
@@ -60,6 +59,7 @@ class LatentDiffusion(NetworkStage):
         optimizer: OptimizerFactory,
         decay: Decay,
         caption_drop: float = 0.1,
+        time_bins: int = 4,
         seed: int = 0,
         initial: str | None = None,
     ) -> None:
@@ -68,11 +68,13 @@ class LatentDiffusion(NetworkStage):
         codec.latent_shape(size)  # refuses a size that the autoencoder can't divide
         if not 0 <= caption_drop <= 1:
             raise UserError(f"{caption_drop=} must lie in [0, 1]: it is a share of the samples")
+        if time_bins < 1:
+            raise UserError(f"{time_bins=} of the validation loss must be at least 1")
         if initial is not None:
             Bundle.open(initial).copy_into(net, "backbone")
         self.process, self.codec, self.size = process, codec, size
         self.sampling, self.guidance = sampling, guidance
-        self.caption_drop = caption_drop
+        self.caption_drop, self.time_bins = caption_drop, time_bins
         self._null: Tensor | None = None  # text states of the empty prompt, on the device
 
     def configure_model(self) -> None:
@@ -119,8 +121,10 @@ class LatentDiffusion(NetworkStage):
         noise = self._normal(batch["mean"], positions, "val/noise")
         place = keyed.spread(seed=self.seed, positions=positions, stream="val/time").to(noise)
         losses = []
-        for number in range(TIME_BINS):  # strata of t: the loss varies more with t than with anything else
-            uniform = (number + place) / TIME_BINS
+        for number in range(
+            self.time_bins
+        ):  # strata of t: the loss varies more with t than with anything else
+            uniform = (number + place) / self.time_bins
             loss = self.process.loss(self.best, batch["mean"], batch["context"], noise=noise, uniform=uniform)
             losses.append(loss.mean())
             self.log(f"val/loss_bin{number}", losses[-1], batch_size=len(positions), sync_dist=True)
