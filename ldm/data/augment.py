@@ -17,6 +17,7 @@ from ldm.data.decode import Box, EncodedPicture, cut, largest
 from ldm.randomness import keyed
 
 BLOCK = 8  # a JPEG's; a box that starts on one can be had without decoding the picture in full
+VALIDATION_SEED = 0  # of the captions to validate on: the same for every training
 CHANNEL_ORDERS = list(permutations(range(3)))
 SIDES = re.compile(r"\b(?:left|right)(?:y|s|most|wards?|side|-?hand\w*)?\b|clockwise\b", re.IGNORECASE)
 

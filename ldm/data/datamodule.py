@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, default_collate
 
 from ldm import UserError
-from ldm.data.augment import Crop, sample_at
+from ldm.data.augment import VALIDATION_SEED, Crop, sample_at
 from ldm.data.decode import centre
 from ldm.data.shards import PictureDataset
 from ldm.data.stream import PictureBatch, StreamDataset, StreamLoader, loader_over
@@ -163,15 +163,15 @@ class PictureData(LightningDataModule):
         return DataLoader(range(len(self.val)), batch_size=self.batch_size, collate_fn=self._centres)  # type: ignore[arg-type]
 
     def _sample(self, number: int, position: int) -> dict:
-        view = {"shape": self.shapes[number], "crop": self.crop, "flips": self.flip}
+        view = {"shape": self.shapes[number], "crop": self.crop, "flips": self.flip, "seed": self.seed}
         return self._seen(self.train, number, position, **view)
 
     def _centres(self, numbers: list[int]) -> PictureBatch:
         assert self.val is not None
-        view = {"shape": (self.size, self.size), "crop": centre, "flips": False}
+        view = {"shape": (self.size, self.size), "crop": centre, "flips": False, "seed": VALIDATION_SEED}
         return default_collate([self._seen(self.val, number, 0, **view) for number in numbers])
 
     def _seen(self, split: PictureDataset, number: int, position: int, **view: Any) -> dict:
-        at = {"index": number, "position": position, "seed": self.seed}
         captions = split.captions(number)
-        return split.decoded(number, lambda picture: sample_at(picture, captions, **at, **view))
+        place = {"index": number, "position": position}
+        return split.decoded(number, lambda picture: sample_at(picture, captions, **place, **view))

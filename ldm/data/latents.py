@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm import UserError
 from ldm.codec import Codec
-from ldm.data.augment import choose, flip
+from ldm.data.augment import VALIDATION_SEED, choose, flip
 from ldm.data.datamodule import PictureData
 from ldm.data.decode import centre
 from ldm.data.shards import PictureDataset
@@ -109,9 +109,10 @@ class LatentData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Opens the stored splits; what is missing is computed."""
         splits = []
-        for moments, captions in self._recipes():
+        seeds = (self.pictures.seed, VALIDATION_SEED)
+        for (moments, captions), seed in zip(self._recipes(), seeds, strict=False):
             stored = (moments.arrays(), moments.pictures.texts(), captions.arrays())
-            splits.append(StoredSplit(*stored, flips=moments.origin["mirrored"], seed=self.pictures.seed))
+            splits.append(StoredSplit(*stored, flips=moments.origin["mirrored"], seed=seed))
         self.train, self.val = [*splits, None][:2]
 
     def missing_bytes(self) -> dict[str, int]:

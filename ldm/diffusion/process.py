@@ -4,7 +4,7 @@ Training timesteps are inverse CDFs of uniform numbers in [0, 1), which the call
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,11 @@ def whole(t: Float[Tensor, "*times"], *, num_steps: int = 1000) -> Float[Tensor,
 def uniform_timesteps(draws: Float[Tensor, " b"], *, shift: float = 1.0) -> Float[Tensor, " b"]:
     """Uniform in t, then moved towards noise by `shift` (see `grids.shifted`)."""
     return shifted(draws, shift)
+
+
+def given_timesteps(t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The timesteps themselves, for a loss at chosen ones."""
+    return t
 
 
 def table_timesteps(draws: Float[Tensor, " b"], *, num_steps: int = 1000) -> Float[Tensor, " b"]:
@@ -101,6 +106,13 @@ class Process:
         # the error is that of the output, not of x0, which eps divides by an alpha that may be almost 0
         error = output - self.prediction.target(x0, noise, alpha, sigma)
         return (self.weight(self.prediction, alpha, sigma) * error**2).mean(dim=(1, 2, 3))
+
+    def at_given_timesteps(self) -> "Process":
+        """The same process with timesteps that are given, as `uniform` of its `loss`, and not weighted.
+
+        Its loss compares trainings that choose or weight timesteps differently.
+        """
+        return replace(self, times=given_timesteps, weight=unweighted)
 
     def denoiser(self, net: Network, context: object) -> Denoiser:
         """The estimate of x0 from the network's prediction.

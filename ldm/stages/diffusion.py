@@ -18,10 +18,15 @@ from ldm.diffusion.samplers import Sampling
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.denoiser_writer import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
+from ldm.metrics.keyed_mean import KeyedMean
 from ldm.randomness import keyed
 from ldm.stages.optim import Decay, OptimizerFactory
 from ldm.stages.stage import NetworkStage
 from ldm.tokenizers import Tokenizer
+
+# Middles of eight equal parts of [0, 1], in whole thousandths: a DDPM table has entries there.
+FIXED_TIMES = (0.062, 0.188, 0.312, 0.438, 0.562, 0.688, 0.812, 0.938)
+FIXED_SEED = 0  # of the noise at these timesteps: that of every training, whatever its own seed
 
 
 class LatentDiffusion(NetworkStage):
@@ -75,6 +80,7 @@ class LatentDiffusion(NetworkStage):
         self.process, self.codec, self.size = process, codec, size
         self.sampling, self.guidance = sampling, guidance
         self.caption_drop, self.time_bins = caption_drop, time_bins
+        self.fixed_loss = KeyedMean()
         self._null: Tensor | None = None  # text states of the empty prompt, on the device
 
     def configure_model(self) -> None:
@@ -115,21 +121,37 @@ class LatentDiffusion(NetworkStage):
         return torch.where(dropped.view(-1, 1, 1), self._null.to(context), context)
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
-        """Loss of the EMA, with noise and timesteps that are the same at every validation."""
-        positions = batch["position"].cpu()
+        """Losses of the EMA, with noise and timesteps that are the same at every validation."""
+        pictures = batch["index"].cpu()
         # other streams than training, and no posterior noise: less variance between validations
-        noise = self._normal(batch["mean"], positions, "val/noise")
-        place = keyed.spread(seed=self.seed, positions=positions, stream="val/time").to(noise)
+        noise = self._normal(batch["mean"], pictures, "val/noise")
+        place = keyed.spread(seed=self.seed, positions=pictures, stream="val/time").to(noise)
         losses = []
-        for number in range(
-            self.time_bins
-        ):  # strata of t: the loss varies more with t than with anything else
+        # strata of t: the loss varies more with t than with anything else
+        for number in range(self.time_bins):
             uniform = (number + place) / self.time_bins
             loss = self.process.loss(self.best, batch["mean"], batch["context"], noise=noise, uniform=uniform)
             losses.append(loss.mean())
-            self.log(f"val/loss_bin{number}", losses[-1], batch_size=len(positions), sync_dist=True)
+            self.log(f"val/loss_bin{number}", losses[-1], batch_size=len(pictures), sync_dist=True)
         mean = torch.stack(losses).mean()
-        self.log("val/loss", mean, batch_size=len(positions), sync_dist=True, prog_bar=True)
+        self.log("val/loss", mean, batch_size=len(pictures), sync_dist=True, prog_bar=True)
+        self.fixed_loss.update(self.loss_at_fixed_times(batch), batch["index"])
+        self.log("val/loss_fixed", self.fixed_loss)
+
+    def loss_at_fixed_times(self, batch: LatentBatch) -> Tensor:
+        """Mean over `FIXED_TIMES` of each picture's unweighted loss by the EMA: float32, (b,).
+
+        Its noise is keyed by the picture and the timestep alone, so that trainings with other seeds, batch
+        sizes, densities or weights of timesteps compare, as long as schedule and prediction are the same.
+        """
+        process, pictures, mean = self.process.at_given_timesteps(), batch["index"].cpu(), batch["mean"]
+        losses = []
+        for t in FIXED_TIMES:
+            key = {"seed": FIXED_SEED, "positions": pictures, "stream": f"val/fixed/{t}"}
+            noise = keyed.normal(mean.shape[1:], **key, device=mean.device)
+            times = torch.full((len(pictures),), t, dtype=torch.float64)
+            losses.append(process.loss(self.best, mean, batch["context"], noise=noise, uniform=times))
+        return torch.stack(losses).mean(dim=0)
 
     @property
     def tokenizer(self) -> Tokenizer:

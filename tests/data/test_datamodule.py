@@ -56,6 +56,8 @@ def test_validation_is_the_same_every_time(emoji, seed):
     first, second = (list(data.val_dataloader()) for _ in range(2))
     assert [batch["captions"] for batch in first] == [batch["captions"] for batch in second]
     assert torch.cat([batch["index"] for batch in first]).tolist() == [0, 1, 2, 3]
+    other = PictureData(root=str(emoji), size=16, batch_size=3, seed=seed + 1)
+    assert [b["captions"] for b in other.val_dataloader()] == [b["captions"] for b in first]
 
 
 @pytest.fixture

@@ -85,6 +85,8 @@ def test_uneven_and_empty_shares_give_the_numbers_of_one_rank(fit, ranks, captio
         assert (step, told) == (1, [])
         for name in ("val/r1_pixels", "val/r5_pixels"):
             assert numbers[0][name] == pytest.approx(alone[1][0][name], abs=1e-6)
+        # every rank validates on all pictures, in batches of another size than one process does
+        assert numbers[0]["val/loss_fixed"] == pytest.approx(alone[1][0]["val/loss_fixed"], rel=1e-5)
     assert_together(together)
 
 

@@ -124,7 +124,8 @@ def test_what_is_read_back_from_the_record_is_what_was_logged(train, run):
     trained = {"loss", "grad_norm", "lr", "samples_per_second", "memory_gb"}
     assert {f"train/{name}" for name in trained} | {"step"} == lines[0].keys()
     assert [item["train/lr"] for item in numbers if "train/lr" in item] == pytest.approx(RATES)
-    assert {"val/loss", *(f"val/loss_bin{number}" for number in range(4)), "step"} == lines[2].keys()
+    bins = (f"val/loss_bin{number}" for number in range(4))
+    assert {"val/loss", "val/loss_fixed", *bins, "step"} == lines[2].keys()
 
     sheets = [(item["step"], item["samples.path"]) for item in numbers if "samples.path" in item]
     files = next((run / "wandb").glob("offline-run-*")) / "files"

@@ -5,15 +5,18 @@ from functools import partial
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from ldm import UserError
 from ldm.callbacks.ema import EMA
 from ldm.checkpoints.bundle import Bundle
+from ldm.construct import construct
 from ldm.data.datamodule import PictureData
-from ldm.data.latents import LatentData
+from ldm.data.latents import LatentData, collate
 from ldm.generators.diffusion_bundle import open_latent_diffusion
-from ldm.stages.diffusion import check_codec
+from ldm.randomness import keyed
+from ldm.stages.diffusion import FIXED_TIMES, check_codec
+from tests.conftest import option
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -122,6 +125,60 @@ def test_validation_is_repeatable_and_its_bins_average_to_the_loss(diffusion_sta
     bins = [first[f"val/loss_bin{number}"] for number in range(4)]
     assert first["val/loss"] == pytest.approx(sum(bins) / 4)
     assert len(set(bins)) == 4
+
+
+@pytest.fixture
+def validated(make_trainer, latents):
+    """`validated(stage, batch_size, backwards=False)`: `val/loss_fixed` of the held-out pictures."""
+
+    def run(stage, batch_size, *, backwards=False):
+        latents.setup("validate")
+        order = range(len(latents.val))[::-1] if backwards else range(len(latents.val))
+        loader = DataLoader(Subset(latents.val, order), batch_size=batch_size, collate_fn=collate)
+        batches = [latents.on_after_batch_transfer(each, 0) for each in loader]
+        trainer = make_trainer(1, limit_val_batches=1.0, precision="32-true")
+        (numbers,) = trainer.validate(stage, DataLoader(batches, batch_size=None), verbose=False)
+        return numbers["val/loss_fixed"]
+
+    return run
+
+
+@pytest.mark.parametrize("process", ["flow", "ddpm", "sd2_v", "edm"])
+def test_the_loss_at_fixed_times_is_that_of_the_pictures_however_they_come(
+    diffusion_stage, validated, build_network, specs, process
+):
+    def stage(seed, **changes):
+        spec = option("process", process) | changes
+        made = diffusion_stage(process=construct(spec), seed=seed)
+        made.net = build_network(specs["backbone"], 2)  # one that starts from no zeros
+        return made
+
+    found = validated(stage(3), 4)
+    weight = {"_target_": "ldm.diffusion.predictions.min_snr", "_partial_": True, "gamma": 2.0}
+    times = {"_target_": "ldm.diffusion.process.logit_normal_timesteps", "_partial_": True, "shift": 3.0}
+    others = [
+        validated(stage(3), 3, backwards=True),  # a batch of three, then one of one
+        validated(stage(4, weight=weight, times=times), 1),  # another training of the same network
+    ]
+    assert others == pytest.approx([found] * len(others), rel=1e-6)  # rounding of float32
+
+
+def test_the_loss_at_fixed_times_is_the_mean_square_error_there(diffusion_stage, batch):
+    stage = ready(diffusion_stage())
+    stage.averaged = lambda x, t, context: x * t.view(-1, 1, 1, 1) / 1000
+    expected = 0
+    for k in range(8):
+        t = round((k + 0.5) / 8, 3)
+        draws = {"seed": 0, "positions": batch["index"], "stream": f"val/fixed/{t}"}
+        noise = keyed.normal(batch["mean"].shape[1:], **draws)
+        x = (1 - t) * batch["mean"] + t * noise  # the flow's straight path
+        expected += (t * x - (noise - batch["mean"])).square().flatten(1).mean(1) / 8
+    assert_close(stage.loss_at_fixed_times(batch), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_has_an_entry_at_each_fixed_time():
+    entries = torch.tensor(FIXED_TIMES, dtype=torch.float64) * 1000 - 1
+    assert torch.equal(entries.float(), entries.round().float())
 
 
 def test_validation_and_pictures_come_from_the_average(diffusion_stage):
