@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader, default_collate
 
 from ldm import UserError
 from ldm.data.augment import VALIDATION_SEED, Crop, sample_at
 from ldm.data.decode import centre
 from ldm.data.shards import PictureDataset
-from ldm.data.stream import PictureBatch, StreamDataset, StreamLoader, loader_over
+from ldm.data.stream import PictureBatch, StreamData, StreamDataset, StreamLoader
 from ldm.randomness import keyed
-from ldm.randomness.seeds import check_seed
 
 
 class Buckets:
@@ -78,36 +77,17 @@ class BucketOrder:
         return runs[keyed.permutation(seed, epoch, len(runs), stream="runs")].reshape(-1)
 
 
-def check_loading(*, size: int, batch_size: int, num_workers: int, seed: int) -> None:
-    """Refuses options of a data set that no training can have.
-
-    Raises:
-        UserError: the first of them.
-    """
-    if size < 8:
-        raise UserError(f"data.{size=} must be at least 8 pixels")
-    if batch_size < 1:
-        raise UserError(f"data.{batch_size=} must be at least 1")
-    if num_workers < 0:
-        raise UserError(f"data.{num_workers=} must be at least 0")
-    check_seed(seed, "data.seed")
-
-
-class PictureData(LightningDataModule):
+class PictureData(StreamData):
     """Shards -> batches of pictures, each with one of its captions.
 
     Args:
         root: folder with `shards.json`.
-        size: side in pixels.
-        batch_size: samples per rank and step.
-        seed: key of the order, the caption choice, crops and flips.
-        num_workers: loader processes; the samples don't depend on it.
-        worker_timeout: seconds that a batch may take to come from a loader process.
+        size, batch_size, seed, num_workers, worker_timeout: as of `StreamData`.
         train_split, val_split: names of the splits; a set without a `val_split` is not validated on.
-        cache: folder for the latents and text states of a denoiser's training; None: beside the data.
         crop: what is seen of a picture to train on; of one to validate on it is always the centre.
         flip: mirror half of the pictures to train on, never one whose caption names a side.
         buckets: shapes of the batches to train on; None: squares.
+        cache: folder for the latents and text states of a denoiser's training; None: beside the data.
 
     Attributes:
         train, val: the splits; `val` is None where there is none.
@@ -131,19 +111,13 @@ class PictureData(LightningDataModule):
         buckets: Buckets | None = None,
         cache: str | None = None,
     ) -> None:
-        super().__init__()
-        check_loading(size=size, batch_size=batch_size, num_workers=num_workers, seed=seed)
-        self.root, self.size, self.batch_size, self.seed = root, size, batch_size, seed
-        self.num_workers, self.worker_timeout = num_workers, worker_timeout
-        self.crop, self.flip, self.buckets = crop, flip, buckets
+        loading = {"num_workers": num_workers, "worker_timeout": worker_timeout}
+        super().__init__(size=size, batch_size=batch_size, seed=seed, **loading)
+        self.root, self.crop, self.flip, self.buckets = root, crop, flip, buckets
         self.train = PictureDataset(root, split=train_split, size=size, cache=cache)
         validates = val_split in self.train.index.splits
         self.val = PictureDataset(root, split=val_split, size=size, cache=cache) if validates else None
         self.shapes = [(size, size)] * len(self.train)  # (height, width) of each picture to train on
-
-    def train_dataloader(self) -> StreamLoader:
-        """As `stream`, for the trainer that this module is attached to."""
-        return self.stream(self.trainer)
 
     def stream(self, trainer: Trainer) -> StreamLoader:
         """Loader over the whole training that a trainer is set up for."""
@@ -153,8 +127,7 @@ class PictureData(LightningDataModule):
             self.shapes = [self.buckets.shapes[bucket] for bucket in nearest]
             order = BucketOrder(nearest, self.batch_size * trainer.world_size)
             size = order.size
-        stream = StreamDataset(self._sample, size=size, seed=self.seed, order=order)
-        return loader_over(self, trainer, stream)
+        return self.loader(trainer, StreamDataset(self._sample, size=size, seed=self.seed, order=order))
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         """Batches to validate on: centres, each picture always with the same caption."""

@@ -69,9 +69,7 @@ class EncodedPicture:
             raise PictureError("zero bytes")
         if len(data) > MAX_BYTES:
             raise PictureError("too many bytes", f"more than {MAX_BYTES:,}")
-        # PIL reads a PNG's texts, EXIF and profile at places of its choice, and unpacks them without a limit
-        parts = _take_apart(data) if data.startswith(SIGNATURE) else Parts(data)
-        self.data = parts.bare
+        self.data, around = _take_apart(data) if data.startswith(SIGNATURE) else (data, {})
         with _refusals(data):
             self._picture = picture = Image.open(io.BytesIO(self.data), formats=FORMATS)
             frames, is_clear = getattr(picture, "n_frames", 1), picture.has_transparency_data
@@ -80,9 +78,10 @@ class EncodedPicture:
             raise PictureError("too many pixels", f"{width} x {height}, more than {MAX_PIXELS:,}")
         self.format, self.mode = picture.format, picture.mode
         self.metadata = {*picture.info}
-        self.changes = ["first frame of several"] if frames > 1 or parts.is_animated else []
-        self._orientation = self._read_orientation(parts.exif or picture.info.get("exif", b""))
-        self._transform = self._read_profile(parts.profile or picture.info.get("icc_profile") or b"")
+        self.changes = ["first frame of several"] if frames > 1 or b"acTL" in around else []
+        self._orientation = self._read_orientation(around.get(b"eXIf") or picture.info.get("exif"))
+        packed = around.get(b"iCCP")
+        self._transform = self._read_profile(_unpacked(packed) if packed else picture.info.get("icc_profile"))
         self._read_colours(is_clear)
         self._is_jpeg = self.format in ("JPEG", "MPO")
         self.height, self.width = (width, height) if self._orientation >= 5 else (height, width)
@@ -131,13 +130,11 @@ class EncodedPicture:
             return colours if colours.mode == "RGB" else colours.convert("RGB")
         return ImageCms.applyTransform(colours.convert(self._transform.input_mode), self._transform)
 
-    def _read_orientation(self, block: bytes) -> int:
-        if not block:
-            return 1
+    def _read_orientation(self, block: bytes | None) -> int:
         exif = Image.Exif()
         try:
             with _refusals(self.data):
-                exif.load(block)
+                exif.load(block or b"")
                 value = exif.get(ORIENTATION)
         except PictureError:  # a damaged block says nothing of the picture
             self.changes.append("unreadable EXIF")
@@ -147,12 +144,10 @@ class EncodedPicture:
         self.changes.append("turned upright")
         return value
 
-    def _read_profile(self, profile: bytes) -> ImageCms.ImageCmsTransform | None:
-        if not profile:
-            return None
+    def _read_profile(self, profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
         own = "CMYK" if self.mode == "CMYK" else "L" if self.mode[0] in "1LI" else "RGB"
         try:
-            transform = _to_srgb(profile, own)
+            transform = _to_srgb(profile, own) if profile else None
         except (OSError, ValueError, TypeError, KeyError, ImageCms.PyCMSError):
             self.changes.append("unreadable profile")
             return None
@@ -276,34 +271,23 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     return None if same else transform
 
 
-class Parts(NamedTuple):
-    """A PNG of its pixels alone, and what was around them: ICC profile or `UNREADABLE`, EXIF, animation."""
-
-    bare: bytes
-    profile: bytes = b""
-    exif: bytes = b""
-    is_animated: bool = False
-
-
-def _take_apart(data: bytes) -> Parts:
-    """The parts of a PNG, cut or whole."""
-    kept, start, found = [SIGNATURE], len(SIGNATURE), {}
+def _take_apart(data: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    """A PNG, cut or whole, of its pixels alone; and what was around them: the first chunk of each kind."""
+    # PIL reads a PNG's texts, EXIF and profile at places of its choice, and unpacks them without a limit
+    kept, start, around = [SIGNATURE], len(SIGNATURE), {}
     while start + FRAME <= len(data):
         size, kind = struct.unpack_from(">I4s", data, start)
         end = start + FRAME + size
         if kind in PIXELS:
             kept.append(data[start:end])
         else:
-            found.setdefault(kind, data[start + 8 : end - 4])
+            around.setdefault(kind, data[start + 8 : end - 4])
         start = end
-    bare = b"".join(kept) if found else data
-    return Parts(bare, _unpacked(found.get(b"iCCP", b"")), found.get(b"eXIf", b""), b"acTL" in found)
+    return (b"".join(kept) if around else data), around
 
 
 def _unpacked(chunk: bytes) -> bytes:
-    """The profile in an iCCP chunk; empty without one."""
-    if not chunk:
-        return b""
+    """The profile in an iCCP chunk: its name, a 0, the method of compression, and the packed bytes."""
     inflate = zlib.decompressobj()
     try:
         profile = inflate.decompress(chunk.partition(b"\0")[2][1:], MAX_PROFILE)

@@ -17,6 +17,7 @@ from ldm.io.writing import write
 FORMAT = 1
 FILE_NAME = "shards.json"
 TAR_BLOCK = 512  # bytes; a member's header is the block before its data
+CHECKED_AT_START = 2**28  # bytes: about what is hashed in a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +111,20 @@ class ShardIndex:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable shard index ({error!r}): {remedy}") from error
-        index._check()  # sizes alone: hashing a large set would take minutes at every start
+        # a key of two samples: its picture would count twice, or be in two splits
+        numbers = Counter(key for shard in shards for key in shard.keys)
+        if twice := next((key for key, number in numbers.items() if number > 1), None):
+            raise DataError(f"{path} has {numbers[twice]} samples {twice!r}: {remedy}")
+        for shard in shards:  # sizes alone: hashing a large set would take minutes at every start
+            file = root / shard.file
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard.bytes:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise DataError(f"shard {file} {found}, its index says {shard.bytes}: {remedy}")
         return index
 
     def save(self, *, below: Path | None = None) -> None:
-        """Writes `shards.json`: the last act of a preparation, so it never names a shard that isn't whole.
+        """Writes `shards.json`, the last act of a preparation: it never names a shard that isn't whole.
 
         Args:
             below: the folder that the user named, if it is one above.
@@ -123,25 +133,19 @@ class ShardIndex:
         text = json.dumps({"format": FORMAT, "name": self.name, "shards": entries}, separators=(",", ":"))
         write(self.root / FILE_NAME, text, below=below)
 
-    def _check(self) -> None:
-        # a key of two samples: its picture would count twice, or be in two splits
-        numbers = Counter(key for shard in self.shards for key in shard.keys)
-        key, number = max(numbers.items(), key=lambda item: item[1], default=("", 0))
-        if number > 1:
-            raise DataError(f"{self.root / FILE_NAME} has {number} samples {key!r}: {self.remedy}")
-        for shard in self.shards:
-            path = self.root / shard.file
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise DataError(f"shard {path} {found}, its index says {shard.bytes}: {self.remedy}")
-
     def verify(self) -> None:
         """Raises DataError for a shard whose sha256 is not the index's; reads every byte."""
         for shard in self.shards:
             path = self.root / shard.file
             if hash_file(path) != shard.sha256:
                 raise DataError(f"shard {path} differs from what was prepared (sha256): {self.remedy}")
+
+    def verify_if_small(self) -> bool:
+        """As `verify`, for at most `CHECKED_AT_START` bytes; returns whether they were read."""
+        is_small = sum(shard.bytes for shard in self.shards) <= CHECKED_AT_START
+        if is_small:
+            self.verify()
+        return is_small
 
     @property
     def splits(self) -> list[str]:

@@ -7,11 +7,11 @@ small sets; tokens take four bytes each and one pass of the text encoder at ever
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,7 +22,7 @@ from ldm.data.datamodule import PictureData
 from ldm.data.decode import centre
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays, stored_moments, stored_states
-from ldm.data.stream import LatentBatch, StreamDataset, StreamLoader, loader_over
+from ldm.data.stream import LatentBatch, StreamData, StreamDataset, StreamLoader
 
 
 class StoredSplit(Dataset[dict[str, Any]]):
@@ -87,24 +87,20 @@ class LatentData(LightningDataModule):
         texts: Callable[[PictureDataset, Codec], Recipe] = stored_states,
     ) -> None:
         super().__init__()
-        encoded = "or train on ldm.data.latents.EncodedPictures, which encodes every batch"
+        wrong = ""
         if not isinstance(pictures, PictureData):
-            raise UserError(
-                f"data={type(pictures).__name__}: latents are stored of prepared sets only; prepare it, "
-                f"{encoded}"
-            )
-        if pictures.crop is not centre or pictures.buckets is not None:
-            raise UserError(
-                "data.crop and data.buckets: latents are stored of centred squares only; leave both as they "
-                f"are, {encoded}"
-            )
+            wrong = f"data={type(pictures).__name__}: latents are stored of prepared sets only; prepare it"
+        elif pictures.crop is not centre or pictures.buckets is not None:
+            wrong = "data.crop and data.buckets: latents are stored of centred squares: keep the defaults"
+        if wrong:
+            raise UserError(f"{wrong}, or use ldm.data.latents.EncodedPictures, which encodes every batch")
         self.pictures, self.codec, self.texts = pictures, codec, texts
         self.train: StoredSplit | None = None
         self.val: StoredSplit | None = None
 
     def prepare_data(self) -> None:
-        """Encodes on one process of a machine, before any other reads the files."""
-        self.setup("fit")  # Lightning calls this on local rank 0, and the others wait
+        """Encodes on local rank 0 alone, while Lightning lets the other ranks of the machine wait."""
+        self.setup("fit")
 
     def setup(self, stage: str) -> None:
         """Opens the stored splits; what is missing is computed."""
@@ -117,9 +113,8 @@ class LatentData(LightningDataModule):
 
     def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
-        kinds = zip(*self._recipes(), strict=True)
-        latents, texts = (sum(recipe.missing_bytes for recipe in recipes) for recipes in kinds)
-        return {"latents": latents, "texts": texts}
+        kinds = zip(("latents", "texts"), zip(*self._recipes(), strict=True), strict=True)
+        return {name: sum(recipe.missing_bytes for recipe in recipes) for name, recipes in kinds}
 
     def _recipes(self) -> list[tuple[Recipe, Recipe]]:
         """How moments and captions are encoded, of the training split and of that for validation."""
@@ -134,7 +129,7 @@ class LatentData(LightningDataModule):
         """Loader over the whole training."""
         assert self.train is not None
         stream = StreamDataset(self.train.sample, size=len(self.train), seed=self.pictures.seed)
-        return loader_over(self.pictures, self.trainer, stream, collate=collate)
+        return self.pictures.loader(self.trainer, stream, collate=collate)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         """Each held-out picture once, always with the same caption."""
@@ -148,13 +143,6 @@ class LatentData(LightningDataModule):
         return latent_batch(batch["moments"], context, batch)
 
 
-class PictureSource(Protocol):
-    """A data module of pictures, prepared or streamed."""
-
-    stream: Callable[[Trainer], StreamLoader]
-    val_dataloader: Callable[[], Any]
-
-
 class EncodedPictures(LightningDataModule):
     """The same batches, with the codec at work in every step: for sets too large to store, and to compare.
 
@@ -163,7 +151,7 @@ class EncodedPictures(LightningDataModule):
         codec: that of the stage that is trained.
     """
 
-    def __init__(self, *, pictures: PictureSource, codec: Codec) -> None:
+    def __init__(self, *, pictures: StreamData, codec: Codec) -> None:
         super().__init__()
         self.pictures, self.codec = pictures, codec
 

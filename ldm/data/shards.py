@@ -27,7 +27,6 @@ from ldm.io.reading import hash_file, parse_json
 from ldm.io.writing import writing
 
 IMAGE, RECORD = 0, 1  # the halves of a sample
-CHECKED_AT_START = 2**28  # bytes: about what is hashed in a second
 MAX_OPEN = 256  # shards that a reader holds open: systems allow a process 1,024 files, or fewer
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -59,10 +58,9 @@ def write_shards(
 ) -> Iterator[Shard]:
     """Writes `<split>-000000.tar` and so on, and yields each shard's index entry once it is on disk."""
     samples = iter(samples)
-    number = 0
-    while chunk := list(islice(samples, samples_per_shard)):
+    chunks = iter(lambda: list(islice(samples, samples_per_shard)), [])
+    for number, chunk in enumerate(chunks):
         yield write_shard(chunk, root / f"{split}-{number:06d}.tar", split=split)
-        number += 1
 
 
 def write_shard(samples: Iterable[Sample], path: Path, *, split: str, below: Path | None = None) -> Shard:
@@ -97,22 +95,18 @@ def scan_shard(path: Path, *, split: str) -> Shard:
     halves = [key for key, span in spans.items() if len(span) != 2]
     if halves:
         raise DataError(f"shard {path}: sample {halves[0]!r} lacks its picture or its json")
+    images, records = ([span[half] for span in spans.values()] for half in (IMAGE, RECORD))
     with path.open("rb") as stream:
-
-        def checksum(offset: int, size: int) -> int:
-            stream.seek(offset)
-            return zlib.crc32(stream.read(size))
-
-        checksums = [(checksum(*span[IMAGE]), checksum(*span[RECORD])) for span in spans.values()]
+        sums = [zlib.crc32(os.pread(stream.fileno(), size, at)) for at, size in (*images, *records)]
     return Shard(
         file=path.name,
         split=split,
         bytes=path.stat().st_size,
         sha256=hash_file(path),
         keys=list(spans),
-        images=[span[IMAGE] for span in spans.values()],
-        records=[span[RECORD] for span in spans.values()],
-        checksums=checksums,
+        images=images,
+        records=records,
+        checksums=[*zip(sums[: len(spans)], sums[len(spans) :], strict=True)],
     )
 
 
@@ -148,7 +142,14 @@ class ShardReader:
     def __init__(self, index: ShardIndex, *, split: str) -> None:
         self.root, self.remedy = index.root, index.remedy
         self.shards = index.split(split)
-        _check_old(index, self.shards)
+        old = tuple(shard for shard in self.shards if not shard.checksums)
+        if not replace(index, shards=old).verify_if_small():
+            log.warning(
+                "%s was made by an earlier version, without checksums of samples: a bit that has changed "
+                "since is not noticed as it is read; python -m data_prep.verify root=%s reads a prepared set "
+                "whole",
+                *(index.root, index.root),
+            )
         self.places = [(shard, row) for shard in self.shards for row in range(shard.count)]
         self._files: dict[str, io.BufferedReader] = {}
 
@@ -209,23 +210,6 @@ class ShardReader:
         return self._files[shard.file]
 
 
-def _check_old(index: ShardIndex, shards: tuple[Shard, ...]) -> None:
-    """Reads shards whose index, of an earlier version, has no checksums of samples, where they are small.
-
-    Raises DataError: a shard that differs from what was prepared.
-    """
-    old = tuple(shard for shard in shards if not shard.checksums)
-    if sum(shard.bytes for shard in old) <= CHECKED_AT_START:
-        replace(index, shards=old).verify()
-    else:
-        log.warning(
-            "%s was made by an earlier version, without checksums of samples: a bit that has changed since "
-            "is not noticed as it is read; python -m data_prep.verify root=%s reads a prepared set whole",
-            index.root,
-            index.root,
-        )
-
-
 def is_record(record: object, *, key: str) -> bool:
     """Whether a json is the record of a sample: its key and its captions, each a text with a number."""
     if not isinstance(record, dict) or record.get("key") != key:
@@ -250,11 +234,8 @@ class PictureDataset:
     """
 
     def __init__(self, root: str, *, split: str, size: int, cache: str | None = None) -> None:
-        self.index = ShardIndex.load(root)
-        self.cache = Path(root if cache is None else cache)
-        self.reader = ShardReader(self.index, split=split)
-        self.split = split
-        self.size = size
+        self.index, self.cache = ShardIndex.load(root), Path(root if cache is None else cache)
+        self.reader, self.split, self.size = ShardReader(self.index, split=split), split, size
         self.transform = f"centre {size} px v{RULES}"
 
     def __len__(self) -> int:
@@ -279,16 +260,13 @@ class PictureDataset:
         """The centre of a picture: uint8, 3 h w. Raises DataError: the stored bytes are no whole picture."""
         return self.decoded(number, lambda picture: centre_square(picture, self.size))
 
-    def images(self) -> Tensor:
-        """All pictures: uint8, n 3 h w. For sets that fit in memory."""
-        return self._stacked(range(len(self)))
-
-    def _stacked(self, numbers: Iterable[int]) -> Tensor:
-        return torch.stack([self.image(number) for number in numbers])
+    def images(self, numbers: Iterable[int] | None = None) -> Tensor:
+        """The pictures with these numbers, or all, in memory: uint8, n 3 h w."""
+        return torch.stack([self.image(each) for each in (range(len(self)) if numbers is None else numbers)])
 
     def batches(self, size: int, *, numbers: Sequence[int]) -> DataLoader[Tensor]:
         """The pictures with these numbers, so many at a time: uint8, b 3 h w."""
-        return DataLoader(list(numbers), batch_size=size, collate_fn=self._stacked)  # type: ignore[arg-type]
+        return DataLoader(list(numbers), batch_size=size, collate_fn=self.images)  # type: ignore[arg-type]
 
     def captions(self, number: int) -> list[str]:
         """The captions of a picture."""

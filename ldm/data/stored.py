@@ -23,7 +23,7 @@ from ldm import UserError
 from ldm.codec import Codec
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, Shard, ShardIndex
-from ldm.data.shards import CHECKED_AT_START, PictureDataset, Sample, ShardReader, scan_shard, write_shard
+from ldm.data.shards import PictureDataset, Sample, ShardReader, scan_shard, write_shard
 from ldm.io.fields import Fields
 from ldm.io.reading import hash_file, parse_array, read_json
 from ldm.io.writing import make_folder, sweep, write
@@ -125,28 +125,41 @@ class Recipe:
 
         Raises DataError: the folder holds what was made from something else.
         """
-        folder, split, count = self.folder, self.pictures.split, len(self.pictures)
-        if not _is_whole(folder, count=count):
-            below = self.pictures.cache
+        folder, below, count = self.folder, self.pictures.cache, len(self.pictures)
+        if not self._is_whole():
             sweep(make_folder(folder, below=below), below=below, shared=True)
             write_origin(folder, self.origin, below=below)
-            title = f"{self.name if self.kind == 'texts' else self.kind} of {split}"
+            title = f"{self.name if self.kind == 'texts' else self.kind} of {self.pictures.split}"
             with tqdm(total=count, desc=title, unit="picture") as bar:
-                firsts = range(0, count, SAMPLES_PER_SHARD)
-                shards = tuple(self._shard(number, first, bar) for number, first in enumerate(firsts))
+                starts = range(0, count, SAMPLES_PER_SHARD)
+                parts = [range(count)[start : start + SAMPLES_PER_SHARD] for start in starts]
+                shards = tuple(self._shard(number, part, bar) for number, part in enumerate(parts))
             ShardIndex(root=folder, name=self.kind, shards=shards).save(below=below)
         return StoredArrays(folder, origin=self.origin)
 
-    def _shard(self, number: int, first: int, bar: tqdm) -> Shard:
-        """The shard of pictures from `first` on: that of a stopped computation, or computed now."""
+    def _is_whole(self) -> bool:
+        """Whether every array is there; a small set is hashed here, a larger one is checked as it is read."""
+        if not (self.folder / FILE_NAME).is_file():
+            return False
+        try:
+            index = ShardIndex.load(self.folder, remedy="it is computed again")
+            index.verify_if_small()
+        except DataError as error:
+            print(error)
+            return False
+        return sum(shard.count for shard in index.shards) == len(self.pictures)
+
+    def _shard(self, number: int, part: range, bar: tqdm) -> Shard:
+        """The shard of these pictures: that of a stopped computation, if it is whole, or computed now."""
         split, below = self.pictures.split, self.pictures.cache
         path = self.folder / f"{split}-{number:06d}.tar"
-        shard = _finished(path, split=split)
-        if shard is None:
-            numbers = range(first, min(first + SAMPLES_PER_SHARD, len(self.pictures)))
-            shard = write_shard(self._samples(numbers, bar), path, split=split, below=below)
-            write(path.with_suffix(".sha256"), shard.sha256, below=below)
-        bar.update(first + shard.count - bar.n)
+        note = path.with_suffix(".sha256")
+        if path.is_file() and note.is_file() and note.read_bytes() == hash_file(path).encode():
+            shard = scan_shard(path, split=split)
+        else:
+            shard = write_shard(self._samples(part, bar), path, split=split, below=below)
+            write(note, shard.sha256, below=below)
+        bar.update(part.stop - bar.n)
         return shard
 
     def _samples(self, numbers: range, bar: tqdm) -> Iterator[Sample]:
@@ -167,7 +180,8 @@ def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) ->
     """
 
     def encode(numbers: range) -> np.ndarray:
-        images = torch.stack([pictures.image(number) for number in numbers])
+        """The moments of each picture, and mirrored: float16, (b, 1 or 2, 2, c, h, w)."""
+        images = pictures.images(numbers)
         orientations = [images, images.flip(-1)] if mirrored else [images]
         return torch.stack([codec.moments(each) for each in orientations], dim=1).cpu().numpy()
 
@@ -190,24 +204,25 @@ def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) ->
 
 def stored_states(pictures: PictureDataset, codec: Codec) -> Recipe:
     """The context of every caption, its text states: float16, (captions, n, d) a picture."""
-
-    def encode(captions: Sequence[str]) -> np.ndarray:
-        return codec.context(codec.tokenizer.encode(captions)).cpu().numpy()
-
-    size = codec.tokenizer.context_length * codec.text_encoder.width * 2
-    origin = {"text_encoder": codec.text_fingerprint(), "dtype": "float16"}
-    return _of_captions(pictures, "states", encode, origin, bytes_each=size)
+    return _of_captions(
+        pictures,
+        "states",
+        lambda captions: codec.context(codec.tokenizer.encode(captions)).cpu().numpy(),
+        {"text_encoder": codec.text_fingerprint(), "dtype": "float16"},
+        bytes_each=codec.tokenizer.context_length * codec.text_encoder.width * 2,
+    )
 
 
 def stored_tokens(pictures: PictureDataset, codec: Codec) -> Recipe:
     """The tokens of every caption: int32, (captions, n) a picture; `LatentData` encodes those of a batch."""
-
-    def encode(captions: Sequence[str]) -> np.ndarray:
-        return codec.tokenizer.encode(captions).numpy().astype(np.int32)
-
     tokenizer = hashlib.sha256("\n".join(codec.tokenizer.fingerprint()).encode()).hexdigest()
-    origin = {"tokenizer": tokenizer, "dtype": "int32"}
-    return _of_captions(pictures, "tokens", encode, origin, bytes_each=codec.tokenizer.context_length * 4)
+    return _of_captions(
+        pictures,
+        "tokens",
+        lambda captions: codec.tokenizer.encode(captions).numpy().astype(np.int32),
+        {"tokenizer": tokenizer, "dtype": "int32"},
+        bytes_each=codec.tokenizer.context_length * 4,
+    )
 
 
 def _of_captions(
@@ -221,6 +236,7 @@ def _of_captions(
     """How `encode` is applied to the captions of each picture; one caption takes `bytes_each`."""
 
     def encode_pictures(numbers: range) -> list[np.ndarray]:
+        """The captions of all these pictures in one call, and their rows picture by picture again."""
         captions = [pictures.captions(number) for number in numbers]
         encoded = encode([caption for own in captions for caption in own])
         return np.split(encoded, np.cumsum([len(own) for own in captions])[:-1])
@@ -255,25 +271,3 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
     if differing:
         lines = "; ".join(f"{name} {found.get(name)} instead of {origin[name]}" for name in differing)
         raise DataError(f"{folder} was made from something else: {lines}")
-
-
-def _is_whole(folder: Path, *, count: int) -> bool:
-    """Whether every sample is there; a small set is hashed here, a larger one is checked as it is read."""
-    if not (folder / FILE_NAME).is_file():
-        return False
-    try:
-        index = ShardIndex.load(folder, remedy="it is computed again")
-        if sum(shard.bytes for shard in index.shards) <= CHECKED_AT_START:
-            index.verify()
-    except DataError as error:
-        print(error)
-        return False
-    return sum(shard.count for shard in index.shards) == count
-
-
-def _finished(path: Path, *, split: str) -> Shard | None:
-    """A shard that is there as it was written, or nothing."""
-    note = path.with_suffix(".sha256")
-    if path.is_file() and note.is_file() and note.read_bytes() == hash_file(path).encode():
-        return scan_shard(path, split=split)
-    return None

@@ -7,19 +7,20 @@ a run is.
 """
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from multiprocessing.process import BaseProcess
 from threading import Timer
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ldm import UserError
 from ldm.data import DataError
 from ldm.randomness import keyed
+from ldm.randomness.seeds import check_seed
 
 Order = Callable[[int, int, int], np.ndarray]  # seed, epoch, positions an epoch -> the sample at each
 
@@ -57,19 +58,15 @@ class StreamDataset(Dataset[Any]):
         self, make: Callable[[int, int], Any], *, size: int, seed: int, order: Order = keyed.permutation
     ) -> None:
         self.make, self.size, self.seed, self.order = make, size, seed, order
-        self._order = lru_cache(maxsize=2)(order)
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_order"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ |= state
-        self._order = lru_cache(maxsize=2)(self.order)
+        self._orders: dict[int, np.ndarray] = {}  # by epoch
 
     def number(self, position: int) -> int:
         """Which sample stands at a position."""
         epoch, place = divmod(position, self.size)
-        return int(self._order(self.seed, epoch, self.size)[place])
+        if epoch not in self._orders:  # a batch may lie in two epochs: the one before is kept
+            before = {each: order for each, order in self._orders.items() if each == epoch - 1}
+            self._orders = before | {epoch: self.order(self.seed, epoch, self.size)}
+        return int(self._orders[epoch][place])
 
     def __getitem__(self, position: int) -> Any:
         return self.make(self.number(position), position)
@@ -184,33 +181,64 @@ def _ended(processes: list[BaseProcess]) -> list[int]:
             continue
 
 
-def loader_over(
-    data: Any, trainer: Trainer, dataset: Dataset[Any], *, collate: Callable | None = None
-) -> StreamLoader:
-    """Loader of this rank's positions of a dataset, over the whole training that a trainer is set up for.
+class StreamData(LightningDataModule):
+    """A data module whose batches to train on are consecutive positions of a stream.
 
     Args:
-        data: whose batch size, workers and timeout are used.
+        size: side of the pictures in pixels.
+        batch_size: samples per rank and step.
+        seed: key of the order and of every random choice.
+        num_workers: loader processes; the samples don't depend on it.
+        worker_timeout: seconds that a batch may take to come from a loader process.
 
-    Raises DataError: fewer numbered samples than all ranks take in one step.
+    Raises UserError: an option that no training can have.
     """
-    positions = Positions(
-        batch_size=data.batch_size,
-        num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
-    )
-    if isinstance(dataset, StreamDataset) and dataset.size < positions.global_batch_size:
-        raise DataError(
-            f"the {dataset.size} samples to train on are fewer than a batch: {positions.batch_size} a rank "
-            f"on {positions.world_size} ranks are {positions.global_batch_size}; lower batch_size"
+
+    def __init__(
+        self, *, size: int, batch_size: int, seed: int, num_workers: int, worker_timeout: float
+    ) -> None:
+        super().__init__()
+        if size < 8:
+            raise UserError(f"data.{size=} must be at least 8 pixels")
+        for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if number < least:
+                raise UserError(f"data.{name}={number} must be at least {least}")
+        check_seed(seed, "data.seed")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.num_workers, self.worker_timeout = num_workers, worker_timeout
+
+    def train_dataloader(self) -> StreamLoader:
+        """As `stream`, for the trainer that this module is attached to."""
+        return self.stream(self.trainer)
+
+    def stream(self, trainer: Trainer) -> StreamLoader:
+        """Loader over the whole training that a trainer is set up for."""
+        raise NotImplementedError
+
+    def loader(
+        self, trainer: Trainer, dataset: Dataset[Any], *, collate: Callable | None = None
+    ) -> StreamLoader:
+        """Loader of this rank's positions of a dataset, over the whole training of a trainer.
+
+        Raises DataError: fewer numbered samples than all ranks take in one step.
+        """
+        positions = Positions(
+            batch_size=self.batch_size,
+            num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
         )
-    return StreamLoader(
-        dataset,
-        positions,
-        num_workers=data.num_workers,
-        patience=data.worker_timeout,
-        collate_fn=collate,
-        persistent_workers=data.num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+        if isinstance(dataset, StreamDataset) and dataset.size < positions.global_batch_size:
+            raise DataError(
+                f"the {dataset.size} samples to train on are fewer than a batch: {self.batch_size} a rank "
+                f"on {positions.world_size} ranks are {positions.global_batch_size}; lower batch_size"
+            )
+        return StreamLoader(
+            dataset,
+            positions,
+            num_workers=self.num_workers,
+            patience=self.worker_timeout,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from ldm import UserError
 from ldm.data import DataError
 from ldm.data.augment import Crop, sample_at
-from ldm.data.datamodule import PictureData, check_loading
+from ldm.data.datamodule import PictureData
 from ldm.data.decode import EncodedPicture, centre
-from ldm.data.stream import StreamLoader, loader_over
+from ldm.data.stream import StreamData, StreamLoader
 from ldm.data.tars import PICTURES, read_samples, shard_urls
 from ldm.data.texts import UnusableCaption, sample_captions, usable_caption
 from ldm.randomness import keyed
@@ -27,7 +27,7 @@ FEW = 10  # damaged samples or shards that are passed over whatever their share
 log = logging.getLogger(__name__)
 
 
-class StreamingPictureData(LightningDataModule):
+class StreamingPictureData(StreamData):
     """Tars of (picture, txt or json) samples -> batches of pictures, each with one of its captions.
 
     Options of `PictureData` mean the same here.
@@ -55,21 +55,16 @@ class StreamingPictureData(LightningDataModule):
         flip: bool = False,
         validation: PictureData | None = None,
     ) -> None:
-        super().__init__()
-        check_loading(size=size, batch_size=batch_size, num_workers=num_workers, seed=seed)
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
-        self.worker_timeout, self.validation = worker_timeout, validation
+        loading = {"num_workers": num_workers, "worker_timeout": worker_timeout}
+        super().__init__(size=size, batch_size=batch_size, seed=seed, **loading)
+        self.validation = validation
         view = {"shape": (size, size), "seed": seed, "crop": crop, "flips": flip}
         self.pictures = StreamedPictures(shard_urls(root), view, shuffle=shuffle, damaged_share=damaged_share)
-
-    def train_dataloader(self) -> StreamLoader:
-        """As `stream`, for the trainer that this module is attached to."""
-        return self.stream(self.trainer)
 
     def stream(self, trainer: Trainer) -> StreamLoader:
         """Loader over the whole training that a trainer is set up for."""
         log.warning("streaming %d shards: not exactly resumable", len(self.pictures.urls))
-        return loader_over(self, trainer, self.pictures)
+        return self.loader(trainer, self.pictures)
 
     def val_dataloader(self) -> DataLoader[Any] | list:
         """The batches of the prepared set, if there is one."""

@@ -84,9 +84,8 @@ def expanded(line: str) -> Iterator[str]:
 
 
 def _choices(group: str) -> float:
-    if match := RANGE.match(group):
-        return abs(float(match[1]) - float(match[2])) + 1
-    return group.count(",") + 1
+    match = RANGE.match(group)
+    return abs(float(match[1]) - float(match[2])) + 1 if match else group.count(",") + 1
 
 
 def _listed(path: str) -> list[str]:
@@ -122,15 +121,10 @@ def _is_local(url: str) -> bool:
 class Transport:
     """The bytes behind an address; its client's own errors (aiohttp's, botocore's, ...) come as OSErrors.
 
-    Each protocol has a client of its own, and none of them promises what it raises: nothing but the client
-    runs inside these calls.
-
     Attributes:
         taken: bytes that were read.
 
-    Raises:
-        DataError: an address that is refused.
-        OSError: whatever stops the transport, when it is opened or read.
+    Raises DataError: an address that is refused. OSError: whatever stops the transport, opened or read.
     """
 
     taken = 0
@@ -155,7 +149,7 @@ class Transport:
             return call()
         except OSError:
             raise
-        except Exception as error:
+        except Exception as error:  # no client promises what it raises, and nothing else runs in here
             raise OSError(f"{type(error).__name__}: {error}") from error
 
 
@@ -219,11 +213,7 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _check_unpacked(member: tarfile.TarInfo, *, taken: int) -> None:
-    """Refuses a compressed tar that unpacks without end, at the header of a member.
-
-    Args:
-        taken: bytes of the file that were read so far.
-    """
+    """Refuses a compressed tar that unpacks without end; `taken` of its bytes were read up to this member."""
     if member.size > MAX_BYTES or member.offset > MOST_UNPACKED * taken + MAX_BYTES:
         raise tarfile.ReadError(
             f"{taken} compressed bytes unpack to {member.offset + member.size} and more, of a member"

@@ -241,7 +241,7 @@ def test_damaged_arrays_are_named_and_computed_again(own_pictures, codec, capsys
 def test_a_set_too_large_to_hash_at_each_start_is_checked_as_it_is_read(
     own_pictures, codec, stored, monkeypatch
 ):
-    monkeypatch.setattr("ldm.data.stored.CHECKED_AT_START", 0)
+    monkeypatch.setattr("ldm.data.index.CHECKED_AT_START", 0)
     arrays = stored(own_pictures, codec)
     shard = arrays.reader.shards[0]
     with (arrays.folder / shard.file).open("r+b") as stream:

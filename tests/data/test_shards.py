@@ -198,7 +198,7 @@ def test_sets_without_checksums_are_read_whole_at_start_or_said_to_be_unchecked(
     flip(broken.root / shard.file, shard.images[2][0] + shard.images[2][1] - 1)
     with pytest.raises(DataError, match=rf"{shard.file} differs from what was prepared \(sha256\)"):
         ShardReader(old, split="train")
-    monkeypatch.setattr("ldm.data.shards.CHECKED_AT_START", 1)
+    monkeypatch.setattr("ldm.data.index.CHECKED_AT_START", 1)
     assert not caplog.records
     ShardReader(old, split="train")
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
