@@ -25,7 +25,7 @@ from ldm.evaluation.protocol import Caption, Protocol, Request, caption_sets, de
 from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
 from ldm.evaluation.reference_statistics import Preparation, Statistics, gaussian_of
 from ldm.evaluation.report import csv_text, report, sweep_report
-from ldm.evaluation.results import FILE_NAME, Row, SetResult, results, write_results
+from ldm.evaluation.results import FILE_NAME, Row, SetResult, numbers_of, results, write_results
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance
@@ -113,7 +113,7 @@ class Command:
                 there = replace(self, options={**self.options, **given})
                 document, _ = there._evaluated(with_autoencoder=False)
                 ruler = document["protocol"]["ruler"]
-                lines += [{**point, **row, "ruler": ruler} for row in document["rows"]]
+                lines += [{**point, **numbers_of(row), "ruler": ruler} for row in document["rows"]]
                 if folder is not None:
                     write_results(folder / f"point_{number:03d}.json", document)
             if folder is not None:
@@ -320,6 +320,8 @@ def reconstruct(
             set="autoencoder",
             metric=name,
             value=float(value),
+            per_seed=[[float(value)]],
+            higher_is_better=judge.directions[name],
             reading=judge.readings[name],
             images=len(pictures),
             few=few and name.startswith("rf"),

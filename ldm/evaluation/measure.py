@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -60,7 +61,7 @@ class Evaluator:
         started = time.perf_counter()
         runs = [self._run(generate, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
         seconds = time.perf_counter() - started
-        scores = [self._score(metrics, seen.observed) for _, seen in runs]
+        scores, by_caption = zip(*(self._measured(metrics, seen.observed) for _, seen in runs), strict=True)
         requests, seen = runs[0]
         copies = self._copies(metrics, seen)
         references = {"floor": floor, **self._references(metrics, requests[:: caption_set.samples])}
@@ -69,6 +70,7 @@ class Evaluator:
                 set=caption_set.name,
                 metric=name,
                 **spread([one[key][name] for one in scores]),
+                per_caption=[[one[name] for one in by_caption]] if name in by_caption[0] else [],
                 seeds=self.protocol.seeds,
                 images=count,
                 few=key in few,
@@ -77,6 +79,7 @@ class Evaluator:
                 nfe=self.protocol.nfe,
                 seconds=round(seconds, 4),
                 params=self.params,
+                higher_is_better=metric.direction(name),
                 reading=metric.reading,
             )
             for key, metric in metrics.items()
@@ -158,6 +161,12 @@ class Evaluator:
             generate, requests, wanted=needs(metrics.values()), keep=keep, title=f"{title} captions"
         )
         return requests, seen
+
+    def _measured(self, metrics: Metrics, observed: Observed) -> tuple[Scores, dict[str, list[float]]]:
+        """The numbers of generated pictures, and the means of each caption of those that are such means."""
+        scores = self._score(metrics, observed)
+        found = {name: means for each in metrics.values() for name, means in each.by_caption.items()}
+        return scores, {name: [round(mean, 6) for mean in means.tolist()] for name, means in found.items()}
 
     def _score(self, metrics: Metrics, observed: Observed) -> Scores:
         return score(metrics, real=self.reference_set.observed(), generated=parts_of(observed))
@@ -265,6 +274,7 @@ def asking(metrics: Metrics, reference: Reference) -> dict[str, PictureMetric]:
     return {name: metric for name, metric in metrics.items() if reference in metric.references}
 
 
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation of a number over the seeds."""
-    return {"value": mean(values), "sd": stdev(values) if len(values) > 1 else None}
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation of a number over the sampling seeds, and the number of each."""
+    sd = stdev(values) if len(values) > 1 else None
+    return {"value": mean(values), "sd": sd, "per_seed": [[*values]]}

@@ -1,6 +1,7 @@
 """What an evaluation finds: numbers beside their references, pictures to look at, and `results.json`."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from ldm.metrics.picture_metric import Copies
 FORMAT = 1
 SUBJECT = ("kind", "path", "sha256", "files", "params", "origin")  # what is recorded of it
 FILE_NAME = "results.json"
+PARTS = ("per_seed", "per_caption")  # of a row: what its value is the mean of
+NUMBERS = re.compile(r"\[\s+([-\d.e+]+(?:,\s+[-\d.e+]+)*)\s+\]")  # a list of numbers, one a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,11 @@ class Row:
     nfe: int | None = None  # network function evaluations per picture
     seconds: float | None = None  # to generate and look at all pictures
     params: int | None = None  # of the network
+    higher_is_better: bool | None = None  # None: neither direction is
+    # for comparisons: the value of each sampling seed, and of a metric that is a mean over pictures those of
+    # each caption, in the captions' order; first by training
+    per_seed: Sequence[Sequence[float]] = ()
+    per_caption: Sequence[Sequence[Sequence[float]]] = ()
     reading: str = ""  # what it is and which direction is better; once in a document, by metric
 
 
@@ -125,6 +133,11 @@ def results(
     }
 
 
+def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what it is the mean of."""
+    return {name: value for name, value in row.items() if name not in PARTS}
+
+
 def values(document: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a results document by path: `train/r1_efficientnet_lite0`, ..."""
     return {f"{row['set']}/{row['metric']}": row["value"] for row in document["rows"]}
@@ -136,7 +149,7 @@ def write_results(path: Path, document: Mapping[str, Any]) -> None:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise UserError(f"{path} is not written: a result is NaN or infinite") from error
-    write(path, text + "\n")
+    write(path, NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -126,13 +126,18 @@ class Composition(PictureMetric):
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     against_real: ClassVar[bool] = False
     reading = "share of pictures that show what the caption says, read exactly; higher is better"
+    higher_is_better = True
+    directions: ClassVar[Mapping[str, bool | None]] = {
+        **dict.fromkeys(("_low", "_high", "_chance")),  # of an interval, and a yardstick
+        "_unreadable": False,
+    }
 
     def __init__(self, *, features: str = "shapes_image", shifts: int = 8) -> None:
         super().__init__()
         if shifts < 1:
             raise UserError(f"{shifts=} of the chance level must be at least 1")
         self.features, self.shifts = features, shifts
-        self.add_lists("pictures", "claims")
+        self.add_lists("pictures", "claims", "captions")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -143,6 +148,7 @@ class Composition(PictureMetric):
         if not real:
             for kept, name in zip((self.pictures, self.claims), self.needs, strict=True):
                 kept.append(features_of(batch, name))
+            self.captions.append(batch.captions)
 
     def compute(self) -> dict[str, Tensor]:
         shown = [things_of(row) for row in torch.cat(list(self.pictures)).tolist()]
@@ -150,18 +156,20 @@ class Composition(PictureMetric):
         if not shown:
             raise UserError("a share of pictures needs at least one picture")
         verdicts = [judge(claim, things) for claim, things in zip(said, shown, strict=True)]
-        found: dict[str, float] = {}
+        captions, found = torch.cat(list(self.captions)), dict[str, float | Tensor]()
         for part in PARTS:
-            found |= interval(f"composition_{part}", [getattr(verdict, part) for verdict in verdicts])
-        found["composition_unreadable"] = sum(things is None for things in shown) / len(shown)
+            name, hits = f"composition_{part}", [getattr(verdict, part) for verdict in verdicts]
+            found |= {name: self.mean(name, torch.tensor(hits), captions), **interval(name, hits)}
+        name, unreadable = "composition_unreadable", [things is None for things in shown]
+        found[name] = self.mean(name, torch.tensor(unreadable), captions)
         found["composition_chance"] = chance(said, shown, shifts=self.shifts)
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found.items()}
 
 
 def interval(name: str, hits: Sequence[bool]) -> dict[str, float]:
-    """A share and its Wilson interval (Wilson 1927)."""
+    """The Wilson interval of a share (Wilson 1927)."""
     bounds = binomtest(sum(hits), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
-    return {name: sum(hits) / len(hits), f"{name}_low": bounds.low, f"{name}_high": bounds.high}
+    return {f"{name}_low": bounds.low, f"{name}_high": bounds.high}
 
 
 def chance(said: Sequence[Claim], shown: Sequence[list[Thing] | None], *, shifts: int) -> float:

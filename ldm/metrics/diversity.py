@@ -1,6 +1,6 @@
 """How different pictures are: pairs of one caption, and entropies of a set (Vendi and Inception scores)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -42,7 +42,8 @@ class CaptionDiversity(GatheredFeatures):
 
     def compute(self) -> dict[str, Tensor]:
         name, made = f"diversity_{self.features}", self.side("generated")
-        numbers = {name: mean_by_caption(made.features, made.captions, distance=mean_pairwise_distance)}
+        found = within_captions(made.features, made.captions, distance=mean_pairwise_distance)
+        numbers = {name: self.mean(name, found, torch.arange(len(found)))}
         if self.count > 1:
             numbers[f"{name}_between_real"] = _mean_distance(self.unit_total, self.count)
         return numbers
@@ -75,9 +76,9 @@ class PerceptualDiversity(GatheredFeatures):
 
     @torch.no_grad()
     def compute(self) -> dict[str, Tensor]:
-        made = self.side("generated")
-        value = mean_by_caption(made.features, made.captions, distance=self._mean_over_pairs)
-        return {f"diversity_{self.distance.name}": value}
+        name, made = f"diversity_{self.distance.name}", self.side("generated")
+        found = within_captions(made.features, made.captions, distance=self._mean_over_pairs)
+        return {name: self.mean(name, found, torch.arange(len(found)))}
 
     def _mean_over_pairs(self, pixels: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         images = as_pictures(pixels) / 127.5 - 1
@@ -85,10 +86,10 @@ class PerceptualDiversity(GatheredFeatures):
         return self.distance(images[first], images[second]).double().mean()
 
 
-def mean_by_caption(
+def within_captions(
     rows: Rows, captions: Int[Tensor, "n"], *, distance: Callable[[Tensor], Tensor]
-) -> Float[Tensor, ""]:
-    """Mean over captions of the distance within the caption's rows (Zhu et al. 2017, section 5).
+) -> Float[Tensor, "c"]:
+    """The distance within the rows of each caption, by its number (Zhu et al. 2017, section 5).
 
     Raises:
         UserError: a caption with a single picture.
@@ -101,7 +102,7 @@ def mean_by_caption(
                 f"diversity needs at least 2 pictures a caption, caption {caption} has one: more samples"
             )
         found.append(distance(table.block(mine)).cpu())
-    return torch.stack(found).mean()
+    return torch.stack(found)
 
 
 class VendiScore(PictureMetric):
@@ -148,6 +149,8 @@ class InceptionScore(GatheredFeatures):
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     against_real: ClassVar[bool] = False
+    higher_is_better = True
+    directions: ClassVar[Mapping[str, bool | None]] = {"is_sd": None}
 
     def __init__(self, *, features: str = "inception_logits", splits: int = 10) -> None:
         super().__init__(features=features)

@@ -77,6 +77,7 @@ class FrechetDistance(PictureMetric):
     minimum_images: ClassVar[int] = 2048  # Inception's dimensions: of fewer the covariance is singular
     accepts_statistics: ClassVar[bool] = True
     reading = "Frechet distance in these features, lower is better; few pictures add a bias: see the floor"
+    higher_is_better = False
 
     def __init__(self, *, features: str, dims: int) -> None:
         super().__init__()

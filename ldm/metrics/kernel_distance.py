@@ -1,6 +1,6 @@
 """Kernel distances of two sets of pictures: KID, and CMMD in a CLIP's space (maximum mean discrepancies)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -31,6 +31,8 @@ class KernelDistance(GatheredFeatures):
         "kernel distance in these features, lower is better; unbiased at any count: 0 for equal sets, and "
         "may fall below"
     )
+    higher_is_better = False
+    directions: ClassVar[Mapping[str, bool | None]] = {"_sd": None}
 
     def __init__(
         self, *, features: str = "inception", subsets: int = 100, subset_size: int | None = 1000
@@ -52,6 +54,7 @@ class Cmmd(GatheredFeatures):
 
     references: ClassVar[tuple[Reference, ...]] = ("floor", "ceiling")
     reading = "discrepancy in a CLIP's space times 1,000, lower is better, never below 0"
+    higher_is_better = False
 
     def compute(self) -> dict[str, Tensor]:
         value = cmmd(self.side("generated", at_least=2).features, self.side("real", at_least=2).features)

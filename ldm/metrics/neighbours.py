@@ -74,6 +74,7 @@ class PrecisionRecall(GatheredFeatures):
         "precision is the share of the pictures that lie where real ones do, recall the share of the real "
         "pictures that lie where those measured do; higher is better"
     )
+    higher_is_better = True
     shares = staticmethod(precision_recall)
 
     def __init__(self, *, features: str, neighbours: int = 3) -> None:
@@ -134,6 +135,7 @@ class Memorisation(GatheredFeatures):
     """
 
     references: ClassVar[tuple[Reference, ...]] = ("floor",)
+    higher_is_better = False
 
     def __init__(self, *, features: str, quantile: float = 0.01, split: str | None = None) -> None:
         super().__init__(features=features)

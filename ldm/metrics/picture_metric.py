@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -88,6 +88,10 @@ class PictureMetric(Metric):
         split: the split whose real pictures alone it reads; null, or one that isn't there, is all of them.
         reference: those statistics, where the evaluation was given them.
         seen: rows of that split's pictures, where the evaluation found it.
+        higher_is_better: whether a higher number is better; None where neither direction is.
+        directions: the same for those of its results that differ in it, by a part of their names.
+        by_caption: of the latest result, the mean of each caption's pictures, in the order of the captions'
+            numbers, by the name of the result; of results that are such means.
     """
 
     full_state_update: ClassVar[bool] = False
@@ -97,6 +101,9 @@ class PictureMetric(Metric):
     against_real: ClassVar[bool] = True
     minimum_images: ClassVar[int] = 1
     accepts_statistics: ClassVar[bool] = False
+    higher_is_better: bool | None = None
+    directions: ClassVar[Mapping[str, bool | None]] = MappingProxyType({})
+    by_caption: Mapping[str, Float[Tensor, "c"]] = MappingProxyType({})
     features: str
     split: str | None = None
     reference: Gaussian | None = None
@@ -123,6 +130,19 @@ class PictureMetric(Metric):
             generated, real: tables of features by name; those of the latest result.
         """
         return None
+
+    def direction(self, name: str) -> bool | None:
+        """Whether a higher value of the result of this name is better; None where neither direction is."""
+        own = (better for part, better in self.directions.items() if part in name)
+        return next(own, self.higher_is_better)
+
+    def mean(self, name: str, values: Shaped[Tensor, "n"], captions: Int[Tensor, "n"]) -> Tensor:
+        """Mean of the pictures' values, float64; keeps that of each caption in `by_caption` under a name."""
+        values = values.double()
+        numbers, owners = captions.unique(return_inverse=True)
+        totals = values.new_zeros(len(numbers)).index_add(0, owners, values)
+        self.by_caption = {**self.by_caption, name: totals / owners.bincount()}
+        return values.mean()
 
     def add_sum(self, name: str, *shape: int) -> None:
         """Declares a state that starts at 0, float64, and is summed over ranks."""

@@ -53,6 +53,7 @@ class Reconstruction(Metric):
 
     Attributes:
         readings: how to read each number, by its name.
+        directions: whether a higher number is better, by its name.
     """
 
     full_state_update: ClassVar[bool] = False
@@ -78,6 +79,7 @@ class Reconstruction(Metric):
             features, dims = next(iter(extractor.dims.items()))
             self.frechet = FrechetDistance(features=features, dims=dims)
             self.readings[f"r{self.frechet.name}"] = f"Frechet {trip} in these features, lower is better"
+        self.directions = {name: name in ("psnr", "ssim") for name in self.readings}
 
     def update(self, images: UInt8[Tensor, "b c h w"], originals: UInt8[Tensor, "b c h w"]) -> None:
         """Adds a batch of reconstructions with their originals."""

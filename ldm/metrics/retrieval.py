@@ -119,6 +119,7 @@ class PictureRecall(GatheredFeatures):
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     reading = "share with the right real picture among the k nearest of all, k after the r; higher is better"
+    higher_is_better = True
 
     def __init__(self, *, features: str, ks: Sequence[int] = (1, 5)) -> None:
         super().__init__(features=features)
@@ -127,7 +128,8 @@ class PictureRecall(GatheredFeatures):
     def compute(self) -> dict[str, Tensor]:
         made, real = self.side("generated"), self.side("real")
         found = ranks(made.features, real.features, query_keys=made.rows, gallery_keys=real.rows)
-        return {f"r{k}_{self.features}": (found < k).double().mean() for k in self.ks}
+        names = {f"r{k}_{self.features}": k for k in self.ks}
+        return {name: self.mean(name, found < k, made.captions) for name, k in names.items()}
 
 
 class ClipMetric(PictureMetric):
@@ -135,6 +137,7 @@ class ClipMetric(PictureMetric):
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     against_real: ClassVar[bool] = False
+    higher_is_better = True
 
     def __init__(self, *, clip: str) -> None:
         super().__init__()
@@ -156,18 +159,18 @@ class ClipScore(ClipMetric):
         super().__init__(clip=clip)
         judge = "the very CLIP that conditions the model" if clip == OWN_CLIP else "this CLIP"
         self.reading = f"cosine of picture and prompt, judged by {judge}, higher is better"
-        self.add_sum("total")
-        self.add_sum("count")
+        self.add_lists("cosines", "captions")
 
     def update(self, batch: Observed, *, real: bool) -> None:
         if not real:
-            cosines = pair_cosines(*(features_of(batch, name) for name in self.needs))
-            self.total, self.count = self.total + cosines.sum(), self.count + len(cosines)
+            self.cosines.append(pair_cosines(*(features_of(batch, name) for name in self.needs)))
+            self.captions.append(batch.captions.to(self.cosines[-1].device))
 
     def compute(self) -> dict[str, Tensor]:
-        if self.count == 0:
+        if not len(self.cosines):
             raise UserError("a CLIP score needs at least one picture")
-        return {f"{self.clip}_score": self.total / self.count}
+        name = f"{self.clip}_score"
+        return {name: self.mean(name, dim_zero_cat(self.cosines), dim_zero_cat(self.captions))}
 
 
 def pair_cosines(images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
@@ -195,7 +198,8 @@ class RPrecision(ClipMetric):
     def compute(self) -> dict[str, Tensor]:
         pair, captions = (as_table(self.images), as_table(self.texts)), dim_zero_cat(self.captions)
         found = own_caption_first(*pair, captions, candidates=self.candidates)
-        return {f"r_precision_{self.clip}": found.double().mean()}
+        name = f"r_precision_{self.clip}"
+        return {name: self.mean(name, found, captions.to(found.device))}
 
 
 def own_caption_first(

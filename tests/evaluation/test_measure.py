@@ -50,8 +50,9 @@ def test_the_batch_size_changes_a_number_by_rounding_alone_and_the_hash(evaluato
     assert len({*hashes}) == 2
     assert dataclasses.replace(evaluator.protocol, batch_size=5).ruler == evaluator.protocol.ruler
     for one, other in zip(*found, strict=True):
-        timeless = (dataclasses.astuple(dataclasses.replace(row, seconds=0.0)) for row in (one, other))
-        assert next(timeless) == pytest.approx(next(timeless), abs=1e-9)
+        assert one.metric == other.metric
+        for name in ("value", "floor", "ceiling", "real"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-9)
 
 
 def test_a_metric_without_its_network_is_skipped_and_named(evaluator, paints):
@@ -109,6 +110,24 @@ def test_seeds_give_a_mean_and_a_deviation_over_pictures_that_share_no_seed(eval
     assert row.value == pytest.approx(mean(alone))
     assert row.sd == pytest.approx(stdev(alone))
     assert row.seeds == 3
+    assert row.per_seed == [pytest.approx(alone)]
+    assert row.higher_is_better is False
+
+
+def test_a_mean_over_pictures_carries_the_mean_of_each_caption(evaluator, paints_with_errors):
+    """Pictures of odd seeds are wrong: half of each caption's two, and every other of those with one."""
+    protocol = dataclasses.replace(evaluator.protocol, seeds=2)
+    twice = dataclasses.replace(evaluator, protocol=protocol)
+    pairs = dataclasses.replace(protocol.sets[2], metrics=("nearest", "diversity"))
+    found = rows_of(twice.measure(paints_with_errors, pairs))
+    assert found["r1_colours"].per_caption == [[[0.5] * 3] * 2]
+    (by_seed,) = found["diversity_colours"].per_caption
+    for own, value in zip(by_seed, found["diversity_colours"].per_seed[0], strict=True):
+        assert mean(own) == pytest.approx(value, abs=1e-6)
+    assert found["diversity_colours_between_real"].per_caption == []
+    found = rows_of(twice.measure(paints_with_errors, protocol.sets[0]))
+    assert found["r1_colours"].per_caption == [[[1, 0] * 4] * 2]
+    assert found["fd_colours"].per_caption == []
 
 
 def test_few_pictures_are_refused_for_a_frechet_distance_or_labelled(evaluator, paints):

@@ -4,8 +4,8 @@ import torch
 from ldm.metrics.diversity import (
     CaptionDiversity,
     PerceptualDiversity,
-    mean_by_caption,
     mean_pairwise_distance,
+    within_captions,
 )
 from ldm.metrics.features import Pixels
 from ldm.metrics.picture_metric import Observed
@@ -31,12 +31,12 @@ def test_closed_form_equals_the_mean_over_pairs():
 def test_captions_count_equally_whatever_the_order_of_their_pictures():
     features = torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]])
     captions = torch.tensor([3, 8, 3, 8])
-    assert mean_by_caption(features, captions, distance=mean_pairwise_distance) == pytest.approx(0.5)
+    assert within_captions(features, captions, distance=mean_pairwise_distance).mean() == pytest.approx(0.5)
 
 
 def test_a_caption_with_one_picture_is_refused():
     with pytest.raises(ValueError, match="at least 2 pictures a caption, caption 1 has one"):
-        mean_by_caption(torch.eye(3), torch.tensor([0, 0, 1]), distance=mean_pairwise_distance)
+        within_captions(torch.eye(3), torch.tensor([0, 0, 1]), distance=mean_pairwise_distance)
 
 
 def test_metric_over_batches_with_the_real_pictures_as_measure():
