@@ -127,8 +127,8 @@ class GenerationMetrics(Callback):
             progress=False,
         )
         requests = self.captions.requests(captions, seed_base=0)
-        seen = look(generate_with(pl_module.generator()), requests, wanted=self.observers.names)
-        scores = score(self.metrics, real=gallery.observed(), generated=parts_of(seen.observed))
+        seen, _ = look(generate_with(pl_module.generator()), requests, wanted=self.observers.names)
+        scores = score(self.metrics, real=gallery.observed(), generated=parts_of(seen))
         return {
             f"{name}{LABEL}" if key in few else name: value
             for key, numbers in scores.items()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -80,12 +80,10 @@ class Ranks:
         """
         if self.count == 1:
             return [action()]
-        failure: Exception | None = None
-        result: T | None = None
         try:
-            result = action()
+            result, failure = action(), None
         except Exception as error:  # whatever it is, the others must hear of it; it is raised again below
-            failure = error
+            result, failure = None, error
         everyone = self.gather((result, None if failure is None else f"{type(failure).__name__}: {failure}"))
         if failure is not None:
             raise failure
@@ -149,13 +147,6 @@ class Observers:
         return {name: network(texts).float().cpu() for name, network in self.texts.items()}
 
 
-class Seen(NamedTuple):
-    """The features of a set of pictures, and the first few pictures themselves."""
-
-    observed: Observed
-    first: list[UInt8[Tensor, "3 h w"]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class FeaturePass:
     """Generates or reads all pictures of a set and takes the features of each once, a batch at a time.
@@ -178,32 +169,31 @@ class FeaturePass:
         wanted: Iterable[str],
         keep: int = 0,
         title: str = "",
-    ) -> Seen:
+    ) -> tuple[Observed, list[UInt8[Tensor, "3 h w"]]]:
         """The wanted features of the pictures that requests ask for, and the first `keep` of the pictures.
 
-        Raises:
-            UserError: no room for the files, or something other than one picture of 8 bit per request.
-            RankError: another process failed.
+        Raises UserError: no room for the files, or something other than one picture of 8 bit per request.
+        RankError: another process failed.
         """
         names, first = {*wanted}, list[Tensor]()
         observers = self.observers.only(names)
 
         def look(start: int, batch: Sequence[Request]) -> tuple[Features, Tensor]:
+            """The wanted features of a batch, and those of its pictures that are kept."""
             images = generated(generate, batch)
             features = observers.look(images) | observers.read([one.prompt for one in batch])
             held = {name: values for name, values in features.items() if name in names}
             return held, images[: max(0, keep - start)].clone()
 
         def tables() -> Iterator[Features]:
+            """The features of each batch; its pictures are put aside on the way."""
             for features, images in self.over(requests, look, title=title):
                 first.extend(images)
                 yield features
 
         features = store_tables(tables(), folder=self.folder)
-        rows, captions = (
-            torch.tensor([getattr(one, name) for one in requests]) for name in ("row", "caption")
-        )
-        return Seen(Observed(features=features, rows=rows, captions=captions), first)
+        rows, captions = torch.tensor([(one.row, one.caption) for one in requests]).unbind(1)
+        return Observed(features=features, rows=rows, captions=captions), first
 
     def over(
         self, items: Sequence[T], look: Callable[[int, Sequence[T]], Any], *, title: str = ""
@@ -213,6 +203,7 @@ class FeaturePass:
         share = self.ranks.share([*enumerate(batched(items, size))])
 
         def own() -> Iterator[Any]:
+            """The results of this process's batches, as the bar counts them."""
             total, hidden = sum(len(batch) for _, batch in share), not (self.progress and title)
             with tqdm(total=total, desc=title, unit="picture", disable=hidden) as bar:
                 for number, batch in share:

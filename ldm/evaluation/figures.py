@@ -1,6 +1,6 @@
 """Figures of a report: generated pictures beside real ones, curves of a training, curves of a sweep."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,12 +69,11 @@ def sheet(blocks: Sequence[Block], *, columns: int = 2) -> Image.Image:
 
 def fit_text(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."
+    kept = text = " ".join(text.split())
+    while kept and font.getlength(text) > width:
+        kept = kept[:-1]
+        text = f"{kept}..."
+    return text
 
 
 def save_png(image: Image.Image, path: Path, *, max_bytes: int = MAX_BYTES) -> Path:
@@ -92,10 +91,7 @@ def save_png(image: Image.Image, path: Path, *, max_bytes: int = MAX_BYTES) -> P
 def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
     """One panel per name, smoothed by a running mean where there are many points.
 
-    Numbers of the literature are straight lines in the panel of `val/<result>`.
-
-    Raises:
-        UserError: there is no curve.
+    Numbers of the literature are straight lines in the panel of `val/<result>`. Raises UserError: no curve.
     """
     from matplotlib.figure import Figure as Drawing  # half a second that only figures need
 
@@ -134,8 +130,7 @@ def literature_beside(curves: Curves, name: str) -> dict[str, float]:
 
 def running_mean(values: Sequence[float], *, window: int) -> list[float]:
     """Mean of the last `window` values at each place."""
-    sums = np.cumsum([0.0, *values])
-    ends = np.arange(1, len(values) + 1)
+    sums, ends = np.cumsum([0.0, *values]), np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
     return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
 
@@ -149,8 +144,9 @@ def save_sweep(lines: Sequence[Line], folder: Path, *, axes: Sequence[str]) -> l
     figures = []
     for set_name in dict.fromkeys(line["set"] for line in lines):
         mine = [line for line in lines if line["set"] == set_name]
-        distance = _first(mine, lambda name: name.startswith(DISTANCES))
-        score = _first(mine, lambda name: "clip" in name and name.endswith("_score"))
+        metrics = [line["metric"] for line in mine]
+        distance = next((name for name in metrics if name.startswith(DISTANCES)), None)
+        score = next((name for name in metrics if "clip" in name and name.endswith("_score")), None)
         for x, along in ((score, "scale"), ("nfe", "steps"), ("ema_length", "ema_length")):
             if distance is not None and x is not None:
                 found = curves_of(mine, x=x, y=distance, along=along, axes=axes)
@@ -204,7 +200,3 @@ def save_curves_of(curves: Mapping[str, Sequence[Place]], stem: Path, *, title: 
     for ending in ("png", "svg"):
         save_figure(drawing, stem.with_name(f"{stem.name}.{ending}"), dpi=110)
     return f"{stem.name}.png"
-
-
-def _first(lines: Iterable[Line], fits: Callable[[str], bool]) -> str | None:
-    return next((line["metric"] for line in lines if fits(line["metric"])), None)

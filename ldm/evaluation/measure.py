@@ -12,16 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ldm import UserError
-from ldm.evaluation.feature_pass import (
-    FeaturePass,
-    Generate,
-    Observers,
-    Ranks,
-    Seen,
-    batched,
-    generated,
-    parts_of,
-)
+from ldm.evaluation.feature_pass import FeaturePass, Generate, Observers, Ranks, batched, generated, parts_of
 from ldm.evaluation.protocol import ELSEWHERE, Caption, CaptionSet, Protocol, Request
 from ldm.evaluation.reference_set import ReferenceSet
 from ldm.evaluation.reference_statistics import Statistics
@@ -52,8 +43,7 @@ class Evaluator:
     def measure(self, generate: Generate, caption_set: CaptionSet) -> SetResult:
         """Generates and measures the pictures of a set, once for each of the protocol's seeds.
 
-        Raises:
-            UserError: an unknown metric, or fewer pictures than one wants that isn't in the set's `few`.
+        Raises UserError: an unknown metric, or fewer pictures than one wants that isn't in the set's `few`.
         """
         metrics, skipped = self._available(caption_set)
         few, count = self._too_few(caption_set, metrics), self._count(caption_set)
@@ -61,10 +51,12 @@ class Evaluator:
         started = time.perf_counter()
         runs = [self._run(generate, caption_set, metrics, repeat) for repeat in range(self.protocol.seeds)]
         seconds = time.perf_counter() - started
-        scores, by_caption = zip(*(self._measured(metrics, seen.observed) for _, seen in runs), strict=True)
-        requests, seen = runs[0]
-        copies = self._copies(metrics, seen)
+        scores, by_caption = zip(*(self._measured(metrics, seen) for _, seen, _ in runs), strict=True)
+        requests, seen, first = runs[0]
+        sides = seen.features, self.reference_set.features
+        copies = next((found for each in metrics.values() if (found := each.copies_in(*sides))), None)
         references = {"floor": floor, **self._references(metrics, requests[:: caption_set.samples])}
+        is_foreign = self.statistics is not None and self.statistics.preparation is None
         rows = [
             Row(
                 set=caption_set.name,
@@ -74,7 +66,7 @@ class Evaluator:
                 seeds=self.protocol.seeds,
                 images=count,
                 few=key in few,
-                foreign=self._is_foreign(metric),
+                foreign=is_foreign and metric.reference is not None,
                 **{kind: found.get(key, {}).get(name) for kind, found in references.items()},
                 nfe=self.protocol.nfe,
                 seconds=round(seconds, 4),
@@ -88,7 +80,7 @@ class Evaluator:
         return SetResult(
             name=caption_set.name,
             rows=rows,
-            shown=self._shown(requests, seen, caption_set.samples),
+            shown=self._shown(requests, seen, first, caption_set.samples),
             pairs=self._pairs(copies, generate, requests) if copies else [],
             copies=copies,
             floor_images=floor_images,
@@ -136,11 +128,6 @@ class Evaluator:
         }
         return able, sorted(wanted.keys() - able.keys())
 
-    def _is_foreign(self, metric: PictureMetric) -> bool:
-        """Whether its reference is statistics of unknown preparation."""
-        known = self.statistics is None or self.statistics.preparation is not None
-        return not known and metric.reference is not None
-
     @property
     def _pass(self) -> FeaturePass:
         return FeaturePass(
@@ -153,14 +140,13 @@ class Evaluator:
 
     def _run(
         self, generate: Generate, caption_set: CaptionSet, metrics: Metrics, repeat: int
-    ) -> tuple[list[Request], Seen]:
+    ) -> tuple[list[Request], Observed, list[Tensor]]:
+        """The requests of a repeat, and their features; of the first one, pictures to show, too."""
         requests = self.requests(caption_set, repeat=repeat)
         title = caption_set.name if self.protocol.seeds == 1 else f"{caption_set.name}, {repeat + 1}"
         keep = 0 if repeat else self.show * caption_set.samples
-        seen = self._pass(
-            generate, requests, wanted=needs(metrics.values()), keep=keep, title=f"{title} captions"
-        )
-        return requests, seen
+        wanted, title = needs(metrics.values()), f"{title} captions"
+        return requests, *self._pass(generate, requests, wanted=wanted, keep=keep, title=title)
 
     def _measured(self, metrics: Metrics, observed: Observed) -> tuple[Scores, dict[str, list[float]]]:
         """The numbers of generated pictures, and the means of each caption of those that are such means."""
@@ -199,8 +185,8 @@ class Evaluator:
         if real:
             found["real"] = self._score(real, self._right(real, requests))
         if self.round_trip is not None and ceiling:
-            seen = self._pass(self._round_trips, requests, wanted=needs(ceiling.values()))
-            found["ceiling"] = self._score(ceiling, seen.observed)
+            seen, _ = self._pass(self._round_trips, requests, wanted=needs(ceiling.values()))
+            found["ceiling"] = self._score(ceiling, seen)
         return found
 
     def _any_real(self, metrics: Metrics, count: int) -> Scores:
@@ -228,25 +214,22 @@ class Evaluator:
             captions=torch.tensor([request.caption for request in requests]),
         )
 
-    def _shown(self, requests: Sequence[Request], seen: Seen, samples: int) -> list[Block]:
+    def _shown(
+        self, requests: Sequence[Request], seen: Observed, pictures: Sequence[Tensor], samples: int
+    ) -> list[Block]:
         """The captions whose pictures were kept, with the nearest and the right real picture."""
-        features, real = seen.observed.features, self.reference_set
+        features, real = seen.features, self.reference_set
         network = next((name for name in features if name in real.features), None)
-        if not seen.first or network is None:
+        if not pictures or network is None:
             return []
-        first, others = features[network][: len(seen.first) : samples], real.features[network]
+        first, others = features[network][: len(pictures) : samples], real.features[network]
         rows = nearest(unit_rows(first), unit_rows(others), count=1)[1][:, 0].tolist()
         shown = []
-        for one, own, row in zip(requests[::samples], batched(seen.first, samples), rows, strict=False):
+        for one, own, row in zip(requests[::samples], batched(pictures, samples), rows, strict=False):
             right = None if one.row == ELSEWHERE else real.picture(one.row)
             names = "generated | nearest to the first | right"
             shown.append(Block((one.prompt, names), (*own, real.picture(row), right)))
         return shown
-
-    def _copies(self, metrics: Metrics, seen: Seen) -> Copies | None:
-        """The generated pictures beside the nearest real ones, by the first metric that judges copies."""
-        sides = seen.observed.features, self.reference_set.features
-        return next((found for each in metrics.values() if (found := each.copies_in(*sides))), None)
 
     def _pairs(self, copies: Copies, generate: Generate, requests: Sequence[Request]) -> list[Block]:
         """The nearest pairs; only features were kept, so that their pictures are generated once more."""

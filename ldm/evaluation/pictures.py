@@ -32,15 +32,13 @@ class Pictures(Protocol):
     """Captioned pictures by number, all of one size."""
 
     size: int  # side in pixels
+    sha256: str  # of the pixels and their order
+    data_sha256: str  # of the data set that they belong to
+    image: Callable[[int], UInt8[Tensor, "3 h w"]]
+    keys: Callable[[], list[str]]  # a name of each
+    texts: Callable[[], list[list[str]]]  # the captions of each
 
-    @property
-    def sha256(self) -> str: ...  # of the pixels and their order
-    @property
-    def data_sha256(self) -> str: ...  # of the data set that they belong to
     def __len__(self) -> int: ...
-    def image(self, number: int) -> UInt8[Tensor, "3 h w"]: ...
-    def keys(self) -> list[str]: ...
-    def texts(self) -> list[list[str]]: ...
 
 
 class PictureFolder:
@@ -53,8 +51,7 @@ class PictureFolder:
         size: side in pixels that the largest centred square of each is brought to; None leaves pictures as
             they are, which then must be squares of one size.
 
-    Raises:
-        UserError: no folder, no pictures in it, a broken one, two with one key, or sizes that differ.
+    Raises UserError: no folder, no pictures in it, a broken one, two with one key, or sizes that differ.
     """
 
     def __init__(self, path: str | Path, *, size: int | None = None) -> None:
@@ -133,8 +130,7 @@ class PictureFolder:
         try:
             return use(EncodedPicture(path.read_bytes()))
         except UserError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path} can't be decoded ({reason}): replace or remove it") from error
+            raise UserError(f"{path} can't be decoded ({error}): replace or remove it") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +183,14 @@ def picture_subject(pictures: Pictures, *, path: str) -> Subject:
 
 
 def found_in(pictures: Pictures, *, path: str) -> Generate:
-    """Looks up the pictures that are called like the requests, with or without the set's folder.
+    """A function that finds pictures called like the requests, with or without the set's folder.
 
-    What it returns raises a UserError for a request whose picture is missing.
+    It raises UserError: a request whose picture is missing.
     """
     numbers = {key: number for number, key in enumerate(pictures.keys())}
 
     def look_up(requests: Sequence[Request]) -> Tensor:
+        """The pictures of a batch: uint8, b 3 h w."""
         images = []
         for name in (request.name for request in requests):
             number = numbers.get(name, numbers.get(name.partition("/")[2]))

@@ -84,9 +84,7 @@ class ReferenceSet:
     ) -> list[Caption]:
         """The captions of a set; without a split those of the folder or split that is `measured`.
 
-        Raises:
-            UserError: a split that isn't in the reference set or has too few pictures, or other captions than
-                the set's sha256 says.
+        Raises UserError: an unknown split, too few pictures, or other captions than the set's sha256 says.
         """
         split, most = caption_set.split, caption_set.captions
         if caption_set.file is not None:
@@ -160,6 +158,7 @@ class ReferenceSet:
         kept: Features = {}
 
         def lacking() -> set[str]:
+            """Reads what is kept; returns the names of the rest."""
             for name, identity in identities.items():
                 if (table := self.cache.read(identity, rows=len(pictures))) is not None:
                     kept[name] = table
@@ -169,6 +168,7 @@ class ReferenceSet:
         observers = look.observers.only(missing)
 
         def seen(_: int, numbers: Sequence[int]) -> Features:
+            """The missing features of a batch."""
             features = observers.look(torch.stack([pictures.image(number) for number in numbers]))
             return {name: values for name, values in features.items() if name in missing}
 

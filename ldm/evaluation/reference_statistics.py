@@ -47,10 +47,7 @@ class Statistics:
     def read(cls, path: Path) -> "Statistics":
         """A file that `write` wrote, or one of pytorch-fid or clean-fid, which hold `mu` and `sigma` alone.
 
-        Nothing in the file is executed.
-
-        Raises:
-            UserError: no such file, no mean and covariance in it, or other numbers than were written.
+        Nothing in it is executed. Raises UserError: no such file, or no mean and covariance as written.
         """
         try:
             arrays = read_arrays(path)
@@ -80,8 +77,7 @@ class Statistics:
     def check(self, preparations: Mapping[str, Preparation], *, source: str) -> None:
         """Refuses statistics that don't fit the preparations, by features, of what is measured.
 
-        Raises:
-            UserError: features that aren't measured, or another network, input size, resize or picture size.
+        Raises UserError: features that aren't measured, or another network, input size, resize or size.
         """
         if self.features not in preparations:
             raise UserError(
@@ -111,34 +107,28 @@ def _gaussian(arrays: Mapping[str, np.ndarray], path: Path) -> Gaussian:
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}: statistics have mu and sigma")
     mean, covariance = both = arrays["mu"], arrays["sigma"]
     width = mean.size
-    wrong = ""
     if not width or mean.shape != (width,) or covariance.shape != (width, width):
         wrong = f"has mu of shape {mean.shape} and sigma of {covariance.shape}, not (d,) and (d, d)"
     elif not all(np.issubdtype(each.dtype, np.floating) and np.isfinite(each).all() for each in both):
         wrong = "holds mu and sigma that are not all finite numbers"
-    elif min(each.dtype.itemsize for each in both) < 4:
-        raise UserError(
-            f"{path} holds mu of {mean.dtype} and sigma of {covariance.dtype}, too coarse for a distance: "
-            f"write both in float32 or float64"
-        )
-    if wrong:
-        raise UserError(f"{path} {wrong}: write it anew")
-    gaussian = Gaussian(*(torch.from_numpy(each.astype(np.float64)) for each in both))
-    if wrong := _no_covariance(gaussian.covariance):
-        raise UserError(f"{path} holds a sigma {wrong}: write it anew")
-    return gaussian
+    elif min(each.dtype.itemsize for each in both) < 4:  # float16: too coarse for a distance
+        wrong = f"holds mu of {mean.dtype} and sigma of {covariance.dtype}, not of float32 or float64"
+    else:
+        gaussian = Gaussian(*(torch.from_numpy(each.astype(np.float64)) for each in both))
+        if not (wrong := _no_covariance(gaussian.covariance)):
+            return gaussian
+    raise UserError(f"{path} {wrong}: write it anew")
 
 
 def _no_covariance(matrix: Tensor) -> str:
     """What makes a matrix no covariance, beyond rounding; empty where nothing does."""
-    trace = float(matrix.trace())
-    asymmetry = (matrix - matrix.T).abs().max()
+    trace, asymmetry = float(matrix.trace()), (matrix - matrix.T).abs().max()
     if asymmetry > ROUNDING * abs(trace):
-        return f"that is not symmetric (by up to {asymmetry:.3g})"
+        return f"holds a sigma that is not symmetric (by up to {asymmetry:.3g})"
     smallest = max(ROUNDING * trace, np.finfo(np.float64).tiny)
     lifted = matrix + smallest * torch.eye(len(matrix), dtype=matrix.dtype)
     negative = torch.linalg.cholesky_ex(lifted).info  # it succeeds for a positive definite matrix alone
-    return "with negative variances (it is not positive semidefinite)" if negative else ""
+    return "holds a sigma with negative variances (it is not positive semidefinite)" if negative else ""
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -31,9 +31,9 @@ def test_pictures_come_back_in_the_order_of_their_requests_whatever_the_batch_si
         FeaturePass(observers=observers, batch_size=size)(paints, requests, wanted=["colours"], keep=8)
         for size in (1, 3, 8)
     ]
-    for seen in runs:
-        assert torch.equal(torch.stack(seen.first), paints(requests))
-        assert seen.observed.rows.tolist() == [request.row for request in requests]
+    for observed, pictures in runs:
+        assert torch.equal(torch.stack(pictures), paints(requests))
+        assert observed.rows.tolist() == [request.row for request in requests]
 
 
 def test_a_pipeline_that_gives_no_8_bit_pictures_is_refused():
