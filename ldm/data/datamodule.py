@@ -54,14 +54,10 @@ class BucketOrder:
     """Order of an epoch in which each run of `batch` positions lies in one bucket.
 
     Every picture comes; the last run of a bucket is filled up with those that its first began with.
-
-    Attributes:
-        bucket: of each picture.
-        batch: samples of all ranks per step.
     """
 
-    bucket: np.ndarray
-    batch: int
+    bucket: np.ndarray  # of each picture
+    batch: int  # samples of all ranks per step
 
     @property
     def size(self) -> int:

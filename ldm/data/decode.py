@@ -40,11 +40,7 @@ OVERSAMPLING = 1.4  # a JPEG is decoded to at least so many times the pixels tha
 
 
 class PictureError(UserError):
-    """A picture that can't be read.
-
-    Attributes:
-        reason: one of the few in docs/data_rules.md.
-    """
+    """A picture that can't be read; `reason` is one of the few in docs/data_rules.md."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -22,20 +22,16 @@ CHECKED_AT_START = 2**28  # bytes: about what is hashed in a second
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar: its identity, and for each sample its key and what is known of its two members.
-
-    Attributes:
-        images, records: (offset, size) of each sample's picture and json, in bytes.
-        checksums: crc32 of both; none in sets that an earlier version prepared.
-    """
+    """One tar: its identity, and for each sample its key and what is known of its two members."""
 
     file: str
     split: str
     bytes: int
     sha256: str
     keys: list[str]
-    images: list[tuple[int, int]]
-    records: list[tuple[int, int]]
+    images: list[tuple[int, int]]  # offset and size of each sample's picture, in bytes
+    records: list[tuple[int, int]]  # the same of its json
+    # crc32 of both; none in sets that an earlier version prepared
     checksums: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -73,18 +69,12 @@ def _pairs(pairs: list) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """All shards of a data set, in the order in which they were written.
+    """All shards of a data set, in the order in which they were written."""
 
-    Attributes:
-        root: folder that holds the shards and `shards.json`.
-        name: the data set's name.
-        remedy: how damage is mended, for the sentence that names it.
-    """
-
-    root: Path
-    name: str
+    root: Path  # folder that holds the shards and `shards.json`
+    name: str  # of the data set
     shards: tuple[Shard, ...]
-    remedy: str = "prepare the set anew"
+    remedy: str = "prepare the set anew"  # how damage is mended, for the sentence that names it
 
     @classmethod
     def load(cls, root: str | Path, *, remedy: str = remedy) -> "ShardIndex":
@@ -124,11 +114,7 @@ class ShardIndex:
         return index
 
     def save(self, *, below: Path | None = None) -> None:
-        """Writes `shards.json`, the last act of a preparation: it never names a shard that isn't whole.
-
-        Args:
-            below: the folder that the user named, if it is one above.
-        """
+        """Writes `shards.json`, last of all: it never names a shard that isn't whole."""
         entries = [asdict(shard) for shard in self.shards]
         text = json.dumps({"format": FORMAT, "name": self.name, "shards": entries}, separators=(",", ":"))
         write(self.root / FILE_NAME, text, below=below)

@@ -144,12 +144,7 @@ class LatentData(LightningDataModule):
 
 
 class EncodedPictures(LightningDataModule):
-    """The same batches, with the codec at work in every step: for sets too large to store, and to compare.
-
-    Args:
-        pictures: the data set.
-        codec: that of the stage that is trained.
-    """
+    """The same batches, encoded in every step by the codec of the stage: for sets too large to store."""
 
     def __init__(self, *, pictures: StreamData, codec: Codec) -> None:
         super().__init__()

@@ -34,23 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A picture with its captions, as stored.
+    """A picture with its captions, as stored."""
 
-    Attributes:
-        key: unique in its data set; the stem of both members.
-        image: an encoded picture (PNG, JPEG or WebP), byte for byte.
-        extension: the picture's, without the dot.
-        texts: its captions.
-        comment_nos: the number of each caption, as Flickr30k has them.
-        metadata: whatever else the set knows of the picture.
-    """
-
-    key: str
-    image: bytes
-    extension: str
-    texts: list[str]
-    comment_nos: list[int]
-    metadata: dict[str, object] = field(default_factory=dict)
+    key: str  # unique in its data set; the stem of both members
+    image: bytes  # an encoded picture (PNG, JPEG or WebP), byte for byte
+    extension: str  # the picture's, without the dot
+    texts: list[str]  # its captions
+    comment_nos: list[int]  # the number of each caption, as Flickr30k has them
+    metadata: dict[str, object] = field(default_factory=dict)  # whatever else the set knows of the picture
 
 
 def write_shards(
@@ -64,11 +55,7 @@ def write_shards(
 
 
 def write_shard(samples: Iterable[Sample], path: Path, *, split: str, below: Path | None = None) -> Shard:
-    """Writes one tar: there whole under its name, or not at all.
-
-    Args:
-        below: the folder that the user named, if it is one above.
-    """
+    """Writes one tar: there whole under its name, or not at all (`below` as of `ldm.io.writing`)."""
     # a fixed time stamp: the same samples give the same bytes
     with writing(path, below=below) as stream, webdataset.TarWriter(stream, encoder=False, mtime=0) as tar:
         for sample in samples:

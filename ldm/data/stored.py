@@ -90,24 +90,15 @@ def is_finite(values: np.ndarray) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is computed of each picture of a split, and where it is kept.
-
-    Attributes:
-        encode: numbers of pictures -> an array for each.
-        chunk: how many pictures `encode` is given at once.
-        kind: what the arrays are called, and the folder below `pictures.cache` that holds them.
-        name: part of the folder's name, for its readers.
-        origin: everything that decides the arrays.
-        bytes_each: about what the arrays of one picture take on the disk.
-    """
+    """What is computed of each picture of a split, and where it is kept."""
 
     pictures: PictureDataset
-    encode: Callable[[range], Iterable[np.ndarray]]
-    chunk: int
-    kind: str
-    name: str
-    origin: Mapping[str, Any]
-    bytes_each: int
+    encode: Callable[[range], Iterable[np.ndarray]]  # numbers of pictures -> an array for each
+    chunk: int  # how many pictures `encode` is given at once
+    kind: str  # what the arrays are called, and the folder below `pictures.cache` that holds them
+    name: str  # part of the folder's name, for its readers
+    origin: Mapping[str, Any]  # everything that decides the arrays
+    bytes_each: int  # about what the arrays of one picture take on the disk
 
     @property
     def folder(self) -> Path:

@@ -74,10 +74,7 @@ class StreamingPictureData(StreamData):
 class StreamedPictures(Dataset[dict]):
     """At any position the next sample of the process that asks; damaged ones are counted and passed over.
 
-    Args:
-        urls: of the tars.
-        view: how a picture is seen, as `sample_at` takes it.
-        shuffle, damaged_share: as of `StreamingPictureData`.
+    A `view` says how a picture is seen, as `sample_at` takes it; the rest is as of `StreamingPictureData`.
     """
 
     def __init__(self, urls: list[str], view: dict[str, Any], *, shuffle: int, damaged_share: float) -> None:

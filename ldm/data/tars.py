@@ -121,13 +121,10 @@ def _is_local(url: str) -> bool:
 class Transport:
     """The bytes behind an address; its client's own errors (aiohttp's, botocore's, ...) come as OSErrors.
 
-    Attributes:
-        taken: bytes that were read.
-
     Raises DataError: an address that is refused. OSError: whatever stops the transport, opened or read.
     """
 
-    taken = 0
+    taken = 0  # bytes that were read
 
     def __init__(self, url: str) -> None:
         check_address(url)

@@ -67,10 +67,7 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def read_table(path: Path, text: str | None = None) -> Table:
-    """A table; its rows may have other numbers of cells than the header.
-
-    Args:
-        text: that of the file, where it has been read already.
+    """The table in a file, whose `text` may have been read already; a row may be longer than the header.
 
     Raises DataError: UTF-16, or quotes that do not pair up.
     """
@@ -198,11 +195,7 @@ def usable_caption(text: object) -> Caption:
 
 
 def sample_captions(members: Mapping[str, bytes]) -> list[tuple[int, object]]:
-    """(number from 0, caption) of each caption of a sample, not judged yet.
-
-    Args:
-        members: bytes by extension, of which `json` and `txt` are read.
-    """
+    """(number from 0, caption) of each caption in a sample's `json` or `txt`, not judged yet."""
     try:
         # not parse_json: one odd caption or number in it is left out alone, not the whole record
         record = json.loads(decode(members.get("json", b"")))

@@ -1,6 +1,6 @@
 """A bundle as what is measured: its generator's pictures, its own CLIP as a judge of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,8 +25,7 @@ OPTIONS = ("sampler", "guidance", "grid", "steps", "scale", "precision")  # of a
 def open_bundle(options: Mapping[str, Any], *, device: torch.device) -> Iterator[Subject]:
     """The bundle of a resolved config, or that of the EMA length that `ema_length` asks for, on a device.
 
-    Raises:
-        UserError: it isn't there, can't be read, or lacks an option.
+    Raises UserError: it isn't there, can't be read, or lacks an option.
     """
     with TemporaryDirectory() as folder:
         path, length = options["bundle"], options["ema_length"]
@@ -38,12 +37,7 @@ def open_bundle(options: Mapping[str, Any], *, device: torch.device) -> Iterator
 
 
 def bundle_subject(opened: Opened, *, device: torch.device, batch_size: int) -> Subject:
-    """The pictures of an opened bundle's generator.
-
-    Args:
-        device: where its own judges look.
-        batch_size: pictures that it generates together.
-    """
+    """The pictures of an opened bundle's generator, `batch_size` together; its judges look on the device."""
     generator, bundle, settings = opened.generator, opened.bundle, opened.generator.settings()
     generation = {
         name: describe(value) if isinstance(value, Mapping) and "_target_" in value else value
@@ -75,20 +69,16 @@ def own_judges(bundle: Bundle, *, device: torch.device) -> Observers:
     sha256 = bundle.config["parts"]["image_encoder"]["sha256"]
     judge = OwnClip(images, dims=images.projection.out_features, size=images.image_size, sha256=sha256)
 
-    def read(prompts: Sequence[str]) -> Tensor:
-        return texts(tokenizer.encode(prompts).to(device)).pooled
-
-    return Observers(pictures={OWN_CLIP: judge}, texts={f"{OWN_CLIP}_text": read})
+    return Observers(
+        pictures={OWN_CLIP: judge},
+        texts={f"{OWN_CLIP}_text": lambda prompts: texts(tokenizer.encode(prompts).to(device)).pooled},
+    )
 
 
 class OwnClip:
-    """The vision tower of the model's own CLIP, as a feature extractor.
+    """The vision tower of the model's own CLIP, as an extractor of `dims` features.
 
-    Args:
-        encoder: pictures in [-1, 1] at its size, b 3 s s, to features.
-        dims: how many it gives.
-        size: side of its input in pixels.
-        sha256: of its weights.
+    Its encoder takes pictures in [-1, 1], `size` pixels wide, b 3 s s; `sha256` is that of its weights.
     """
 
     def __init__(self, encoder: nn.Module, *, dims: int, size: int, sha256: str) -> None:

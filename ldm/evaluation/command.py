@@ -62,8 +62,7 @@ class Command:
     def write_statistics(self, path: Path) -> Statistics:
         """Writes mean and covariance of the real pictures' features that the Frechet distance reads.
 
-        Raises:
-            UserError: a protocol with no Frechet distance or with several.
+        Raises UserError: a protocol with no Frechet distance or with several.
         """
         extractors, metrics = self._instruments()
         found = needs(each for each in metrics.values() if each.accepts_statistics)
@@ -298,18 +297,14 @@ def reconstruct(
     judge: Any,
     *,
     device: torch.device | None = None,
-    progress: bool = True,
 ) -> list[Row]:
-    """The numbers of an autoencoder's round trip of pictures.
+    """The numbers of uint8 pictures that went `through` an autoencoder and back.
 
-    Args:
-        through: uint8 pictures through the autoencoder and back.
-        judge: a `Reconstruction`; its distance `rfid` or `rfd_<features>` of few pictures is labelled.
-        device: where its networks are.
+    The judge is a `Reconstruction` on the device; its `rfid` or `rfd_<features>` of few pictures is labelled.
     """
     judge.distributed_available_fn = lambda: False
     few = len(pictures) < FrechetDistance.minimum_images
-    bar = tqdm(total=len(pictures), desc="autoencoder", unit="picture", disable=not progress)
+    bar = tqdm(total=len(pictures), desc="autoencoder", unit="picture")
     with torch.no_grad(), bar:
         for numbers in batched(range(len(pictures)), BATCH):
             originals = torch.stack([pictures.image(number) for number in numbers])

@@ -71,12 +71,8 @@ class CaptionSet:
     ) -> list[Caption]:
         """The captions; a hash of seed and key decides, so that a larger set begins with the smaller one.
 
-        Args:
-            keys, texts: of the split's pictures, in any order.
-            offset: number of the split's first picture in the reference set.
-
-        Raises:
-            UserError: the split has fewer pictures or captions.
+        Keys and texts are those of the split's pictures in any order, and the first of these has the number
+        `offset` in the reference set. Raises UserError: the split has fewer pictures or captions.
         """
         if self.unit == "picture":
             order = sorted(range(len(keys)), key=lambda number: key_of(seed, self.name, keys[number]))
@@ -106,13 +102,9 @@ class CaptionSet:
         return requests
 
     def too_few(self, metrics: Mapping[str, PictureMetric], *, generated: int, real: int | None) -> set[str]:
-        """Names of the metrics that are taken of fewer pictures, on either side, than they want.
+        """Names of the metrics that have fewer pictures, generated or real (None: not known), than they want.
 
-        Args:
-            generated, real: pictures on each side; None where it isn't known how many are real.
-
-        Raises:
-            UserError: such a metric that `few` doesn't name.
+        Raises UserError: such a metric that `few` doesn't name.
         """
         found = set()
         for name, metric in metrics.items():

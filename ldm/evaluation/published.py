@@ -88,8 +88,7 @@ class PublishedRow:
 def read_published(path: Path = PUBLISHED) -> list[PublishedRow]:
     """The rows of a yaml file, in its order; by default those that come with the code.
 
-    Raises:
-        UserError: no such file, no list of rows, a row that is wrong, or two of one system and data set.
+    Raises UserError: no such file, no list of rows, a row that is wrong, or two of one system and data set.
     """
     try:
         entries = read_yaml(path)
@@ -114,10 +113,7 @@ def read_published(path: Path = PUBLISHED) -> list[PublishedRow]:
 def reference_lines(rows: list[PublishedRow], metric: str, *, dataset: str = COCO) -> dict[str, float]:
     """Numbers of the literature by system, for a curve's name: `val/fid`, `val/is_mean`; none for others.
 
-    Numbers that weren't verified, or whose data set wasn't, are left out.
-
-    Args:
-        dataset: one of the rows', since lines of two data sets don't belong in one picture.
+    All are of one data set, since lines of two don't belong in one picture; what wasn't verified is left out.
     """
     name = metric.rpartition("/")[2]
     return {

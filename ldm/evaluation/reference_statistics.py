@@ -111,8 +111,11 @@ def _gaussian(arrays: Mapping[str, np.ndarray], path: Path) -> Gaussian:
         wrong = f"has mu of shape {mean.shape} and sigma of {covariance.shape}, not (d,) and (d, d)"
     elif not all(np.issubdtype(each.dtype, np.floating) and np.isfinite(each).all() for each in both):
         wrong = "holds mu and sigma that are not all finite numbers"
-    elif min(each.dtype.itemsize for each in both) < 4:  # float16: too coarse for a distance
-        wrong = f"holds mu of {mean.dtype} and sigma of {covariance.dtype}, not of float32 or float64"
+    elif min(each.dtype.itemsize for each in both) < 4:
+        raise UserError(
+            f"{path} holds mu of {mean.dtype} and sigma of {covariance.dtype}, too coarse for a distance: "
+            f"write both in float32 or float64"
+        )
     else:
         gaussian = Gaussian(*(torch.from_numpy(each.astype(np.float64)) for each in both))
         if not (wrong := _no_covariance(gaussian.covariance)):

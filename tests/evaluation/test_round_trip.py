@@ -29,7 +29,7 @@ def measured(judge, tmp_path_factory):
 
     def measure(through):
         judge.reset()
-        return {row.metric: row for row in reconstruct(through, folder, judge, progress=False)}
+        return {row.metric: row for row in reconstruct(through, folder, judge)}
 
     return measure
 
