@@ -1,11 +1,17 @@
-"""What the tests share: real pictures, real networks and a real bundle, all of them tiny."""
+"""What the tests share: tiny pictures, networks and a bundle, all of them real, and the commands."""
 
+import io
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -81,6 +87,53 @@ def network(spec: dict[str, Any], seed: int) -> nn.Module:
     for parameter in module.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return module
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit status, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one line of the error messages that begins with `ldm: `, without that."""
+        (line,) = [line for line in self.err.splitlines() if line.startswith("ldm: ")]
+        return line.removeprefix("ldm: ")
+
+
+def run_command(module: str, *arguments: object, status: int = 0) -> Ended:
+    """Runs the command `python -m <module> <arguments>` in this process.
+
+    Raises:
+        AssertionError: it ended with another status.
+    """
+    out, err, found = io.StringIO(), io.StringIO(), 0
+    argv = [module, *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", argv),
+        mock.patch.dict(os.environ),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            import_module(module).main()
+        except SystemExit as ended:  # as the interpreter treats it at its end
+            found = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            if isinstance(ended.code, str):
+                print(ended.code, file=err)
+    assert found == status, f"{module} ended with status {found}:\n{out.getvalue()}{err.getvalue()}"
+    return Ended(found, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Ended]:
+    """`command("ldm.sample", "seed=3", status=0)`: a command in this process, which imports torch only once.
+
+    Inside `ranks(...)` of tests/distributed it is a command in each of several processes.
+    """
+    return run_command
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -212,15 +265,14 @@ def diffusion_stage(codec, adamw) -> Callable[..., LatentDiffusion]:
     def make(**options: Any) -> LatentDiffusion:
         torch.manual_seed(5)
         defaults = {
+            "net": construct(BACKBONE),
             "process": construct(option("process", "flow")),
             "sampling": construct(option("sampler", "dpmpp_2m", steps=2)),
             "guidance": construct(option("guidance", "cfg")),
             "decay": partial(warmup_constant, warmup=4),
             "seed": 3,
         }
-        return LatentDiffusion(
-            net=construct(BACKBONE), codec=codec, size=SIZE, optimizer=adamw, **(defaults | options)
-        )
+        return LatentDiffusion(codec=codec, size=SIZE, optimizer=adamw, **(defaults | options))
 
     return make
 

@@ -1,6 +1,6 @@
 """States of a network in shards, as SaveStates writes them, go on to the bits of a run without a stop."""
 
-from functools import partial
+import shutil
 
 import pytest
 import torch
@@ -17,19 +17,22 @@ BATCH, STEPS, STOP = 4, 4, 2
 
 
 @pytest.fixture
-def train(make_trainer, diffusion_stage, emoji):
-    """`train(folder, steps, save_shards=...)`: weights and average, whole, from the newest state on."""
+def train(make_trainer, small_stage, emoji):
+    """`train(folder, seed, save_shards=...)`: weights and average, whole, of a run from the newest state on.
 
-    def run(folder, steps, *, save_shards):
+    Args:
+        seed: of the weights before the first step.
+    """
+
+    def run(folder, seed, *, save_shards):
         count = world_size()
-        stage = diffusion_stage(decay=lambda step: 1.0)
-        stage.optimizer = partial(torch.optim.AdamW, lr=1e-3)
+        stage = small_stage(seed)
         pictures = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
         data = LatentData(pictures=pictures, codec=stage.codec)
         saving = SaveStates(folder=str(folder), every=STOP)
         strategy = Sharded(save_shards=save_shards)
         trainer = make_trainer(
-            steps, EMA(decay=0.5), saving, precision="32-true", devices=count, strategy=strategy
+            STEPS, EMA(decay=0.5), saving, precision="32-true", devices=count, strategy=strategy
         )
         trainer.fit(stage, datamodule=data, ckpt_path=newest_state(folder), weights_only=True)
         return [whole_state(stage), whole_state(stage.averaged)]
@@ -38,24 +41,22 @@ def train(make_trainer, diffusion_stage, emoji):
 
 
 @pytest.mark.parametrize("save_shards", [False, True])
-def test_a_state_goes_on_to_the_same_bits(train, ranks, tmp_path, save_shards):
-    whole = ranks(lambda _: train(tmp_path / "whole", STEPS, save_shards=save_shards))
-    ranks(lambda _: train(tmp_path / "stopped", STOP, save_shards=save_shards))
-    (saved,) = states(tmp_path / "stopped")
-    assert is_whole(saved)
-    assert len(list(saved.rglob("*.distcp"))) == (2 if save_shards else 0)  # one of each rank
-    resumed = ranks(lambda _: train(tmp_path / "stopped", STEPS, save_shards=save_shards))
+def test_a_state_goes_on_to_the_same_bits_and_a_damaged_one_is_not_taken(train, ranks, tmp_path, save_shards):
+    """Of a run without a stop, and of one that has the first of its two states."""
+    whole = ranks(lambda _: train(tmp_path / "whole", 5, save_shards=save_shards))
+    older, newer = states(tmp_path / "whole")
+    assert is_whole(older)
+    files = sorted(older.rglob("*.distcp"))
+    assert len(files) == (2 if save_shards else 0)  # one of each rank
+    shutil.copytree(older, tmp_path / "stopped" / older.name)
+    resumed = ranks(lambda _: train(tmp_path / "stopped", 6, save_shards=save_shards))
     for found, expected in zip(resumed, whole, strict=True):
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
-
-def test_a_damaged_shard_is_not_taken(train, ranks, tmp_path):
-    ranks(lambda _: train(tmp_path, STEPS, save_shards=True))
-    older, newer = states(tmp_path)
-    shard = sorted(newer.rglob("*.distcp"))[-1]
+    shard = sorted(newer.rglob("*.distcp" if save_shards else "state.ckpt"))[-1]
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    assert newest_state(tmp_path).parent == older
+    assert newest_state(tmp_path / "whole").parent == older

@@ -93,13 +93,12 @@ class SaveAt(Callback):
 
 
 @pytest.fixture
-def train(make_trainer, diffusion_stage, emoji):
+def train(make_trainer, small_stage, emoji):
     """`train(strategy, ...)`: weights and average at the end, whole, and how many weights were shards."""
 
     def run(strategy, *, state=None, save=None):
         count = world_size()
-        stage = diffusion_stage(decay=lambda step: 1.0)
-        stage.optimizer = partial(torch.optim.AdamW, lr=1e-3, eps=1e-3)
+        stage = small_stage(6 if state else 5, eps=1e-3)
         pictures = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
         data = LatentData(pictures=pictures, codec=stage.codec)
         callbacks = [EMA(decay=0.5), Gradients(clip=0.1), *([SaveAt(*save)] if save else [])]
@@ -117,28 +116,24 @@ def assert_same(found, expected) -> None:
         assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_stage_trains_in_shards_and_its_state_goes_on_under_any_trainer(train, ranks, tmp_path):
-    path = tmp_path / "state.ckpt"
+def test_a_stage_trains_in_shards_and_its_states_go_on_under_any_trainer(train, ranks, tmp_path):
+    """A whole state under each strategy, and one in shards with another number of ranks."""
+    path, folder = tmp_path / "state.ckpt", tmp_path / "shards.ckpt"
     whole_run = train(None)
     sharded = ranks(lambda rank: train(Sharded, save=(2, path)))
     assert all(found[2] > 10 for found in sharded)
     assert path.is_file()
     assert {str(value.device) for value in torch.load(path)["state_dict"].values()} == {"cpu"}
+    strategy = partial(Sharded, save_shards=True)
+    ranks(lambda rank: train(strategy, save=(2, folder)))
+    assert len(list(folder.glob("*.distcp"))) == 2
     resumed = [
         train(None, state=path),
         *ranks(lambda rank: train(DDPStrategy, state=path)),
         *ranks(lambda rank: train(Sharded, state=path)),
+        *ranks(lambda rank: train(strategy, state=folder), 3),
     ]
     for found in [*sharded, *resumed]:
-        assert_same(found, whole_run)
-
-
-def test_a_state_in_shards_goes_on_with_another_number_of_ranks(train, ranks, tmp_path):
-    path, strategy = tmp_path / "state.ckpt", partial(Sharded, save_shards=True)
-    whole_run = train(None)
-    ranks(lambda rank: train(strategy, save=(2, path)))
-    assert len(list(path.glob("*.distcp"))) == 2
-    for found in ranks(lambda rank: train(strategy, state=path), 3):
         assert_same(found, whole_run)
 
 
