@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -41,37 +41,46 @@ TARGETS = (
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
 EVERY = {"evaluate": "metric"}  # command -> the group of which it gets every file: none is listed anywhere
 READERS = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
+# type of a key's default -> types of the values that replace it
+ACCEPTED: dict[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (float, int),
+    str: (str, int, float),
+}
 
 
 def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorator that makes `function(config)` the command with the config `conf/<name>.yaml`."""
+    return partial(_command, name)
 
-    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
-        @wraps(function)
-        def task(config: DictConfig) -> None:
-            answer_errors(lambda: function(config), named=lambda: texts_of(config))
 
-        run = hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(task)
+def _command(name: str, function: Callable[[DictConfig], None]) -> Callable[[], None]:
+    @wraps(function)
+    def _task(config: DictConfig) -> None:
+        answer_errors(
+            lambda: function(config), named=lambda: _texts(OmegaConf.to_container(config, resolve=False))
+        )
 
-        @wraps(function)
-        def command() -> None:
-            # options first: argparse refuses overrides on both sides of one, as slurm/env.sh makes them
-            sys.argv[1:] = sorted(map(quoted_path, sys.argv[1:]), key=is_override)
-            arguments = get_args_parser().parse_args()
-            if arguments.help:
-                return print(help_of(name, CONF))
-            if arguments.config_dir:  # in the environment it reaches ranks and points of a sweep as well
-                os.environ[CONFIG_DIR] = os.path.abspath(arguments.config_dir)
-            answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun))
-            # before what is typed, which may choose some of them
-            place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
-            sys.argv[place:place] = every(name)
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
-            answer_errors(run)
+    run = hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(_task)
 
-        return command
+    @wraps(function)
+    def _run() -> None:
+        # options first: argparse refuses overrides on both sides of one, as slurm/env.sh makes them
+        sys.argv[1:] = sorted(map(quoted_path, sys.argv[1:]), key=is_override)
+        arguments = get_args_parser().parse_args()
+        if arguments.help:
+            return print(help_of(name, CONF))
+        if arguments.config_dir:  # in the environment it reaches ranks and points of a sweep as well
+            os.environ[CONFIG_DIR] = os.path.abspath(arguments.config_dir)
+        answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun))
+        # before what is typed, which may choose some of them
+        place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
+        sys.argv[place:place] = every(name)
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
+        answer_errors(run)
 
-    return decorate
+    return _run
 
 
 def build(node: Any) -> Any:
@@ -130,8 +139,7 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
             )
     groups = [override for override in overrides if (CONF / override.key_or_group).is_dir()]
     for override in groups:
-        check_group(override)
-        check_read(override, name)
+        check_group(override, name)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         chosen = [each.input_line or "" for each in groups if not each.is_sweep_override()]
         config = compose(name, overrides=[*every(name), *chosen])
@@ -179,8 +187,8 @@ def quoted_path(argument: str) -> str:
     return argument
 
 
-def check_group(override: Override) -> None:
-    """Refuses an option that its group doesn't have."""
+def check_group(override: Override, command: str) -> None:
+    """Refuses an option that its group doesn't have, and a group that the command would not look at."""
     group, value = override.key_or_group, override.value()
     names = options(group)
     if group in OPTIONAL_GROUPS and not override.is_add() and not override.is_delete():
@@ -189,11 +197,6 @@ def check_group(override: Override) -> None:
         raise UserError(
             f"there is no {group} {value!r}{nearest(value, names)}; there are: {', '.join(names)}"
         )
-
-
-def check_read(override: Override, command: str) -> None:
-    """Refuses a group that the command would not look at."""
-    group = override.key_or_group
     if command not in READERS.get(group, (command,)):
         raise UserError(f"{group} has no place in ldm.{command}, only in {', '.join(READERS[group])}")
 
@@ -221,13 +224,7 @@ def check_type(key: str, value: Any, default: Any) -> None:
         if isinstance(default, str):  # a number or an object may be optional; a name or a path is not
             raise UserError(f"{key}=null is empty, expected text like {default!r}")
         return
-    kinds: dict[type, tuple[type, ...]] = {
-        bool: (bool,),
-        int: (int,),
-        float: (float, int),
-        str: (str, int, float),
-    }
-    accepted = kinds.get(type(default))
+    accepted = ACCEPTED.get(type(default))
     # type, not isinstance: true is an int to Python
     if accepted and type(value) not in accepted:
         raise UserError(
@@ -235,33 +232,32 @@ def check_type(key: str, value: Any, default: Any) -> None:
         )
 
 
-def key_paths(config: DictConfig, prefix: str = "") -> Iterable[str]:
+def key_paths(config: DictConfig) -> list[str]:
     """Every dotted key of a config, inner nodes too."""
-    for key in config:
-        path = f"{prefix}{key}"
-        yield path
-        child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-            yield from key_paths(child, prefix=f"{path}.")
+    return [key for key, _ in _nodes(config)]
 
 
-def texts_of(config: DictConfig) -> Iterator[str]:
-    """Every text in a config; the paths are among them."""
-    waiting: list[Any] = [OmegaConf.to_container(config, resolve=False)]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict | list):
-            waiting += node.values() if isinstance(node, dict) else node
-        elif isinstance(node, str):
-            yield node
-
-
-def repeated_keys(config: DictConfig, prefix: str = "") -> Iterable[tuple[str, str]]:
+def repeated_keys(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Keys whose value is another key's (`${other}`), each with that key."""
+    for key, node in _nodes(config):
+        is_reference = node is not None and node._is_interpolation()
+        if is_reference and (whole := re.fullmatch(r"\$\{([\w.]+)\}", node._value())):
+            yield key, whole[1]
+
+
+def _nodes(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a config with its node, unresolved; None for a value that is still missing."""
     for key in config:
-        child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
-        if child is not None and child._is_interpolation():
-            if whole := re.fullmatch(r"\$\{([\w.]+)\}", child._value()):
-                yield f"{prefix}{key}", whole[1]
-        elif isinstance(child, DictConfig) and not child._is_none():
-            yield from repeated_keys(child, prefix=f"{prefix}{key}.")
+        node = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        yield f"{prefix}{key}", node
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            yield from _nodes(node, prefix=f"{prefix}{key}.")
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Every text in a tree of plain data; of a config, the paths are among them."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _texts(child)

@@ -30,54 +30,40 @@ SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
 }
 LISTS = (Sequence, Iterable, list)
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
-MOVED = {  # names in configs and bundles of earlier versions -> where these are now
-    "ldm.callbacks.progress.Remaining": "ldm.callbacks.pace.Remaining",
-    "ldm.callbacks.reconstructions.Reconstructions": "ldm.callbacks.pictures.Reconstructions",
-    "ldm.callbacks.retrieved.RetrievedPictures": "ldm.callbacks.pictures.RetrievedPictures",
-    "ldm.callbacks.sample_grid.SampleGrid": "ldm.callbacks.pictures.SampleGrid",
-    "ldm.callbacks.tensorboard_log.tensorboard_logger": "ldm.loggers.tensorboard_log.tensorboard_logger",
-    "ldm.callbacks.wandb_log.wandb_logger": "ldm.loggers.wandb_log.wandb_logger",
+MOVED = {  # objects as configs and bundles of earlier versions name them -> where these are now
     "ldm.checkpoints.bundle.load_codec": "ldm.generators.diffusion_bundle.load_codec",
-    "ldm.sharding.Sharded": "ldm.distributed.sharding.Sharded",
-    "ldm.data.captions.captions": "ldm.data.shards.captions",
     "ldm.data.crops.centre": "ldm.data.decode.centre",
-    "ldm.data.crops.random_resized": "ldm.data.augment.random_resized",
+    "ldm.data.texts.stored_states": "ldm.data.stored.stored_states",
+    "ldm.data.texts.stored_tokens": "ldm.data.stored.stored_tokens",
     "ldm.diffusion.densities.logit_normal": "ldm.diffusion.process.logit_normal_timesteps",
     "ldm.diffusion.densities.table_entries": "ldm.diffusion.process.table_timesteps",
     "ldm.diffusion.densities.uniform": "ldm.diffusion.process.uniform_timesteps",
-    **{
-        f"ldm.diffusion.samplers.{module}.{name}": f"ldm.diffusion.samplers.{name}"
-        for module, names in {
-            "ancestral": ("ddim", "ddpm", "euler_ancestral"),
-            "consistency": ("lcm",),
-            "corrected": ("unipc",),
-            "edm": ("Churn", "edm", "euler", "heun"),
-            "pseudo_linear": ("pndm",),
-            "sampling": ("Sampling",),
-        }.items()
-        for name in names
-    },
-    "ldm.data.buckets.Buckets": "ldm.data.datamodule.Buckets",
-    "ldm.data.texts.stored_states": "ldm.data.stored.stored_states",
-    "ldm.data.texts.stored_tokens": "ldm.data.stored.stored_tokens",
-    "ldm.metrics.cmmd.Cmmd": "ldm.metrics.kernel_distance.Cmmd",
-    "ldm.metrics.clip_features.ClipFeatures": "ldm.metrics.networks.ClipFeatures",
-    "ldm.metrics.clip_score.ClipScore": "ldm.metrics.retrieval.ClipScore",
-    "ldm.metrics.clip_score.RPrecision": "ldm.metrics.retrieval.RPrecision",
-    "ldm.metrics.dinov2.Dinov2": "ldm.metrics.networks.Dinov2",
     "ldm.metrics.features.EfficientNetLite0": "ldm.metrics.networks.EfficientNetLite0",
-    "ldm.metrics.inception.Inception2015": "ldm.metrics.networks.Inception2015",
-    "ldm.metrics.inception_score.InceptionScore": "ldm.metrics.diversity.InceptionScore",
-    "ldm.metrics.memorisation.Memorisation": "ldm.metrics.neighbours.Memorisation",
-    "ldm.metrics.perceptual.Lpips": "ldm.metrics.networks.Lpips",
-    "ldm.metrics.perceptual.efficientnet_lite0": "ldm.metrics.networks.efficientnet_lite0",
-    "ldm.metrics.precision_recall.DensityCoverage": "ldm.metrics.neighbours.DensityCoverage",
-    "ldm.metrics.precision_recall.PrecisionRecall": "ldm.metrics.neighbours.PrecisionRecall",
-    "ldm.metrics.lpips.Lpips": "ldm.metrics.networks.Lpips",
-    "ldm.metrics.nearest.PictureRecall": "ldm.metrics.retrieval.PictureRecall",
-    "ldm.metrics.pixels.Pixels": "ldm.metrics.features.Pixels",
-    "ldm.metrics.r_precision.RPrecision": "ldm.metrics.retrieval.RPrecision",
-    "ldm.metrics.vendi.VendiScore": "ldm.metrics.diversity.VendiScore",
+}
+MERGED = {  # modules of earlier versions -> where all other objects of theirs are now
+    f"ldm.{old}": f"ldm.{new}"
+    for new, earlier in {
+        "callbacks.ema": "callbacks.power_averages",
+        "callbacks.pace": "callbacks.progress",
+        "callbacks.pictures": "callbacks.reconstructions callbacks.retrieved callbacks.sample_grid",
+        "data.augment": "data.crops",
+        "data.datamodule": "data.buckets",
+        "data.shards": "data.captions",
+        "diffusion.samplers": "diffusion.samplers.ancestral diffusion.samplers.consistency "
+        "diffusion.samplers.corrected diffusion.samplers.edm diffusion.samplers.pseudo_linear "
+        "diffusion.samplers.sampling",
+        "distributed.sharding": "sharding",
+        "loggers.tensorboard_log": "callbacks.tensorboard_log",
+        "loggers.wandb_log": "callbacks.wandb_log",
+        "metrics.diversity": "metrics.inception_score metrics.vendi",
+        "metrics.features": "metrics.pixels",
+        "metrics.kernel_distance": "metrics.cmmd",
+        "metrics.neighbours": "metrics.memorisation metrics.precision_recall",
+        "metrics.networks": "metrics.clip_features metrics.dinov2 metrics.inception metrics.lpips "
+        "metrics.perceptual",
+        "metrics.retrieval": "metrics.clip_score metrics.nearest metrics.r_precision",
+    }.items()
+    for old in earlier.split()
 }
 
 
@@ -114,7 +100,7 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     prefixes = (*allowed, *(f"{package}." for package in own_packages()))
     if not isinstance(name, str) or not name.startswith(prefixes):
         raise UserError(f"_target_ {name!r} is refused: targets start with one of {', '.join(prefixes)}")
-    module_name, _, attribute = MOVED.get(name, name).rpartition(".")
+    module_name, _, attribute = moved(name).rpartition(".")
     try:
         owner = _module_or_class(module_name)
         found = getattr(owner, attribute)
@@ -123,6 +109,12 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(prefixes):
         raise UserError(f"_target_ {name!r} is refused: it is not defined under {', '.join(prefixes)}")
     return found
+
+
+def moved(name: str) -> str:
+    """Where a name of an earlier version's configs and bundles is now; other texts as they are."""
+    module, _, attribute = name.rpartition(".")
+    return MOVED.get(name) or (f"{MERGED[module]}.{attribute}" if module in MERGED else name)
 
 
 def own_packages() -> list[str]:

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from ldm import UserError, config
+from ldm.checkpoints.provenance import command as recorded_command
 from ldm.config import CONF, build, check, key_paths, options, plain
 from ldm.construct import CONFIG_DIR, construct
 from ldm.distributed.launch import launch
@@ -321,3 +322,15 @@ def test_a_third_of_the_demos_timesteps_are_where_its_captions_decide_the_pictur
     process = build(composed("train", "+experiment=demo").process)
     t = process.times((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
     assert (t > 0.9).double().mean() >= 1 / 3
+
+
+def test_the_recorded_command_names_the_users_own_config_folder(monkeypatch):
+    monkeypatch.setenv(CONFIG_DIR, "/own")
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/python", "-m", "ldm.train", "steps=4"])
+    assert recorded_command() == "python -m ldm.train steps=4 --config-dir=/own"
+    typed = ["/bin/python", "-m", "ldm.train", "--config-dir", "own", "steps=4"]
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    assert recorded_command() == " ".join(["python", *typed[1:]])
+    monkeypatch.delenv(CONFIG_DIR)
+    monkeypatch.setattr(sys, "orig_argv", typed[:3])
+    assert recorded_command() == "python -m ldm.train"

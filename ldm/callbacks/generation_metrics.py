@@ -31,7 +31,7 @@ class GenerationMetrics(Callback):
     continues.
 
     Args:
-        extractors: feature networks by name; they are moved to the training's device.
+        extractors: feature networks by name.
         metrics: metrics of these features, by name.
         split: whose captions are used.
         captions: how many.
@@ -78,18 +78,22 @@ class GenerationMetrics(Callback):
         self._last = -every  # step of the latest measurement
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Moves the feature networks to the training's device."""
         self.ranks = Ranks.joined(timeout=TIMEOUT)
         for network in self.observers.pictures.values():
             if isinstance(network, nn.Module):
                 network.to(trainer.strategy.root_device)
 
     def state_dict(self) -> dict[str, Any]:
+        """The step of the latest measurement."""
         return {"last": self._last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
         self._last = state_dict["last"]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures and logs, if a measurement is due; a failure is a warning."""
         if trainer.sanity_checking or 0 < trainer.global_step - self._last < self.every:
             return
         self._last = trainer.global_step

@@ -39,16 +39,23 @@ class Gradients(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Keeps the batches of a step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._batches, self._losses = [], []
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keeps their losses."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        """Logs and clips the norm.
+
+        Raises:
+            NotFinite: it, a loss or a moment is not finite.
+        """
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # Lightning leaves this to fused optimizers
@@ -62,22 +69,21 @@ class Gradients(Callback):
     def _fault(self, norm: Tensor, optimizer: Optimizer, scaler: GradScaler | None) -> str:
         """What is not finite on any rank, in words; "" if everything is, or if a smaller scale may help."""
         own = (norm, norm_of_moments(optimizer), torch.stack(self._losses).sum())
-        norm_is_not, moments_are_not, losses_are_not = any_rank([not torch.isfinite(each) for each in own])
-        overflow = scaler is not None and scaler.get_scale() >= 1 and not losses_are_not
-        if norm_is_not and not overflow:
+        of_norm, of_moments, of_losses = any_rank([not torch.isfinite(each) for each in own])
+        overflow = scaler is not None and scaler.get_scale() >= 1 and not of_losses
+        if of_norm and not overflow:
             return "gradients"
-        if losses_are_not:
-            return "losses"
-        return "optimizer's moments" if moments_are_not else ""
+        return "losses" if of_losses else "optimizer's moments" if of_moments else ""
 
     def _refusal(self, trainer: Trainer, what: str) -> NotFinite:
         """The error, once the batches of all ranks are written."""
-        own = {
-            "losses": [str(loss.item()) for loss in self._losses],  # as text: json has no NaN
-            "positions": [position for batch in self._batches for position in batch["position"].tolist()],
-            "keys": [key for batch in self._batches for key in keys(trainer, batch)],
-        }
-        ranks = all_gather(own)
+        ranks = all_gather(
+            {
+                "losses": [str(loss.item()) for loss in self._losses],  # as text: json has no NaN
+                "positions": [position for batch in self._batches for position in batch["position"].tolist()],
+                "keys": [key for batch in self._batches for key in keys(trainer, batch)],
+            }
+        )
         written = ""
         if self.folder is not None:
             path = Path(self.folder) / RECORD

@@ -18,23 +18,25 @@ class ProgressBar(TQDMProgressBar):
         self.experiment = name
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Starts the bar at the run's step, so that a resumed run's rate counts its own steps only."""
         super().on_train_start(trainer, *_)
         bar, done = self.train_progress_bar, trainer.fit_loop.epoch_loop.batch_progress.current.ready
         bar.set_description(self.experiment)
         bar.reset(total=self.total_train_batches)
-        bar.initial = bar.n = bar.last_print_n = done  # a resumed run's rate counts its own steps only
+        bar.initial = bar.n = bar.last_print_n = done
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Does nothing: a run that resumes inside its one epoch would never start the bar here."""
 
     def init_validation_tqdm(self) -> Tqdm:
+        """No bar: a validation has a few batches, and its numbers appear behind the training's bar."""
         bar = super().init_validation_tqdm()
-        bar.disable = True  # a few batches; the numbers appear behind the training bar
+        bar.disable = True
         return bar
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
+    def get_metrics(self, *of: Any) -> dict[str, Any]:
+        """What stands behind the bar: all but `v_num`, Lightning's number of a run."""
+        return {name: value for name, value in super().get_metrics(*of).items() if name != "v_num"}
 
 
 class Remaining(Callback):
@@ -51,7 +53,7 @@ class Remaining(Callback):
         self.of, self.after, self.every = of, after, every
         self._started, self._first = 0.0, 0  # time and step at which this process began
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Counts from here: a resumed training knows its own pace only."""
         self._started, self._first = time.monotonic(), trainer.global_step
 
@@ -72,29 +74,33 @@ def _minutes(seconds: float) -> str:
 class Pace(Callback):
     """Logs `train/lr`, `train/samples_per_second` of all ranks and `train/memory_gb` of the first one.
 
-    They are logged with the other numbers of a step. The time of validations does not count. Memory is the
-    peak so far, of the GPU's allocator, or of the process where there is no GPU.
+    The time of validations does not count. Memory is the peak so far, of the GPU's allocator, or of the
+    process where there is no GPU.
     """
 
     def __init__(self) -> None:
         self._samples, self._rate = 0, 0.0
-        self._since = time.monotonic()
+        self._since = 0.0
         self._paused: float | None = None  # when a validation began that no step has followed yet
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart()
+    def on_train_start(self, *_: Any) -> None:
+        """Counts from here."""
+        self._samples, self._since = 0, time.monotonic()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
+        """Stops the clock."""
         self._paused = time.monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if self._paused is not None:  # only now have all callbacks finished with the validation
+        """Starts the clock again: only now have all callbacks finished with the validation."""
+        if self._paused is not None:
             self._since, self._paused = self._since + time.monotonic() - self._paused, None
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the end it is the next step's
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Logs the numbers in the same line as the others of the step."""
         self._samples += len(batch["position"]) * trainer.world_size
         last_of_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not last_of_step or not trainer._logger_connector.should_update_logs:
@@ -103,7 +109,4 @@ class Pace(Callback):
         pl_module.log("train/samples_per_second", self._samples / (time.monotonic() - self._since))
         peaks = peak_memory_mb()
         pl_module.log("train/memory_gb", peaks.get("gpu", peaks["host"]) / 1000)
-        self._restart()
-
-    def _restart(self) -> None:
-        self._samples, self._since = 0, time.monotonic()
+        self.on_train_start()

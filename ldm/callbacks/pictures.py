@@ -14,6 +14,7 @@ from ldm.randomness.seeds import check_seed
 from ldm.tokenizers import cut_line
 
 BATCH = 64  # pictures that CLIP encodes at once
+Sheet = tuple[list[torch.Tensor], int]  # uint8 pictures, row by row, and the number of columns
 
 
 class Sheets(Callback):
@@ -28,11 +29,12 @@ class Sheets(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def sheet(self, trainer: Trainer, stage: LightningModule) -> tuple[list[torch.Tensor], int] | None:
-        """The pictures, row by row, and the number of columns; None where there is nothing to write."""
+    def sheet(self, trainer: Trainer, stage: LightningModule) -> Sheet | None:
+        """The pictures; None where there is nothing to write."""
         raise NotImplementedError
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes a sheet; every rank has a part in making its pictures."""
         if trainer.sanity_checking or (made := self.sheet(trainer, pl_module)) is None:
             return
         images, columns = made
@@ -64,12 +66,14 @@ class SampleGrid(Sheets):
         self._warned = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints which prompts are longer than the tokenizer reads."""
         tokenizer = pl_module.generator().tokenizer
         line = cut_line(tokenizer, self.prompts, what="prompt") if tokenizer else None
         if line and trainer.is_global_zero:
             print(f"samples: {line}", flush=True)
 
-    def sheet(self, trainer: Trainer, stage: LightningModule) -> tuple[list[torch.Tensor], int] | None:
+    def sheet(self, trainer: Trainer, stage: LightningModule) -> Sheet | None:
+        """Samples; None on the other ranks, and where any is NaN or infinite."""
         jobs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
         ranks = trainer.world_size
         # a rank without a share generates one more: sharded weights are gathered from all ranks
@@ -88,15 +92,12 @@ class SampleGrid(Sheets):
             self._warned = True
             return None
         images = [shares[number % ranks][number // ranks] for number in range(len(jobs))]
-        self._log_table(trainer, images)
-        return images, len(self.seeds)
-
-    def _log_table(self, trainer: Trainer, images: list[torch.Tensor]) -> None:
         pictures = iter(map(to_picture, images))
         rows = [[prompt, *islice(pictures, len(self.seeds))] for prompt in self.prompts]
         header = ["prompt", *(f"seed {seed}" for seed in self.seeds)]
         for logger in background_loggers(trainer.loggers):
             logger.record("table", "samples_table", header, rows, trainer.global_step)
+        return images, len(self.seeds)
 
 
 class Reconstructions(Sheets):
@@ -113,7 +114,8 @@ class Reconstructions(Sheets):
         self.count = count
 
     @torch.no_grad()
-    def sheet(self, trainer: Trainer, stage: LightningModule) -> tuple[list[torch.Tensor], int] | None:
+    def sheet(self, trainer: Trainer, stage: LightningModule) -> Sheet | None:
+        """Pictures, and below them their reconstructions by the EMA; None on the other ranks."""
         if not trainer.is_global_zero:
             return None
         pictures = trainer.datamodule.val
@@ -140,7 +142,8 @@ class RetrievedPictures(Sheets):
         self.prompts, self.count, self.gallery = prompts, count, gallery
 
     @torch.no_grad()
-    def sheet(self, trainer: Trainer, stage: LightningModule) -> tuple[list[torch.Tensor], int] | None:
+    def sheet(self, trainer: Trainer, stage: LightningModule) -> Sheet | None:
+        """The nearest pictures by the cosine of the EMA's features; None on the other ranks."""
         if not trainer.is_global_zero:
             return None
         pictures = trainer.datamodule.train

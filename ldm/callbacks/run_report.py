@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
 from ldm.checkpoints.run import facts_of
@@ -28,7 +28,8 @@ class RunReport(Callback):
     def __init__(self, *, folder: str) -> None:
         self.folder = Path(folder)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        """Writes the report on the first rank."""
         if not trainer.is_global_zero or not (self.folder / LOG).is_file():
             return
         try:
@@ -80,11 +81,10 @@ def _origin(run: Mapping[str, Any]) -> str:
 def _numbers(curves: Curves) -> list[list[str]]:
     """One row per curve: its name, first, last, least and largest value, and its last step."""
     rows = []
-    for name in sorted(curves):
-        if not name.startswith(LITERATURE):
-            values = [value for _, value in curves[name]]
-            shown = (values[0], values[-1], min(values), max(values))
-            rows.append([name, *(f"{value:.4g}" for value in shown), str(curves[name][-1][0])])
+    for name in sorted(name for name in curves if not name.startswith(LITERATURE)):
+        steps, values = zip(*curves[name], strict=True)
+        shown = (values[0], values[-1], min(values), max(values))
+        rows.append([name, *(f"{value:.4g}" for value in shown), str(steps[-1])])
     return rows
 
 
@@ -104,9 +104,7 @@ def _literature(curves: Curves) -> list[str]:
 
 def _pictures(folder: Path) -> Sequence[str]:
     """The sheet of the last validation."""
-    found = ((re.fullmatch(r"step=(\d+)", path.stem), path) for path in (folder / "samples").glob("*.png"))
-    sheets = {int(match[1]): path for match, path in found if match}
-    if not sheets:
-        return []
-    step = max(sheets)
-    return [f"## Pictures at step {step}\n\n![step {step}](samples/{sheets[step].name})"]
+    found = (re.fullmatch(r"step=(\d+)", path.stem) for path in (folder / "samples").glob("*.png"))
+    sheets = {int(match[1]): match[0] for match in found if match}
+    last = max(sheets, default=None)
+    return [f"## Pictures at step {last}\n\n![step {last}](samples/{sheets[last]}.png)"] if sheets else []

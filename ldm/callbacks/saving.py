@@ -25,6 +25,7 @@ class InPlace(TorchCheckpointIO):
     """Writes a checkpoint directly to its path; Lightning's own goes through memory and the system's /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes it; OSError if the disk is full."""
         try:
             with Path(path).open("wb") as file:
                 torch.save(checkpoint, file)
@@ -54,6 +55,7 @@ class SaveStates(Callback):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Puts `InPlace` in the place of Lightning's own writer."""
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = InPlace()
 
@@ -69,11 +71,12 @@ class SaveStates(Callback):
         if validates_after(trainer, loops["epoch_loop.batch_progress"]["total"]["ready"]):
             begin_validation(loops)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # until the first batch is there: loader processes start meanwhile and inherit the blocked signals
+    def on_fit_start(self, *_: Any) -> None:
+        """Blocks the signals until the first batch: loader processes start meanwhile and inherit that."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Removes damaged checkpoints after the one that is resumed, and takes the signals over."""
         if trainer.is_global_zero:
             discard_damaged(self.folder, after=trainer.global_step, usable=is_readable)
         for number in SIGNALS:
@@ -81,12 +84,18 @@ class SaveStates(Callback):
         if trainer.received_sigterm:  # while Lightning's own handler was there
             self.signalled = signal.SIGTERM
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Lets the signals through."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Saves what is due.
+
+        Raises:
+            StoppedBySignal: a rank has got a signal, and the checkpoint is saved.
+        """
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # inside a step
         step, number = trainer.global_step, self._signal_to_any(trainer)
@@ -99,40 +108,37 @@ class SaveStates(Callback):
             name = signal.Signals(number).name
             raise StoppedBySignal(f"{name}: stopped at step {step} of {trainer.max_steps}, which is saved")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_handlers()
+    def on_train_end(self, *_: Any) -> None:
+        """Gives the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
+    on_exception = on_train_end
 
     def _save(self, trainer: Trainer, step: int) -> None:
         """All ranks gather the training state, the first one writes it."""
 
-        def write(path: Path) -> None:
+        def _write(path: Path) -> None:
             if trainer.world_size > 1:
                 path = path.resolve()  # its name is broadcast: the other ranks write their shards to it
-            trainer.save_checkpoint(path, False)  # not the weights alone
+            trainer.save_checkpoint(path, weights_only=False)
 
         if trainer.is_global_zero:
-            save_state(self.folder, step, write, keep=self.keep)
+            save_state(self.folder, step, _write, keep=self.keep)
         else:
-            write(self.folder)
+            _write(self.folder)
         self._saved_step = step
 
     def _signal_to_any(self, trainer: Trainer) -> int:
         """The largest number of a signal that any rank has received, or 0; the same on every rank."""
         number = self.signalled or 0
-        if trainer.world_size == 1:
+        if trainer.world_size == 1:  # else each step of one GPU would wait for this number
             return number
         met = torch.tensor(number, device=trainer.strategy.root_device)
         distributed.all_reduce(met, op=distributed.ReduceOp.MAX)
         return int(met)
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signalled is not None and number == signal.SIGINT:
@@ -165,6 +171,7 @@ class NewOptions(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replaces the options, once Lightning has loaded the checkpoint's."""
         fresh, schedules = _init_optimizers_and_lr_schedulers(pl_module)
         for resumed, made in zip(trainer.optimizers, fresh, strict=True):
             for group, wanted in zip(resumed.param_groups, made.param_groups, strict=True):

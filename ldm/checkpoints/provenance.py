@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from ldm.construct import CONFIG_DIR
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = (  # whose versions can change a number
@@ -33,8 +36,14 @@ def environment() -> dict[str, Any]:
 
 
 def command() -> str:
-    """What was typed, without the interpreter's path."""
-    return " ".join(["python", *sys.orig_argv[1:]])
+    """The command that does the same again: what was typed, with the user's own config folder.
+
+    The environment names that folder to ranks and to the points of a sweep, whose command lacks the option.
+    """
+    typed, folder = sys.orig_argv[1:], os.environ.get(CONFIG_DIR)
+    if folder and not any(word.partition("=")[0] in ("--config-dir", "-cd") for word in typed):
+        typed = [*typed, f"--config-dir={folder}"]
+    return " ".join(["python", *typed])
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.training_state import read_state
-from ldm.construct import MOVED
+from ldm.construct import moved
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.diffusion.process import READ_BY_DENOISER
@@ -142,7 +142,7 @@ def differences(
 
 def _now(value: Any) -> Any:
     """A value of an earlier version's config, with the name that a target has in this one."""
-    return MOVED.get(value, value) if isinstance(value, str) else value
+    return moved(value) if isinstance(value, str) else value
 
 
 def _content(path: Any, content: Any) -> Any:

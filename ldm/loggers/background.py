@@ -21,7 +21,7 @@ from ldm.loggers.metrics_log import RunLogger
 
 ROOM = 10_000  # entries that may wait to be written
 
-Cell = str | Image  # of a table
+Rows = Sequence[Sequence[str | Image]]  # of a table
 
 
 class Recorder(Protocol):
@@ -33,9 +33,7 @@ class Recorder(Protocol):
     def image(self, name: str, path: Path, step: int) -> None:
         """Records a picture file."""
 
-    def table(
-        self, name: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], step: int | None
-    ) -> None:
+    def table(self, name: str, header: Sequence[str], rows: Rows, step: int | None) -> None:
         """Records a table; the cells of a column are all text or all pictures."""
 
     def bundle(self, path: Path) -> None:
@@ -84,6 +82,7 @@ class BackgroundLogger(RunLogger):
             self._thread.start()
 
     def log_values(self, values: Mapping[str, float], step: int | None) -> None:
+        """Has the numbers of a step recorded, some time later."""
         self.record("metrics", values, step or 0)
 
     @rank_zero_only
@@ -126,8 +125,7 @@ class BackgroundLogger(RunLogger):
             recorder.close(failed=self._failed)
         except Exception as error:  # whatever it is, a training of days is worth more than its curves
             if self.error is None:  # else `end` has given it up already
-                self.error = error
-                cause = f"{type(error).__name__}: {error}"
+                self.error, cause = error, f"{type(error).__name__}: {error}"
                 say(f"{self.name} has failed ({cause}); metrics.jsonl has everything that is logged")
                 self._give_up()
 

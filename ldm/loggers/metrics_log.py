@@ -54,6 +54,7 @@ class MetricsLog(RunLogger):
         self._kept: list[tuple[int, set[str]]] = []  # step and names of the last lines that a rewind left
 
     def log_values(self, values: Mapping[str, float], step: int | None) -> None:
+        """Appends a line, unless it repeats one that a rewind has left."""
         if (step, {*values}) not in self._kept:
             append(self.path, json.dumps({"step": step, **values}) + "\n")
 
@@ -64,8 +65,8 @@ class MetricsLog(RunLogger):
             return
         lines, damaged = read_lines(self.path)
         if damaged:
-            lines_are = "line is" if damaged == 1 else "lines are"
-            print(f"{self.path}: {damaged} damaged {lines_are} passed over", flush=True)
+            are = "line is" if damaged == 1 else "lines are"
+            print(f"{self.path}: {damaged} damaged {are} passed over", flush=True)
         kept = [line for line in lines if line.step < step]
         self._kept = [(line.step, {*line.values}) for line in kept[-ENDING:]]
         write(self.path, "".join(f"{line.text}\n" for line in kept))

@@ -1,7 +1,6 @@
 """TensorBoard beside `metrics.jsonl`: curves, sample sheets, tables and the config."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 from ldm.checkpoints.run import facts_of
 from ldm.evaluation.report import markdown_table
 from ldm.io.writing import make_folder
-from ldm.loggers.background import BackgroundLogger, Cell, check_patience
+from ldm.loggers.background import BackgroundLogger, Rows, check_patience
 
 LITERATURE = ("fid", "is_mean")  # curves that share a panel with published numbers
 
@@ -25,8 +24,7 @@ def tensorboard_logger(*, folder: str, patience: float = 30.0) -> BackgroundLogg
         patience: seconds that the end waits for entries that are still to be written.
     """
     check_patience(patience)
-    recorder = partial(TensorBoardRecorder, Path(folder))
-    return BackgroundLogger(recorder, title="TensorBoard", patience=patience)
+    return BackgroundLogger(lambda: TensorBoardRecorder(Path(folder)), title="TensorBoard", patience=patience)
 
 
 class TensorBoardRecorder:
@@ -37,17 +35,18 @@ class TensorBoardRecorder:
         self._writer: Any = None
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Adds a point to the curve of each number."""
         writer = self._open(step if any(name.startswith("train/") for name in values) else step + 1)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
 
     def image(self, name: str, path: Path, step: int) -> None:
+        """Adds a picture."""
         with Image.open(path) as picture:
             self._open(step + 1).add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
-    def table(
-        self, name: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], step: int | None
-    ) -> None:
+    def table(self, name: str, header: Sequence[str], rows: Rows, step: int | None) -> None:
+        """Adds a table as text, without its pictures."""
         texts = [[cell if isinstance(cell, str) else "picture" for cell in row] for row in rows]
         self._open((step or 0) + 1).add_text(name, markdown_table(header, texts), step)
 
@@ -55,6 +54,7 @@ class TensorBoardRecorder:
         """TensorBoard keeps no bundles."""
 
     def close(self, *, failed: bool) -> None:
+        """Closes the event file."""
         if self._writer is not None:
             self._writer.close()
 

@@ -1,7 +1,6 @@
 """Weights & Biases: every run is recorded in its directory, and sent from there if the service answers."""
 
 import os
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.run import facts_of
-from ldm.io.writing import append, make_folder, write
-from ldm.loggers.background import BackgroundLogger, Cell, check_patience, say
+from ldm.io.writing import append, make_folder
+from ldm.loggers.background import BackgroundLogger, Rows, check_patience, say
 from ldm.loggers.wandb_sending import Sending, own_settings, unsendable
 
 CLOSING = 30.0  # seconds that closing a record may take besides sending it; it usually takes 0.1
@@ -23,7 +22,7 @@ def wandb_logger(
     """A logger that records in `<folder>/wandb` and sends the record while the training runs.
 
     Without a key, or if the service does not answer within 4 s, nothing is sent; `wandb sync` can do it
-    later. `<folder>/wandb_id` keeps the id, so that a resumed training continues its W&B run.
+    later. A resumed training continues its W&B run.
 
     Args:
         project, name: of the W&B run.
@@ -51,16 +50,17 @@ class WandbRecorder:
         for place in ("artifacts", "wandb"):
             make_folder(folder / place, below=folder)
         self.folder, self.artifact, self.patience = folder, artifact, patience
-        settings = own_settings()
+        settings, earlier = own_settings(), own_records(folder / "wandb")
         # set before W&B loads its own: it would read `wandb/settings` of the working folder
         wandb_setup.singleton()._settings = settings.model_copy()
         # offline for the whole process: else its telemetry asks the service, and waits for it at exit
         wandb.setup(wandb.Settings(mode="offline"))
+        # its own online mode would make the training wait where the service hangs: `Sending` sends the record
         self.run = wandb.init(
             project=project,
             name=name,
             dir=str(folder),
-            id=identity(folder),
+            id=earlier[-1].name.rpartition("-")[2] if earlier else uuid.uuid4().hex[:8],
             resume="allow",
             mode="offline",
             config=facts_of(folder),
@@ -70,31 +70,35 @@ class WandbRecorder:
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step", step_sync=True)
         self.record = Path(self.run.settings.sync_dir)
-        earlier = records_before(self.record)
+        with suppress(OSError):  # without a home that can be written, a later start can't send this record
+            append(records_list(), f"{self.record}\n")
         self.unsent = unsendable(settings)
         self.sending = None
         if self.unsent is None:
-            self.sending = Sending([*earlier, self.record], folder=folder, url=settings.base_url)
+            unsent = [record for record in earlier if record.is_dir()]
+            self.sending = Sending([*unsent, self.record], folder=folder, url=settings.base_url)
         else:
             say(f"W&B: recording in {self.record} and sending nothing: {self.unsent}")
 
     def metrics(self, values: Mapping[str, Any], step: int) -> None:
+        """Records numbers, or W&B's form of anything else."""
         self.run.log({**values, "step": step})
 
     def image(self, name: str, path: Path, step: int) -> None:
+        """Records a picture file."""
         import wandb
 
         self.metrics({name: wandb.Image(str(path))}, step)  # as a file: W&B would save floats black
 
-    def table(
-        self, name: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], step: int | None
-    ) -> None:
+    def table(self, name: str, header: Sequence[str], rows: Rows, step: int | None) -> None:
+        """Records a table with its pictures."""
         import wandb
 
         cells = [[cell if isinstance(cell, str) else wandb.Image(cell) for cell in row] for row in rows]
         self.metrics({name: wandb.Table(columns=list(header), data=cells)}, step or 0)
 
     def bundle(self, path: Path) -> None:
+        """Records the bundle's files, if `artifact` asks for it."""
         import wandb
 
         if self.artifact:
@@ -103,6 +107,7 @@ class WandbRecorder:
             self.run.log_artifact(made)
 
     def close(self, *, failed: bool) -> None:
+        """Ends the record, and waits until it is sent; prints what is left to do if it is not."""
         self.run.finish(exit_code=int(failed))
         if self.sending is not None:
             self.unsent = self.sending.finish(patience=self.patience)
@@ -110,23 +115,27 @@ class WandbRecorder:
                 say(f"W&B: not all was sent: {self.unsent}; `wandb sync {self.record}` does it")
 
 
-def records_before(record: Path) -> list[Path]:
-    """Records beside this one that this user's earlier trainings made, oldest first.
+def own_records(folder: Path) -> list[Path]:
+    """Records `offline-run-<time>-<id>` that this user's trainings made in a folder, oldest first.
 
-    A record names the files that are uploaded with it. Whoever gave the user the run directory could have
-    forged one, so only records on a list in the user's home are sent. The new record is added to the list.
+    A record names the files that are uploaded with it, and the W&B run to which they go. Whoever gave the
+    user the run directory could have forged one. So only a list in the user's home says which records are
+    sent, and which id a resumed training continues.
     """
-    path = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ldm" / "wandb_records"
-    own = path.read_text().splitlines() if path.is_file() else []
-    with suppress(OSError):  # without a home that can be written, a later start can't send this record
-        append(path, f"{record}\n")
-    found = [each for each in sorted(record.parent.glob("offline-run-*")) if each != record]
-    if strange := [each for each in found if str(each) not in own]:
+    path = records_list()
+    listed = map(Path, path.read_text().splitlines() if path.is_file() else [])
+    own = [record for record in listed if record.parent == folder]
+    if strange := {*folder.glob("offline-run-*")} - {*own}:
         say(
-            f"W&B: {len(strange)} records in {record.parent} are not on your list {path} and are "
+            f"W&B: {len(strange)} records in {folder} are not on your list {path} and are "
             "not sent; if you trust them, `wandb sync` does it"
         )
-    return [each for each in found if str(each) in own]
+    return own
+
+
+def records_list() -> Path:
+    """The file that lists the records of all this user's trainings, by their paths."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ldm" / "wandb_records"
 
 
 def kill_core() -> None:
@@ -137,13 +146,3 @@ def kill_core() -> None:
 
         wandb_setup.singleton()._connection._proc._process.kill()
         wandb.teardown(exit_code=1)
-
-
-def identity(folder: Path) -> str:
-    """The id of a run directory's W&B run: eight hexadecimal digits, the same at each start."""
-    path = folder / "wandb_id"
-    found = path.read_text(errors="replace") if path.is_file() else ""
-    if not re.fullmatch("[0-9a-f]{8}", found):
-        found = uuid.uuid4().hex[:8]
-        write(path, found)
-    return found

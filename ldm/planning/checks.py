@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm import UserError
-from ldm.construct import MOVED
+from ldm.construct import moved
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.distributed.ranks import is_first, world_size
@@ -51,20 +51,24 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
             "or take a GPU"
         )
     callbacks = {name: _target(node) for name, node in config.get("callbacks", {}).items()}
-    for name, target in callbacks.items():
-        if target in GENERATING and stage.generator() is None:
-            raise UserError(
-                f"callbacks.{name} generates pictures, which {type(stage).__name__} does not: remove it"
-            )
-    if _target(trainer.get("strategy", {})) != SHARDED:
-        return
+    generating = next((name for name, target in callbacks.items() if target in GENERATING), None)
+    if generating is not None and stage.generator() is None:
+        raise UserError(
+            f"callbacks.{generating} generates pictures, which {type(stage).__name__} does not: remove it"
+        )
+    if _target(trainer.get("strategy", {})) == SHARDED:
+        _check_shards(stage, compiled=config["compile"], callbacks=callbacks.values())
+
+
+def _check_shards(stage: Stage, *, compiled: bool, callbacks: Collection[str]) -> None:
+    """Refuses what `trainer=fsdp` can't train."""
     if not is_overridden("configure_model", stage):
         raise UserError(
             "trainer=fsdp shards the denoiser alone, and this stage trains another network: take trainer=ddp"
         )
-    if config["compile"]:
+    if compiled:
         raise UserError("compile=true with trainer=fsdp is not supported: take one of them, or trainer=ddp")
-    if UNEVEN in callbacks.values():
+    if UNEVEN in callbacks:
         raise UserError(
             "callbacks: GenerationMetrics generates more batches on one rank than on another, and "
             "trainer=fsdp needs every rank for each: take trainer=ddp, or callbacks=diffusion"
@@ -72,19 +76,14 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
 
 
 def check_steps(trainer: Mapping[str, Any]) -> None:
-    """Refuses a number of steps that no training takes.
-
-    Raises:
-        UserError: it is not a whole number from 1 to `MAX_STEPS`.
-    """
+    """Raises UserError if `max_steps` is not a whole number from 1 to `MAX_STEPS`."""
     steps = trainer.get("max_steps", 1)
     if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
         raise UserError(f"steps={steps} must lie between 1 and {MAX_STEPS} and be a whole number")
 
 
 def _target(node: Mapping[str, Any]) -> str:
-    name = str(node.get("_target_", ""))
-    return MOVED.get(name, name)
+    return moved(str(node.get("_target_", "")))
 
 
 def batch_line(config: Mapping[str, Any]) -> str:
@@ -101,15 +100,13 @@ def batch_line(config: Mapping[str, Any]) -> str:
 def caption_lines(stage: Stage, data: LightningDataModule) -> Iterator[str]:
     """A line per split that has captions longer than the stage's tokenizer reads."""
     tokenizer, pictures = stage.tokenizer, getattr(data, "pictures", data)
-    if tokenizer is None:
-        return
-    if not isinstance(pictures, PictureData):
+    if tokenizer is not None and not isinstance(pictures, PictureData):
         yield f"captions are streamed: beyond {tokenizer.context_length} tokens each is cut, and not counted"
-        return
-    for split in (pictures.train, pictures.val):
-        texts = [text for own in split.texts() for text in own] if split else []
-        if line := cut_line(tokenizer, texts, what="caption"):
-            yield f"{split.split}: {line}"
+    elif tokenizer is not None:
+        for split in filter(None, (pictures.train, pictures.val)):
+            texts = [text for own in split.texts() for text in own]
+            if line := cut_line(tokenizer, texts, what="caption"):
+                yield f"{split.split}: {line}"
 
 
 def validation_options(data: LightningDataModule) -> dict[str, Any]:
@@ -128,20 +125,13 @@ def validation_options(data: LightningDataModule) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Files that are going to be written below a folder.
-
-    Attributes:
-        place: the folder as its option names it, such as `runs=runs`.
-        num_bytes: about how much.
-        what: the files, in words.
-        remedy: what to type if they can't be written.
-    """
+    """Files that are going to be written below a folder."""
 
     folder: Path
-    place: str
-    num_bytes: int
-    what: str
-    remedy: str
+    place: str  # the folder as its option names it, such as `runs=runs`
+    num_bytes: int  # about how much
+    what: str  # the files, in words
+    remedy: str  # what to type if they can't be written
 
     @property
     def size(self) -> str:
@@ -151,7 +141,7 @@ class Need:
 
 def needs_of(stage: Stage, data: Any, runs: str) -> list[Need]:
     """Everything that a training writes, in the order in which it is written."""
-    weights = sum(p.numel() * p.element_size() for p in stage.parameters())
+    weights = sum(parameter.nbytes for parameter in stage.parameters())
     run = Need(
         folder=Path(runs),
         place=f"runs={runs}",
@@ -168,15 +158,16 @@ def needs_of_cache(data: Any) -> list[Need]:
     if not any(missing.values()):
         return []
     root, cache = data.pictures.train.index.root, data.pictures.train.cache
-    need = Need(
-        folder=cache,
-        place=f"data.root={root}" if cache == root else f"data.cache={cache}",
-        num_bytes=sum(missing.values()),
-        what=" and ".join(kind for kind, number in missing.items() if number),
-        remedy="name a folder for them with data.cache=<folder>, or compute them with python -m "
-        f"data_prep.latents root={root} where it can be written",
-    )
-    return [need]
+    return [
+        Need(
+            folder=cache,
+            place=f"data.root={root}" if cache == root else f"data.cache={cache}",
+            num_bytes=sum(missing.values()),
+            what=" and ".join(kind for kind, number in missing.items() if number),
+            remedy="name a folder for them with data.cache=<folder>, or compute them with python -m "
+            f"data_prep.latents root={root} where it can be written",
+        )
+    ]
 
 
 def check_needs(needs: Sequence[Need]) -> None:

@@ -5,6 +5,7 @@ samples (`trial.py`) show how much memory and time a step and a sample need on t
 """
 
 import os
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ldm.stages.stage import Stage
 from ldm.tokenizers import Tokenizer
 
 GB = 2**30
+CODEC = ("autoencoder", "text_encoder")  # networks of a codec
 CARDS = (8, 24, 80)  # GB of the GPUs for which the largest micro-batch is printed
 # what a training writes, and what needs several devices, is left out of the tried trainer
 ALONE = {
@@ -69,8 +71,7 @@ def dry_run(config: DictConfig) -> None:
     print(f"tried on {device}, {config.trainer.precision}; 1 GB is 2^30 bytes")
     for name, path in absent.items():
         print(f"{name} at random: there is no bundle at {path} yet")
-    children = {name: child for name, child in stage.named_children() if count(child)}
-    print_parts(children, stage.frozen())
+    print_parts(dict(stage.named_children()), stage.frozen())
     print_held(held)
     print_trials(trials, held)
     print_need(config, next(trial for trial in trials if trial.checkpointing == chosen), held)
@@ -80,8 +81,7 @@ def print_counted(config: DictConfig, net: nn.Module, *, averages: int, memory: 
     """Prints parameters and memory of a training that is too large to be tried here.
 
     Args:
-        net: what is trained, on the meta device.
-        averages: copies of it that follow it.
+        averages: copies of the network that follow it.
         memory: bytes that there are here.
     """
     weights = num_bytes(net.parameters())
@@ -89,19 +89,13 @@ def print_counted(config: DictConfig, net: nn.Module, *, averages: int, memory: 
         f"not tried: weights, gradients, optimizer and EMA alone take {5 * weights / GB:.1f} GB, and there "
         f"are {memory / GB:.1f} GB here; everything is counted on the meta device"
     )
-    names = ("autoencoder", "text_encoder") if "codec" in config.model.stage else ()
+    names = CODEC if "codec" in config.model.stage else ()
     with meta_init():
         frozen = {name.replace("_", " "): build(config[name]) for name in names}
     print_parts({"net": net}, frozen)
-    print_held(
-        Held(
-            weights=weights,
-            gradients=weights,
-            optimizer=2 * weights,
-            average=averages * weights,
-            frozen=num_bytes(p for part in frozen.values() for p in part.parameters()),
-        )
-    )
+    of_frozen = num_bytes(p for part in frozen.values() for p in part.parameters())
+    copies = {"gradients": weights, "optimizer": 2 * weights, "average": averages * weights}
+    print_held(Held(weights=weights, **copies, frozen=of_frozen))
 
 
 def made_up_stage(config: DictConfig) -> tuple[Stage, dict[str, str]]:
@@ -124,7 +118,7 @@ def made_up_stage(config: DictConfig) -> tuple[Stage, dict[str, str]]:
 def made_up_codec(config: DictConfig) -> tuple[Codec, dict[str, str]]:
     """The codec of the training; a part that was not trained yet is built from the config, at random."""
     parts, absent = {}, {}
-    for name in ("autoencoder", "text_encoder"):
+    for name in CODEC:
         path = config.codec[name]
         try:
             found = find(Path(path))
@@ -156,14 +150,15 @@ def print_parts(trained: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> 
     for name, part in (trained | frozen).items():
         children = sorted(part.named_children(), key=lambda child: -count(child[1]))
         largest = ", ".join(f"{child} {millions(module)}" for child, module in children[:3])
-        print(f"  {name:<22}{millions(part):>9}   {largest if name in trained else 'frozen'}")
+        if count(part):
+            print(f"  {name:<22}{millions(part):>9}   {largest if name in trained else 'frozen'}")
 
 
 def print_held(held: Held) -> None:
     """Prints the memory that is held from the first step to the last."""
     print("\nheld all the time")
-    for name in ("weights", "gradients", "optimizer", "average", "frozen", "together"):
-        print(f"  {name:<22}{megabytes(getattr(held, name)):>9}")
+    for name, number in (asdict(held) | {"together": held.together}).items():
+        print(f"  {name:<22}{megabytes(number):>9}")
 
 
 def print_trials(trials: list[Trial], held: Held) -> None:

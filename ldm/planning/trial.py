@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -39,13 +39,8 @@ class Meter(TorchDispatchMode):
         self._alive: dict[int, int] = {}
         self._total = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls an operator, and counts what it has made and computed."""
         kwargs = kwargs or {}
         inputs = {id(storage) for storage in _storages((args, kwargs))}
         out = func(*args, **kwargs)
@@ -56,8 +51,7 @@ class Meter(TorchDispatchMode):
                 self._total += storage.nbytes()
                 self.peak = max(self.peak, self._total)
                 weakref.finalize(storage, self._leave, key).atexit = False
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
+        if count := flop_registry.get(func._overloadpacket):
             self.operations += count(*args, **kwargs, out_val=out)
         return out
 
@@ -91,24 +85,15 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Measures of steps with one and with two samples.
+    """Measures of steps with one and with two samples."""
 
-    Attributes:
-        checkpointing: whether activation checkpointing was on.
-        step: bytes of any step, whatever its samples: copies of weights in low precision, and the like.
-        sample: bytes of each sample at the peak.
-        operations: of a sample, forward and backward.
-        count, speed: samples per batch when it was timed, and samples per second.
-        allocated: peak of the GPU's allocator with two samples, in bytes; 0 on a CPU.
-    """
-
-    checkpointing: bool
-    step: int
-    sample: int
-    operations: int
-    count: int
-    speed: float
-    allocated: int
+    checkpointing: bool  # whether activation checkpointing was on
+    step: int  # bytes of any step, whatever its samples: copies of weights in low precision, and the like
+    sample: int  # bytes of each sample at the peak
+    operations: int  # of a sample, forward and backward
+    count: int  # samples per batch when it was timed
+    speed: float  # samples per second
+    allocated: int  # peak of the GPU's allocator with two samples, in bytes; 0 on a CPU
 
     def need(self, held: Held, count: int) -> int:
         """Bytes of a training with batches of `count` samples."""
@@ -126,27 +111,33 @@ class Observer(Callback):
         self.metering = metering
         self.meters: list[Meter] = []
         self.seconds: list[float] = []
+        self.running: Meter | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hooks itself to each gradient."""
         self.hooks = [p.register_post_accumulate_grad_hook(self._leave_out) for p in pl_module.parameters()]
 
     def teardown(self, *_: Any, **__: Any) -> None:
+        """Removes the hooks: the stage is tried again."""
         for hook in self.hooks:
             hook.remove()
 
     def on_train_batch_start(self, *_: Any) -> None:
+        """Starts the clock, and a meter."""
         self.started = now()
-        self.running = Meter() if self.metering else None
-        if self.running is not None:
+        if self.metering:
+            self.running = Meter()
             self.meters.append(self.running)
             self.running.__enter__()
 
     def on_before_optimizer_step(self, *_: Any) -> None:
+        """Stops the meter: what the optimizer keeps is counted in `Held`."""
         if self.running is not None:
             self.running.__exit__(None, None, None)
             self.running = None
 
     def on_train_batch_end(self, *_: Any) -> None:
+        """Stops the clock."""
         self.seconds.append(now() - self.started)
 
     def _leave_out(self, parameter: Tensor) -> None:
@@ -156,20 +147,13 @@ class Observer(Callback):
 
 @dataclass(frozen=True, kw_only=True)
 class Trier:
-    """Tries steps of a stage as a training would make them.
-
-    Attributes:
-        stage: what is trained, on pictures of `size` pixels.
-        make_trainer: `make_trainer(callbacks=..., max_steps=...)`.
-        batch_size: the most samples at a time that are timed.
-        memory: bytes that may be used.
-    """
+    """Tries steps of a stage as a training would make them."""
 
     stage: Stage
-    make_trainer: Callable[..., Trainer]
-    size: int
-    batch_size: int
-    memory: int
+    make_trainer: Callable[..., Trainer]  # make_trainer(callbacks=..., max_steps=...)
+    size: int  # pixels on a side of the training's pictures
+    batch_size: int  # the most samples at a time that are timed
+    memory: int  # bytes that may be used
 
     def run(self, counts: Sequence[int], *, metering: bool) -> tuple[Observer, Trainer]:
         """Makes one step per count with so many samples; returns what an observer saw, and the trainer."""
@@ -184,10 +168,11 @@ class Trier:
     def attempt(self, *, checkpointing: bool, averages: int) -> tuple[Trial, Held]:
         """Meters steps of one and two samples, then times as many as `SECONDS` and the memory allow."""
         set_checkpointing(self.stage, checkpointing)
-        if torch.cuda.is_available():
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         observer, trainer = self.run((1, 2), metering=True)
-        allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        allocated = torch.cuda.max_memory_allocated() if on_gpu else 0
         held = held_by(self.stage, trainer.optimizers, averages=averages)
         (one, two), slow = observer.meters, min(observer.seconds[0], observer.seconds[1] / 2)
         trial = Trial(

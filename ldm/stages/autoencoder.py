@@ -92,17 +92,16 @@ def measure_latents(
     picture are correlated, so only pictures count as independent.
     """
     device = next(net.parameters()).device
-    sums, count, rows = torch.zeros(3, net.latent_channels, dtype=torch.float64, device=device), 0, []
+    rows = []
     for pictures in batches:
         posterior = net.posterior(to_float(pictures.to(device)))
+        # float64: the variance is a small difference of large sums
         mean, variance = posterior.mean.double(), posterior.logvar.double().exp()
-        moments = (mean, mean.square(), variance)
-        sums += torch.stack([each.sum(dim=(0, 2, 3)) for each in moments])
-        rows.append(torch.stack([each.mean(dim=(2, 3)) for each in moments]))
-        count += mean[:, 0].numel()
-    shift, square, noise = sums / count
+        rows.append(torch.stack([each.mean(dim=(2, 3)) for each in (mean, mean.square(), variance)]))
+    moments = torch.cat(rows, dim=1)
+    means, squares, noises = moments  # each: pictures, channels
+    shift, square, noise = moments.mean(dim=1)  # all pictures have the same number of latents
     variance = square - shift.square() + noise
-    means, squares, noises = torch.cat(rows, dim=1)  # each: pictures, channels
     number = len(means)
     remaining = (1 - number / of) / number  # finite-population variance of a mean, per variance of a picture
     influence = squares + noises - 2 * shift * means  # of a picture on the variance

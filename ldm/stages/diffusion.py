@@ -81,11 +81,13 @@ class LatentDiffusion(NetworkStage):
         self.sampling, self.guidance = sampling, guidance
         self.caption_drop, self.time_bins = caption_drop, time_bins
         self.fixed_loss = KeyedMean()
+        # encoded once, and not per batch: the text encoder is frozen
         self._null: Tensor | None = None  # text states of the empty prompt, on the device
 
     def configure_model(self) -> None:
-        """Shards the network across the ranks if the trainer's strategy does so."""
-        if hasattr(self.trainer.strategy, "shard"):  # distributed/sharding.py
+        """Shards the network across the ranks if the trainer's strategy does so (distributed/sharding.py)."""
+        # asked for by its method: this module and its network do not load FSDP where nobody shards
+        if hasattr(self.trainer.strategy, "shard"):
             self.trainer.strategy.shard(self.net)
 
     def on_fit_start(self) -> None:
@@ -101,7 +103,8 @@ class LatentDiffusion(NetworkStage):
 
     def loss(self, batch: LatentBatch) -> Tensor:
         """Mean loss of a batch, its random numbers keyed by the samples' positions."""
-        positions = batch["position"].cpu()
+        positions = batch["position"].cpu()  # where keys are hashed
+        # a new latent of the posterior at each step: the mean alone would hide the autoencoder's uncertainty
         x0 = batch["mean"] + batch["std"] * self._normal(batch["mean"], positions, "posterior")
         noise = self._normal(x0, positions, "noise")
         # spread evenly over the batch, which lowers the variance of its loss
@@ -155,16 +158,16 @@ class LatentDiffusion(NetworkStage):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The codec's."""
+        """That of the codec."""
         return self.codec.tokenizer
 
     def example_batch(self, count: int, *, size: int) -> LatentBatch:
-        """Random latents and text states."""
-        mean, text = torch.randn(count, *self.codec.latent_shape(size)), self.codec.text_encoder
-        states, numbers = torch.randn(count, text.context_length, text.width), torch.arange(count)
-        return LatentBatch(
-            mean=mean, std=torch.ones_like(mean), context=states, position=numbers, index=numbers
-        )
+        """Random latents and text states: the codec is not used, as in a training on stored ones."""
+        text, numbers = self.codec.text_encoder, torch.arange(count)
+        mean = torch.randn(count, *self.codec.latent_shape(size))
+        states = torch.randn(count, text.context_length, text.width)
+        std = torch.ones_like(mean)
+        return LatentBatch(mean=mean, std=std, context=states, position=numbers, index=numbers)
 
     def frozen(self) -> dict[str, nn.Module]:
         """The networks of the codec."""

@@ -5,10 +5,10 @@ direction gets the same length. Vectors take AdamW steps. Steps of matrices are 
 have (Liu et al. 2025, eq. 4), so both live under one learning rate and one weight decay.
 
 It is our own, as `torch.optim.Muon` refuses every parameter that isn't 2-D: kernels of convolutions, which
-are most of a U-Net, and vectors, for which it would take a second optimizer beside it. Each of several ranks
-makes all matrices orthogonal: that is less than a hundredth of a step of the networks here.
+are most of a U-Net, and vectors, for which it would take a second optimizer beside it.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -64,6 +64,7 @@ class Muon(Optimizer):
             loss = closure() if closure else None
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            # decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019)
             # _foreach: a few kernel launches in place of one per parameter
             torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
             self._step_matrices([p for p in trained if p.ndim >= 2], group)
@@ -71,26 +72,23 @@ class Muon(Optimizer):
         return loss
 
     def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        if not parameters:
-            return
+        stacks: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for p in parameters:
+            # a kernel is a matrix of outputs by inputs at all its places, as Jordan et al. take it
+            stacks[tuple(p.flatten(1).shape)].append(p)
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        moments, gradients = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
-        torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
-        # matrices of one shape are stacked: their products run as one batch
-        shapes = sorted({tuple(p.flatten(1).shape) for p in parameters})
-        stacks = [[p for p in parameters if tuple(p.flatten(1).shape) == shape] for shape in shapes]
-        for shape, stack in zip(shapes, stacks, strict=True):
+        # Each rank makes all of them orthogonal: to share that out would save less than a hundredth of a step
+        # of the networks here. Those of one shape are stacked: their products run as one batch.
+        for shape, stack in sorted(stacks.items()):
+            moments, gradients = [self.state[p]["momentum"] for p in stack], [p.grad for p in stack]
+            torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(gradients, moments, group["momentum"])  # Nesterov's look ahead
+            matrices = torch.stack([direction.flatten(1) for direction in ahead])
             length = group["lr"] * ADAM_SIZE * max(shape) ** 0.5
-            for p, direction in zip(stack, self._directions(stack, group), strict=True):
+            directions = orthogonal(matrices, iterations=group["iterations"])
+            for p, direction in zip(stack, directions, strict=True):
                 p.sub_(direction.view_as(p), alpha=length)
-
-    def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
-        """The directions in which parameters of one shape go, b m n."""
-        moments, gradients = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
-        ahead = torch._foreach_lerp(gradients, moments, group["momentum"])  # Nesterov's look ahead
-        return orthogonal(torch.stack([d.flatten(1) for d in ahead]), iterations=group["iterations"])
 
     def _step_vectors(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         fast, slow = group["betas"]

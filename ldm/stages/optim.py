@@ -22,9 +22,9 @@ def warmup_cosine(step: int, *, warmup: int, steps: int, floor: float = 0.0) -> 
     Raises:
         UserError: a `warmup` below 0.
     """
-    check_warmup(warmup)
+    rise = warmup_constant(step, warmup=warmup)
     if step < warmup:
-        return (step + 1) / warmup
+        return rise
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -35,14 +35,10 @@ def warmup_constant(step: int, *, warmup: int) -> float:
     Raises:
         UserError: a `warmup` below 0.
     """
-    check_warmup(warmup)
-    return min(1.0, (step + 1) / max(1, warmup))
-
-
-def check_warmup(warmup: int) -> None:
-    """Raises UserError if the number of steps of a warmup is below 0."""
     if warmup < 0:
         raise UserError(f"decay.{warmup=} must be at least 0")
+    # from 1 / warmup: at rate 0 the first step would change nothing
+    return min(1.0, (step + 1) / max(1, warmup))
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -78,23 +74,18 @@ def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> t
     Raises:
         UserError: a learning rate that is not a finite number above 0, or a schedule with wrong options.
     """
-    check_rate(getattr(optimizer, "keywords", {}).get("lr", 1.0))  # before torch refuses it in its own words
+    _check_rate(getattr(optimizer, "keywords", {}).get("lr", 1.0))  # before torch refuses it in its own words
     made = optimizer(parameter_groups(module))
     for group in made.param_groups:
-        check_rate(group["lr"])
+        _check_rate(group["lr"])
     return made, LambdaLR(made, decay)
 
 
-def check_rate(rate: float) -> None:
-    """Raises UserError for a learning rate that is not a finite number above 0."""
+def _check_rate(rate: float) -> None:
     if not 0 < rate < math.inf:
         raise UserError(f"optimizer.lr={rate} must be a finite number above 0")
 
 
 def check_optimizer(optimizer: OptimizerFactory, decay: Decay) -> None:
-    """Refuses at once what `configure` would refuse when the training begins and its folder is made.
-
-    Raises:
-        UserError: as `configure`.
-    """
+    """Raises what `configure` would raise only when the training begins and its folder is there."""
     configure(nn.Linear(1, 1), optimizer, decay)

@@ -29,11 +29,7 @@ class Stage(Protocol):
 
     net: nn.Module
     averaged: nn.Module | None
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """See above."""
-        ...
+    tokenizer: Tokenizer | None
 
     def example_batch(self, count: int, *, size: int) -> Mapping[str, Any]:
         """A batch of random data in the shapes of the training's, from pictures of `size` pixels a side."""
@@ -74,6 +70,7 @@ class NetworkStage(LightningModule):
         check_optimizer(optimizer, decay)
         check_seed(seed, "model.stage.seed")
         self.net = net
+        # not a submodule: the callback sets it past nn.Module, so that no checkpoint holds it twice
         self.averaged: nn.Module | None = None
         self.optimizer, self.decay, self.seed = optimizer, decay, seed
         self._step_mean = StepMean()
@@ -85,6 +82,7 @@ class NetworkStage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """An optimizer for `net`, and its schedule, which advances every step."""
+        # Lightning's default is every epoch, and the stream of batches has one that never ends
         optimizer, schedule = configure(self.net, self.optimizer, self.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -104,5 +102,6 @@ class NetworkStage(LightningModule):
 def example_pictures(count: int, *, size: int) -> PictureBatch:
     """Random pictures with captions that fill any context."""
     numbers = torch.arange(count)
+    # bytes, as a loader hands them on: the stage makes floats of them, and what that takes counts
     image = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
     return PictureBatch(image=image, captions=[ENDLESS] * count, position=numbers, index=numbers)

@@ -3,42 +3,21 @@
 import json
 
 import pytest
-from pytorch_lightning import Callback
 
-from ldm.callbacks import pace
 from ldm.callbacks.pace import Pace
 from ldm.loggers.metrics_log import MetricsLog
 
-BATCH, STEP, VALIDATION = 4, 0.5, 60.0  # samples, seconds
-
-
-class Clock(Callback):
-    """A time that only batches and validations take."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-    def on_train_batch_start(self, *_):
-        self.now += STEP
-
-    def on_validation_epoch_start(self, *_):
-        self.now += VALIDATION
-
-    def on_validation_end(self, *_):  # as drawing does, after Pace has been told of the end
-        self.now += VALIDATION
+BATCH, STEP = 4, 0.5  # samples, seconds
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_pace_counts_the_samples_of_steps_and_leaves_validations_out(
-    diffusion_stage, latents, make_trainer, tmp_path, monkeypatch, accumulated
+    diffusion_stage, latents, make_trainer, tmp_path, clock, accumulated
 ):
-    clock, log = Clock(), MetricsLog(tmp_path / "metrics.jsonl")
-    monkeypatch.setattr(pace, "time", clock)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     options = {"val_check_interval": 1, "limit_val_batches": 1, "log_every_n_steps": 2}
-    trainer = make_trainer(4, Pace(), clock, logger=[log], accumulate_grad_batches=accumulated, **options)
+    callbacks = [Pace(), clock(step=STEP, validation=120.0)]
+    trainer = make_trainer(4, *callbacks, logger=[log], accumulate_grad_batches=accumulated, **options)
     trainer.fit(diffusion_stage(), datamodule=latents)
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     lines = [line for line in lines if "train/loss" in line]

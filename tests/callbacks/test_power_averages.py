@@ -5,8 +5,7 @@ import torch
 from pytorch_lightning import Callback
 from torch.testing import assert_close
 
-from ldm.callbacks.ema import EMA
-from ldm.callbacks.power_averages import PowerAverages
+from ldm.callbacks.ema import EMA, PowerAverages
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.power_average import Averages, Profile, decay, exponent_of
 

@@ -3,26 +3,7 @@
 import pytest
 from pytorch_lightning import Callback
 
-from ldm.callbacks import pace
 from ldm.callbacks.pace import ProgressBar, Remaining
-
-STEP, VALIDATION = 3.0, 30.0  # seconds
-
-
-class Clock(Callback):
-    """A time that only steps and validations take."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-    def on_train_batch_start(self, *_):
-        self.now += STEP
-
-    def on_validation_end(self, *_):
-        self.now += VALIDATION
 
 
 class Descriptions(Callback):
@@ -36,11 +17,10 @@ class Descriptions(Callback):
 
 
 def test_the_bar_names_the_time_that_a_whole_series_still_takes(
-    diffusion_stage, latents, make_trainer, monkeypatch
+    diffusion_stage, latents, make_trainer, clock
 ):
-    clock, seen = Clock(), Descriptions()
-    monkeypatch.setattr(pace, "time", clock)
-    callbacks = [ProgressBar("tiny"), clock, Remaining(of="demo", after=4.0, every=2), seen]
+    seen, time = Descriptions(), clock(step=3.0, validation=30.0)
+    callbacks = [ProgressBar("tiny"), time, Remaining(of="demo", after=4.0, every=2), seen]
     options = {"enable_progress_bar": True, "val_check_interval": 2, "limit_val_batches": 1}
     make_trainer(4, *callbacks, **options).fit(diffusion_stage(), datamodule=latents)
     # 2 of 4 + 16 steps done, 3 s each; then 4, among them a validation

@@ -103,6 +103,7 @@ def test_two_ranks_make_one_run_and_a_network_like_that_of_one(alone, together, 
     assert said.count("bundle: ") == 1
     record = json.loads((run / "run.json").read_text())
     assert "trainer=cpu_ddp" in record["command"]
+    assert "--config-dir=" in record["command"]  # the ranks get the folder by their environment
     ours, theirs = validation(run), validation(alone(*TINY, "batch_size=4"))
     assert set(ours) >= {"val/loss", "val/psnr"}
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)  # a structural similarity near 0

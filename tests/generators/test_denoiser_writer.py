@@ -8,8 +8,7 @@ import torch
 import yaml
 from torch.testing import assert_close
 
-from ldm.callbacks.ema import EMA
-from ldm.callbacks.power_averages import PowerAverages
+from ldm.callbacks.ema import EMA, PowerAverages
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.power_average import Averages, Profile

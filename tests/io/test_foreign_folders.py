@@ -22,7 +22,7 @@ from ldm.io.links import LinkRefused
 from ldm.io.pictures import save_sheet
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import TensorBoardRecorder
-from ldm.loggers.wandb_log import WandbRecorder, identity
+from ldm.loggers.wandb_log import WandbRecorder
 from ldm.sample import main as sample
 
 PIXELS = torch.zeros(3, 8, 8, dtype=torch.uint8)
@@ -114,7 +114,6 @@ PIPES = {
     "the log": ("metrics.jsonl", rewind),
     "the pointer": ("checkpoints/newest", lambda run: newest_state(run / "checkpoints")),
     "a checkpoint": ("checkpoints/step=00000001/state.ckpt", lambda run: newest_state(run / "checkpoints")),
-    "W&B's id": ("wandb_id", identity),
 }
 
 
