@@ -49,6 +49,7 @@ def axis_of(points: Sequence[Swept]) -> str:
 
 
 def is_number(text: str) -> bool:
+    """Whether Python reads a text as a float."""
     try:
         float(text)
     except ValueError:

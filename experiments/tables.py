@@ -34,6 +34,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
+        """The table in Markdown."""
         return markdown_table(self.header, self.rows)
 
 

@@ -57,9 +57,8 @@ class Row(NamedTuple):
 def main() -> None:
     """Samples, measures and writes."""
     bundle = Bundle.open("shipped")
-    pipeline = open_latent_diffusion(bundle).with_options(
-        generator=Mt19937Noise.name
-    )  # that of the table's pictures
+    # the noise of the table's pictures
+    pipeline = open_latent_diffusion(bundle).with_options(generator=Mt19937Noise.name)
     rows = list(measured(bundle, pipeline))
     draw_sheet([(row.sampler, row.calls, row.images) for row in rows], FOLDER / "sheet.png")
     draw_curves([(row.sampler, row.calls, row.distance, row.clip) for row in rows[1:]], FOLDER / "curve.png")
@@ -105,13 +104,13 @@ def steps_within(sampling: Sampling, schedule: Schedule, calls: int) -> int:
     for steps in range(calls, 0, -1):
         count = 0
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
+        def _denoise(x: Tensor, t: Tensor) -> Tensor:
             nonlocal count
             count += 1
             return torch.zeros_like(x)
 
         start = torch.zeros(1, 1, dtype=torch.float64)
-        replace(sampling, steps=steps)(denoise, schedule, start, noise=torch.zeros_like)
+        replace(sampling, steps=steps)(_denoise, schedule, start, noise=torch.zeros_like)
         if count <= calls:
             return steps
     raise UserError(f"no step of this sampler takes at most {calls} calls: allow more")

@@ -7,16 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-
-from hydra_plugins.ldm_sweeps.points import OUTPUT, Point, points_of
-from hydra_plugins.ldm_sweeps.returns import returned
+from hydra_plugins.ldm_sweeps.launching import PointLauncher
+from hydra_plugins.ldm_sweeps.points import OUTPUT, Point
 from ldm import UserError
 from ldm.io.writing import appending
 
@@ -24,7 +19,7 @@ POLL = 0.2  # seconds between two looks at the processes
 GRACE = 60.0  # seconds that stopped processes have to save
 
 
-class LocalLauncher(Launcher):
+class LocalLauncher(PointLauncher):
     """Points as processes, a few at a time; one that fails leaves the others alone.
 
     Args:
@@ -44,18 +39,12 @@ class LocalLauncher(Launcher):
                 "name one a job"
             )
         self.slots = [{}] * jobs if devices is None else [{"CUDA_VISIBLE_DEVICES": str(d)} for d in devices]
-        self.config: DictConfig | None = None
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        assert self.config is not None
-        points = points_of(self.config, job_overrides)
-        waiting = [point for point in points if not point.finished]
-        print(f"{self.config.hydra.sweep.dir}: {len(waiting)} of {len(points)} points to run", flush=True)
-        run_all(waiting, self.slots)
-        return returned(points, words=f"their output is in {OUTPUT} in their folders")
+    def run(self, points: Sequence[Point], folder: Path, *, total: int) -> str:
+        """Runs the points here, at most one a slot, and waits for them."""
+        print(f"{folder}: {len(points)} of {total} points to run", flush=True)
+        run_all(points, self.slots)
+        return f"their output is in {OUTPUT} in their folders"
 
 
 def run_all(points: Sequence[Point], slots: Sequence[dict[str, str]]) -> None:
@@ -116,12 +105,9 @@ def send(process: subprocess.Popen, number: int) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While it lasts, SIGTERM and ctrl-C are KeyboardInterrupts."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    """While it lasts, SIGTERM is a KeyboardInterrupt, as ctrl-C is by Python's own handler."""
+    signals = (signal.SIGTERM, signal.SIGINT)  # SIGINT, too: a shell lets background commands ignore it
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     try:
         yield
     finally:

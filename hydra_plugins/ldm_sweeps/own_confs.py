@@ -10,5 +10,6 @@ class OwnConfs(SearchPathPlugin):
     """Adds the folders after those of this package, whose files take precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends them; called by Hydra."""
         for folder in own_confs():
             search_path.append("own", f"file://{folder}")

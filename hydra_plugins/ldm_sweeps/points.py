@@ -39,6 +39,7 @@ class Point:
 
     @property
     def label(self) -> str:
+        """What tables and messages call it."""
         return self.folder.name
 
     @property

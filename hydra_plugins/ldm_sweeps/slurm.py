@@ -6,20 +6,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-
-from hydra_plugins.ldm_sweeps.points import Point, points_of
-from hydra_plugins.ldm_sweeps.returns import returned, submitted
+from hydra_plugins.ldm_sweeps.launching import PointLauncher
+from hydra_plugins.ldm_sweeps.points import Point
 from ldm import UserError
 from ldm.io.writing import write
 
 SCRIPT = Path("slurm") / "sweep.sbatch"
 
 
-class SlurmLauncher(Launcher):
+class SlurmLauncher(PointLauncher):
     """Points as tasks of a job array; each is requeued before its limit and resumes, as any training here.
 
     Args:
@@ -45,25 +40,18 @@ class SlurmLauncher(Launcher):
         if not poll > 0:
             raise UserError(f"hydra.launcher.poll={poll} must be above 0 seconds")
         self.options, self.parallel, self.wait, self.poll = list(options), parallel, wait, poll
-        self.config: DictConfig | None = None
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        assert self.config is not None
-        folder = Path(self.config.hydra.sweep.dir)
-        points = points_of(self.config, job_overrides)
-        waiting = [point for point in points if not point.finished]
-        if waiting:
-            job = self.submit(waiting, folder)
-            print(f"{folder}: job {job}, an array of {len(waiting)} of {len(points)} points", flush=True)
+    def run(self, points: Sequence[Point], folder: Path, *, total: int) -> str | None:
+        """Submits the points, and waits for them if `wait` says so."""
+        if points:
+            job = self.submit(points, folder)
+            print(f"{folder}: job {job}, an array of {len(points)} of {total} points", flush=True)
             if not self.wait:
                 print(f"when it is done: python -m experiments.sweeps folder={folder}")
-                return submitted(points)
+                return None
             while in_queue(job):
                 time.sleep(self.poll)
-        return returned(points, words=f"their output is in {folder}/slurm-*.out")
+        return f"their output is in {folder}/slurm-*.out"
 
     def submit(self, points: Sequence[Point], folder: Path) -> str:
         """Submits the array; returns its job id.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -62,11 +61,13 @@ class OptunaSweeper(Sweeper):
                 raise UserError(f"hydra.sweeper.{name}={value} must be at least 1")
         self.metric, self.direction, self.seed = metric, direction, seed
         self.trials, self.batch, self.params = trials, batch, dict(params or {})
-        self.config: DictConfig | None = None
-        self.launcher: Launcher | None = None
-        self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Takes the config of the multirun, and makes the launcher that it names.
+
+        Raises:
+            UserError: Optuna is not installed.
+        """
         if find_spec("optuna") is None:
             raise UserError("hydra/sweeper=optuna needs Optuna 4 or later: pip install 'ldm[sweep]'")
         self.config, self.hydra_context = config, hydra_context
@@ -80,7 +81,6 @@ class OptunaSweeper(Sweeper):
         Raises:
             UserError: nothing to vary, a launcher that doesn't wait, or no trial that succeeded.
         """
-        assert self.config is not None
         overrides = parsed([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         last = {each.get_key_element(): each for each in overrides}  # what is typed replaces `params`
         fixed = [written(each) for each in last.values() if not each.is_sweep_override()]
@@ -107,7 +107,6 @@ class OptunaSweeper(Sweeper):
         """Runs a batch and gives the study its values; returns whether any trial succeeded."""
         from optuna.trial import TrialState
 
-        assert self.launcher is not None
         batch = {  # by label: of trials that are alike one is run
             label_of(trial.params): [*fixed, *(f"{key}={value}" for key, value in trial.params.items())]
             for trial in trials
@@ -151,6 +150,7 @@ def open_study(folder: Path, *, name: str, direction: str, seed: int, batch: int
 
 
 def num_complete(study: "Study") -> int:
+    """Trials that have ended with a value."""
     from optuna.trial import TrialState
 
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))

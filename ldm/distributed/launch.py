@@ -4,6 +4,8 @@ The watching process trains nothing and loads no torch. Ranks get the variables 
 srun on several machines, may also start a training. When a rank fails, or none is active any more, all ranks
 are ended and the cause is reported; when the watching process dies, the system ends its ranks.
 
+It is our own, as torchrun waits for ranks that hang as long as they do, and reports no cause in a sentence.
+
 A rank that waits for the others sleeps, and so does one that hangs in a logger, a socket or a lock. So a
 training hangs once no rank has computed for a while, however long one of them takes for a step, for sampling
 or for saving. Without /proc (outside Linux) no rank is ever found idle.
@@ -24,7 +26,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ldm import UserError
@@ -44,19 +45,13 @@ RESUME = "the same command resumes from the last checkpoint"
 
 @dataclass(kw_only=True)
 class Rank:
-    """A process of a training.
-
-    Attributes:
-        errors: file with its standard error; the first rank's goes to ours.
-        place: file to which it writes where it is when it gets SIGUSR2.
-        active: when it was last seen active, in seconds of `time.monotonic`.
-    """
+    """A process of a training."""
 
     number: int
     process: "subprocess.Popen[bytes]"
-    errors: Path | None
-    place: Path
-    active: float = field(default_factory=time.monotonic)
+    errors: Path | None  # file with its standard error; the first rank's goes to ours
+    place: Path  # file to which it writes where it is when it gets SIGUSR2
+    active: float = field(default_factory=time.monotonic)  # when it was last seen active
     _seen: float = field(default_factory=time.monotonic)
     _used: float = 0.0
 
@@ -165,12 +160,12 @@ def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int,
     """
     if not 1 <= patience < math.inf:
         raise UserError(f"{patience=} must be a finite number of seconds, at least 1")
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # whatever happens: ranks are killed, signals given back, files removed
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ldm-")))
         ranks: list[Rank] = []
         stack.callback(lambda: [rank.kill() for rank in ranks])
         received = _receive(stack)
-        with socket.socket() as listener:
+        with socket.socket() as listener:  # a port that is free now
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         for number in range(count):  # one by one: those that have started are ended if another can't be
@@ -210,8 +205,9 @@ def _variables(*, number: int, count: int, port: int) -> dict[str, str]:
     """The variables that torchrun sets for a rank, and those that keep ranks from competing for cores."""
     threads = max(1, len(os.sched_getaffinity(0)) // count) if sys.platform == "linux" else 1
     loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")
-    defaults = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": loopback}
-    values = {name: os.environ.get(name, value) for name, value in defaults.items()} | {
+    values = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", loopback),
         "RANK": number,
         "LOCAL_RANK": number,
         "GROUP_RANK": 0,
@@ -228,12 +224,10 @@ def _variables(*, number: int, count: int, port: int) -> dict[str, str]:
 def _receive(stack: ExitStack) -> deque[int]:
     """A queue into which the signals to be forwarded come, until the stack closes."""
     received = deque[int]()
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
     for number in FORWARDED:
-        stack.callback(signal.signal, number, signal.signal(number, handler))
+        # queued only: a handler that sent signals could run in the middle of starting a rank
+        earlier = signal.signal(number, lambda number, _: received.append(number))
+        stack.callback(signal.signal, number, earlier)
     return received
 
 
@@ -271,11 +265,9 @@ def _verdict(failed: Sequence[Rank], ranks: Sequence[Rank]) -> tuple[int, str]:
     """The exit status, and the first cause if no rank has printed it on our standard error."""
     if not failed:
         return 0, ""
-    causes = [
-        *(rank for rank in failed if rank.status != LOST),
-        *(rank for rank in ranks if rank.status == 0),
-    ]
-    first = next(iter(causes), max(failed, key=lambda rank: rank.number))  # whose errors are not yet printed
+    causes = [rank for rank in failed if rank.status != LOST] + [rank for rank in ranks if rank.status == 0]
+    # else each has lost another one: the last rank, whose errors are not yet printed
+    first = next(iter(causes), max(failed, key=lambda rank: rank.number))
     if any(rank.number == 0 and rank.status == 1 for rank in failed) and first.status == 1:
         return 1, ""  # all met the same error, and the first rank printed it
     return 1, f"{first.fate()}; the other ranks were ended; {RESUME}"

@@ -33,6 +33,7 @@ def join() -> None:
     if not is_rank() or distributed.is_initialized():
         return
     place: ClusterEnvironment = TorchElasticEnvironment() if "RANK" in os.environ else SLURMEnvironment()
+    # here, and not by Lightning: ranks agree on the run and its folder before there is a trainer
     if torch.cuda.is_available():
         torch.cuda.set_device(place.local_rank() % torch.cuda.device_count())
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = place.main_address, str(place.main_port)
@@ -123,8 +124,9 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error means that a collective call has failed because another rank died."""
-    told = str(error).lower()
+    if isinstance(error, LostRank | distributed.DistError):
+        return True
+    # gloo and NCCL raise plain RuntimeErrors, which only their words tell apart
     words = ("gloo", "nccl", "connection closed by peer", "connection reset", "socket timeout", "tcpstore")
-    return isinstance(error, LostRank | distributed.DistError) or (
-        isinstance(error, RuntimeError) and world_size() > 1 and any(word in told for word in words)
-    )
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and world_size() > 1 and any(word in told for word in words)

@@ -15,9 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from benchmarks.processes import is_alive, wait_for
+from hydra_plugins.ldm_sweeps.launching import returned
 from hydra_plugins.ldm_sweeps.local import LocalLauncher, run_all, start, stop
 from hydra_plugins.ldm_sweeps.points import Point, label_of, parsed, points_of, quoted, read_points
-from hydra_plugins.ldm_sweeps.returns import returned
 from hydra_plugins.ldm_sweeps.slurm import SlurmLauncher
 from ldm.config import CONF, check
 
