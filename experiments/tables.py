@@ -84,8 +84,8 @@ def literature_table(rows: Sequence[PublishedRow]) -> Table:
 
 def _metric(row: Mapping[str, Any]) -> str:
     """Set and name, with a note if the reference is a file of unknown preparation."""
-    told = " (reference of unknown preparation)" if row.get("foreign") else ""
-    return f"{row['set']}/{row['metric']}{told}"
+    note = " (reference of unknown preparation)" if row.get("foreign") else ""
+    return f"{row['set']}/{row['metric']}{note}"
 
 
 def _measured(row: Mapping[str, Any]) -> str:

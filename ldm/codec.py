@@ -32,9 +32,13 @@ class Posterior(Protocol):
     """A diagonal Gaussian over latents, b c h w: a named tuple."""
 
     @property
-    def mean(self) -> Tensor: ...
+    def mean(self) -> Tensor:
+        """The mean of each latent value."""
+
     @property
-    def logvar(self) -> Tensor: ...
+    def logvar(self) -> Tensor:
+        """The logarithm of its variance."""
+
     def _replace(self, **fields: Tensor) -> "Posterior": ...
 
 
@@ -48,8 +52,11 @@ class Autoencoder(Network, Protocol):
     latent_channels: int
     factor: int
 
-    def posterior(self, images: Tensor, /) -> Any: ...  # a `Posterior`, of the network's own named tuple
-    def decode(self, latents: Tensor, /) -> Tensor: ...
+    def posterior(self, images: Tensor, /) -> Any:
+        """A `Posterior`, of the network's own named tuple."""
+
+    def decode(self, latents: Tensor, /) -> Tensor:
+        """Images, b 3 h w, of latents."""
 
 
 @runtime_checkable
@@ -108,11 +115,7 @@ class Codec:
         return _hash(self.text_encoder.state_dict(), *self.tokenizer.fingerprint())
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """Shape (c, h, w) of the latents of pictures of `size` pixels a side.
-
-        Raises:
-            UserError: a side that the autoencoder can't divide.
-        """
+        """Shape (c, h, w) of the latents of pictures of `size` pixels a side; UserError if there is none."""
         factor = self.autoencoder.factor
         if size < factor or size % factor:
             raise UserError(f"a side of {size} pixels is not a multiple of the autoencoder's factor {factor}")
@@ -156,11 +159,11 @@ class Codec:
         pictures: they are rounded to half precision here, and computed in float32 in chunks of one size.
         """
 
-        def encode(chunk: Tensor) -> Tensor:
+        def _encode(chunk: Tensor) -> Tensor:
             posterior = self.encode_images(chunk)
             return torch.stack([posterior.mean, posterior.logvar], dim=1).half()
 
-        return self._in_chunks(encode, images)
+        return self._in_chunks(_encode, images)
 
     @torch.no_grad()
     def context(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
@@ -169,7 +172,7 @@ class Codec:
 
     def _in_chunks(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         made, size = [], self.chunk
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):  # float32, whatever the training's precision
             for chunk in rows.to(self.device).split(size):
                 # kernels sum in an order that the number of rows decides: a short chunk is filled up
                 filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])

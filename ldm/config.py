@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm import UserError
 from ldm.commands.answers import answer_errors
 from ldm.commands.help import help_of
-from ldm.construct import CONFIG_DIR, construct, locate, nearest, own_confs
+from ldm.construct import CONFIG_DIR, SCALARS, construct, locate, nearest, own_confs
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
@@ -41,13 +41,7 @@ TARGETS = (
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
 EVERY = {"evaluate": "metric"}  # command -> the group of which it gets every file: none is listed anywhere
 READERS = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
-# type of a key's default -> types of the values that replace it
-ACCEPTED: dict[type, tuple[type, ...]] = {
-    bool: (bool,),
-    int: (int,),
-    float: (float, int),
-    str: (str, int, float),
-}
+ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
 
 def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -149,11 +143,7 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
 
 
 def parsed(argument: str) -> Override:
-    """An override as Hydra reads it.
-
-    Raises:
-        UserError: Hydra can't read it; says what to type instead.
-    """
+    """An override as Hydra reads it; UserError with what to type instead, if Hydra can't."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException as error:
@@ -194,9 +184,8 @@ def check_group(override: Override, command: str) -> None:
     if group in OPTIONAL_GROUPS and not override.is_add() and not override.is_delete():
         raise UserError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
     if isinstance(value, str) and value not in names:
-        raise UserError(
-            f"there is no {group} {value!r}{nearest(value, names)}; there are: {', '.join(names)}"
-        )
+        there = f"{nearest(value, names)}; there are: {', '.join(names)}"
+        raise UserError(f"there is no {group} {value!r}{there}")
     if command not in READERS.get(group, (command,)):
         raise UserError(f"{group} has no place in ldm.{command}, only in {', '.join(READERS[group])}")
 

@@ -92,11 +92,7 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
 
 
 def locate(name: object, *, allowed: Iterable[str]) -> Any:
-    """The class, function or class method with a dotted name.
-
-    Raises:
-        UserError: the name is not under an allowed prefix, does not exist, or is an alias of something else.
-    """
+    """The class, function or class method with a dotted name; UserError if it is foreign or missing."""
     prefixes = (*allowed, *(f"{package}." for package in own_packages()))
     if not isinstance(name, str) or not name.startswith(prefixes):
         raise UserError(f"_target_ {name!r} is refused: targets start with one of {', '.join(prefixes)}")
@@ -133,11 +129,7 @@ def own_packages() -> list[str]:
 
 
 def own_confs() -> list[Path]:
-    """A user's own config folders, searched after ours: LDM_CONFIG_DIR, and `conf` of LDM_PACKAGES.
-
-    Raises:
-        UserError: a folder or a package that can't be found.
-    """
+    """A user's own config folders, searched after ours: LDM_CONFIG_DIR, and `conf` of LDM_PACKAGES."""
     folders = [Path(path).absolute()] if (path := os.environ.get(CONFIG_DIR)) else []
     if folders and not folders[0].is_dir():
         raise UserError(f"--config-dir={path}: there is no such folder")
@@ -155,15 +147,14 @@ def accepts(function: Any, contract: Any) -> bool:
     if not callable(function):
         return False
     if get_origin(contract) is Callable:
-        wanted = get_args(contract)[0]
-        places, names = (None if wanted is Ellipsis else len(wanted)), []
+        wanted, names = get_args(contract)[0], []
+        if wanted is Ellipsis:
+            return True
     else:
         _, *wanted = signature(contract.__call__).parameters.values()
         names = [each.name for each in wanted if each.kind is Parameter.KEYWORD_ONLY]
-        places = len(wanted) - len(names)
     try:
-        if places is not None:
-            signature(function).bind(*[None] * places, **dict.fromkeys(names))
+        signature(function).bind(*[None] * (len(wanted) - len(names)), **dict.fromkeys(names))
     except TypeError:
         return False
     return True
@@ -183,14 +174,12 @@ def check_arguments(name: str, target: Any, arguments: Mapping[str, Any], *, is_
     except ValueError:  # some functions that are written in C have none
         return
     try:
-        known.bind_partial(**arguments)
-        if not is_partial:
-            known.bind(**arguments)
+        (known.bind_partial if is_partial else known.bind)(**arguments)
     except TypeError as error:
         strange = next((key for key in arguments if key not in known.parameters), None)
         hint = "" if strange is None else nearest(str(strange), known.parameters)
         raise UserError(f"_target_ {name!r} can't be called with these arguments: {error}{hint}") from None
-    if name.startswith("ldm."):
+    if name.startswith("ldm."):  # other packages' annotations are documentation at best
         _check_values(name, known.parameters, arguments)
 
 
@@ -201,18 +190,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _check_values(name: str, parameters: Mapping[str, Parameter], arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments that don't fit their annotations, such as a text where a number belongs.
-
-    Raises:
-        UserError: the argument and what it must be.
-    """
+    """Refuses arguments that don't fit their annotations, such as a text where a number belongs."""
     for key, value in arguments.items():
         annotation = parameters[key].annotation if key in parameters else Any
         if not _fits(value, annotation):
-            given = f"{key}={str(value)[:40]!r}"
-            raise UserError(
-                f"_target_ {name!r} can't be called with {given}: it must be {_words(annotation)}"
-            )
+            given = f"{key}={str(value)[:40]!r}: it must be {_words(annotation)}"
+            raise UserError(f"_target_ {name!r} can't be called with {given}")
 
 
 def _fits(value: Any, annotation: Any) -> bool:

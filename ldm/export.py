@@ -105,12 +105,7 @@ def export_bundle(config: DictConfig) -> None:
 
 
 def check_options(config: DictConfig) -> None:
-    """What can be refused before anything heavy loads.
-
-    Raises:
-        UserError: several directions or none, an unknown form, packages that a form needs, or an `out` that
-            is missing or there already.
-    """
+    """Refuses options that exclude each other, miss something or overwrite, before anything heavy loads."""
     form = config.to
     if sum(config[name] is not None for name in ("from", "state", "to")) != 1:
         raise UserError(

@@ -34,11 +34,7 @@ def main(config: DictConfig) -> None:
 
 
 def check_tasks(*, devices: object, num_nodes: int, accelerator: str, environment: Mapping[str, str]) -> None:
-    """Compares a trainer with the tasks and GPUs that SLURM gives the job; does nothing outside a job.
-
-    Raises:
-        UserError: tasks without their number per node, or another number than devices, nodes or GPUs.
-    """
+    """Refuses a trainer that doesn't fit the tasks, nodes and GPUs of the SLURM job, if this is one."""
     if "SLURM_JOB_ID" not in environment:
         return
     total = int(environment.get("SLURM_NTASKS", 1))

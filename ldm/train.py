@@ -62,8 +62,8 @@ def train(config: DictConfig) -> None:
             os._exit(LOST)  # the broken process group would wait forever for the others at exit
         if "DataLoader worker" not in str(error):
             raise
-        told = f"a loader process has died ({error}); the same command resumes the training"
-        raise DataError(told) from error
+        sentence = f"a loader process has died ({error}); the same command resumes the training"
+        raise DataError(sentence) from error
 
 
 if __name__ == "__main__":

@@ -113,16 +113,16 @@ class OptunaSweeper(Sweeper):
         }
         self.validate_batch_is_legal(list(batch.values()))
         self.launcher.launch(list(batch.values()), initial_job_idx=trials[0].number)
-        points, told = {point.label: point for point in read_points(folder)}, 0
+        points, succeeded = {point.label: point for point in read_points(folder)}, False
         for trial in trials:
             point = points[label_of(trial.params)]
             value = numbers(point).get(self.metric, math.nan) if point.finished else math.nan
             if math.isfinite(value):
                 study.tell(trial, value)
-                told += 1
+                succeeded = True
             else:
                 study.tell(trial, state=TrialState.FAIL)
-        return told > 0
+        return succeeded
 
 
 def open_study(folder: Path, *, name: str, direction: str, seed: int, batch: int) -> "Study":

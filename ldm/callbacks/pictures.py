@@ -68,9 +68,8 @@ class SampleGrid(Sheets):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints which prompts are longer than the tokenizer reads."""
         tokenizer = pl_module.generator().tokenizer
-        line = cut_line(tokenizer, self.prompts, what="prompt") if tokenizer else None
-        if line and trainer.is_global_zero:
-            print(f"samples: {line}", flush=True)
+        if line := cut_line(tokenizer, self.prompts, what="prompt") if tokenizer else None:
+            say(f"samples: {line}")
 
     def sheet(self, trainer: Trainer, stage: LightningModule) -> Sheet | None:
         """Samples; None on the other ranks, and where any is NaN or infinite."""
@@ -88,7 +87,7 @@ class SampleGrid(Sheets):
         if any(share is None for share in shares):
             if not self._warned:
                 text = "the pictures are NaN or infinite, so there is no sheet"
-                print(f"samples: at step {trainer.global_step} {text}", flush=True)
+                say(f"samples: at step {trainer.global_step} {text}")
             self._warned = True
             return None
         images = [shares[number % ranks][number // ranks] for number in range(len(jobs))]

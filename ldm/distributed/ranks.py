@@ -25,11 +25,7 @@ class LostRank(RuntimeError):
 
 
 def join() -> None:
-    """Forms a process group with the other ranks, if this process was started as one of several.
-
-    Raises:
-        LostRank: they don't join.
-    """
+    """Meets the other ranks, if this process was started as one of several; LostRank if they don't come."""
     if not is_rank() or distributed.is_initialized():
         return
     place: ClusterEnvironment = TorchElasticEnvironment() if "RANK" in os.environ else SLURMEnvironment()
@@ -128,5 +124,5 @@ def is_lost(error: BaseException) -> bool:
         return True
     # gloo and NCCL raise plain RuntimeErrors, which only their words tell apart
     words = ("gloo", "nccl", "connection closed by peer", "connection reset", "socket timeout", "tcpstore")
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and world_size() > 1 and any(word in told for word in words)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and world_size() > 1 and any(word in text for word in words)

@@ -143,6 +143,7 @@ def end_all(loggers: Iterable[Logger], bundle: Path) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line above the progress bar, at once."""
-    tqdm.write(line)
-    print(end="", flush=True)
+    """Prints a line on the first rank, above the progress bar and at once."""
+    if is_first():
+        tqdm.write(line)
+        print(end="", flush=True)

@@ -16,7 +16,8 @@ from ldm import UserError
 from ldm.construct import moved
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
-from ldm.distributed.ranks import is_first, world_size
+from ldm.distributed.ranks import world_size
+from ldm.loggers.background import say
 from ldm.stages.stage import Stage
 from ldm.tokenizers import cut_line
 
@@ -110,15 +111,14 @@ def caption_lines(stage: Stage, data: LightningDataModule) -> Iterator[str]:
 
 
 def validation_options(data: LightningDataModule) -> dict[str, Any]:
-    """Options that switch a trainer's validation off, which is printed, if the data have no held-out set."""
+    """Options that switch a trainer's validation off if the data have no held-out set, which is printed."""
     pictures = getattr(data, "pictures", data)
     if getattr(pictures, "val", None) is not None or getattr(pictures, "validation", None) is not None:
         return {}
-    if is_first() and isinstance(pictures, PictureData):
-        print(
+    if isinstance(pictures, PictureData):
+        say(
             f"data.root={pictures.root} has no pictures to validate on: trained without validation (to hold "
-            "some out, prepare the set again with val_share=0.2)",
-            flush=True,
+            "some out, prepare the set again with val_share=0.2)"
         )
     return {"limit_val_batches": 0}
 
@@ -171,11 +171,7 @@ def needs_of_cache(data: Any) -> list[Need]:
 
 
 def check_needs(needs: Sequence[Need]) -> None:
-    """Tries to write into each folder, and compares what is free on each disk with all that goes there.
-
-    Raises:
-        UserError: a folder that can't be written, or a disk with too little room.
-    """
+    """Refuses folders that can't be written, and disks with too little room for all files that go there."""
     left: dict[int, int] = {}  # bytes by disk
     for need in needs:
         folder = next(each for each in (need.folder, *need.folder.absolute().parents) if each.exists())

@@ -17,10 +17,11 @@ from ldm.callbacks.pace import ProgressBar
 from ldm.callbacks.saving import NewOptions
 from ldm.checkpoints.resuming import check_state, follow_init
 from ldm.checkpoints.run import Run, find_run, new_run
+from ldm.checkpoints.training_state import step_of
 from ldm.config import build, build_data, overrides, plain, repeated_keys
 from ldm.distributed.ranks import broadcast, is_first
 from ldm.io.writing import discard
-from ldm.loggers.background import end_all
+from ldm.loggers.background import end_all, say
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.planning.checks import (
     batch_line,
@@ -99,7 +100,8 @@ def fit(config: DictConfig) -> None:
     config.run_dir = str(run.path)  # callbacks and loggers make their paths from it
     verb, size = "continuing" if state else "starting", sum(p.numel() for p in stage.net.parameters())
     say(f"{verb} {run.path}: {size / 1e6:.2f} M parameters, {config.summary}")
-    for line in (batch_line(plain(config)), *(caption_lines(stage, data) if is_first() else ())):
+    say(batch_line(plain(config)))
+    for line in caption_lines(stage, data) if is_first() else ():  # all captions are tokenized for it
         say(line)
     try:
         trainer = trainer_of_run(config, run, data, state)
@@ -125,11 +127,7 @@ def find(config: DictConfig) -> tuple[Run | None, dict[str, Any]]:
 
 
 def make_stage(config: DictConfig) -> tuple[Stage, LightningDataModule]:
-    """Stage and data, checked against the trainer and the disks.
-
-    Raises:
-        UserError: the trainer doesn't suit the stage, or a disk has no room.
-    """
+    """Stage and data; UserError if the trainer doesn't suit the stage, or a disk lacks room for the cache."""
     # Only the initial weights use torch's global generator; all later randomness is keyed by position.
     torch.manual_seed(key_of(config.seed, "weights"))
     stage = build(config.model.stage)
@@ -146,7 +144,7 @@ def begin(
     run: Run | None, identity: dict[str, Any], stage: Stage, *, runs: str
 ) -> tuple[Run, dict[str, Any], Path | None]:
     """The new or resumed run with its record brought up to date, its config, and its newest checkpoint."""
-    if not is_first():
+    if not is_first():  # one rank makes the folder, and the others hear of it
         return broadcast(None)
     if run is None:
         return broadcast((new_run(runs, identity["name"], identity), identity, None))
@@ -154,7 +152,7 @@ def begin(
     if state is not None:
         check_state(state, stage)
     identity |= {"name": run.config()["name"]}  # that of its folder
-    run.resumed(identity, step=0 if state is None else step_of(state))
+    run.resumed(identity, step=0 if state is None else step_of(state.parent))
     return broadcast((run, identity, state))
 
 
@@ -162,7 +160,7 @@ def trainer_of_run(config: DictConfig, run: Run, data: LightningDataModule, stat
     """The trainer with all callbacks and loggers of the config; the log is cut back to the checkpoint."""
     log = MetricsLog(run.path / "metrics.jsonl")
     if state is not None:
-        log.rewind(step_of(state))
+        log.rewind(step_of(state.parent))
     callbacks = [ProgressBar(config.name), *build(config.callbacks).values()]
     return make_trainer(
         config,
@@ -171,14 +169,3 @@ def trainer_of_run(config: DictConfig, run: Run, data: LightningDataModule, stat
         folder=run.path,
         **validation_options(data),
     )
-
-
-def say(line: str) -> None:
-    """Prints a line on the first rank."""
-    if is_first():
-        print(line, flush=True)
-
-
-def step_of(state: Path) -> int:
-    """The step of a checkpoint, from its folder's name."""
-    return int(state.parent.name.removeprefix("step="))

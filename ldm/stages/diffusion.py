@@ -119,8 +119,8 @@ class LatentDiffusion(NetworkStage):
 
     def _drop_captions(self, context: Tensor, positions: Tensor) -> Tensor:
         assert self._null is not None
-        draws = keyed.uniform(seed=self.seed, positions=positions, stream="drop")
-        dropped = (draws < self.caption_drop).to(context.device)
+        numbers = keyed.uniform(seed=self.seed, positions=positions, stream="drop")
+        dropped = (numbers < self.caption_drop).to(context.device)
         return torch.where(dropped.view(-1, 1, 1), self._null.to(context), context)
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
@@ -202,18 +202,13 @@ class LatentDiffusion(NetworkStage):
 
 
 def check_codec(net: nn.Module, codec: Codec) -> None:
-    """Refuses a network that can't read the codec's latents and text states.
-
-    Raises:
-        UserError: other channels of latents, or text states of another width.
-    """
-    given = {
-        "latent_channels": (codec.autoencoder.latent_channels, "latents of", "codec.autoencoder"),
-        "context_dim": (codec.text_encoder.width, "text states of", "codec.text_encoder"),
-    }
-    for option, (count, what, part) in given.items():
-        wanted = getattr(net, option, count)
-        if wanted != count:
+    """Refuses a network for other channels of latents or another width of text states than the codec's."""
+    given = (
+        ("latent_channels", codec.autoencoder.latent_channels, "latents of", "codec.autoencoder"),
+        ("context_dim", codec.text_encoder.width, "text states of", "codec.text_encoder"),
+    )
+    for option, count, what, part in given:
+        if (wanted := getattr(net, option, count)) != count:
             raise UserError(
                 f"backbone: {option}={wanted}, but {part} makes {what} {count}: choose a backbone for "
                 f"{count}, or another {part}"
