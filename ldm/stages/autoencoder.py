@@ -77,6 +77,7 @@ def sampled(total: int, *, count: int, seed: int) -> list[int]:
     """The numbers of `count` pictures of `total`, or of all, in order; a function of the seed alone."""
     if count >= total:
         return list(range(total))
+    # the smallest hashes: a sample of more pictures holds one of fewer
     keys = [keyed.key(seed, number, "latent statistics") for number in range(total)]
     return sorted(np.argsort(keys)[:count].tolist())
 
@@ -125,11 +126,10 @@ class AutoencoderStage(NetworkStage):
 
     Args:
         net: the autoencoder.
-        optimizer, decay, seed: see `NetworkStage`; the seed is the key of posterior noise and augmentation.
+        optimizer, decay, augment, seed: see `NetworkStage`.
         kl_weight: weight of the divergence per latent value against the error per pixel value.
         perceptual, perceptual_weight: frozen feature distance and its weight.
         discriminator, discriminator_weight, discriminator_start: the adversary, its weight and first step.
-        augment: random change of the pictures, keyed by position.
         statistics_pictures: size of the sample that the scale of the latents is measured on at the end. For
             the shipped autoencoder 2,048 pictures of a larger set would give standard errors of at most 1.4 %
             of a standard deviation (shift) and 0.8 % (scale).
@@ -154,13 +154,12 @@ class AutoencoderStage(NetworkStage):
         statistics_pictures: int = 2048,
         seed: int = 0,
     ) -> None:
-        super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
+        super().__init__(net=net, optimizer=optimizer, decay=decay, augment=augment, seed=seed)
         if statistics_pictures < 2:
             raise UserError(
                 f"{statistics_pictures=} must be at least 2: the scale of latents is measured on them"
             )
-        self.statistics_pictures = statistics_pictures
-        self.kl_weight, self.augment = kl_weight, augment
+        self.statistics_pictures, self.kl_weight = statistics_pictures, kl_weight
         self.perceptual = (perceptual,)  # a tuple hides frozen weights from checkpoint and optimizer
         self.perceptual_weight = perceptual_weight
         self.discriminator = discriminator
@@ -182,14 +181,9 @@ class AutoencoderStage(NetworkStage):
 
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor | None:
         """The loss of a batch; None with a discriminator, whose alternating steps are taken here."""
-        pictures = batch["image"]
-        if self.augment is not None:
-            pictures = self.augment(pictures, seed=self.seed, positions=batch["position"])
-        images = to_float(pictures)
+        images = to_float(self._augmented(batch))
         posterior = self.net.posterior(images)
-        shape = posterior.mean.shape[1:]
-        key = {"seed": self.seed, "positions": batch["position"], "stream": "posterior"}
-        noise = keyed.normal(shape, **key, device=posterior.mean.device).to(posterior.mean)
+        noise = self._normal(posterior.mean, batch["position"], "posterior")
         decoded = self.net.decode(posterior.sample(noise))
         terms = self.terms(images, decoded, posterior)
         means = Terms(*self._step_mean(torch.stack(terms), self, batch_idx))
@@ -217,6 +211,7 @@ class AutoencoderStage(NetworkStage):
         loss = terms.total
         adversarial_phase = self.global_step >= self.discriminator_start
         if adversarial_phase:
+            # weighed so that both terms pull equally at the last layer: their scales have nothing in common
             adversarial = -self.discriminator(decoded).mean()
             last_layer = self.net.decoder.conv_out.weight
             weight = adaptive_weight(terms.pixel, adversarial, last_layer, average=average)
@@ -225,12 +220,13 @@ class AutoencoderStage(NetworkStage):
         self._step(ours, loss, self.net)
         self.lr_schedulers().step()
         if adversarial_phase:
+            # the pictures of before the step, without their graph: nothing is decoded twice
             loss = hinge_loss(self.discriminator(images), self.discriminator(decoded.detach()))
             self.log("train/discriminator", loss)
             self._step(theirs, loss, self.discriminator)
 
     def _step(self, optimizer: Any, loss: Tensor, module: nn.Module) -> None:
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # the discriminator got gradients in the autoencoder's step, too
         # DDP waits for the gradients of both networks, and this step has those of one
         wrapper = self.trainer.model
         with wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else nullcontext():
@@ -243,16 +239,15 @@ class AutoencoderStage(NetworkStage):
         net = self.best
         images = to_float(batch["image"])
         posterior = net.posterior(images)
-        decoded = net.decode(posterior.mean)
-        terms, count = self.terms(images, decoded, posterior), len(images)
-        pictures = to_uint8(decoded)
+        decoded = net.decode(posterior.mean)  # not a sample: the numbers of two validations compare
+        terms, pictures = self.terms(images, decoded, posterior), to_uint8(decoded)
         scores = {
             "val/loss": terms.total,
             "val/kl": terms.kl,
             "val/psnr": psnr(pictures, batch["image"]).mean(),
             "val/ssim": ssim(pictures, batch["image"]).mean(),
         }
-        self.log_dict(scores, batch_size=count, sync_dist=True, prog_bar=True)
+        self.log_dict(scores, batch_size=len(images), sync_dist=True, prog_bar=True)
 
     def latent_statistics(self, pictures: PictureDataset) -> LatentStatistics:
         """The statistics of a sample of `statistics_pictures` pictures, or of all if there are no more."""
@@ -270,12 +265,12 @@ class AutoencoderStage(NetworkStage):
         """The EMA of the autoencoder with the statistics of its latents; see `Stage`."""
         if not is_first():
             return path
+        # only now: each change of the weights changes the latents, and with them their shift and scale
         statistics = self.latent_statistics(data.train)
         print(statistics)
-        net = self.best
         return write_bundle(
             path,
-            parts={"autoencoder": Part(spec=config["autoencoder"], state=net.state_dict())},
+            parts={"autoencoder": Part(spec=config["autoencoder"], state=self.best.state_dict())},
             settings={
                 "latents": {"shift": statistics.shift.tolist(), "scale": statistics.scale.tolist()},
                 "latent_statistics": statistics.record(),

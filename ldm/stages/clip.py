@@ -26,8 +26,7 @@ class ContrastiveStage(NetworkStage):
     Args:
         net: both encoders.
         tokenizer: of the text encoder's vocabulary size and context length.
-        optimizer, decay, seed: see `NetworkStage`.
-        augment: random change of the training pictures, keyed by position.
+        optimizer, decay, augment, seed: see `NetworkStage`.
 
     Raises:
         UserError: a tokenizer that is not the text encoder's.
@@ -43,7 +42,7 @@ class ContrastiveStage(NetworkStage):
         augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
+        super().__init__(net=net, optimizer=optimizer, decay=decay, augment=augment, seed=seed)
         expected = (net.text.vocab_size, net.text.context_length)
         given = (tokenizer.vocab_size, tokenizer.context_length)
         if given != expected:
@@ -51,7 +50,7 @@ class ContrastiveStage(NetworkStage):
                 f"the tokenizer's vocabulary and context length {given} are not the text encoder's "
                 f"{expected}: choose the tokenizer that the text encoder's yaml names"
             )
-        self.tokenizer, self.augment = tokenizer, augment
+        self.tokenizer = tokenizer
         # recall over the whole held-out set, not over a batch, whose size would decide it
         self.retrieval = Retrieval()
         self.retrieval.sync_on_compute = False  # every rank validates on all pictures
@@ -59,13 +58,10 @@ class ContrastiveStage(NetworkStage):
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
         """The loss over the batches of all ranks; logs its mean over the optimizer step."""
         self.net.clamp_logit_scale()  # before the step: a resumed run clamps what was saved, too
-        pictures = batch["image"]
-        if self.augment is not None:
-            pictures = self.augment(pictures, seed=self.seed, positions=batch["position"])
-        output = self._compare(self.net, pictures, batch["captions"])
+        output = self._compare(self.net, self._augmented(batch), batch["captions"])
         # each rank's pairs are negatives of the others': the loss does not depend on the number of ranks
-        features = (output.image_features, output.text_features)
-        images, texts = map(self._from_all_ranks, features)
+        images, texts = map(self._from_all_ranks, (output.image_features, output.text_features))
+        # a picture may come twice, with two of its captions: these are no negatives of each other
         keys = self._from_all_ranks(batch["index"])
         loss = contrastive_loss(images, texts, output.scale, keys=keys)
         self.log("train/loss", self._step_mean(loss, self, batch_idx), prog_bar=True)

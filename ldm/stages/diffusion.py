@@ -113,10 +113,6 @@ class LatentDiffusion(NetworkStage):
         context = self._drop_captions(batch["context"], positions)
         return self.process.loss(self.net, x0, context, noise=noise, uniform=times.to(x0)).mean()
 
-    def _normal(self, like: Tensor, positions: Tensor, stream: str) -> Tensor:
-        key = {"seed": self.seed, "positions": positions, "stream": stream}
-        return keyed.normal(like.shape[1:], **key, device=like.device).to(like)
-
     def _drop_captions(self, context: Tensor, positions: Tensor) -> Tensor:
         assert self._null is not None
         numbers = keyed.uniform(seed=self.seed, positions=positions, stream="drop")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.data.stream import PictureBatch
 from ldm.generators.generator import Generator
+from ldm.randomness import keyed
 from ldm.randomness.seeds import check_seed
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure
 from ldm.tokenizers import Tokenizer
@@ -57,6 +58,7 @@ class NetworkStage(LightningModule):
     Args:
         net: the network that is trained.
         optimizer, decay: the optimizer's constructor, and its learning-rate factor by step.
+        augment: random change of the training pictures, keyed by their positions.
         seed: key of all random numbers, together with the samples' positions.
 
     Raises:
@@ -65,20 +67,39 @@ class NetworkStage(LightningModule):
 
     tokenizer: Tokenizer | None = None
 
-    def __init__(self, *, net: nn.Module, optimizer: OptimizerFactory, decay: Decay, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        optimizer: OptimizerFactory,
+        decay: Decay,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         check_optimizer(optimizer, decay)
         check_seed(seed, "model.stage.seed")
         self.net = net
         # not a submodule: the callback sets it past nn.Module, so that no checkpoint holds it twice
         self.averaged: nn.Module | None = None
-        self.optimizer, self.decay, self.seed = optimizer, decay, seed
+        self.optimizer, self.decay, self.augment, self.seed = optimizer, decay, augment, seed
         self._step_mean = StepMean()
 
     @property
     def best(self) -> Any:
         """The network that is validated and saved: its EMA if one is kept."""
         return self.averaged or self.net
+
+    def _augmented(self, batch: PictureBatch) -> Tensor:
+        """The pictures of a batch as the network is trained on them: uint8, b 3 h w."""
+        if self.augment is None:
+            return batch["image"]
+        return self.augment(batch["image"], seed=self.seed, positions=batch["position"])
+
+    def _normal(self, like: Tensor, positions: Tensor, stream: str) -> Tensor:
+        """Standard normal noise in a tensor's shape, a function of the seed and the samples' positions."""
+        key = {"seed": self.seed, "positions": positions, "stream": stream}
+        return keyed.normal(like.shape[1:], **key, device=like.device).to(like)
 
     def configure_optimizers(self) -> Any:
         """An optimizer for `net`, and its schedule, which advances every step."""
