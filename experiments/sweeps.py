@@ -34,21 +34,13 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of a point.
+    """The result of a point."""
 
-    Attributes:
-        swept: value by key, as typed.
-        state: "finished", or how far it is.
-        numbers: by name.
-        commit: of the code that ran.
-        ruler: what makes numbers of an evaluation comparable; empty for a training.
-    """
-
-    swept: Mapping[str, str]
-    state: str
-    numbers: Mapping[str, float]
-    commit: str
-    ruler: str
+    swept: Mapping[str, str]  # value by key, as typed
+    state: str  # "finished" or "not finished"
+    numbers: Mapping[str, float]  # by name
+    commit: str  # of the code that ran
+    ruler: str  # what makes numbers of an evaluation comparable; empty for a training
 
 
 def main(options: Options) -> None:
@@ -71,7 +63,7 @@ def main(options: Options) -> None:
 
 def outcome(point: Point) -> Outcome:
     """The result that a point's files hold."""
-    ruler, commit, state = "", None, "finished" if point.finished else "not finished"
+    ruler, commit = "", None
     if point.results.is_file():
         document = read_results(point.results)
         ruler, commit = document["protocol"]["ruler"], document["provenance"]["commit"]
@@ -80,7 +72,7 @@ def outcome(point: Point) -> Outcome:
             commit = read_json(record)["commit"]
     return Outcome(
         swept=point.swept,
-        state=state,
+        state="finished" if point.finished else "not finished",
         numbers=numbers(point),
         commit="unknown" if commit is None else commit[:10],
         ruler=ruler,

@@ -41,23 +41,15 @@ BYTES = ByteLevel(add_prefix_space=False, use_regex=False)  # a word to the symb
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A text of which a tokenizer reads only the beginning.
+    """A text of which a tokenizer reads only the beginning."""
 
-    Attributes:
-        tokens: that the whole text takes, start and end included.
-        limit: how many are read.
-        seen: the last words that are read, cleaned as the tokenizer cleans them.
-    """
-
-    tokens: int
-    limit: int
-    seen: str
+    tokens: int  # that the whole text takes, start and end included
+    limit: int  # how many are read
+    seen: str  # the last words that are read, cleaned as the tokenizer cleans them
 
     def __str__(self) -> str:
-        return (
-            f"has {self.tokens} tokens, the model reads {self.limit}: "
-            f"what follows '...{self.seen}' is not seen"
-        )
+        start = f"has {self.tokens} tokens, the model reads {self.limit}"
+        return f"{start}: what follows '...{self.seen}' is not seen"
 
 
 class Tokenizer:

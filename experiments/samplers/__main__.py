@@ -39,19 +39,14 @@ MARK = "<!-- table: python -m experiments.samplers -->"
 
 
 class Row(NamedTuple):
-    """What a sampler drew with a number of calls.
-
-    Attributes:
-        distance: mean distance to the reference's picture of the same seed, in EfficientNet-lite0 features.
-        clip: mean cosine of picture and prompt in the bundle's own CLIP.
-    """
+    """What a sampler generated with a number of calls."""
 
     sampler: str
     calls: int
     steps: int
     images: Tensor
-    distance: float
-    clip: float
+    distance: float  # mean, in EfficientNet-lite0 features, to the reference's picture of the same seed
+    clip: float  # mean cosine of picture and prompt in the bundle's own CLIP
 
 
 def main() -> None:

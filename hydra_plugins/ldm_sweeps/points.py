@@ -25,17 +25,11 @@ PLACES = {"runs": "{}", "out": "{}/evaluation"}  # where a command writes: its k
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting of a sweep.
+    """One setting of a sweep."""
 
-    Attributes:
-        folder: holds everything that the point writes; its name says the setting.
-        swept: value by key, of the keys that the sweep varies, as they are typed.
-        command: the module, then its arguments.
-    """
-
-    folder: Path
-    swept: dict[str, str]
-    command: list[str]
+    folder: Path  # holds everything that the point writes; its name says the setting
+    swept: dict[str, str]  # value by key, of the keys that the sweep varies, as they are typed
+    command: list[str]  # the module, then its arguments
 
     @property
     def label(self) -> str:
@@ -147,11 +141,7 @@ def label_of(swept: Mapping[str, Any]) -> str:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """Points that were started below a folder, in the order of their labels.
-
-    Raises:
-        UserError: there is none, or a record that can't be read.
-    """
+    """Points that were started below a folder, in the order of their labels; UserError if there is none."""
     points = [read_point(path) for path in sorted(folder.glob(f"*/{RECORD}"))]
     if not points:
         raise UserError(f"there is no sweep at {folder}: start one with python -m ldm.train +sweep=<name>")
@@ -159,11 +149,7 @@ def read_points(folder: Path) -> list[Point]:
 
 
 def read_point(path: Path) -> Point:
-    """The point of a record.
-
-    Raises:
-        UserError: it can't be read.
-    """
+    """The point of a record; UserError if it can't be read."""
     try:
         record = read_json(path)
         return Point(folder=path.parent, swept=record["swept"], command=record["command"])

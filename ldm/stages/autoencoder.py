@@ -43,20 +43,14 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentStatistics:
-    """Shift and scale per channel, (c,), that give latents mean 0 and variance 1: (latent - shift) * scale.
-
-    Attributes:
-        shift_error: standard error of the shift, in standard deviations of the latents.
-        scale_error: relative standard error of the scale.
-        pictures, of: how many pictures were encoded, of how many in the set.
-    """
+    """Shift and scale per channel, (c,), that give latents mean 0 and variance 1: (latent - shift) * scale."""
 
     shift: Float[Tensor, " c"]
     scale: Float[Tensor, " c"]
-    shift_error: Float[Tensor, " c"]
-    scale_error: Float[Tensor, " c"]
-    pictures: int
-    of: int
+    shift_error: Float[Tensor, " c"]  # its standard error, in standard deviations of the latents
+    scale_error: Float[Tensor, " c"]  # relative
+    pictures: int  # how many were encoded
+    of: int  # how many there are in the set
 
     def __str__(self) -> str:
         if self.pictures == self.of:
