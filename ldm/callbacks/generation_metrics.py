@@ -74,7 +74,7 @@ class GenerationMetrics(Callback):
         self.cache = cache
         self.published = read_published(PUBLISHED if published is None else Path(published))
         self.ranks = Ranks()
-        self.gallery: ReferenceSet | None = None
+        self.reference: ReferenceSet | None = None
         self._last = -every  # step of the latest measurement
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -106,8 +106,9 @@ class GenerationMetrics(Callback):
                 torch.cuda.empty_cache()
                 then = f"the next time generates {self.batch_size} at once"
             cause = f"{type(error).__name__}: {error}"
-            rank_zero_warn(f"samples were not measured at step {trainer.global_step} ({cause}); {then}")
-            return
+            return rank_zero_warn(
+                f"samples were not measured at step {trainer.global_step} ({cause}); {then}"
+            )
         for name, value in numbers.items():
             pl_module.log(f"val/{name}", value)  # equal on all ranks, so nothing is reduced
             for system, line in reference_lines(self.published, name).items():
@@ -119,33 +120,28 @@ class GenerationMetrics(Callback):
         Raises:
             UserError: the reference set is smaller than a metric wants that isn't in `few`.
         """
-        gallery = self._gallery(trainer)
-        captions = gallery.captions(self.captions, seed=0)
+        reference = self._reference_set(trainer)
+        captions = reference.captions(self.captions, seed=0)
         generated = len(captions) * self.captions.samples
-        few = self.captions.too_few(self.metrics, generated=generated, real=gallery.count)
-        look = FeaturePass(
-            observers=self.observers,
-            batch_size=self.batch_size,
-            ranks=self.ranks,
-            folder=gallery.folder,
-            progress=False,
-        )
+        few = self.captions.too_few(self.metrics, generated=generated, real=reference.count)
+        options = {"batch_size": self.batch_size, "ranks": self.ranks, "progress": False}
+        look = FeaturePass(observers=self.observers, folder=reference.folder, **options)
         requests = self.captions.requests(captions, seed_base=0)
         seen, _ = look(generate_with(pl_module.generator()), requests, wanted=self.observers.names)
-        scores = score(self.metrics, real=gallery.observed(), generated=parts_of(seen))
+        scores = score(self.metrics, real=reference.observed(), generated=parts_of(seen))
         return {
             f"{name}{LABEL}" if key in few else name: value
             for key, numbers in scores.items()
             for name, value in numbers.items()
         }
 
-    def _gallery(self, trainer: Trainer) -> ReferenceSet:
-        if self.gallery is None:
+    def _reference_set(self, trainer: Trainer) -> ReferenceSet:
+        """The real pictures; their features are kept, since they never change."""
+        if self.reference is None:
             pictures = trainer.datamodule.pictures
             splits = {each.split: each for each in (pictures.train, pictures.val)}
             cache = FeatureCache.at(self.cache, root=str(pictures.train.index.root))
-            self.gallery = ReferenceSet(
-                splits, observers=self.observers, cache=cache, ranks=self.ranks, progress=False
-            )
-            self.gallery.tell_splits(self.metrics.values())
-        return self.gallery
+            options = {"cache": cache, "ranks": self.ranks, "progress": False}
+            self.reference = ReferenceSet(splits, observers=self.observers, **options)
+            self.reference.tell_splits(self.metrics.values())
+        return self.reference

@@ -43,7 +43,7 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentStatistics:
-    """Shift and scale per channel, (c,), that give latents mean 0 and variance 1: (latent - shift) * scale."""
+    """Shift and scale, (c,), that give each channel mean 0 and variance 1: (latent - shift) * scale."""
 
     shift: Float[Tensor, " c"]
     scale: Float[Tensor, " c"]

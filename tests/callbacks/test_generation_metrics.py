@@ -85,7 +85,7 @@ def test_the_logged_distance_is_that_of_the_drawings_to_all_real_pictures(
     logged = make_trainer(1, callback, limit_val_batches=1.0).validate(
         stage, datamodule=latents, verbose=False
     )
-    captions = callback.gallery.captions(callback.captions, seed=0)
+    captions = callback.reference.captions(callback.captions, seed=0)
     drawn = stage.generator()([caption.text for caption in captions], [*range(6)])
     splits = (latents.pictures.train, latents.pictures.val)
     real = torch.stack([split.image(number) for split in splits for number in range(len(split))])
