@@ -105,10 +105,8 @@ class GenerationMetrics(Callback):
                 self.batch_size = max(1, self.batch_size // 2)
                 torch.cuda.empty_cache()
                 then = f"the next time generates {self.batch_size} at once"
-            cause = f"{type(error).__name__}: {error}"
-            return rank_zero_warn(
-                f"samples were not measured at step {trainer.global_step} ({cause}); {then}"
-            )
+            step, cause = trainer.global_step, f"{type(error).__name__}: {error}"
+            return rank_zero_warn(f"samples were not measured at step {step} ({cause}); {then}")
         for name, value in numbers.items():
             pl_module.log(f"val/{name}", value)  # equal on all ranks, so nothing is reduced
             for system, line in reference_lines(self.published, name).items():
