@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from ldm import UserError
+from ldm.config import quoted
 from ldm.io.curves import read_curves
 from ldm.io.reading import read_json
 from ldm.io.writing import write
@@ -85,7 +86,7 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
     points = []
     for overrides, swept, label in zip(jobs, varied, labels_of(varied), strict=True):
         folder = Path(config.hydra.sweep.dir) / label
-        place = f"{key}={quoted(PLACES[key].format(folder))}"
+        place = quoted(f"{key}={PLACES[key].format(folder)}")
         command = [f"ldm.{name}", *overrides, place, "hydra.mode=RUN"]
         points.append(Point(folder=folder, swept=swept, command=command))
     for point in points:
@@ -108,12 +109,6 @@ def parsed(arguments: Iterable[str]) -> list[Override]:
 def written(override: Override) -> str:
     """An override in the form in which sweepers hand it on."""
     return f"{override.get_key_element()}={override.get_value_element_as_str()}"
-
-
-def quoted(text: str) -> str:
-    """A text as Hydra's grammar takes it, whatever is in it."""
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def labels_of(points: Sequence[Mapping[str, Any]]) -> list[str]:

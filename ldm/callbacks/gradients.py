@@ -45,7 +45,7 @@ class Gradients(Callback):
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keeps their losses."""
+        """Keeps the loss of each batch."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(

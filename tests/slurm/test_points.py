@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 from benchmarks.processes import is_alive, wait_for
 from hydra_plugins.ldm_sweeps.launching import returned
 from hydra_plugins.ldm_sweeps.local import LocalLauncher, run_all, start, stop
-from hydra_plugins.ldm_sweeps.points import Point, label_of, parsed, points_of, quoted, read_points
+from hydra_plugins.ldm_sweeps.points import Point, label_of, parsed, points_of, read_points
 from hydra_plugins.ldm_sweeps.slurm import SlurmLauncher
-from ldm.config import CONF, check
+from ldm.config import CONF, check, quoted
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_where_a_point_writes_survives_hydras_grammar(multirun):
     assert (place.key_or_group, place.value()) == ("out", str(point.folder / "evaluation"))
 
 
-@pytest.mark.parametrize("text", ["a", "a=b", "it's", "a,b c", "${x}"])
+@pytest.mark.parametrize("text", ["a", "a=b", "it's", "a,b c", "${x}", "a\\", "it\\'s"])
 def test_quoted_texts_are_themselves(text):
-    assert OverridesParser.create().parse_override(f"key={quoted(text)}").value() == text
+    assert OverridesParser.create().parse_override(quoted(f"key={text}")).value() == text
 
 
 def test_points_with_one_name_are_refused(multirun):
