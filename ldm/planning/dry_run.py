@@ -156,9 +156,8 @@ def print_parts(trained: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> 
 
 def print_held(held: Held) -> None:
     """Prints the memory that is held from the first step to the last."""
-    print("\nheld all the time")
-    for name, number in (asdict(held) | {"together": held.together}).items():
-        print(f"  {name:<22}{megabytes(number):>9}")
+    numbers = asdict(held) | {"together": held.together}
+    print_rows("held all the time", {name: [megabytes(number)] for name, number in numbers.items()})
 
 
 def print_trials(trials: list[Trial], held: Held) -> None:
@@ -173,17 +172,17 @@ def print_trials(trials: list[Trial], held: Held) -> None:
     }
     if torch.cuda.is_available():
         rows["GPU's peak with two"] = [megabytes(trial.allocated) for trial in trials]
-    print("\nat the peak of a step")
-    print_rows(rows)
-    print("\nlargest micro-batch")
-    print_rows({f"{card} GB": [str(trial.fitting(held, card * GB)) for trial in trials] for card in CARDS})
+    print_rows("at the peak of a step", rows)
+    fitting = {card: [str(trial.fitting(held, card * GB)) for trial in trials] for card in CARDS}
+    print_rows("largest micro-batch", {f"{card} GB": counts for card, counts in fitting.items()})
     print(f"  together + a step + micro-batch x sample, within {MARGIN:.0%} of the GPU's memory")
     if not torch.cuda.is_available():
         print("  measured on a CPU, where attention keeps its weights: on a GPU a sample takes less")
 
 
-def print_rows(rows: dict[str, list[str]]) -> None:
+def print_rows(title: str, rows: dict[str, list[str]]) -> None:
     """Prints a table with a name before each row."""
+    print(f"\n{title}")
     for name, values in rows.items():
         print(f"  {name:<22}" + "   ".join(f"{value:>12}" for value in values).removeprefix("   "))
 
