@@ -112,7 +112,7 @@ class BackgroundLogger(RunLogger):
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self.error = TimeoutError(f"{self.name} hangs")
-            say(f"{self.name} has not ended after {self.patience:g} s and is given up")
+            say(f"{self.name} has not finished within {self.patience:g} s and is abandoned")
             self._give_up()
         if self.dropped:
             say(f"{self.name} was too slow for {self.dropped} entries; metrics.jsonl has them")

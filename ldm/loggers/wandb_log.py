@@ -112,7 +112,7 @@ class WandbRecorder:
         if self.sending is not None:
             self.unsent = self.sending.finish(patience=self.patience)
             if self.unsent:
-                say(f"W&B: not all was sent: {self.unsent}; `wandb sync {self.record}` does it")
+                say(f"W&B: the record was not sent: {self.unsent}; `wandb sync {self.record}` sends it")
 
 
 def own_records(folder: Path) -> list[Path]:
@@ -127,8 +127,8 @@ def own_records(folder: Path) -> list[Path]:
     own = [record for record in listed if record.parent == folder]
     if strange := {*folder.glob("offline-run-*")} - {*own}:
         say(
-            f"W&B: {len(strange)} records in {folder} are not on your list {path} and are "
-            "not sent; if you trust them, `wandb sync` does it"
+            f"W&B: {len(strange)} of the records in {folder} are not sent, as your list {path} does not name "
+            "them; if you trust them, `wandb sync` sends them"
         )
     return own
 

@@ -114,7 +114,7 @@ class Sending:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)  # W&B's own process is in the group, too
             self.process.wait()
-            return f"the service had not taken all after {patience:g} s"
+            return f"the service had not received everything after {patience:g} s"
         return None if status == 0 else f"sending failed, see {self.log}"
 
 

@@ -102,7 +102,7 @@ def caption_lines(stage: Stage, data: LightningDataModule) -> Iterator[str]:
     """A line per split that has captions longer than the stage's tokenizer reads."""
     tokenizer, pictures = stage.tokenizer, getattr(data, "pictures", data)
     if tokenizer is not None and not isinstance(pictures, PictureData):
-        yield f"captions are streamed: beyond {tokenizer.context_length} tokens each is cut, and not counted"
+        yield f"captions are streamed: each is cut after {tokenizer.context_length} tokens, uncounted"
     elif tokenizer is not None:
         for split in filter(None, (pictures.train, pictures.val)):
             texts = [text for own in split.texts() for text in own]

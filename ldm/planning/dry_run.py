@@ -164,20 +164,20 @@ def print_trials(trials: list[Trial], held: Held) -> None:
     """Prints what the steps needed, one column per trial, and the batches that fit on GPUs."""
     rows = {
         "checkpointing": ["on" if trial.checkpointing else "off" for trial in trials],
-        "a step": [megabytes(trial.step) for trial in trials],
-        "each of its samples": [megabytes(trial.sample) for trial in trials],
+        "whatever the samples": [megabytes(trial.step) for trial in trials],
+        "per sample": [megabytes(trial.sample) for trial in trials],
         "operations per sample": [f"{trial.operations / 1e9:.1f} GFLOP" for trial in trials],
         "samples per second": [f"{trial.speed:.2f}" for trial in trials],
-        "at a time": [str(trial.count) for trial in trials],
+        "samples when timed": [str(trial.count) for trial in trials],
     }
     if torch.cuda.is_available():
-        rows["GPU's peak with two"] = [megabytes(trial.allocated) for trial in trials]
+        rows["GPU's peak, 2 samples"] = [megabytes(trial.allocated) for trial in trials]
     print_rows("at the peak of a step", rows)
     fitting = {card: [str(trial.fitting(held, card * GB)) for trial in trials] for card in CARDS}
     print_rows("largest micro-batch", {f"{card} GB": counts for card, counts in fitting.items()})
-    print(f"  together + a step + micro-batch x sample, within {MARGIN:.0%} of the GPU's memory")
+    print(f"  what is held, and the peak of a step with so many samples, fill {MARGIN:.0%} of a GPU at most")
     if not torch.cuda.is_available():
-        print("  measured on a CPU, where attention keeps its weights: on a GPU a sample takes less")
+        print("  measured on a CPU, where attention stores its weights: on a GPU a sample needs less")
 
 
 def print_rows(title: str, rows: dict[str, list[str]]) -> None:

@@ -51,7 +51,7 @@ def test_a_recorder_that_hangs_costs_a_log_nothing_and_the_end_its_patience(monk
     logger.end()
     assert gate.is_set()
     told = capsys.readouterr().out
-    assert "it has not ended after 0.2 s and is given up" in told
+    assert "it has not finished within 0.2 s and is abandoned" in told
     assert "too slow for 4000 entries" in told or "too slow for 3999 entries" in told  # one is being written
 
 

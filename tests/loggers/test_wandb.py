@@ -176,7 +176,7 @@ def test_a_service_that_falls_silent_holds_the_end_up_no_longer_than_is_said(run
     logger.log_metrics({"loss": 2.0}, step=1)
     logger.end()
     assert not logger._thread.is_alive()
-    assert "not all was sent" in (told := capsys.readouterr().out)
+    assert "the record was not sent" in (told := capsys.readouterr().out)
     assert "`wandb sync " in told
     items = [each["history"]["item"] for each in record_of(run) if each["type"] == "history"]
     assert [item["loss"] for item in items] == [1.0, 2.0]
@@ -303,6 +303,6 @@ def test_a_run_directory_of_a_stranger_sends_no_records_and_continues_no_run_of_
         logger.log_metrics({"loss": 1.0}, step=1)
         logger.end()
     assert [line["loss"] for line in there.history] == [1.0]
-    assert "1 records in " in capsys.readouterr().out
+    assert "1 of the records in " in capsys.readouterr().out
     (ours,) = (path.name for path in (forged / "wandb").glob("offline-run-*") if path.name != record)
     assert ours.rpartition("-")[2] not in (record.rpartition("-")[2], "0123abcd")

@@ -42,7 +42,7 @@ def test_every_stage_is_tried_without_data_and_nothing_is_written(experiment, tm
     for words in (
         "parameters\n",
         "held all the time\n",
-        "each of its samples",
+        "per sample",
         "largest micro-batch",
         "80 GB",
     ):

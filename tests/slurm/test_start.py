@@ -106,4 +106,4 @@ def test_captions_longer_than_the_model_reads_are_told_once_a_split(
     assert list(caption_lines(pictures_alone, latents)) == []  # no tokenizer
     streamed = StreamingPictureData(root="a.tar", size=64, batch_size=2)
     (line,) = caption_lines(stage, streamed)
-    assert "beyond 6 tokens each is cut" in line
+    assert "each is cut after 6 tokens" in line
