@@ -174,7 +174,9 @@ def check_arguments(name: str, target: Any, arguments: Mapping[str, Any], *, is_
     except ValueError:  # some functions that are written in C have none
         return
     try:
-        (known.bind_partial if is_partial else known.bind)(**arguments)
+        known.bind_partial(**arguments)  # first: an unknown argument explains a missing one
+        if not is_partial:
+            known.bind(**arguments)
     except TypeError as error:
         strange = next((key for key in arguments if key not in known.parameters), None)
         hint = "" if strange is None else nearest(str(strange), known.parameters)

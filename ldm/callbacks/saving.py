@@ -123,7 +123,7 @@ class SaveStates(Callback):
         def _write(path: Path) -> None:
             if trainer.world_size > 1:
                 path = path.resolve()  # its name is broadcast: the other ranks write their shards to it
-            trainer.save_checkpoint(path, weights_only=False)
+            trainer.save_checkpoint(path, False)  # not the weights alone
 
         if trainer.is_global_zero:
             save_state(self.folder, step, _write, keep=self.keep)
