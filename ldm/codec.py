@@ -20,11 +20,20 @@ CPU_CHUNK, GPU_CHUNK = 4, 16
 class Network(Protocol):
     """What a codec needs of any `torch.nn.Module`."""
 
-    def eval(self) -> Any: ...
-    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
-    def to(self, device: torch.device | str) -> Any: ...
-    def parameters(self) -> Iterator[Tensor]: ...
-    def state_dict(self) -> dict[str, Any]: ...
+    def eval(self) -> Any:
+        """Turns off dropout and the like; returns the network."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Whether the weights get gradients; returns the network."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Moves the weights in place; returns the network."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and buffers by name."""
 
 
 @runtime_checkable
@@ -126,7 +135,7 @@ class Codec:
         """Posterior of the scaled latents."""
         posterior = self.autoencoder.posterior(to_float(images.to(self.device)))
         shift, scale = self._affine(posterior.mean)
-        logvar = posterior.logvar + 2 * scale.log()
+        logvar = posterior.logvar + 2 * scale.log()  # the variance grows with the square of the scale
         return posterior._replace(mean=(posterior.mean - shift) * scale, logvar=logvar)
 
     @torch.no_grad()
@@ -136,6 +145,7 @@ class Codec:
         Raises:
             NotFinite: latents or pictures that are NaN or infinite, and would be saved black.
         """
+        # float32: some samplers compute in float64, in which decoding takes twice the time and memory
         shift, scale = self._affine(latents.float())
         parts = (latents.float() / scale + shift).split(self.chunk)
         pictures = [self.autoencoder.decode(part) for part in parts]
@@ -191,12 +201,13 @@ def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 
 def to_uint8(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
     """-1 .. 1 to 0 .. 255, rounded; what lies outside is clipped."""
+    # rounded: a cast alone cuts the fraction off, which darkens a picture by half a level
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _hash(tensors: Mapping[str, Tensor], *lines: str) -> str:
     digest = hashlib.sha256("\n".join(lines).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(tensors.items()):  # a network may register its weights in another order
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -39,7 +39,10 @@ class Grid(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """(denoise, schedule, x, times) -> x0: follows the denoiser from times[0] down to times[-1]."""
+    """(denoise, schedule, x, times) -> x0: follows the denoiser from times[0] down to times[-1].
+
+    Every sampler takes `noise`, so that one call fits all; those without fresh noise ignore it.
+    """
 
     def __call__(
         self, denoise: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, noise: Noise | None = None

@@ -39,6 +39,7 @@ def uniform(
     Raises UserError unless 0 < first <= 1.
     """
     _check(steps)
+    # by the map of the training timesteps, so that a network is sampled where it was trained
     if not 0 < first <= 1:
         raise UserError(f"even steps from {first=}: 0 < first <= 1 must hold")
     return shifted(torch.linspace(first, 0, steps + 1, dtype=torch.float64), shift)
@@ -150,6 +151,7 @@ def _of_table(counts: Float64[Tensor, " steps"], *, num_steps: int, clean: bool)
 
 def _reached(schedule: Schedule, sigma_min: float, sigma_max: float) -> float:
     """`sigma_max`, or the schedule's largest sigma / alpha if that is lower."""
+    # the ratio is infinite at a zero-SNR end, which every sigma_max cuts
     high = min(sigma_max, noise_ratio(schedule, torch.ones((), dtype=torch.float64)).item())
     if not 0 < sigma_min <= high:
         raise UserError(f"levels from {sigma_min=} to {high:g}: 0 < sigma_min <= sigma_max must hold")
@@ -159,6 +161,7 @@ def _reached(schedule: Schedule, sigma_min: float, sigma_max: float) -> float:
 def _ending_clean(levels: Float64[Tensor, " steps"], schedule: Schedule) -> GridTimes:
     """The timesteps of these sigma / alpha, then 0."""
     times = time_of_ratio(schedule, levels)
+    # a network is not asked at t = 0: it is only where the last step ends
     return torch.cat([times, times.new_zeros(1)])
 
 

@@ -23,7 +23,8 @@ def batched(both: Denoiser) -> Pair:
     """
 
     def pair(x: State, t: Time) -> tuple[State, State]:
-        cond, uncond = both(torch.cat([x, x]), t).chunk(2)
+        """The conditional and the unconditional x0 of the same x."""
+        cond, uncond = both(torch.cat([x, x]), t).chunk(2)  # the order in which the contexts are joined
         return cond, uncond
 
     return pair
@@ -47,11 +48,12 @@ def check_scale(scale: float) -> None:
 
 def cfg(cond: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, scale = 1 + w); at scale 1 only cond is called."""
-    check_scale(scale)
+    check_scale(scale)  # NaN would give a black picture, and no error
     if scale == 1:
         return cond  # not only equal: half the network's work
 
     def denoise(x: State, t: Time) -> State:
+        """x0 extrapolated from the unconditional one through the conditional one."""
         unguided, unconditional = pair(x, t)
         # lerp goes on beyond weight 1: unconditional + scale * (unguided - unconditional)
         return torch.lerp(unconditional, unguided, scale)
@@ -69,6 +71,7 @@ def cfg_rescale(cond: Denoiser, pair: Pair, *, scale: float, phi: float = 0.7) -
         return cond
 
     def denoise(x: State, t: Time) -> State:
+        """The guided x0 with its contrast corrected by the share phi."""
         unguided, unconditional = pair(x, t)
         guided = torch.lerp(unconditional, unguided, scale)
         axes = tuple(range(1, x.ndim))  # all of a picture: contrast is no matter of one channel
@@ -99,6 +102,7 @@ def interval(cond: Denoiser, pair: Pair, *, within: Guidance, low: float, high: 
     guided = within(cond, pair)  # once: a guidance with momentum keeps its average between calls
 
     def denoise(x: State, t: Time) -> State:
+        """The guided x0 inside the interval, the conditional one outside."""
         return guided(x, t) if low < t <= high else cond(x, t)
 
     return denoise
@@ -134,11 +138,12 @@ def apg(
     average: State | None = None
 
     def denoise(x: State, t: Time) -> State:
+        """The conditional x0 plus the projected change; updates the average."""
         nonlocal average
         unguided, unconditional = pair(x, t)
         change = unguided - unconditional
         average = change if average is None else change + momentum * average
-        axes = tuple(range(1, x.ndim))
+        axes = tuple(range(1, x.ndim))  # norms and products of one picture, whatever its batch
         update = average
         if threshold is not None:
             length = torch.linalg.vector_norm(average, dim=axes, keepdim=True)
@@ -146,6 +151,7 @@ def apg(
         # the clamp: an x0 of zeros has no direction
         direction = unguided / torch.linalg.vector_norm(unguided, dim=axes, keepdim=True).clamp(min=1e-12)
         along = (update * direction).sum(dim=axes, keepdim=True) * direction
+        # scale - 1: with nothing cut or projected this is cfg, which counts from the unconditional x0
         return unguided + (scale - 1) * (update - (1 - parallel) * along)
 
     return denoise
@@ -162,6 +168,7 @@ def keeping(denoise: Denoiser, known: State, redrawn: Bool[Tensor, "b *shape"]) 
     """
 
     def blended(x: State, t: Time) -> State:
+        """The denoiser's x0 where it is redrawn, the known one elsewhere."""
         return torch.where(redrawn, denoise(x, t), known)
 
     return blended

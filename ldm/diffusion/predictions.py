@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm import UserError
 
+# In training alpha and sigma hold a number per sample, (b, 1, 1, 1); a sampler passes one for all, 0-d.
 Latents = Float[Tensor, "*shape"]
 Coefficient = Float[Tensor, "..."]
 
@@ -39,12 +40,15 @@ class Eps:
     """The noise itself (Ho et al. 2020, Eq. 14); it does not determine x0 where alpha = 0."""
 
     def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """eps."""
         return eps
 
     def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """(x - sigma * eps) / alpha (Ho et al. 2020, Eq. 4, solved for x0)."""
         return (x - sigma * output) / alpha
 
     def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        """sigma / alpha, which is infinite at alpha = 0: `Process` refuses the two together."""
         return sigma / alpha
 
 
@@ -53,12 +57,15 @@ class X0:
     """The clean signal itself, x0."""
 
     def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """x0."""
         return x0
 
     def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """The output."""
         return output
 
     def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        """1 at every timestep."""
         return torch.ones_like(alpha)
 
 
@@ -67,13 +74,16 @@ class V:
     """v = alpha * eps - sigma * x0 (Salimans & Ho 2022, App. D), inverted for any alpha^2 + sigma^2."""
 
     def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """alpha * eps - sigma * x0."""
         return alpha * eps - sigma * x0
 
     def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """(alpha * x - sigma * v) / (alpha^2 + sigma^2)."""
         # the divisor is 1 on a variance-preserving path, which the paper assumes
         return (alpha * x - sigma * output) / (alpha**2 + sigma**2)
 
     def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        """sigma on a variance-preserving path: finite everywhere, so v works with zero terminal SNR."""
         return sigma / (alpha**2 + sigma**2)
 
 
@@ -85,12 +95,15 @@ class Flow:
     """
 
     def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """eps - x0."""
         return eps - x0
 
     def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """x - sigma * velocity on the straight path."""
         return (x - sigma * output) / (alpha + sigma)
 
     def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        """sigma on the straight path."""
         return sigma / (alpha + sigma)
 
 
@@ -112,14 +125,18 @@ class Edm:
             raise UserError(f"sigma_data={self.sigma_data} is a standard deviation: it must be above 0")
 
     def target(self, x0: Latents, eps: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """The F at which c_skip * x + c_out * F is x0 (Karras et al. 2022, Eq. 8)."""
         spread = self._spread(alpha, sigma)
+        # x written out in x0 and eps: x0 - c_skip * x cancels at small sigma, and c_out is small there
         return sigma / (self.sigma_data * spread) * x0 - alpha * self.sigma_data / spread * eps
 
     def x0(self, output: Latents, x: Latents, alpha: Coefficient, sigma: Coefficient) -> Latents:
+        """c_skip * x + c_out * F, with the table's constants rescaled to x_t = alpha * x0 + sigma * eps."""
         skip = alpha * (self.sigma_data / self._spread(alpha, sigma)) ** 2
         return skip * x + self.gain(alpha, sigma) * output
 
     def gain(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
+        """c_out: 0 where x is clean already, sigma_data where it is noise alone."""
         return sigma * self.sigma_data / self._spread(alpha, sigma)
 
     def _spread(self, alpha: Coefficient, sigma: Coefficient) -> Coefficient:
@@ -141,5 +158,5 @@ def min_snr(
     for eps, min(SNR, gamma) for x0, min(SNR, gamma) / (SNR + 1) for v on a variance-preserving path, and
     min(SNR, gamma) * sigma^2 for the flow on the straight path. It is 0 at a zero-SNR end except for eps.
     """
-    snr = (alpha / sigma) ** 2  # inf at t = 0, where gamma caps it
+    snr = (alpha / sigma) ** 2  # inf at t = 0; capped before it meets a gain of 0, since inf * 0 is NaN
     return snr.clamp(max=gamma) * prediction.gain(alpha, sigma) ** 2

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
-from ldm.diffusion import Denoiser, Schedule
+from ldm.diffusion import Denoiser, Schedule, State, Time
 from ldm.diffusion.grids import shifted
 from ldm.diffusion.predictions import Prediction, unweighted
 
-READ_BY_DENOISER = ("schedule", "prediction", "network_time")  # fields that trained weights depend on
+# what an output means depends on these fields, not on the timesteps and weights it was trained with
+READ_BY_DENOISER = ("schedule", "prediction", "network_time")
 
 Network = Callable[..., Tensor]
 """net(x: b c h w, t: b in network time, context) -> b c h w."""
@@ -48,6 +49,7 @@ def given_timesteps(t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
 
 def table_timesteps(draws: Float[Tensor, " b"], *, num_steps: int = 1000) -> Float[Tensor, " b"]:
     """Uniform over the `num_steps` entries of a DDPM table, as Stable Diffusion was trained."""
+    # + 1: entry i sits at t = (i + 1) / num_steps; the clamp keeps a fixed number of exactly 1 in the table
     return ((draws * num_steps).floor() + 1).clamp(max=num_steps) / num_steps
 
 
@@ -55,6 +57,7 @@ def logit_normal_timesteps(
     draws: Float[Tensor, " b"], *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 ) -> Float[Tensor, " b"]:
     """sigmoid of a normal with this mean and std: middle timesteps more often (Esser et al. 2024, Eq. 19)."""
+    # ndtri, the inverse CDF, and no randn: a batch's numbers are spread evenly, and stay so
     return shifted(torch.sigmoid(mean + std * torch.special.ndtri(draws)), shift)
 
 
@@ -78,6 +81,7 @@ class Process:
     weight: Callable[[Prediction, Tensor, Tensor], Tensor] = unweighted
 
     def __post_init__(self) -> None:
+        # t = 1 stands for all timesteps: alpha, the only divisor that can vanish, is smallest there
         alpha, sigma = self.schedule(torch.ones((), dtype=torch.float64))
         if not self.prediction.gain(alpha, sigma).isfinite():
             raise UserError(
@@ -120,11 +124,13 @@ class Process:
         The network sees float32 (or what autocast makes of it), whatever the dtype of x; x0 comes back in
         the dtype of x. A network with `project_context` projects the context here, once for all steps.
         """
+        # not required: any callable of (x, t, context) is a network
         project = getattr(net, "project_context", None)
         if project is not None:  # keys and values of the context are the same at every step
             context = project(context)
 
-        def denoise(x: Float[Tensor, "b *shape"], t: Float[Tensor, ""]) -> Float[Tensor, "b *shape"]:
+        def denoise(x: State, t: Time) -> State:
+            """x0 as the network estimates it, at one timestep for the whole batch."""
             alpha, sigma = self.schedule(t)
             # a sampler's x is float64, for which a network would take twice the time and memory
             network_time = self.network_time(t).to(x.device, torch.float32).expand(len(x))

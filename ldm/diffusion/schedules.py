@@ -38,6 +38,7 @@ class Table:
 
     def __call__(self, t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
         alpha_bar = self.alpha_bar.to(t.device)
+        # float64, as the table: near t = 0 alpha-bar is 1 - 1e-4, of which float32 keeps three digits
         position = t.double() * self.num_steps
         left = position.floor().long().clamp(0, self.num_steps - 1)  # t = 1 ends the last interval
         weight = position - left
@@ -99,7 +100,7 @@ def zero_terminal_snr(table: Table) -> Table:
 
 def rectified_flow(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
     """The straight path alpha = 1 - t, sigma = t (Liu et al. 2022; Lipman et al. 2022)."""
-    return 1 - t, t
+    return 1 - t, t  # alpha^2 + sigma^2 < 1 in between, which is why `V` divides by it
 
 
 def edm(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
@@ -109,6 +110,7 @@ def edm(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tens
     log sigma is then a logit-normal t.
     """
     alpha, sigma = 1 - t, t
+    # without the division it is `rectified_flow`, whose x_t has half the variance at t = 1/2
     length = (alpha**2 + sigma**2).sqrt()
     return alpha / length, sigma / length
 
@@ -129,7 +131,8 @@ def time_of_ratio(schedule: Schedule, ratio: Float[Tensor, "*times"]) -> Float[T
     """The timesteps at which sigma / alpha has these values; 1 for those beyond the schedule's end."""
     # no closed form: tables have none, and one method for all schedules needs no test per schedule
     below, above = torch.zeros_like(ratio), torch.ones_like(ratio)
-    for _ in range(60):  # bisection down to the spacing of float64: sigma / alpha grows with t
+    # bisection down to the spacing of float64, not Newton's method: a table's slope jumps at its entries
+    for _ in range(60):
         middle = (below + above) / 2
         noisier = noise_ratio(schedule, middle) > ratio
         below, above = torch.where(noisier, below, middle), torch.where(noisier, middle, above)

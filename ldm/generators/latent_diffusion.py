@@ -87,6 +87,7 @@ class TextToImage:
         made = self.codec.decode(self.latents(prompts, seeds, source=source))
         if source is None or source.redrawn is None:
             return made
+        # the pixels too: a decoder changes those around a latent, and encoding alone loses details
         return torch.where(source.redrawn.to(made.device), made, source.images.to(made.device))
 
     @torch.no_grad()
@@ -132,7 +133,7 @@ class TextToImage:
 
     def _touched(self, redrawn: Bool[Tensor, "b 1 H W"]) -> Bool[Tensor, "b 1 h w"]:
         """The latents of which at least one pixel is redrawn."""
-        pixels = redrawn.to(self.codec.device, torch.float32)
+        pixels = redrawn.to(self.codec.device, torch.float32)  # pooling knows no bool
         return F.max_pool2d(pixels, self.codec.autoencoder.factor) > 0
 
     @property
@@ -154,6 +155,7 @@ class TextToImage:
         count = 0
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
+            """Zeros; counts the call."""
             nonlocal count
             count += 1
             return torch.zeros_like(x)

@@ -83,6 +83,7 @@ def _attend_in_parts(
     q: Float[Tensor, "h n d"], k: Float[Tensor, "h m d"], v: Float[Tensor, "h m d"], *, causal: bool
 ) -> Float[Tensor, "h n d"]:
     """The same as two matrix products around a softmax."""
+    # q is scaled, not the logits, which are more numbers and could overflow float16
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # h n m
     if causal:
         future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -252,6 +253,7 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm_in = nn.LayerNorm(context_dim)
+        # tells the mean from the tokens; scaled as in the attention pool of CLIP's image encoder
         self.place = nn.Parameter(torch.randn(1, context_dim) / context_dim**0.5)
         self.q = nn.Linear(context_dim, context_dim)
         self.kv = nn.Linear(context_dim, 2 * context_dim)

@@ -21,6 +21,7 @@ def level_widths(channels: int, multipliers: Sequence[float | int], *, norm_grou
 
     Raises UserError where a width is not a whole multiple of ``norm_groups``.
     """
+    # checked here: nn.GroupNorm's own message names neither the key nor the level
     if not multipliers:
         raise UserError("multipliers is empty; give one number per level, for example [1, 2, 4, 4].")
     for multiplier in multipliers:
@@ -59,7 +60,7 @@ class ResnetBlock(nn.Module):
         self.norm_out = nn.GroupNorm(norm_groups, out_channels, eps=eps)
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
-        # 1x1 where the width changes, as in Stable Diffusion
+        # a 1x1 convolution where the width changes, as in Stable Diffusion
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(
@@ -97,6 +98,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Twice the resolution."""
+        # not a transposed convolution, which leaves a checkerboard in pictures (Odena et al. 2016)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -126,7 +128,7 @@ def sinusoidal(t: Float[Tensor, " b"], width: int) -> Float[Tensor, "b width"]:
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)[None]
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)  # cosines first: Stable Diffusion's weights
 
 
 class TimeEmbedding(nn.Module):
@@ -153,6 +155,7 @@ def axial_angles(
     takes grids of any size. ``head_dim`` must be a multiple of 4.
     """
     exponents = torch.arange(head_dim // 4, dtype=torch.float32, device=device) / (head_dim // 4)
+    # computed at every call, for whatever size comes: it is nothing beside one attention
     frequencies = torch.exp(-math.log(AXIAL_PERIOD) * exponents)
     down = torch.arange(height, device=device).repeat_interleave(width)
     right = torch.arange(width, device=device).repeat(height)

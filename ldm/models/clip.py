@@ -115,6 +115,7 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Int[Tensor, "b n"]) -> TextOutput:
         """States and pooled vectors of token ids; columns after the end tokens may be left out."""
         x = self.tokens(tokens) + self.positions[: tokens.shape[1]]  # b n d
+        # no mask for pads: they follow the end token, and attention is causal
         for block in self.blocks:
             x = apply(block, x, recompute=self.checkpointing)
         states = self.norm(x)
@@ -161,7 +162,7 @@ class VisionTransformer(nn.Module):
         self.patches = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
         self.class_token = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty((image_size // patch_size) ** 2 + 1, width))
-        self.norm_in = nn.LayerNorm(width)
+        self.norm_in = nn.LayerNorm(width)  # before the first block too, unlike ViT: OpenAI's CLIP has it
         self.blocks = nn.ModuleList(
             Block(width, num_heads=num_heads, causal=False, activation=activation) for _ in range(num_layers)
         )
@@ -185,7 +186,7 @@ class VisionTransformer(nn.Module):
 
     def _normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in self.pixels)
-        return (images - (2 * mean - 1)) / (2 * std)
+        return (images - (2 * mean - 1)) / (2 * std)  # ((images + 1) / 2 - mean) / std in two operations
 
     def _initialise(self) -> None:
         std = self.width**-0.5

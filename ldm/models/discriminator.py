@@ -21,7 +21,7 @@ class PatchDiscriminator(nn.Module):
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i, width in enumerate(widths[1:]):
-            stride = 2 if i < layers - 1 else 1
+            stride = 2 if i < layers - 1 else 1  # 1 for the last of them, as in pix2pix
             # group norm rather than the original's batch norm: no statistics to synchronise between ranks
             parts += [
                 nn.Conv2d(widths[i], width, 4, stride=stride, padding=1, bias=False),
@@ -58,9 +58,10 @@ def adaptive_weight(
 
     ``average`` replaces the gradients of a rank's part of a batch by those of the whole, in place.
     """
+    # graphs are kept: the backward pass of the weighted sum goes through them again
     (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    average((of_reconstruction, of_adversarial))
+    average((of_reconstruction, of_adversarial))  # else each rank would have a weight of its own
     # 1e-4 and 1e4 are VQGAN's own: they bound the weight while the discriminator has no gradient yet
     ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
-    return ratio.clamp(0, 1e4).detach()
+    return ratio.clamp(0, 1e4).detach()  # a constant: the decoder must not learn to change its weight

@@ -42,7 +42,7 @@ class Block(nn.Module):
         self.table = nn.Parameter(torch.zeros(6, width))
         self.norm_self = nn.LayerNorm(width, elementwise_affine=False)  # the timestep scales and shifts it
         self.self_attention = SelfAttention(width, num_heads=num_heads, qk_norm=True)
-        self.norm_cross = nn.LayerNorm(width)
+        self.norm_cross = nn.LayerNorm(width)  # a gain of its own: the timestep does not reach this branch
         self.cross_attention = CrossAttention(width, context_dim, num_heads=num_heads, qk_norm=True)
         self.norm_ff = nn.LayerNorm(width, elementwise_affine=False)
         self.ff = FeedForward(width, mult=ff_mult)
@@ -87,7 +87,7 @@ class DiT(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if width % (4 * num_heads):
+        if width % (4 * num_heads):  # rotations turn pairs of features, along two axes
             raise UserError(
                 f"width={width} does not divide into num_heads={num_heads} heads of a multiple of 4 "
                 "features; change one of them."
@@ -126,7 +126,7 @@ class DiT(nn.Module):
         zero(self.modulation_out)
         zero(self.patches_out)  # the first prediction is 0, the mean of every target
         for block in self._blocks():
-            zero(block.cross_attention.out)
+            zero(block.cross_attention.out)  # no gate here: it is this zero that adds nothing at first
             if block.merge is not None:
                 zero(block.merge)
                 width = block.merge.out_features

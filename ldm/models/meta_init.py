@@ -31,9 +31,10 @@ def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
     Raises:
         UserError: they have more.
     """
-    count, owner = 0, get_ident()  # other threads may build networks, too
+    count, owner = 0, get_ident()  # torch's hook sees the networks of other threads, too
 
     def counted(module: nn.Module, name: str, weight: Tensor | None) -> None:
+        """Adds one weight; raises UserError for the first beyond `most`."""
         nonlocal count
         count += 0 if weight is None or get_ident() != owner else max(1, weight.numel())
         if count > most:
@@ -58,7 +59,7 @@ class _NothingDrawn(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ in FILLS:
+        if func.__name__ in FILLS:  # a meta tensor has no memory to fill
             tensor: Tensor = args[0] if args else kwargs["tensor"]
             return tensor
         return func(*args, **kwargs)

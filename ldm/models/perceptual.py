@@ -26,7 +26,9 @@ class PerceptualDistance(nn.Module):
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
+        # eval: batch norms of the network would else follow our pictures
         self.stages = nn.ModuleList(stages).eval().requires_grad_(False)
+        # not persistent: constants of a frozen network have no place in a checkpoint
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -47,4 +49,5 @@ class PerceptualDistance(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
+    # length 1 at every pixel: else a few strong channels would decide; 1e-10 is LPIPS's own
     return features / (features.norm(dim=1, keepdim=True) + 1e-10)

@@ -87,7 +87,7 @@ def up_levels(unit: UnitFactory, widths: Sequence[int], specs: Specs, blocks: in
 
     Those have the level's own width, but for the last, which is the one that came into the level.
     """
-    before = widths[-1]
+    before = widths[-1]  # the middle has the width of the coarsest level
     for i in reversed(range(len(specs))):
         c_in, c_out = widths[i : i + 2]
         inputs, skips = [before] + [c_out] * (blocks - 1), [c_out] * (blocks - 1) + [c_in]
@@ -131,7 +131,7 @@ class UNet(nn.Module):
         vectorised = min(widths) // norm_groups >= VECTOR
         self.memory_format = torch.channels_last if vectorised else torch.contiguous_format
 
-        time_width = 4 * channels
+        time_width = 4 * channels  # released code of Ho et al. 2020
         self.time = TimeEmbedding(channels, time_width)
         self.pool = context_pool(transformer, time_width) if transformer.pool_context else None
         self.conv_in = nn.Conv2d(latent_channels * patch**2, channels, 3, padding=1)
@@ -139,7 +139,9 @@ class UNet(nn.Module):
         specs = [transformer if attention else None for attention in transformer.levels]
         self.down = nn.ModuleList(down_levels(unit, [channels, *widths], specs, blocks_per_level))
         bottom = widths[-1]
+        # one transformer between two residual blocks, as in Stable Diffusion
         self.middle = nn.ModuleList([unit(bottom, bottom, spec=transformer), unit(bottom, bottom, spec=None)])
+        # + 1: a level's units read its blocks' outputs and, the last one, what came into the level
         self.up = nn.ModuleList(up_levels(unit, [channels, *widths], specs, blocks_per_level + 1))
         self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[0], latent_channels * patch**2, 3, padding=1)
@@ -174,6 +176,7 @@ class UNet(nn.Module):
         time = self.time(t)
         # SiLU once for all residual blocks, as each of them would apply it to the same vector
         time = F.silu(time if context.pooled is None else time + context.pooled)
+        # an iterator: each unit takes as many pairs as it has blocks, in the order of `project_context`
         run = partial(self._run, time=time, pairs=iter(context.keys_values))
 
         patches = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
@@ -190,7 +193,7 @@ class UNet(nn.Module):
             h = run(unit, h)
         for level in levels(self.up):
             for unit in level.units:
-                h = run(unit, torch.cat([h, skips.pop()], dim=1))
+                h = run(unit, torch.cat([h, skips.pop()], dim=1))  # in Stable Diffusion's order of channels
             h = level.resample(h)
         out = self.conv_out(F.silu(self.norm_out(h)))
         return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out

@@ -30,6 +30,7 @@ class Posterior(NamedTuple):
 
     def sample(self, noise: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
         """Latents sampled with the given standard normal noise (Kingma & Welling 2014, sec. 2.4)."""
+        # noise is an argument: training makes it from a sample's position, so a resumed run has the same
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Tensor, " b"]:
@@ -76,6 +77,7 @@ class Middle(nn.Module):
         super().__init__()
         self.checkpointing = False
         self.block_in = ResnetBlock(width, width, norm_groups=norm_groups)
+        # optional: its work grows with the square of the number of pixels, that of a convolution linearly
         self.attention = SpatialAttention(width, norm_groups=norm_groups) if attention else nn.Identity()
         self.block_out = ResnetBlock(width, width, norm_groups=norm_groups)
 
@@ -101,7 +103,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(colours, widths[0], 3, padding=1)
-        halve = partial(Downsample, pad_all_around=False)
+        halve = partial(Downsample, pad_all_around=False)  # the released weights were trained with it
         self.levels = levels(widths, halve, blocks=blocks, norm_groups=norm_groups)
         self.middle = Middle(widths[-1], norm_groups=norm_groups, attention=attention)
         self.norm_out = nn.GroupNorm(norm_groups, widths[-1], eps=1e-6)
@@ -132,6 +134,7 @@ class Decoder(nn.Module):
         falling = widths[::-1]
         self.conv_in = nn.Conv2d(latents, falling[0], 3, padding=1)
         self.middle = Middle(falling[0], norm_groups=norm_groups, attention=attention)
+        # + 1 as in the released models, whose weights must fit
         self.levels = levels(falling, Upsample, blocks=blocks + 1, norm_groups=norm_groups)
         self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[0], colours, 3, padding=1)
@@ -177,6 +180,7 @@ class AutoencoderKL(nn.Module):
         self.to_moments = nn.Conv2d(moments, moments, 1)
         self.from_latents = nn.Conv2d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(colours, widths, latent_channels, **shared)
+        # set from here, so that four constructors need not hand it down
         for module in self.modules():
             if isinstance(module, Level | Middle):
                 module.checkpointing = checkpointing
@@ -196,6 +200,7 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b 3 H W"]:
         """Images from latents, about in [-1, 1] and not clipped."""
+        # not clipped: a loss must see by how much a pixel is out of range, and a clip has no gradient there
         return F.pixel_shuffle(self.decoder(self.from_latents(latents)), self.patch)
 
     def forward(

@@ -54,7 +54,7 @@ def spread(*, seed: int, positions: Tensor, stream: str) -> Tensor:
 
 def integer(upper: int, *, seed: int, position: int, stream: str) -> int:
     """One draw from 0 .. upper - 1."""
-    return key(seed, position, stream) % upper
+    return key(seed, position, stream) % upper  # some numbers are likelier by less than upper / 2**64
 
 
 def permutation(seed: int, epoch: int, size: int, *, stream: str = "order") -> np.ndarray:
@@ -64,4 +64,4 @@ def permutation(seed: int, epoch: int, size: int, *, stream: str = "order") -> n
 
 def real(*, seed: int, position: int, stream: str) -> float:
     """One draw from [0, 1)."""
-    return (key(seed, position, stream) >> 11) / 2**53
+    return (key(seed, position, stream) >> 11) / 2**53  # 53 bits: as many as a float64 has

@@ -42,7 +42,7 @@ class SeededNoise:
 
     def __call__(self, like: Tensor) -> Tensor:
         """The next noise in the dtype of `like`, as samplers ask for it."""
-        return self.draw().to(like)
+        return self.draw().to(like)  # float32 first: the same noise for every dtype
 
 
 class Mt19937Noise(SeededNoise):
@@ -54,6 +54,8 @@ class Mt19937Noise(SeededNoise):
     name = EARLIER_GENERATOR
 
     def draw(self) -> Float[Tensor, "b c h w"]:
+        """The next noise of each picture, made on the CPU and moved to the device."""
+        # on the CPU: torch's generators of other devices make other numbers of the same seed
         if not self.drawn:
             self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         self.drawn += 1

@@ -61,7 +61,8 @@ def normals(
     count = math.prod(shape)
     blocks = -(-count // 4)
     out = torch.empty(len(positions), 4, blocks, device=device)
-    schedule = _schedule(_halves(torch.tensor([key - 2**64 * (key >> 63) for key in keys], device=device)))
+    signed = [key - 2**64 * (key >> 63) for key in keys]  # torch has no arithmetic of uint64
+    schedule = _schedule(_halves(torch.tensor(signed, device=device)))
     places = torch.arange(blocks, device=device)
     halves = _halves(positions.to(device))
     at_once = AT_ONCE.get(device.type, AT_MOST)
@@ -121,8 +122,9 @@ def _box_muller(
     The lower 31 bits of the first word make the size of r, its upper one its sign, the second word makes t.
     """
     word = radius.to(torch.int32)
-    r = _radius((word & MAGNITUDE).float().add_(HALF))
+    r = _radius((word & MAGNITUDE).float().add_(HALF))  # a half above: the logarithm of 0 is infinite
     r.view(torch.int32).bitwise_or_(word.bitwise_and_(SIGN))
+    # cos(t pi/2) is never negative: the sign of r gives the other half of the circle
     t = angle.to(torch.int32).float().mul_(UNIT)
     sides = torch.stack([ONE - t.abs(), t])
     sines = _polynomial(SINE, sides * sides).mul_(sides)

@@ -32,5 +32,6 @@ def key_of(seed: int, *purpose: object) -> int:
         UserError: as `check_seed`.
     """
     check_seed(seed)
+    # a separator, since 1 and 23 must not be hashed as 12 and 3
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -123,7 +123,7 @@ def stencils(shape: Shape, size: Size, side: int) -> list[list[Float[np.ndarray,
     The centre lies at the corner that the four middle pixels share, moved by those quarters.
     """
     radius = RADII[size] * side / UNIT
-    half = int(np.ceil(reach(shape, size) * side / UNIT)) + 1
+    half = int(np.ceil(reach(shape, size) * side / UNIT)) + 1  # 1 more: rolling by 3 / 4 must not wrap
     mask = Image.new("L", (2 * half * FINE,) * 2)
     _outline(ImageDraw.Draw(mask), shape, radius * FINE, half * FINE)
     whole = np.asarray(mask, dtype=np.float32) / 255
@@ -142,9 +142,11 @@ def _outline(pen: ImageDraw.ImageDraw, shape: Shape, radius: float, centre: floa
     """Draws a shape in white around a centre; proportions are chosen for equal look, not equal area."""
 
     def box(reach: float) -> tuple[float, float, float, float]:
+        """Corners of the square whose sides lie so many radii from the centre."""
         return (centre - reach * radius, centre - reach * radius) + (centre + reach * radius - 1,) * 2
 
     def polygon(points: Iterable[tuple[float, float]]) -> None:
+        """Fills the polygon with these corners, given in radii from the centre."""
         pen.polygon([(centre + radius * x - 0.5, centre + radius * y - 0.5) for x, y in points], fill=255)
 
     if shape == "circle":

@@ -57,6 +57,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps={self.steps} of a sampler must lie between 1 and {MAX_STEPS}")
+        # a config without `_partial_: true` would build what the function returns
         for name in ("method", "grid"):
             if not callable(getattr(self, name)):
                 raise UserError(f"{name}={getattr(self, name)!r} of a sampler can't be called")

@@ -30,13 +30,13 @@ def ddim(
     eta > 0 comes without `noise`.
     """
     check_eta(eta)
-    if eta > 0:
+    if eta > 0:  # before the first network call, which may take seconds
         noise = given(noise, f"{eta=}")
     for t, s in pairwise(times):
         x0 = denoise(x, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-        # standard deviation of x_s given x_t and x0 in the forward process; rounding may give a square below
-        # 0
+        # alpha_s is above 0: only the first timestep of a grid can lie at alpha = 0
+        # standard deviation of x_s given x_t and x0 in the forward process; rounding may make its square < 0
         posterior = (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp(min=0).sqrt() * sigma_s / sigma_t
         fresh = eta * posterior
         x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * (x - alpha_t * x0) / sigma_t
@@ -80,7 +80,7 @@ def lcm(
     for t, s in pairwise(times):
         x0 = denoise(x, t)
         alpha, sigma = schedule(s)
-        x = alpha * x0
+        x = alpha * x0  # nothing of the old noise is kept: the model was trained to undo any
         if sigma > 0:  # the last step returns x0 itself
             x = x + sigma * given(noise, "lcm")(x)
     return x

@@ -40,7 +40,7 @@ class Churn:
     ) -> tuple[State, Time]:
         """x with noise added, and its raised timestep, at most 1."""
         ratio = noise_ratio(schedule, t)
-        raise_by = min(self.amount / steps, MOST_CHURN)
+        raise_by = min(self.amount / steps, MOST_CHURN)  # gamma_i of the paper
         if raise_by == 0 or not self.low <= ratio <= self.high:
             return x, t
         raised = time_of_ratio(schedule, ratio * (1 + raise_by))
@@ -92,7 +92,7 @@ def edm(
             x, t = churn(x, t, schedule, noise=given(noise, "churn"), steps=len(times) - 1)
         x0 = denoise(x, t)
         fall = noise_ratio(schedule, t) / noise_ratio(schedule, s)
-        if fall.isfinite():
+        if fall.isfinite():  # not where alpha = 0 at t, nor where sigma = 0 at s
             # the mean of both slopes, written in x0, so that no division by sigma = 0 occurs at the end
             x0 = x0 + fall / 2 * (denoise(step(x, x0, t, s, schedule), s) - x0)
         x = step(x, x0, t, s, schedule)
