@@ -25,14 +25,7 @@ def dpmpp_2m(
     One call per step. First order in the step to 0 and in the two after a start at alpha = 0, where the
     logarithm is infinite.
     """
-    # an infinite width before makes the first step first order
-    previous, width_before = x, torch.full((), torch.inf, dtype=times.dtype)
-    for t, s in pairwise(times):
-        x0 = denoise(x, t)
-        width = log_signal_ratio(schedule, s) - log_signal_ratio(schedule, t)
-        x = step(x, x0 + _lean(width, width_before) * (x0 - previous), t, s, schedule)
-        previous, width_before = x0, width
-    return x
+    return dpmpp_2m_sde(denoise, schedule, x, times, eta=0.0)
 
 
 def dpmpp_2m_sde(
@@ -52,6 +45,7 @@ def dpmpp_2m_sde(
     Raises UserError for eta outside [0, 1], and when eta > 0 comes without `noise`.
     """
     check_eta(eta)
+    # an infinite width before makes the first step first order
     previous, width_before = x, torch.full((), torch.inf, dtype=times.dtype)
     for t, s in pairwise(times):
         x0 = denoise(x, t)
@@ -62,7 +56,7 @@ def dpmpp_2m_sde(
         kept = (-eta * width).exp() if eta > 0 else torch.ones_like(width)
         x = alpha_s * leant + sigma_s * kept * (x - alpha_t * leant) / sigma_t
         fresh = sigma_s * (1 - kept**2).sqrt()
-        if fresh > 0:
+        if fresh > 0:  # else no call, which would advance the noise of every picture
             x = x + fresh * given(noise, f"{eta=}")(x)
         previous, width_before = x0, width
     return x
@@ -93,6 +87,7 @@ def dpmpp_3m(
     for number, (t, s) in enumerate(pairwise(times)):
         x0, now = denoise(x, t), log_signal_ratio(schedule, t)
         width = log_signal_ratio(schedule, s) - now
+        # few steps are wide ones, in which a parabola overshoots
         usable = past[:1] if steps < 15 and number == steps - 2 else past  # the authors' lower_order_final
         x = step(x, _extrapolated(x0, now, usable, width, curvature), t, s, schedule)
         past = [(now, x0), *past][:2] if now.isfinite() else []
@@ -138,12 +133,14 @@ def unipc(
     if order not in (1, 2, 3):
         raise UserError(f"{order=} of UniPC is not 1, 2 or 3")
     steps = len(times) - 1
+    # a step is corrected with the output that the next prediction needs anyway: no extra call
     past: list[tuple[Time, State]] = []  # (lambda, x0), newest first: what the last step was predicted from
     start, start_time = x, times[0]
     for number, (t, s) in enumerate(pairwise(times)):
         x0, now = denoise(x, t), log_signal_ratio(schedule, t)
         if past:
             x = step(start, _unipc_mean([(now, x0), *past], past[0][0], now), start_time, t, schedule)
+        # the authors' lower_order_final: the last steps are the widest in lambda
         past = [(now, x0), *past][: min(order, steps - number)] if now.isfinite() else []
         start, start_time = x, t
         x = step(x, _unipc_mean(past, now, log_signal_ratio(schedule, s)) if past else x0, t, s, schedule)
@@ -176,6 +173,7 @@ def _mean_over_step(outputs: Sequence[State], places: Sequence[Time], width: Tim
     integrals = [-torch.expm1(-width)]  # of e^lambda * place^k over the step, by parts
     for power in range(1, len(outputs)):
         integrals.append(1 - power / width * integrals[-1])
+    # weights that give every such polynomial its exact mean: a Vandermonde system of at most 3 rows
     powers = torch.arange(len(outputs), dtype=width.dtype)[:, None]
     weights = torch.linalg.solve(torch.stack(list(places)) ** powers, torch.stack(integrals) / integrals[0])
     return _combined(weights, outputs)
@@ -201,7 +199,7 @@ def pndm(
     for t, s in pairwise(times):
         x0 = denoise(x, t)
         eps = _noise_in(x, x0, t, schedule)
-        past = [eps, *past][:4]
+        past = [eps, *past][:4]  # four values: the highest order that the paper uses
         if len(past) > 1:
             mixed = _combined(ADAMS_BASHFORTH[len(past)], past)
         elif s > 0 and schedule(t)[0] > 0:  # a first step has no past: Heun's, as Stable Diffusion starts
@@ -210,7 +208,7 @@ def pndm(
         else:
             mixed = eps
         alpha, sigma = schedule(t)
-        if alpha > 0:
+        if alpha > 0:  # `step` takes an x0, and at alpha = 0 the noise implies none
             x0 = x0 + sigma / alpha * (eps - mixed)
         x = step(x, x0, t, s, schedule)
     return x
