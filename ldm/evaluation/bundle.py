@@ -15,7 +15,7 @@ from ldm.evaluation.feature_pass import Features, Observers, generate_with
 from ldm.evaluation.pictures import Subject
 from ldm.evaluation.protocol import describe
 from ldm.generators.denoiser_writer import bundle_of_length
-from ldm.generators.generator import Opened, by_content, files_of, open_generator
+from ldm.generators.generator import Opened, open_generator
 from ldm.metrics.features import OWN_CLIP, FeatureIdentity, resize_pictures
 
 OPTIONS = ("sampler", "guidance", "grid", "steps", "scale", "precision")  # of a generator
@@ -89,3 +89,24 @@ class OwnClip:
         device = next(self.encoder.parameters()).device
         resized = resize_pictures(images.to(device), size=self.identity.size, mode="bicubic")
         return {f"{OWN_CLIP}_image": self.encoder(resized / 127.5 - 1)}
+
+
+def files_of(settings: Mapping[str, Any], *, within: str = "") -> dict[str, Mapping[str, str]]:
+    """The files that settings name, {path: ..., sha256: ...} by dotted key."""
+    found: dict[str, Mapping[str, str]] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            key = f"{within}{name}"
+            found |= {key: value} if _is_file(value) else files_of(value, within=f"{key}.")
+    return found
+
+
+def by_content(value: Any) -> Any:
+    """Settings with the sha256 of each file in place of where it lies."""
+    if not isinstance(value, Mapping):
+        return value
+    return value["sha256"] if _is_file(value) else {key: by_content(each) for key, each in value.items()}
+
+
+def _is_file(value: Mapping[str, Any]) -> bool:
+    return value.keys() == {"path", "sha256"}

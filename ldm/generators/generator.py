@@ -117,6 +117,7 @@ def open_generator(bundle: Bundle, **options: Any) -> Opened:
         UserError: a callable of a package that LDM_PACKAGES doesn't name; an option that it doesn't have.
         BundleError: a bundle that it can't generate from.
     """
+    # before anything is imported: to import a module is to run its code
     target = target_of(bundle)
     package = target.partition(".")[0]
     if package != "ldm" and package not in own_packages():
@@ -150,24 +151,3 @@ def check_options(given: Iterable[str], known: Iterable[str], *, of: object = "t
         if name not in known:
             there = ", ".join(known) or "none"
             raise UserError(f"{of} has no option {name!r}{nearest(name, known)}; it has {there}")
-
-
-def files_of(settings: Mapping[str, Any], *, within: str = "") -> dict[str, Mapping[str, str]]:
-    """The files that settings name, {path: ..., sha256: ...} by dotted key."""
-    found: dict[str, Mapping[str, str]] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            key = f"{within}{name}"
-            found |= {key: value} if _is_file(value) else files_of(value, within=f"{key}.")
-    return found
-
-
-def by_content(value: Any) -> Any:
-    """Settings with the sha256 of each file in place of where it lies."""
-    if not isinstance(value, Mapping):
-        return value
-    return value["sha256"] if _is_file(value) else {key: by_content(each) for key, each in value.items()}
-
-
-def _is_file(value: Mapping[str, Any]) -> bool:
-    return value.keys() == {"path", "sha256"}
