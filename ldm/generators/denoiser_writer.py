@@ -107,6 +107,7 @@ def bundle_of_state(
     stage = config.get("model", {}).get("stage", config)  # every config has a backbone, which not all train
     if not {"process", "codec"} <= stage.keys():
         raise UserError(f"state={state} is of {config['name']}, which trains no denoiser")
+    # a finished run holds its codec itself: the bundles that its config names may be gone
     own = Bundle.open(run.path) if run.finished else None
     codec = CodecBundles(own, own) if own else CodecBundles.named(config)
     weights, origin = averaged_weights(state), {"experiment": config["name"], "step": step_of(state)}
@@ -162,5 +163,6 @@ def averaged_weights(state: Path) -> dict[str, Tensor]:
         raise UserError(f"state={error}: take another") from error
     if AVERAGE not in held.get("callbacks", {}):
         raise UserError(f"state={state} holds no averaged weights: train with callbacks.ema")
+    # the average and not the trained weights: it is what validation samples from and what a run exports
     weights: dict[str, Tensor] = held["callbacks"][AVERAGE]["net"]
     return weights

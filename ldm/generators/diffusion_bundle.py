@@ -43,9 +43,8 @@ def open_latent_diffusion(bundle: Bundle, **options: Any) -> TextToImage:
     nodes = sampling_nodes(bundle, options)
     weak = weak_bundle(bundle, nodes["guidance"])
     guidance = {key: value for key, value in nodes["guidance"].items() if key != "weak"}  # is no argument
-    small: dict[
-        str, Any
-    ] = {  # before the networks: what is refused here has not waited for gigabytes to be read
+    # before the networks: what is refused here has not waited for gigabytes to be read
+    small: dict[str, Any] = {
         "process": process_of(bundle),
         "sampling": _built("sampler", nodes["sampler"], lambda built: isinstance(built, Sampling)),
         "guidance": _built("guidance", guidance, lambda built: accepts(built, Guidance)),
@@ -115,6 +114,7 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
     if "backbone" not in bundle.names:
         held = ", ".join(bundle.names)
         raise BundleError(f"bundle {bundle.path} can't generate: it has no denoiser, only {held}")
+    # checked, since options come from the records of pictures too, which anybody may have written
     given = Fields("options", {name: value for name, value in options.items() if value is not None})
     for name in given.values.keys() & {"sampler", "grid", "guidance"}:
         given.mapping(name).text("_target_")
@@ -175,6 +175,7 @@ def weak_bundle(bundle: Bundle, guidance: Mapping[str, Any]) -> Bundle | None:
     if named.get("path") is None:
         raise UserError("guidance.weak is missing: name the weak bundle with guidance.weak=<bundle>")
     weak = Bundle.open(str(named["path"]))
+    # a record names its weak bundle by content: another one at that path would give other pictures
     if named.get("sha256", weak.sha256) != weak.sha256:
         raise UserError(f"guidance.weak={weak.path} is another bundle now: put back the one it was")
     own, other = fingerprint(bundle), fingerprint(weak)

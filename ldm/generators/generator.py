@@ -104,6 +104,7 @@ class Opened:
     def with_options(self, **changes: Any) -> "Opened":
         """The same with other options; those that are None or empty change nothing."""
         asked = {name: value for name, value in changes.items() if value not in (None, "")}
+        # nothing asked, nothing called: a generator need not know any option
         return replace(self, generator=self.generator.with_options(**asked)) if asked else self
 
 

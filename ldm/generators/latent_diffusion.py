@@ -102,7 +102,9 @@ class TextToImage:
         x, times = noise.draw(), self.sampling.times(schedule)
         if source is not None:
             known = self._encoded(source, count=len(prompts))
-            times = from_strength(times, source.strength)
+            times = from_strength(
+                times, source.strength
+            )  # the rest of the grid: fewer steps, not smaller ones
             x = noised(known, x, times[0], schedule)
         with torch.autocast(device, dtype=self.precision, enabled=self.precision != torch.float32):
             denoise = self._denoiser(prompts)

@@ -28,6 +28,7 @@ def batches(jobs: Sequence[Job], *, size: int) -> Iterator[list[Job]]:
     """Jobs that one call can generate together, at most `size` of them, in as few batches as possible."""
     alike: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
+        # what one call can't vary; prompt, seed and pictures are given for each
         key = (job.negative, job.scale, None if job.image is None else job.used_strength)
         alike.setdefault(key, []).append(job)
     for same in alike.values():
@@ -110,7 +111,7 @@ def prepared(path: Path, *, size: int) -> Tensor:
         raise UserError(f"{path} can't be decoded ({error}): take another picture") from error
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024)  # asked for several times by each check; a header is small
 def shape(path: Path) -> tuple[int, int]:
     """Height and width of a picture, held upright; raises UserError where the file is no picture."""
     picture = header(path)

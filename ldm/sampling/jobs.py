@@ -20,7 +20,8 @@ MAX_JOBS = 100_000  # pictures per command
 MAX_PROMPT = 10_000  # characters; a CLIP text encoder reads about 300
 MAX_NAME = 100  # bytes: file systems take 255, and `.png` and temporary suffixes are added
 MAX_LIST = 2**26  # bytes of a list
-FROM_PICTURE, INTO_MASK = 0.6, 1.0  # strength where none is given
+# strength where none is given: 0.6 keeps the composition of a picture; what is masked is to go as a whole
+FROM_PICTURE, INTO_MASK = 0.6, 1.0
 TAKEN = ("sheet", "pictures")  # names of files that lie beside the pictures
 COLUMNS: dict[str, type] = {  # of a csv or jsonl list, and how a cell of a csv is read
     **dict.fromkeys(("prompt", "negative", "image", "mask", "name"), str),
@@ -229,8 +230,10 @@ def _jobs_of_line(fields: dict[str, Any], *, first: int) -> list[Job]:
     jobs = []
     for place in range(count * len(images)):
         later = f"{name}_{place}" if place else name
+        # numbers with zeros in front: files sorted by name are in the order of the list
         named = f"{first + place:04d}" if name is None else later
         source = {"image": images[place // count], "mask": mask}
+        # the same seeds for each source picture, so that two of them can be compared at equal noise
         jobs.append(Job(**fields, **source, name=named, seed=seed + place % count))
     return jobs
 
@@ -257,6 +260,7 @@ def check_text(field: str, text: object) -> None:
 
 def check_name(name: str) -> None:
     """Refuses a name that is not one of a plain file in the output folder; raises UserError."""
+    # also what other file systems forbid, to which the pictures may be copied
     plain = name.strip() == name and name.isprintable() and not set(name) & set('/\\:*?"<>|')
     if not plain or not name or name.startswith(".") or name in TAKEN:
         raise UserError(f"name={name!r} can't be a file's: take letters, digits, - and _, without folders")

@@ -31,7 +31,7 @@ def open_output(folder: str, *, overwrite: bool) -> Path:
     if out.is_dir() and not overwrite and any(out.glob("*.png")):
         raise UserError(f"out={out} holds pictures already: name another folder or set overwrite=true")
     out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
+    if not os.access(out, os.W_OK):  # else told after the first batch, which may take minutes
         raise UserError(f"out={out} can't be written to: name another folder")
     return out
 
@@ -52,6 +52,7 @@ def check_output(folder: Path, jobs: Sequence[Job], sheet: Path) -> None:
     names = sorted({f"{job.name}.png" for job in jobs})
     for name in names if earlier is not None else (SHEET, *names):  # earlier versions did not mark sheets
         check_place(folder / name)
+    # resolved: the same file may be named by two paths
     going = {(folder / name).resolve() for name in (*names, *(earlier or ()))}
     for job in jobs:
         for field, file in (("image", job.image), ("mask", job.mask)):

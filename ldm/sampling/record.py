@@ -82,7 +82,7 @@ def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-@lru_cache
+@lru_cache  # git runs in a process of its own
 def environment() -> dict[str, Any]:
     """Version and commit of the code, and what else can change a picture's last bits."""
     own = {"version": version("ldm"), "commit": git_state()["commit"], "torch": torch.__version__}
@@ -128,6 +128,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no picture {path}")
     try:
+        # one format: Pillow would else try all of its decoders on a file of unknown origin
         with Image.open(path, formats=("PNG",)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise UserError(f"it has {picture.width} x {picture.height} pixels")
@@ -194,7 +195,7 @@ def compared(image: Tensor, path: Path, facts: Mapping[str, Any]) -> str:
         before = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
     if before.shape != image.shape:
         return f"its size differs from that of {path}"
-    difference = (image.int() - before.int()).abs()
+    difference = (image.int() - before.int()).abs()  # bytes would wrap around
     if not difference.any():
         return f"every pixel is that of {path}"
     now = environment()
