@@ -121,6 +121,7 @@ class Codec:
 
     def text_fingerprint(self) -> str:
         """sha256 of everything that decides the text states of a prompt."""
+        # the tokenizer too: other ids are another text to the same encoder
         return _hash(self.text_encoder.state_dict(), *self.tokenizer.fingerprint())
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
@@ -190,6 +191,7 @@ class Codec:
             return torch.cat(made)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        # moved at each use: a codec is no module, whose buffers would move along
         shift, scale = (v.to(like).view(1, -1, 1, 1) for v in (self.latent_shift, self.latent_scale))
         return shift, scale
 

@@ -48,7 +48,7 @@ def check_scale(scale: float) -> None:
 
 def cfg(cond: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, scale = 1 + w); at scale 1 only cond is called."""
-    check_scale(scale)  # NaN would give a black picture, and no error
+    check_scale(scale)  # else NaN is noticed only when pictures are decoded
     if scale == 1:
         return cond  # not only equal: half the network's work
 

@@ -67,6 +67,7 @@ def write_denoiser(
     Raises:
         NameTaken: `path` is there already.
     """
+    # the image encoder generates nothing; evaluation judges pictures by it
     texts = [name for name in ("text_encoder", "image_encoder") if name in codec.texts.names]
     parts = {"backbone": backbone, "autoencoder": codec.pictures.part("autoencoder")}
     parts |= {name: codec.texts.part(name) for name in texts}
@@ -99,6 +100,7 @@ def bundle_of_state(
         UserError: no whole checkpoint of a denoiser's training, or no averaged weights to be had.
         NameTaken: `out` is there already.
     """
+    # the file inside is accepted, too: shells complete it
     state = state.parent if state.name == STATE else state
     if not is_whole(state):
         raise UserError(f"state={state} is no whole checkpoint: name one of <run>/checkpoints/step=...")

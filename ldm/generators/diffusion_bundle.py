@@ -178,6 +178,7 @@ def weak_bundle(bundle: Bundle, guidance: Mapping[str, Any]) -> Bundle | None:
     # a record names its weak bundle by content: another one at that path would give other pictures
     if named.get("sha256", weak.sha256) != weak.sha256:
         raise UserError(f"guidance.weak={weak.path} is another bundle now: put back the one it was")
+    # compared before its network is read, which takes seconds
     own, other = fingerprint(bundle), fingerprint(weak)
     different = [name for name in own if own[name] != other[name]]
     if "backbone" not in weak.names or different:

@@ -215,7 +215,7 @@ class TextToImage:
             options["negative"] = changes["negative"]
         if "generator" in changes:
             options["noise"] = noise_of(changes["generator"])
-        return replace(self, **options)
+        return replace(self, **options)  # a new object, which checks its options as the first one did
 
 
 def _unasked(x: Tensor, t: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ def _things(picture: Float[np.ndarray, "3 s s"]) -> list[Thing]:
     covered = np.take_along_axis(share, nearest[None], axis=0)[0] > DIFFERENT
     view = _View(change=change, behind=behind, nearest=nearest)
     fits = [fit for spot in _parts(covered, across=1) for fit in _fitted(spot, covered & ~spot, view)]
+    # without this, a circle beside a face would be read as a circle alone
     strange = np.square(picture - behind).sum(axis=0) > STRANGE**2
     for fit in fits:
         strange[fit.window(margin=2)] = False
@@ -289,6 +290,7 @@ def _best_fit(spot: Float[np.ndarray, "s s"]) -> _Fit:
         common = max(0.0, float(np.vdot(spot[window], stencil)))
         return tried._replace(misfit=1 - common**2 / (energy * float(np.vdot(stencil, stencil)) + 1e-9))
 
+    # 16 looks at one place each, then the best four around theirs: a third of the work of all nine places
     first = sorted(fit(look, 0, 0) for look in LOOKS)[:CANDIDATES]
     steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
     return min(*first, *(fit((each.shape, each.size), *step) for each in first for step in steps))

@@ -143,6 +143,7 @@ def _outline(pen: ImageDraw.ImageDraw, shape: Shape, radius: float, centre: floa
 
     def box(reach: float) -> tuple[float, float, float, float]:
         """Corners of the square whose sides lie so many radii from the centre."""
+        # - 1: Pillow's boxes include their last pixel
         return (centre - reach * radius, centre - reach * radius) + (centre + reach * radius - 1,) * 2
 
     def polygon(points: Iterable[tuple[float, float]]) -> None:

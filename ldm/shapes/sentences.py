@@ -79,6 +79,7 @@ def judge(claim: Claim, things: Sequence[Thing] | None) -> Verdict:
     whole = count and all(
         len(found) == group.count for found, group in zip(members, claim.groups, strict=True)
     )
+    # absent shapes stand in no relation; `all` of no pairs would be true
     related = all(
         members[one] and members[other] and holds(relation, members[one], members[other])
         for one, relation, other in claim.relations
@@ -160,6 +161,7 @@ _BETWEEN = re.compile(
     r"(?P<it> it| them)? "
 )
 _START = re.compile(r"(there (is|are) |a picture of )")
+# the number is optional and lazy: "small red star" has none, and "small" would be read as one
 _GROUP = re.compile(
     r"(?:(?:a )?(?P<pair>pair|trio) of |(?P<number>[a-z]+) )??"
     r"(?:(?P<size>small|large) )?(?P<colour>[a-z]+) (?P<noun>[a-z]+)"

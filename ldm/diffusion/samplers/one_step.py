@@ -80,7 +80,7 @@ def lcm(
     for t, s in pairwise(times):
         x0 = denoise(x, t)
         alpha, sigma = schedule(s)
-        x = alpha * x0  # nothing of the old noise is kept: the model was trained to undo any
+        x = alpha * x0  # the old noise is dropped: a consistency model reads x0 under any
         if sigma > 0:  # the last step returns x0 itself
             x = x + sigma * given(noise, "lcm")(x)
     return x
