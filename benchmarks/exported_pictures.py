@@ -71,7 +71,7 @@ def main() -> int:
     seeds = list(range(options.seeds)) * len(listed)
     ours = by_ours(bundle, export, prompts, seeds)
     shape = codec_of(bundle, bundle).latent_shape(bundle.entry("size"))
-    noise = Mt19937Noise(seeds, shape, device=torch.device("cpu")).draw()
+    noise = Mt19937Noise(seeds, shape, device=torch.device("cpu")).generate()
     with tempfile.TemporaryDirectory() as place:
         folder = write_diffusers(export, Path(place) / "exported", dtype=torch.float32)
         theirs = by_theirs(folder, export, prompts, noise)

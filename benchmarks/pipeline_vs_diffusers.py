@@ -95,7 +95,7 @@ class Drawing:
         """The latents that both sides start from: what ours generates for SEED."""
         from ldm.randomness.noise import SeededNoise
 
-        return SeededNoise([SEED], (4, self.size // 8, self.size // 8), device=torch.device("cpu")).draw()
+        return SeededNoise([SEED], (4, self.size // 8, self.size // 8), device=torch.device("cpu")).generate()
 
 
 @dataclass

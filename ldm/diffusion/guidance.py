@@ -55,7 +55,7 @@ def cfg(cond: Denoiser, pair: Pair, *, scale: float) -> Denoiser:
     def denoise(x: State, t: Time) -> State:
         """x0 extrapolated from the unconditional one through the conditional one."""
         unguided, unconditional = pair(x, t)
-        # lerp goes on beyond weight 1: unconditional + scale * (unguided - unconditional)
+        # lerp extrapolates beyond weight 1: unconditional + scale * (unguided - unconditional)
         return torch.lerp(unconditional, unguided, scale)
 
     return denoise

@@ -37,9 +37,9 @@ def whole(t: Float[Tensor, "*times"], *, num_steps: int = 1000) -> Float[Tensor,
     return (num_steps * t).floor()
 
 
-def uniform_timesteps(draws: Float[Tensor, " b"], *, shift: float = 1.0) -> Float[Tensor, " b"]:
+def uniform_timesteps(uniform: Float[Tensor, " b"], *, shift: float = 1.0) -> Float[Tensor, " b"]:
     """Uniform in t, then moved towards noise by `shift` (see `grids.shifted`)."""
-    return shifted(draws, shift)
+    return shifted(uniform, shift)
 
 
 def given_timesteps(t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -47,18 +47,18 @@ def given_timesteps(t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     return t
 
 
-def table_timesteps(draws: Float[Tensor, " b"], *, num_steps: int = 1000) -> Float[Tensor, " b"]:
+def table_timesteps(uniform: Float[Tensor, " b"], *, num_steps: int = 1000) -> Float[Tensor, " b"]:
     """Uniform over the `num_steps` entries of a DDPM table, as Stable Diffusion was trained."""
     # + 1: entry i sits at t = (i + 1) / num_steps; the clamp keeps a fixed number of exactly 1 in the table
-    return ((draws * num_steps).floor() + 1).clamp(max=num_steps) / num_steps
+    return ((uniform * num_steps).floor() + 1).clamp(max=num_steps) / num_steps
 
 
 def logit_normal_timesteps(
-    draws: Float[Tensor, " b"], *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+    uniform: Float[Tensor, " b"], *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 ) -> Float[Tensor, " b"]:
     """sigmoid of a normal with this mean and std: middle timesteps more often (Esser et al. 2024, Eq. 19)."""
     # ndtri, the inverse CDF, and no randn: a batch's numbers are spread evenly, and stay so
-    return shifted(torch.sigmoid(mean + std * torch.special.ndtri(draws)), shift)
+    return shifted(torch.sigmoid(mean + std * torch.special.ndtri(uniform)), shift)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class Process:
     def denoiser(self, net: Network, context: object) -> Denoiser:
         """The estimate of x0 from the network's prediction.
 
-        The network sees float32 (or what autocast makes of it), whatever the dtype of x; x0 comes back in
+        The network sees float32 (under autocast, its dtype), whatever the dtype of x; x0 comes back in
         the dtype of x. A network with `project_context` projects the context here, once for all steps.
         """
         # not required: any callable of (x, t, context) is a network

@@ -64,7 +64,7 @@ class TextToImage:
     def __post_init__(self) -> None:
         if self.weak is not None and self.negative:
             raise UserError(
-                f"negative={self.negative!r} has no place beside a weak network, which is told the prompt:"
+                f"negative={self.negative!r} has no place beside a weak network, which reads the prompt:"
                 " leave one of them out"
             )
         # A guidance checks its options once it is given denoisers: it is given some here, so that a command
@@ -99,7 +99,7 @@ class TextToImage:
             raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
         noise = self.noise(seeds, self.codec.latent_shape(self.size), device=self.codec.device)
         schedule, device = self.process.schedule, self.codec.device.type
-        x, times = noise.draw(), self.sampling.times(schedule)
+        x, times = noise.generate(), self.sampling.times(schedule)
         if source is not None:
             known = self._encoded(source, count=len(prompts))
             times = from_strength(

@@ -1,9 +1,9 @@
 """Randomness as a function: the same key gives the same number, whatever came before.
 
 Order, caption choice, noise and timesteps are all keyed by the seed and by a sample's position in the
-endless stream of training samples. A resumed run, or one with other workers or ranks, therefore draws the
-same numbers without any generator state being saved. A single draw is a hash of its key; the many numbers of
-a sample's noise come from the counter-based generator of `ldm.randomness.philox`.
+endless stream of training samples. A resumed run, or one with other workers or ranks, therefore has the
+same numbers without any generator state being saved. A single number is a hash of its key; the many numbers
+of a sample's noise come from the counter-based generator of `ldm.randomness.philox`.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from ldm.randomness import philox
 from ldm.randomness.seeds import key_of
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # its fraction in units of 2**-64, as int64
-MANTISSA = 24  # bits of a float32: a draw of so many is below 1 and exact
+MANTISSA = 24  # bits of a float32: a fraction of so many is exact, and below 1
 
 
 def key(seed: int, position: int, stream: str) -> int:
-    """64-bit key of one draw: a hash, so that neighbouring positions share nothing.
+    """64-bit key of one number: a hash, so that neighbouring positions share nothing.
 
     Raises:
         UserError: no seed, see `check_seed`.
@@ -31,29 +31,29 @@ def key(seed: int, position: int, stream: str) -> int:
 def normal(
     shape: Sequence[int], *, seed: int, positions: Tensor, stream: str, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard normal draws of each position: float32, (len(positions), *shape), the same on every device."""
+    """Standard normal noise of each position: float32, (len(positions), *shape), the same on every device."""
     return philox.normals([key_of(seed, stream)], positions, shape, device=torch.device(device))
 
 
 def uniform(*, seed: int, positions: Tensor, stream: str) -> Tensor:
-    """Uniform draws in [0, 1), one a sample: float32, (len(positions),)."""
-    draws = [key(seed, p, stream) >> (64 - MANTISSA) for p in positions.tolist()]
-    return torch.tensor(draws, dtype=torch.float32) / 2**MANTISSA
+    """Uniform numbers in [0, 1), one per sample: float32, (len(positions),)."""
+    fractions = [key(seed, p, stream) >> (64 - MANTISSA) for p in positions.tolist()]
+    return torch.tensor(fractions, dtype=torch.float32) / 2**MANTISSA
 
 
 def spread(*, seed: int, positions: Tensor, stream: str) -> Tensor:
-    """Draws in [0, 1) that cover it evenly over any run of positions: float32, (len(positions),).
+    """Numbers in [0, 1) that cover it evenly over any run of positions: float32, (len(positions),).
 
     A Weyl sequence: steps of the golden ratio from a keyed start. A batch of consecutive positions is thereby
-    stratified, without a draw depending on the batch that it is in. Sums of int64 wrap around as they should.
+    stratified, although no number depends on its batch. Sums of int64 wrap around as they should.
     """
     start = key(seed, 0, stream) - 2**63
-    draws = (positions * GOLDEN_RATIO + start) >> (64 - MANTISSA)
-    return (draws & (2**MANTISSA - 1)).float() / 2**MANTISSA
+    fractions = (positions * GOLDEN_RATIO + start) >> (64 - MANTISSA)
+    return (fractions & (2**MANTISSA - 1)).float() / 2**MANTISSA
 
 
 def integer(upper: int, *, seed: int, position: int, stream: str) -> int:
-    """One draw from 0 .. upper - 1."""
+    """A whole number from 0 to upper - 1."""
     return key(seed, position, stream) % upper  # some numbers are likelier by less than upper / 2**64
 
 
@@ -63,5 +63,5 @@ def permutation(seed: int, epoch: int, size: int, *, stream: str = "order") -> n
 
 
 def real(*, seed: int, position: int, stream: str) -> float:
-    """One draw from [0, 1)."""
+    """A float64 in [0, 1)."""
     return (key(seed, position, stream) >> 11) / 2**53  # 53 bits: as many as a float64 has

@@ -31,18 +31,18 @@ class SeededNoise:
         for seed in seeds:
             check_seed(seed)
         self.seeds, self.shape, self.device = list(seeds), tuple(shape), device
-        self.drawn = 0
+        self.calls = 0
 
-    def draw(self) -> Float[Tensor, "b c h w"]:
+    def generate(self) -> Float[Tensor, "b c h w"]:
         """The next noise of each picture."""
-        positions = torch.full((len(self.seeds),), self.drawn, device=self.device)
-        self.drawn += 1
+        positions = torch.full((len(self.seeds),), self.calls, device=self.device)
+        self.calls += 1
         keys = [key_of(seed, "picture") for seed in self.seeds]
         return philox.normals(keys, positions, self.shape, device=self.device)
 
     def __call__(self, like: Tensor) -> Tensor:
         """The next noise in the dtype of `like`, as samplers ask for it."""
-        return self.draw().to(like)  # float32 first: the same noise for every dtype
+        return self.generate().to(like)  # float32 first: the same noise for every dtype
 
 
 class Mt19937Noise(SeededNoise):
@@ -53,12 +53,12 @@ class Mt19937Noise(SeededNoise):
 
     name = EARLIER_GENERATOR
 
-    def draw(self) -> Float[Tensor, "b c h w"]:
+    def generate(self) -> Float[Tensor, "b c h w"]:
         """The next noise of each picture, made on the CPU and moved to the device."""
         # on the CPU: torch's generators of other devices make other numbers of the same seed
-        if not self.drawn:
+        if not self.calls:
             self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        self.drawn += 1
+        self.calls += 1
         rows = [torch.randn(self.shape, generator=generator) for generator in self.generators]
         return torch.stack(rows).to(self.device)
 

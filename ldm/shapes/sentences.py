@@ -139,7 +139,7 @@ def chain(claim: Claim) -> str:
 
 
 def and_chain(claim: Claim) -> str:
-    """The same, told by the second group's place: "a blue ring, and below it a pair of green squares"."""
+    """The same, from the second group's place: "a blue ring, and below it a pair of green squares"."""
     (_, relation, _), (first, second) = claim.relations[0], claim.groups
     it = "it" if first.count == 1 else "them"
     if relation == "inside":
@@ -148,7 +148,7 @@ def and_chain(claim: Claim) -> str:
 
 
 def turned(claim: Claim) -> Claim:
-    """The same claim told from the second group; "inside" has no opposite and stays as it is."""
+    """The same claim, from the second group; "inside" has no opposite and stays as it is."""
     (_, relation, _), (first, second) = claim.relations[0], claim.groups
     if relation == "inside":
         return claim

@@ -58,7 +58,7 @@ def test_numpy_and_the_folder_draw_the_pictures_of_the_pipeline(written, graph, 
     prompts, nothing = (
         graph("text_encoder", tokens=tokenizer.encode(texts).numpy()) for texts in (PROMPTS, [""] * 3)
     )
-    x = SeededNoise(SEEDS, fields["latents"], device=torch.device("cpu")).draw().numpy()
+    x = SeededNoise(SEEDS, fields["latents"], device=torch.device("cpu")).generate().numpy()
     assert fields["process"]["prediction"]["_target_"] == "ldm.diffusion.predictions.Eps"
     steps = list(zip(fields["network_times"], fields["alpha"], fields["sigma"], strict=True))
     for (time, alpha, sigma), (_, alpha_next, sigma_next) in pairwise(steps):

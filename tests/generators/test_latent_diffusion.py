@@ -92,7 +92,7 @@ def test_the_earlier_noise_is_that_of_torchs_generators(pipeline):
     noise = Mt19937Noise([3, 4], (2, 2, 2), device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(4)
     for _ in range(2):
-        assert torch.equal(noise.draw()[1], torch.randn(2, 2, 2, generator=generator))
+        assert torch.equal(noise.generate()[1], torch.randn(2, 2, 2, generator=generator))
     earlier = replace(pipeline, noise=Mt19937Noise)
     assert not torch.equal(earlier.latents(["a"], [3]), pipeline.latents(["a"], [3]))
 
@@ -249,7 +249,7 @@ def test_a_weak_network_is_given_the_prompt_in_the_unconditional_ones_place(pipe
 
     noise = SeededNoise(SEEDS, (4, 4, 4), device=torch.device("cpu"))
     with torch.no_grad():
-        expected = pipeline.sampling(by_hand, pipeline.process.schedule, noise.draw(), noise=noise)
+        expected = pipeline.sampling(by_hand, pipeline.process.schedule, noise.generate(), noise=noise)
     assert_close(guided, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -72,7 +72,7 @@ def test_radius_and_sine_are_right_to_a_few_units_in_the_last_place():
 @pytest.mark.parametrize("device", DEVICES)
 def test_bits_are_the_same_in_all_versions_and_on_all_devices(device):
     # pictures of seeds and trainings hang on these numbers
-    few = SeededNoise([0, 2**63 - 1], (4,), device=device).draw().cpu()
+    few = SeededNoise([0, 2**63 - 1], (4,), device=device).generate().cpu()
     assert few.view(torch.int32).tolist() == [
         [1048752942, -1101700752, 1070117644, 1039908260],
         [1060856575, 1032881995, -1076337382, -1096770628],
@@ -110,7 +110,7 @@ def test_numbers_positions_keys_and_steps_are_uncorrelated(million):
     """Largest of so many correlations: five standard errors."""
     several = philox.normals(list(range(30)), torch.zeros(30, dtype=torch.int64), (1000,), device=CPU)
     noise = SeededNoise(range(10), (1000,), device=CPU)
-    steps = torch.cat([noise.draw() for _ in range(3)])
+    steps = torch.cat([noise.generate() for _ in range(3)])
     for rows in (million[:, ::25].T, million[:40], several.numpy(), steps.numpy()):
         correlations = np.corrcoef(rows) - np.eye(len(rows))
         assert abs(correlations).max() < 5 / rows.shape[1] ** 0.5

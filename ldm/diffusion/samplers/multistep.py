@@ -193,7 +193,7 @@ def pndm(
     """PNDM's linear multistep (Liu et al. 2022, Eq. 9 and 12) as Stable Diffusion runs it, known as PLMS.
 
     Made for steps even in t; second order. The first step is Heun's, so that n steps are n + 1 calls; from
-    alpha = 0, where the noise doesn't tell x0, it is DDIM's, with one.
+    alpha = 0, where the noise does not determine x0, it is DDIM's, with one.
     """
     past: list[State] = []  # the noise in x, newest first
     for t, s in pairwise(times):
