@@ -164,26 +164,26 @@ def _grown(mask: Bool[np.ndarray, "s s"], pixels: int) -> Bool[np.ndarray, "s s"
 
 
 def _fitted(spot: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> list["_Fit"]:
-    """The shapes that a spot is: its parts, all of it where thin lines are broken, or those of each colour.
+    """The shapes that a spot is, by the first division of it whose pieces all are shapes.
 
     Raises:
         _Unreadable: no stencil fits, or something has none of the colours.
     """
     reason = ""
-    for pieces in (
-        list(_parts(spot)),
-        [spot],
-        [
-            part
-            for own in np.unique(view.nearest[spot])
-            for part in _parts(spot & (view.nearest == own), across=1)
-        ],
-    ):
+    for pieces in _divisions(spot, view):
         try:
             return [_shape_of(piece, others | (spot & ~piece), view) for piece in pieces]
         except _Unreadable as unreadable:
             reason = reason or str(unreadable)
     raise _Unreadable(reason)
+
+
+def _divisions(spot: Bool[np.ndarray, "s s"], view: "_View") -> Iterator[list[Bool[np.ndarray, "s s"]]]:
+    """Its parts, all of it where thin lines are broken, the parts of each colour where shapes touch."""
+    yield list(_parts(spot))
+    yield [spot]
+    own = (spot & (view.nearest == colour) for colour in np.unique(view.nearest[spot]))
+    yield [part for each in own for part in _parts(each, across=1)]
 
 
 def _shape_of(piece: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> "_Fit":
