@@ -146,7 +146,7 @@ class Codec:
         Raises:
             NotFinite: latents or pictures that are NaN or infinite, and would be saved black.
         """
-        # float32: some samplers compute in float64, in which decoding takes twice the time and memory
+        # float32: a caller may sample in float64, in which decoding takes twice the time and memory
         shift, scale = self._affine(latents.float())
         parts = (latents.float() / scale + shift).split(self.chunk)
         pictures = [self.autoencoder.decode(part) for part in parts]
