@@ -83,9 +83,7 @@ class Codec:
     """Frozen autoencoder, text encoder and tokenizer, and the only home of the latent shift and scale.
 
     Not a module: held by a stage it stays out of checkpoints, optimizer, gradient reduction and averages.
-
-    Attributes:
-        latent_shift, latent_scale: per channel, (c,); a scaled latent is (latent - shift) * scale.
+    A scaled latent is (latent - shift) * scale, per channel.
     """
 
     autoencoder: Autoencoder
@@ -143,8 +141,7 @@ class Codec:
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 H W"]:
         """Pictures of scaled latents, a few at a time: decoding needs far more memory than its result.
 
-        Raises:
-            NotFinite: latents or pictures that are NaN or infinite, and would be saved black.
+        Raises NotFinite for latents or pictures that are NaN or infinite, and would be saved black.
         """
         # float32: a caller may sample in float64, in which decoding takes twice the time and memory
         shift, scale = self._affine(latents.float())

@@ -20,8 +20,7 @@ class Table:
     at t = (i + 1) / T, and t = 0 is clean (alpha-bar = 1). In between log alpha-bar is linear in t, except
     in a last interval that ends at alpha-bar = 0, where alpha is.
 
-    Raises:
-        UserError: an alpha-bar that does not fall from 1 to 0 or above.
+    Raises UserError for an alpha-bar that does not fall from 1 to 0 or above.
     """
 
     alpha_bar: Float[Tensor, " steps_and_clean"]

@@ -23,15 +23,10 @@ AVERAGE = "EMA"  # the callback under whose name a checkpoint holds the averaged
 
 
 class CodecBundles(NamedTuple):
-    """Where the frozen parts lie.
+    """Where the frozen parts lie."""
 
-    Attributes:
-        pictures: holds the autoencoder.
-        texts: holds the text encoder, its tokenizer, and perhaps the image encoder that was trained with it.
-    """
-
-    pictures: Bundle
-    texts: Bundle
+    pictures: Bundle  # holds the autoencoder
+    texts: Bundle  # holds text encoder, tokenizer, and perhaps the image encoder that was trained with them
 
     @classmethod
     def named(cls, config: Mapping[str, Any]) -> "CodecBundles":
@@ -64,8 +59,7 @@ def write_denoiser(
         origin, codec_origin: what is recorded of the trainings.
         dtype: of the stored weights.
 
-    Raises:
-        NameTaken: `path` is there already.
+    Raises NameTaken where `path` is there already.
     """
     # the image encoder generates nothing; evaluation judges pictures by it
     texts = [name for name in ("text_encoder", "image_encoder") if name in codec.texts.names]
@@ -96,9 +90,8 @@ def bundle_of_state(
             checkpoint's own.
         dtype: of the stored weights.
 
-    Raises:
-        UserError: no whole checkpoint of a denoiser's training, or no averaged weights to be had.
-        NameTaken: `out` is there already.
+    Raises UserError where `state` is no whole checkpoint of a denoiser's training, or has no averaged weights.
+    Raises NameTaken where `out` is there already.
     """
     # the file inside is accepted, too: shells complete it
     state = state.parent if state.name == STATE else state
@@ -135,9 +128,8 @@ def bundle_of_length(bundle: str, out: Path, *, length: float) -> Path:
     Args:
         bundle: as in `Bundle.open`.
 
-    Raises:
-        BundleError: there is no bundle.
-        UserError: it lies in no run with a whole checkpoint, or no such average can be made.
+    Raises BundleError where there is no bundle. Raises UserError where it lies in no run with a whole
+    checkpoint, or no such average can be made.
     """
     found = find(Path(bundle))
     state = Run(path=found.parent).state()
@@ -151,8 +143,7 @@ def bundle_of_length(bundle: str, out: Path, *, length: float) -> Path:
 def averaged_weights(state: Path) -> dict[str, Tensor]:
     """The averaged network of a checkpoint, by name of its weights.
 
-    Raises:
-        UserError: the checkpoint is sharded or can't be read, or its training kept no average.
+    Raises UserError where the checkpoint is sharded or can't be read, or its training kept no average.
     """
     if (state / STATE).is_dir():
         raise UserError(

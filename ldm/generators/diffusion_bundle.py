@@ -32,9 +32,8 @@ def open_latent_diffusion(bundle: Bundle, **options: Any) -> TextToImage:
             the denoiser's matrix products, float32 or bfloat16; `negative`, the prompt that guidance moves
             away from; `generator` of noise, see `noise_of`.
 
-    Raises:
-        BundleError: a bundle without a denoiser, or a weak one that doesn't go with it.
-        UserError: an unknown option or precision, or a scale for a guidance that has none.
+    Raises BundleError for a bundle without a denoiser, or a weak one that doesn't go with it. Raises
+    UserError for an unknown option or precision, or a scale for a guidance that has none.
     """
     check_options(options, (*OPTIONS, "precision"), of=f"the generator of {bundle.path}")
     precision = options.get("precision", "float32")
@@ -74,8 +73,7 @@ def load_codec(*, autoencoder: str, text_encoder: str) -> Codec:
 def codec_of(pictures: Bundle, texts: Bundle) -> Codec:
     """Codec from the autoencoder of one bundle and the text encoder and tokenizer of another.
 
-    Raises:
-        BundleError: a part is missing or damaged, or the latent statistics don't fit the autoencoder.
+    Raises BundleError where a part is missing or damaged, or the latent statistics don't fit the autoencoder.
     """
     latents = pictures.config.get("latents")
     if latents is None:
@@ -102,9 +100,8 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
         options: may hold `sampler` and `guidance`, and `grid`, `steps`, `scale` that change whichever is
             used; what is None is as if it were not there.
 
-    Raises:
-        BundleError: a bundle of another system, or without a denoiser.
-        UserError: a scale for a guidance that has none, or a node that is no mapping.
+    Raises BundleError for a bundle of another system, or without a denoiser. Raises UserError for a scale for
+    a guidance that has none, or a node that is no mapping.
     """
     if target_of(bundle) != LATENT_DIFFUSION:
         raise BundleError(
@@ -127,8 +124,7 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
 def _built(name: str, node: Mapping[str, Any], fits: Callable[[Any], bool]) -> Any:
     """What a config node builds.
 
-    Raises:
-        UserError: it is something else than its name says.
+    Raises UserError where it is something else than its name says.
     """
     built = construct(node)
     if not fits(built):
@@ -139,8 +135,7 @@ def _built(name: str, node: Mapping[str, Any], fits: Callable[[Any], bool]) -> A
 def process_of(bundle: Bundle) -> Process:
     """The process of a bundle.
 
-    Raises:
-        BundleError: its entry describes none.
+    Raises BundleError where its entry describes none.
     """
     try:
         process = construct(bundle.entry("process"))
@@ -165,9 +160,8 @@ def held_in(dtype: torch.dtype, net: nn.Module) -> nn.Module:
 def weak_bundle(bundle: Bundle, guidance: Mapping[str, Any]) -> Bundle | None:
     """The bundle that a guidance node names as `weak`, a path or {path, sha256}; None where it names none.
 
-    Raises:
-        UserError: `weak` is empty, or the bundle at its path has another sha256.
-        BundleError: it holds no denoiser, or noises, encodes or reads prompts in another way than `bundle`.
+    Raises UserError where `weak` is empty, or the bundle at its path has another sha256. Raises BundleError
+    where it holds no denoiser, or noises, encodes or reads prompts in another way than `bundle`.
     """
     if "weak" not in guidance:
         return None

@@ -19,16 +19,11 @@ LATENT_DIFFUSION = "ldm.generators.diffusion_bundle.open_latent_diffusion"  # of
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Pictures that generation starts from, one for each prompt.
+    """Pictures that generation starts from, one for each prompt."""
 
-    Attributes:
-        images: of the generator's size.
-        strength: how much noise they get, as the time that sampling starts at: 0 to 1.
-        redrawn: the pixels that are generated anew; the others stay as they are, to the byte. None: all.
-    """
-
-    images: UInt8[Tensor, "b 3 h w"]
-    strength: float = 1.0
+    images: UInt8[Tensor, "b 3 h w"]  # of the generator's size
+    strength: float = 1.0  # how much noise they get, as the timestep that sampling starts at: 0 to 1
+    # the pixels that are generated anew; the others stay as they are, to the byte. None: all are
     redrawn: Bool[Tensor, "b 1 h w"] | None = None
 
 
@@ -85,8 +80,7 @@ class Generator(Protocol):
     def with_options(self, **changes: Any) -> "Generator":
         """The same generator with other options, those of one picture: `negative`, `scale`, ...
 
-        Raises:
-            UserError: an option that it doesn't have, see `check_options`.
+        Raises UserError for an option that it doesn't have, see `check_options`.
         """
 
 
@@ -114,9 +108,8 @@ def open_generator(bundle: Bundle, **options: Any) -> Opened:
     Args:
         options: those that are None are the bundle's own: further keys of its entry `generator`, or defaults.
 
-    Raises:
-        UserError: a callable of a package that LDM_PACKAGES doesn't name; an option that it doesn't have.
-        BundleError: a bundle that it can't generate from.
+    Raises UserError for a callable of a package that LDM_PACKAGES doesn't name; an option that it doesn't
+    have. Raises BundleError for a bundle that it can't generate from.
     """
     # before anything is imported: to import a module is to run its code
     target = target_of(bundle)
@@ -144,8 +137,7 @@ def target_of(bundle: Bundle) -> str:
 def check_options(given: Iterable[str], known: Iterable[str], *, of: object = "this generator") -> None:
     """Refuses options that a generator doesn't have.
 
-    Raises:
-        UserError: the first of them, with the nearest one that there is.
+    Raises UserError for the first of them, with the nearest one that there is.
     """
     known = list(known)
     for name in given:

@@ -31,35 +31,22 @@ OPTIONS = ("sampler", "grid", "steps", "guidance", "scale", "negative", "generat
 class TextToImage:
     """A denoiser with everything that generating pictures from it takes.
 
-    Attributes:
-        net: the trained network.
-        process: how its output is read.
-        codec: prompts to context, latents to pictures.
-        sampling: method, grid and number of steps.
-        guidance: how the conditional and the unconditional denoiser are joined.
-        size: side of a picture in pixels.
-        negative: the prompt of the unconditional denoiser; the empty one is what training drops to.
-        weak: a worse network that, given the prompt, takes the unconditional denoiser's place: autoguidance.
-        weak_bundle: path and sha256 of the bundle that it comes from, for `settings`.
-        precision: dtype that the network's matrix products run in.
-        noise: what makes noise of seeds; the earlier generator is for pictures that were made with it.
-
-    Raises:
-        UserError: a negative prompt beside a weak network, which leaves it no place; a guidance with options
-            that it can't have.
+    Raises UserError for a negative prompt beside a weak network, which leaves it no place, and for options
+    that its guidance can't have.
     """
 
-    net: nn.Module
-    process: Process
-    codec: Codec
-    sampling: Sampling
-    guidance: Guidance
-    size: int
-    negative: str = ""
+    net: nn.Module  # the trained network
+    process: Process  # how its output is read
+    codec: Codec  # prompts to context, latents to pictures
+    sampling: Sampling  # method, grid and number of steps
+    guidance: Guidance  # how the conditional and the unconditional denoiser are joined
+    size: int  # side of a picture in pixels
+    negative: str = ""  # prompt of the unconditional denoiser; training drops captions to the empty one
+    # a worse network that, given the prompt, takes the unconditional denoiser's place: autoguidance
     weak: nn.Module | None = None
-    weak_bundle: Mapping[str, str] | None = None
-    precision: torch.dtype = torch.float32
-    noise: type[SeededNoise] = SeededNoise
+    weak_bundle: Mapping[str, str] | None = None  # path and sha256 of the bundle that it is from
+    precision: torch.dtype = torch.float32  # of the network's matrix products
+    noise: type[SeededNoise] = SeededNoise  # noise of seeds; the earlier one reproduces older pictures
 
     def __post_init__(self) -> None:
         if self.weak is not None and self.negative:
@@ -80,9 +67,8 @@ class TextToImage:
         batch only by rounding: kernels sum in an order that the size of a batch decides, which may change a
         value of a picture by 1 of 255 here and there.
 
-        Raises:
-            UserError: not one seed, and picture if there are any, for each prompt; a seed or strength out of
-                range; a source of another size.
+        Raises UserError unless there is one seed per prompt, and one picture if there are any; for a seed or
+        strength out of range; for a source of another size.
         """
         made = self.codec.decode(self.latents(prompts, seeds, source=source))
         if source is None or source.redrawn is None:
@@ -125,8 +111,7 @@ class TextToImage:
     def _encoded(self, source: Source, *, count: int) -> Float[Tensor, "b c h w"]:
         """The posterior means of a source's scaled latents.
 
-        Raises:
-            UserError: pictures of another size or number.
+        Raises UserError for pictures of another size or number.
         """
         expected = (count, 3, self.size, self.size)
         if source.images.shape != expected:
@@ -202,8 +187,7 @@ class TextToImage:
             changes: some of `OPTIONS`: `sampler`, `grid` and `guidance` are config nodes, `generator` is a
                 name of `noise_of`. A weak network stays if there is one.
 
-        Raises:
-            UserError: an option that is none of them, or a scale for a guidance that has none.
+        Raises UserError for an option that is none of them, or a scale for a guidance that has none.
         """
         check_options(changes, OPTIONS)
         options: dict[str, Any] = {}
@@ -232,8 +216,7 @@ def changed_sampler(node: Mapping[str, Any], options: Mapping[str, Any]) -> dict
 def changed_guidance(node: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """A guidance's config node with the `guidance` and `scale` that options ask for, if any.
 
-    Raises:
-        UserError: a guidance that has no scale.
+    Raises UserError for a guidance that has no scale.
     """
     chosen = dict(options.get("guidance") or node)
     return chosen if options.get("scale") is None else with_scale(chosen, options["scale"])
@@ -242,8 +225,7 @@ def changed_guidance(node: Mapping[str, Any], options: Mapping[str, Any]) -> dic
 def with_scale(guidance: Mapping[str, Any], scale: object) -> dict[str, Any]:
     """A guidance's constructor with another scale, also where it lies inside another guidance.
 
-    Raises:
-        UserError: a guidance that has no scale, or a scale that is no finite number.
+    Raises UserError for a guidance that has no scale, or a scale that is no finite number.
     """
     if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise UserError(f"{scale=} must be a finite number")

@@ -28,8 +28,7 @@ def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
         most: weights that the networks may have together, an empty tensor counted as one. The first beyond it
             stops the construction, so that a forged config takes no more time than its file is long.
 
-    Raises:
-        UserError: they have more.
+    Raises UserError where they have more.
     """
     count, owner = 0, get_ident()  # torch's hook sees the networks of other threads, too
 

@@ -22,8 +22,7 @@ MANTISSA = 24  # bits of a float32: a fraction of so many is exact, and below 1
 def key(seed: int, position: int, stream: str) -> int:
     """64-bit key of one number: a hash, so that neighbouring positions share nothing.
 
-    Raises:
-        UserError: no seed, see `check_seed`.
+    Raises UserError for what is no seed, see `check_seed`.
     """
     return key_of(seed, stream, position)
 

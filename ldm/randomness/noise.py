@@ -21,8 +21,7 @@ class SeededNoise:
         shape: of the noise of a picture.
         device: where it is generated; the numbers are the same on all of them.
 
-    Raises:
-        UserError: no seed, see `check_seed`.
+    Raises UserError for what is no seed, see `check_seed`.
     """
 
     name: ClassVar[str] = GENERATOR
@@ -71,8 +70,7 @@ NOISES: Mapping[str, type[SeededNoise]] = MappingProxyType(
 def noise_of(generator: object) -> type[SeededNoise]:
     """The noise that a generator's name stands for.
 
-    Raises:
-        UserError: an unknown name, with those that there are.
+    Raises UserError for an unknown name, with those that there are.
     """
     noise = NOISES.get(generator) if isinstance(generator, str) else None
     if noise is None:

@@ -18,8 +18,7 @@ def is_seed(value: object) -> bool:
 def check_seed(seed: object, name: str = "seed") -> None:
     """Refuses what is no seed.
 
-    Raises:
-        UserError: its name and what a seed is.
+    Raises UserError with its name and what a seed is.
     """
     if not is_seed(seed):
         raise UserError(f"{name}={repr(seed)[:60]} {SEED}")
@@ -28,8 +27,7 @@ def check_seed(seed: object, name: str = "seed") -> None:
 def key_of(seed: int, *purpose: object) -> int:
     """A hash of a seed and what it is used for: 64 bits, so that neighbouring seeds share nothing.
 
-    Raises:
-        UserError: as `check_seed`.
+    Raises UserError as `check_seed` does.
     """
     check_seed(seed)
     # a separator, since 1 and 23 must not be hashed as 12 and 3

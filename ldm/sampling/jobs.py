@@ -34,25 +34,17 @@ COLUMNS: dict[str, type] = {  # of a csv or jsonl list, and how a cell of a csv 
 class Job:
     """The settings of one picture; those that are None are the command's or the bundle's.
 
-    Attributes:
-        name: of its file, without `.png`.
-        scale: guidance scale.
-        image: the source picture.
-        mask: of the same size, light where `image` is generated anew.
-        strength: how much of `image` is replaced, 0 to 1.
-
-    Raises:
-        UserError: a field with a wrong value, by its name.
+    Raises UserError for a field with a wrong value, by its name.
     """
 
     prompt: str
     seed: int
-    name: str
+    name: str  # of its file, without `.png`
     negative: str = ""
-    scale: float | None = None
-    image: Path | None = None
-    mask: Path | None = None
-    strength: float | None = None
+    scale: float | None = None  # guidance scale
+    image: Path | None = None  # the source picture
+    mask: Path | None = None  # of the same size, light where `image` is generated anew
+    strength: float | None = None  # how much of `image` is replaced, 0 to 1
 
     def __post_init__(self) -> None:
         for field in ("prompt", "negative", "name"):
@@ -80,22 +72,16 @@ class Job:
 
 
 class Line(NamedTuple):
-    """A line of a list.
+    """A line of a list."""
 
-    Attributes:
-        where: file and line number, as messages name them; empty for prompts of the command line.
-        fields: by column, without those that are empty.
-    """
-
-    where: str
-    fields: dict[str, Any]
+    where: str  # file and line number, as messages name them; empty for prompts of the command line
+    fields: dict[str, Any]  # by column, without those that are empty
 
 
 def asked_jobs(written: Mapping[str, Any], *, seed: int) -> list[Job]:
     """The pictures that a command asks for; `num_pictures` is spread evenly over the prompts.
 
-    Raises:
-        UserError: the field that is wrong, with file and line if it stands in a list.
+    Raises UserError for the field that is wrong, with file and line if it stands in a list.
     """
     for name in ("num_pictures", "batch_size"):
         if isinstance(written[name], int) and written[name] < 1:
@@ -200,8 +186,7 @@ def jobs_of(lines: Sequence[Line], *, defaults: Mapping[str, Any]) -> list[Job]:
     Args:
         defaults: `count` and `seed`, and the values of other fields that a line leaves empty.
 
-    Raises:
-        UserError: a field with a wrong value, too many pictures, or two of one name.
+    Raises UserError for a field with a wrong value, too many pictures, or two of one name.
     """
     jobs: dict[str, Job] = {}
     for line in lines:

@@ -22,8 +22,7 @@ DOOMED = ".doomed.json"  # the names that are being removed, in case that the co
 def open_output(folder: str, *, overwrite: bool) -> Path:
     """The folder for the pictures, made if it is missing.
 
-    Raises:
-        UserError: it is a file, can't be written to, or holds pictures that must not be overwritten.
+    Raises UserError where it is a file, can't be written to, or holds pictures that must not be overwritten.
     """
     out = Path(folder)
     if out.exists() and not out.is_dir():
@@ -39,8 +38,8 @@ def open_output(folder: str, *, overwrite: bool) -> Path:
 def check_output(folder: Path, jobs: Sequence[Job], sheet: Path) -> None:
     """Refuses to write a command's pictures in the place of files that `ldm.sample` has not written.
 
-    Raises:
-        UserError: such a file, a link, a source picture, or the missing folder of the sheet, by its name.
+    Raises UserError for such a file, a link, a source picture, or the missing folder of the sheet, by its
+    name.
     """
     if not sheet.parent.is_dir():
         raise UserError(f"sheet={sheet} has no folder: make {sheet.parent} first")

@@ -122,8 +122,7 @@ def short(value: Any) -> Any:
 def read_facts(path: Path) -> dict[str, Any]:
     """The record in a picture, checked before anything that it names is opened or built.
 
-    Raises:
-        UserError: the file is no PNG of ours, or its record is damaged or none that a command writes.
+    Raises UserError where the file is no PNG of ours, or its record is damaged or none that a command writes.
     """
     if not path.is_file():
         raise UserError(f"there is no picture {path}")
@@ -166,8 +165,7 @@ def reopen(path: Path, facts: Mapping[str, Any], *, bundle: str | None = None) -
     Args:
         bundle: where the bundle lies now, if it has moved.
 
-    Raises:
-        UserError: another version or bundle, or a source picture or mask that is gone or has changed.
+    Raises UserError for another version or bundle, or a source picture or mask that is gone or has changed.
     """
     if facts["version"] != (own := environment()["version"]):
         raise UserError(

@@ -53,15 +53,10 @@ NEIGHBOURS = np.ones((3, 3), dtype=int)
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a picture shows.
+    """What a picture shows."""
 
-    Attributes:
-        things: the shapes in it; None where it is unreadable.
-        reason: why it is; "" where it isn't.
-    """
-
-    things: tuple[Thing, ...] | None
-    reason: str = ""
+    things: tuple[Thing, ...] | None  # the shapes in it; None where it is unreadable
+    reason: str = ""  # why it is unreadable
 
 
 class _Unreadable(Exception):
@@ -71,8 +66,7 @@ class _Unreadable(Exception):
 def read(picture: UInt8[np.ndarray, "side side 3"]) -> Reading:
     """The shapes in a square picture; what it can't read has a reason instead of an exception.
 
-    Raises:
-        UserError: the side is outside what the reader resolves.
+    Raises UserError where the side is outside what the reader resolves.
     """
     check_side(len(picture))
     try:
@@ -114,8 +108,7 @@ def _seen(levels: Float[np.ndarray, "*n 3 s s"]) -> Float[np.ndarray, "*n 3 s s"
 def _background(picture: Float[np.ndarray, "3 s s"]) -> Float[np.ndarray, "3 s s"]:
     """The plane of colour through the picture's border.
 
-    Raises:
-        _Unreadable: the border is no plane.
+    Raises _Unreadable where the border is no plane.
     """
     edge, plane = _border(len(picture[0]))
     terms, values = plane[:, edge].T, picture[:, edge].T
@@ -166,8 +159,7 @@ def _grown(mask: Bool[np.ndarray, "s s"], pixels: int) -> Bool[np.ndarray, "s s"
 def _fitted(spot: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> list["_Fit"]:
     """The shapes that a spot is, by the first division of it whose pieces all are shapes.
 
-    Raises:
-        _Unreadable: no stencil fits, or something has none of the colours.
+    Raises _Unreadable where no stencil fits, or something has none of the colours.
     """
     reason = ""
     for pieces in _divisions(spot, view):
@@ -189,8 +181,7 @@ def _divisions(spot: Bool[np.ndarray, "s s"], view: "_View") -> Iterator[list[Bo
 def _shape_of(piece: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> "_Fit":
     """The one shape that a piece is.
 
-    Raises:
-        _Unreadable: no stencil fits, or it has none of the colours.
+    Raises _Unreadable where no stencil fits, or it has none of the colours.
     """
     rim = _grown(piece, 2) & ~others  # the pixels that a shape covers in part count, too
     best = _best_fit(np.where(rim, view.change[0], 0))
@@ -202,17 +193,11 @@ def _shape_of(piece: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], v
 
 
 class _View(NamedTuple):
-    """A picture as the reader looks at it.
+    """A picture as the reader looks at it."""
 
-    Attributes:
-        change: from the background, as `SEEN` weighs it; the first of the three is brightness.
-        behind: RGB of the background.
-        nearest: the number of each pixel's colour.
-    """
-
-    change: Float[np.ndarray, "3 s s"]
-    behind: Float[np.ndarray, "3 s s"]
-    nearest: Int[np.ndarray, "s s"]
+    change: Float[np.ndarray, "3 s s"]  # from the background, as `SEEN` weighs it; brightness comes first
+    behind: Float[np.ndarray, "3 s s"]  # RGB of the background
+    nearest: Int[np.ndarray, "s s"]  # the number of each pixel's colour
 
     def colour_of(self, fit: "_Fit") -> tuple[float, int]:
         """How far the stencil's colour is from the nearest one in the palette, and the number of that.
@@ -232,21 +217,15 @@ class _View(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """A stencil at a place in a picture.
+    """A stencil at a place in a picture."""
 
-    Attributes:
-        misfit: 1 - the squared correlation of the spot with the stencil.
-        colour: number of its colour, once it is known.
-        row, column: of its centre, in pixels.
-    """
-
-    misfit: float
+    misfit: float  # 1 - the squared correlation of the spot with the stencil
     shape: Shape
     size: Size
-    row: float
+    row: float  # of its centre, in pixels
     column: float
-    side: int
-    colour: int = -1
+    side: int  # of the picture, in pixels
+    colour: int = -1  # its number in `NAMES`, once it is known
 
     def thing(self) -> Thing:
         """What was found, in shares of the side."""

@@ -41,28 +41,21 @@ FINE = 4  # places in a pixel, along each axis
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One shape in a scene.
-
-    Attributes:
-        x, y: its centre as a share of the side, from the left and from the top.
-    """
+    """One shape in a scene."""
 
     shape: Shape
     colour: str
     size: Size
-    x: float
-    y: float
+    x: float  # its centre as a share of the side, from the left
+    y: float  # the same from the top
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Shapes before a background.
-
-    Attributes:
-        corners: the background's RGB in the top left corner, and its change to the right and downwards.
-    """
+    """Shapes before a background."""
 
     things: tuple[Thing, ...]
+    # the background's RGB in the top left corner, and its change to the right and downwards
     corners: tuple[tuple[float, float, float], ...]
 
 
@@ -74,8 +67,7 @@ def reach(shape: Shape, size: Size) -> float:
 def check_side(side: int) -> None:
     """Refuses a picture size that the reader can't resolve.
 
-    Raises:
-        UserError: the side is outside [MIN_SIDE, MAX_SIDE].
+    Raises UserError where the side is outside [MIN_SIDE, MAX_SIDE].
     """
     if not MIN_SIDE <= side <= MAX_SIDE:
         raise UserError(

@@ -45,14 +45,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a sentence says: these groups, nothing else, and the relations between them.
-
-    Attributes:
-        relations: (number of a group, its relation to the other, number of the other group).
-    """
+    """What a sentence says: these groups, nothing else, and the relations between them."""
 
     groups: tuple[Group, ...]
-    relations: tuple[tuple[int, Relation, int], ...] = ()
+    relations: tuple[tuple[int, Relation, int], ...] = ()  # (number of a group, its relation to, another's)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +167,8 @@ _GROUP = re.compile(
 def understood(sentence: str) -> Claim:
     """What a sentence says.
 
-    Raises:
-        UserError: it has a word or an order of words that the grammar doesn't know; the nearest is named.
+    Raises UserError where it has a word or an order of words that the grammar doesn't know; the nearest is
+    named.
     """
     text = _START.sub("", " ".join(sentence.lower().split()).rstrip("."), count=1).removesuffix(
         " and nothing else"

@@ -46,8 +46,7 @@ MAX_STEPS = 10_000  # the slowest methods take a thousand; more are a slip, or a
 class Sampling:
     """A sampler with its grid and number of steps: what conf/sampler/*.yaml builds.
 
-    Raises:
-        UserError: fewer than 1 or more than `MAX_STEPS` steps, or a method or grid that can't be called.
+    Raises UserError for fewer than 1 or more than `MAX_STEPS` steps, or a method or grid that is no callable.
     """
 
     method: Sampler
