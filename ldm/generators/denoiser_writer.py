@@ -90,7 +90,7 @@ def bundle_of_state(
             checkpoint's own.
         dtype: of the stored weights.
 
-    Raises UserError where `state` is no whole checkpoint of a denoiser's training, or has no averaged weights.
+    Raises UserError where `state` is no whole checkpoint of a denoiser's training or holds no average.
     Raises NameTaken where `out` is there already.
     """
     # the file inside is accepted, too: shells complete it
