@@ -122,7 +122,7 @@ class GenerationMetrics(Callback):
         captions = reference.captions(self.captions, seed=0)
         generated = len(captions) * self.captions.samples
         few = self.captions.too_few(self.metrics, generated=generated, real=reference.count)
-        options = {"batch_size": self.batch_size, "ranks": self.ranks, "progress": False}
+        options = {"batch_size": self.batch_size, "ranks": self.ranks}
         look = FeaturePass(observers=self.observers, folder=reference.folder, **options)
         requests = self.captions.requests(captions, seed_base=0)
         seen, _ = look(generate_with(pl_module.generator()), requests, wanted=self.observers.names)

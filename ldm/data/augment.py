@@ -1,7 +1,6 @@
-"""Random choices of a training: crops, flips, augmentations and captions, each keyed by a sample's position.
+"""Random choices of a training: crops, flips, augmentations and captions.
 
-A resumed run therefore sees the same ones. `turns_and_colours` and `shifts` are for autoencoders and CLIP on
-small sets.
+Each is keyed by the seed and the sample's position, so that a resumed run makes the same ones.
 """
 
 import math
@@ -46,7 +45,7 @@ def random_resized(
         area: range of its share of the largest box of its shape, uniform.
         stretch: range of its aspect over the wanted one, uniform in the logarithm.
     """
-    # a stream for each number: a further choice some day changes none of these
+    # a stream for each number, so that a choice added later changes none of these
     streams = ("crop-area", "crop-shape", "crop-top", "crop-left")
     u, v, down, right = (keyed.real(seed=seed, position=position, stream=each) for each in streams)
     low, high = (math.log(bound) for bound in stretch)
@@ -69,14 +68,10 @@ def sample_at(
     crop: Crop,
     flips: bool,
 ) -> dict[str, Any]:
-    """A picture with one of its captions as it is met at a position: an element of a `PictureBatch`.
+    """The sample of a position, an element of a `PictureBatch`: the picture, cut to a shape, and a caption.
 
-    Args:
-        index: identity of the picture.
-        shape: height and width of the result.
-        flips: whether half of the pictures are mirrored.
-
-    Raises PictureError: a damaged picture.
+    `index` identifies the picture, and half of all are mirrored if it `flips`. Raises PictureError: a damaged
+    picture.
     """
     height, width = shape
     box = crop(picture.height, picture.width, aspect=width / height, seed=seed, position=position)

@@ -1,7 +1,6 @@
-"""The one reader of pictures: encoded bytes to upright sRGB of 8 bits, or an error with its reason.
+"""The one reader of pictures, by the rules of docs/data_rules.md: encoded bytes to upright sRGB of 8 bits.
 
-Preparation, shards, streamed tars, folders that are measured, and `image=` and `mask=` of `ldm.sample` all
-read by it, by the rules of docs/data_rules.md.
+Preparation, training, evaluation and `ldm.sample` all read by it; a refusal names one of a few reasons.
 """
 
 import io
@@ -52,10 +51,10 @@ class EncodedPicture:
 
     Attributes:
         format, mode: as PIL names them.
-        height, width: held upright, in pixels.
+        height, width: of the upright picture, in pixels.
         metadata: names of what the file says beside its pixels, as PIL has them.
         reducible: whether `pixels` can be had at a half, a quarter or an eighth of the size for less work.
-        changes: what `pixels` does beside decoding, in words.
+        changes: what `pixels` does besides decoding, in words.
 
     Raises PictureError: no such picture, or one of more than `MAX_PIXELS`.
     """
@@ -208,10 +207,7 @@ def cut(picture: EncodedPicture, box: Box, *, height: int, width: int) -> Tensor
 
 
 def centre_square(picture: EncodedPicture, size: int) -> Tensor:
-    """The largest centred square of a picture, resized: uint8, 3 h w.
-
-    Raises PictureError: a damaged or cut picture.
-    """
+    """The largest centred square of a picture, resized: uint8, 3 h w. Raises PictureError: a damaged one."""
     return cut(picture, centre(picture.height, picture.width, aspect=1.0), height=size, width=size)
 
 

@@ -1,4 +1,4 @@
-"""The index beside a set of shards: what they hold, where each sample lies, how to know they are whole."""
+"""The index of a set of shards: their samples, the place of each in its tar, and the hashes of all."""
 
 import hashlib
 import json
@@ -41,10 +41,7 @@ class Shard:
 
     @classmethod
     def parse(cls, entry: dict) -> "Shard":
-        """The shard of an entry in `shards.json`.
-
-        Raises ValueError, KeyError, TypeError: the entry is none, or leads outside the shard or its folder.
-        """
+        """The shard of an entry; ValueError, KeyError or TypeError where it is none or leads outside."""
         spans = {name: _pairs(entry[name]) for name in ("images", "records")}
         shard = cls(**(entry | spans | {"checksums": _pairs(entry.get("checksums", []))}))
         lists = (shard.keys, shard.images, shard.records, shard.checksums or shard.keys)
@@ -101,10 +98,9 @@ class ShardIndex:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable shard index ({error!r}): {remedy}") from error
-        # a key of two samples: its picture would count twice, or be in two splits
-        numbers = Counter(key for shard in shards for key in shard.keys)
-        if twice := next((key for key, number in numbers.items() if number > 1), None):
-            raise DataError(f"{path} has {numbers[twice]} samples {twice!r}: {remedy}")
+        for key, number in Counter(key for shard in shards for key in shard.keys).items():
+            if number > 1:  # its picture would count twice, or be in two splits
+                raise DataError(f"{path} has {number} samples {key!r}: {remedy}")
         for shard in shards:  # sizes alone: hashing a large set would take minutes at every start
             file = root / shard.file
             size = file.stat().st_size if file.is_file() else None
@@ -148,6 +144,6 @@ class ShardIndex:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the contents: equal for equal bytes in the same order, wherever they lie."""
+        """Identity of the contents: equal for equal bytes in the same order, in any folder."""
         lines = [f"{shard.split} {shard.sha256}" for shard in self.shards]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()

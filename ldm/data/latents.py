@@ -1,9 +1,8 @@
 """What a denoiser is trained on: moments of latents and the context of captions, stored or encoded each step.
 
-Both data modules here give the same batches to the bit at the same seed; the first is the fast one. A caption
-becomes tokens (the tokenizer's), and tokens become context (the text encoder's states), in `Codec` alone.
-Stored is either: context costs nothing at a step but takes `context_length * width * 2` bytes a caption, for
-small sets; tokens take four bytes each and one pass of the text encoder at every step.
+Both data modules give the same batches to the bit at the same seed. The fast one stores either the context of
+a caption (text states, `context_length * width * 2` bytes, for small sets) or its tokens, which take four
+bytes each and a pass of the text encoder at every step.
 """
 
 from collections.abc import Callable
@@ -56,7 +55,7 @@ class StoredSplit(Dataset[dict[str, Any]]):
         return self.sample(number, number)  # for validation: a constant position gives constant captions
 
     def sample(self, number: int, position: int) -> dict[str, Any]:
-        """Picture `number` as it is met at a position: moments, and `tokens` or `context` of a caption."""
+        """The sample of a position: the picture's moments, and `tokens` or `context` of one caption."""
         captions, key = self.captions[number], {"seed": self.seed, "position": position}
         choice = choose(captions, **key)
         mirrored = self.flips and flip(**key, text=captions[choice])

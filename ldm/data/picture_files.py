@@ -1,10 +1,8 @@
 """Which files are pictures: one rule for folders and tars, whoever reads them.
 
-- A picture's name ends in one of `SUFFIXES`, in any case.
-- What systems leave behind is passed over: every name that begins with a dot (`._a.jpg` and `.DS_Store` of
-  macOS), `__MACOSX/`, `Thumbs.db`, `desktop.ini`.
-- Where `ldm.sample` has left its `pictures.jsonl`, the pictures of that folder are the files that it names.
-- Sheets, curves and other figures of our commands are no pictures: each such PNG carries the text `FIGURE`.
+A picture's name ends in one of `SUFFIXES`, in any case, and no part of its path begins with a dot or is one
+of `LEFTOVERS`. Where `ldm.sample` has left its `pictures.jsonl`, the pictures of that folder are the files
+that it names. A PNG with the text `FIGURE` is a sheet or a curve of our commands, and no picture.
 """
 
 import os
@@ -18,7 +16,7 @@ from ldm.io.reading import is_plain_name, parse_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".tif", ".tiff")  # never decoded
-LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # of systems, beside names as .DS_Store and ._a.jpg
 LIST = "pictures.jsonl"  # of what `ldm.sample` has generated, a line each
 
 

@@ -66,21 +66,15 @@ def write_shard(samples: Iterable[Sample], path: Path, *, split: str, below: Pat
 
 
 def scan_shard(path: Path, *, split: str) -> Shard:
-    """Index entry of an existing tar.
-
-    Raises DataError: a cut or compressed tar, or a member that is not half of a (picture, json) pair.
-    """
+    """Index entry of a tar. Raises DataError: it is cut or compressed, or not pairs of picture and json."""
     spans: dict[str, dict[int, tuple[int, int]]] = {}
     for member in tar_members(path):
         key, _, extension = member.name.partition(".")
         half = RECORD if extension == "json" else IMAGE
         if not is_plain(member) or half in spans.setdefault(key, {}):
-            raise DataError(
-                f"shard {path}: member {member.name!r} is not a picture or json of its own sample"
-            )
+            raise DataError(f"shard {path}: member {member.name!r} is no picture or json of its own sample")
         spans[key][half] = (member.offset_data, member.size)
-    halves = [key for key, span in spans.items() if len(span) != 2]
-    if halves:
+    if halves := [key for key, span in spans.items() if len(span) != 2]:
         raise DataError(f"shard {path}: sample {halves[0]!r} lacks its picture or its json")
     images, records = ([span[half] for span in spans.values()] for half in (IMAGE, RECORD))
     with path.open("rb") as stream:
@@ -123,7 +117,7 @@ class ShardReader:
     """Samples of one split by number: (encoded picture, record) in any order, read where the index says.
 
     Where the index has checksums, a bit that has changed since is refused, with the sample's name.
-    Open files belong to the process that opened them, so a reader may be pickled or forked into workers.
+    A reader may be pickled or forked into loader processes: each opens its own files.
     """
 
     def __init__(self, index: ShardIndex, *, split: str) -> None:
@@ -199,12 +193,11 @@ class ShardReader:
 
 def is_record(record: object, *, key: str) -> bool:
     """Whether a json is the record of a sample: its key and its captions, each a text with a number."""
-    if not isinstance(record, dict) or record.get("key") != key:
-        return False
-    texts, numbers = record.get("texts"), record.get("comment_nos")
-    if not isinstance(texts, list) or not isinstance(numbers, list) or len(texts) != len(numbers):
-        return False
-    return bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
+    match record:
+        case {"key": own, "texts": [_, *_] as texts, "comment_nos": list(numbers)} if own == key:
+            are_texts = all(isinstance(text, str) and text.strip() for text in texts)
+            return are_texts and len(texts) == len(numbers)
+    return False
 
 
 class PictureDataset:
@@ -218,12 +211,13 @@ class PictureDataset:
 
     Attributes:
         transform: identity of what `image` does to a stored picture, for caches.
+        data_sha256: identity of the data set, whatever the split and the size.
     """
 
     def __init__(self, root: str, *, split: str, size: int, cache: str | None = None) -> None:
         self.index, self.cache = ShardIndex.load(root), Path(root if cache is None else cache)
         self.reader, self.split, self.size = ShardReader(self.index, split=split), split, size
-        self.transform = f"centre {size} px v{RULES}"
+        self.transform, self.data_sha256 = f"centre {size} px v{RULES}", self.index.sha256
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -233,11 +227,6 @@ class PictureDataset:
         """Identity of the pixels that `image` gives, and of their order."""
         parts = (self.index.sha256, self.split, self.transform)
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
-
-    @property
-    def data_sha256(self) -> str:
-        """Identity of the data set, whatever the split and the size."""
-        return self.index.sha256
 
     def keys(self) -> list[str]:
         """The key of each picture."""
@@ -268,24 +257,15 @@ class PictureDataset:
         return [self.decoded(number, lambda each: each.width / each.height) for number in range(len(self))]
 
     def decoded(self, number: int, use: Callable[[EncodedPicture], Result]) -> Result:
-        """What `use` returns for a picture.
-
-        Raises DataError: the stored bytes are no whole picture, by the sample's name.
-        """
+        """What `use` returns for a picture. Raises DataError: the sample whose bytes are no whole picture."""
         data = self.reader.image(number)
         try:
             return use(EncodedPicture(data))
         except UserError as error:
-            key = self.reader.keys()[number]
-            raise DataError(
-                f"data set {self.index.root}: picture {key!r} can't be decoded ({error})"
-            ) from error
+            raise self.reader.damaged(number, f"can't be decoded ({error})") from error
 
 
 def captions(root: str, *, split: str = "train") -> list[str]:
-    """Every caption of every picture of one split, in the order of the shards.
-
-    Raises DataError: no such data set or split, or a damaged one.
-    """
+    """Every caption of a split, in the order of the shards. Raises DataError: no such split, or damage."""
     reader = ShardReader(ShardIndex.load(root), split=split)
     return [text for number in range(len(reader)) for text in reader.record(number)["texts"]]

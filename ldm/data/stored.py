@@ -1,9 +1,8 @@
 """Outputs of frozen networks for a split, as shards beside it: computed once, checked at every read.
 
-The layout is that of the pictures (`shards.py`), with one array, as `.npy`, in each picture's place. A folder
-is named by what decides its contents and states it in `made_from.json`. Each finished shard has its sha256 in
-a file beside it: a computation that was stopped resumes after the shards that are whole, and a damaged shard
-is named and computed again.
+A shard holds an array, as `.npy`, in the place of each picture. A folder's name is a hash of what decides the
+arrays, which `made_from.json` states. Beside each finished shard stands its sha256: a stopped computation
+resumes after the whole shards, and only a damaged one is computed again.
 """
 
 import hashlib
@@ -38,23 +37,21 @@ COUNTED = 64  # pictures whose captions are counted to estimate the number of al
 
 
 class StoredArrays:
-    """One array for each picture of a split: any number of rows, all of one shape and dtype.
+    """One array for each picture of a split, in a folder of shards: rows, all of one `shape` and `dtype`.
 
-    Args:
-        folder: where the shards lie.
-        origin: what they must be made from.
-
-    Attributes:
-        shape, dtype: of a row.
-
-    Raises DataError: no whole set of shards, or one that was made from something else.
+    Raises DataError: no whole set of shards, or one that was made from something else than `origin`.
     """
 
     def __init__(self, folder: Path, *, origin: Mapping[str, Any]) -> None:
-        self.folder = folder
-        check_origin(folder, origin)
-        index = ShardIndex.load(folder, remedy=f"remove {folder} and it is computed again")
-        self.reader = ShardReader(index, split=origin["split"])
+        self.folder, remedy = folder, f"remove {folder} and it is computed again"
+        try:
+            found = Fields.of(read_json(folder / ORIGIN), name="it").values
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / ORIGIN} can't be read ({error}): {remedy}") from error
+        if differing := [name for name in origin if found.get(name) != origin[name]]:
+            lines = "; ".join(f"{name} {found.get(name)} instead of {origin[name]}" for name in differing)
+            raise DataError(f"{folder} was made from something else: {lines}")
+        self.reader = ShardReader(ShardIndex.load(folder, remedy=remedy), split=origin["split"])
         try:
             first = parse_array(self.reader.image(0), name="it")
         except UserError as error:
@@ -67,10 +64,7 @@ class StoredArrays:
         return len(self.reader)
 
     def read(self, number: int) -> np.ndarray:
-        """The rows of a picture.
-
-        Raises DataError: the bytes are not those that were computed, or hold NaN or Inf.
-        """
+        """The rows of a picture. Raises DataError: other bytes than were computed, or NaN or Inf in them."""
         data = self.reader.image(number)
         # at every step and sample: numpy's own reader of npy takes several times as long
         start = HEADER_AT + int.from_bytes(data[LENGTH_AT:HEADER_AT], "little")
@@ -112,10 +106,7 @@ class Recipe:
         return 0 if (self.folder / FILE_NAME).is_file() else len(self.pictures) * (SAMPLE + self.bytes_each)
 
     def arrays(self) -> StoredArrays:
-        """The arrays from the disk, or computed now and put there.
-
-        Raises DataError: the folder holds what was made from something else.
-        """
+        """The arrays from the disk, or computed now and kept. Raises DataError: it has another origin."""
         folder, below, count = self.folder, self.pictures.cache, len(self.pictures)
         if not self._is_whole():
             sweep(make_folder(folder, below=below), below=below, shared=True)
@@ -224,7 +215,7 @@ def _of_captions(
     *,
     bytes_each: int,
 ) -> Recipe:
-    """How `encode` is applied to the captions of each picture; one caption takes `bytes_each`."""
+    """The recipe that applies `encode` to all captions of a picture, each of which takes `bytes_each`."""
 
     def encode_pictures(numbers: range) -> list[np.ndarray]:
         """The captions of all these pictures in one call, and their rows picture by picture again."""
@@ -248,17 +239,3 @@ def _of_captions(
 def write_origin(folder: Path, origin: Mapping[str, Any], *, below: Path | None = None) -> None:
     """Writes down what the arrays in a folder are made from."""
     write(folder / ORIGIN, json.dumps(origin, indent=1) + "\n", below=below)
-
-
-def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
-    """Raises DataError if a folder's arrays were made from something else."""
-    try:
-        found = Fields.of(read_json(folder / ORIGIN), name="it").values
-        differing = [name for name in origin if found.get(name) != origin[name]]
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder / ORIGIN} can't be read ({error}): remove {folder} and it is computed again"
-        ) from error
-    if differing:
-        lines = "; ".join(f"{name} {found.get(name)} instead of {origin[name]}" for name in differing)
-        raise DataError(f"{folder} was made from something else: {lines}")

@@ -1,9 +1,8 @@
 """The endless stream of training samples, and a loader that can start anywhere in it.
 
-Position p of the stream is sample `order(seed, p // n)[p % n]`, the order of an epoch being a permutation
-unless another is given. Batches are consecutive positions, so a batch may cross from one epoch into the next
-and none is ever short: every rank has the same number of batches by construction, and one integer says where
-a run is.
+Position p of the stream is sample `order(seed, p // n)[p % n]`, by default a permutation for each epoch.
+Batches are consecutive positions across the ends of epochs: none is ever short, every rank has the same
+number of them, and one integer says where a run is.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,13 +44,9 @@ class LatentBatch(TypedDict):
 
 
 class StreamDataset(Dataset[Any]):
-    """`make(number, position)` at each position of the stream.
+    """`make(number, position)` at each position: the sample with the number that the order has there.
 
-    Args:
-        make: from a sample's number and its position to the sample.
-        size: positions an epoch.
-        seed: key of the order.
-        order: which sample stands where.
+    An epoch has `size` positions; its order is keyed by the seed.
     """
 
     def __init__(
@@ -92,6 +87,7 @@ class Positions(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         stop = self.start + (self.num_batches - self.done) * self.global_batch_size
         for first in range(self.start, stop, self.global_batch_size):
+            # every world_size-th position: a global batch holds the same samples for any number of ranks
             yield list(range(first + self.rank, first + self.global_batch_size, self.world_size))
 
 
@@ -124,8 +120,16 @@ class StreamLoader(DataLoader[Any]):
                 self._consumed += self.positions.global_batch_size
                 self._batches += 1
                 yield batch
-        except (DataError, RuntimeError, OSError, EOFError) as error:
-            raise self._failure(error, _ended(getattr(batches, "_workers", []))) from error
+        except DataError as error:  # that of a loader process comes wrapped in its traceback
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (ended := _ended(getattr(batches, "_workers", []))):
+                raise
+            raise DataError(
+                f"loader process {', '.join(map(str, ended))} was killed, or gave nothing for "
+                f"{self.patience:g} s, after sample {self._consumed} of the stream: start again to resume, "
+                "with data.num_workers=0 if it happens there again"
+            ) from error
 
     def _next(self, batches: Any) -> Any:
         if not self.num_workers:
@@ -137,18 +141,6 @@ class StreamLoader(DataLoader[Any]):
             return next(batches, None)
         finally:
             watchdog.cancel()
-
-    def _failure(self, error: Exception, ended: list[int]) -> Exception:
-        if isinstance(error, DataError):  # that of a loader process comes wrapped in its traceback
-            return DataError(str(error).rpartition("DataError: ")[2].strip())
-        if not ended:
-            return error
-        processes = ", ".join(map(str, ended))
-        return DataError(
-            f"loader process {processes} was killed, or gave nothing for {self.patience:g} s, "
-            f"after sample {self._consumed} of the stream: start again to resume, with data.num_workers=0 if "
-            "it happens there again"
-        )
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader is, as a checkpoint stores it."""

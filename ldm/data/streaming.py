@@ -1,8 +1,7 @@
 """Sets too large to index, such as LAION: tars from disk or the net, sampled with replacement.
 
-Every loader process of every rank reads shards of its own choice, so that all ranks have equal numbers of
-batches whatever the shards hold. Positions count on after a resume, but shards are chosen anew: a resumed
-training is not the uninterrupted one to the bit.
+Every loader process of every rank chooses its own shards, so that all ranks have equal numbers of batches
+whatever the shards hold. A resumed training chooses others: it is not the uninterrupted one to the bit.
 """
 
 import logging
@@ -72,9 +71,9 @@ class StreamingPictureData(StreamData):
 
 
 class StreamedPictures(Dataset[dict]):
-    """At any position the next sample of the process that asks; damaged ones are counted and passed over.
+    """The next sample of this process's own order, whatever position is asked for; damaged ones are skipped.
 
-    A `view` says how a picture is seen, as `sample_at` takes it; the rest is as of `StreamingPictureData`.
+    `view` holds the options of `sample_at`; the others are those of `StreamingPictureData`.
     """
 
     def __init__(self, urls: list[str], view: dict[str, Any], *, shuffle: int, damaged_share: float) -> None:
@@ -83,17 +82,17 @@ class StreamedPictures(Dataset[dict]):
         self._stream: Iterator[dict] | None = None
 
     def __getitem__(self, position: int) -> dict:
-        if self._stream is None:  # a process's order is keyed by the first position that it is asked for
+        if self._stream is None:  # no two processes begin at one position, so none repeats another's order
             self._stream = self._shuffled(Random(keyed.key(self.view["seed"], position, "shards")))
         for sample in self._stream:
-            place = f"{sample['__url__']}/{sample['__key__']}"
-            # 63 bits of a hash: a number that int64 holds
-            at = {"index": keyed.key(0, 0, place) >> 1, "position": position}
+            url, key = sample["__url__"], sample["__key__"]
+            # the picture's identity, as nothing counts them: 63 bits of a hash, which an int64 holds
+            at = {"index": keyed.key(0, 0, f"{url}/{key}") >> 1, "position": position}
             try:
                 texts = captions(sample)
                 return sample_at(EncodedPicture(picture(sample)), texts, **at, **self.view)
             except UserError as error:
-                self._pass_over(f"sample {sample['__key__']!r} of {sample['__url__']}: {error}")
+                self._pass_over(f"sample {key!r} of {url}: {error}")
         raise AssertionError("the stream has no end")
 
     def _shuffled(self, random: Random) -> Iterator[dict]:
@@ -138,10 +137,7 @@ def picture(sample: dict) -> bytes:
 
 
 def captions(sample: dict) -> list[str]:
-    """The captions of a sample that can be used, by the rules of `ldm/data/texts.py`.
-
-    Raises UserError: it has none.
-    """
+    """The captions of a sample that `ldm/data/texts.py` calls usable. Raises UserError: it has none."""
     kept, reason = {}, "it has no caption"
     for number, text in sample_captions(sample):
         try:

@@ -1,9 +1,8 @@
 """Samples out of tars from anywhere: streamed, never extracted, and nothing in them is run.
 
-Their addresses are paths of this machine and URLs of the protocols on a list. fsspec can open more than that:
-`reference://` renders the templates of the file that it is given, which in some releases runs any code in it
-and in others sends the environment to a server; `::` joins one protocol to another. A list of shards may come
-from a stranger, so neither is opened.
+A list of shards may come from a stranger, so only paths and URLs of listed protocols are opened. fsspec knows
+more: `reference://` renders templates, which in some releases runs any code in them and in others sends the
+environment to a server, and `::` joins protocols.
 """
 
 import posixpath
@@ -43,14 +42,10 @@ Answer = TypeVar("Answer")
 
 
 def shard_urls(shards: str) -> list[str]:
-    """The tars that a text stands for.
+    """The tars of a path or URL with ranges in braces, as `s3://set/{00000..00999}.tar`.
 
-    Args:
-        shards: a path or a URL, with ranges in braces: `s3://set/{00000..00999}.tar`; or a file, by path or
-            URL, that ends in .txt and lists one of those on each line.
-
-    Raises DataError: no tars, an address that is refused or can't be opened here, or a list on a server that
-    names files of this machine.
+    It may also name a file that ends in .txt and lists one of those on each line. Raises DataError: no tars,
+    an address that is refused or can't be opened here, or a list on a server with files of this machine.
     """
     lines = _listed(shards) if shards.endswith(LIST_SUFFIX) else [shards]
     named = chain.from_iterable(expanded(line.strip()) for line in lines if line.strip())
@@ -61,15 +56,16 @@ def shard_urls(shards: str) -> list[str]:
         raise DataError(f"{shards!r} names no shards: write paths or URLs of tars")
     for url in urls:
         check_address(url)
-        if _is_local(url) and not _is_local(shards):
+        # a list from a server could else have this machine read files that only its user may see
+        if _protocol(url) in LOCAL and _protocol(shards) not in LOCAL:
             raise DataError(f"the list {shards} names {url!r}, a file of this machine: write URLs in it")
     return urls
 
 
 def expanded(line: str) -> Iterator[str]:
-    """The addresses that a line stands for; they are counted before the first is made.
+    """The addresses that a line with braces names. Raises DataError: too many, or braces that don't pair up.
 
-    Raises DataError: too many, or braces that don't pair up.
+    They are counted before the first is made: a short line can name more than memory holds.
     """
     most = prod(map(_choices, INNERMOST.findall(line)))
     outer = INNERMOST.sub("", line)
@@ -104,7 +100,7 @@ def check_address(url: str) -> None:
 
     Raises DataError: the address and its protocol, or the package that the protocol needs.
     """
-    protocol = split_protocol(url)[0] or "file"
+    protocol = _protocol(url)
     if "::" in url or protocol not in LOCAL + REMOTE or url.startswith("pipe:"):
         known = ", ".join(f"{name}://" for name in REMOTE)
         raise DataError(f"{url[:200]!r} is refused: data are read from paths and from {known} alone")
@@ -114,8 +110,8 @@ def check_address(url: str) -> None:
         raise DataError(f"{url[:200]!r} can't be opened: {error}") from error
 
 
-def _is_local(url: str) -> bool:
-    return (split_protocol(url)[0] or "file") in LOCAL
+def _protocol(url: str) -> str:
+    return split_protocol(url)[0] or "file"
 
 
 class Transport:
@@ -153,11 +149,8 @@ class Transport:
 def read_samples(url: str) -> Iterator[dict]:
     """Neighbouring members of one key together: `__key__`, `__url__`, and bytes by extension.
 
-    Members that are hidden, no plain files, of other extensions or larger than `MAX_BYTES` are passed over
-    unread.
-
-    Raises DataError: when it comes to where the tar is damaged, or unpacks without end; the samples before
-    have come.
+    Members that are hidden, no plain files, of other extensions or larger than `MAX_BYTES` are not read.
+    Raises DataError: the tar is damaged or unpacks without end, after all samples before that place.
     """
     try:
         for key, members in groupby(_members(url), key=lambda member: member[0]):

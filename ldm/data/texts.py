@@ -1,7 +1,6 @@
-"""Captions and prompts as text: how files and tables are read, and captions judged (docs/data_rules.md).
+"""Files and tables of captions and prompts, and which captions are usable (docs/data_rules.md).
 
-A caption is plain text: nothing in it is ever formatted, escaped or interpreted. Preparation and streaming
-follow the same rules.
+A caption is plain text: nothing in it is ever formatted, escaped or interpreted.
 """
 
 import csv
@@ -127,11 +126,10 @@ def _rows(path: Path, text: str, delimiter: str, quoting: int) -> list[TableRow]
 
 
 def _check_swallowed(path: Path, rows: Sequence[TableRow], delimiter: str) -> None:
-    """Refuses a quoted field in which another row begins: its quote is a stray one that closes lines later.
+    """Refuses a quoted field that holds another row: a stray quote opened it, and one lines later closed it.
 
-    A caption may well have lines, and delimiters in them. A line end in it is that of a row only if what
-    stands before and after it is in all other columns what these columns hold.
-
+    A caption may well have several lines, with delimiters in them. A line end in it is taken for the end of a
+    row only if the cells before and after it look like the other cells of their columns.
     Raises DataError: the lines, and the row that was swallowed.
     """
     width = len(rows[0].cells) if rows else 0
@@ -144,7 +142,7 @@ def _check_swallowed(path: Path, rows: Sequence[TableRow], delimiter: str) -> No
             if len(ends) < width - place or len(starts) <= place:
                 continue
             outer = [*zip(starts, kinds[:place], strict=False), *zip(ends, kinds[:place:-1], strict=False)]
-            # where some cells of a column are mere words, as a second caption's, the column tells nothing
+            # a column with cells of mere words, as a second caption's, proves nothing
             alike = [_kind(cell) in known for cell, known in outer if "" not in known]
             if (alike and all(alike)) or (delimiter == "\t" and width > 1):
                 raise DataError(
@@ -167,7 +165,7 @@ class UnusableCaption(UserError):
 
 
 class Caption(NamedTuple):
-    """A caption as it is stored, and what was healed."""
+    """A caption as it is stored, and what was changed in it, in words."""
 
     text: str
     healed: list[str]

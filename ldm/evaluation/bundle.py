@@ -63,32 +63,27 @@ def bundle_subject(opened: Opened, *, device: torch.device, batch_size: int) -> 
 def own_judges(bundle: Bundle, *, device: torch.device) -> Observers:
     """The bundle's own CLIP as a judge, where it carries both of its towers."""
     if not {"image_encoder", "text_encoder"} <= {*bundle.names}:
-        return Observers(pictures={})
+        return Observers()
     images, texts = (bundle.network(name).to(device) for name in ("image_encoder", "text_encoder"))
-    tokenizer = bundle.tokenizer()
-    sha256 = bundle.config["parts"]["image_encoder"]["sha256"]
-    judge = OwnClip(images, dims=images.projection.out_features, size=images.image_size, sha256=sha256)
-
+    tokenizer, sha256 = bundle.tokenizer(), bundle.config["parts"]["image_encoder"]["sha256"]
     return Observers(
-        pictures={OWN_CLIP: judge},
+        pictures={OWN_CLIP: OwnClip(images, sha256=sha256)},
         texts={f"{OWN_CLIP}_text": lambda prompts: texts(tokenizer.encode(prompts).to(device)).pooled},
     )
 
 
 class OwnClip:
-    """The vision tower of the model's own CLIP, as an extractor of `dims` features.
+    """The vision tower of the model's own CLIP as a feature extractor; `sha256` is that of its weights."""
 
-    Its encoder takes pictures in [-1, 1], `size` pixels wide, b 3 s s; `sha256` is that of its weights.
-    """
-
-    def __init__(self, encoder: nn.Module, *, dims: int, size: int, sha256: str) -> None:
-        self.encoder, self.dims = encoder, {f"{OWN_CLIP}_image": dims}
+    def __init__(self, encoder: nn.Module, *, sha256: str) -> None:
+        self.encoder, self.dims = encoder, {f"{OWN_CLIP}_image": encoder.projection.out_features}
+        size = encoder.image_size
         self.identity = FeatureIdentity(name=OWN_CLIP, sha256=sha256, size=size, resize="bicubic")
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
         device = next(self.encoder.parameters()).device
         resized = resize_pictures(images.to(device), size=self.identity.size, mode="bicubic")
-        return {f"{OWN_CLIP}_image": self.encoder(resized / 127.5 - 1)}
+        return {f"{OWN_CLIP}_image": self.encoder(resized / 127.5 - 1)}  # it takes pictures in [-1, 1]
 
 
 def files_of(settings: Mapping[str, Any], *, within: str = "") -> dict[str, Mapping[str, str]]:

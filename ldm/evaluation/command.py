@@ -1,7 +1,7 @@
 """What `python -m ldm.evaluate` does once its config has been checked: it measures a subject, or a sweep.
 
-A protocol is held against a subject, a bundle or pictures, and a reference set; one pass over the subject's
-pictures feeds the metrics; numbers, report and figures go into a new folder.
+A subject, a bundle or pictures, is measured under a protocol against a reference set; numbers, report and
+figures go into a new folder.
 """
 
 import time
@@ -45,14 +45,14 @@ class Command:
     """A resolved config, with the device and the processes that carry it out."""
 
     options: Mapping[str, Any]  # plain data, `metric` reduced to what the protocol's sets name
-    build: Callable[[Any], Any]  # makes objects of a `_target_` tree, anew for each subject
+    build: Callable[[Any], Any]  # builds a `_target_` tree, again for each subject: metrics hold state
     device: torch.device  # where networks run
     ranks: Ranks  # the processes that measure together; the first one writes
 
     def list_prompts(self, path: Path) -> int:
         """Writes the list of what the protocol generates; returns how many pictures that is."""
         spec = self._spec
-        reference_set = ReferenceSet(self._splits(self._data_size), observers=Observers(pictures={}))
+        reference_set = ReferenceSet(self._splits(self._data_size), observers=Observers())
         requests = []
         for each in caption_sets(spec):
             captions = reference_set.captions(each, seed=spec["caption_seed"])

@@ -40,10 +40,7 @@ class Ranks:
 
     @classmethod
     def joined(cls, *, timeout: float) -> "Ranks":
-        """All processes of the running training or command, which wait for each other `timeout` seconds.
-
-        Every one of them must call this.
-        """
+        """All processes of a training or command, which must all call this; they wait `timeout` seconds."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
@@ -63,7 +60,7 @@ class Ranks:
         return items[self.number :: self.count]
 
     def gather(self, own: T) -> list[T]:
-        """What each process has, in their order; RankError where one has gone or is late."""
+        """All-gather: what each process has, in their order; RankError where one has gone or is late."""
         if self.count == 1:
             return [own]
         everyone: list[Any] = [None] * self.count
@@ -105,7 +102,7 @@ class Ranks:
 class Observers:
     """The networks that look at pictures, by name, and that read texts, by the name of their features."""
 
-    pictures: Mapping[str, FeatureExtractor]
+    pictures: Mapping[str, FeatureExtractor] = field(default_factory=dict)
     texts: Mapping[str, TextFeatures] = field(default_factory=dict)
 
     @classmethod
@@ -121,11 +118,11 @@ class Observers:
 
     @property
     def names(self) -> set[str]:
-        """Of all features that can be had."""
+        """The names of all features that these networks give."""
         return {name for each in self.pictures.values() for name in each.dims} | {*self.texts}
 
     def only(self, wanted: Iterable[str]) -> "Observers":
-        """Those that are needed for the features with these names."""
+        """The networks that give the features with these names."""
         names = {*wanted}
         return Observers(
             pictures={key: each for key, each in self.pictures.items() if names & {*each.dims}},
@@ -159,7 +156,6 @@ class FeaturePass:
     batch_size: int
     ranks: Ranks = field(default_factory=Ranks)  # each takes every n-th batch, and all get all features
     folder: Path | None = None  # where the features lie, see `store_tables`
-    progress: bool = True  # whether passes with a title show a bar
 
     def __call__(
         self,
@@ -168,7 +164,7 @@ class FeaturePass:
         *,
         wanted: Iterable[str],
         keep: int = 0,
-        title: str = "",
+        title: str = "",  # of the progress bar; none is shown without one
     ) -> tuple[Observed, list[UInt8[Tensor, "3 h w"]]]:
         """The wanted features of the pictures that requests ask for, and the first `keep` of the pictures.
 
@@ -204,8 +200,8 @@ class FeaturePass:
 
         def own() -> Iterator[Any]:
             """The results of this process's batches, as the bar counts them."""
-            total, hidden = sum(len(batch) for _, batch in share), not (self.progress and title)
-            with tqdm(total=total, desc=title, unit="picture", disable=hidden) as bar:
+            total = sum(len(batch) for _, batch in share)
+            with tqdm(total=total, desc=title, unit="picture", disable=not title) as bar:
                 for number, batch in share:
                     yield look(number * size, batch)
                     bar.update(len(batch))

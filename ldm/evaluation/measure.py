@@ -38,7 +38,6 @@ class Evaluator:
     params: int | None = None  # of the network that is measured
     ranks: Ranks = field(default_factory=Ranks)  # the processes that measure together: all call `measure`
     show: int = 8  # captions of each set kept for the figures
-    progress: bool = True
 
     def measure(self, generate: Generate, caption_set: CaptionSet) -> SetResult:
         """Generates and measures the pictures of a set, once for each of the protocol's seeds.
@@ -112,12 +111,11 @@ class Evaluator:
         return caption_set.too_few(metrics, generated=self._count(caption_set), real=real)
 
     def _available(self, caption_set: CaptionSet) -> tuple[dict[str, PictureMetric], list[str]]:
-        """The metrics of a set, and the names of those that lack a network or real pictures."""
-        unknown = set(caption_set.metrics) - set(self.metrics)
-        if unknown:
+        """The metrics of a set that can be measured; the names of those that lack a network or pictures."""
+        if unknown := sorted({*caption_set.metrics} - self.metrics.keys()):
             raise UserError(
-                f"caption set {caption_set.name!r} asks for metric {sorted(unknown)[0]!r}, which is not "
-                f"in the config's metric: choose it there, one of conf/metric"
+                f"caption set {caption_set.name!r} asks for metric {unknown[0]!r}, which is not in the "
+                f"config's metric: choose it there, one of conf/metric"
             )
         wanted = {name: self.metrics[name] for name in caption_set.metrics}
         able = {
@@ -135,7 +133,6 @@ class Evaluator:
             batch_size=self.protocol.batch_size,
             ranks=self.ranks,
             folder=self.reference_set.folder,
-            progress=self.progress,
         )
 
     def _run(
@@ -172,7 +169,7 @@ class Evaluator:
         return sorted(order[:size]), sorted(order[size : 2 * size])
 
     def _shuffled(self) -> list[int]:
-        """Rows of all real pictures, in an order that the protocol alone decides."""
+        """Rows of all real pictures, ordered by hashes: the protocol alone decides, no library's shuffle."""
         seed, rows = self.protocol.caption_seed, range(self.reference_set.count)
         return sorted(rows, key=lambda row: hashlib.blake2b(f"{seed}/floor/{row}".encode()).digest())
 
@@ -200,10 +197,11 @@ class Evaluator:
 
     def _round_trips(self, requests: Sequence[Request]) -> UInt8[Tensor, "b 3 h w"]:
         assert self.round_trip is not None
-        return self.round_trip(self.reference_set.pictures([request.row for request in requests])).cpu()
+        originals = torch.stack([self.reference_set.picture(request.row) for request in requests])
+        return self.round_trip(originals).cpu()
 
     def _right(self, metrics: Metrics, requests: Sequence[Request]) -> Observed:
-        """The right pictures as if they were generated: their features are there already."""
+        """The right pictures in the place of generated ones; the features of pictures are there already."""
         rows = torch.tensor([request.row for request in requests])
         reader = self.observers.only(needs(metrics.values()))
         prompts = [request.prompt for request in requests]
@@ -253,7 +251,7 @@ def needs(metrics: Iterable[PictureMetric]) -> set[str]:
 
 
 def asking(metrics: Metrics, reference: Reference) -> dict[str, PictureMetric]:
-    """The metrics that a reference says something about."""
+    """The metrics that declare a reference."""
     return {name: metric for name, metric in metrics.items() if reference in metric.references}
 
 

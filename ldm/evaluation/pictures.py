@@ -20,6 +20,7 @@ from ldm.data.picture_files import SUFFIXES, find_pictures
 from ldm.data.texts import read_columns
 from ldm.evaluation.feature_pass import Generate, Observers
 from ldm.evaluation.protocol import Request
+from ldm.io.reading import hash_file
 from ldm.tokenizers import Tokenizer
 
 BATCH = 32  # pictures that are read and looked at together where nothing is generated
@@ -78,14 +79,10 @@ class PictureFolder:
         """Identity of the files, their order, and the size that they are brought to."""
         digest = hashlib.sha256(f"{self.size} px, rules {RULES}".encode())
         for name in self.names:
-            content = hashlib.sha256((self.path / name).read_bytes())
-            digest.update(f"/{name}/{content.hexdigest()}".encode())
+            digest.update(f"/{name}/{hash_file(self.path / name)}".encode())
         return digest.hexdigest()
 
-    @property
-    def data_sha256(self) -> str:
-        """Identity of the data set: a folder is one of its own."""
-        return self.sha256
+    data_sha256 = property(lambda self: self.sha256)  # a folder is a data set of its own
 
     def __len__(self) -> int:
         return len(self.names)
@@ -135,7 +132,7 @@ class PictureFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Pictures for requests, with where they come from."""
+    """What is measured: a function from requests to pictures, and what is recorded of its origin."""
 
     kind: Literal["bundle", "pictures"]
     generate: Generate
@@ -145,12 +142,10 @@ class Subject:
     generation: Mapping[str, Any]  # for the protocol: the generator's settings and `nfe`
     batch_size: int = BATCH  # pictures that are generated together
     origin: Mapping[str, Any] = field(default_factory=dict)  # what is recorded of the training
-    # those that its settings name, {path: ..., sha256: ...} by dotted key
+    # that its settings name, as {path: ..., sha256: ...} by dotted key
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     params: int | None = None  # of the network that was trained
-    judges: Observers = field(
-        default_factory=lambda: Observers(pictures={})
-    )  # its own, beside the protocol's
+    judges: Observers = field(default_factory=Observers)  # its own networks, beside the protocol's
     pictures: Pictures | None = None  # those that are measured, where they are there already
     tokenizer: Tokenizer | None = None  # that reads its prompts
     round_trip: Callable[[Tensor], Tensor] | None = None  # uint8 pictures through its autoencoder and back

@@ -224,7 +224,7 @@ class Protocol:
     @property
     def hash(self) -> str:
         """sha256 over every field."""
-        return _digest(self.record)
+        return hash_of(self.record)
 
     @property
     def ruler(self) -> str:
@@ -232,7 +232,7 @@ class Protocol:
 
         A sweep over samplers, and pictures of another system, share it and may stand in one figure.
         """
-        return _digest({name: value for name, value in asdict(self).items() if name not in GENERATED})
+        return hash_of({name: value for name, value in asdict(self).items() if name not in GENERATED})
 
 
 def caption_sets(spec: Mapping[str, Any]) -> tuple[CaptionSet, ...]:
@@ -269,5 +269,6 @@ def _known_keys(spec: Mapping[str, Any]) -> Iterator[None]:
         raise UserError(message) from error
 
 
-def _digest(record: Mapping[str, Any]) -> str:
+def hash_of(record: Any) -> str:
+    """sha256 of plain data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Numbers that others printed: what was measured, how, where it stands, and what nobody here has checked."""
+"""Numbers of the literature: what was measured and how, where it is printed, and what was not verified."""
 
 import math
 from collections import Counter
@@ -18,7 +18,7 @@ TYPES = {str: "a text that isn't empty", int: "a whole number", bool: "true or f
 
 
 class Printed(NamedTuple):
-    """A number as it was printed, with what stands behind its ±."""
+    """A number as it was printed, and the number behind its ±."""
 
     value: float
     spread: float | None = None
@@ -48,19 +48,6 @@ class PublishedRow:
     unverified: tuple[str, ...] = ()  # fields and metrics that weren't checked against `printed_in`
     note: str = ""  # what else a reader must know
 
-    def __post_init__(self) -> None:
-        for name in ("images", "resolution", "page"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise UserError(f"{name}={number} must be at least 1, or null where the source doesn't tell")
-        known = {field.name for field in fields(self)} | set(METRICS)
-        if strangers := sorted(set(self.unverified) - known):
-            raise UserError(
-                f"unverified names {strangers[0]!r}, which is neither a field nor one of {METRICS}"
-            )
-        if not self.values and not self.note:
-            raise UserError("a row without values needs a note that says why it is here")
-
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "PublishedRow":
         """The row of a yaml entry; UserError for a field that is missing, unknown, or not what it must be."""
@@ -68,17 +55,23 @@ class PublishedRow:
         if strangers := sorted(set(map(str, entry)) - known.keys()):
             raise UserError(f"there is no field {strangers[0]!r}: a row has {', '.join(sorted(known))}")
         if missing := [name for name in known if name not in entry and known[name] is MISSING]:
-            raise UserError(f"{missing[0]} is missing: write null where the source doesn't tell")
+            raise UserError(f"{missing[0]} is missing: write null where the source doesn't say")
         plain = {name: value for name, value in entry.items() if name not in ("values", "unverified")}
         for name, value in plain.items():
             kind = get_args(kinds[name]) or (kinds[name],)
             is_empty = value == "" and name != "note"
             if type(value) not in kind or is_empty:  # not isinstance: Python counts true as the int 1
                 raise UserError(f"{name}={value!r} must be {' or '.join(TYPES[one] for one in kind)}")
-        unverified = entry.get("unverified", [])
+            if type(value) is int and value < 1:
+                raise UserError(f"{name}={value} must be at least 1, or null where the source doesn't say")
+        unverified, values = entry.get("unverified", []), _printed(entry["values"])
         if not isinstance(unverified, list):
             raise UserError(f"unverified={unverified!r} must be a list of names")
-        return cls(values=_printed(entry["values"]), unverified=tuple(map(str, unverified)), **plain)
+        if strangers := sorted({*map(str, unverified)} - {*known, *METRICS}):
+            raise UserError(f"unverified names {strangers[0]!r}, neither a field nor one of {METRICS}")
+        if not values and not entry.get("note"):
+            raise UserError("a row without values needs a note that says why it is here")
+        return cls(values=values, unverified=tuple(map(str, unverified)), **plain)
 
     def verified(self, name: str) -> bool:
         """Whether a field, or the number of a metric, was checked against where it is printed."""

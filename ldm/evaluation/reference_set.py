@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,10 +16,10 @@ from torch import Tensor
 from ldm import UserError
 from ldm.evaluation.feature_pass import FeaturePass, Features, Observers, Ranks, parts_of
 from ldm.evaluation.pictures import BATCH, Pictures
-from ldm.evaluation.protocol import ELSEWHERE, Caption, CaptionSet, read_captions
+from ldm.evaluation.protocol import ELSEWHERE, Caption, CaptionSet, hash_of, read_captions
 from ldm.io.writing import make_folder, writing
 from ldm.metrics.features import FeatureIdentity
-from ldm.metrics.mmap_tables import ROWS_AT_ONCE, append, mapped, store_tables
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, append, store_tables
 from ldm.metrics.picture_metric import Observed, PictureMetric
 
 ALIGNMENT = 8  # bytes, of the numbers in a safetensors file
@@ -55,29 +54,25 @@ class ReferenceSet:
             for name, start in self.offsets.items()
             for number, key in enumerate(self.splits[name].keys())
         }
-        self.cache = cache or FeatureCache(folder=None)
+        self.cache = cache or FeatureCache()
         names = {name for each in observers.pictures.values() for name in each.dims}
         names &= names if wanted is None else {*wanted}
-        look = FeaturePass(
-            observers=observers.only(names),
-            batch_size=BATCH,
-            ranks=ranks or Ranks(),
-            folder=self.folder,
-            progress=progress,
-        )
+        own, together = observers.only(names), ranks or Ranks()
+        look = FeaturePass(observers=own, batch_size=BATCH, ranks=together, folder=self.folder)
+        self.title = "real pictures" if progress else ""
         tables = [self._features(each, look, names) for each in self.splits.values()]
         self.features = tables[0] if len(tables) == 1 else store_tables(tables, folder=self.folder)
 
     @property
     def folder(self) -> Path | None:
-        """Where tables of features lie while they are needed, see `store_tables`."""
+        """The folder of `store_tables` for tables of features while they are needed."""
         return self.cache.folder
 
     def identity(self, observers: Observers) -> str:
         """sha256 of what the reference's statistics come from: pictures, sizes, networks."""
         networks = [asdict(each.identity) for each in observers.pictures.values()]
         pictures = [each.sha256 for each in self.splits.values()]
-        return hashlib.sha256(json.dumps([pictures, networks], sort_keys=True).encode()).hexdigest()
+        return hash_of([pictures, networks])
 
     def captions(
         self, caption_set: CaptionSet, *, seed: int, measured: Pictures | None = None
@@ -120,16 +115,12 @@ class ReferenceSet:
         split = self.split_of(row)
         return self.splits[split].image(row - self.offsets[split])
 
-    def pictures(self, rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
-        """The pictures with these numbers."""
-        return torch.stack([self.picture(row) for row in rows])
-
     def split_of(self, row: int) -> str:
         """The split of the picture with a number."""
         return next(split for split, start in reversed(self.offsets.items()) if row >= start)
 
     def tell_splits(self, metrics: Iterable[PictureMetric]) -> None:
-        """Gives metrics that look at one split alone its rows; where there is no such split, all count."""
+        """Gives metrics that read one split the rows of its pictures; without such a split they read all."""
         for metric in metrics:
             start = self.offsets.get(metric.split)
             metric.seen = start if start is None else start + torch.arange(len(self.splits[metric.split]))
@@ -142,10 +133,9 @@ class ReferenceSet:
 
     def picked(self, rows: Int[Tensor, "n"]) -> Features:
         """Features of the pictures with these numbers, as tables of their own."""
-        parts = (
-            {name: table[part] for name, table in self.features.items()} for part in rows.split(ROWS_AT_ONCE)
-        )
-        return store_tables(parts, folder=self.folder)
+        parts = rows.split(ROWS_AT_ONCE)
+        tables = ({name: table[part] for name, table in self.features.items()} for part in parts)
+        return store_tables(tables, folder=self.folder)
 
     def _features(self, pictures: Pictures, look: FeaturePass, names: set[str]) -> Features:
         """Features of one split: what is kept is read, the rest is taken in one pass and kept."""
@@ -173,7 +163,7 @@ class ReferenceSet:
             return {name: values for name, values in features.items() if name in missing}
 
         if missing:
-            parts = look.over(range(len(pictures)), seen, title="real pictures")
+            parts = look.over(range(len(pictures)), seen, title=self.title)
             for name, table in store_tables(parts, folder=self.folder).items():
                 kept[name] = table
                 if look.ranks.number == 0:
@@ -190,7 +180,7 @@ def identity_of(pictures: str, network: FeatureIdentity, name: str) -> dict[str,
 class FeatureCache:
     """A folder with one safetensors file per table of features, named by everything that they depend on."""
 
-    folder: Path | None  # None keeps nothing
+    folder: Path | None = None  # None keeps nothing
     below: Path | None = None  # the folder that the user named, if it is one above
 
     @classmethod
@@ -200,7 +190,7 @@ class FeatureCache:
         Below `root`, the data set, which may be somebody else's, no link is followed (LinkRefused).
         """
         if not folder:
-            return cls(folder=None)
+            return cls()
         below = Path(root) if Path(folder).is_relative_to(root) else None
         with suppress(OSError):  # where nothing can be written, features are computed again each time
             make_folder(Path(folder), below=below)
@@ -237,33 +227,25 @@ class FeatureCache:
             print(f"features are not kept in {path.parent} ({error}): they are computed again next time")
 
     def _path(self, identity: Mapping[str, str]) -> Path | None:
-        if self.folder is None:
-            return None
-        name = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:24]
-        return self.folder / f"{name}.safetensors"
+        return self.folder and self.folder / f"{hash_of(dict(identity))[:24]}.safetensors"
 
 
 def _whole(path: Path, identity: Mapping[str, str], *, rows: int) -> Float[Tensor, "n d"] | None:
     """The table of a file, or None if it is damaged; mapped, since it may be larger than memory."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata, entry = file.metadata() or {}, file.get_slice("features")
-            shape, dtype = entry.get_shape(), entry.get_dtype()
+            metadata, table = file.metadata() or {}, file.get_tensor("features")  # which maps the file
     except (SafetensorError, OSError):
         return None
     checksum = metadata.pop(CHECKSUM, None)  # none in files of earlier versions
     if metadata != dict(identity):
         other = next((key for key in identity if metadata.get(key) != identity[key]), "a field")
         raise UserError(
-            f"{path} holds features of another protocol, their {other} differ: remove the file, and it "
-            f"is made anew"
+            f"{path} holds features of another protocol, their {other} differ: remove the file, and they are "
+            f"computed again"
         )
-    if dtype != "F32" or len(shape) != 2 or shape[0] != rows:
-        return None
-    with path.open("rb") as file:
-        offset = path.stat().st_size - 4 * math.prod(shape)  # the numbers stand last
-        table = mapped(file, shape=shape, dtype=torch.float32, offset=offset)
-    return table if checksum == _checksum(table) else None
+    is_whole = table.dtype == torch.float32 and table.ndim == 2 and len(table) == rows
+    return table if is_whole and checksum == _checksum(table) else None
 
 
 def _checksum(table: Float[Tensor, "n d"]) -> str:

@@ -159,7 +159,7 @@ def _origin(arrays: Mapping[str, np.ndarray], gaussian: Gaussian, path: Path) ->
             "of": str(arrays["of"]),
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} tells its origin in another format ({error}): write it anew") from error
+        raise UserError(f"{path} records its origin in another format ({error}): write it anew") from error
     if count.dtype.kind not in "iu" or count < 2:
         raise UserError(f"{path} has count={count}: statistics are of two pictures or more; write it anew")
     if str(arrays.get("sha256")) != _digest(arrays):

@@ -220,7 +220,7 @@ def test_a_damaged_picture_names_its_sample(broken):
     without_checksums(broken)
     pictures = PictureDataset(str(broken.root), split="train", size=16)
     flip(broken.root / shard.file, shard.images[2][0] + 1)
-    with pytest.raises(DataError, match=f"picture '{shard.keys[2]}' can't be decoded"):
+    with pytest.raises(DataError, match=f"sample '{shard.keys[2]}' can't be decoded .*: prepare"):
         pictures.image(2)
 
 
@@ -233,7 +233,7 @@ def test_an_unknown_split_is_named_with_the_known(emoji):
     ("members", "sentence"),
     [
         (["a.png"], "sample 'a' lacks its picture or its json"),
-        (["a.png", "a.json", "a.jpg"], "'a.jpg' is not a picture or json of its own sample"),
+        (["a.png", "a.json", "a.jpg"], "'a.jpg' is no picture or json of its own sample"),
     ],
 )
 def test_half_samples_are_refused(tmp_path, members, sentence):

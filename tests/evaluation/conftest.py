@@ -136,7 +136,6 @@ def evaluator(protocol, gallery):
         params=12_000_000,
         round_trip=lambda images: images // 2,
         show=2,
-        progress=False,
     )
 
 

@@ -120,7 +120,7 @@ def test_features_that_nobody_measures_are_refused(statistics):
         ({"mu": MU, "sigma": np.eye(4)}, r"mu of shape \(3,\) and sigma of \(4, 4\)"),
         ({"mu": MU * np.nan, "sigma": SIGMA}, "not all finite numbers"),
         ({"mu": np.array(["a", "b", "c"]), "sigma": SIGMA}, "not all finite numbers"),
-        ({"mu": MU, "sigma": SIGMA, "preparation": "{}"}, "tells its origin in another format"),
+        ({"mu": MU, "sigma": SIGMA, "preparation": "{}"}, "records its origin in another format"),
         ({"mu": MU, "sigma": SIGMA, "preparation": "{}", "format": 9}, "9, this version reads 2"),
         ({"mu": MU, "sigma": SIGMA, "preparation": "[" * 100_000, "format": 2}, "nested more than 100 deep"),
         ({"mu": MU, "sigma": SIGMA, "preparation": "3", "format": [2, 2]}, "its origin in another format"),

@@ -115,7 +115,7 @@ def test_other_numbers_have_no_reference_line(rows, metric):
         ({"values": 3}, "values=3 must be a map"),
         ({"values": {}}, "needs a note that says why it is here"),
         ({"unverified": "page"}, "unverified='page' must be a list"),
-        ({"unverified": ["pages"]}, "unverified names 'pages', which is neither a field nor one of"),
+        ({"unverified": ["pages"]}, "unverified names 'pages', neither a field nor one of"),
         ({"sise": 3}, "there is no field 'sise'"),
     ],
 )

@@ -127,7 +127,7 @@ def look(count, dims, folder):
         Request(prompt=str(number), seed=count + number, row=number, caption=number, name="")
         for number in range(count)
     ]
-    look = FeaturePass(observers=observers, batch_size=50, progress=False)
+    look = FeaturePass(observers=observers, batch_size=50)
     made = look(draw, requests, wanted=observers.names).observed
     return gallery, made
 
