@@ -53,7 +53,7 @@ class Buckets:
 class BucketOrder:
     """Order of an epoch in which each run of `batch` positions lies in one bucket.
 
-    Every picture comes; the last run of a bucket is filled up with those that its first began with.
+    Every picture comes; the last run of a bucket is filled with pictures that its first begins with.
     """
 
     bucket: np.ndarray  # of each picture

@@ -6,6 +6,7 @@ bytes each and a pass of the text encoder at every step.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,29 +25,20 @@ from ldm.data.stored import Recipe, StoredArrays, stored_moments, stored_states
 from ldm.data.stream import LatentBatch, StreamData, StreamDataset, StreamLoader
 
 
+@dataclass(eq=False)
 class StoredSplit(Dataset[dict[str, Any]]):
-    """Moments and captions of one split, by picture.
+    """Moments and captions of one split, by picture."""
 
-    Args:
-        moments: of each picture, and mirrored in a second row if `flips`.
-        captions: of each picture, as text.
-        encoded: tokens or context of each picture's captions.
-        flips: whether pictures are mirrored, where their caption allows it.
-        seed: key of the choice of captions and of flips.
-    """
+    moments: StoredArrays  # of each picture, and mirrored in a second row if `flips`
+    captions: list[list[str]]  # of each picture, as text
+    encoded: StoredArrays  # tokens or context of each picture's captions
+    flips: bool  # whether pictures are mirrored, where their caption allows it
+    seed: int  # key of the choice of captions and of flips
 
-    def __init__(
-        self,
-        moments: StoredArrays,
-        captions: list[list[str]],
-        encoded: StoredArrays,
-        *,
-        flips: bool,
-        seed: int,
-    ) -> None:
-        self.moments, self.captions, self.encoded = moments, captions, encoded
-        self.flips, self.seed = flips, seed
-        self.kind = "context" if encoded.dtype.kind == "f" else "tokens"
+    @property
+    def kind(self) -> str:
+        """What `encoded` holds: "tokens" or "context"."""
+        return "context" if self.encoded.dtype.kind == "f" else "tokens"
 
     def __len__(self) -> int:
         return len(self.moments)

@@ -6,6 +6,7 @@ number of them, and one integer says where a run is.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from threading import Timer
 from typing import Any, TypedDict
@@ -67,14 +68,16 @@ class StreamDataset(Dataset[Any]):
         return self.make(self.number(position), position)
 
 
+@dataclass(kw_only=True, eq=False)
 class Positions(Sampler[list[int]]):
     """Batches of positions for one rank: global batch k starts at k * batch * world, and ranks take turns."""
 
-    def __init__(self, *, batch_size: int, num_batches: int, rank: int = 0, world_size: int = 1) -> None:
-        self.batch_size, self.num_batches = batch_size, num_batches
-        self.rank, self.world_size = rank, world_size
-        self.start = 0  # positions consumed by all ranks before the first batch
-        self.done = 0  # batches that they were consumed in, perhaps of another size
+    batch_size: int
+    num_batches: int
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0  # positions consumed by all ranks before the first batch
+    done: int = 0  # batches that they were consumed in, perhaps of another size
 
     @property
     def global_batch_size(self) -> int:

@@ -92,7 +92,7 @@ class Ranks:
     def in_turns(self, own: Iterator[T]) -> Iterator[T]:
         """The results of all processes, in the order that the items had before `share`; errors as `together`.
 
-        Each process makes one at a time and all get it: nobody holds a share, let alone all of them.
+        Each computes one result at a time and all get it, so that none holds more than one of each process.
         """
         while made := [each for one in self.together(lambda: list(islice(own, 1))) for each in one]:
             yield from made

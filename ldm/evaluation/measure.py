@@ -159,8 +159,8 @@ class Evaluator:
         asked = asking(metrics, "floor")
         if not asked or self.reference_set.count < 2:
             return {}, 0
-        some, others = (self.reference_set.observed(rows) for rows in self._halves(count))
-        return score(asked, real=others, generated=some), len(self._halves(count)[0])
+        (some, others), observed = self._halves(count), self.reference_set.observed
+        return score(asked, real=observed(others), generated=observed(some)), len(some)
 
     def _halves(self, count: int) -> tuple[list[int], list[int]]:
         """Rows of as many real pictures as are generated and of as many others, or two halves of all."""

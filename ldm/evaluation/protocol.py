@@ -205,7 +205,7 @@ class Protocol:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], **identities: Any) -> "Protocol":
-        """The protocol of a config node and what the node can't know; UserError for a key out of place."""
+        """The protocol of a config node and of what only a run knows; UserError for a key out of place."""
         with _known_keys(spec):
             return cls(**{**spec, "sets": caption_sets(spec), "splits": tuple(spec["splits"]), **identities})
 

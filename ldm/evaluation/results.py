@@ -29,7 +29,7 @@ NUMBERS = re.compile(r"\[\s+([-\d.e+]+(?:,\s+[-\d.e+]+)*)\s+\]")  # a list of nu
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number with what it must be read beside; None where something isn't known or says nothing."""
+    """One number and the references to read it by; None where something isn't known or doesn't apply."""
 
     set: str  # caption set that it was measured on, or "autoencoder"
     metric: str
