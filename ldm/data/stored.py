@@ -140,7 +140,7 @@ class Recipe:
             shard = scan_shard(path, split=split)
         else:
             shard = write_shard(self._samples(part, bar), path, split=split, below=below)
-            write(note, shard.sha256, below=below)
+            write(note, shard.sha256, below=below)  # last: without its note a shard is computed again
         bar.update(part.stop - bar.n)
         return shard
 
@@ -149,6 +149,7 @@ class Recipe:
             part = numbers[start : start + self.chunk]
             for number, array in zip(part, self.encode(part), strict=True):
                 buffer, record = io.BytesIO(), self.pictures.reader.record(number)
+                # version 1: its header is the one that `StoredArrays.read` knows
                 np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
                 own = {name: record[name] for name in ("key", "texts", "comment_nos")}
                 yield Sample(image=buffer.getvalue(), extension="npy", **own)

@@ -302,7 +302,7 @@ def reconstruct(
 
     The judge is a `Reconstruction` on the device; its `rfid` or `rfd_<features>` of few pictures is labelled.
     """
-    judge.distributed_available_fn = lambda: False
+    judge.distributed_available_fn = lambda: False  # every process measures all pictures: none are gathered
     few = len(pictures) < FrechetDistance.minimum_images
     bar = tqdm(total=len(pictures), desc="autoencoder", unit="picture")
     with torch.no_grad(), bar:
