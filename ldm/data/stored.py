@@ -109,6 +109,7 @@ class Recipe:
         """The arrays from the disk, or computed now and kept. Raises DataError: it has another origin."""
         folder, below, count = self.folder, self.pictures.cache, len(self.pictures)
         if not self._is_whole():
+            # shared: another training may be computing the same arrays now
             sweep(make_folder(folder, below=below), below=below, shared=True)
             write_origin(folder, self.origin, below=below)
             title = f"{self.name if self.kind == 'texts' else self.kind} of {self.pictures.split}"

@@ -6,7 +6,7 @@ number of them, and one integer says where a run is.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from threading import Timer
 from typing import Any, TypedDict
@@ -44,17 +44,15 @@ class LatentBatch(TypedDict):
     index: Tensor  # int64, b
 
 
+@dataclass(eq=False)
 class StreamDataset(Dataset[Any]):
-    """`make(number, position)` at each position: the sample with the number that the order has there.
+    """`make(number, position)` at each position: the sample with the number that the order has there."""
 
-    An epoch has `size` positions; its order is keyed by the seed.
-    """
-
-    def __init__(
-        self, make: Callable[[int, int], Any], *, size: int, seed: int, order: Order = keyed.permutation
-    ) -> None:
-        self.make, self.size, self.seed, self.order = make, size, seed, order
-        self._orders: dict[int, np.ndarray] = {}  # by epoch
+    make: Callable[[int, int], Any]
+    size: int  # positions an epoch
+    seed: int  # key of the order
+    order: Order = keyed.permutation
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False)  # by epoch
 
     def number(self, position: int) -> int:
         """Which sample stands at a position."""

@@ -249,7 +249,7 @@ def test_a_link_in_a_shard_is_refused(tmp_path):
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     with tarfile.open(tmp_path / "link.tar", "w") as tar:
         tar.addfile(link)
-    with pytest.raises(DataError, match=r"'a\.png' is not a picture"):
+    with pytest.raises(DataError, match=r"'a\.png' is no picture"):
         scan_shard(tmp_path / "link.tar", split="train")
 
 
