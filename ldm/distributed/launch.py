@@ -188,26 +188,12 @@ def follow_watcher() -> None:
 
 
 def _start(command: Sequence[str], *, number: int, count: int, port: int, folder: Path) -> Rank:
+    """Starts a rank with the variables that torchrun sets, and with its share of the cores."""
     errors, place = folder / f"errors{number}" if number else None, folder / f"place{number}"
-    with ExitStack() as stack:
-        stream = stack.enter_context(errors.open("wb")) if errors else None
-        process = subprocess.Popen(
-            list(command),
-            env=os.environ | _variables(number=number, count=count, port=port) | {PLACE: str(place)},
-            stdout=stream and subprocess.DEVNULL,
-            stderr=stream,
-            process_group=0,  # the terminal's Ctrl-C reaches only this process, which forwards it once
-        )
-    return Rank(number=number, process=process, errors=errors, place=place)
-
-
-def _variables(*, number: int, count: int, port: int) -> dict[str, str]:
-    """The variables that torchrun sets for a rank, and those that keep ranks from competing for cores."""
     threads = max(1, len(os.sched_getaffinity(0)) // count) if sys.platform == "linux" else 1
     loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")
-    values = {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", loopback),
+    defaults = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": loopback}
+    variables = {
         "RANK": number,
         "LOCAL_RANK": number,
         "GROUP_RANK": 0,
@@ -217,8 +203,18 @@ def _variables(*, number: int, count: int, port: int) -> dict[str, str]:
         "MASTER_PORT": port,
         "TORCHELASTIC_RUN_ID": "ldm",
         WATCHER: os.getpid(),
+        PLACE: place,
     }
-    return {name: str(value) for name, value in values.items()}
+    with ExitStack() as stack:
+        stream = stack.enter_context(errors.open("wb")) if errors else None
+        process = subprocess.Popen(
+            list(command),
+            env={name: str(value) for name, value in (defaults | os.environ | variables).items()},
+            stdout=stream and subprocess.DEVNULL,
+            stderr=stream,
+            process_group=0,  # the terminal's Ctrl-C reaches only this process, which forwards it once
+        )
+    return Rank(number=number, process=process, errors=errors, place=place)
 
 
 def _receive(stack: ExitStack) -> deque[int]:
