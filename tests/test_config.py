@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from ldm import UserError, config
 from ldm.checkpoints.provenance import command as recorded_command
 from ldm.config import CONF, build, check, key_paths, options, plain
-from ldm.construct import CONFIG_DIR, construct
+from ldm.construct import CONFIG_DIR, PACKAGES, construct
 from ldm.distributed.launch import launch
 from ldm.evaluate import main as evaluate
 from ldm.loggers.tensorboard_log import tensorboard_logger
@@ -324,7 +324,8 @@ def test_a_third_of_the_demos_timesteps_are_where_its_captions_decide_the_pictur
     assert (t > 0.9).double().mean() >= 1 / 3
 
 
-def test_the_recorded_command_names_the_users_own_config_folder(monkeypatch):
+def test_the_recorded_command_names_the_users_own_config_folder_and_packages(monkeypatch):
+    monkeypatch.delenv(PACKAGES, raising=False)
     monkeypatch.setenv(CONFIG_DIR, "/own")
     monkeypatch.setattr(sys, "orig_argv", ["/bin/python", "-m", "ldm.train", "steps=4"])
     assert recorded_command() == "python -m ldm.train steps=4 --config-dir=/own"
@@ -334,3 +335,5 @@ def test_the_recorded_command_names_the_users_own_config_folder(monkeypatch):
     monkeypatch.delenv(CONFIG_DIR)
     monkeypatch.setattr(sys, "orig_argv", typed[:3])
     assert recorded_command() == "python -m ldm.train"
+    monkeypatch.setenv(PACKAGES, "my_systems")
+    assert recorded_command() == "LDM_PACKAGES=my_systems python -m ldm.train"

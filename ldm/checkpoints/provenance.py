@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ldm.construct import CONFIG_DIR
+from ldm.construct import CONFIG_DIR, PACKAGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = (  # whose versions can change a number
+VERSIONED = (  # packages whose versions can change a number
     *("ldm", "torch", "torchvision", "torchmetrics", "pytorch-lightning", "numpy"),
     *("pillow", "simplejpeg"),  # decode pictures
     *("tokenizers", "ftfy", "regex", "open-clip-torch", "timm"),  # read texts, hold feature networks
@@ -31,19 +31,19 @@ def git_state() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, as far as they can change a number."""
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in VERSIONED}
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
 def command() -> str:
-    """The command that does the same again: what was typed, with the user's own config folder.
+    """The command that does the same again: what was typed, with the user's own config folder and packages.
 
-    The environment names that folder to ranks and to the points of a sweep, whose command lacks the option.
+    The environment names both to ranks and to the points of a sweep, whose command lacks the option.
     """
-    typed, folder = sys.orig_argv[1:], os.environ.get(CONFIG_DIR)
+    typed, folder, packages = sys.orig_argv[1:], os.environ.get(CONFIG_DIR), os.environ.get(PACKAGES)
     if folder and not any(word.partition("=")[0] in ("--config-dir", "-cd") for word in typed):
         typed = [*typed, f"--config-dir={folder}"]
-    return " ".join(["python", *typed])
+    return " ".join([f"{PACKAGES}={packages}"] * bool(packages) + ["python", *typed])
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
