@@ -1,4 +1,4 @@
-"""The door between the command line and the code: configs are checked here, before anything heavy loads."""
+"""Commands: what is typed becomes a checked config before anything heavy loads, and its nodes objects."""
 
 import os
 import re
@@ -39,7 +39,7 @@ TARGETS = (
     "torchmetrics.",
 )
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
-EVERY = {"evaluate": "metric"}  # command -> the group of which it gets every file: none is listed anywhere
+EVERY = {"evaluate": "metric"}  # command -> a group of which it gets every file: a new one needs no list
 READERS = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
 ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
@@ -106,7 +106,7 @@ def options(group: str) -> list[str]:
 
 
 def every(name: str) -> list[str]:
-    """The override that chooses each file of the group of which a command gets every one, if there is one."""
+    """The override that gives a command every file of a group, as `metric=[cmmd,fid]`; most have none."""
     group = EVERY.get(name)
     return [] if group is None else [f"{group}=[{','.join(options(group))}]"]
 

@@ -1,8 +1,8 @@
-"""From data to objects: `_target_` trees made into what they name, and nothing that isn't on a list.
+"""Builds the objects that `_target_` keys in plain data name, from an allowed list of packages alone.
 
 A config that lies beside downloaded weights is code if any callable may be named in it. Here a target must
 start with an allowed prefix and must be *defined* there: an alias such as `ldm.data.index.json.loads` is as
-foreign as the module that it leads to. Packages of a user's own are added by LDM_PACKAGES.
+foreign as the module that it leads to. The environment variable LDM_PACKAGES adds a user's own packages.
 """
 
 import os

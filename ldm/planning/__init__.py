@@ -1,1 +1,1 @@
-"""Before the first step: what a training takes, and whether it can start."""
+"""Before the first step: what a training needs, and whether it can start."""

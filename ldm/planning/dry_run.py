@@ -1,4 +1,4 @@
-"""What a training will take, before it starts: `python -m ldm.train +experiment=<name> dry_run=true`.
+"""What a training will need, before it starts: `python -m ldm.train +experiment=<name> dry_run=true`.
 
 Everything is built as for the training, but no data are read and nothing is written. A few steps on random
 samples (`trial.py`) show how much memory and time a step and a sample need on this machine.
@@ -41,7 +41,7 @@ ALONE = {
 
 
 def dry_run(config: DictConfig) -> None:
-    """Prints what the training of a config takes: parameters, memory, speed, micro-batches that fit."""
+    """Prints what a training needs: parameters, memory, time, and the micro-batches that fit."""
     quiet()
     print(f"{config.name}: {config.summary}")
     averages = ("ema" in config.callbacks) + len(config.callbacks.get("averages", {}).get("lengths", []))
@@ -99,7 +99,7 @@ def print_counted(config: DictConfig, net: nn.Module, *, averages: int, memory: 
 
 
 def made_up_stage(config: DictConfig) -> tuple[Stage, dict[str, str]]:
-    """The stage, with parts made up where data or another training would give them.
+    """The stage with substitutes for what comes from data or other trainings.
 
     Returns it with the path at which each network of the codec was looked for and not found.
     """
