@@ -50,8 +50,7 @@ def draw_literature(rows: Sequence[PublishedRow], path: Path) -> Path:
 
     A dot is filled where the number was verified.
 
-    Raises:
-        UserError: no row has such a number.
+    Raises UserError where no row has such a number.
     """
     shown = [row for row in rows if row.dataset == COCO and "fid" in row.values]
     if not shown:

@@ -50,8 +50,7 @@ class Options:
 def main(options: Options) -> None:
     """Writes the index.
 
-    Raises:
-        UserError: a file of results or of published rows that is wrong.
+    Raises UserError for a file of results or of published rows that is wrong.
     """
     folder = Path(options.folder)
     published, protocols = read_published(), read_protocols(folder)

@@ -46,8 +46,7 @@ class Outcome:
 def main(options: Options) -> None:
     """Writes the table and the figure.
 
-    Raises:
-        UserError: no folder, no sweep there, no numbers yet, or numbers that can't be compared.
+    Raises UserError for no folder, no sweep there, no numbers yet, or numbers that can't be compared.
     """
     if not options.folder:
         raise UserError("folder= is empty: name the sweep, as folder=runs/sweep/learning_rate")
@@ -82,8 +81,7 @@ def outcome(point: Point) -> Outcome:
 def chosen(outcomes: Sequence[Outcome], asked: Sequence[str]) -> list[str]:
     """Names of the numbers to show: those asked for, or all.
 
-    Raises:
-        UserError: a number that no point has, none at all, or numbers taken under several protocols.
+    Raises UserError for a number that no point has, none at all, or numbers taken under several protocols.
     """
     known = sorted({name for each in outcomes for name in each.numbers})
     for name in asked:

@@ -121,8 +121,7 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
         arguments: the overrides of the command line.
         sweep: whether a key may have several values, to be tried one after the other.
 
-    Raises:
-        UserError: the key or value with the nearest valid one.
+    Raises UserError for a key or value that is not valid, with the nearest one that is.
     """
     overrides = [parsed(argument) for argument in arguments]
     for override in overrides:

@@ -72,8 +72,7 @@ def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
 
     With `_partial_: true` the call is left open (`functools.partial`). Lists and mappings are followed.
 
-    Raises:
-        UserError: a target that is not on the list, does not exist, or has other arguments.
+    Raises UserError for a target that is not on the list, does not exist, or has other arguments.
     """
     if isinstance(node, Mapping):
         built = {key: construct(child, allowed=allowed) for key, child in node.items()}
@@ -118,8 +117,7 @@ def own_packages() -> list[str]:
 
     Only who runs a command can set it: no config and no bundle can make it longer.
 
-    Raises:
-        UserError: a name that is none, or one of Python's own modules.
+    Raises UserError for what is no name of a package, or is one of Python's own modules.
     """
     names = [name.strip() for name in os.environ.get(PACKAGES, "").split(",") if name.strip()]
     for name in names:
@@ -166,8 +164,8 @@ def check_arguments(name: str, target: Any, arguments: Mapping[str, Any], *, is_
     Args:
         is_partial: whether other arguments may follow.
 
-    Raises:
-        UserError: an unknown argument, with the nearest known one, a missing one, or one of another type.
+    Raises UserError for an unknown argument, with the nearest known one, a missing one, or one of another
+    type.
     """
     try:
         known = signature(target)

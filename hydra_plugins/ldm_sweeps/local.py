@@ -26,8 +26,7 @@ class LocalLauncher(PointLauncher):
         jobs: how many run at once.
         devices: values of CUDA_VISIBLE_DEVICES, one a job: two trainings never share a GPU.
 
-    Raises:
-        UserError: fewer than one job, or another number of devices than jobs.
+    Raises UserError for fewer than one job, or another number of devices than jobs.
     """
 
     def __init__(self, *, jobs: int, devices: Sequence[Any] | None = None) -> None:

@@ -48,11 +48,7 @@ class Point:
         return self.folder / "evaluation" / "results.json"
 
     def save(self) -> None:
-        """Writes the record that `read_point` reads.
-
-        Raises:
-            UserError: the folder holds what another command has finished.
-        """
+        """Writes the point's record; raises UserError where another command has finished in its folder."""
         record = self.folder / RECORD
         if self.finished and record.is_file() and (other := read_point(record).command) != self.command:
             differing = sorted(set(other) ^ set(self.command))
@@ -71,9 +67,8 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
         config: of the multirun; it has the command, and with `hydra.sweep.dir` the folder of the sweep.
         job_overrides: arguments of each job. A key that has one value for all jobs is not part of the label.
 
-    Raises:
-        UserError: two jobs with one label, a command that writes to no folder that can be chosen, a folder
-            that holds what another command has finished.
+    Raises UserError for two jobs with one label, a command that writes to no folder that can be chosen, a
+    folder that holds what another command has finished.
     """
     name = config.hydra.job.config_name
     key = next((key for key in PLACES if key in config), None)
@@ -114,8 +109,7 @@ def written(override: Override) -> str:
 def labels_of(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the points' folders; where two settings would have one name, a hash of each is added.
 
-    Raises:
-        UserError: two points have the same settings.
+    Raises UserError where two points have the same settings.
     """
     counts = Counter(map(label_of, points))
     labels = []

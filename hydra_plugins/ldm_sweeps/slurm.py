@@ -23,8 +23,7 @@ class SlurmLauncher(PointLauncher):
         wait: whether to return only when the array has left the queue, as a sweeper that learns needs it.
         poll: seconds between two looks at the queue.
 
-    Raises:
-        UserError: `parallel` or `poll` that isn't above 0.
+    Raises UserError for `parallel` or `poll` that isn't above 0.
     """
 
     def __init__(
@@ -54,11 +53,7 @@ class SlurmLauncher(PointLauncher):
         return f"their output is in {folder}/slurm-*.out"
 
     def submit(self, points: Sequence[Point], folder: Path) -> str:
-        """Submits the array; returns its job id.
-
-        Raises:
-            UserError: sbatch is not there or refuses; the sentence has its words.
-        """
+        """Submits the array; returns its job id. Raises UserError where sbatch is missing or refuses."""
         text = "".join(f"{point.folder}\n" for point in points)
         digest = hashlib.sha256(text.encode()).hexdigest()
         listed = folder / f"points-{digest[:8]}.txt"  # by content: the list of a job that waits never changes

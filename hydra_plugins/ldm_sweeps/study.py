@@ -42,8 +42,7 @@ class OptunaSweeper(Sweeper):
         params: what is varied, by key: `choice(a, b)`, `range(1, 9)`, `interval(0, 1)`, of whole numbers
             `int(interval(1, 9))`, by magnitude `tag(log, interval(1e-4, 1e-2))`.
 
-    Raises:
-        UserError: fewer than one trial or batch.
+    Raises UserError for fewer than one trial or batch.
     """
 
     def __init__(
@@ -65,8 +64,7 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes the config of the multirun, and makes the launcher that it names.
 
-        Raises:
-            UserError: Optuna is not installed.
+        Raises UserError where Optuna is not installed.
         """
         if find_spec("optuna") is None:
             raise UserError("hydra/sweeper=optuna needs Optuna 4 or later: pip install 'ldm[sweep]'")
@@ -78,8 +76,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> float:
         """Runs what is left of the study's trials; returns the best value.
 
-        Raises:
-            UserError: nothing to vary, a launcher that doesn't wait, or no trial that succeeded.
+        Raises UserError where nothing varies, the launcher doesn't wait, or no trial has succeeded.
         """
         overrides = parsed([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         last = {each.get_key_element(): each for each in overrides}  # what is typed replaces `params`
@@ -157,11 +154,7 @@ def num_complete(study: "Study") -> int:
 
 
 def distribution(override: Override) -> "BaseDistribution":
-    """Optuna's form of what Hydra's grammar varies.
-
-    Raises:
-        UserError: a form that has none.
-    """
+    """Optuna's form of what Hydra's grammar varies; raises UserError where it has none."""
     from optuna import distributions
 
     value = override.value()

@@ -196,11 +196,7 @@ class PowerAverages(Following):
         return {f"{length:g}": follower.state() for length, follower in self.by_length.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave.
-
-        Raises:
-            UserError: averages of other lengths.
-        """
+        """Takes over what `state_dict` gave; raises UserError for averages of other lengths."""
         own = {f"{length:g}": follower for length, follower in self.by_length.items()}
         if own.keys() != state_dict.keys():
             raise UserError(

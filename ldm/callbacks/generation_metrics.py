@@ -44,8 +44,7 @@ class GenerationMetrics(Callback):
         published: yaml with the literature's numbers, which are logged beside ours as constant lines
             `literature/<result>/<system>`; null takes the rows that come with the code.
 
-    Raises:
-        UserError: an option out of range, or fewer captions than a metric wants that isn't in `few`.
+    Raises UserError for an option out of range, or fewer captions than a metric wants that isn't in `few`.
     """
 
     def __init__(  # ten parameters: each is a key that a yaml sets
@@ -115,8 +114,7 @@ class GenerationMetrics(Callback):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The numbers by the names under which they are logged, the same on every rank.
 
-        Raises:
-            UserError: the reference set is smaller than a metric wants that isn't in `few`.
+        Raises UserError where the reference set is smaller than a metric wants that isn't in `few`.
         """
         reference = self._reference_set(trainer)
         captions = reference.captions(self.captions, seed=0)

@@ -51,11 +51,7 @@ class Gradients(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Logs and clips the norm.
-
-        Raises:
-            NotFinite: it, a loss or a moment is not finite.
-        """
+        """Logs the norm and clips; raises NotFinite where the norm, a loss or a moment is not finite."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # Lightning leaves this to fused optimizers

@@ -41,9 +41,7 @@ class RunReport(Callback):
 def write_run_report(folder: Path) -> Path:
     """Writes `report.md` and `curves.png` of a run directory; returns the page.
 
-    Raises:
-        UserError: nothing was logged.
-        OSError: there is no `metrics.jsonl`, or no room.
+    Raises UserError where nothing was logged. Raises OSError where there is no `metrics.jsonl`, or no room.
     """
     curves, facts = read_curves(folder / LOG), facts_of(folder)
     figure = save_curves(curves, folder / "curves.png", title=str(folder))

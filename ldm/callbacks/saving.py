@@ -91,11 +91,7 @@ class SaveStates(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves what is due.
-
-        Raises:
-            StoppedBySignal: a rank has got a signal, and the checkpoint is saved.
-        """
+        """Saves what is due; raises StoppedBySignal after a signal to any rank."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # inside a step
         step, number = trainer.global_step, self._signal_to_any(trainer)

@@ -120,8 +120,7 @@ def condition(pid: int) -> tuple[str, float]:
 def ranks_to_start(trainer: Mapping[str, Any]) -> int:
     """How many ranks this process has to start for a trainer's config; 1 if it trains itself.
 
-    Raises:
-        UserError: more GPUs than there are, or several machines, which only srun or torchrun can start.
+    Raises UserError for more GPUs than there are, or several machines, which only srun or torchrun can start.
     """
     if is_rank():
         return 1
@@ -155,8 +154,7 @@ def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int,
     Args:
         patience: seconds after which ranks are ended if none of them is active.
 
-    Raises:
-        UserError: a patience that is no finite number of seconds, at least 1.
+    Raises UserError for a patience that is no finite number of seconds, at least 1.
     """
     if not 1 <= patience < math.inf:
         raise UserError(f"{patience=} must be a finite number of seconds, at least 1")

@@ -33,9 +33,8 @@ COPIES = 4  # of each parameter in a checkpoint: its value, its EMA and the opti
 def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
     """Refuses what would fail once the training runs, or would silently be something else.
 
-    Raises:
-        UserError: a guidance without its weak bundle; steps out of range; float16 on a CPU; sample callbacks
-            for a stage that generates nothing; shards for a stage, compiler or callback of whole weights.
+    Raises UserError for a guidance without its weak bundle; steps out of range; float16 on a CPU; sample
+    callbacks for a stage that generates nothing; shards for a stage, compiler or callback of whole weights.
     """
     if "weak" in config.get("guidance", {}):
         raise UserError(

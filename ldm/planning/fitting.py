@@ -82,11 +82,7 @@ def quiet() -> None:
 
 
 def fit(config: DictConfig) -> None:
-    """Opens the run, trains the stage to its last step and writes the bundle.
-
-    Raises:
-        EndedEarly: the trainer stopped before its last step.
-    """
+    """Opens the run, trains the stage, writes the bundle; raises EndedEarly if the trainer stopped early."""
     for line in follow_init(config, overrides()):
         say(line)
     run, identity = find(config)

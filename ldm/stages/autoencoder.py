@@ -128,8 +128,7 @@ class AutoencoderStage(NetworkStage):
             the shipped autoencoder 2,048 pictures of a larger set would give standard errors of at most 1.4 %
             of a standard deviation (shift) and 0.8 % (scale).
 
-    Raises:
-        UserError: fewer than two pictures for the statistics.
+    Raises UserError for fewer than two pictures for the statistics.
     """
 
     def __init__(  # one parameter per key of conf/model/autoencoder*.yaml

@@ -28,8 +28,7 @@ class ContrastiveStage(NetworkStage):
         tokenizer: of the text encoder's vocabulary size and context length.
         optimizer, decay, augment, seed: see `NetworkStage`.
 
-    Raises:
-        UserError: a tokenizer that is not the text encoder's.
+    Raises UserError for a tokenizer that is not the text encoder's.
     """
 
     def __init__(

@@ -34,8 +34,7 @@ class Muon(Optimizer):
         weight_decay: decoupled, of both.
         iterations: of the orthogonalisation.
 
-    Raises:
-        UserError: parameters that are sharded over ranks.
+    Raises UserError for parameters that are sharded over ranks.
     """
 
     def __init__(

@@ -19,8 +19,7 @@ Decay = Callable[[int], float]  # step -> factor of the learning rate
 def warmup_cosine(step: int, *, warmup: int, steps: int, floor: float = 0.0) -> float:
     """Linear rise over `warmup` steps, then half a cosine down to `floor` at `steps`.
 
-    Raises:
-        UserError: a `warmup` below 0.
+    Raises UserError for a `warmup` below 0.
     """
     rise = warmup_constant(step, warmup=warmup)
     if step < warmup:
@@ -30,11 +29,7 @@ def warmup_cosine(step: int, *, warmup: int, steps: int, floor: float = 0.0) -> 
 
 
 def warmup_constant(step: int, *, warmup: int) -> float:
-    """Linear rise over `warmup` steps, then 1.
-
-    Raises:
-        UserError: a `warmup` below 0.
-    """
+    """Linear rise over `warmup` steps, then 1; raises UserError for a `warmup` below 0."""
     if warmup < 0:
         raise UserError(f"decay.{warmup=} must be at least 0")
     # from 1 / warmup: at rate 0 the first step would change nothing
@@ -71,8 +66,8 @@ class StepMean:
 def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> tuple[Optimizer, LambdaLR]:
     """An optimizer over a module's parameters and the schedule that steps with it.
 
-    Raises:
-        UserError: a learning rate that is not a finite number above 0, or a schedule with wrong options.
+    Raises UserError for a learning rate that is not a finite number above 0, or a schedule with wrong
+    options.
     """
     _check_rate(getattr(optimizer, "keywords", {}).get("lr", 1.0))  # before torch refuses it in its own words
     made = optimizer(parameter_groups(module))

@@ -61,8 +61,7 @@ class NetworkStage(LightningModule):
         augment: random change of the training pictures, keyed by their positions.
         seed: key of all random numbers, together with the samples' positions.
 
-    Raises:
-        UserError: a seed, a learning rate or a schedule with wrong values.
+    Raises UserError for a seed, a learning rate or a schedule with wrong values.
     """
 
     tokenizer: Tokenizer | None = None
