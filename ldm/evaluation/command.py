@@ -23,12 +23,12 @@ from ldm.evaluation.measure import Evaluator, needs
 from ldm.evaluation.pictures import BATCH, RESIZE, PictureFolder, Pictures, Subject, picture_subject
 from ldm.evaluation.protocol import Caption, Protocol, Request, caption_sets, describe
 from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
-from ldm.evaluation.reference_statistics import Preparation, Statistics, gaussian_of
+from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.report import csv_text, report, sweep_report
 from ldm.evaluation.results import FILE_NAME, Row, SetResult, numbers_of, results, write_results
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
-from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.frechet import FrechetDistance, gaussian_of
 from ldm.metrics.picture_metric import PictureMetric
 from ldm.tokenizers import cut_line
 

@@ -2,22 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
 from ldm.io.reading import parse_json, read_arrays
 from ldm.io.writing import writing
 from ldm.metrics.features import FeatureIdentity
-from ldm.metrics.frechet import Gaussian, Moments
+from ldm.metrics.frechet import Gaussian
 
 FORMAT = 2
 ROUNDING = 1e-6  # of the trace: what float32 sums leave of an asymmetry or of a negative variance
@@ -93,12 +91,6 @@ class Statistics:
                 f"statistics={source} were taken with {other} {str(theirs[other])[:40]!r}, the protocol has "
                 f"{str(ours[other])[:40]!r}: write them anew under this protocol, or measure under theirs"
             )
-
-
-def gaussian_of(parts: Iterable[Float[Tensor, "_ d"]]) -> Gaussian:
-    """Mean and covariance of all rows together, summed in float64; UserError for fewer than two rows."""
-    moments = map(Moments.of, parts)
-    return reduce(lambda first, second: Moments(*map(torch.add, first, second)), moments).gaussian()
 
 
 def _gaussian(arrays: Mapping[str, np.ndarray], path: Path) -> Gaussian:

@@ -1,7 +1,7 @@
 """What looks at pictures: contracts of feature extractors and distances, and how pictures are resized."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ldm import UserError
 
+BOTH_WAYS = "_both_ways"  # ends the name of features of pictures and of their mirror images
 OWN_CLIP = "own_clip"  # in a result's name: the CLIP that conditions the model is the judge
 RESIZE_MODES = ("bilinear", "bicubic", "bilinear_aliased", "tensorflow")
 PictureDistance = Callable[[Tensor, Tensor], Tensor]  # b 3 h w in [-1, 1], twice -> b
@@ -86,6 +87,30 @@ class Pixels:
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
         resized = resize_pictures(images, size=self.identity.size, mode=self.identity.resize)
         return {"pixels": resized.round().flatten(1)}
+
+
+class BothWays:
+    """The features `<name>_both_ways`: an extractor's first features, and behind them the mirror image's.
+
+    Args:
+        of: the extractor, which looks at each picture twice.
+    """
+
+    def __init__(self, *, of: FeatureExtractor) -> None:
+        name, width = next(iter(of.dims.items()))
+        self.of, self.name = of, name
+        self.dims: Mapping[str, int] = {f"{name}{BOTH_WAYS}": 2 * width}
+        self.identity = replace(of.identity, name=f"{of.identity.name}{BOTH_WAYS}")
+
+    def to(self, device: torch.device) -> "BothWays":
+        """Moves the extractor; returns itself."""
+        self.of.to(device)
+        return self
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
+        """One row a picture."""
+        ways = [self.of(each)[self.name] for each in (images, images.flip(-1))]
+        return {f"{self.name}{BOTH_WAYS}": torch.cat(ways, dim=1)}
 
 
 def as_pictures(pixels: Float[Tensor, "b d"]) -> UInt8[Tensor, "b 3 s s"]:

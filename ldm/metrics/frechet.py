@@ -1,5 +1,7 @@
 """Frechet distance between two sets of pictures, each taken as a Gaussian in feature space."""
 
+from collections.abc import Iterable
+from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -36,6 +38,12 @@ class Moments(NamedTuple):
             )
         mean = self.total / self.count
         return Gaussian(mean, (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1))
+
+
+def gaussian_of(parts: Iterable[Float[Tensor, "_ d"]]) -> Gaussian:
+    """Mean and covariance of all rows together, summed in float64; UserError for fewer than two rows."""
+    moments = map(Moments.of, parts)
+    return reduce(lambda first, second: Moments(*map(torch.add, first, second)), moments).gaussian()
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> Float[Tensor, ""]:

@@ -1,7 +1,6 @@
 """Metrics of nearest neighbours: do generated pictures lie near real ones, reach all of them, copy them?"""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.metrics.mmap_tables import Rows, Table, blocks, distances_to, nearest, unit_rows
-from ldm.metrics.picture_metric import Copies, GatheredFeatures, Reference, Side, result_name
+from ldm.metrics.picture_metric import Copies, GatheredFeatures, Reference, result_name
 
 ROUNDING = 1e-6  # distances of equal pictures are below this
 
@@ -79,6 +78,8 @@ class PrecisionRecall(GatheredFeatures):
 
     def __init__(self, *, features: str, neighbours: int = 3) -> None:
         super().__init__(features=features)
+        if neighbours < 1:
+            raise UserError(f"{neighbours=} must be at least 1")
         self.neighbours = neighbours
 
     def compute(self) -> dict[str, Tensor]:
@@ -150,11 +151,7 @@ class Memorisation(GatheredFeatures):
 
     def copies(self) -> Copies:
         """The pairs; `generated` counts the pictures by row, then caption, `real` is the picture's row."""
-        made, real = self.side("generated"), self.side("real", at_least=2)
-        if self.seen is not None:
-            mine = torch.isin(real.rows, self.seen.to(real.rows.device))
-            table = replace(real.features, order=real.features.order[mine])
-            real = Side(table, real.rows[mine], real.captions[mine])
+        made, real = self.side("generated"), self.seen_side(at_least=2)
         found = find_copies(made.features, real.features, quantile=self.quantile)
         return found._replace(real=real.rows[found.real])
 

@@ -198,11 +198,27 @@ class GatheredFeatures(PictureMetric):
                 f"{type(self).__name__} of {self.features!r} needs at least {at_least} {name} pictures, "
                 f"got {len(rows)}: measure more"
             )
+        both = (as_table(getattr(self, f"{each}_features")) for each in self.sides)
+        widths = {part.shape[1] for each in both for part in each.parts}
+        if len(widths) > 1:
+            raise UserError(
+                f"features {self.features!r} have {' and '.join(map(str, sorted(widths)))} numbers: both "
+                f"sides must come from one network"
+            )
         table = as_table(features)
         first = torch.cat([block[:, 0].clone() for block in blocks(table)])
         keys = (first, captions, rows)  # numpy's last key counts most
         order = torch.from_numpy(np.lexsort([key.cpu().numpy() for key in keys])).to(rows.device)
         return Side(replace(table, order=order), rows[order], captions[order])
+
+    def seen_side(self, *, at_least: int) -> Side:
+        """The real pictures that the generator was trained on, as far as `seen` is known; as `side`."""
+        real = self.side("real", at_least=at_least)
+        if self.seen is None:
+            return real
+        mine = torch.isin(real.rows, self.seen.to(real.rows.device))
+        table = replace(real.features, order=real.features.order[mine])
+        return Side(table, real.rows[mine], real.captions[mine])
 
 
 def score(

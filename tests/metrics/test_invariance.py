@@ -5,9 +5,12 @@ from functools import partial
 import pytest
 import torch
 
+from ldm.metrics.clipped import ClippedDensityCoverage
 from ldm.metrics.diversity import CaptionDiversity, InceptionScore, VendiScore
 from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.frechet_ratio import FrechetRatio
 from ldm.metrics.kernel_distance import Cmmd, KernelDistance
+from ldm.metrics.mind import Mind
 from ldm.metrics.mmap_tables import store_tables
 from ldm.metrics.neighbours import DensityCoverage, Memorisation, PrecisionRecall
 from ldm.metrics.picture_metric import Observed
@@ -27,6 +30,9 @@ METRICS = [
     Cmmd,
     partial(Memorisation, quantile=0.3),
     PictureRecall,
+    Mind,
+    FrechetRatio,
+    ClippedDensityCoverage,
 ]
 
 

@@ -1,0 +1,1 @@
+"""From how many training pictures on a small model stops copying them: `python -m experiments.onset`."""
