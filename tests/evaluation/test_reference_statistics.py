@@ -7,9 +7,9 @@ import torch
 
 from ldm.evaluation.protocol import ELSEWHERE
 from ldm.evaluation.reference_set import ReferenceSet
-from ldm.evaluation.reference_statistics import Preparation, Statistics, gaussian_of
+from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.report import measured_cells
-from ldm.metrics.frechet import FrechetDistance, Moments
+from ldm.metrics.frechet import FrechetDistance, Moments, gaussian_of
 
 MU, SIGMA = np.arange(3.0), np.eye(3)
 
