@@ -121,12 +121,8 @@ class Bundle:
             BundleError: the config describes no network, or not the one that the weights are of.
         """
         part = self.part(name)
-        # Twice as many weights as the file has: some networks tie two. A config that asks for more would take
-        # time and memory long before its weights were found not to fit.
-        most = 2 * sum(max(1, tensor.numel()) for tensor in part.state.values())
         try:
-            with meta_init(most=most):
-                module = construct(part.spec)
+            module = meta_network(part.spec, part.state)
             module.load_state_dict(part.state, assign=True)
         except UNBUILDABLE as error:
             raise BundleError(
@@ -217,6 +213,16 @@ def check_config(config: Fields) -> None:
         config.mapping("latents").numbers("scale", low=1 / MAX_FLOAT, high=MAX_FLOAT)
     if values.get("tokenizer") is not None:
         config.mapping("tokenizer").text("sha256")
+
+
+def meta_network(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a `_target_` tree on the meta device, with at most twice as many weights as a state has.
+
+    Twice, because some networks tie two weights. The tree may be a stranger's: one that asks for more would
+    take time and memory long before its weights were found not to fit.
+    """
+    with meta_init(most=2 * sum(max(1, tensor.numel()) for tensor in state.values())):
+        return construct(spec)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Commands whose options are the fields of a dataclass, typed as `key=value` and read by each field's type.
 
-A text is what stands after the first `=`, byte for byte: blanks, quotes, `#` and `${...}` are kept. Numbers
-are decimal, switches true or false. An option is given at most once; it may be empty if its default is empty.
+A text is everything after the first `=`, unchanged: blanks, quotes, `#` and `${...}` are kept. An option is
+given at most once; it may be empty if its default is empty.
 """
 
 import re
@@ -19,8 +19,8 @@ from ldm.construct import nearest
 class Kind(NamedTuple):
     """How the values of one type are written."""
 
-    name: str
-    expected: str
+    name: str  # in `--help`
+    expected: str  # in messages
     pattern: re.Pattern[str]
     read: Callable[[str], Any]
 
@@ -52,7 +52,7 @@ def command_line(function: Callable[[Any], None], options: type, arguments: list
     """Runs `function(options)` on the `key=value` arguments, or prints the module's help."""
 
     def run() -> None:
-        for stream in (sys.stdout, sys.stderr):  # a path may hold bytes that are not UTF-8
+        for stream in (sys.stdout, sys.stderr):  # a path may have bytes that are not UTF-8
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         if {"-h", "--help"} & set(arguments):
             print(f"{sys.modules[function.__module__].__doc__}\n{help_of(options)}")
@@ -63,11 +63,7 @@ def command_line(function: Callable[[Any], None], options: type, arguments: list
 
 
 def read_options(options: type, arguments: list[str]) -> Any:
-    """The options that the arguments set, all others at their defaults.
-
-    Raises:
-        UserError: an unknown, repeated or emptied option, or a value that is not of the option's type.
-    """
+    """The options that the arguments set, all others at their defaults; UserError for a wrong one."""
     known = {own.name: own for own in fields(options)}
     values: dict[str, Any] = {}
     for argument in arguments:
@@ -94,7 +90,7 @@ def _read(own: Field, text: str) -> Any:
 
 
 def help_of(options: type) -> str:
-    """Every option with its type, its default and one sentence."""
+    """One paragraph per option: its type, its sentence and its default."""
     lines = ["Options:"]
     for own in fields(options):
         default = f" Default: {_shown(own.default)}." if own.default != "" else ""
