@@ -151,7 +151,7 @@ def test_steps_and_sampler_may_be_others_than_the_bundles(run, bundle, tmp_path)
         (["to=safetensors", "out=y"], "out=y is to be one file: name it out=y.safetensors"),
         (["from=x", "out=y", "declared=maybe"], "declared=maybe is unknown: write one of take, ignore"),
         (["from=x", "out=y", "precision=int8"], "precision=int8 is unknown"),
-        (["from=nothing/here", "out=y"], "from=nothing/here is not there: hf download"),
+        (["from=nothing/here", "out=y"], "from=nothing/here does not exist: hf download"),
         (["from=hf://a/b@main", "out=y"], "from=hf://a/b@main is not pinned"),
         (["from=README.md", "out=y"], "README.md is neither a whole safetensors file nor a zip"),
         (["from=conf", "out=y"], "there is no conf/config.json"),

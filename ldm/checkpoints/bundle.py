@@ -1,4 +1,4 @@
-"""A bundle: all that sampling and evaluating need, as safetensors and yaml; reading one executes nothing.
+"""A bundle: everything that sampling and evaluation need, as safetensors and yaml.
 
 ```
 bundle/config.yaml            parts with their constructors and hashes, latent statistics, process, defaults
@@ -7,7 +7,8 @@ bundle/tokenizer.json
 bundle/README.md              model card; nothing reads it
 ```
 
-Anybody may have written the folder, so every value is checked before something is built from it.
+Anybody may have written the folder: reading it executes nothing, and every value is checked before something
+is built from it.
 """
 
 from collections.abc import Mapping
@@ -30,8 +31,8 @@ from ldm.tokenizers import Tokenizer, parse_merge
 
 FORMAT, TOKENIZER_FORMAT = 1, "ldm-tokenizer-1"
 MAX_SIDE = 2**13  # of a picture, in pixels
-# What torch and Python raise where a config describes no network. The config is foreign data, so none of
-# these is a bug of ours that should show its traceback.
+# What torch and Python raise where a config describes no network. The config is foreign data, so that none of
+# these is a bug that should show its traceback.
 UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
 SIZES = ("vocab_size", "context_length", "pad_id")  # of a tokenizer
@@ -59,11 +60,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """Opens a bundle, or the bundle of a run, or that of an experiment's newest finished run.
-
-        Raises:
-            BundleError: nothing there, or a config that can't be read.
-        """
+        """Opens the bundle that `find` finds; BundleError if there is none or its config can't be read."""
         found = find(Path(path))
         try:
             config = Fields.of(read_yaml(found / CONFIG), name=CONFIG)
@@ -88,11 +85,7 @@ class Bundle:
         return hash_file(self.path / CONFIG)
 
     def entry(self, name: str) -> Any:
-        """One entry of the config: process, sampler, guidance, size, ...
-
-        Raises:
-            BundleError: there is no such entry.
-        """
+        """One entry of the config, such as process, sampler or size; BundleError if it is missing."""
         if name not in self.config:
             raise BundleError(f"bundle {self.path}: {CONFIG} lacks {name!r}: copy the whole folder again")
         return self.config[name]
@@ -106,20 +99,16 @@ class Bundle:
         if name not in self.config["parts"]:
             raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
         file, sha256, spec = (self.config["parts"][name][key] for key in ("file", "sha256", "spec"))
-        with ThreadPoolExecutor(max_workers=1) as hashing:  # takes as long as looking at every weight
+        with ThreadPoolExecutor(max_workers=1) as hashing:  # takes as long as the check for NaN and Inf
             checked = hashing.submit(self._checked, file, sha256)
             try:
                 state = read_weights(self.path / file)
-            finally:  # of two errors the hash's: a file that was changed is reported as that
+            finally:  # if both fail, the hash's error counts: it explains the other
                 checked.result()
         return Part(spec=spec, state=state)
 
     def network(self, name: str) -> nn.Module:
-        """One part, built and loaded, in evaluation mode.
-
-        Raises:
-            BundleError: the config describes no network, or not the one that the weights are of.
-        """
+        """One part, built and loaded, in evaluation mode; BundleError if its weights don't fit its config."""
         part = self.part(name)
         try:
             module = meta_network(part.spec, part.state)
@@ -132,11 +121,7 @@ class Bundle:
         return module.eval()
 
     def copy_into(self, net: nn.Module, name: str) -> None:
-        """Copies the weights of one part into a network that is to be trained further.
-
-        Raises:
-            BundleError: no such part, a damaged one, or one of another network.
-        """
+        """Copies the weights of one part into a network of the same sizes; BundleError for other sizes."""
         state = self.part(name).state
         sizes, wanted = ({key: x.shape for key, x in each.items()} for each in (state, net.state_dict()))
         different = sorted(key for key in sizes.keys() | wanted if sizes.get(key) != wanted.get(key))
@@ -148,19 +133,11 @@ class Bundle:
         net.load_state_dict(state)
 
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer.
-
-        Raises:
-            BundleError: it is missing or changed.
-        """
+        """Its tokenizer; BundleError if it is missing or changed."""
         return load_tokenizer(self._checked(TOKENIZER, self.entry("tokenizer")["sha256"]))
 
     def _checked(self, file: str, sha256: str) -> Path:
-        """The path of a file that is there and the one that was written.
-
-        Raises:
-            BundleError: it isn't.
-        """
+        """The path of a file; BundleError if it is missing or not the one that was written."""
         path = self.path / file
         if not path.is_file():
             raise BundleError(f"bundle {self.path} lacks its file {file}: copy the whole folder again")
@@ -170,10 +147,9 @@ class Bundle:
 
 
 def find(path: Path) -> Path:
-    """The bundle that a path means: itself, a run's, the newest of an experiment's runs; `shipped` is ours.
+    """The bundle at a path, in the run there, or of the newest finished run of the experiment there.
 
-    Raises:
-        BundleError: there is none.
+    The word `shipped` stands for the bundle of this repository; BundleError if there is none.
     """
     path = SHIPPED if path == Path("shipped") else path
     newest = sorted(path.glob(f"*/bundle/{CONFIG}"), reverse=True)
@@ -181,7 +157,7 @@ def find(path: Path) -> Path:
         config = folder / CONFIG
         if config.is_file():
             with config.open("rb") as stream:
-                if b"parts:" in stream.read(MAX_YAML):  # else it is a run's config
+                if b"parts:" in stream.read(MAX_YAML):  # a run has a config of this name, too
                     return folder
     where = f"there is no bundle at {path}"
     if path.parent.name == "runs":
@@ -190,11 +166,7 @@ def find(path: Path) -> Path:
 
 
 def check_config(config: Fields) -> None:
-    """Refuses what no bundle's config holds, before anything is built from it.
-
-    Raises:
-        UserError: the entry, and what is wrong with it.
-    """
+    """Refuses a config that no bundle has, by the first wrong entry."""
     values = config.values
     if values.get("format") != FORMAT:
         raise UserError(f"it has format {values.get('format')}, this version reads {FORMAT}")
@@ -226,12 +198,7 @@ def meta_network(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mod
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, those with fractions in float32.
-
-    Raises:
-        BundleError: it is cut or forged, or holds NaN or Inf.
-        FileNotFoundError: there is no such file.
-    """
+    """The tensors of a safetensors file, floats in float32; BundleError for a cut one, NaN or Inf."""
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -244,22 +211,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or Inf, read off the extremes: thirty times as fast as looking at each."""
+    """Whether no value is NaN or Inf; the extremes tell, thirty times as fast as a test of each value."""
     return tensor.numel() == 0 or all(extreme.isfinite() for extreme in tensor.aminmax())
 
 
 def content_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer as plain data, from which `tokenizer_of` makes the same one."""
+    """A tokenizer as plain data, the inverse of `tokenizer_of`."""
     sizes = {name: getattr(tokenizer, name) for name in SIZES}
     return {"format": TOKENIZER_FORMAT, **sizes, "merges": [" ".join(merge) for merge in tokenizer.merges]}
 
 
 def tokenizer_of(content: Any, *, name: str) -> Tokenizer:
-    """The tokenizer that plain data describes, which messages call by `name`.
-
-    Raises:
-        UserError: the data describes none.
-    """
+    """The tokenizer that plain data describes, which messages call `name`; UserError if it describes none."""
     try:
         fields = Fields.of(content, name=name)
         if fields.text("format") != TOKENIZER_FORMAT:
@@ -273,11 +236,7 @@ def tokenizer_of(content: Any, *, name: str) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a file.
-
-    Raises:
-        UserError: no file, or one that ldm did not write.
-    """
+    """The tokenizer in a file; UserError if there is none."""
     try:
         return tokenizer_of(read_json(path), name=str(path))
     except FileNotFoundError:

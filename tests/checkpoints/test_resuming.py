@@ -238,7 +238,7 @@ def test_a_run_of_an_earlier_version_is_resumed_and_says_what_was_not_compared(c
     (stopped.path / "run.json").write_text(json.dumps(record | {"result_hash": "f" * 64}))
     status, printed = call()
     assert status == 0
-    assert "is of an earlier version: its data and codec are not recorded, nor compared" in printed
+    assert "is of an earlier version: its data and codec were not recorded or compared" in printed
     inputs = {"data.root", "codec.autoencoder", "codec.text_encoder", "ranks"}
     assert stopped.record()["inputs"].keys() == inputs
 

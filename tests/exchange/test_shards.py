@@ -116,7 +116,8 @@ def test_a_variant_stands_in_for_the_plain_file_and_that_is_said(copied, tiny, v
     found = tiny(copied)
     assert found.parts["backbone"].state["conv_in.bias"].dtype == kind
     assert found.notes == [
-        f"unet/diffusion_pytorch_model.{variant}.safetensors was read: there is no file without .{variant}",
+        f"unet/diffusion_pytorch_model.{variant}.safetensors was read, because there is no file without "
+        f".{variant}",
         f"the files hold {name} weights: precision={name} keeps their size",
     ]
 

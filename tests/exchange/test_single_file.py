@@ -96,7 +96,7 @@ def test_a_training_checkpoint_of_compvis_is_read(state, tiny, imported, tmp_pat
     assert_same(found, imported)
     assert found.left_out == ["model_ema.*", "betas", "alphas_cumprod*", "posterior_*", "lvlb_weights"]
     assert found.notes == [
-        "model.ckpt: the weights of the last step were taken, not their averages, model_ema.*: "
+        "model.ckpt: the weights of the last step were read, not their EMA, model_ema.*: "
         "weights=ema takes those"
     ]
 
@@ -175,9 +175,9 @@ def test_averages_that_are_not_all_there_are_refused(state, saved, tiny, tmp_pat
     some.popitem()
     for tensors in (state, state | some):
         save_file(tensors, tmp_path / "one.safetensors")
-        with pytest.raises(ValueError, match=r"does not hold an average \(model_ema\.\*\) of each weight"):
+        with pytest.raises(ValueError, match=r"does not hold the EMA \(model_ema\.\*\) of each weight"):
             tiny(tmp_path / "one.safetensors", averaged=True)
-    with pytest.raises(ValueError, match="does not hold an average"):
+    with pytest.raises(ValueError, match="does not hold the EMA"):
         tiny(saved, averaged=True)
 
 
