@@ -90,15 +90,20 @@ class Bundle:
             raise BundleError(f"bundle {self.path}: {CONFIG} lacks {name!r}: copy the whole folder again")
         return self.config[name]
 
+    def spec(self, name: str) -> dict[str, Any]:
+        """The `_target_` tree of one part, without its weights; BundleError if there is no such part."""
+        if name not in self.config["parts"]:
+            raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
+        return dict(self.config["parts"][name]["spec"])
+
     def part(self, name: str) -> Part:
         """Constructor and weights of one part, in float32.
 
         Raises:
             BundleError: no such part, or a file that is missing, changed, or holds NaN or Inf.
         """
-        if name not in self.config["parts"]:
-            raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
-        file, sha256, spec = (self.config["parts"][name][key] for key in ("file", "sha256", "spec"))
+        spec = self.spec(name)
+        file, sha256 = (self.config["parts"][name][key] for key in ("file", "sha256"))
         with ThreadPoolExecutor(max_workers=1) as hashing:  # takes as long as the check for NaN and Inf
             checked = hashing.submit(self._checked, file, sha256)
             try:
@@ -123,9 +128,7 @@ class Bundle:
     def copy_into(self, net: nn.Module, name: str) -> None:
         """Copies the weights of one part into a network of the same sizes; BundleError for other sizes."""
         state = self.part(name).state
-        sizes, wanted = ({key: x.shape for key, x in each.items()} for each in (state, net.state_dict()))
-        different = sorted(key for key in sizes.keys() | wanted if sizes.get(key) != wanted.get(key))
-        if different:
+        if different := differing(state, net.state_dict()):
             raise BundleError(
                 f"bundle {self.path}: its {name} and the network that is to start as it differ in "
                 f"{len(different)} weights, such as {different[0]}: give both the same sizes"
@@ -197,6 +200,12 @@ def meta_network(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mod
         return construct(spec)
 
 
+def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights that only one of two states has, or that have different shapes in them."""
+    shapes, others = ({name: tensor.shape for name, tensor in state.items()} for state in (one, other))
+    return sorted(name for name in shapes.keys() | others if shapes.get(name) != others.get(name))
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, floats in float32; BundleError for a cut one, NaN or Inf."""
     try:
@@ -230,9 +239,7 @@ def tokenizer_of(content: Any, *, name: str) -> Tokenizer:
         sizes = {each: fields.whole(each, low=0, high=MAX_WIDTH) for each in SIZES}
         return Tokenizer([parse_merge(line) for line in fields.texts("merges")], **sizes)
     except ValueError as error:  # Python's own where a line is no merge
-        raise UserError(
-            f"{name} is not a tokenizer written by ldm ({error}): train or copy it again"
-        ) from None
+        raise UserError(f"{name} is not a tokenizer of ldm ({error}): train or copy it again") from None
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

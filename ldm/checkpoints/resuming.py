@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.checkpoints.bundle import Bundle, BundleError, differing
 from ldm.checkpoints.provenance import config_hash
 from ldm.checkpoints.training_state import read_state
 from ldm.construct import moved
@@ -166,15 +166,14 @@ def check_state(state: Path, stage: nn.Module) -> None:
     """Refuses a checkpoint whose weights differ in name or shape from those of the stage that resumes."""
     if state.is_dir():  # a sharded checkpoint is read after the stage has been sharded
         return
-    both = (read_state(state)["state_dict"], stage.state_dict())
-    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in both)
-    different = sorted(name for name in shapes.keys() | wanted if shapes.get(name) != wanted.get(name))
-    if different:
+    saved, wanted = read_state(state)["state_dict"], stage.state_dict()
+    if different := differing(saved, wanted):
         name = different[0]
+        shapes = [tuple(each[name].shape) if name in each else None for each in (saved, wanted)]
         raise UserError(
             f"{state} is of another network: {len(different)} weights differ, such as {name} of shape "
-            f"{shapes.get(name)} where this training has {wanted.get(name)}: leave the run's options as they "
-            "were, or make a new run with resume=never"
+            f"{shapes[0]} where this training has {shapes[1]}: leave the run's options as they were, or make "
+            "a new run with resume=never"
         )
 
 

@@ -62,11 +62,6 @@ class Run:
         """The newest whole checkpoint that torch can load."""
         return newest_state(self.checkpoints, usable=is_readable)
 
-    @property
-    def generator(self) -> str:
-        """The generator of its random numbers."""
-        return self.record().get("generator", EARLIER_GENERATOR)
-
     def record(self) -> dict[str, Any]:
         """Contents of `run.json`; OSError or ValueError if it is missing or damaged."""
         path = self.path / RECORD
@@ -146,9 +141,7 @@ def find_run(
 
     if resume != "auto":
         if not (Path(resume) / RECORD).is_file():
-            raise UserError(
-                f"resume={resume} is no run directory (it has no {RECORD}); write auto, never or a run"
-            )
+            raise UserError(f"resume={resume} is no run directory (no {RECORD}): write auto, never or a run")
         run = compared(Run(path=Path(resume)))
         check_changes(run.changed, changes, run=run.path)
         return _held(run)
@@ -209,10 +202,11 @@ def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
     """
     if run is not None and (run.changed or not run.finished):
         hold(run.path, below=below)
-        if run.generator != GENERATOR:
+        generator = run.record().get("generator", EARLIER_GENERATOR)
+        if generator != GENERATOR:
             raise UserError(
-                f"{run.path} was begun with random numbers of {run.generator}, and this version of ldm has"
-                f" {GENERATOR}: resume it with the version that began it, or train anew with resume=never"
+                f"{run.path} was started with random numbers of {generator}, and this version of ldm has "
+                f"{GENERATOR}: resume it with the version that started it, or train anew with resume=never"
             )
     return run
 

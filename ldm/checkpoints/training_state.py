@@ -40,7 +40,10 @@ def save_state(root: Path, step: int, save: Callable[[Path], None], *, keep: int
     try:
         make_folder(root, below=run)
         sweep(root, below=run)
-        _check_room(root)
+        # refused before the work if the disk has less room than the newest checkpoint takes
+        sizes = [sum(each.lstat().st_size for each in path.rglob("*")) for path in states(root)[-1:]]
+        if sizes and shutil.disk_usage(root).free < sizes[0]:
+            raise OSError(ENOSPC, f"No space left for the {sizes[0] / 1e6:.1f} MB of a checkpoint")
         with new_folder(final, below=run, claim=partial(_make_way, final)) as draft:
             save(draft / STATE)
             # the manifest is no proof yet: `new_folder` puts both on disk before the folder gets its name
@@ -54,13 +57,6 @@ def save_state(root: Path, step: int, save: Callable[[Path], None], *, keep: int
     except OSError as error:
         raise _failure(error, root, step) from error
     return final
-
-
-def _check_room(root: Path) -> None:
-    """Raises the OSError of a full disk if it has less room than the newest checkpoint takes."""
-    sizes = [sum(each.lstat().st_size for each in path.rglob("*")) for path in states(root)[-1:]]
-    if sizes and shutil.disk_usage(root).free < sizes[0]:
-        raise OSError(ENOSPC, f"No space left for the {sizes[0] / 1e6:.1f} MB of a checkpoint")
 
 
 def contents(folder: Path) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import Field, field, fields
+from dataclasses import field, fields
 from typing import Any, NamedTuple
 
 from ldm import UserError
@@ -74,19 +74,13 @@ def read_options(options: type, arguments: list[str]) -> Any:
             raise UserError(f"{key} has no value: write {key}={KINDS[known[key].type].name}")
         if key in values:
             raise UserError(f"{key}= is given twice: keep one of them")
-        values[key] = _read(known[key], text)
+        kind, default = KINDS[known[key].type], known[key].default
+        if not text and default != "":
+            raise UserError(f"{key}= is empty: write {kind.expected}, or leave it out for {_shown(default)}")
+        if not kind.pattern.fullmatch(text):
+            raise UserError(f"{key}={text} is not {kind.expected}")
+        values[key] = kind.read(text)
     return options(**values)
-
-
-def _read(own: Field, text: str) -> Any:
-    kind = KINDS[own.type]  # type: ignore[index]
-    if not text and own.default != "":
-        raise UserError(
-            f"{own.name}= is empty: write {kind.expected}, or leave it out for {_shown(own.default)}"
-        )
-    if not kind.pattern.fullmatch(text):
-        raise UserError(f"{own.name}={text} is not {kind.expected}")
-    return kind.read(text)
 
 
 def help_of(options: type) -> str:

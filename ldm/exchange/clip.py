@@ -160,7 +160,7 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
     return _towers(Fit(spec=spec, weights=weights, rules=openclip_rules(), drop=BESIDE))
 
 
-def import_transformers(weights: Weights, config: Fields) -> Imported:
+def import_transformers(weights: Weights, config: Fields, _: str | None = None) -> Imported:
     """The towers of a CLIPModel."""
     text, image = (config.mapping(name, {}) for name in ("text_config", "vision_config"))
     spec = {
@@ -179,7 +179,7 @@ def import_text(weights: Weights, config: Fields, state: str | None) -> Imported
     return Imported.of({"text_encoder": fit}, tokenizer=tokenizer)
 
 
-def import_vision(weights: Weights, config: Fields) -> Imported:
+def import_vision(weights: Weights, config: Fields, _: str | None = None) -> Imported:
     """The image tower of a CLIPVisionModelWithProjection."""
     if PICTURE_PROJECTION not in weights.outline:
         raise UserError(

@@ -137,9 +137,7 @@ def _read_header(text: str, weights: Weights) -> tuple[Architecture, Tokenizer, 
         configs = {name: replace(content.mapping(name), name=f"{path}: {name}") for name in CONFIGS}
         tokenizer = tokenizer_of(content.mapping("tokenizer").values, name="its tokenizer")
     except UserError as error:
-        raise UserError(
-            f"{path}: the header's entry {HEADER!r} is damaged ({error}): write it again"
-        ) from None
+        raise UserError(f"{path}: the header's entry {HEADER!r} is damaged ({error}): export again") from None
     return from_configs(configs), tokenizer, content.values.get("record")
 
 

@@ -79,9 +79,7 @@ class Architecture:
     def __post_init__(self) -> None:
         width, context = self.text_encoder["width"], self.backbone["transformer"]["context_dim"]
         if width != context:
-            raise UserError(
-                f"the U-Net's cross_attention_dim is {context}, but the text encoder's states have {width}"
-            )
+            raise UserError(f"the U-Net's cross_attention_dim is {context}, the text encoder's width {width}")
         channels, latents = self.backbone["latent_channels"], self.autoencoder["latent_channels"]
         if channels != latents:
             raise UserError(f"the U-Net's in_channels is {channels}, but the autoencoder has {latents}")

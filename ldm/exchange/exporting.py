@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Bundle, BundleError, Part
+from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.bundle_writer import CARD, model_card, results_of
 from ldm.exchange.compvis import OWN, header
 from ldm.exchange.compvis import networks as compvis_networks
@@ -74,7 +74,7 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
     """
     nodes = sampling_nodes(bundle, options)
     architecture = Architecture(
-        **{name: _spec(bundle, name) for name in PARTS},
+        **{name: bundle.spec(name) for name in PARTS},
         process=bundle.entry("process"),
         sampler=nodes["sampler"],
         latents=bundle.entry("latents"),
@@ -133,7 +133,10 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
             _save(folder / f"{file}.safetensors", _theirs(export.states[part], rules), dtype)
         write_vocabulary(export.tokenizer, folder / "tokenizer")
         _write_json(folder / INDEX, _index(export.configs))
-        (folder / CARD).write_text(_card(export), encoding="utf-8")
+        usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=export.guidance)
+        options = {"usage": usage, "library": "diffusers", "notes": export.notes, "results": export.results}
+        card = model_card({**export.own.settings, "parts": export.own.parts}, **options)
+        (folder / CARD).write_text(card, encoding="utf-8")
         _write_json(folder / RECORD, record)
         if tensors:
             _save(folder / TENSORS, tensors, dtype)
@@ -173,20 +176,6 @@ def folded(state: State, latents: Mapping[str, list[float]]) -> dict[str, Tensor
         write_bias + write[:, :, 0, 0] @ shift,
     )
     return {**state, **{name: x.to(state[name].dtype) for name, x in zip(names, changed, strict=True)}}
-
-
-def _card(export: Export) -> str:
-    """The model card of a folder for diffusers."""
-    usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=export.guidance)
-    config = {**export.own.settings, "parts": export.own.parts}
-    return model_card(config, usage=usage, library="diffusers", notes=export.notes, results=export.results)
-
-
-def _spec(bundle: Bundle, name: str) -> Config:
-    if name not in bundle.names:
-        held = ", ".join(bundle.names)
-        raise BundleError(f"bundle {bundle.path} can't be exported: no {name} among {held}")
-    return dict(bundle.config["parts"][name]["spec"])
 
 
 def _theirs(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:

@@ -45,8 +45,8 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     pipeline = from_configs(configs)
     text = text_fit(pipeline.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
     fits = {
-        "backbone": _unet(folder / "unet", pipeline.backbone, pipeline.linear_projection),
-        "autoencoder": _vae(folder / "vae", pipeline.autoencoder),
+        "backbone": _unet(find_weights(folder / "unet"), pipeline.backbone, pipeline.linear_projection),
+        "autoencoder": _vae(find_weights(folder / "vae"), pipeline.autoencoder),
         "text_encoder": text,
     }
     sizes = {name: text.spec[name] for name in ("context_length", "vocab_size")}
@@ -70,7 +70,7 @@ def import_network(folder: Path, *, text_state: str | None) -> Imported:
     kind, _ = class_of(folder)
     if kind not in NETWORKS:
         raise UserError(f"{folder} holds a {kind}: only a pipeline or {', '.join(NETWORKS)} are covered")
-    return NETWORKS[kind](folder, Fields.read(folder / "config.json"), text_state)
+    return NETWORKS[kind](find_weights(folder), Fields.read(folder / "config.json"), text_state)
 
 
 def find_weights(folder: Path) -> Weights:
@@ -190,31 +190,29 @@ def _other_class(scheduler: Fields, index: Fields) -> list[str]:
     return [f"{INDEX} names a {named}, scheduler_config.json a {own}: the latter was read"]
 
 
-def _unet(folder: Path, spec: Mapping[str, Any], linear_projection: bool) -> Fit:
-    rules = unet_rules(linear_projection=linear_projection)
-    return Fit(spec=spec, weights=find_weights(folder), rules=rules)
+def _unet(weights: Weights, spec: Mapping[str, Any], linear_projection: bool) -> Fit:
+    return Fit(spec=spec, weights=weights, rules=unet_rules(linear_projection=linear_projection))
 
 
-def _vae(folder: Path, spec: Mapping[str, Any]) -> Fit:
-    weights = find_weights(folder)
+def _vae(weights: Weights, spec: Mapping[str, Any]) -> Fit:
     return Fit(spec=spec, weights=weights, rules=vae_rules(weights.outline))
 
 
-def _import_unet(folder: Path, config: Fields, text_state: str | None) -> Imported:
+def _import_unet(weights: Weights, config: Fields, _: str | None) -> Imported:
     linear = config.flag("use_linear_projection")
-    fits = {"backbone": _unet(folder, unet_spec(config), linear)}
+    fits = {"backbone": _unet(weights, unet_spec(config), linear)}
     return Imported.of(fits, settings={"linear_projection": linear})
 
 
-def _import_vae(folder: Path, config: Fields, text_state: str | None) -> Imported:
-    fits = {"autoencoder": _vae(folder, vae_spec(config))}
+def _import_vae(weights: Weights, config: Fields, _: str | None) -> Imported:
+    fits = {"autoencoder": _vae(weights, vae_spec(config))}
     return Imported.of(fits, settings={"latents": vae_latents(config)})
 
 
-NETWORKS: dict[str, Callable[[Path, Fields, str | None], Imported]] = {  # by class or type of model
+NETWORKS: dict[str, Callable[[Weights, Fields, str | None], Imported]] = {  # by class or type of model
     "UNet2DConditionModel": _import_unet,
     "AutoencoderKL": _import_vae,
-    "clip_text_model": lambda folder, *told: import_text(find_weights(folder), *told),
-    "clip_vision_model": lambda folder, config, _: import_vision(find_weights(folder), config),
-    "clip": lambda folder, config, _: import_transformers(find_weights(folder), config),
+    "clip_text_model": import_text,
+    "clip_vision_model": import_vision,
+    "clip": import_transformers,
 }

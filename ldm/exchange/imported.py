@@ -69,9 +69,7 @@ class Fit:
         own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         try:
             if not own:
-                raise UserError(
-                    f"there is no tensor {prefix}*, so the network is missing: use the whole file"
-                )
+                raise UserError(f"it has no tensor {prefix}*: use a file with the whole pipeline")
             expected = shapes(meta_network(self.spec, own).state_dict())
             return translate(own, self.rules, expected=expected, drop=self.drop)
         except UserError as error:

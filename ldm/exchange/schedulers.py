@@ -287,12 +287,11 @@ def _solver_read(fields: Fields) -> Solver:
 def _solver_written(method: Mapping[str, Any], *, flow: bool) -> Solver:
     """The solver that a sampler of ours is written as."""
     able = [solver for solver in SOLVERS if solver.flow == flow]
-    same = [solver for solver in able if method.get("_target_") == solver.target]
+    target = method.get("_target_")
+    same = [solver for solver in able if target == solver.target]
     if not same:
         known, theirs = ", ".join(sorted({each.method for each in able})), "diffusers" + "' flows" * flow
-        raise UserError(
-            f"sampler.method {method.get('_target_')} can't be written for {theirs}, only {known}"
-        )
+        raise UserError(f"sampler.method {target} can't be written for {theirs}, only {known}")
     given = arguments(method, target=same[0].target, what="the sampler")
     if isinstance(given.get("churn"), Mapping) and given["churn"].get("amount") == 0:
         given["churn"] = None

@@ -234,9 +234,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and not _is_state(content):
         inner = {str(name): value for name, value in content.items() if _is_state(value)}
         if "state_dict" not in inner and len(inner) > 1:
-            raise UserError(
-                f"{path} holds several sets of weights, {', '.join(inner)}: save the one to take by itself"
-            )
+            raise UserError(f"{path} holds several sets of weights, {', '.join(inner)}: save one of them")
         content = content.get("state_dict", next(iter(inner.values()), content))
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds a {type(content).__name__}, expected named tensors")
@@ -282,9 +280,7 @@ def _archive(path: Path) -> Iterator[tuple[Path, bool]]:
         raise UserError(f"{path} is not a whole torch file ({error}): fetch it again") from None
     compressed, size = [info for info in read if info.compress_type], sum(info.file_size for info in read)
     if compressed:
-        raise UserError(
-            f"{path} was not written by torch.save: its entry {compressed[0].filename} is compressed"
-        )
+        raise UserError(f"{path} is not torch.save's: its entry {compressed[0].filename} is compressed")
     if size > path.stat().st_size:
         raise UserError(f"{path} is forged: its entries claim {size} bytes, more than the file has")
     if not is_scripted:

@@ -55,8 +55,7 @@ def read_json(path: Path, *, constants: Callable[[str], Any] = float) -> Any:
 
 def parse_json(text: str | bytes, *, name: str, constants: Callable[[str], Any] = float) -> Any:
     """The value of a json text, which messages call `name`; otherwise as `read_json`."""
-    with _called(name):
-        _check_length(text, most=MAX_JSON)
+    with _checked(text, name, most=MAX_JSON):
         value = json.loads(text, object_pairs_hook=_mapping, parse_constant=constants)
         _check(value)
         return value
@@ -69,8 +68,7 @@ def read_yaml(path: Path) -> Any:
 
 def parse_yaml(text: str | bytes, *, name: str) -> Any:
     """The value of a yaml text, which messages call `name`."""
-    with _called(name):
-        _check_length(text, most=MAX_YAML)
+    with _checked(text, name, most=MAX_YAML):
         loader = _Loader(text)
         node = loader.get_single_node()
         # A few lines of aliases of aliases stand for more entries than memory holds. The tree of nodes shares
@@ -127,15 +125,12 @@ def _bytes(path: Path, *, most: int) -> bytes:
         return stream.read(most + 1)
 
 
-def _check_length(text: str | bytes, *, most: int) -> None:
-    if len(text) > most:
-        raise UserError(f"it has more than {most} bytes")
-
-
 @contextmanager
-def _called(name: str) -> Iterator[None]:
-    """Turns what a parser raises into a sentence that names the text."""
+def _checked(text: str | bytes, name: str, *, most: int) -> Iterator[None]:
+    """Refuses a text that is too long, and turns what its parser raises into a sentence with its name."""
     try:
+        if len(text) > most:
+            raise UserError(f"it has more than {most} bytes")
         yield
     except RecursionError:
         raise UserError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
