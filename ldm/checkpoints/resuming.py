@@ -151,13 +151,13 @@ def check_changes(found: Mapping[str, Difference], changes: Sequence[str], *, ru
     fixed = {key: each for key, each in found.items() if is_below(key, FIXED) and key not in FREE}
     if fixed:
         raise UserError(
-            f"{run} was trained with {told(fixed)}, which can't change within a run: keep the old value, or "
+            f"{run} was trained with {_in_words(fixed)}, which can't change within a run: keep that, or "
             "make a new run with resume=never"
         )
     unlisted = {key: each for key, each in found.items() if not is_below(key, changes)}
     if unlisted:
         raise UserError(
-            f"{run} was trained with {told(unlisted)}: to resume it with the new values type "
+            f"{run} was trained with {_in_words(unlisted)}: to resume it with the new values type "
             f"'resume_changes=[{','.join(unlisted)}]', for a new run resume=never"
         )
 
@@ -177,7 +177,7 @@ def check_state(state: Path, stage: nn.Module) -> None:
         )
 
 
-def told(found: Mapping[str, Difference]) -> str:
+def _in_words(found: Mapping[str, Difference]) -> str:
     """Differences as words, at most SHOWN of them."""
     shown = {key: ["null" if value is None else value for value in each] for key, each in found.items()}
     words = [f"{key}={old} and you ask for {new}" for key, (old, new) in shown.items()]
