@@ -124,9 +124,8 @@ def test_precision_is_that_of_the_files(run, bundle, tmp_path):
 def test_a_process_that_is_typed_is_held_against_what_the_files_say(run, refused, folder, tmp_path):
     command = [f"from={folder}", f"out={tmp_path / 'bundle'}", "process=sd15"]
     assert refused(*command) == (
-        f"{folder} says prediction_type=v_prediction (its scheduler), process= says "
-        "epsilon on scaled_linear 0.00085 to 0.012: leave process= out, or add declared=ignore "
-        "if the file is wrong"
+        f"{folder} declares prediction_type=v_prediction (its scheduler), but process= is "
+        "prediction_type=epsilon: leave process= out, or add declared=ignore if the file is wrong"
     )
     run(*command, "declared=ignore")
     process = Bundle.open(tmp_path / "bundle").entry("process")

@@ -48,8 +48,8 @@ def assert_same_unet(found, imported) -> None:
                 "diffusion_pytorch_model.fp16-{}-of-00002.safetensors",
             ),
             [
-                "unet/diffusion_pytorch_model.safetensors.index.fp16.json was read: "
-                "there is no file without .fp16"
+                "unet/diffusion_pytorch_model.safetensors.index.fp16.json was read, "
+                "because there is no file without .fp16"
             ],
         ),
     ],
