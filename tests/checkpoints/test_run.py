@@ -104,7 +104,7 @@ def forget():
 @pytest.mark.parametrize("named", [False, True])
 def test_a_run_of_another_generator_is_not_resumed_with_other_noise(opened, forget, named):
     run = forget(opened(), "generator")
-    sentence = f"{run.path} was begun with random numbers of mt19937, and this version of ldm has philox"
+    sentence = f"{run.path} was started with random numbers of mt19937, and this version of ldm has philox"
     with pytest.raises(ValueError, match=sentence):
         opened(resume=str(run.path) if named else "auto")
     assert opened(resume="never").path != run.path

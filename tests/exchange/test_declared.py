@@ -146,7 +146,7 @@ def test_so_are_its_size_and_the_state_of_its_text_encoder_and_that_is_said(read
         (
             {"tensors": {"ztsnr": torch.zeros(0)}},
             {"process"},
-            r"rescale_betas_zero_snr=True .*process= is rescale_betas_zero_snr=False, prediction_type=epsilon: ",
+            r"rescale_betas_zero_snr=True .*process= is rescale_betas_zero_snr=False, prediction",
         ),
         (
             {"tensors": {"scale_factor": torch.tensor(0.2235)}},
