@@ -188,6 +188,6 @@ def _failure(error: OSError, root: Path, step: int) -> CannotWrite:
     except OSError:
         room = "its disk does not answer"
     return CannotWrite(
-        f"{root}: saving the checkpoint of step {step} stopped ({error.strerror or error}; {room}) and the"
-        " earlier ones are as they were: make room, or the folder writable, and run the same command again"
+        f"{root}: saving the checkpoint of step {step} failed ({error.strerror or error}; {room}); earlier"
+        " ones are unchanged: make room, or make the folder writable, and run the same command again"
     )

@@ -2,7 +2,8 @@
 
 CompVis' U-Net numbers the blocks of all levels of a side in sequence, and its decoder counts levels from fine
 to coarse, so that its rules depend on the numbers of levels and blocks. OpenAI's CLIP has open_clip's
-names.
+names. `linear_projection` is diffusers' `use_linear_projection`: the outer layers of a transformer are
+linear, as in Stable Diffusion 2.x, and not 1x1 convolutions, as in 1.x.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,11 +51,7 @@ OPENCLIP_LAYER = {
 
 
 def unet_rules(*, linear_projection: bool = False) -> list[Rule]:
-    """Names of UNet2DConditionModel against those of :class:`ldm.models.unet.UNet`.
-
-    Args:
-        linear_projection: their `use_linear_projection`, false in Stable Diffusion 1.x, true in 2.x.
-    """
+    """Names of UNet2DConditionModel against those of :class:`ldm.models.unet.UNet`."""
     rules = [
         *renames(OUTER),
         *renames({"time_embedding.linear_1": "time.hidden", "time_embedding.linear_2": "time.out"}),
@@ -74,11 +71,7 @@ def unet_rules(*, linear_projection: bool = False) -> list[Rule]:
 
 
 def transformer_rules(theirs: str, ours: str, *, linear_projection: bool) -> list[Rule]:
-    """A transformer over pixels, which has the same names in CompVis' code and in diffusers.
-
-    Args:
-        linear_projection: whether its two outer layers are linear layers, not convolutions.
-    """
+    """A transformer over pixels, which has the same names in CompVis' code and in diffusers."""
     projection = rename if linear_projection else linear
     block, our_block = f"{theirs}.transformer_blocks.{{}}", f"{ours}.blocks.{{}}"
     outer = ("proj_in", "proj_out")
@@ -123,7 +116,6 @@ def compvis_unet_rules(*, levels: Sequence[bool], blocks: int, linear_projection
     Args:
         levels: whether each resolution has transformers, finest first.
         blocks: residual blocks of a level on the way down; the way up has one more.
-        linear_projection: false in Stable Diffusion 1.x, true in 2.x.
     """
     transformer = partial(transformer_rules, linear_projection=linear_projection)
 
