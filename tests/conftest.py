@@ -136,6 +136,13 @@ def command() -> Callable[..., Ended]:
     return run_command
 
 
+@pytest.fixture(scope="session")
+def tiny_backbone() -> list[str]:
+    """Options of a transformer of one block: what is done for each tensor of a network is done for few."""
+    options = ("depth=1", "width=32", "num_heads=2", "long_skips=false")
+    return ["backbone=dit_tiny", *(f"backbone.{option}" for option in options)]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

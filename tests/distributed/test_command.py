@@ -24,11 +24,6 @@ TINY = (
 )
 DENOISER = (
     "name=tiny",
-    "backbone=dit_tiny",
-    "backbone.depth=1",
-    "backbone.width=32",
-    "backbone.num_heads=2",
-    "backbone.long_skips=false",
     "callbacks=diffusion",
     "callbacks.samples.prompts=[red apple]",
     "callbacks.samples.seeds=[0]",
@@ -125,11 +120,14 @@ def test_two_ranks_make_one_run_and_a_network_like_that_of_one(alone, together, 
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)  # a structural similarity near 0
 
 
-def test_a_network_in_shards_is_validated_drawn_saved_and_bundled_like_a_whole_one(alone, forked):
-    said, run = forked(*DENOISER, *SHARDS, "batch_size=2")
+def test_a_network_in_shards_is_validated_drawn_saved_and_bundled_like_a_whole_one(
+    alone, forked, tiny_backbone
+):
+    denoiser = (*DENOISER, *tiny_backbone)
+    said, run = forked(*denoiser, *SHARDS, "batch_size=2")
     assert said.count("bundle: ") == 1
     assert len(list(run.glob("checkpoints/step=00000004/state.ckpt/*.distcp"))) == 2
-    whole = alone(*DENOISER, "batch_size=4")
+    whole = alone(*denoiser, "batch_size=4")
     assert validation(run) == pytest.approx(validation(whole), rel=1e-3)
     sheets = [sorted(path.name for path in each.glob("samples/*.png")) for each in (run, whole)]
     assert sheets == [["step=000002.png", "step=000004.png"]] * 2
