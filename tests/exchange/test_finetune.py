@@ -1,6 +1,5 @@
 """Weights of others that go on learning here: imported, trained on, exported again."""
 
-
 import diffusers
 import pytest
 import torch
