@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ldm import UserError
 from ldm.evaluation.published import COCO, PublishedRow
+from ldm.evaluation.results import spreads
 from ldm.io.pictures import save_figure
 
 COLUMNS = 4  # panels side by side
@@ -74,7 +75,8 @@ def _draw_panel(panel: Axes, metric: str, rows: Mapping[str, Mapping[str, Any]])
         for name, (colour, width) in REFERENCES.items():
             if row.get(name) is not None:
                 panel.hlines(row[name], *ends, colors=colour, linewidth=width, label=name)
-        panel.errorbar(place, row["value"], yerr=row.get("sd"), fmt="o", color=INK, label="run")
+        spread = next((widest for widest, _ in spreads(row)), None)
+        panel.errorbar(place, row["value"], yerr=spread, fmt="o", color=INK, label="run")
     panel.set_title(metric, fontsize=8)
     panel.set_xticks(range(len(rows)), list(rows), fontsize=7, rotation=0 if len(rows) < 4 else 30)
     panel.set_xlim(-0.6, len(rows) - 0.4)

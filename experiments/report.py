@@ -28,7 +28,10 @@ Each folder is a run with its record: `README.md` in words, `results.json` as `p
 it. This page is made by `make report`. A table holds rows of one protocol only, since numbers of two
 protocols (other captions, features, sampler or counts) can't be compared."""
 READING = """Floor: real pictures against the other real pictures, at the same count. Ceiling: the right
-pictures after the autoencoder's round trip. Real: the right pictures themselves."""
+pictures after the autoencoder's round trip. Real: the right pictures themselves. Error bar: what ± is taken
+over: the standard deviation between training seeds or sampling seeds, else the standard error of the mean
+over captions. Only one over training seeds says whether a difference is one of the recipe
+([compare](../docs/compare.md))."""
 APART = """None of these is a number on Flickr30k: most are distances to MS-COCO's validation pictures, often
 by models that never trained on COCO, with other counts, captions, code, resize, re-ranking and guidance, and
 a Frechet distance is a distance to the very pictures that it was taken against. They stand here in the order

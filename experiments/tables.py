@@ -6,9 +6,10 @@ from typing import Any
 
 from ldm.evaluation.published import METRICS, PublishedRow
 from ldm.evaluation.report import markdown_table
+from ldm.evaluation.results import spreads
 
 UNVERIFIED = "†"
-MEASURED = ("metric", "run", "value", "floor", "ceiling", "real", "pictures", "seeds")
+MEASURED = ("metric", "run", "value", "error bar", "floor", "ceiling", "real", "pictures", "seeds")
 LITERATURE = {
     "data set": "dataset",
     "split": "split",
@@ -56,7 +57,7 @@ def measured_table(name: str, runs: Mapping[str, Mapping[str, Any]]) -> Table:
             [
                 metric,
                 run,
-                _measured(row),
+                *_measured(row),
                 *(_number(row.get(key)) for key in ("floor", "ceiling", "real")),
                 f"{row['images']}, too few" if row.get("few") else str(row["images"]),
                 "" if seeds is None else "-".join(map(str, seeds)),
@@ -88,11 +89,14 @@ def _metric(row: Mapping[str, Any]) -> str:
     return f"{row['set']}/{row['metric']}{note}"
 
 
-def _measured(row: Mapping[str, Any]) -> str:
-    """The number, with its standard deviation over the seeds if there were several."""
-    if row.get("sd") is None:
-        return _number(row["value"])
-    return f"{_number(row['value'])} ± {row['sd']:.2g} ({row['seeds']} seeds)"
+def _measured(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The number with its widest error bar, and what this is taken over; then the other error bars."""
+    known = spreads(row)
+    if not known:
+        return _number(row["value"]), "none"
+    (widest, over), *others = known
+    rest = "".join(f"; ± {spread:.2g} over {what}" for spread, what in others)
+    return f"{_number(row['value'])} ± {widest:.2g}", f"{over}{rest}"
 
 
 def _printed(row: PublishedRow, metric: str) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
@@ -40,6 +40,7 @@ TARGETS = (
 )
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
 EVERY = {"evaluate": "metric"}  # command -> a group of which it gets every file: a new one needs no list
+LISTS = {"evaluate": ("bundle",)}  # keys of a command that take a list beside what their default is
 READERS = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
 ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
@@ -138,7 +139,7 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
         config = compose(name, overrides=[*every(name), *chosen])
     for override in overrides:
         if override not in groups and not override.key_or_group.startswith("hydra"):
-            check_value(override, config)
+            check_value(override, config, lists=LISTS.get(name, ()))
 
 
 def parsed(argument: str) -> Override:
@@ -189,8 +190,8 @@ def check_group(override: Override, command: str) -> None:
         raise UserError(f"{group} has no place in ldm.{command}, only in {', '.join(READERS[group])}")
 
 
-def check_value(override: Override, config: DictConfig) -> None:
-    """Refuses an unknown key, or a value of another type."""
+def check_value(override: Override, config: DictConfig, *, lists: Sequence[str] = ()) -> None:
+    """Refuses an unknown key, or a value of another type; `lists` may have a list of values."""
     key = override.key_or_group
     known = sorted(key_paths(config))
     parent = key.rpartition(".")[0]
@@ -200,6 +201,8 @@ def check_value(override: Override, config: DictConfig) -> None:
     if override.is_delete() and not parent:
         raise UserError(f"{key} can't be removed: the command reads it")
     if override.is_delete() or override.is_sweep_override() or key not in known:
+        return
+    if key in lists and isinstance(override.value(), list):
         return
     check_type(key, override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False))
 

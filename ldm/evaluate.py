@@ -67,6 +67,8 @@ def check_options(config: DictConfig) -> None:
         raise UserError("ema_length applies only to a bundle: leave it out, or leave out pictures and real")
     if config.show < 1:
         raise UserError(f"show={config.show} must be at least 1")
+    if OmegaConf.is_list(config.bundle):
+        check_bundles(config.bundle, alone=not there and not any(config.sweep.values()))
     if config.pictures is not None and config.real is not None:
         raise UserError("pictures and real both say what is measured: give one of them")
     if any(config.sweep.values()) and there:
@@ -84,6 +86,14 @@ def check_options(config: DictConfig) -> None:
     points(plain(config.sweep))
     for name in config.sweep.samplers or ():
         sampler_node(name)
+
+
+def check_bundles(bundles: Sequence[Any], *, alone: bool) -> None:
+    """Refuses a list of bundles that isn't one of names, or that stands beside another subject or a sweep."""
+    if not bundles or not all(isinstance(each, str) for each in bundles):
+        raise UserError(f"bundle={list(bundles)} must name trainings of a recipe, as bundle=[runs/a,runs/b]")
+    if not alone:
+        raise UserError("a list of bundles is one subject: leave out pictures, real and the sweep")
 
 
 def points(lists: Mapping[str, Sequence[Any] | None]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from ldm.io.writing import write
 RECORD = "point.json"
 OUTPUT = "output.txt"
 PLACES = {"runs": "{}", "out": "{}/evaluation"}  # where a command writes: its key, and the value
+SEEDS = "seeds"  # key of conf/sweep/seeds.yaml that the sweep alone reads: a point is the same for any number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,8 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
     if key is None:
         raise UserError(f"{name} can't be swept: it has neither of the keys {', '.join(PLACES)}")
     alike = keys_of_one_value(config)
-    jobs = [list(overrides) for overrides in job_overrides]
+    check_seeds(config, alike)
+    jobs = [[each for each in overrides if not each.startswith(f"{SEEDS}=")] for overrides in job_overrides]
     pairs = [dict(override.split("=", 1) for override in overrides) for overrides in jobs]
     varied = [{key: value for key, value in each.items() if key not in alike} for each in pairs]
     points = []
@@ -87,6 +89,18 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
     for point in points:
         point.save()
     return points
+
+
+def check_seeds(config: DictConfig, alike: set[str]) -> None:
+    """Refuses a sweep of seeds that would train none, or a single one.
+
+    Raises:
+        UserError: `seeds` below 1, or a `seed` beside it.
+    """
+    if config.get(SEEDS, 1) < 1:
+        raise UserError(f"seeds={config[SEEDS]} must be at least 1: it is the number of trainings")
+    if SEEDS in config and "seed" in alike:
+        raise UserError("seeds= chooses the seeds 0, 1, ...: leave seed= out, or list some, as seed=7,8,9")
 
 
 def keys_of_one_value(config: DictConfig) -> set[str]:

@@ -26,10 +26,12 @@ from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.report import csv_text, report, sweep_report
 from ldm.evaluation.results import FILE_NAME, Row, SetResult, numbers_of, results, write_results
+from ldm.evaluation.trainings import bundles_of, check_alike, together
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance, gaussian_of
 from ldm.metrics.picture_metric import PictureMetric
+from ldm.tokenizers import cut_line
 
 NAMED = ("reference", "statistics")  # options that stand for the real pictures
 NETWORKS = ("extractors", "distances")  # keys of a protocol's node that hold what is built
@@ -86,9 +88,14 @@ class Command:
         return statistics
 
     def measure(self) -> dict[str, Any]:
-        """Measures the subject into the folder `out`; returns the results document."""
+        """Measures the subject into the folder `out`; returns the results document.
+
+        Several bundles are measured one after the other and count as trainings of one subject.
+        """
+        bundles = self._bundles()
         with self._new_folder() as folder:
-            document, sets = self._evaluated(with_autoencoder=True)
+            found = [self._with(bundle=each)._evaluated(with_autoencoder=True) for each in bundles]
+            document, sets = together([each for each, _ in found]), found[0][1]
             if folder is not None:
                 log = Path(document["bundle"]["path"]).parent / "metrics.jsonl"  # of the run it lies in
                 curves = log if document["bundle"]["kind"] == "bundle" else None
@@ -108,8 +115,7 @@ class Command:
                 given = {axis: value for axis, value in point.items() if value is not None}
                 if "sampler" in given:
                     given["sampler"] = samplers[given["sampler"]]
-                there = replace(self, options={**self.options, **given})
-                document, _ = there._evaluated(with_autoencoder=False)
+                document, _ = self._with(**given)._evaluated(with_autoencoder=False)
                 ruler = document["protocol"]["ruler"]
                 lines += [{**point, **numbers_of(row), "ruler": ruler} for row in document["rows"]]
                 if folder is not None:
@@ -119,6 +125,22 @@ class Command:
                 figures = save_sweep(lines, folder, axes=[*points[0]])
                 write(folder / "report.md", sweep_report(lines, figures=figures))
         return lines
+
+    def _with(self, **options: Any) -> "Command":
+        """The same command with other options."""
+        return replace(self, options={**self.options, **options})
+
+    def _bundles(self) -> list[str]:
+        """The bundles to measure; where pictures are measured, the one that nothing looks at."""
+        if self.options["pictures"] is not None or self.options["real"] is not None:
+            return [self.options["bundle"]]
+        bundles = bundles_of(self.options["bundle"])
+        settings: dict[str, Mapping[str, Any]] = {}
+        for each in bundles if len(bundles) > 1 else ():  # opened here, so that none is refused after hours
+            with self._with(bundle=each)._subject() as subject:
+                settings[each] = subject.generation
+        check_alike(settings)
+        return bundles
 
     def _evaluated(self, *, with_autoencoder: bool) -> tuple[dict[str, Any], list[SetResult]]:
         """The results document of one subject, and its sets with their pictures."""
@@ -286,7 +308,7 @@ def print_cuts(captions: Mapping[str, Sequence[Caption]], subject: Subject, extr
     tokenizers |= {f" read by {name}": getattr(each, "tokenizer", None) for name, each in extractors.items()}
     for name, own in captions.items():
         for reader, tokenizer in tokenizers.items():
-            if tokenizer and (line := tokenizer.cut_line([each.text for each in own], what="caption")):
+            if tokenizer and (line := cut_line(tokenizer, [each.text for each in own], what="caption")):
                 print(f"{name}{reader}: {line}")
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ldm import UserError
 from ldm.evaluation.report import Figure, memorisation_sentence
-from ldm.evaluation.results import Block, SetResult
+from ldm.evaluation.results import Block, SetResult, spreads
 from ldm.io.curves import read_curves
 from ldm.io.pictures import encode_png, save_figure, to_picture
 from ldm.io.writing import write
@@ -30,6 +30,7 @@ class Place(NamedTuple):
     x: float
     y: float
     label: str
+    spread: float | None = None  # of y: its widest error bar
 
 
 def save_figures(folder: Path, sets: Iterable[SetResult], *, curves: Path | None = None) -> list[Figure]:
@@ -165,9 +166,12 @@ def curves_of(
     x and y are metrics; x also "nfe" and "ema_length".
     """
     values: dict[tuple[Any, ...], dict[str, float]] = {}
+    bars: dict[tuple[Any, ...], float | None] = {}
     for line in lines:
         point = values.setdefault(tuple(line[axis] for axis in axes), {})
         point[line["metric"]] = line["value"]
+        if line["metric"] == y:
+            bars[tuple(line[axis] for axis in axes)] = next((widest for widest, _ in spreads(line)), None)
         point |= {name: line[name] for name in ("nfe", "ema_length") if line[name] is not None}
     found: dict[str, list[Place]] = {}
     number = axes.index(along)
@@ -179,7 +183,7 @@ def curves_of(
             name = ", ".join(
                 each if isinstance(each, str) else f"{axis} {each:g}" for axis, each in others.items()
             )
-            found.setdefault(name, []).append(Place(numbers[x], numbers[y], label))
+            found.setdefault(name, []).append(Place(numbers[x], numbers[y], label, bars[key]))
     return found
 
 
@@ -190,8 +194,11 @@ def save_curves_of(curves: Mapping[str, Sequence[Place]], stem: Path, *, title: 
     drawing = Drawing(figsize=(6, 4), layout="constrained")
     panel = drawing.subplots()
     for name, places in curves.items():
-        panel.plot([place.x for place in places], [place.y for place in places], marker="o", label=name)
-        for *at, label in places:
+        bars = [place.spread or 0.0 for place in places]
+        panel.errorbar(
+            [place.x for place in places], [place.y for place in places], bars, fmt="o-", label=name
+        )
+        for *at, label, _ in places:
             panel.annotate(label, at, textcoords="offset points", xytext=(4, 4), fontsize=7)
     panel.set(title=title, xlabel=x, ylabel=f"{y}, lower is better")
     panel.grid(alpha=0.3)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 COLUMNS = ("set", "metric", "value", "floor", "ceiling", "real", "images", "NFE", "s", "params")
 SWEPT = ("bundle", "sampler", "steps", "scale", "nfe", "set", "metric", "value", "floor", "ceiling")
 READING = (
-    "Value: mean ± standard deviation over the seeds. Floor: real pictures against as many others, each side "
-    "as many as were generated, or half of all. Ceiling: the right pictures after the autoencoder's round "
-    "trip. Real: the right pictures themselves, or as many real ones where it isn't known which are right. "
-    "s: to generate and look at all pictures of all seeds."
+    "Value: mean ± standard deviation over the sampling seeds; of several trainings also that between them. "
+    "Floor: real pictures against as many others, each side as many as were generated, or half of all. "
+    "Ceiling: the right pictures after the autoencoder's round trip. Real: the right pictures themselves, or "
+    "as many real ones where it isn't known which are right. s: to generate and look at all pictures of all "
+    "seeds and trainings."
 )
 
 
@@ -105,6 +106,9 @@ def measured_cells(row: Mapping[str, Any]) -> list[str]:
     """A number as `COLUMNS` show it: with its spread, with a label where it can't be read like others."""
     value = _cell(row["value"]) if row["sd"] is None else f"{_cell(row['value'])} ± {row['sd']:.2g}"
     images = f"{row['images']}, {row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
+    if row.get("sd_trainings") is not None:
+        value = f"{value}, ± {row['sd_trainings']:.2g} between trainings"
+        images = f"{images}, {row['trainings']} trainings"
     params = "" if row["params"] is None else f"{row['params'] / 1e6:.1f} M"
     references, cost = _cells(row, "floor", "ceiling", "real"), _cells(row, "nfe", "seconds")
     return [row["set"], _labelled(row), value, *references, images, *cost, params]

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from ldm.metrics.picture_metric import Copies
 FORMAT = 1
 SUBJECT = ("kind", "path", "sha256", "files", "params", "origin")  # what is recorded of it
 FILE_NAME = "results.json"
+HASHES = ("hash", "ruler", "generation")  # of a protocol's entry: what isn't a field of it
 PARTS = ("per_seed", "per_caption")  # of a row: what its value is the mean of
 NUMBERS = re.compile(r"\[\s+([-\d.e+]+(?:,\s+[-\d.e+]+)*)\s+\]")  # a list of numbers, one a line
 
@@ -33,9 +35,11 @@ class Row:
 
     set: str  # caption set that it was measured on, or "autoencoder"
     metric: str
-    value: float  # mean over the seeds
-    sd: float | None = None  # standard deviation over the seeds
+    value: float  # mean over the seeds, and over the trainings
+    sd: float | None = None  # standard deviation over the sampling seeds, within a training
     seeds: int = 1  # how many times the set was generated
+    trainings: int = 1  # how many trainings of one recipe were measured
+    sd_trainings: float | None = None  # standard deviation between them
     images: int  # how many pictures it was measured on, for each seed
     few: bool = False  # fewer pictures than the metric wants
     foreign: bool = False  # its reference is a file that doesn't say how its pictures were prepared
@@ -136,6 +140,55 @@ def results(
 def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without what it is the mean of."""
     return {name: value for name, value in row.items() if name not in PARTS}
+
+
+def spreads(row: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """The error bars of a number, the widest first: each with what it is taken over.
+
+    Standard deviations between trainings and between sampling seeds; where there is neither, the standard
+    error of the mean over captions.
+    """
+    found = []
+    if row.get("sd_trainings") is not None:
+        found.append((row["sd_trainings"], f"{row['trainings']} training seeds"))
+    if row.get("sd") is not None:
+        found.append((row["sd"], f"{row['seeds']} sampling seeds"))
+    own = [caption for seeds in row.get("per_caption") or () for captions in seeds for caption in captions]
+    if not found and len(own) > 1:
+        found.append((stdev(own) / len(own) ** 0.5, f"{len(own)} captions"))
+    return found
+
+
+def check_one_protocol(documents: Mapping[str, Mapping[str, Any]], *, hash_of: str = "hash") -> None:
+    """Refuses results, by name, that can't be compared.
+
+    Args:
+        hash_of: "hash", or "ruler" where the pictures may be generated in different ways.
+
+    Raises:
+        UserError: two of them have different hashes; names both, and the first field that differs.
+    """
+    (name, first), *others = ((name, each["protocol"]) for name, each in documents.items())
+    for other, protocol in others:
+        if protocol[hash_of] != first[hash_of]:
+            sides = [{k: v for k, v in each.items() if k not in HASHES} for each in (first, protocol)]
+            field, *sides = first_difference(*sides) or ("a field", "unknown", "unknown")
+            raise UserError(
+                f"{name} and {other} are of different protocols, {first[hash_of][:12]} and "
+                f"{protocol[hash_of][:12]}: {field} is {sides[0]} and {sides[1]}; measure both under one"
+            )
+
+
+def first_difference(one: Any, other: Any, *, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two values differ: its name and both values; None where they are equal."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        pairs = [(f"{name}.{key}".lstrip("."), one.get(key), other.get(key)) for key in {**one, **other}]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(f"{name}[{number}]", *pair) for number, pair in enumerate(zip(one, other, strict=True))]
+    else:
+        return None if one == other else (name, one, other)
+    found = (first_difference(a, b, name=each) for each, a, b in pairs)
+    return next((difference for difference in found if difference is not None), None)
 
 
 def values(document: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Opens files and folders below a folder without following links, name by name from the descriptor above."""
+"""Opening what lies below a folder without following links, name by name from the descriptor above."""
 
 import errno
 import os
@@ -16,19 +16,22 @@ OWN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a pipe in a fi
 
 
 class LinkRefused(UserError):
-    """A link, pipe or device has the name of a file or folder that is to be written."""
+    """A link, or something else that is no plain file or folder, lies where one is to be written."""
 
 
 class CannotWrite(OSError, UserError):
-    """The system refuses to write a file or folder."""
+    """The system refuses to write a file or folder, in a sentence."""
 
 
 @contextmanager
 def opened(folder: Path, *, below: Path | None = None, make: bool = False) -> Iterator[int]:
-    """Descriptor of a folder, reached from `below` (by default itself); LinkRefused if a link is on the way.
+    """Descriptor of a folder, reached from `below` (or itself) without following a link.
 
     Args:
         make: makes what is missing, with the names on disk.
+
+    Raises:
+        LinkRefused: a link on the way.
     """
     base = folder if below is None else below
     if make:
@@ -46,7 +49,11 @@ def opened(folder: Path, *, below: Path | None = None, make: bool = False) -> It
 
 
 def enter(folder: int, place: Path, *, make: bool = False) -> int:
-    """Descriptor of the folder `place`, opened by its name in an open folder; LinkRefused if it is a link."""
+    """Opens a folder by its name in an open folder; returns its descriptor.
+
+    Raises:
+        LinkRefused: it is a link, or the folder above.
+    """
     if place.name in ("", ".."):
         raise LinkRefused(f"{place} leads out of its folder: name a folder inside it")
     if make:
@@ -61,7 +68,11 @@ def enter(folder: int, place: Path, *, make: bool = False) -> int:
 
 
 def open_plain(folder: int, path: Path, flags: int) -> int:
-    """Descriptor of a file, opened by its name in an open folder; LinkRefused for a link, pipe or device."""
+    """Opens a plain file by its name in an open folder; returns its descriptor.
+
+    Raises:
+        LinkRefused: a link, pipe or device is there.
+    """
     try:
         descriptor = os.open(path.name, flags | OWN, 0o666, dir_fd=folder)
     except OSError as error:
@@ -69,12 +80,12 @@ def open_plain(folder: int, path: Path, flags: int) -> int:
         raise OSError(error.errno, error.strerror, str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise LinkRefused(f"{path} is a pipe or a device, and nothing is written to it: remove it")
+        raise LinkRefused(f"{path} is no plain file, and nothing is written to it: remove it")
     return descriptor
 
 
 def refuse_link(folder: int, path: Path) -> None:
-    """Raises LinkRefused, with the link's target, if the name of `path` in an open folder is a link."""
+    """Raises LinkRefused if the name of `path` in an open folder is a link; says where it leads."""
     with suppress(OSError):  # it is no link
         target = os.readlink(path.name, dir_fd=folder)
         raise LinkRefused(
@@ -84,13 +95,13 @@ def refuse_link(folder: int, path: Path) -> None:
 
 
 def check_no_link(path: Path) -> None:
-    """Raises LinkRefused if a file is a link, so that a command can end before its work, not after it."""
+    """Raises LinkRefused if a file is a link: asked before the work that it is to be written after."""
     with opened(path.parent) as folder:
         refuse_link(folder, path)
 
 
 def reachable(descriptor: int, path: Path) -> Path:
-    """A path to an open folder that no swapped link can redirect; its own path on systems without /proc."""
+    """A path to an open folder that no link leads elsewhere; where the system has none, its own path."""
     own = DESCRIPTORS / str(descriptor)
     return own if own.exists() else path
 

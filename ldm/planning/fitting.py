@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from ldm import UserError
 from ldm.callbacks.pace import ProgressBar
 from ldm.callbacks.saving import NewOptions
+from ldm.callbacks.target import Target
 from ldm.checkpoints.resuming import check_state, follow_init
 from ldm.checkpoints.run import Run, find_run, new_run
 from ldm.checkpoints.training_state import step_of
@@ -106,7 +107,8 @@ def fit(config: DictConfig) -> None:
             discard(run.path)
         raise
     trainer.fit(stage, datamodule=data, ckpt_path=state, weights_only=True)
-    if trainer.global_step < trainer.max_steps:
+    reached = any(isinstance(each, Target) and each.reached for each in trainer.callbacks)
+    if trainer.global_step < trainer.max_steps and not reached:
         raise EndedEarly(f"the training ended at step {trainer.global_step} of {trainer.max_steps}")
     bundle = stage.write_bundle(run.path / "bundle", config=identity, data=data)
     say(f"bundle: {bundle}")

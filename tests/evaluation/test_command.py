@@ -280,3 +280,51 @@ def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, caps
     }.items():
         assert sentence in refusal(command, capsys, argument, new)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_trainings_of_one_recipe_are_one_subject_with_both_spreads(
+    command, bundle, build_network, specs, tmp_path, capsys
+):
+    source = Bundle.open(bundle)
+    state = build_network(specs["backbone"], 9).state_dict()
+    parts = {name: source.part(name) for name in source.names}
+    other = write_bundle(
+        tmp_path / "other",
+        parts=parts | {"backbone": Part(spec=specs["backbone"], state=state)},
+        tokenizer=source.tokenizer(),
+        settings={name: value for name, value in source.config.items() if name not in OF_FILES},
+    )
+    sets = "protocol.sets=[{name:train,split:train,captions:4,metrics:[nearest,clip_score]}]"
+    common = ["steps=1", "protocol.seeds=2", sets]
+    for name, value in {"first": bundle, "second": other, "both": f"[{bundle},{other}]"}.items():
+        command(f"bundle={value}", f"out={tmp_path / 'out' / name}", *common)
+    one, two, both = (
+        read_results(tmp_path / "out" / name / "results.json") for name in ("first", "second", "both")
+    )
+    assert [each["sha256"] for each in both["trainings"]] == [source.sha256, Bundle.open(other).sha256]
+    for own, others, row in zip(one["rows"], two["rows"], both["rows"], strict=True):
+        if row["set"] == "autoencoder":
+            continue
+        assert row["per_seed"] == own["per_seed"] + others["per_seed"]
+        assert row["per_caption"] == own["per_caption"] + others["per_caption"]
+        assert row["value"] == pytest.approx((own["value"] + others["value"]) / 2)
+        assert row["sd_trainings"] == pytest.approx(abs(own["value"] - others["value"]) / 2**0.5)
+        assert row["sd"] == pytest.approx(((own["sd"] ** 2 + others["sd"] ** 2) / 2) ** 0.5)
+        assert (row["trainings"], row["seeds"]) == (2, 2)
+    assert "between trainings" in (tmp_path / "out" / "both" / "report.md").read_text()
+    assert "2 trainings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("bundle=[]", r"bundle=\[\] must name trainings of a recipe"),
+        ("bundle=[1,2]", r"bundle=\[1, 2\] must name trainings"),
+        ("bundle=[/nowhere,shipped]", "there is no bundle at /nowhere"),
+        ("bundle=[shipped,shipped] sweep.scales=[1]", "a list of bundles is one subject"),
+        ("bundle=[shipped,shipped] real=val", "a list of bundles is one subject"),
+    ],
+)
+def test_lists_that_are_no_trainings_are_refused(command, capsys, tmp_path, typed, sentence):
+    assert re.search(sentence, refusal(command, capsys, *typed.split(), f"out={tmp_path / 'out'}"))
+    assert not (tmp_path / "out").exists()

@@ -48,8 +48,8 @@ def test_a_curve_of_averages_stands_over_their_length(tmp_path):
         found += lines_of(point, [row])
     curves = curves_of(found, x="ema_length", y="fd_x", along="ema_length", axes=AXES)
     assert curves == {
-        "scale 1": [(0.05, 0.05, "0.05"), (0.1, 0.1, "0.1")],
-        "scale 2": [(0.05, 0.1, "0.05"), (0.1, 0.2, "0.1")],
+        "scale 1": [(0.05, 0.05, "0.05", None), (0.1, 0.1, "0.1", None)],
+        "scale 2": [(0.05, 0.1, "0.05", None), (0.1, 0.2, "0.1", None)],
     }
     assert [each.file for each in save_sweep(found, tmp_path, axes=AXES)] == ["train_fd_x_ema_length.png"]
 
@@ -68,9 +68,9 @@ def test_the_score_of_any_clip_makes_a_curve(tmp_path):
 def test_a_curve_follows_one_axis_and_is_named_by_the_others(lines):
     along_scale = curves_of(lines, x="own_clip_score", y="fd_x", along="scale", axes=AXES)
     assert list(along_scale) == ["ddim, steps 5", "ddim, steps 10"]
-    assert along_scale["ddim, steps 5"] == [(0.1, 2, "1"), (0.2, 4, "2"), (0.4, 8, "4")]
+    assert along_scale["ddim, steps 5"] == [(0.1, 2, "1", None), (0.2, 4, "2", None), (0.4, 8, "4", None)]
     along_steps = curves_of(lines, x="nfe", y="fd_x", along="steps", axes=AXES)
-    assert along_steps["ddim, scale 4"] == [(10, 8, "5"), (20, 4, "10")]
+    assert along_steps["ddim, scale 4"] == [(10, 8, "5", None), (20, 4, "10", None)]
 
 
 def test_the_figures_are_drawn_as_png_and_svg(lines, tmp_path):

@@ -21,8 +21,7 @@ def document():
 
 
 def fill(folder, document):
-    """Writes two runs under one protocol and a third under another, each with four of the document's rows."""
-    document = document | {"rows": [*document["rows"][:3], document["rows"][-1]]}
+    """Writes two runs under one protocol and a third under another."""
     for name, digest in (("first", "a" * 64), ("second", "a" * 64), ("other", "b" * 64)):
         run = copy.deepcopy(document)
         run["protocol"] |= {"name": "tiny", "hash": digest}
@@ -147,8 +146,8 @@ def test_a_measured_row_has_its_references_counts_and_seeds(document):
     run["rows"] = [row, {"set": "autoencoder", "metric": "psnr", "value": 30.0, "images": 164, "real": None}]
     run["sets"] = {"train": {"seeds": [5, 304]}}
     assert measured_table("m", {"tiny": run}).rows == [
-        ["autoencoder/psnr", "tiny", "30", "", "", "", "164", ""],
-        ["train/fd", "tiny", "470.1", "224.5", "270", "", "300", "5-304"],
+        ["autoencoder/psnr", "tiny", "30", "none", "", "", "", "164", ""],
+        ["train/fd", "tiny", "470.1", "none", "224.5", "270", "", "300", "5-304"],
     ]
 
 
@@ -167,7 +166,13 @@ def test_draws_and_counts_that_are_too_few_show_in_the_row(document):
     run = copy.deepcopy(document)
     run["rows"] = [run["rows"][0] | {"value": 12.0, "sd": 0.5, "seeds": 3, "images": 300, "few": True}]
     (row,) = measured_table("m", {"r": run}).rows
-    assert (row[2], row[6]) == ("12 ± 0.5 (3 seeds)", "300, too few")
+    assert (row[2], row[3], row[7]) == ("12 ± 0.5", "3 sampling seeds", "300, too few")
+    run["rows"] = [run["rows"][0] | {"sd_trainings": 2.0, "trainings": 5}]
+    (row,) = measured_table("m", {"r": run}).rows
+    assert (row[2], row[3]) == ("12 ± 2", "5 training seeds; ± 0.5 over 3 sampling seeds")
+    run["rows"] = [run["rows"][0] | {"sd_trainings": None, "sd": None, "per_caption": [[[11.0, 13.0] * 8]]}]
+    (row,) = measured_table("m", {"r": run}).rows
+    assert (row[2], row[3]) == ("12 ± 0.26", "16 captions")
     (row,) = measured_table("m", {"r": run | {"rows": [run["rows"][0] | {"foreign": True}]}}).rows
     assert row[0].endswith(" (reference of unknown preparation)")
 

@@ -82,6 +82,29 @@ def test_points_with_one_name_are_refused(multirun):
         points_of(multirun("train"), [["seed=1"], ["seed=1"]])
 
 
+def test_seeds_are_trained_one_by_one_and_more_can_follow(multirun):
+    few, more = (multirun("train", "+sweep=seeds", f"seeds={count}") for count in (2, 3))
+    assert few.hydra.sweeper.params.seed == "range(0,2)"
+    jobs = [[[f"seeds={count}", f"seed={number}"] for number in range(count)] for count in (2, 3)]
+    first, then = (points_of(config, each) for config, each in zip((few, more), jobs, strict=True))
+    assert first == then[:2]
+    assert then[2].command[:2] == ["ldm.train", "seed=2"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["seeds=0"], "seeds=0 must be at least 1"),
+        (["seeds=-2"], "seeds=-2 must be"),
+        (["seed=7"], "leave seed="),
+    ],
+)
+def test_a_sweep_of_no_seeds_or_of_one_that_is_named_is_refused(multirun, typed, sentence):
+    config = multirun("train", "+sweep=seeds", *typed)
+    with pytest.raises(ValueError, match=sentence):
+        points_of(config, [])
+
+
 SWEEPS = [  # what is typed, and labels of the points
     (["backbone.channels=64,96,128"], [f"backbone.channels_{width}" for width in (64, 96, 128)]),
     (["seed=range(0,3)"], ["seed_0", "seed_1", "seed_2"]),
@@ -254,7 +277,7 @@ def test_every_value_of_a_shipped_sweep_is_one_of_its_command(path):
             for value in override.sweep_string_iterator() if override.is_discrete_sweep() else ():
                 compose(verb, overrides=[f"+sweep={path.stem}", f"{override.get_key_element()}={value}"])
     assert config.hydra.mode.name == "MULTIRUN"
-    assert Path(config.hydra.sweep.dir).name == path.stem
+    assert path.stem in Path(config.hydra.sweep.dir).parts
 
 
 def test_a_sweep_goes_on_with_unfinished_points_only_and_names_them(tmp_path, emoji):

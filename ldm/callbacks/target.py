@@ -1,0 +1,67 @@
+"""A training that ends when its validation loss has reached a target, with the time that this took."""
+
+import math
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from ldm import UserError
+
+LOSS = "val/loss_fixed"  # over eight fixed timesteps, with noise that no seed changes
+SECONDS, CPU_SECONDS = "val/seconds", "val/cpu_seconds"  # clocks in the log
+
+
+class Target(Callback):
+    """Ends a training at the first validation whose `val/loss_fixed` is at most a target.
+
+    Each validation logs how long the training has taken: `val/seconds` by the clock and `val/cpu_seconds` of
+    all cores of this process. Both begin with the first batch, include validations, and continue where a
+    resumed training was saved.
+
+    Args:
+        loss: the target; None ends nothing and logs nothing.
+
+    Raises:
+        UserError: a target that isn't a positive number, or a stage that doesn't log this loss.
+    """
+
+    def __init__(self, *, loss: float | None = None) -> None:
+        number = isinstance(loss, int | float) and not isinstance(loss, bool) and math.isfinite(loss)
+        if loss is not None and not (number and loss > 0):
+            raise UserError(f"target={loss} must be a number above 0, or null: it is a validation loss")
+        self.loss, self.reached = loss, False
+        self._began = {SECONDS: 0.0, CPU_SECONDS: 0.0}  # what the clocks showed when the training began
+        self._earlier = dict(self._began)  # seconds until the checkpoint that was resumed
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._spent() if self.loss else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier |= state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = clocks()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.loss is not None and not trainer.sanity_checking:
+            pl_module.log_dict(self._spent())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.loss is None or trainer.sanity_checking:
+            return
+        if LOSS not in trainer.callback_metrics:
+            raise UserError(
+                f"target={self.loss}: this stage logs no {LOSS}, only a denoiser's does: leave it out"
+            )
+        self.reached = trainer.callback_metrics[LOSS].item() <= self.loss
+        trainer.should_stop |= self.reached  # Lightning ends the training after this step
+
+    def _spent(self) -> dict[str, float]:
+        """Seconds of the training so far by each clock."""
+        return {name: self._earlier[name] + now - self._began[name] for name, now in clocks().items()}
+
+
+def clocks() -> dict[str, float]:
+    """Seconds by the wall's clock and by that of the process, each from a moment of its own."""
+    return {SECONDS: time.monotonic(), CPU_SECONDS: time.process_time()}
