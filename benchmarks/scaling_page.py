@@ -80,9 +80,8 @@ ADVICE = """## Where it stops, and what to change
   bfloat16. No trainer of `conf/` does either yet."""
 
 
-def page() -> str:
+def page(everything: list[Training]) -> str:
     """The whole page in Markdown."""
-    everything = list(trainings())
     tables = [part for name, speed in NETWORKS.items() for part in network_table(name, speed, everything)]
     return "\n\n".join([TITLE, MODEL, constants(), EFFICIENCY, *tables, *remedies(everything), ADVICE]) + "\n"
 
@@ -151,7 +150,7 @@ def label(training: Training) -> str:
 
 def main() -> None:
     """Writes the page."""
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(page(list(trainings())), encoding="utf-8")
     print(PAGE)
 
 

@@ -18,7 +18,6 @@ from ldm.data.index import ShardIndex
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import stored_moments, stored_states, stored_tokens
 from ldm.generators.diffusion_bundle import load_codec
-from ldm.tokenizers import cut_line
 
 TEXTS = {"tokens": stored_tokens, "states": stored_states}
 
@@ -57,7 +56,7 @@ def main(options: Options) -> None:
         recipe = stored_moments(pictures, codec, mirrored=options.flip and pictures.split == "train")
         moments, texts = recipe.arrays(), TEXTS[options.texts](pictures, codec).arrays()
         captions = [text for own in pictures.texts() for text in own]
-        if line := cut_line(codec.tokenizer, captions, what="caption"):
+        if line := codec.tokenizer.cut_line(captions, what="caption"):
             print(f"{pictures.split}: {line}")
         seconds = time.perf_counter() - started
         print(

@@ -106,6 +106,22 @@ class Tokenizer:
         end = spans[owners[kept] - 1][1] if owners[kept] else 0  # of the last word that is read whole
         return Cut(tokens=len(owners) + NUM_CONTROL, limit=self.context_length, seen=cleaned[:end][-SEEN:])
 
+    def cut_line(self, texts: Sequence[str], *, what: str) -> str | None:
+        """One line on the texts of which only the beginning is read; None if all of them are read whole.
+
+        Args:
+            what: what a text is called, as "prompt".
+        """
+        cuts = {number: cut for number, text in enumerate(texts, start=1) if (cut := self.cut(text))}
+        if not cuts:
+            return None
+        number, longest = max(cuts.items(), key=lambda item: item[1].tokens)
+        name = what if len(texts) == 1 else f"{what} {number}"
+        if len(cuts) == 1:
+            return f"{name} {longest}"
+        share = f"{100 * len(cuts) / len(texts):.2g} %"
+        return f"{len(cuts)} of {len(texts)} {what}s ({share}) are cut; the longest, {name}, {longest}"
+
     def fingerprint(self) -> list[str]:
         """Everything that decides which ids a text gets."""
         sizes = f"{self.vocab_size} {self.context_length} {self.pad_id}"
@@ -114,23 +130,6 @@ class Tokenizer:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._bpe.encode(words(text), is_pretokenized=True, add_special_tokens=False).ids
         return ids
-
-
-def cut_line(tokenizer: Tokenizer, texts: Sequence[str], *, what: str) -> str | None:
-    """One line on the texts of which a tokenizer reads only the beginning; none where it reads all of each.
-
-    Args:
-        what: what a text is called, as "prompt".
-    """
-    cuts = {number: cut for number, text in enumerate(texts, start=1) if (cut := tokenizer.cut(text))}
-    if not cuts:
-        return None
-    number, longest = max(cuts.items(), key=lambda item: item[1].tokens)
-    name = what if len(texts) == 1 else f"{what} {number}"
-    if len(cuts) == 1:
-        return f"{name} {longest}"
-    share = f"{100 * len(cuts) / len(texts):.2g} %"
-    return f"{len(cuts)} of {len(texts)} {what}s ({share}) are cut; the longest, {name}, {longest}"
 
 
 def clip_bpe(vocabulary: Path | str | None = None, *, context_length: int = 77, pad_id: int = 0) -> Tokenizer:

@@ -30,6 +30,7 @@ from ldm.data.latents import LatentData
 from ldm.data.shards import write_shards
 from ldm.generators.diffusion_bundle import load_codec
 from ldm.models.attention import AttentionPool
+from ldm.models.dit import DiT
 from ldm.models.vae import AutoencoderKL
 from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_constant
@@ -134,6 +135,13 @@ def command() -> Callable[..., Ended]:
     Inside `ranks(...)` of tests/distributed it is a command in each of several processes.
     """
     return run_command
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone() -> list[str]:
+    """Options of a transformer of one block: what is done for each tensor of a network is done for few."""
+    options = ("depth=1", "width=32", "num_heads=2", "long_skips=false")
+    return ["backbone=dit_tiny", *(f"backbone.{option}" for option in options)]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -273,6 +281,26 @@ def diffusion_stage(codec, adamw) -> Callable[..., LatentDiffusion]:
             "seed": 3,
         }
         return LatentDiffusion(codec=codec, size=SIZE, optimizer=adamw, **(defaults | options))
+
+    return make
+
+
+@pytest.fixture
+def small_stage(diffusion_stage) -> Callable[..., LatentDiffusion]:
+    """`small_stage(seed, eps=...)`: a transformer of one block, trained by AdamW at a constant rate.
+
+    In shards each tensor of a network costs a step and a save milliseconds, whatever its size.
+
+    Args:
+        seed: of the first weights.
+    """
+
+    def make(seed: int = 5, **options: Any) -> LatentDiffusion:
+        torch.manual_seed(seed)
+        net = DiT(latent_channels=4, context_dim=16, width=32, depth=1, num_heads=2, ff_mult=2, patch=1)
+        stage = diffusion_stage(net=net, decay=lambda step: 1.0)
+        stage.optimizer = partial(torch.optim.AdamW, lr=1e-3, **options)
+        return stage
 
     return make
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.tokenizer_identity import fuzzed
 from ldm.checkpoints.bundle import load_tokenizer
 from ldm.checkpoints.bundle_writer import save_tokenizer
-from ldm.tokenizers import Tokenizer, clean, clip_bpe, cut_line, train
+from ldm.tokenizers import Tokenizer, clean, clip_bpe, train
 
 CAPTIONS = Path(__file__).parent.parent / "ldm/assets/emoji/captions.json"
 TEXTS = [
@@ -142,11 +142,11 @@ def test_the_last_words_that_are_read_are_shown(ours):
 
 def test_one_line_tells_of_all_texts_that_are_cut(ours):
     long, longer = "1 " * 30, "2 " * 50
-    assert cut_line(ours, ["red apple"], what="prompt") is None
-    assert cut_line(ours, [], what="prompt") is None
-    assert cut_line(ours, [long], what="prompt").startswith("prompt has 32 tokens, the model reads 16: what")
-    assert cut_line(ours, ["a", "b", long], what="prompt").startswith("prompt 3 has 32 tokens, ")
-    line = cut_line(ours, ["a", longer, long, "b"], what="caption")
+    assert ours.cut_line(["red apple"], what="prompt") is None
+    assert ours.cut_line([], what="prompt") is None
+    assert ours.cut_line([long], what="prompt").startswith("prompt has 32 tokens, the model reads 16: what")
+    assert ours.cut_line(["a", "b", long], what="prompt").startswith("prompt 3 has 32 tokens, ")
+    line = ours.cut_line(["a", longer, long, "b"], what="caption")
     assert line.startswith("2 of 4 captions (50 %) are cut; the longest, caption 2, has 52 tokens, the model")
 
 

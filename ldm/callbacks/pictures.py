@@ -11,7 +11,6 @@ from ldm.distributed.ranks import all_gather
 from ldm.io.pictures import save_sheet, to_picture
 from ldm.loggers.background import background_loggers, say
 from ldm.randomness.seeds import check_seed
-from ldm.tokenizers import cut_line
 
 BATCH = 64  # pictures that CLIP encodes at once
 Sheet = tuple[list[torch.Tensor], int]  # uint8 pictures, row by row, and the number of columns
@@ -68,7 +67,7 @@ class SampleGrid(Sheets):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints which prompts are longer than the tokenizer reads."""
         tokenizer = pl_module.generator().tokenizer
-        if line := cut_line(tokenizer, self.prompts, what="prompt") if tokenizer else None:
+        if line := tokenizer.cut_line(self.prompts, what="prompt") if tokenizer else None:
             say(f"samples: {line}")
 
     def sheet(self, trainer: Trainer, stage: LightningModule) -> Sheet | None:

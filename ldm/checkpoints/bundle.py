@@ -1,4 +1,4 @@
-"""A bundle: all that sampling and evaluating need, as safetensors and yaml; reading one executes nothing.
+"""A bundle: everything that sampling and evaluation need, as safetensors and yaml.
 
 ```
 bundle/config.yaml            parts with their constructors and hashes, latent statistics, process, defaults
@@ -7,7 +7,8 @@ bundle/tokenizer.json
 bundle/README.md              model card; nothing reads it
 ```
 
-Anybody may have written the folder, so every value is checked before something is built from it.
+Anybody may have written the folder: reading it executes nothing, and every value is checked before something
+is built from it.
 """
 
 from collections.abc import Mapping
@@ -30,8 +31,8 @@ from ldm.tokenizers import Tokenizer, parse_merge
 
 FORMAT, TOKENIZER_FORMAT = 1, "ldm-tokenizer-1"
 MAX_SIDE = 2**13  # of a picture, in pixels
-# What torch and Python raise where a config describes no network. The config is foreign data, so none of
-# these is a bug of ours that should show its traceback.
+# What torch and Python raise where a config describes no network. The config is foreign data, so that none of
+# these is a bug that should show its traceback.
 UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
 SIZES = ("vocab_size", "context_length", "pad_id")  # of a tokenizer
@@ -59,11 +60,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """Opens a bundle, or the bundle of a run, or that of an experiment's newest finished run.
-
-        Raises:
-            BundleError: nothing there, or a config that can't be read.
-        """
+        """Opens the bundle that `find` finds; BundleError if there is none or its config can't be read."""
         found = find(Path(path))
         try:
             config = Fields.of(read_yaml(found / CONFIG), name=CONFIG)
@@ -88,14 +85,16 @@ class Bundle:
         return hash_file(self.path / CONFIG)
 
     def entry(self, name: str) -> Any:
-        """One entry of the config: process, sampler, guidance, size, ...
-
-        Raises:
-            BundleError: there is no such entry.
-        """
+        """One entry of the config, such as process, sampler or size; BundleError if it is missing."""
         if name not in self.config:
             raise BundleError(f"bundle {self.path}: {CONFIG} lacks {name!r}: copy the whole folder again")
         return self.config[name]
+
+    def spec(self, name: str) -> dict[str, Any]:
+        """The `_target_` tree of one part, without its weights; BundleError if there is no such part."""
+        if name not in self.config["parts"]:
+            raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
+        return dict(self.config["parts"][name]["spec"])
 
     def part(self, name: str) -> Part:
         """Constructor and weights of one part, in float32.
@@ -103,30 +102,21 @@ class Bundle:
         Raises:
             BundleError: no such part, or a file that is missing, changed, or holds NaN or Inf.
         """
-        if name not in self.config["parts"]:
-            raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(self.names)}")
-        file, sha256, spec = (self.config["parts"][name][key] for key in ("file", "sha256", "spec"))
-        with ThreadPoolExecutor(max_workers=1) as hashing:  # takes as long as looking at every weight
+        spec = self.spec(name)
+        file, sha256 = (self.config["parts"][name][key] for key in ("file", "sha256"))
+        with ThreadPoolExecutor(max_workers=1) as hashing:  # takes as long as the check for NaN and Inf
             checked = hashing.submit(self._checked, file, sha256)
             try:
                 state = read_weights(self.path / file)
-            finally:  # of two errors the hash's: a file that was changed is reported as that
+            finally:  # if both fail, the hash's error counts: it explains the other
                 checked.result()
         return Part(spec=spec, state=state)
 
     def network(self, name: str) -> nn.Module:
-        """One part, built and loaded, in evaluation mode.
-
-        Raises:
-            BundleError: the config describes no network, or not the one that the weights are of.
-        """
+        """One part, built and loaded, in evaluation mode; BundleError if its weights don't fit its config."""
         part = self.part(name)
-        # Twice as many weights as the file has: some networks tie two. A config that asks for more would take
-        # time and memory long before its weights were found not to fit.
-        most = 2 * sum(max(1, tensor.numel()) for tensor in part.state.values())
         try:
-            with meta_init(most=most):
-                module = construct(part.spec)
+            module = meta_network(part.spec, part.state)
             module.load_state_dict(part.state, assign=True)
         except UNBUILDABLE as error:
             raise BundleError(
@@ -136,15 +126,9 @@ class Bundle:
         return module.eval()
 
     def copy_into(self, net: nn.Module, name: str) -> None:
-        """Copies the weights of one part into a network that is to be trained further.
-
-        Raises:
-            BundleError: no such part, a damaged one, or one of another network.
-        """
+        """Copies the weights of one part into a network of the same sizes; BundleError for other sizes."""
         state = self.part(name).state
-        sizes, wanted = ({key: x.shape for key, x in each.items()} for each in (state, net.state_dict()))
-        different = sorted(key for key in sizes.keys() | wanted if sizes.get(key) != wanted.get(key))
-        if different:
+        if different := differing(state, net.state_dict()):
             raise BundleError(
                 f"bundle {self.path}: its {name} and the network that is to start as it differ in "
                 f"{len(different)} weights, such as {different[0]}: give both the same sizes"
@@ -152,19 +136,11 @@ class Bundle:
         net.load_state_dict(state)
 
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer.
-
-        Raises:
-            BundleError: it is missing or changed.
-        """
+        """Its tokenizer; BundleError if it is missing or changed."""
         return load_tokenizer(self._checked(TOKENIZER, self.entry("tokenizer")["sha256"]))
 
     def _checked(self, file: str, sha256: str) -> Path:
-        """The path of a file that is there and the one that was written.
-
-        Raises:
-            BundleError: it isn't.
-        """
+        """The path of a file; BundleError if it is missing or not the one that was written."""
         path = self.path / file
         if not path.is_file():
             raise BundleError(f"bundle {self.path} lacks its file {file}: copy the whole folder again")
@@ -174,10 +150,9 @@ class Bundle:
 
 
 def find(path: Path) -> Path:
-    """The bundle that a path means: itself, a run's, the newest of an experiment's runs; `shipped` is ours.
+    """The bundle at a path, in the run there, or of the newest finished run of the experiment there.
 
-    Raises:
-        BundleError: there is none.
+    The word `shipped` stands for the bundle of this repository; BundleError if there is none.
     """
     path = SHIPPED if path == Path("shipped") else path
     newest = sorted(path.glob(f"*/bundle/{CONFIG}"), reverse=True)
@@ -185,7 +160,7 @@ def find(path: Path) -> Path:
         config = folder / CONFIG
         if config.is_file():
             with config.open("rb") as stream:
-                if b"parts:" in stream.read(MAX_YAML):  # else it is a run's config
+                if b"parts:" in stream.read(MAX_YAML):  # a run has a config of this name, too
                     return folder
     where = f"there is no bundle at {path}"
     if path.parent.name == "runs":
@@ -194,11 +169,7 @@ def find(path: Path) -> Path:
 
 
 def check_config(config: Fields) -> None:
-    """Refuses what no bundle's config holds, before anything is built from it.
-
-    Raises:
-        UserError: the entry, and what is wrong with it.
-    """
+    """Refuses a config that no bundle has, by the first wrong entry."""
     values = config.values
     if values.get("format") != FORMAT:
         raise UserError(f"it has format {values.get('format')}, this version reads {FORMAT}")
@@ -219,13 +190,24 @@ def check_config(config: Fields) -> None:
         config.mapping("tokenizer").text("sha256")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, those with fractions in float32.
+def meta_network(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a `_target_` tree on the meta device, with at most twice as many weights as a state has.
 
-    Raises:
-        BundleError: it is cut or forged, or holds NaN or Inf.
-        FileNotFoundError: there is no such file.
+    Twice, because some networks tie two weights. The tree may be a stranger's: one that asks for more would
+    take time and memory long before its weights were found not to fit.
     """
+    with meta_init(most=2 * sum(max(1, tensor.numel()) for tensor in state.values())):
+        return construct(spec)
+
+
+def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights that only one of two states has, or that have different shapes in them."""
+    shapes, others = ({name: tensor.shape for name, tensor in state.items()} for state in (one, other))
+    return sorted(name for name in shapes.keys() | others if shapes.get(name) != others.get(name))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, floats in float32; BundleError for a cut one, NaN or Inf."""
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -238,22 +220,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or Inf, read off the extremes: thirty times as fast as looking at each."""
+    """Whether no value is NaN or Inf; the extremes tell, thirty times as fast as a test of each value."""
     return tensor.numel() == 0 or all(extreme.isfinite() for extreme in tensor.aminmax())
 
 
 def content_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer as plain data, from which `tokenizer_of` makes the same one."""
+    """A tokenizer as plain data, the inverse of `tokenizer_of`."""
     sizes = {name: getattr(tokenizer, name) for name in SIZES}
     return {"format": TOKENIZER_FORMAT, **sizes, "merges": [" ".join(merge) for merge in tokenizer.merges]}
 
 
 def tokenizer_of(content: Any, *, name: str) -> Tokenizer:
-    """The tokenizer that plain data describes, which messages call by `name`.
-
-    Raises:
-        UserError: the data describes none.
-    """
+    """The tokenizer that plain data describes, which messages call `name`; UserError if it describes none."""
     try:
         fields = Fields.of(content, name=name)
         if fields.text("format") != TOKENIZER_FORMAT:
@@ -261,17 +239,11 @@ def tokenizer_of(content: Any, *, name: str) -> Tokenizer:
         sizes = {each: fields.whole(each, low=0, high=MAX_WIDTH) for each in SIZES}
         return Tokenizer([parse_merge(line) for line in fields.texts("merges")], **sizes)
     except ValueError as error:  # Python's own where a line is no merge
-        raise UserError(
-            f"{name} is not a tokenizer written by ldm ({error}): train or copy it again"
-        ) from None
+        raise UserError(f"{name} is not a tokenizer of ldm ({error}): train or copy it again") from None
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a file.
-
-    Raises:
-        UserError: no file, or one that ldm did not write.
-    """
+    """The tokenizer in a file; UserError if there is none."""
     try:
         return tokenizer_of(read_json(path), name=str(path))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Writing a bundle, with the model card that hubs read: whole or not at all.
+"""Writes a bundle whole or not at all, with the model card that hubs read.
 
-A card is for publishing, so it holds no path of this machine: of a data set it has the last folder's name.
-What bundles of others say of themselves stands in it as plain text.
+A card is for publishing: it names no path of this machine, and data sets by their last folder. Text from the
+bundles of others goes into it as plain text.
 """
 
 import json
@@ -51,17 +51,14 @@ def write_bundle(
     settings: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a bundle: it is there whole or not at all.
+    """Writes a bundle to a new folder and returns its path; NameTaken if the folder exists.
 
     Args:
-        path: the folder to make; it must not exist.
         settings: further entries of the config: process, latents, sampling defaults, provenance.
         dtype: of the stored floating-point weights.
-
-    Raises:
-        NameTaken: `path` is there already.
     """
-    size = sum(_bytes(tensor, dtype) for part in parts.values() for tensor in part.state.values())
+    tensors = [tensor for part in parts.values() for tensor in part.state.values()]
+    size = sum(x.numel() * (dtype if x.is_floating_point() else x.dtype).itemsize for x in tensors)
     with new_folder(path, size=size) as draft:
         config: dict[str, Any] = {"format": FORMAT, "parts": {}, **settings}
         for name, part in parts.items():
@@ -81,17 +78,13 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> Path:
     return write(path, json.dumps(content_of(tokenizer), indent=1, ensure_ascii=False) + "\n")
 
 
-def _bytes(tensor: Tensor, dtype: torch.dtype) -> int:
-    return tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize
-
-
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def origin(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bundle records of its training: experiment, seed, config hash, commit, name and hash of data."""
+    """A bundle's record of its training: experiment, seed, config hash, commit, name and hash of its data."""
     found = {"experiment": config["name"], "config_hash": config_hash(config), **git_state()}
     found |= {"seed": config["seed"]} if "seed" in config else {}
     root = config.get("data", {}).get("root")
@@ -112,11 +105,12 @@ def model_card(
     """The Markdown of a card.
 
     Args:
-        config: of the bundle: its parts, size and origin.
-        usage: how to use it, a code block with its fences; the default samples with it or trains beside it.
-        library: that reads the files.
+        config: of the bundle.
+        usage: a code block with its fences; by default the command that samples from the bundle or trains
+            with it.
+        library: the one that reads the files.
         licence: identifier of the weights' licence, as hubs know it.
-        notes: sentences on what differs from the bundle, of an export.
+        notes: sentences on what an export changed.
         results: a document of `ldm.evaluate` about this bundle.
     """
     kind = next((name for name in KINDS if name in config["parts"] or name in config), "")
@@ -139,15 +133,12 @@ def model_card(
         "## Licence": LICENCE if licence == "unknown" else "",
         "## Limits and misuse": LIMITS,
     }
-    told = [f"{heading}\n\n{text}" for heading, text in sections.items() if text]
-    return "\n\n".join(["\n".join(front), *told]) + "\n"
+    body = [f"{heading}\n\n{text}" for heading, text in sections.items() if text]
+    return "\n\n".join(["\n".join(front), *body]) + "\n"
 
 
 def results_of(bundle: Path, sha256: str) -> dict[str, Any] | None:
-    """The numbers that were measured of a bundle, if they lie in its folder or in `evaluation` beside it.
-
-    Those of another bundle, and files that are no results, are passed over.
-    """
+    """The measured numbers of a bundle, from its folder or `evaluation` beside it; None if there are none."""
     for place in PLACES:
         try:
             found = read_json(bundle / place)
@@ -159,12 +150,12 @@ def results_of(bundle: Path, sha256: str) -> dict[str, Any] | None:
 
 
 def _training(config: Mapping[str, Any]) -> str:
-    """Where each network comes from, and the command that wrote this folder."""
+    """Where each network comes from, and the command that wrote the bundle."""
     codec = _mapping(config, "codec_origin")
     origins = {"model": _mapping(config, "origin"), **{name: _mapping(codec, name) for name in codec}}
     lines = [f"- {_plain(name).replace('_', ' ')}: {_origin(own)}" for name, own in origins.items() if own]
     typed, home = " ".join(command().split()).replace("`", "'"), str(Path.home())
-    typed = typed.replace(home, "~") if len(home) > 1 else typed  # the home of nobody may be /
+    typed = typed.replace(home, "~") if len(home) > 1 else typed  # a service's home may be /
     return "\n".join(lines) + f"\n\nWritten by:\n\n```sh\n{typed}\n```"
 
 
@@ -204,7 +195,7 @@ def _numbers(results: Mapping[str, Any]) -> str:
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A field that should be a mapping; an empty one where it is none, since others may have written it."""
+    """A field that should be a mapping; an empty one if it is not, since others may have written it."""
     found = values.get(key)
     return found if isinstance(found, Mapping) else {}
 
@@ -214,5 +205,5 @@ def _number(value: object) -> str:
 
 
 def _plain(text: object) -> str:
-    """A text without what Markdown or a terminal would read as more than text, in 200 characters at most."""
+    """At most 200 characters of a text, without those that Markdown or a terminal would interpret."""
     return re.sub(r"[^\w .,:/@+=-]", "?", str(text))[:200]

@@ -1,7 +1,7 @@
-"""Averages of a training's weights of any length, put together after it (Karras et al. 2024, sec. 3).
+"""Averages of a training's weights of any length, reconstructed after it (Karras et al. 2024, sec. 3).
 
-A training keeps a few averages whose memory grows with its steps and writes them out now and then. An average
-of another length, or as it was at another step, is a sum of those, as near as least squares can bring it.
+A training writes a few averages whose memory grows with its steps. An average of another length or step is
+the weighted sum of those that is nearest to it by least squares.
 """
 
 import json
@@ -30,15 +30,10 @@ LONGEST = 12**-0.5  # of the exponent 0, which weighs all steps alike
 
 @dataclass(frozen=True, order=True)
 class Profile:
-    """How much each step counts in an average: step s of `step` counts as s**exponent.
+    """The weight of each step in an average: step s counts as s**exponent."""
 
-    Attributes:
-        step: the last step that counts.
-        length: standard deviation of the steps that count, as a share of `step`.
-    """
-
-    step: int
-    length: float
+    step: int  # the last one
+    length: float  # standard deviation of the steps under these weights, as a share of `step`
 
     @property
     def exponent(self) -> float:
@@ -52,12 +47,9 @@ class Profile:
 
 
 def exponent_of(length: float) -> float:
-    """gamma of an average whose steps spread so far, as a share of the training (Alg. 2).
+    """gamma of an average: the root above 0 of length^2 (gamma + 2)^2 (gamma + 3) = gamma + 1 (Alg. 2).
 
-    It is the root above 0 of length^2 (gamma + 2)^2 (gamma + 3) = gamma + 1.
-
-    Raises:
-        UserError: a length outside (0, 0.2887).
+    A length outside (0, 0.2887) raises UserError.
     """
     if not 0 < length < LONGEST:
         raise UserError(f"an average's length of {length:g} must lie above 0 and below {LONGEST:.4f}")
@@ -67,48 +59,40 @@ def exponent_of(length: float) -> float:
 
 
 def decay(step: int, exponent: float) -> float:
-    """What an average keeps of itself at a step, counted from 1 (eq. 2 and 3)."""
+    """The share of itself that an average keeps at a step, counted from 1 (eq. 2 and 3)."""
     return (1 - 1 / step) ** (exponent + 1)
 
 
 def shares(kept: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
-    """Weights whose sum of the kept profiles is nearest to the wanted one, in the mean of squares."""
+    """Coefficients with which the sum of the kept profiles is nearest to the wanted one in least squares."""
     overlaps = np.array([[a.overlap(b) for b in kept] for a in kept])
     return np.linalg.lstsq(overlaps, np.array([a.overlap(wanted) for a in kept]), rcond=None)[0]
 
 
 @dataclass(frozen=True)
 class Averages:
-    """The averages that a training has written.
+    """The averages that a training has written."""
 
-    Attributes:
-        folder: `<run>/averages`.
-    """
-
-    folder: Path
+    folder: Path  # <run>/averages
 
     def write(self, profile: Profile, parameters: Mapping[str, Tensor]) -> Path:
-        """Writes one, whole or not at all, in the place of one of the same name."""
+        """Writes one whole or not at all, and returns its path; it replaces one of the same name."""
         path = self.folder / f"step={profile.step:08d}_length={profile.length:g}.safetensors"
         with drafting(path, below=self.folder.parent) as draft:
             tensors = {name: value.cpu().contiguous() for name, value in parameters.items()}
             checksums = {name: checksum(each) for name, each in tensors.items()}
-            # one entry: the library writes several in an order of its own, and a run's bytes would differ
+            # one entry: the library writes several in random order, and the bytes of two runs would differ
             save_tensors(tensors, draft, metadata={CHECKSUMS: json.dumps(checksums)})
         return path
 
     def kept(self, *, until: int) -> dict[Profile, Path]:
-        """Those of steps up to one, in their order."""
+        """The files of steps up to one, in the order of their steps."""
         found = ((NAME.fullmatch(path.name), path) for path in self.folder.glob("step=*"))
         profiles = {Profile(int(match[1]), float(match[2])): path for match, path in found if match}
         return {profile: path for profile, path in sorted(profiles.items()) if profile.step <= until}
 
     def average(self, wanted: Profile) -> dict[str, Tensor]:
-        """Parameters of an average of any length, float32.
-
-        Raises:
-            UserError: a length that no average has, nothing to make one of, or a damaged file.
-        """
+        """Parameters of an average of any length, float32; UserError if no file serves or one is damaged."""
         kept = self.kept(until=wanted.step)
         if not kept:
             raise UserError(
@@ -119,7 +103,7 @@ class Averages:
         weights = shares(list(kept), wanted).tolist()
         files = [(path, *_opened(path)) for path in kept.values()]
         average = {}
-        # one by one, so that memory holds one tensor of each file and not the files
+        # tensor by tensor, so that memory never holds whole files
         for name in files[0][1].keys():  # noqa: SIM118
             terms = [
                 _tensor(*each, name).double() * weight for each, weight in zip(files, weights, strict=True)
@@ -134,11 +118,7 @@ def checksum(tensor: Tensor) -> str:
 
 
 def _opened(path: Path) -> tuple[Any, Mapping[str, Any]]:
-    """A file whose tensors are read one by one, and their checksums, which earlier versions didn't write.
-
-    Raises:
-        UserError: it is cut or damaged.
-    """
+    """An open file and the checksums of its tensors, which earlier versions did not write."""
     try:
         file = safe_open(path, framework="pt")
         text = (file.metadata() or {}).get(CHECKSUMS, "{}")
@@ -148,11 +128,7 @@ def _opened(path: Path) -> tuple[Any, Mapping[str, Any]]:
 
 
 def _tensor(path: Path, file: Any, checksums: Mapping[str, Any], name: str) -> Tensor:
-    """One tensor of an open file.
-
-    Raises:
-        UserError: it is missing, or not the one that was written.
-    """
+    """One tensor of an open file; UserError if it is missing or not the one that was written."""
     try:
         tensor: Tensor = file.get_tensor(name)
     except SafetensorError as error:
@@ -163,4 +139,4 @@ def _tensor(path: Path, file: Any, checksums: Mapping[str, Any], name: str) -> T
 
 
 def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is not a whole average ({what}): remove it, the others do without")
+    return UserError(f"{path} is not a whole average ({what}): remove it, the others suffice")

@@ -1,12 +1,10 @@
-"""What decides a training's result: what runs are compared by, and what `init` brings along.
+"""The comparison of a run with the command that would resume it, and the options that `init` sets.
 
-Options are compared by their values, except those that hold paths: of a data set or a bundle the contents are
-compared, so that a copy elsewhere is the same, and other contents under the same path are not.
+Options are compared by their values, paths of data sets and bundles by the contents there: a copy elsewhere
+is equal, other contents under the same path are not.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.checkpoints.bundle import Bundle, BundleError, differing
+from ldm.checkpoints.provenance import config_hash
 from ldm.checkpoints.training_state import read_state
 from ldm.construct import moved
 from ldm.data import DataError
@@ -24,14 +23,12 @@ from ldm.diffusion.process import READ_BY_DENOISER
 from ldm.distributed.ranks import world_size
 
 SHOWN = 5  # differences that a sentence lists
-ASIDE = frozenset(  # keys, at any depth, that change what a training costs or prints and not what it comes to
-    {
-        *("num_workers", "worker_timeout", "cache", "max_time"),
-        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
-        *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved"),
-    }
-)
-FIXED = (  # of these and what lies below them a run keeps what it was started with
+ASIDE = {  # keys, at any depth, that change what a training costs or prints, but not its result
+    *("num_workers", "worker_timeout", "cache", "max_time"),
+    *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
+    *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved"),
+}
+FIXED = (  # a run keeps its values of these keys and of those below them
     *("backbone", "autoencoder", "text_encoder", "image_encoder", "tokenizer", "codec", "init"),
     *("process.schedule", "process.prediction", "process.network_time"),
     *("model.stage._target_", "model.stage.net", "model.stage.discriminator"),
@@ -39,8 +36,8 @@ FIXED = (  # of these and what lies below them a run keeps what it was started w
     *("trainer.accumulate_grad_batches", "callbacks.averages.lengths"),
 )
 LABELS = ("name", "patience")  # at the root; the second one is in configs of earlier versions
-FREE = ("backbone.checkpointing",)  # below a fixed key, and may change all the same
-BUNDLES = {  # path of a bundle: what is read of it there
+FREE = ("backbone.checkpointing",)  # may change although it is below a fixed key
+BUNDLES = {  # option with a bundle's path: the entries of the bundle that a training reads
     "codec.autoencoder": ("parts.autoencoder", "latents"),
     "codec.text_encoder": ("parts.text_encoder", "tokenizer"),
     "init": ("parts.backbone", "process", "latents", "parts.autoencoder", "parts.text_encoder"),
@@ -48,48 +45,42 @@ BUNDLES = {  # path of a bundle: what is read of it there
 
 
 class Difference(NamedTuple):
-    """Two values of one option, null for none; where contents differ, with the start of their sha256."""
+    """Two values of one option, None for none; a path whose contents differ has the start of their sha256."""
 
     old: Any
     new: Any
 
 
 def contents(config: Mapping[str, Any]) -> dict[str, Any]:
-    """sha256 of what a training reads, by the option that holds its path; what can't be read is left out.
-
-    Beside them the number of ranks, which no option tells where devices are `auto` or srun starts the tasks.
-    """
+    """sha256 of the data and bundles that a training reads, by option; what can't be read is left out."""
+    # ranks, because no option has their number where devices are `auto` or srun starts the tasks
     found: dict[str, Any] = {"ranks": world_size()}
     stage, options = config.get("model", {}).get("stage", {}), flat(config)
     root = options.get("data.root")
     if root is not None and (Path(root) / FILE_NAME).is_file():
-        with suppress(DataError):  # building the data says what is wrong with it
+        with suppress(DataError):  # building the data raises it again, for the user
             found["data.root"] = ShardIndex.load(root).sha256
     for key in BUNDLES:
         if options.get(key) is not None and ("codec" if key != "init" else "initial") in stage:
-            with suppress(BundleError, OSError):  # building the stage says what is wrong with it
-                read = json.dumps(read_at(Bundle.open(options[key]), key), sort_keys=True)
-                found[key] = hashlib.sha256(read.encode()).hexdigest()
+            with suppress(BundleError, OSError):  # building the stage raises it again
+                found[key] = config_hash(_read_at(Bundle.open(options[key]), key))
     return found
 
 
-def read_at(bundle: Bundle, key: str) -> dict[str, Any]:
+def _read_at(bundle: Bundle, key: str) -> dict[str, Any]:
     """The entries of a bundle that a training reads if an option of `BUNDLES` names it, by dotted key."""
-    entries = flat(bundle.config, aside=frozenset())
+    entries = flat(bundle.config, aside=())
     return {name: value for name, value in entries.items() if is_below(name, BUNDLES[key])}
 
 
 def follow_init(config: DictConfig, typed: Sequence[str]) -> Iterator[str]:
-    """Sets process and codec of a config to those of its `init`; yields a line for each that was another.
+    """Sets process and codec of a config to those of its `init` bundle; yields a line for each change.
 
-    Weights mean something only under the process that they were trained with, and for the latents and text
-    states of their own codec. Both come from the bundle, whatever an experiment says.
+    Weights are meaningful only with the process, the latents and the text states that they were trained with,
+    whatever an experiment says.
 
     Args:
-        typed: overrides of the command line. A key that is among them stays as it is, which a line says.
-
-    Raises:
-        BundleError: there is no such bundle, or it is damaged.
+        typed: overrides of the command line. A key among them stays as it is, and the line says so.
     """
     if config.get("init") is None or "initial" not in config.model.stage:
         return
@@ -97,7 +88,7 @@ def follow_init(config: DictConfig, typed: Sequence[str]) -> Iterator[str]:
     own, process = OmegaConf.to_container(config.process, resolve=True), bundle.entry("process")
     changes = {"process": process} if any(own.get(x) != process.get(x) for x in READ_BY_DENOISER) else {}
     for key in ("codec.autoencoder", "codec.text_encoder"):
-        if read_at(Bundle.open(OmegaConf.select(config, key)), key) != read_at(bundle, key):
+        if _read_at(Bundle.open(OmegaConf.select(config, key)), key) != _read_at(bundle, key):
             changes[key] = str(config.init)
     for key, value in changes.items():
         if any(is_below(each.lstrip("+~").partition("=")[0], (key,)) for each in typed):
@@ -118,7 +109,7 @@ def differences(
     reads: Mapping[str, Any],
     aliases: Mapping[str, str],
 ) -> dict[str, Difference]:
-    """What decides the result and is not the same in two configs, by option.
+    """The options that decide the result and differ between two configs.
 
     Args:
         old, new: configs of a run and of the command that would resume it.
@@ -141,7 +132,7 @@ def differences(
 
 
 def _now(value: Any) -> Any:
-    """A value of an earlier version's config, with the name that a target has in this one."""
+    """A value of a config; a target of an earlier version gets its present name."""
     return moved(value) if isinstance(value, str) else value
 
 
@@ -150,61 +141,52 @@ def _content(path: Any, content: Any) -> Any:
 
 
 def replaced(found: Mapping[str, Difference], old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether the configs are equal, and only files under the same paths have other contents."""
+    """Whether the configs are equal, so that only contents under the same paths differ."""
     was, asked = flat(old), flat(new)
     return bool(found) and all(was.get(key) == asked.get(key) for key in found)
 
 
 def check_changes(found: Mapping[str, Difference], changes: Sequence[str], *, run: Path) -> None:
-    """Refuses to resume a run with options that differ and are not listed, or that no run can change.
-
-    Raises:
-        UserError: the options, both values of each, and what to type.
-    """
+    """Refuses to resume a run with differences that are not listed in `changes`, or that no run can have."""
     fixed = {key: each for key, each in found.items() if is_below(key, FIXED) and key not in FREE}
     if fixed:
         raise UserError(
-            f"{run} was trained with {told(fixed)}, which can't change within a run: leave it as it was, or "
+            f"{run} was trained with {_in_words(fixed)}, which can't change within a run: keep that, or "
             "make a new run with resume=never"
         )
     unlisted = {key: each for key, each in found.items() if not is_below(key, changes)}
     if unlisted:
         raise UserError(
-            f"{run} was trained with {told(unlisted)}: to resume it with the new values type "
+            f"{run} was trained with {_in_words(unlisted)}: to resume it with the new values type "
             f"'resume_changes=[{','.join(unlisted)}]', for a new run resume=never"
         )
 
 
 def check_state(state: Path, stage: nn.Module) -> None:
-    """Refuses a checkpoint whose weights are not those of the stage that is to resume from it.
-
-    Raises:
-        UserError: a weight that only one of them has, or of another shape.
-    """
+    """Refuses a checkpoint whose weights differ in name or shape from those of the stage that resumes."""
     if state.is_dir():  # a sharded checkpoint is read after the stage has been sharded
         return
-    both = (read_state(state)["state_dict"], stage.state_dict())
-    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in both)
-    different = sorted(name for name in shapes.keys() | wanted if shapes.get(name) != wanted.get(name))
-    if different:
+    saved, wanted = read_state(state)["state_dict"], stage.state_dict()
+    if different := differing(saved, wanted):
         name = different[0]
+        shapes = [tuple(each[name].shape) if name in each else None for each in (saved, wanted)]
         raise UserError(
             f"{state} is of another network: {len(different)} weights differ, such as {name} of shape "
-            f"{shapes.get(name)} where this training has {wanted.get(name)}: leave the run's options as they "
-            "were, or make a new run with resume=never"
+            f"{shapes[0]} where this training has {shapes[1]}: leave the run's options as they were, or make "
+            "a new run with resume=never"
         )
 
 
-def told(found: Mapping[str, Difference]) -> str:
-    """Differences in words."""
+def _in_words(found: Mapping[str, Difference]) -> str:
+    """Differences as words, at most SHOWN of them."""
     shown = {key: ["null" if value is None else value for value in each] for key, each in found.items()}
     words = [f"{key}={old} and you ask for {new}" for key, (old, new) in shown.items()]
     left = f", and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
     return ", ".join(words[:SHOWN]) + left
 
 
-def flat(node: Mapping[str, Any], prefix: str = "", *, aside: frozenset[str] = ASIDE) -> dict[str, Any]:
-    """Values of nested mappings by dotted key, without null ones and those that don't decide a result."""
+def flat(node: Mapping[str, Any], prefix: str = "", *, aside: Collection[str] = ASIDE) -> dict[str, Any]:
+    """Values of nested mappings by dotted key, without null ones and those below a key of `aside`."""
     found = {}
     for key, value in node.items():
         if key in aside or value is None:

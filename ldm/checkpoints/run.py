@@ -1,6 +1,6 @@
-"""The run directory: one folder a run, made once, found again by the command that made it.
+"""The run directory: one folder per run, found again by the command that made it.
 
-The process that trains (of several ranks the first) holds its run until it ends, so no two write to one.
+The process that trains (of several ranks the first) locks its run until it ends, so that no two write to one.
 """
 
 import errno
@@ -42,16 +42,11 @@ _HELD: set[tuple[int, int]] = set()
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """`runs/<experiment>/<run id>/`.
-
-    Attributes:
-        changed: options that the command gives other values than the run has had so far.
-        replaced: whether these are the contents of paths alone, which are the same.
-    """
+    """`runs/<experiment>/<run id>/`, as compared with a command that may resume it."""
 
     path: Path
-    changed: dict[str, Difference] = field(default_factory=dict)
-    replaced: bool = False
+    changed: dict[str, Difference] = field(default_factory=dict)  # options that differ from the run's
+    replaced: bool = False  # whether only the contents of equal paths differ
 
     @property
     def finished(self) -> bool:
@@ -60,47 +55,31 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of its checkpoints."""
+        """The folder of its checkpoints."""
         return self.path / "checkpoints"
 
     def state(self) -> Path | None:
         """The newest whole checkpoint that torch can load."""
         return newest_state(self.checkpoints, usable=is_readable)
 
-    @property
-    def generator(self) -> str:
-        """What its random numbers come from."""
-        return self.record().get("generator", EARLIER_GENERATOR)
-
     def record(self) -> dict[str, Any]:
-        """Contents of `run.json`.
-
-        Raises:
-            OSError, ValueError: it is missing or damaged.
-        """
+        """Contents of `run.json`; OSError or ValueError if it is missing or damaged."""
         path = self.path / RECORD
         record = Fields.of(read_json(path), name=str(path))
         record.text("config_hash")
         return dict(record.values)
 
     def config(self) -> dict[str, Any]:
-        """Contents of `config.yaml`.
-
-        Raises:
-            OSError, ValueError: it is missing or damaged.
-        """
+        """Contents of `config.yaml`; OSError or ValueError if it is missing or damaged."""
         path = self.path / CONFIG
         return dict(Fields.of(read_yaml(path), name=str(path)).values)
 
     def resumed(self, config: Mapping[str, Any], *, step: int) -> None:
-        """Records that the run is resumed after a step with a config, which replaces the one that is there.
+        """Records that the run is resumed after a step with a config, which replaces the run's.
 
-        Options that decide the result and differ are in the history, with both values. The bundle of a run
-        that had finished gets another name, since the run is no longer finished.
-
-        Raises:
-            UserError: options that differ, and no step left to take with them; a link where the training
-                will write.
+        The history keeps both values of each changed option. A bundle is renamed, since the run is no longer
+        finished. UserError if no step is left to take with changed options, or a link is in the training's
+        way.
         """
         for name in WRITTEN:
             check_no_link(self.path / name)
@@ -110,17 +89,17 @@ class Run:
         if last is not None and step >= last:
             raise UserError(
                 f"{self.path} has taken {step} steps, and trainer.max_steps={last} leaves none to take with "
-                "other options: raise steps= and list it in resume_changes, or make a new run by resume=never"
+                "other options: raise steps= and list it in resume_changes, or use resume=never for a new run"
             )
         if "inputs" not in record:
-            print(f"{self.path} is of an earlier version: its data and codec are not recorded, nor compared")
+            print(f"{self.path} is of an earlier version: its data and codec were not recorded or compared")
         if self.finished:
             (self.path / "bundle").rename(self.path / f"bundle-step={step:08d}")
         now = {"step": step, "started": datetime.now(UTC).isoformat(), "command": command()}
         now |= git_state() | {"config_hash": config_hash(config), "changed": changed}
         record |= {"config_hash": config_hash(config), "inputs": contents(config)}
         record["resumed"] = [*record.get("resumed", []), now]
-        # the record first: a process that is killed between the two leaves no change that isn't recorded
+        # the record first: a process that is killed between the two leaves no unrecorded change
         write(self.path / RECORD, json.dumps(record, indent=2) + "\n")
         write(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
@@ -140,14 +119,14 @@ def find_run(
         root: folder of all runs.
         experiment: the experiment's name.
         config: the resolved config; what it leaves out (paths of this run) may differ between starts.
-        resume: "auto" resumes the newest run of this experiment that comes to the same result, "never" none,
+        resume: "auto" resumes the newest run of this experiment that leads to the same result, "never" none;
             anything else is the folder of a run.
-        changes: options that may differ from the run's own, which is resumed with their new values.
+        changes: options that may differ from the run's; it is resumed with their new values.
         aliases: keys of the config that repeat another key's value, and that key.
 
     Raises:
-        UserError: `resume` names a folder that is no run, another process trains the run, or it was trained
-            with other options, data or networks.
+        UserError: `resume` names no run, another process has the run, or it was trained with other options,
+            data or networks.
     """
     if resume == "never":
         if changes:
@@ -162,9 +141,7 @@ def find_run(
 
     if resume != "auto":
         if not (Path(resume) / RECORD).is_file():
-            raise UserError(
-                f"resume={resume} is no run directory (it has no {RECORD}); write auto, never or a run"
-            )
+            raise UserError(f"resume={resume} is no run directory (no {RECORD}): write auto, never or a run")
         run = compared(Run(path=Path(resume)))
         check_changes(run.changed, changes, run=run.path)
         return _held(run)
@@ -180,21 +157,21 @@ def find_run(
 
 
 def _chosen(compared: Callable[[Run], Run], folder: Path, changes: Sequence[str]) -> Run | None:
-    """The run in a folder that a command means: of those that fit equally well the one active last."""
+    """The run in a folder that a command means; of those that fit equally well, the one active last."""
     runs = []
     for run in sorted((Run(path=record.parent) for record in folder.glob(f"*/{RECORD}")), key=_age):
-        with suppress(OSError, ValueError):  # a run with a damaged record is left alone
+        with suppress(OSError, ValueError):  # a run with a damaged record is never chosen
             runs.append(compared(run))
     preferred: tuple[Callable[[Run], bool], ...] = (
         lambda run: not run.changed,
         lambda run: all(is_below(key, changes) for key in run.changed),
-        lambda run: run.replaced and not run.finished,  # to be refused, with what has changed under its paths
+        lambda run: run.replaced and not run.finished,  # to be refused, with the changed data or bundle
     )
     return next((run for fits in preferred for run in runs if fits(run)), None)
 
 
 def new_run(root: str, experiment: str, config: Mapping[str, Any]) -> Run:
-    """A run directory of its own, with its config and record, held for this process."""
+    """Makes a new run directory with its config and record, locked for this process."""
     started = datetime.now(UTC)
     path = Path(root) / experiment / f"{started:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
     hold(make_folder(path, below=Path(root)))
@@ -202,16 +179,13 @@ def new_run(root: str, experiment: str, config: Mapping[str, Any]) -> Run:
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started.isoformat()}
     inputs = {"config_hash": config_hash(config), "inputs": contents(config)}
     record = owner | {"command": command(), "generator": GENERATOR} | inputs | git_state() | environment()
-    # last and whole: a folder without its record is no run
+    # the record last: a folder without one is no run
     write(path / RECORD, json.dumps(record, indent=2) + "\n")
     return Run(path=path)
 
 
 def _age(run: Run) -> tuple[float, str]:
-    """Seconds since a run was started or last saved a checkpoint, whatever its folder is called.
-
-    A time in the future comes from a wrong clock and is ignored.
-    """
+    """Seconds since a run started or last saved a checkpoint, and its name; a future time is ignored."""
     now, times = time.time(), [0.0]
     with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
         record = read_json(run.path / RECORD)
@@ -222,42 +196,40 @@ def _age(run: Run) -> tuple[float, str]:
 
 
 def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
-    """The same run, which no other process can take now; a finished one isn't written to any more.
+    """The run, locked for this process unless it is finished.
 
-    Raises:
-        UserError: it was begun with another generator of random numbers: resumed, it would not end as an
-            uninterrupted run does.
+    A run of another generator of random numbers is refused: it would not end like an uninterrupted one.
     """
     if run is not None and (run.changed or not run.finished):
         hold(run.path, below=below)
-        if run.generator != GENERATOR:
+        generator = run.record().get("generator", EARLIER_GENERATOR)
+        if generator != GENERATOR:
             raise UserError(
-                f"{run.path} was begun with random numbers of {run.generator}, and this version of ldm has"
-                f" {GENERATOR}: resume it with the version that began it, or train anew with resume=never"
+                f"{run.path} was started with random numbers of {generator}, and this version of ldm has "
+                f"{GENERATOR}: resume it with the version that started it, or train anew with resume=never"
             )
     return run
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """Contents of a run's `config.yaml`, and under `run` of its `run.json`, as far as they are there."""
+    """Contents of a run's `config.yaml`, and under `run` those of its `run.json`, if they exist."""
     config, record = folder / CONFIG, folder / RECORD
     facts = read_yaml(config) if config.is_file() else {}
     return facts | ({"run": read_json(record)} if record.is_file() else {})
 
 
 def hold(folder: Path, *, below: Path | None = None) -> None:
-    """Takes a folder for this process until it ends; to take it again is fine.
+    """Locks a folder for this process until it ends; a second call does nothing.
 
-    A POSIX record lock, not flock: it isn't shared with forked loader processes, which may outlive a killed
-    training by some seconds, and it holds over NFS. It ends with its process, so none is ever stale. Where
-    the file system has no locks, a line says so, and the folder is taken on trust.
+    A POSIX record lock, not flock: forked loader processes, which may outlive a killed training by some
+    seconds, do not share it, and it works over NFS. It ends with its process, so that none is stale. A line
+    is printed where the file system has no locks.
 
     Args:
         below: the folder that the user named, if it is one above.
 
     Raises:
-        UserError: another process has it, or a link is in the lock's place.
-        OSError: the folder can't be written to.
+        UserError: another process has the lock, or a link has its name.
     """
     path = make_folder(folder, below=below) / LOCK
     with opened(folder, below=below) as descriptor:
@@ -277,16 +249,15 @@ def hold(folder: Path, *, below: Path | None = None) -> None:
             ) from None
         if error.errno not in WITHOUT_LOCKS:
             raise
-        told = "its file system has no locks, so let only one command at a time write there"
-        print(f"{folder}: {told}", flush=True)
-    if os.fstat(file).st_nlink == 1:  # else it has a second name elsewhere, under which it keeps its bytes
+        print(f"{folder}: its file system has no locks: run only one command at a time there", flush=True)
+    if os.fstat(file).st_nlink == 1:  # a file with a second name elsewhere keeps its bytes
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     _HELD.add(key)
 
 
 def _identity(folder: int) -> tuple[int, int] | None:
-    """Device and inode of the lock in an open folder, by its name: opening and closing it would free it."""
+    """Device and inode of the lock in an open folder; opening and closing the file would free the lock."""
     try:
         found = os.stat(LOCK, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Checkpoints of a training: one exists only once its manifest does, whatever happens while saving.
+"""Checkpoints of a training: whatever happens while saving, each exists whole or not at all.
 
-Order of a save: a temporary folder beside the others; the checkpoint and its manifest with sha256 and size,
-both on disk; then the folder's name, the pointer to it, and only then the oldest are removed. Only the
-process that holds the run (`run.hold`) writes here.
+Order of a save: a temporary folder; the checkpoint and its manifest with sha256 and size, both on disk; the
+folder's name; the pointer to it; and only then the oldest are removed. Only the process that holds the run
+(`run.hold`) writes here.
 """
 
 import json
@@ -26,50 +26,37 @@ PARTS = {"state_dict", "loops", "global_step"}  # what Lightning resumes from
 
 
 def save_state(root: Path, step: int, save: Callable[[Path], None], *, keep: int) -> Path:
-    """Saves with `save(path)` under `root/step=<step>` and keeps the newest `keep` checkpoints up to it.
+    """Saves a checkpoint to `root/step=<step>`, keeps the newest `keep` up to it, and returns its folder.
 
-    A failure (a full disk, say) leaves the earlier checkpoints as they were and nothing else. A whole
-    checkpoint of the same step stays: a run comes to a step with the same bits every time.
+    A whole checkpoint of the same step stays, since a run reaches a step with the same bits every time. If
+    the save fails, the earlier checkpoints are unchanged and CannotWrite says why, with the room on the disk.
 
     Args:
-        root: folder of all checkpoints of one run, in the run's own.
+        root: folder of all checkpoints of one run, in the run's folder.
         step: optimizer steps done.
         save: makes a file, or a folder of files, at the path that it is given.
-        keep: how many checkpoints stay.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OSError: what stopped the save, with the folder and the room left on its disk.
     """
     final, run = root / f"step={step:08d}", root.parent
     try:
         make_folder(root, below=run)
         sweep(root, below=run)
-        check_room(root)
-        with new_folder(final, below=run, claim=partial(make_way, final)) as draft:
+        # refused before the work if the disk has less room than the newest checkpoint takes
+        sizes = [sum(each.lstat().st_size for each in path.rglob("*")) for path in states(root)[-1:]]
+        if sizes and shutil.disk_usage(root).free < sizes[0]:
+            raise OSError(ENOSPC, f"No space left for the {sizes[0] / 1e6:.1f} MB of a checkpoint")
+        with new_folder(final, below=run, claim=partial(_make_way, final)) as draft:
             save(draft / STATE)
-            # after the checkpoint: `new_folder` puts both on disk before the folder gets its name
+            # the manifest is no proof yet: `new_folder` puts both on disk before the folder gets its name
             (draft / MANIFEST).write_text(json.dumps({"step": step, "files": contents(draft)}))
-        # Of the steps a checkpoint was once taken at, the pointer names the last: should that folder be lost,
-        # the user learns of it. Nothing depends on it, so it may come after the folder's name.
+        # The pointer names the newest checkpoint, so that its loss is noticed. Nothing else depends on it,
+        # so that it may be written after the folder has its name.
         write(root / POINTER, f"{final.name}\n", below=run)
-        prune(root, step, keep=keep)
+        own = [folder for folder in states(root) if step_of(folder) <= step and not _is_link(folder)]
+        for folder in own[:-keep]:
+            discard(folder, below=run)
     except OSError as error:
         raise _failure(error, root, step) from error
     return final
-
-
-def check_room(root: Path) -> None:
-    """Refuses a save for which the disk has less room than the checkpoint before it took.
-
-    Raises:
-        OSError: ENOSPC.
-    """
-    sizes = [sum(each.lstat().st_size for each in path.rglob("*")) for path in states(root)[-1:]]
-    if sizes and shutil.disk_usage(root).free < sizes[0]:
-        raise OSError(ENOSPC, f"No space left for the {sizes[0] / 1e6:.1f} MB of a checkpoint")
 
 
 def contents(folder: Path) -> dict[str, dict[str, Any]]:
@@ -81,8 +68,8 @@ def contents(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def make_way(final: Path) -> bool:
-    """Removes a damaged checkpoint that has the name of a new one; whether the name is free."""
+def _make_way(final: Path) -> bool:
+    """Removes a damaged checkpoint that has the name of a new one; returns whether the name is free."""
     if not os.path.lexists(final):
         return True
     if is_whole(final):
@@ -91,28 +78,20 @@ def make_way(final: Path) -> bool:
     return True
 
 
-def prune(root: Path, step: int, *, keep: int) -> None:
-    """Removes all but the newest `keep` of the checkpoints up to a step, the oldest first; links stay."""
-    own = [folder for folder in states(root) if step_of(folder) <= step and not is_link(folder)]
-    for folder in own[:-keep]:
-        discard(folder, below=root.parent)
-
-
-def is_link(folder: Path) -> bool:
-    """Whether a checkpoint is a link, say to another disk; prints once that it stays."""
+def _is_link(folder: Path) -> bool:
+    """Whether a checkpoint is a link, perhaps to another disk; prints once that it stays."""
     if folder.is_symlink():
-        print_once(f"{folder} is a link to {folder.readlink()}: it is left as it is")
+        _print_once(f"{folder} is a link to {folder.readlink()}: it is left as it is")
     return folder.is_symlink()
 
 
-@cache
-def print_once(sentence: str) -> None:
-    """Prints a line, unless this process has."""
+@cache  # every save comes here
+def _print_once(sentence: str) -> None:
     print(sentence, flush=True)
 
 
 def newest_state(root: Path, *, usable: Callable[[Path], bool] = Path.exists) -> Path | None:
-    """The newest whole checkpoint; prints one line on those that were passed over.
+    """The newest whole checkpoint, or None; prints one line about damaged or missing newer ones.
 
     Args:
         usable: whether a checkpoint whose manifest matches can be resumed from.
@@ -122,11 +101,11 @@ def newest_state(root: Path, *, usable: Callable[[Path], bool] = Path.exists) ->
         if not is_whole(folder):
             passed.append(f"{folder.name} is damaged (its manifest does not match)")
         elif not usable(folder / STATE):
-            passed.append(f"{folder.name} can't be loaded (it is no checkpoint of torch's)")
+            passed.append(f"{folder.name} can't be loaded (torch did not write it)")
         else:
             found = folder
             break
-    named = pointed_at(root)
+    named = _pointed_at(root)
     if named is not None and not named.exists() and (found is None or found.name < named.name):
         passed.insert(0, f"{named.name}, the last one that was saved, is gone")
     if passed:
@@ -136,27 +115,23 @@ def newest_state(root: Path, *, usable: Callable[[Path], bool] = Path.exists) ->
 
 
 def discard_damaged(root: Path, *, after: int, usable: Callable[[Path], bool] = Path.exists) -> None:
-    """Removes what a training that resumes from step `after` has passed over, so that it isn't counted.
-
-    Args:
-        usable: as for `newest_state`.
-    """
+    """Removes damaged checkpoints after the step that a training resumes from, so that none is counted."""
     for folder in states(root):
         good = step_of(folder) <= after or (is_whole(folder) and usable(folder / STATE))
-        if not good and not is_link(folder):
+        if not good and not _is_link(folder):
             discard(folder, below=root.parent)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is what its manifest says."""
+    """Whether a checkpoint has the files that its manifest lists."""
     try:
         manifest = read_json(folder / MANIFEST)
-        files = manifest.get("files", {STATE: manifest})  # version 0.1.0 wrote of one file
+        files = manifest.get("files", {STATE: manifest})  # the form of version 0.1.0, for one file
         return (
             any(Path(name).parts[:1] == (STATE,) for name in files)
             and manifest["step"] == step_of(folder)
             and all(
-                (folder / name).stat().st_size == entry["bytes"]  # at once, where hashing takes seconds
+                (folder / name).stat().st_size == entry["bytes"]  # first, since hashing takes seconds
                 and hash_file(folder / name) == entry["sha256"]
                 for name, entry in files.items()
             )
@@ -166,17 +141,17 @@ def is_whole(folder: Path) -> bool:
 
 
 def states(root: Path) -> list[Path]:
-    """Folders that have the name of a checkpoint, by step, whole or not."""
+    """Folders with the name of a checkpoint, whole or not, by step."""
     return sorted(path for path in root.glob("step=*") if NAME.fullmatch(path.name))
 
 
 def step_of(folder: Path) -> int:
-    """The step that a checkpoint's folder is named by."""
+    """The step in the name of a checkpoint's folder."""
     return int(folder.name.removeprefix("step="))
 
 
-def pointed_at(root: Path) -> Path | None:
-    """The checkpoint that was saved last, which may be gone since."""
+def _pointed_at(root: Path) -> Path | None:
+    """The checkpoint that was saved last, which may be lost."""
     try:
         name = (root / POINTER).read_text().strip() if (root / POINTER).is_file() else ""
     except (OSError, ValueError):
@@ -185,17 +160,13 @@ def pointed_at(root: Path) -> Path | None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; its tensors stay on the disk until they are used.
-
-    Raises:
-        UserError: it can't be read, or is something else.
-    """
-    import torch  # seconds that saving and finding do without
+    """The contents of a checkpoint, whose tensors are read when they are used; UserError if it is none."""
+    import torch  # takes seconds that saving and finding checkpoints do not need
 
     try:
-        # weights_only: a run may come from a stranger, and a pickle can run anything
+        # weights_only: a run may come from a stranger, and a pickle can execute anything
         held = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:  # a forged or torn pickle may end in any of them
+    except Exception as error:  # a forged or torn pickle may raise anything
         raise UserError(f"{path} is no checkpoint of ours, or damaged ({type(error).__name__})") from error
     if not isinstance(held, dict) or not held.keys() >= PARTS:
         raise UserError(f"{path} is no checkpoint of ours: it lacks one of {', '.join(sorted(PARTS))}")
@@ -203,7 +174,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a training can resume from a checkpoint; one in shards is read later, by its ranks."""
+    """Whether a training can resume from a checkpoint; the ranks check a sharded one when they load it."""
     try:
         return path.is_dir() or bool(read_state(path))
     except UserError:
@@ -211,12 +182,12 @@ def is_readable(path: Path) -> bool:
 
 
 def _failure(error: OSError, root: Path, step: int) -> CannotWrite:
-    """The same error in a sentence that a user can act on."""
+    """The error with its place, the room on the disk, and what to do."""
     try:
         room = f"{shutil.disk_usage(root).free / 1e6:.0f} MB are free there"
     except OSError:
         room = "its disk does not answer"
     return CannotWrite(
-        f"{root}: saving the checkpoint of step {step} stopped ({error.strerror or error}; {room}) and the"
-        " earlier ones are as they were: make room, or the folder writable, and run the same command again"
+        f"{root}: saving the checkpoint of step {step} failed ({error.strerror or error}; {room}); earlier"
+        " ones are unchanged: make room, or make the folder writable, and run the same command again"
     )

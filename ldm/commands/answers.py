@@ -1,4 +1,4 @@
-"""How a command that goes wrong ends: a sentence for its user's mistake, a traceback for a bug of ours."""
+"""How a command ends after an error: one sentence for a user's mistake, a traceback for a bug of ours."""
 
 import errno
 import os
@@ -12,25 +12,17 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm import UserError
+from ldm.io.links import FULL
 
-# What a disk answers whatever a program does: it is full, read-only, not the user's, broken, or gone.
-DISK = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.ESTALE,
-)
+# Errors that no bug causes: the disk is full, read-only, somebody else's, broken, or gone.
+DISK = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def answer_errors(action: Callable[[], None], named: Callable[[], Iterable[str]] = tuple) -> None:
     """Runs an action; a mistake of the user ends in one sentence and exit status 1.
 
     Args:
-        named: gives the texts among the action's options, some of which are paths.
+        named: returns the texts among the action's options, some of which are paths.
     """
     try:
         action()
@@ -41,18 +33,18 @@ def answer_errors(action: Callable[[], None], named: Callable[[], Iterable[str]]
         print("ldm: interrupted", file=sys.stderr)
         sys.exit(130)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        told = not isinstance(error, OSError) or isinstance(error, UserError) or is_of_disk(error, named())
-        if os.environ.get("LDM_TRACEBACK") or not told:
+        of_system = isinstance(error, OSError) and not isinstance(error, UserError)
+        if os.environ.get("LDM_TRACEBACK") or (of_system and not is_of_disk(error, named())):
             raise
         cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         refuse(one_line(f"{error}{cause}"))
 
 
 def is_of_disk(error: OSError, named: Iterable[str]) -> bool:
-    """Whether a system's error is of the user's disks, not of our code.
+    """Whether an error of the system comes from the user's disk or paths, not from our code.
 
-    It is one that no program causes, or about a path that an option names, one below it or one on the way to
-    it. A file that is missing anywhere else is missing by our fault.
+    It is one of DISK, or about a path that an option names, one below it or one above it. A file that is
+    missing anywhere else is a bug.
     """
     if error.errno in DISK:
         return True
@@ -63,7 +55,7 @@ def is_of_disk(error: OSError, named: Iterable[str]) -> bool:
 
 
 def one_line(text: str) -> str:
-    """A text with a blank for each line break, and escapes for what can't be printed, such as a tab."""
+    """A text with a blank for each line break, and escapes for characters that can't be printed."""
     joined = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in joined)
 

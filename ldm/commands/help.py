@@ -1,4 +1,4 @@
-"""What `--help` prints: examples, keys with their comments, and groups, all read from the command's yaml."""
+"""The text of `--help`: examples, keys with their comments, and groups, all read from the command's yaml."""
 
 import re
 import textwrap
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-# groups that a command reads although its defaults list doesn't name them: +group=name
+# groups that a command reads without naming them in its defaults: +group=name
 ADDED = {
     "train": ("experiment", "sweep"),
     "sample": ("sampler", "grid", "guidance"),
@@ -37,21 +37,14 @@ and runs nothing. Documentation: docs/{PAGES[name]}.md in the repository; `make 
 
 
 def _groups(name: str, conf: Path, defaults: list[str | dict[str, str | list[str]]]) -> str:
-    """A line per group: its options, and which is the default."""
+    """A line per group with its options, the default in brackets; of the sweeps only those of the command."""
     chosen = {group: value for entry in defaults if isinstance(entry, dict) for group, value in entry.items()}
-    lines = [_line(group, _options(conf, group, name), default) for group, default in chosen.items()]
-    lines += [_line(f"+{group}", _options(conf, group, name), "") for group in ADDED[name]]
+    lines = []
+    for group, default in (chosen | {f"+{group}": "" for group in ADDED[name]}).items():
+        paths = sorted((conf / group.lstrip("+")).glob("*.yaml"))
+        if group == "+sweep":
+            paths = [path for path in paths if f"ldm.{name} " in path.read_text(encoding="utf-8")]
+        names = ", ".join(f"[{path.stem}]" if path.stem == default else path.stem for path in paths)
+        line = f"{group}: {names}"
+        lines.append(textwrap.fill(line, width=WIDTH, subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(lines)
-
-
-def _options(conf: Path, group: str, command: str) -> list[str]:
-    """Names in a group; of the sweeps those of the command."""
-    paths = sorted((conf / group).glob("*.yaml"))
-    if group == "sweep":
-        paths = [path for path in paths if f"ldm.{command} " in path.read_text(encoding="utf-8")]
-    return [path.stem for path in paths]
-
-
-def _line(group: str, options: list[str], default: str | list[str]) -> str:
-    names = ", ".join(f"[{option}]" if option == default else option for option in options)
-    return textwrap.fill(f"{group}: {names}", width=WIDTH, subsequent_indent="    ", break_on_hyphens=False)

@@ -1,14 +1,14 @@
 """Commands whose options are the fields of a dataclass, typed as `key=value` and read by each field's type.
 
-A text is what stands after the first `=`, byte for byte: blanks, quotes, `#` and `${...}` are kept. Numbers
-are decimal, switches true or false. An option is given at most once; it may be empty if its default is empty.
+A text is everything after the first `=`, unchanged: blanks, quotes, `#` and `${...}` are kept. An option is
+given at most once; it may be empty if its default is empty.
 """
 
 import re
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import Field, field, fields
+from dataclasses import field, fields
 from typing import Any, NamedTuple
 
 from ldm import UserError
@@ -19,8 +19,8 @@ from ldm.construct import nearest
 class Kind(NamedTuple):
     """How the values of one type are written."""
 
-    name: str
-    expected: str
+    name: str  # in `--help`
+    expected: str  # in messages
     pattern: re.Pattern[str]
     read: Callable[[str], Any]
 
@@ -56,7 +56,7 @@ def command_line(function: Callable[[Any], None], options: type, arguments: list
     """Runs `function(options)` on the `key=value` arguments, or prints the module's help."""
 
     def run() -> None:
-        for stream in (sys.stdout, sys.stderr):  # a path may hold bytes that are not UTF-8
+        for stream in (sys.stdout, sys.stderr):  # a path may have bytes that are not UTF-8
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         if {"-h", "--help"} & set(arguments):
             print(f"{sys.modules[function.__module__].__doc__}\n{help_of(options)}")
@@ -67,11 +67,7 @@ def command_line(function: Callable[[Any], None], options: type, arguments: list
 
 
 def read_options(options: type, arguments: list[str]) -> Any:
-    """The options that the arguments set, all others at their defaults.
-
-    Raises:
-        UserError: an unknown, repeated or emptied option, or a value that is not of the option's type.
-    """
+    """The options that the arguments set, all others at their defaults; UserError for a wrong one."""
     known = {own.name: own for own in fields(options)}
     values: dict[str, Any] = {}
     places = [name for name, own in known.items() if own.metadata.get("place")]
@@ -85,23 +81,17 @@ def read_options(options: type, arguments: list[str]) -> Any:
             raise UserError(f"{key} has no value: write {key}={KINDS[known[key].type].name}")
         if key in values:
             raise UserError(f"{key}= is given twice: keep one of them")
-        values[key] = _read(known[key], text)
+        kind, default = KINDS[known[key].type], known[key].default
+        if not text and default != "":
+            raise UserError(f"{key}= is empty: write {kind.expected}, or leave it out for {_shown(default)}")
+        if not kind.pattern.fullmatch(text):
+            raise UserError(f"{key}={text} is not {kind.expected}")
+        values[key] = kind.read(text)
     return options(**values)
 
 
-def _read(own: Field, text: str) -> Any:
-    kind = KINDS[own.type]  # type: ignore[index]
-    if not text and own.default != "":
-        raise UserError(
-            f"{own.name}= is empty: write {kind.expected}, or leave it out for {_shown(own.default)}"
-        )
-    if not kind.pattern.fullmatch(text):
-        raise UserError(f"{own.name}={text} is not {kind.expected}")
-    return kind.read(text)
-
-
 def help_of(options: type) -> str:
-    """Every option with its type, its default and one sentence."""
+    """One paragraph per option: its type, its sentence and its default."""
     lines = ["Options:"]
     for own in fields(options):
         default = f" Default: {_shown(own.default)}." if own.default != "" else ""

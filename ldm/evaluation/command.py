@@ -31,7 +31,6 @@ from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance, gaussian_of
 from ldm.metrics.picture_metric import PictureMetric
-from ldm.tokenizers import cut_line
 
 NAMED = ("reference", "statistics")  # options that stand for the real pictures
 NETWORKS = ("extractors", "distances")  # keys of a protocol's node that hold what is built
@@ -308,7 +307,7 @@ def print_cuts(captions: Mapping[str, Sequence[Caption]], subject: Subject, extr
     tokenizers |= {f" read by {name}": getattr(each, "tokenizer", None) for name, each in extractors.items()}
     for name, own in captions.items():
         for reader, tokenizer in tokenizers.items():
-            if tokenizer and (line := cut_line(tokenizer, [each.text for each in own], what="caption")):
+            if tokenizer and (line := tokenizer.cut_line([each.text for each in own], what="caption")):
                 print(f"{name}{reader}: {line}")
 
 

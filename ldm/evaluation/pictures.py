@@ -21,7 +21,6 @@ from ldm.data.texts import read_columns
 from ldm.evaluation.feature_pass import Generate, Observers
 from ldm.evaluation.protocol import Request
 from ldm.io.reading import hash_file
-from ldm.tokenizers import Tokenizer
 
 BATCH = 32  # pictures that are read and looked at together where nothing is generated
 CAPTIONS = "captions.csv"
@@ -147,7 +146,8 @@ class Subject:
     params: int | None = None  # of the network that was trained
     judges: Observers = field(default_factory=Observers)  # its own networks, beside the protocol's
     pictures: Pictures | None = None  # those that are measured, where they are there already
-    tokenizer: Tokenizer | None = None  # that reads its prompts
+    # the ldm.tokenizers.Tokenizer that reads its prompts; a comparison of two folders imports none
+    tokenizer: Any = None
     round_trip: Callable[[Tensor], Tensor] | None = None  # uint8 pictures through its autoencoder and back
 
     def at(self, size: int) -> "Subject":

@@ -1,14 +1,14 @@
-"""Weights of other libraries: foreign files and folders as bundles, and bundles as what others read.
+"""Weights of other libraries: foreign files and folders become bundles, and bundles their formats.
 
-| module                 | what it knows                                                   |
-|------------------------|-----------------------------------------------------------------|
-| importing, exporting   | the ways in and out                                             |
-| folder, compvis, clip  | a folder of diffusers, a file of CompVis, the towers of a CLIP  |
-| diffusers, schedulers  | configs of networks and schedulers against ours, both ways      |
-| declared, tables       | what a file says of itself, against what the user typed         |
-| imported               | networks compared with their files, and the record of an export |
-| weights, keymap, names | tensors of a file, and their names against ours, both ways      |
-| onnx                   | a bundle as graphs                                              |
+| module                 | contents                                                         |
+|------------------------|------------------------------------------------------------------|
+| importing, exporting   | the ways in and out                                              |
+| folder, compvis, clip  | a folder of diffusers, a file of CompVis, the towers of a CLIP   |
+| diffusers, schedulers  | configs of networks and schedulers against ours, both ways       |
+| declared, tables       | what a file declares about itself, against the user's options    |
+| imported               | networks compared with their files, and the record of an export  |
+| weights, keymap, names | tensors of a file, and their names against ours, both ways       |
+| onnx                   | a bundle as graphs                                               |
 
 Whatever is missing, damaged, unsafe or not covered raises a UserError before a weight is read.
 """
@@ -28,24 +28,22 @@ def arguments(spec: Mapping[str, Any], *, target: str, what: str) -> dict[str, A
     """The arguments of a `_target_` tree with their defaults; nested trees stay as they are.
 
     Args:
-        target: the only target that the other format has a place for.
+        target: the only target for which the other format has a place.
         what: the part that the tree describes, for the message.
     """
     if spec.get("_target_") != target:
-        raise UserError(
-            f"{what} is a {spec.get('_target_')}, which has no place there: only {target} has one"
-        )
+        raise UserError(f"{what} is a {spec.get('_target_')}, but that format can only hold {target}")
     parameters = inspect.signature(locate(target, allowed=NETWORKS)).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     return defaults | {key: value for key, value in spec.items() if not key.startswith("_")}
 
 
 def whole_numbers(fields: Fields, table: Mapping[str, tuple[str, int]], *, count: int = 1) -> dict[str, int]:
-    """Options of ours out of whole numbers in a config.
+    """Our options from the whole numbers in a config.
 
     Args:
         table: option -> (their field, its default).
-        count: of the levels for each of which theirs may give the number; ours takes the first.
+        count: of levels; theirs may have a number for each, of which ours is the first.
     """
     high = {option: MAX_DEPTH if option in LAYERS else MAX_WIDTH for option in table}
     return {

@@ -1,12 +1,12 @@
-"""CLIP's towers in the files of OpenAI, open_clip and transformers: their configs, and the parts they become.
+"""CLIP's towers in the files of OpenAI, open_clip and transformers: their configs and their weights.
 
-A text encoder of Stable Diffusion is CLIP's text tower, of which a denoiser reads the states of the last
-layer (1.x) or of the one before (2.x).
+A text encoder of Stable Diffusion is CLIP's text tower; the denoiser reads the states of its last layer (1.x)
+or of the one before (2.x).
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ VISION = "ldm.models.clip.VisionTransformer"
 ACTIVATIONS = {"gelu": "ldm.models.clip.gelu", "quick_gelu": "ldm.models.clip.quick_gelu"}
 STATES = ("last", "penultimate")
 
-# options of ours -> fields of theirs, with the defaults that a config may omit
+# our options -> their fields, with their defaults
 HF_TEXT = {
     "vocab_size": ("vocab_size", 49_408),
     "context_length": ("max_position_embeddings", 77),
@@ -57,28 +57,27 @@ OPENCLIP_VISION = {
     "head_width": ("head_width", 64),
 }
 HF_FIXED: Config = {"layer_norm_eps": 1e-05, "attention_dropout": 0.0, "num_channels": 3}
-COUNTERS = ("*position_ids",)  # 0, 1, 2, ... kept as a weight by earlier versions of transformers
+COUNTERS = ("*position_ids",)  # 0, 1, 2, ... in files of earlier versions of transformers
 TEXT_PROJECTION, PICTURE_PROJECTION = "text_projection.weight", "visual_projection.weight"
 OPENCLIP_ROOT = {"embed_dim", "quick_gelu", "text_cfg", "vision_cfg"}
 OPENCLIP_CONFIG, PREPROCESSOR = "open_clip_config.json", "preprocessor_config.json"  # beside weights of a hub
 OPENAI = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's TorchScript files
-BESIDE = (*OPENAI, "attn_mask")  # what TorchScript files keep beside the weights
-OPENCLIP_BESIDE = ("text_projection", "logit_scale", "attn_mask")  # of a text encoder within another file
+BESIDE = (*OPENAI, "attn_mask")  # tensors of TorchScript files that are no weights
+OPENCLIP_BESIDE = ("text_projection", "logit_scale", "attn_mask")  # which a denoiser's text encoder lacks
 
 
 def hf_text_spec(fields: Fields, *, embed_dim: int | None = None) -> Config:
-    """Text tower of a CLIPTextConfig; without `embed_dim` it has no projection."""
+    """The text tower of a CLIPTextConfig; without `embed_dim` it has no projection."""
     return {"_target_": TEXT, **_hf_tower(fields, HF_TEXT, embed_dim)}
 
 
 def hf_text_config(spec: Mapping[str, Any], *, pad_id: int) -> Config:
-    """CLIPTextModel's config for a text tower of ours; its projection has no place there."""
+    """CLIPTextModel's config for a text tower of ours, without its projection."""
     net = arguments(spec, target=TEXT, what="the text encoder")
-    names = [name for name in ACTIVATIONS if net["activation"] in (_activation(name), _function(name))]
+    own = {key: (_activation(key), locate(name, allowed=NETWORKS)) for key, name in ACTIVATIONS.items()}
+    names = [name for name, forms in own.items() if net["activation"] in forms]
     if not names:
-        raise UserError(
-            f"the text encoder's activation {net['activation']} has no name in transformers, gelu has one"
-        )
+        raise UserError(f"the text encoder's activation {net['activation']} is not in transformers, gelu is")
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
@@ -94,11 +93,7 @@ def hf_text_config(spec: Mapping[str, Any], *, pad_id: int) -> Config:
 
 
 def openclip_specs(fields: Fields, *, quick_gelu: bool = False) -> tuple[Config, Config]:
-    """Text and image tower of one of open_clip's model configs.
-
-    Args:
-        quick_gelu: whatever the config says, as for OpenAI's own weights.
-    """
+    """Text and image tower of one of open_clip's model configs; `quick_gelu` overrides its activation."""
     fields.known(OPENCLIP_ROOT)
     towers = []
     for key, table in (("text_cfg", OPENCLIP_TEXT), ("vision_cfg", OPENCLIP_VISION)):
@@ -114,18 +109,16 @@ def openclip_specs(fields: Fields, *, quick_gelu: bool = False) -> tuple[Config,
 
 
 def openclip_config(name: str) -> Fields:
-    """The config of a model of open_clip, from its wheel or from a json file."""
+    """The config of a model of open_clip, from open_clip's wheel or from a json file."""
     if name.endswith(".json"):
         return Fields.read(Path(name))
-    try:
-        listed = files("open-clip-torch") or []
-    except PackageNotFoundError:
-        listed = []
-    found = {Path(str(file)).stem: file for file in listed if file.parent.name == "model_configs"}
+    package = find_spec("open_clip")  # found, but not imported, which takes seconds
+    folders = package.submodule_search_locations or [] if package else []
+    found = {path.stem: path for folder in folders for path in Path(folder).glob("model_configs/*.json")}
     if name not in found:
         known = ", ".join(sorted(each for each in found if each.startswith("ViT-")))
         raise UserError(f"open_clip has no model {name!r}; those of our kind are among {known}")
-    return Fields.read(Path(str(found[name].locate())))
+    return Fields.read(found[name])
 
 
 def is_openclip(weights: Weights) -> bool:
@@ -134,10 +127,10 @@ def is_openclip(weights: Weights) -> bool:
 
 
 def import_openclip(source: Source, weights: Weights, *, model: str | None) -> Imported:
-    """The towers of a file of OpenAI's or open_clip's.
+    """The towers in a file of OpenAI's or open_clip's.
 
     Args:
-        model: name of open_clip's model or a json file with its config; a tag tells its own.
+        model: open_clip's name of the model, or a json file with its config; not needed for a tag.
     """
     name = source.model or model
     config = openclip_config(name) if name is not None else None
@@ -146,11 +139,11 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
         read = Fields.read(beside)
         own = read.mapping("model_cfg")
         if config is not None and openclip_specs(config) != openclip_specs(own):
-            raise UserError(f"{beside} is of another model than architecture={name}: leave it out")
+            raise UserError(f"{beside} describes another model than architecture={name}: leave it out")
         config, pixels = own, _pixels(read.mapping("preprocess_cfg"), "mean", "std")
     if config is None:
         raise UserError(
-            f"from={source.name} is a CLIP; its tensors don't tell which one: write architecture=ViT-B-32, "
+            f"from={source.name} is a CLIP without a config: name its model, as in architecture=ViT-B-32, "
             "or architecture=ViT-B-32-quickgelu for OpenAI's own"
         )
     text, image = openclip_specs(config, quick_gelu=source.quick_gelu)
@@ -165,7 +158,7 @@ def import_openclip(source: Source, weights: Weights, *, model: str | None) -> I
     return _towers(Fit(spec=spec, weights=weights, rules=openclip_rules(), drop=BESIDE))
 
 
-def import_transformers(weights: Weights, config: Fields) -> Imported:
+def import_transformers(weights: Weights, config: Fields, _: str | None = None) -> Imported:
     """The towers of a CLIPModel."""
     text, image = (config.mapping(name, {}) for name in ("text_config", "vision_config"))
     spec = {
@@ -177,19 +170,19 @@ def import_transformers(weights: Weights, config: Fields) -> Imported:
 
 
 def import_text(weights: Weights, config: Fields, state: str | None) -> Imported:
-    """The text tower of a CLIPTextModel, perhaps with its projection; `state` as in `text_fit`."""
+    """The text tower of a CLIPTextModel, with its projection if it has one; `state` as in `text_fit`."""
     embed_dim = _embed_dim(config) if TEXT_PROJECTION in weights.outline else None
     fit = text_fit(hf_text_spec(config, embed_dim=embed_dim), weights, state=state)
     tokenizer = _own_tokenizer(fit.spec, pad_id=fit.spec["vocab_size"] - 1)  # Stable Diffusion's padding
     return Imported.of({"text_encoder": fit}, tokenizer=tokenizer)
 
 
-def import_vision(weights: Weights, config: Fields) -> Imported:
+def import_vision(weights: Weights, config: Fields, _: str | None = None) -> Imported:
     """The image tower of a CLIPVisionModelWithProjection."""
     if PICTURE_PROJECTION not in weights.outline:
         raise UserError(
-            f"{weights.path} lacks {PICTURE_PROJECTION}, which leads to the space of CLIP's features: "
-            "take a CLIPVisionModelWithProjection or a whole CLIPModel"
+            f"{weights.path} lacks {PICTURE_PROJECTION}, without which there are no features of CLIP: use a "
+            "CLIPVisionModelWithProjection or a whole CLIPModel"
         )
     spec = _vision_spec(weights, config, embed_dim=_embed_dim(config))
     return Imported.of(
@@ -200,14 +193,14 @@ def import_vision(weights: Weights, config: Fields) -> Imported:
 def text_fit(
     spec: Mapping[str, Any], weights: Weights, *, state: str | None, prefix: str = "", openclip: bool = False
 ) -> Fit:
-    """A text encoder and the file that holds it, in transformers' names or in open_clip's.
+    """A text encoder and its file, with transformers' names or open_clip's.
 
-    The penultimate state is that of a network without its last layer: the final norm follows either
-    (Stable Diffusion 2.x is trained so).
+    For the penultimate state the last layer is left out; the final norm follows in both cases, as Stable
+    Diffusion 2.x was trained.
 
     Args:
-        state: last or penultimate; None is what the names mean: open_clip's are of Stable Diffusion 2.x.
-        prefix: of the encoder's tensors among others in the file.
+        state: last or penultimate; None is penultimate for open_clip's names, which are of 2.x, else last.
+        prefix: of the encoder's tensors in the file.
         openclip: whether the names are open_clip's.
     """
     state, layers = state or ("penultimate" if openclip else "last"), spec["num_layers"]
@@ -215,19 +208,19 @@ def text_fit(
         raise UserError(f"text_state={state} is unknown: write {' or '.join(STATES)}")
     kept = layers - (state == "penultimate")
     if kept < 1:
-        raise UserError("text_state=penultimate wants a text encoder of two layers or more: write last")
+        raise UserError("text_state=penultimate needs a text encoder with two layers or more: write last")
     if openclip:
         blocks, rules, beside = "transformer.resblocks", openclip_text_rules(), OPENCLIP_BESIDE
     else:
         names = "text_model." * any(name.startswith(f"{prefix}text_model.") for name in weights.outline)
         rules = text_rules(prefix=names, projection=spec.get("embed_dim") is not None)
         blocks, beside = f"{names}encoder.layers", COUNTERS
-    drop = [*beside, *(f"{blocks}.{layer}.*" for layer in range(kept, layers))]  # which some files lack
+    drop = [*beside, *(f"{blocks}.{layer}.*" for layer in range(kept, layers))]  # some files lack the layer
     return Fit(spec={**spec, "num_layers": kept}, weights=weights, rules=rules, prefix=prefix, drop=drop)
 
 
 def _towers(fit: Fit) -> Imported:
-    """Both towers of a CLIP as parts of their own."""
+    """Both towers of a CLIP, each as a part."""
     tokenizer = _own_tokenizer(fit.spec["text"])
     whole = Imported.of({"clip": fit}, tokenizer=tokenizer, left_out=["logit_scale"])
     state, parts = whole.parts["clip"].state, {}
@@ -238,24 +231,24 @@ def _towers(fit: Fit) -> Imported:
 
 
 def _own_tokenizer(text: Mapping[str, Any], *, pad_id: int = 0) -> Tokenizer | None:
-    """CLIP's own tokenizer for a text tower of its vocabulary; None for another vocabulary."""
+    """CLIP's own tokenizer for a text tower with its vocabulary, else None."""
     if text["vocab_size"] != CLIP_VOCAB_SIZE:
         return None
     return clip_bpe(context_length=text["context_length"], pad_id=pad_id)
 
 
 def _hf_tower(fields: Fields, table: Mapping[str, tuple[str, int]], embed_dim: int | None) -> Config:
-    """What both towers share."""
+    """The options of a tower that text and image tower share."""
     fields.only(HF_FIXED)
     sizes, default = whole_numbers(fields, table), 4 * table["width"][1]
     if fields.whole("intermediate_size", default, high=4 * MAX_WIDTH) != 4 * sizes["width"]:
-        raise UserError(f"{fields.name}: intermediate_size must be four times hidden_size, as ours is")
+        raise UserError(f"{fields.name}: intermediate_size must be four times hidden_size, as in ours")
     name = fields.choice("hidden_act", {name: name for name in ACTIVATIONS}, "quick_gelu")
     return {**sizes, "embed_dim": embed_dim, "activation": _activation(name)}
 
 
 def _vision_spec(weights: Weights, config: Fields, *, embed_dim: int) -> Config:
-    """The image tower, for pictures as the preprocessor's config beside the weights has them."""
+    """The image tower, with mean and deviation of pictures from the preprocessor's config beside it."""
     spec = {"_target_": VISION, **_hf_tower(config, HF_VISION, embed_dim)}
     path = weights.path.parent / PREPROCESSOR
     pixels = _pixels(Fields.read(path), "image_mean", "image_std") if path.is_file() else None
@@ -263,7 +256,7 @@ def _vision_spec(weights: Weights, config: Fields, *, embed_dim: int) -> Config:
 
 
 def _pixels(config: Fields, mean: str, std: str) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation of each colour, in units of [0, 1]; None where a config doesn't say them."""
+    """Mean and deviation of each colour, in units of [0, 1]; None if the config lacks them."""
     if config.values.get(mean) is None or config.values.get(std) is None:
         return None
     values = config.numbers(mean, low=0, high=1), config.numbers(std, low=1e-3, high=1)
@@ -278,7 +271,3 @@ def _embed_dim(config: Fields) -> int:
 
 def _activation(name: str) -> Config:
     return {"_target_": ACTIVATIONS[name], "_partial_": True}
-
-
-def _function(name: str) -> Any:
-    return locate(ACTIVATIONS[name], allowed=NETWORKS)

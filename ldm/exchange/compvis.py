@@ -1,8 +1,8 @@
-"""Files with CompVis' names: a whole pipeline, as Stable Diffusion's and ours, or its autoencoder alone.
+"""Files with CompVis' names: a whole pipeline such as Stable Diffusion, or its autoencoder alone.
 
-The names do not tell the architecture. A file that we wrote carries diffusers' four configs and the tokenizer
-in its header; of any other file the caller must say what it is, its shapes must agree, and what it says of
-its process and its latents counts.
+A file that we wrote has diffusers' four configs and the tokenizer in its header. For any other file the
+caller gives the architecture, with which its shapes must agree; what it declares about its process and its
+latents replaces the caller's.
 """
 
 import json
@@ -27,12 +27,12 @@ from ldm.tokenizers import Tokenizer
 BACKBONE, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 TEXT_ENCODER = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."  # the text encoder of Stable Diffusion 2.x
-HEADER, OWN = "ldm", "ldm."  # our key in a safetensors header, and the prefix of tensors without a place
+HEADER, OWN = "ldm", "ldm."  # our key in a safetensors header, and the prefix of the record's tensors
 PREFIXES = (BACKBONE, AUTOENCODER, TEXT_ENCODER, OPENCLIP, OWN)
-AUTOENCODER_MARK = "encoder.mid.block_1.conv1.weight"  # diffusers' autoencoders have mid_block there
-AUTOENCODER_BESIDE = ("loss.*",)  # the discriminator that an autoencoder was trained against
-EMA = "model_ema."  # before the averages of the U-Net's weights
-# not weights: the averages of the weights, and noise tables and losses, which follow from the process
+AUTOENCODER_MARK = "encoder.mid.block_1.conv1.weight"  # diffusers' name has mid_block
+AUTOENCODER_BESIDE = ("loss.*",)  # the discriminator of the autoencoder's training
+EMA = "model_ema."  # prefix of the U-Net's EMA weights
+# the EMA, unless it is asked for, and noise tables and losses, which follow from the process
 LEFT_OUT = (
     *(f"{EMA}*", "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_alphas_cumprod"),
     *("posterior_*", "lvlb_weights", "logvar", "scale_factor"),
@@ -40,10 +40,7 @@ LEFT_OUT = (
 
 
 def averages(names: Iterable[str]) -> dict[str, str]:
-    """By the name of its average, each weight of the U-Net among the names of a file.
-
-    Averages are named as the weights within `model`, but for the dots, which a buffer's name can't have.
-    """
+    """The U-Net's weights among the names of a file, by the name of their EMA: without `model.` and dots."""
     weights = [name for name in names if name.startswith(BACKBONE)]
     return {EMA + name.removeprefix("model.").replace(".", ""): name for name in weights}
 
@@ -54,34 +51,32 @@ def is_single_file(weights: Weights) -> bool:
 
 
 def is_autoencoder_file(weights: Weights) -> bool:
-    """Whether a file has the names of CompVis' autoencoder without a pipeline's prefixes."""
+    """Whether a file has the names of CompVis' autoencoder, without a pipeline's prefixes."""
     return AUTOENCODER_MARK in weights.outline
 
 
 def import_single_file(weights: Weights, asked: Asked) -> Imported:
-    """The pipeline of a file."""
-    architecture, text_state, carried = asked.architecture, asked.text_state, weights.metadata.get(HEADER)
-    notes: list[str] = []
-    if carried is not None:
-        architecture, vocabulary, record = _read_header(carried, weights)
+    """The pipeline in a file."""
+    architecture, text_state, own = asked.architecture, asked.text_state, weights.metadata.get(HEADER)
+    openclip, record, notes = _has(weights, OPENCLIP), None, []
+    if own is not None:
+        architecture, vocabulary, record = _read_header(own, weights)
     else:
-        told = read_declared(weights, trusted=asked.trusted)
+        declared = read_declared(weights, trusted=asked.trusted)
         _check_sizes(weights, architecture)
-        # some of Stable Diffusion 2.x predict noise, some v, with the same tensors
-        if _has(weights, OPENCLIP) and PREDICTION not in told.values and "process" not in asked.typed:
+        # with equal tensors, some models of Stable Diffusion 2.x predict noise and some v
+        if openclip and PREDICTION not in declared.values and "process" not in asked.typed:
             raise UserError(
-                f"{weights.path} is of Stable Diffusion 2.x and does not say what it predicts: put its yaml "
+                f"{weights.path} is a Stable Diffusion 2.x and does not declare its prediction: put its yaml "
                 "beside it, or write process=sd2_v for one of 768 px, process=sd15 for a base of 512 px"
             )
-        said = told.values.get("text_state", text_state)
-        if text_state not in (None, said):
-            told.refuse(["text_state"], "text_state", text_state)
-        architecture, notes = settled(told, asked)
-        vocabulary, text_state, record = asked.tokenizer(), said, None
+        vocabulary, text_state = asked.tokenizer(), declared.values.get("text_state", text_state)
+        if asked.text_state not in (None, text_state):
+            declared.refuse(["text_state"], "text_state", asked.text_state)
+        architecture, notes = settled(declared, asked)
     projection = weights.outline.get(f"{BACKBONE}middle_block.1.proj_in.weight")
     linear = projection is not None and projection.ndim == 2  # as in Stable Diffusion 2.x
     architecture = replace(architecture, linear_projection=linear)
-    openclip = _has(weights, OPENCLIP)
     prefix = OPENCLIP if openclip else TEXT_ENCODER
     fits = {
         "backbone": _fit("backbone", architecture, weights),
@@ -95,18 +90,16 @@ def import_single_file(weights: Weights, asked: Asked) -> Imported:
         fits, tokenizer=vocabulary, settings=architecture.settings(), left_out=left_out, notes=notes + taken
     )
     if record is not None:
-        own = weights.load(only={name for name in weights.outline if name.startswith(OWN)})
-        kept = {name.removeprefix(OWN): tensor for name, tensor in own.items()}
-        found = found.restored(record, kept, where=f"{weights.path}: the record in its header")
-    if carried is None:
-        return found
-    return replace(found, settings=chosen(found.settings, asked, weights.path))
+        kept = weights.load(only={name for name in weights.outline if name.startswith(OWN)})
+        tensors = {name.removeprefix(OWN): tensor for name, tensor in kept.items()}
+        found = found.restored(record, tensors, where=f"{weights.path}: the record in its header")
+    return found if own is None else replace(found, settings=chosen(found.settings, asked, weights.path))
 
 
 def import_autoencoder(weights: Weights, asked: Asked) -> Imported:
     """The autoencoder of a file and the scale of its latents."""
-    told = read_declared(weights, trusted=asked.trusted)
-    architecture, notes = settled(told.only([SCALE]), asked)
+    declared = read_declared(weights, trusted=asked.trusted)
+    architecture, notes = settled(declared.only([SCALE]), asked)
     drop = (*AUTOENCODER_BESIDE, *LEFT_OUT)
     return Imported.of(
         {"autoencoder": replace(_fit("autoencoder", architecture, weights), prefix="", drop=drop)},
@@ -117,7 +110,7 @@ def import_autoencoder(weights: Weights, asked: Asked) -> Imported:
 
 
 def networks(architecture: Architecture) -> dict[str, tuple[str, list[Rule]]]:
-    """By the name of each network the prefix of its tensors in a file, and the rules of what follows it."""
+    """The prefix of each network's tensors in a file, and the rules for the names behind it."""
     unet, levels = architecture.backbone, len(architecture.autoencoder["multipliers"])
     rules = compvis_unet_rules(
         levels=unet["transformer"]["levels"],
@@ -132,21 +125,19 @@ def networks(architecture: Architecture) -> dict[str, tuple[str, list[Rule]]]:
 
 
 def header(configs: Mapping[str, Any], tokenizer: Tokenizer, record: Mapping[str, Any]) -> dict[str, str]:
-    """What a safetensors header says of the pipeline in its file."""
+    """The entries of a safetensors header that describe the pipeline in the file."""
     return {HEADER: json.dumps({**configs, "tokenizer": content_of(tokenizer), "record": record})}
 
 
 def _read_header(text: str, weights: Weights) -> tuple[Architecture, Tokenizer, Any]:
-    """The pipeline and the tokenizer that a header carries, and its record, if there is one."""
+    """The pipeline and the tokenizer in a header, and its record, if there is one."""
     path = weights.path
     try:
         content = Fields.of(parse_json(text, name="json"), name="it")
         configs = {name: replace(content.mapping(name), name=f"{path}: {name}") for name in CONFIGS}
         tokenizer = tokenizer_of(content.mapping("tokenizer").values, name="its tokenizer")
     except UserError as error:
-        raise UserError(
-            f"{path}: the header's entry {HEADER!r} is damaged ({error}): write it again"
-        ) from None
+        raise UserError(f"{path}: the header's entry {HEADER!r} is damaged ({error}): export again") from None
     return from_configs(configs), tokenizer, content.values.get("record")
 
 
@@ -160,7 +151,7 @@ def _has(weights: Weights, prefix: str) -> bool:
 
 
 def _check_sizes(weights: Weights, architecture: Architecture) -> None:
-    """Refuses another kind of U-Net in a sentence, before each of its tensors would be one problem."""
+    """Refuses another kind of U-Net in one sentence, instead of one per tensor."""
     shapes = {name: x.shape for name, x in weights.outline.items() if name.startswith(BACKBONE)}
     entry = shapes.get(f"{BACKBONE}input_blocks.0.0.weight", ())
     if len(entry) == 4:
@@ -171,12 +162,12 @@ def _check_sizes(weights: Weights, architecture: Architecture) -> None:
     if len(widths) == 1 and widths != {expected}:
         raise UserError(
             f"{weights.path}: its U-Net reads text states of width {widths.pop()}, backbone= has {expected}; "
-            "a Stable Diffusion 2.x (1024) wants backbone=unet_sd2 text_encoder=sd2 tokenizer=sd2"
+            "for Stable Diffusion 2.x (1024) write backbone=unet_sd2 text_encoder=sd2 tokenizer=sd2"
         )
 
 
 def _left_out(weights: Weights) -> tuple[list[str], list[str]]:
-    """Which of the kinds that are left out on purpose the file has, and a note on averages that are."""
+    """The globs of LEFT_OUT that occur in a file, and a note if the EMA is among them."""
     others = [name for name in weights.outline if not name.startswith(PREFIXES) and not is_mark(name)]
     kinds = [glob for glob in LEFT_OUT if any(fnmatchcase(name, glob) for name in others)]
     strange = [name for name in others if not any(fnmatchcase(name, glob) for glob in kinds)]
@@ -186,7 +177,7 @@ def _left_out(weights: Weights) -> tuple[list[str], list[str]]:
     if weights.renamed:  # the averages are read in place of the weights
         return [f"{BACKBONE}* of the last step", *(kind for kind in kinds if kind != averaged)], []
     note = (
-        f"{weights.path.name}: the weights of the last step were taken, not their averages, {averaged}: "
-        "weights=ema takes those"
+        f"{weights.path.name}: the weights of the last step were read, not their EMA, {averaged}: "
+        "weights=ema reads that"
     )
     return kinds, [note] * (averaged in kinds)

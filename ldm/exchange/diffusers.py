@@ -1,6 +1,6 @@
-"""The configs of diffusers' pipeline against the `_target_` trees of ours, read and written.
+"""Configs of diffusers' pipeline against our `_target_` trees, read and written.
 
-What our networks lack is refused by the field's name, what diffusers lacks by the option's.
+A field that our networks lack is refused by its name, and so is an option that diffusers lacks.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +25,10 @@ DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # whether a level h
 DOWN_NAMES = {level: name for name, level in DOWN.items()}
 UP_NAMES = {True: "CrossAttnUpBlock2D", False: "UpBlock2D"}
 VAE_DOWN, VAE_UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
-POOLS = {"text": True, "none": False}  # kinds of what joins the time embedding
+POOLS = {"text": True, "none": False}  # what is added to the time embedding -> `pool_context`
 POOL_FIELDS = {"addition_embed_type", "addition_embed_type_num_heads"}
 
-# the one value that our U-Net has for each field of theirs that it can't change
-UNET_FIXED: Config = {
+UNET_FIXED: Config = {  # fields of theirs for which our U-Net has one value
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "downsample_padding": 1,
     "mid_block_scale_factor": 1,
@@ -66,7 +65,7 @@ CHANNELS = {9: INPAINTING, 8: INSTRUCT, 7: "an upscaler: its U-Net reads a small
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What builds a pipeline but for its weights and tokenizer: `_target_` trees and numbers."""
+    """A pipeline without weights and tokenizer: `_target_` trees and numbers."""
 
     backbone: Config
     autoencoder: Config
@@ -75,27 +74,24 @@ class Architecture:
     sampler: Config
     latents: Mapping[str, list[float]]  # `shift` and `scale` of each latent channel
     size: int  # side of the pictures in pixels
-    linear_projection: bool = False  # whether diffusers' U-Net keeps its projections as linear layers
+    linear_projection: bool = False  # whether the projections of diffusers' U-Net are linear layers
 
     def __post_init__(self) -> None:
         width, context = self.text_encoder["width"], self.backbone["transformer"]["context_dim"]
         if width != context:
-            raise UserError(
-                f"the U-Net's cross_attention_dim is {context}, but the text encoder's states have {width}"
-            )
+            raise UserError(f"the U-Net's cross_attention_dim is {context}, the text encoder's width {width}")
         channels, latents = self.backbone["latent_channels"], self.autoencoder["latent_channels"]
         if channels != latents:
             raise UserError(f"the U-Net's in_channels is {channels}, but the autoencoder has {latents}")
 
     def settings(self) -> Config:
-        """The entries of a bundle's config, but for those of its parts."""
-        names = ("size", "latents", "process", "sampler", "linear_projection")
-        told = {name: value for name, value in asdict(self).items() if name in names}
-        return told | {"guidance": dict(GUIDANCE)}
+        """The entries of a bundle's config without its parts."""
+        names = ("process", "sampler", "latents", "size", "linear_projection")
+        return {**{name: asdict(self)[name] for name in names}, "guidance": dict(GUIDANCE)}
 
 
 def from_configs(configs: Mapping[str, Fields]) -> Architecture:
-    """The pipeline of diffusers' configs under the names in CONFIGS."""
+    """The pipeline of diffusers' configs, which are named as in CONFIGS."""
     unet, vae, text, scheduler = (configs[name] for name in CONFIGS)
     backbone, autoencoder = unet_spec(unet), vae_spec(vae)
     return Architecture(
@@ -114,9 +110,6 @@ def to_configs(pipeline: Architecture, *, pad_id: int) -> dict[str, Config]:
     """diffusers' configs of a pipeline whose latents have one scale and no shift.
 
     One message names every option that diffusers lacks.
-
-    Args:
-        pad_id: the id that the tokenizer pads with.
     """
     latent_size, linear = pipeline.size // _factor(pipeline.autoencoder), pipeline.linear_projection
     scale = pipeline.latents["scale"][0]
@@ -139,11 +132,11 @@ def to_configs(pipeline: Architecture, *, pad_id: int) -> dict[str, Config]:
 
 def unet_spec(fields: Fields) -> Config:
     """The tree of :class:`ldm.models.unet.UNet` for a UNet2DConditionModel's config."""
-    fields = Fields(fields.name, {"addition_embed_type_num_heads": 64, **fields.values})  # their default
+    fields = Fields(fields.name, {"addition_embed_type_num_heads": 64, **fields.values})  # 64: their default
     levels, pyramid = _levels(fields, DOWN)
     count, channels = len(levels), fields.whole("in_channels", 4, high=MAX_WIDTH)
     refuse_channels(fields.name, channels, latents=fields.whole("out_channels", 4, high=MAX_WIDTH))
-    heads = fields.wholes("attention_head_dim", 8, count=count, high=MAX_WIDTH)  # theirs is misnamed
+    heads = fields.wholes("attention_head_dim", 8, count=count, high=MAX_WIDTH)  # their name is wrong
     equal = len(set(heads)) == 1
     pools = fields.choice("addition_embed_type", POOLS, "none")
     transformer = {
@@ -155,7 +148,7 @@ def unet_spec(fields: Fields) -> Config:
     }
     spec = {"_target_": UNET, "latent_channels": channels, **pyramid, "transformer": transformer}
     spec |= whole_numbers(fields, UNET_NUMBERS, count=count)
-    # upcast_attention is a softmax in float32, which ours has always
+    # upcast_attention is a softmax in float32, which ours always has
     beside = {"sample_size", "upcast_attention"} | (set() if pools else POOL_FIELDS)
     linear = fields.flag("use_linear_projection")
     _refuse_others(fields, unet_config(spec, latent_size=1, linear_projection=linear), beside)
@@ -167,7 +160,7 @@ def unet_config(spec: Mapping[str, Any], *, latent_size: int, linear_projection:
 
     Args:
         latent_size: side of the latents of a picture of the usual size.
-        linear_projection: whether the weights are to be written as Stable Diffusion 2.x has them.
+        linear_projection: as in Architecture.
     """
     net = arguments(spec, target=UNET, what="the backbone")
     attention = arguments(net["transformer"], target=TRANSFORMER, what="the backbone's transformer")
@@ -205,14 +198,14 @@ def vae_spec(fields: Fields) -> Config:
         **whole_numbers(fields, VAE_NUMBERS),
         "mid_attention": fields.flag("mid_block_add_attention", True),
     }
-    # force_upcast is float32 for the decoder, which ours has always
+    # force_upcast is float32 for the decoder, which ours always has
     beside = {"sample_size", "scaling_factor", "shift_factor", "force_upcast"}
     _refuse_others(fields, vae_config(spec, scale=1, size=1), beside)
     return spec
 
 
 def vae_latents(fields: Fields) -> dict[str, list[float]]:
-    """Latent shift and scale of each channel, as a bundle keeps them."""
+    """Shift and scale of each latent channel, as in a bundle."""
     channels = fields.whole("latent_channels", 4, high=MAX_WIDTH)
     scale = fields.number("scaling_factor", 0.18215, low=1e-6, high=1e6)
     shift = fields.number("shift_factor", 0.0, low=-1e6, high=1e6)
@@ -220,12 +213,7 @@ def vae_latents(fields: Fields) -> dict[str, list[float]]:
 
 
 def vae_config(spec: Mapping[str, Any], *, scale: float, size: int) -> Config:
-    """AutoencoderKL's config for an autoencoder of ours whose latents have one scale and no shift.
-
-    Args:
-        scale: of the latents.
-        size: side of a picture of the usual size, in pixels.
-    """
+    """AutoencoderKL's config for an autoencoder of ours, its latents' scale, and pictures of `size` px."""
     net = arguments(spec, target=AUTOENCODER, what="the autoencoder")
     _refuse_options("the autoencoder", net, {"patch": 1})
     count = len(net["multipliers"])
@@ -253,7 +241,7 @@ def refuse_channels(where: object, channels: int, *, latents: int) -> None:
 def _levels(
     fields: Fields, kinds: Mapping[str, bool], *, width: int | None = None
 ) -> tuple[list[bool], Config]:
-    """Whether each level has transformers, and the options that say how wide the levels are."""
+    """Whether each level has transformers, and our options for the widths of the levels."""
     key = "down_block_types"
     levels = [Fields(fields.name, {key: name}).choice(key, kinds) for name in fields.names(key)]
     first, *others = fields.wholes("block_out_channels", width, count=len(levels), high=MAX_WIDTH)
@@ -266,17 +254,17 @@ def _widths(net: Mapping[str, Any]) -> list[int]:
 
 
 def _refuse_others(fields: Fields, written: Config, beside: set[str]) -> None:
-    """Refuses a config that says anything else than what we would write for what was read of it.
+    """Refuses a config that differs from the one that we would write for what was read from it.
 
     Args:
-        beside: fields that may say anything, or nothing.
+        beside: fields with any values, which may be missing.
     """
-    told = {key: value for key, value in written.items() if key not in beside}
-    for key, value in told.items():
-        there = fields.values.get(key)
-        if isinstance(there, list) and not isinstance(value, list):  # the same for each level
-            told[key] = [value] * len(there)
-    fields.only(told)
+    expected = {key: value for key, value in written.items() if key not in beside}
+    for key, value in expected.items():
+        found = fields.values.get(key)
+        if isinstance(found, list) and not isinstance(value, list):  # the same for each level
+            expected[key] = [value] * len(found)
+    fields.only(expected)
     fields.known(written.keys() | beside)
 
 
@@ -287,5 +275,5 @@ def _refuse_options(what: str, options: Mapping[str, Any], only: Mapping[str, An
 
 
 def _factor(autoencoder: Config) -> int:
-    """Pixels along a side of one latent; an autoencoder without levels has no place in diffusers anyway."""
+    """Pixels along a side of one latent; an autoencoder without levels is refused elsewhere."""
     return 2 ** (len(autoencoder.get("multipliers", [1])) - 1)

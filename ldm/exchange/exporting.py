@@ -1,6 +1,6 @@
-"""The way out: a bundle as a diffusers folder, as one file with CompVis' names, or as ONNX graphs.
+"""The way out: a bundle as a diffusers folder or as one file with CompVis' names.
 
-What the form has no place for is refused before anything is written, or kept in a record beside it.
+What the format can't express is refused before anything is written, or goes into a record beside it.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Bundle, BundleError, Part
+from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.bundle_writer import CARD, model_card, results_of
 from ldm.exchange.compvis import OWN, header
 from ldm.exchange.compvis import networks as compvis_networks
@@ -30,7 +30,7 @@ from ldm.tokenizers import Tokenizer
 Config = dict[str, Any]
 State = Mapping[str, Tensor]
 
-DIFFUSERS = "0.42.1"  # the version whose files these are
+DIFFUSERS = "0.42.1"  # the version that writes such files
 PARTS = ("backbone", "autoencoder", "text_encoder")
 NOT_SETTINGS = ("format", "parts", "tokenizer")
 LIBRARIES = {"text_encoder": "transformers", "tokenizer": "transformers"}
@@ -42,66 +42,68 @@ pipeline = StableDiffusionPipeline.from_pretrained("<this folder>")
 pipeline("a red apple", num_inference_steps={steps}, guidance_scale={guidance:g}).images[0]
 ```
 
-The folder has no safety checker. `ldm.json` keeps what diffusers has no place for:
-`python -m ldm.export from=<this folder> out=<bundle>` makes the bundle again."""
+The folder has no safety checker. `ldm.json` has what diffusers can't express:
+`python -m ldm.export from=<this folder> out=<bundle>` restores the bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A pipeline ready to be written in either form."""
+    """A pipeline that is ready to be written in either format."""
 
     architecture: Architecture  # with latents of one scale
-    configs: dict[str, Config]  # the same as diffusers' configs, under the names of its folders
+    configs: dict[str, Config]  # the same as diffusers' configs, by the names of its folders
     states: Mapping[str, State]  # weights of backbone, autoencoder and text encoder, under our names
     tokenizer: Tokenizer
-    guidance: float  # the bundle's own scale, 1 where it has none
-    own: Imported  # the bundle's settings and parts as they are
-    notes: list[str] = field(default_factory=list)  # what has no place, and what was changed to fit
-    results: Mapping[str, Any] | None = None  # numbers that were measured of the bundle, for the model card
+    guidance: float  # the guidance scale, 1 without guidance
+    own: Imported  # the bundle's settings and parts
+    notes: list[str] = field(default_factory=list)  # what was left out or changed
+    results: Mapping[str, Any] | None = None  # measured numbers of the bundle, for the model card
 
     def record(self, dtype: torch.dtype) -> tuple[Config, dict[str, Tensor]]:
-        """What the bundle says beyond the files that are written, and the tensors that they lack."""
+        """What the written files lack: the record's json and tensors."""
         exported = from_configs({name: Fields(name, config) for name, config in self.configs.items()})
         parts = {name: Part(spec=getattr(exported, name), state=self.states[name]) for name in PARTS}
         return make_record(self.own, Imported(parts=parts, settings=exported.settings()), dtype)
 
 
 def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
-    """What of a bundle can be written; an option that diffusers has no place for is refused by its name.
+    """A bundle's pipeline with diffusers' configs; an option that diffusers lacks is refused by its name.
 
     Args:
         options: `sampler`, `grid` and `steps` to write instead of the bundle's own.
     """
     nodes = sampling_nodes(bundle, options)
-    told = Architecture(
-        **{name: _spec(bundle, name) for name in PARTS},
+    architecture = Architecture(
+        **{name: bundle.spec(name) for name in PARTS},
         process=bundle.entry("process"),
         sampler=nodes["sampler"],
         latents=bundle.entry("latents"),
         size=bundle.entry("size"),
         linear_projection=bundle.config.get("linear_projection", False),
     )
-    tokenizer, count = bundle.tokenizer(), len(told.latents["scale"])
+    tokenizer, latents = bundle.tokenizer(), architecture.latents
     # StableDiffusionPipeline knows one scale for all channels, and no shift
-    one_scale = not any(told.latents["shift"]) and len(set(told.latents["scale"])) == 1
-    written = told if one_scale else replace(told, latents={"shift": [0.0] * count, "scale": [1.0] * count})
-    configs = to_configs(written, pad_id=tokenizer.pad_id)  # refuses before a weight is read
+    one_scale = not any(latents["shift"]) and len(set(latents["scale"])) == 1
+    if not one_scale:
+        count = len(latents["scale"])
+        architecture = replace(architecture, latents={"shift": [0.0] * count, "scale": [1.0] * count})
+    configs = to_configs(architecture, pad_id=tokenizer.pad_id)  # refuses before a weight is read
     own = {name: bundle.part(name) for name in bundle.names}
     settings = {key: value for key, value in bundle.config.items() if key not in NOT_SETTINGS} | nodes
     states = {name: dict(own[name].state) for name in PARTS}
     notes = []
     if padding(tokenizer) != END:
-        notes.append(f"the token {padding(tokenizer)!r} pads: diffusers reads it otherwise in a prompt, too")
+        notes.append(f"the token {padding(tokenizer)!r} pads: diffusers reads it so in a prompt, too")
     if not one_scale:
-        states["autoencoder"] = folded(states["autoencoder"], told.latents)
+        states["autoencoder"] = folded(states["autoencoder"], latents)
         notes.append("the latents' shifts and scales went into the autoencoder's weights: its scale is now 1")
     if states["text_encoder"].pop("projection.weight", None) is not None:
-        notes.append("the text encoder's projection was left out: a denoiser doesn't read it")
+        notes.append("the text encoder's projection was left out, since a denoiser does not read it")
     guidance = str(nodes["guidance"]["_target_"]).rpartition(".")[2]
     if guidance != "cfg":
-        notes.append(f"guidance {guidance} has no place there: diffusers guides by a scale alone")
+        notes.append(f"guidance {guidance} was left out: diffusers only has a guidance scale")
     return Export(
-        architecture=written,
+        architecture=architecture,
         configs=configs,
         states=states,
         tokenizer=tokenizer,
@@ -113,7 +115,7 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
 
 
 def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
-    """The folder that StableDiffusionPipeline.from_pretrained reads; NameTaken if `out` is there already."""
+    """Writes the folder that StableDiffusionPipeline.from_pretrained reads; NameTaken if it exists."""
     linear, stem = export.architecture.linear_projection, "diffusion_pytorch_model"
     networks = {  # by the file: our part, and the names in it
         f"unet/{stem}": ("backbone", unet_rules(linear_projection=linear)),
@@ -131,7 +133,10 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
             _save(folder / f"{file}.safetensors", _theirs(export.states[part], rules), dtype)
         write_vocabulary(export.tokenizer, folder / "tokenizer")
         _write_json(folder / INDEX, _index(export.configs))
-        (folder / CARD).write_text(_card(export), encoding="utf-8")
+        usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=export.guidance)
+        options = {"usage": usage, "library": "diffusers", "notes": export.notes, "results": export.results}
+        card = model_card({**export.own.settings, "parts": export.own.parts}, **options)
+        (folder / CARD).write_text(card, encoding="utf-8")
         _write_json(folder / RECORD, record)
         if tensors:
             _save(folder / TENSORS, tensors, dtype)
@@ -156,8 +161,8 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
 def folded(state: State, latents: Mapping[str, list[float]]) -> dict[str, Tensor]:
     """The autoencoder whose own latents are (z - shift) * scale, so that their scale is 1.
 
-    Both maps that touch the latents are 1x1 convolutions, so this is exact but for rounding: the means are
-    shifted and scaled, the log-variances grow by 2 log(scale), the decoder's first map undoes it.
+    This is exact but for rounding, since both layers at the latents are 1x1 convolutions: the means are
+    shifted and scaled, the log-variances grow by 2 log(scale), and the decoder's first layer reverts it.
     """
     shift, scale = (torch.tensor(latents[name], dtype=torch.float64) for name in ("shift", "scale"))
     factor = torch.cat([scale, torch.ones_like(scale)])
@@ -173,22 +178,8 @@ def folded(state: State, latents: Mapping[str, list[float]]) -> dict[str, Tensor
     return {**state, **{name: x.to(state[name].dtype) for name, x in zip(names, changed, strict=True)}}
 
 
-def _card(export: Export) -> str:
-    """The model card of a folder for diffusers."""
-    usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=export.guidance)
-    config = {**export.own.settings, "parts": export.own.parts}
-    return model_card(config, usage=usage, library="diffusers", notes=export.notes, results=export.results)
-
-
-def _spec(bundle: Bundle, name: str) -> Config:
-    if name not in bundle.names:
-        held = ", ".join(bundle.names)
-        raise BundleError(f"bundle {bundle.path} can't be exported: no {name} among {held}")
-    return dict(bundle.config["parts"][name]["spec"])
-
-
 def _theirs(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Our weights under their names; what they are read back as must be the same."""
+    """Our weights under their names; reading them back must give the same weights."""
     written = translate(state, reverse(rules))
     back = translate(written, rules, expected={name: tensor.shape for name, tensor in state.items()})
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
@@ -217,7 +208,7 @@ def _index(configs: Mapping[str, Config]) -> Config:
 
 
 def _scale(guidance: Mapping[str, Any]) -> float:
-    """The scale of a guidance, also where it lies inside another one."""
+    """The scale of a guidance, which may be nested in another one."""
     within = guidance.get("within")
     return float(guidance.get("scale", _scale(within) if isinstance(within, Mapping) else 1.0))
 

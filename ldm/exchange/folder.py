@@ -29,24 +29,24 @@ VERSION = "#version: 0.2"  # first line of a merges.txt
 
 
 def class_of(folder: Path) -> tuple[str, bool]:
-    """The class or type that a folder is of by its config, and whether it is a pipeline's."""
+    """The class or model type in a folder's config, and whether it is a pipeline's."""
     is_pipeline = (folder / INDEX).is_file()
     config = Fields.read(folder / (INDEX if is_pipeline else "config.json")).values
     return str(config.get("_class_name") or config.get("model_type")), is_pipeline
 
 
 def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
-    """All that generates pictures: three networks, tokenizer, process and sampler."""
+    """A whole pipeline: three networks, tokenizer, process and sampler."""
     index = Fields.read(folder / INDEX)
     kind = index.values.get("_class_name")
     if kind not in PIPELINES:
         raise UserError(f"{folder} is a {kind}: only {' and '.join(PIPELINES)} have our three networks")
     configs = {name: Fields.read(_config(folder, name)) for name in CONFIGS}
-    told = from_configs(configs)
-    text = text_fit(told.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
+    pipeline = from_configs(configs)
+    text = text_fit(pipeline.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
     fits = {
-        "backbone": _unet(folder / "unet", told.backbone, told.linear_projection),
-        "autoencoder": _vae(folder / "vae", told.autoencoder),
+        "backbone": _unet(find_weights(folder / "unet"), pipeline.backbone, pipeline.linear_projection),
+        "autoencoder": _vae(find_weights(folder / "vae"), pipeline.autoencoder),
         "text_encoder": text,
     }
     sizes = {name: text.spec[name] for name in ("context_length", "vocab_size")}
@@ -54,7 +54,7 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     found = Imported.of(
         fits,
         tokenizer=read_vocabulary(folder / "tokenizer", **sizes),
-        settings=told.settings(),
+        settings=pipeline.settings(),
         left_out=sorted(held - READ) + differences(configs["scheduler"]),
         notes=_other_class(configs["scheduler"], index),
     )
@@ -69,19 +69,17 @@ def import_network(folder: Path, *, text_state: str | None) -> Imported:
     """The one network of a folder with a config.json."""
     kind, _ = class_of(folder)
     if kind not in NETWORKS:
-        raise UserError(
-            f"{folder} holds a {kind}: only {', '.join(NETWORKS)} are covered, or a whole pipeline"
-        )
-    return NETWORKS[kind](folder, Fields.read(folder / "config.json"), text_state)
+        raise UserError(f"{folder} holds a {kind}: only a pipeline or {', '.join(NETWORKS)} are covered")
+    return NETWORKS[kind](find_weights(folder), Fields.read(folder / "config.json"), text_state)
 
 
 def find_weights(folder: Path) -> Weights:
-    """The weights in a folder: safetensors before torch's own, the plain file before a variant in 16 bits."""
+    """The weights in a folder: safetensors rather than torch's own, 32 bits rather than a variant in 16."""
     for ending, variant, stem in product(ENDINGS, VARIANTS, STEMS):
         single, cut = f"{stem}{variant}{ending}", f"{stem}{ending}.index{variant}.json"
         for path in (folder / single, folder / cut, folder / f"{single}.index.json"):
             if path.is_file():
-                note = f"{folder.name}/{path.name} was read: there is no file without {variant}"
+                note = f"{folder.name}/{path.name} was read, because there is no file without {variant}"
                 return Weights(path, note=note if variant else "")
     raise UserError(
         f"{folder} lacks its weights: hf download <owner>/<name> --include '{folder.name}/*' "
@@ -90,7 +88,7 @@ def find_weights(folder: Path) -> Weights:
 
 
 def ids(merges: Sequence[Merge], *, vocab_size: int) -> dict[str, int]:
-    """Every token with its id: bytes, bytes that end a word, merges, and at the very end start and end."""
+    """Every token with its id: bytes, bytes that end a word, merges, and last of all start and end."""
     symbols = sorted(ByteLevel.alphabet())  # by code point, which is GPT-2's order
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in merges)]
     numbered = {token: number for number, token in enumerate(tokens)}
@@ -98,41 +96,41 @@ def ids(merges: Sequence[Merge], *, vocab_size: int) -> dict[str, int]:
 
 
 def padding(tokenizer: Tokenizer) -> str:
-    """The token that a tokenizer pads with; an id that has no spelling is refused."""
+    """The token with which a tokenizer pads; an id without a spelling is refused."""
     for token, number in ids(tokenizer.merges, vocab_size=tokenizer.vocab_size).items():
         if number == tokenizer.pad_id:
             return token
-    raise UserError(f"the tokenizer's pad_id={tokenizer.pad_id} has no spelling, which diffusers wants")
+    raise UserError(f"the tokenizer's pad_id={tokenizer.pad_id} has no spelling, which diffusers needs")
 
 
 def read_vocabulary(folder: Path, *, context_length: int, vocab_size: int) -> Tokenizer:
-    """The tokenizer in the files of a CLIPTokenizer, whose ids must be laid out as ours are.
+    """The tokenizer in the files of a CLIPTokenizer, whose ids must be in our order.
 
     Args:
-        context_length, vocab_size: of the text encoder, which the files must agree with.
+        context_length, vocab_size: of the text encoder, with which the files must agree.
     """
     vocabulary, merges = _tables(folder)
     wanted = ids(merges, vocab_size=vocab_size)
     if vocabulary != wanted:
         strange, _ = min(vocabulary.items() ^ wanted.items(), key=str)
-        raise UserError(f"{folder}: token {strange!r} is not where CLIP's layout of {vocab_size} ids has it")
+        raise UserError(f"{folder}: token {strange!r} has another id than in CLIP's order of {vocab_size}")
     paths = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
-    told = [Fields.read(path).values for path in paths if path.is_file()]
-    config = Fields(str(folder), {key: value for values in told for key, value in values.items()})
-    length = config.whole("model_max_length", context_length, high=10**31)  # a huge one means: not told
+    found = [Fields.read(path).values for path in paths if path.is_file()]
+    config = Fields(str(folder), {key: value for values in found for key, value in values.items()})
+    length = config.whole("model_max_length", context_length, high=10**31)  # a huge one stands for none
     if length != context_length and length <= MAX_WIDTH:
         raise UserError(f"{folder}: model_max_length={length}, but the text encoder reads {context_length}")
     pad = config.values.get("pad_token", END)
     pad = pad.get("content") if isinstance(pad, dict) else pad
     if not isinstance(pad, str) or pad not in vocabulary:
-        raise UserError(f"{folder}: pad_token={pad!r} is no token of the vocabulary")
+        raise UserError(f"{folder}: pad_token={pad!r} is not in the vocabulary")
     return Tokenizer(merges, vocab_size=vocab_size, context_length=context_length, pad_id=vocabulary[pad])
 
 
 def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
-    """The four files that CLIPTokenizer.from_pretrained reads.
+    """Writes the four files that CLIPTokenizer.from_pretrained reads.
 
-    It takes the padding token for padding in a prompt, too; ours has no such reading.
+    It also reads the padding token in a prompt as padding, which ours does not.
     """
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": padding(tokenizer)}
     lines = [VERSION, *(f"{left} {right}" for left, right in tokenizer.merges)]
@@ -150,7 +148,7 @@ def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
-    """Ids and merges, from the two files of old or from the one that transformers 5 writes."""
+    """Ids and merges, from vocab.json and merges.txt, or from the tokenizer.json of transformers 5."""
     if (folder / "vocab.json").is_file():
         vocabulary = dict(Fields.read(folder / "vocab.json").values)
         path = folder / "merges.txt"
@@ -184,7 +182,7 @@ def _config(folder: Path, name: str) -> Path:
 
 
 def _other_class(scheduler: Fields, index: Fields) -> list[str]:
-    """A sentence where the index names another scheduler than the scheduler's own config does."""
+    """A note if the index names another scheduler than the scheduler's own config."""
     entry, own = index.values.get("scheduler"), scheduler.values.get("_class_name")
     named = entry[-1] if isinstance(entry, list) and entry else None
     if named in (None, own) or own is None:
@@ -192,31 +190,29 @@ def _other_class(scheduler: Fields, index: Fields) -> list[str]:
     return [f"{INDEX} names a {named}, scheduler_config.json a {own}: the latter was read"]
 
 
-def _unet(folder: Path, spec: Mapping[str, Any], linear_projection: bool) -> Fit:
-    rules = unet_rules(linear_projection=linear_projection)
-    return Fit(spec=spec, weights=find_weights(folder), rules=rules)
+def _unet(weights: Weights, spec: Mapping[str, Any], linear_projection: bool) -> Fit:
+    return Fit(spec=spec, weights=weights, rules=unet_rules(linear_projection=linear_projection))
 
 
-def _vae(folder: Path, spec: Mapping[str, Any]) -> Fit:
-    weights = find_weights(folder)
+def _vae(weights: Weights, spec: Mapping[str, Any]) -> Fit:
     return Fit(spec=spec, weights=weights, rules=vae_rules(weights.outline))
 
 
-def _import_unet(folder: Path, config: Fields, text_state: str | None) -> Imported:
+def _import_unet(weights: Weights, config: Fields, _: str | None) -> Imported:
     linear = config.flag("use_linear_projection")
-    fits = {"backbone": _unet(folder, unet_spec(config), linear)}
+    fits = {"backbone": _unet(weights, unet_spec(config), linear)}
     return Imported.of(fits, settings={"linear_projection": linear})
 
 
-def _import_vae(folder: Path, config: Fields, text_state: str | None) -> Imported:
-    fits = {"autoencoder": _vae(folder, vae_spec(config))}
+def _import_vae(weights: Weights, config: Fields, _: str | None) -> Imported:
+    fits = {"autoencoder": _vae(weights, vae_spec(config))}
     return Imported.of(fits, settings={"latents": vae_latents(config)})
 
 
-NETWORKS: dict[str, Callable[[Path, Fields, str | None], Imported]] = {  # by class or type of model
+NETWORKS: dict[str, Callable[[Weights, Fields, str | None], Imported]] = {  # by class or type of model
     "UNet2DConditionModel": _import_unet,
     "AutoencoderKL": _import_vae,
-    "clip_text_model": lambda folder, *told: import_text(find_weights(folder), *told),
-    "clip_vision_model": lambda folder, config, _: import_vision(find_weights(folder), config),
-    "clip": lambda folder, config, _: import_transformers(find_weights(folder), config),
+    "clip_text_model": import_text,
+    "clip_vision_model": import_vision,
+    "clip": import_transformers,
 }

@@ -1,8 +1,8 @@
-"""Foreign weights as the contents of a bundle, each network compared with its file before any is read.
+"""Foreign weights as the contents of a bundle; no weight is read before its network's names and shapes fit.
 
-A record keeps in exported files what their format has no place for: a bundle's settings and `_target_` trees,
-each beside what the files are read as without it, and tensors as `<part>.<name>`. On the way back an entry
-counts where the files are still read as that; where somebody changed them, the files count.
+An export keeps a record of what its format has no place for: the bundle's settings and `_target_` trees, each
+beside what the files alone are read as, and tensors as `<part>.<name>`. An import takes an entry of the
+record as long as the files are still read as it says; where somebody changed them, the files count.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Part, is_finite
+from ldm.checkpoints.bundle import Part, is_finite, meta_network
 from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.checkpoints.provenance import git_state
 from ldm.construct import construct
@@ -24,13 +24,12 @@ from ldm.exchange.keymap import Rule, shapes, translate
 from ldm.exchange.weights import Source, Weights
 from ldm.io.fields import check_tree
 from ldm.io.reading import hash_file
-from ldm.models.meta_init import meta_init
 from ldm.tokenizers import Tokenizer
 
 HALVES = ("bfloat16", "float16")
 RECORD, TENSORS = "ldm.json", "ldm.safetensors"  # in an exported folder; diffusers does not look at them
 SAMPLING = ("process", "sampler", "guidance")
-TOGETHER = (  # where the one was changed, the other is of no use
+TOGETHER = (  # if the first was changed, the second is of no use either
     ("autoencoder", "latents"),
     ("latents", "autoencoder"),
     ("text_encoder", "image_encoder"),
@@ -42,27 +41,24 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A network of ours and the part of a file that is to become its weights."""
+    """A network of ours and the part of a file that becomes its weights."""
 
     spec: Mapping[str, Any]  # the `_target_` tree of the network
     weights: Weights
     rules: Sequence[Rule]  # their names against ours
-    prefix: str = ""  # of the tensors that belong to the network; the others are somebody else's
-    drop: Sequence[str] = ()  # globs of tensors of those that are left out on purpose
+    prefix: str = ""  # of the network's tensors; a file may hold other networks beside it
+    drop: Sequence[str] = ()  # globs of the network's tensors that are left out on purpose
 
     def check(self) -> None:
         """Compares names, shapes and dtypes; no weight is read. One message lists every difference."""
-        try:
-            made = self._translate(self.weights.outline)
-        except UserError as error:
-            raise UserError(f"{self.weights.path}: {error}") from None
-        for name, tensor in made.items():
+        for name, tensor in self._translate(self.weights.outline).items():
             if not tensor.is_floating_point():
                 raise UserError(f"{self.weights.path}: {name} is {tensor.dtype}, expected floats")
 
     def part(self) -> Part:
         """The network's constructor and weights, after `check`; NaN and Inf are refused."""
-        state = self._translate(self.weights.load())
+        own = {name for name in self.weights.outline if name.startswith(self.prefix)}
+        state = self._translate(self.weights.load(only=own))
         for name, tensor in state.items():
             if not is_finite(tensor):
                 raise UserError(f"{self.weights.path}: {name} holds NaN or Inf: fetch or train it again")
@@ -71,20 +67,13 @@ class Fit:
     def _translate(self, tensors: State) -> dict[str, Tensor]:
         prefix = self.prefix
         own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-        if not own:
-            raise UserError(f"it holds no tensor {prefix}*, so the network is not in it: take the whole file")
-        return translate(own, self.rules, expected=expected_shapes(self.spec, held=own), drop=self.drop)
-
-
-def expected_shapes(spec: Mapping[str, Any], *, held: State) -> dict[str, torch.Size]:
-    """Shape of each weight of a network, which is built on the meta device.
-
-    Args:
-        held: the tensors of the file. The network comes out of a stranger's config: one of more than twice as
-            many weights is refused and not built to its end, which could take minutes.
-    """
-    with meta_init(most=2 * sum(max(1, tensor.numel()) for tensor in held.values())):
-        return shapes(construct(spec).state_dict())
+        try:
+            if not own:
+                raise UserError(f"it has no tensor {prefix}*: use a file with the whole pipeline")
+            expected = shapes(meta_network(self.spec, own).state_dict())
+            return translate(own, self.rules, expected=expected, drop=self.drop)
+        except UserError as error:
+            raise UserError(f"{self.weights.path}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +89,7 @@ class Imported:
 
     @classmethod
     def of(cls, fits: Mapping[str, Fit], *, notes: Sequence[str] = (), **others: Any) -> "Imported":
-        """The parts that are read from files, once all of them have been compared with their networks.
+        """Reads the parts from their files, once all of them have been compared with their networks.
 
         Args:
             notes: those that come before the files' own.
@@ -123,11 +112,7 @@ class Imported:
         )
 
     def write(self, path: Path, source: Source, *, dtype: torch.dtype) -> Path:
-        """Writes the bundle, whole or not at all; its origin holds the source's name and the files' sha256.
-
-        Raises:
-            NameTaken: `path` is there already.
-        """
+        """Writes the bundle whole or not at all, with its origin; NameTaken if `path` exists."""
         root = source.path if source.path.is_dir() else source.path.parent
         hashes = {str(file.relative_to(root)): hash_file(file) for file in self.files}
         origin = {"imported_from": source.name, "sha256": hashes, "left_out": self.left_out} | git_state()
@@ -137,10 +122,10 @@ class Imported:
         return write_bundle(path, parts=self.parts, tokenizer=self.tokenizer, settings=settings, dtype=dtype)
 
     def restored(self, record: Any, tensors: State, *, where: object) -> "Imported":
-        """What exported files are read as, with what their record keeps.
+        """Adds to what exported files are read as what their record keeps.
 
         Args:
-            record: out of json.
+            record: parsed json, which anybody may have written.
             tensors: of the record, by part and name.
             where: the record's place, for messages.
         """
@@ -162,18 +147,14 @@ class Imported:
         return replace(self, settings=settings, parts=parts, notes=self.notes + note * bool(changed))
 
     def _changed(self, record: Config) -> set[str]:
-        """The entries and parts that the files no longer say as they did, with those that go with them."""
-        changed = {
-            name
-            for name, pair in record["settings"].items()
-            if not _same(pair["exported"], self.settings.get(name))
-        }
-        for name, entry in record["parts"].items():
-            if name not in self.parts or "exported" not in entry:
-                continue
-            there = self.parts[name]
-            if not _same(entry["exported"], there.spec) or entry["sha256"] != digest(there.state):
-                changed.add(name)
+        """The entries and parts that the files contradict, with those that are of no use without them."""
+        settings, parts = record["settings"].items(), record["parts"].items()
+        changed = {key for key, pair in settings if not _same(pair["exported"], self.settings.get(key))}
+        for name, entry in parts:
+            if name in self.parts and "exported" in entry:
+                found = self.parts[name]
+                if not _same(entry["exported"], found.spec) or entry["sha256"] != digest(found.state):
+                    changed.add(name)
         return changed | {other for name, other in TOGETHER if name in changed}
 
     def _part(self, name: str, spec: Config, tensors: State) -> Part:
@@ -182,8 +163,8 @@ class Imported:
         extra = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
         state = {**(self.parts[name].state if name in self.parts else {}), **extra}
         check_tree(spec, name=name)
-        if shapes(state) != expected_shapes(spec, held=state):
-            raise UserError(f"the weights of {name} are not of its network")
+        if shapes(state) != shapes(meta_network(spec, state).state_dict()):
+            raise UserError(f"the weights of {name} do not fit its network")
         if not all(map(is_finite, extra.values())):
             raise UserError(f"the weights of {name} hold NaN or Inf")
         return Part(spec=spec, state=state)
@@ -202,9 +183,9 @@ def make_record(own: Imported, exported: Imported, dtype: torch.dtype) -> tuple[
     for name, part in own.parts.items():
         parts[name] = {"spec": dict(part.spec)}
         held: State = {}
-        if there := exported.parts.get(name):
-            held = there.state
-            parts[name] |= {"exported": dict(there.spec), "sha256": digest(held, dtype)}
+        if found := exported.parts.get(name):
+            held = found.state
+            parts[name] |= {"exported": dict(found.spec), "sha256": digest(held, dtype)}
         for key, tensor in part.state.items():
             if key not in held or not torch.equal(held[key], tensor):
                 tensors[f"{name}.{key}"] = tensor
@@ -225,4 +206,5 @@ def digest(state: State, dtype: torch.dtype | None = None) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal as json, which has no tuples and no order of keys."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

@@ -1,10 +1,10 @@
-"""The way in: weights are located, told apart, and read as the contents of a bundle.
+"""The way in: finds weights, recognises their kind, and reads them as the contents of a bundle.
 
-| what is found                                      | becomes                              |
+| source                                             | result                               |
 |----------------------------------------------------|--------------------------------------|
 | a diffusers folder with model_index.json           | a text-to-image bundle               |
 | a file with CompVis' names, .ckpt or .safetensors  | a text-to-image bundle               |
-| one of their autoencoder alone                     | a bundle of that part                |
+| a file of their autoencoder alone                  | a bundle of that part                |
 | a folder of one diffusers or transformers network  | a bundle of that part                |
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
 | another kind of model                              | a message that names the kind        |
@@ -13,6 +13,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from ldm import UserError
@@ -32,14 +33,14 @@ from ldm.exchange.weights import Source, Weights
 
 PINNED = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?:/(.+))?")
 TAGGED = re.compile(r"open_clip://([\w.-]+)/([\w.-]+)")
-FETCHED = ["*.json", "*.txt", "*.safetensors"]  # of a folder on a hub: neither pickles nor code
+FETCHED = ["*.json", "*.txt", "*.safetensors"]  # from a folder on a hub: neither pickles nor code
 
-XL = "Stable Diffusion XL, which has two text encoders and is told the picture's size"
+XL = "Stable Diffusion XL, which has two text encoders and is conditioned on the picture's size"
 SD3 = "Stable Diffusion 3, a transformer with three text encoders"
 FLUX = "Flux, a transformer with a T5 text encoder"
 LORA = "a LoRA, which changes the weights of a model: merge it into its model, then import that"
-CONTROLNET = "a ControlNet, which stands beside a model: import the model alone"
-INVERSION = "an embedding of textual inversion, one new word and no network"
+CONTROLNET = "a ControlNet, which is used beside a model: import the model alone"
+INVERSION = "an embedding of textual inversion, which is one new word and no network"
 VARIATIONS = "a model of picture variations, which reads CLIP's picture features in place of a prompt"
 CLASSES = {  # of diffusers' pipelines and networks
     r"StableDiffusionXL.*": XL,
@@ -70,14 +71,12 @@ ARCHITECTURES = {  # of a safetensors header's entries in HEADER
 
 
 def import_weights(source: Source, asked: Asked) -> Imported:
-    """Reads whatever a source holds; it is compared with our networks in full before a weight is read."""
+    """Reads the weights of a source; all names and shapes must fit our networks before a weight is read."""
     path = source.path
     weights = None if path.is_dir() else Weights(path)
     ema = averages(weights.outline) if asked.averaged and weights else {}
     if asked.averaged and (not weights or not ema or ema.keys() - weights.outline.keys()):
-        raise UserError(
-            f"{path} does not hold an average (model_ema.*) of each weight: leave weights=ema out"
-        )
+        raise UserError(f"{path} does not hold the EMA (model_ema.*) of each weight: leave weights=ema out")
     if weights is None:
         kind, is_pipeline = class_of(path)
         _refuse_kinds(path, [kind], CLASSES)
@@ -93,7 +92,7 @@ def import_weights(source: Source, asked: Asked) -> Imported:
     if is_openclip(weights):
         return import_openclip(source, weights, model=asked.clip)
     some = ", ".join(sorted(weights.outline)[:3])
-    raise UserError(f"{path} holds no Stable Diffusion, autoencoder or CLIP, but tensors such as {some}")
+    raise UserError(f"{path} holds no Stable Diffusion, autoencoder or CLIP: its tensors are {some}, ...")
 
 
 def locate(name: str) -> Source:
@@ -105,15 +104,14 @@ def locate(name: str) -> Source:
     path = Path(name)
     if not path.exists():
         raise UserError(
-            f"from={name} is not there: hf download <owner>/<name> --revision <commit> --local-dir {name}"
+            f"from={name} does not exist: hf download <owner>/<name> --revision <commit> --local-dir {name}"
         )
     return Source(path=path, name=name)
 
 
 def _refuse_kinds(where: Path, names: Iterable[str], kinds: Mapping[str, str]) -> None:
-    for name in names:
-        kind = next((kind for pattern, kind in kinds.items() if re.fullmatch(pattern, name)), None)
-        if kind is not None:
+    for name, (pattern, kind) in product(names, kinds.items()):
+        if re.fullmatch(pattern, name):
             raise UserError(f"{where} is not covered ({name}): it is {kind}")
 
 
@@ -121,8 +119,8 @@ def _fetch(name: str) -> Path:
     match = PINNED.fullmatch(name)
     if match is None:
         raise UserError(
-            f"from={name} is not pinned: write hf://owner/name@commit, with the 40 digits of a commit, "
-            "since a branch or a tag can be moved"
+            f"from={name} is not pinned: write hf://owner/name@commit with the 40 digits of a commit, since "
+            "a branch or a tag can move"
         )
     repository, commit, file = match.groups()
     target = f"models/{repository.partition('/')[2]}"
@@ -131,14 +129,14 @@ def _fetch(name: str) -> Path:
         from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise UserError(f"from={name} wants huggingface_hub: pip install huggingface_hub") from error
+        raise UserError(f"from={name} needs huggingface_hub: pip install huggingface_hub") from error
     try:
         if file:
             return Path(hf_hub_download(repository, file, revision=commit))
         return Path(snapshot_download(repository, revision=commit, allow_patterns=FETCHED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"from={name} was not fetched ({type(error).__name__}): where there is a network, "
+            f"from={name} was not fetched ({type(error).__name__}): on a machine with a network, "
             f"{' '.join(command.split())}; then from={target}"
         ) from None
 
@@ -156,11 +154,11 @@ def _tagged(name: str) -> Source:
         raise UserError(f"open_clip has no weights {tag!r} of {model!r}; there are: {tags}")
     try:
         path = Path(download_pretrained(published))
-    except Exception as error:  # whatever the client of the day raises without a network
+    except Exception as error:  # which differs between the clients of open_clip's versions
         where = published.get("url") or f"https://huggingface.co/{published.get('hf_hub')}"
         raise UserError(
-            f"from={name} was not fetched ({type(error).__name__}): fetch {where} where there is a network; "
-            f"then from=<file> architecture={model}"
+            f"from={name} was not fetched ({type(error).__name__}): fetch {where} on a machine with a "
+            f"network; then from=<file> architecture={model}"
         ) from None
     return Source(
         path=path,

@@ -1,4 +1,4 @@
-"""Strict renaming of weights: a table of rules, every tensor used exactly once, in both directions."""
+"""Renaming of weights by rules that work in both directions and use every tensor exactly once."""
 
 import difflib
 import re
@@ -20,11 +20,11 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "ema.", "ema_model.")  # of DDP, 
 OWN = "model.diffusion_model."  # CompVis' own prefix of a U-Net, which is not a wrapper
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rule:
-    """Tensors of their state that become tensors of ours; `{}` in a name is a number, `*` one component.
+    """Tensors of theirs that become tensors of ours; in names, `{}` is a number and `*` one component.
 
-    All names of a rule hold the same wildcards in the same order. `read` makes ours from theirs, `write`
+    All names of a rule have the same wildcards in the same order. `read` computes ours from theirs, `write`
     theirs from ours.
     """
 
@@ -40,44 +40,42 @@ def rename(theirs: str, ours: str) -> Rule:
 
 
 def renames(table: Mapping[str, str], theirs: str = "", ours: str = "") -> list[Rule]:
-    """Layers under other names: an entry `a: b` of the table renames `{theirs}a.*` to `{ours}b.*`."""
+    """Layers under other names: an entry a -> b of the table renames `<theirs>a.*` to `<ours>b.*`."""
     return [rename(f"{theirs}{a}.*", f"{ours}{b}.*") for a, b in table.items()]
 
 
 def merge(theirs: Sequence[str], ours: str, *, convolutions: bool = False) -> Rule:
-    """Equal tensors stacked along their rows into one of ours: separate q, k, v into a fused projection.
+    """Tensors of one shape stacked along their rows: separate q, k, v become a fused projection.
 
     With `convolutions` theirs are the weights of 1x1 convolutions.
     """
-    parts = len(theirs)
 
-    def read(tensors: Tensors) -> Tensors:
+    def _read(tensors: Tensors) -> Tensors:
         stacked = torch.stack(tensors).flatten(0, 1)  # refuses unequal shapes, which cat does not
-        return [stacked.squeeze(3).squeeze(2) if convolutions else stacked]
+        return [_squeezed(stacked) if convolutions else stacked]
 
-    def write(tensors: Tensors) -> Tensors:
-        return [part[:, :, None, None] if convolutions else part for part in tensors[0].chunk(parts)]
+    def _write(tensors: Tensors) -> Tensors:
+        return [part[:, :, None, None] if convolutions else part for part in tensors[0].chunk(len(theirs))]
 
-    return Rule(theirs=tuple(theirs), ours=(ours,), read=read, write=write)
+    return Rule(theirs=tuple(theirs), ours=(ours,), read=_read, write=_write)
 
 
 def linear(theirs: str, ours: str) -> Rule:
-    """A 1x1 convolution's weight as a linear layer's."""
-    return Rule(
-        theirs=(theirs,),
-        ours=(ours,),
-        read=lambda tensors: [tensors[0].squeeze(3).squeeze(2)],  # leaves a larger kernel as it is
-        write=lambda tensors: [tensors[0][:, :, None, None]],
-    )
+    """The weight of a 1x1 convolution as that of a linear layer."""
+    return Rule((theirs,), (ours,), lambda t: [_squeezed(t[0])], lambda t: [t[0][:, :, None, None]])
 
 
 def transpose(theirs: str, ours: str) -> Rule:
-    """A matrix kept as (in, out) where ours is (out, in)."""
-    return Rule(theirs=(theirs,), ours=(ours,), read=lambda t: [t[0].T], write=lambda t: [t[0].T])
+    """A matrix that theirs have as (in, out) and ours as (out, in)."""
+    return Rule((theirs,), (ours,), read=lambda t: [t[0].T], write=lambda t: [t[0].T])
+
+
+def _squeezed(weight: Tensor) -> Tensor:
+    return weight.squeeze(3).squeeze(2)  # a larger kernel stays, so that its shape is refused
 
 
 def reverse(rules: Iterable[Rule]) -> list[Rule]:
-    """The rules that lead back, from ours to theirs."""
+    """The rules in the other direction, from ours to theirs."""
     return [Rule(theirs=rule.ours, ours=rule.theirs, read=rule.write, write=rule.read) for rule in rules]
 
 
@@ -96,12 +94,12 @@ def translate(
     """`state` under our names.
 
     Args:
-        expected: names and shapes that the result must have; None where only the way back can tell.
+        expected: names and shapes that the result must have; None on the way from ours to theirs.
         drop: globs of tensors to leave out.
 
     Raises:
-        UserError: tensors that are missing, unexpected, claimed by two rules or of the wrong shape: ten of
-            them and the number of the others, an unexpected one with the nearest name that is missing.
+        UserError: tensors are missing, unexpected, claimed by two rules or of the wrong shape. It names ten
+            of them, and for an unexpected one the nearest missing name.
     """
     kept = {name: x for name, x in state.items() if not any(fnmatchcase(name, glob) for glob in drop)}
     groups, problems = _claimed(kept, rules)
@@ -127,10 +125,9 @@ def translate(
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Each name without what a training wraps around a network.
+    """Each name without a training's wrappers: `_orig_mod` anywhere, and WRAPPERS before every name.
 
-    That is `_orig_mod` of torch.compile anywhere, and a prefix out of WRAPPERS that every name has. Two names
-    that become one raise UserError.
+    Two names that become one raise UserError.
     """
     short = {name: ".".join(part for part in name.split(".") if part != "_orig_mod") for name in names}
     while short and not any(name.startswith(OWN) for name in short.values()):
@@ -148,7 +145,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 def _claimed(
     state: Mapping[str, Tensor], rules: Sequence[Rule]
 ) -> tuple[dict[tuple[Rule, tuple[str, ...]], dict[str, Tensor]], list[str]]:
-    """Tensors by the rule and wildcards that claim them, and the problems of those without just one rule."""
+    """Tensors by the rule and wildcards that claim them, and a problem for each that not just one claims."""
     patterns = [(rule, _pattern(name)) for rule in rules for name in rule.theirs]
     groups: dict[tuple[Rule, tuple[str, ...]], dict[str, Tensor]] = defaultdict(dict)
     problems = []
@@ -174,7 +171,7 @@ def _differences(result: Mapping[str, Tensor], expected: Mapping[str, torch.Size
 
 
 def _sentence(problems: list[str], wanted: list[str]) -> str:
-    """The first problems, the count of the others, and for an unexpected name the nearest wanted one."""
+    """The first problems and the number of the others; an unexpected name with the nearest wanted one."""
     listed = []
     for problem in sorted(problems)[:LISTED]:
         kind, _, name = problem.partition(" ")
@@ -185,7 +182,7 @@ def _sentence(problems: list[str], wanted: list[str]) -> str:
 
 
 def _wanted(rules: Sequence[Rule], missing: Iterable[str]) -> list[str]:
-    """Their names of the tensors of ours that are missing."""
+    """Their names for missing tensors of ours."""
     patterns = [(rule, _pattern(name)) for rule in rules for name in rule.ours]
     found = ((rule, pattern.fullmatch(name)) for name in missing for rule, pattern in patterns)
     return sorted(_fill(name, match.groups()) for rule, match in found if match for name in rule.theirs)

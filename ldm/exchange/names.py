@@ -1,8 +1,9 @@
 """Names of tensors in diffusers, CompVis' code, transformers and open_clip against ours, as rules.
 
-CompVis' U-Net numbers the blocks of a side one after the other, whatever the level, and its decoder counts
-levels from fine to coarse; so its rules are made for a number of levels and of blocks. OpenAI's own CLIP
-files have open_clip's names.
+CompVis' U-Net numbers the blocks of all levels of a side in sequence, and its decoder counts levels from fine
+to coarse, so that its rules depend on the numbers of levels and blocks. OpenAI's CLIP has open_clip's
+names. `linear_projection` is diffusers' `use_linear_projection`: the outer layers of a transformer are
+linear, as in Stable Diffusion 2.x, and not 1x1 convolutions, as in 1.x.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,11 +51,7 @@ OPENCLIP_LAYER = {
 
 
 def unet_rules(*, linear_projection: bool = False) -> list[Rule]:
-    """Names of UNet2DConditionModel against those of :class:`ldm.models.unet.UNet`.
-
-    Args:
-        linear_projection: their `use_linear_projection`: false in Stable Diffusion 1.x, true in 2.x.
-    """
+    """Names of UNet2DConditionModel against those of :class:`ldm.models.unet.UNet`."""
     rules = [
         *renames(OUTER),
         *renames({"time_embedding.linear_1": "time.hidden", "time_embedding.linear_2": "time.out"}),
@@ -74,11 +71,7 @@ def unet_rules(*, linear_projection: bool = False) -> list[Rule]:
 
 
 def transformer_rules(theirs: str, ours: str, *, linear_projection: bool) -> list[Rule]:
-    """A transformer over pixels; the names inside it are the same in CompVis' code and in diffusers.
-
-    Args:
-        linear_projection: whether its two outer layers are linear there, and not convolutions.
-    """
+    """A transformer over pixels, which has the same names in CompVis' code and in diffusers."""
     projection = rename if linear_projection else linear
     block, our_block = f"{theirs}.transformer_blocks.{{}}", f"{ours}.blocks.{{}}"
     outer = ("proj_in", "proj_out")
@@ -96,7 +89,7 @@ def vae_rules(names: Iterable[str] = ()) -> list[Rule]:
     """Names of AutoencoderKL against those of :class:`ldm.models.vae.AutoencoderKL`.
 
     Args:
-        names: of a file that may name the attention's layers as before 2023.
+        names: of a file, which may have the attention's names of before 2023.
     """
     early = any(".attentions.0.query." in name for name in names)
     *qkv, out = ("query", "key", "value", "proj_attn") if early else ("to_q", "to_k", "to_v", "to_out.0")
@@ -123,11 +116,10 @@ def compvis_unet_rules(*, levels: Sequence[bool], blocks: int, linear_projection
     Args:
         levels: whether each resolution has transformers, finest first.
         blocks: residual blocks of a level on the way down; the way up has one more.
-        linear_projection: false in Stable Diffusion 1.x, true in 2.x.
     """
     transformer = partial(transformer_rules, linear_projection=linear_projection)
 
-    def unit(theirs: str, ours: str, attention: bool) -> list[Rule]:
+    def _unit(theirs: str, ours: str, attention: bool) -> list[Rule]:
         rules = renames(COMPVIS_RESNET, f"{theirs}.0.", f"{ours}.resnet.")
         return rules + transformer(f"{theirs}.1", f"{ours}.transformer") * attention
 
@@ -141,12 +133,12 @@ def compvis_unet_rules(*, levels: Sequence[bool], blocks: int, linear_projection
     for level, attention in enumerate(levels):
         first = 1 + level * (blocks + 1)  # after the entry, a level is its blocks and a downsampler
         for block in range(blocks):
-            rules += unit(f"input_blocks.{first + block}", f"down.{level}.units.{block}", attention)
+            rules += _unit(f"input_blocks.{first + block}", f"down.{level}.units.{block}", attention)
         rules.append(rename(f"input_blocks.{first + blocks}.0.op.*", f"down.{level}.resample.conv.*"))
     for level, attention in enumerate(reversed(levels)):
         first = level * (blocks + 1)  # the upsampler is a further part of a level's last block
         for block in range(blocks + 1):
-            rules += unit(f"output_blocks.{first + block}", f"up.{level}.units.{block}", attention)
+            rules += _unit(f"output_blocks.{first + block}", f"up.{level}.units.{block}", attention)
         resample = f"output_blocks.{first + blocks}.{1 + attention}.conv.*"
         rules.append(rename(resample, f"up.{level}.resample.conv.*"))
     return rules
@@ -181,7 +173,7 @@ def text_rules(*, prefix: str = "text_model.", ours: str = "", projection: bool 
     """Names of CLIPTextModel against those of :class:`ldm.models.clip.TextTransformer`.
 
     Args:
-        prefix: of their names; transformers 5 writes none, all others and diffusers folders `text_model.`.
+        prefix: of their names, which only transformers 5 omits.
         ours: prefix of our names.
         projection: whether there is a text_projection, as in CLIPModel.
     """

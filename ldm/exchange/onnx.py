@@ -1,18 +1,18 @@
-"""A bundle as three ONNX graphs, each compared with the network that it was made of.
+"""A bundle as three ONNX graphs, each compared with its network.
 
 ```
 out/text_encoder.onnx   tokens: int64 b n                                -> states: b n d
 out/unet.onnx           x: b c h w, t: b in network time, context: b n d -> prediction: b c h w
 out/decoder.onnx        latents: b c h w, scaled                         -> images: b 3 H W, about -1 to 1
-out/tokenizer.json      merges and sizes, as ldm.tokenizers.Tokenizer reads them
-out/pipeline.json       process, sampler, guidance, and the times of each step with what they mean
+out/tokenizer.json      merges and sizes, as in a bundle
+out/pipeline.json       process, sampler, guidance, and the timesteps with their alpha and sigma
 ```
 
-All is float32, the batch is free; weights lie beside a graph in a file of its name with `.data`.
+All is float32, and the batch size is free. The weights of a graph are beside it in a file with `.data`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,7 @@ from ldm.construct import construct
 from ldm.generators.diffusion_bundle import codec_of, sampling_nodes
 from ldm.io.writing import new_folder
 
-Inputs = Callable[[int], dict[str, Tensor]]  # batch -> random arguments in the order of the network's
-
-TRACED, CHECKED = 2, 3  # samples: an export takes a batch of 1 for a constant
+TRACED, CHECKED = 2, 3  # batch sizes; the exporter takes a 1 for a constant
 LIMIT = 1e-3  # of a difference, as a share of the largest value
 RUNTIME = "onnxruntime"
 
@@ -43,8 +41,8 @@ class TextStates(nn.Module):
         self.encoder = codec.text_encoder
 
     def forward(self, tokens: Tensor) -> Tensor:
-        states: Tensor = self.encoder(tokens).states
-        return states
+        """b n -> b n d."""
+        return self.encoder(tokens).states
 
 
 class Decoder(nn.Module):
@@ -57,61 +55,50 @@ class Decoder(nn.Module):
         self.register_buffer("scale", codec.latent_scale.view(-1, 1, 1))
 
     def forward(self, latents: Tensor) -> Tensor:
+        """b c h w -> b 3 H W."""
         return self.autoencoder.decode(latents / self.scale + self.shift)
 
 
 def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict[str, float | None]:
-    """Writes the folder, whole or not at all.
+    """Writes the folder whole or not at all; NameTaken if it exists.
 
     Args:
         options: `sampler`, `grid` and `steps` to write instead of the bundle's own.
 
     Returns:
-        By the name of each graph, how far onnxruntime's output is from the network's, as a share of its
-        largest value; None where onnxruntime is not installed.
-
-    Raises:
-        NameTaken: `out` is there already.
-        UserError: guidance by a second network, or a graph that is further than LIMIT from its network.
+        By the name of each graph, the difference of onnxruntime's output from the network's as a share of the
+        largest value, which LIMIT bounds; None without onnxruntime.
     """
     nodes = sampling_nodes(bundle, options)
     if "weak" in nodes["guidance"]:
-        raise UserError(
-            "guidance.weak can't be written for ONNX, which gets one U-Net: export another bundle"
-        )
+        raise UserError("guidance.weak can't be written for ONNX, which has one U-Net: use another bundle")
     codec, size, differences = codec_of(bundle, bundle), bundle.entry("size"), {}
     latent = codec.latent_shape(size)
+    networks = {
+        "text_encoder": (TextStates(codec).eval(), "states"),
+        "unet": (bundle.network("backbone"), "prediction"),
+        "decoder": (Decoder(codec).eval(), "images"),
+    }
+    traced, checked = (_inputs(codec, latent, batch) for batch in (TRACED, CHECKED))
     with new_folder(out) as folder, torch.no_grad():
-        for name, (net, inputs, output) in _graphs(bundle.network("backbone"), codec, latent).items():
+        for name, (net, output) in networks.items():
             path = folder / f"{name}.onnx"
-            _write(net, inputs(TRACED), output, path)
-            differences[name] = _difference(net, inputs(CHECKED), path) if find_spec(RUNTIME) else None
+            _write(net, traced[name], output, path)
+            differences[name] = _difference(net, checked[name], path) if find_spec(RUNTIME) else None
         save_tokenizer(codec.tokenizer, folder / "tokenizer.json")
-        told = {"size": size, "latents": list(latent), **_steps(bundle, nodes), **nodes}
-        (folder / "pipeline.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        content = {"size": size, "latents": list(latent), **_steps(bundle, nodes), **nodes}
+        (folder / "pipeline.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return differences
 
 
-def _graphs(
-    net: nn.Module, codec: Codec, latent: tuple[int, ...]
-) -> dict[str, tuple[nn.Module, Inputs, str]]:
-    """Network, inputs and the name of the output of each file."""
-    text = codec.text_encoder
-
-    def tokens(batch: int) -> dict[str, Tensor]:
-        return {"tokens": torch.randint(text.vocab_size, (batch, text.context_length))}
-
-    def noisy(batch: int) -> dict[str, Tensor]:
-        context = torch.randn(batch, text.context_length, text.width)
-        return {"x": torch.randn(batch, *latent), "t": 1000 * torch.rand(batch), "context": context}
-
-    def latents(batch: int) -> dict[str, Tensor]:
-        return {"latents": torch.randn(batch, *latent)}
-
+def _inputs(codec: Codec, latent: tuple[int, ...], batch: int) -> dict[str, dict[str, Tensor]]:
+    """Random inputs by the name of each graph, in the order of its network's arguments."""
+    text, x = codec.text_encoder, torch.randn(batch, *latent)
+    context = torch.randn(batch, text.context_length, text.width)
     return {
-        "text_encoder": (TextStates(codec).eval(), tokens, "states"),
-        "unet": (net, noisy, "prediction"),
-        "decoder": (Decoder(codec).eval(), latents, "images"),
+        "text_encoder": {"tokens": torch.randint(text.vocab_size, (batch, text.context_length))},
+        "unet": {"x": x, "t": 1000 * torch.rand(batch), "context": context},
+        "decoder": {"latents": x},
     }
 
 
@@ -131,7 +118,7 @@ def _write(net: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -
 
 
 def _difference(net: nn.Module, inputs: dict[str, Tensor], path: Path) -> float:
-    """How far a file's output is from its network's, as a share of its largest value."""
+    """The difference of a file's output from its network's, as a share of the largest value."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -139,12 +126,12 @@ def _difference(net: nn.Module, inputs: dict[str, Tensor], path: Path) -> float:
     expected = net(*inputs.values())
     share = ((torch.from_numpy(found) - expected).abs().max() / expected.abs().max()).item()
     if not share <= LIMIT:
-        raise UserError(f"{path.name} is {share:.1e} away from its network, limit {LIMIT:.0e}: not written")
+        raise UserError(f"{path.name} is not written: it differs by {share:.1e}, limit {LIMIT:.0e}")
     return share
 
 
 def _steps(bundle: Bundle, nodes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a program needs to sample: x_t = alpha x0 + sigma eps at each of `times`."""
+    """The numbers that a sampling program needs: x_t = alpha x0 + sigma eps at each of `times`."""
     process = construct(bundle.entry("process"))
     times = construct(nodes["sampler"]).times(process.schedule)
     alpha, sigma = process.schedule(times)

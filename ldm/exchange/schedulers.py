@@ -1,9 +1,9 @@
 """Schedulers of diffusers against our processes and samplers, read and written.
 
-SOLVERS pairs each class with the sampler of ours that takes the same steps from the same noise. Classes that
-work on x / alpha start from sigma / alpha times the noise; ours starts from hypot(1, sigma / alpha) times it,
-and so does theirs with leading timesteps alone. A rectified flow is a DPMSolverMultistepScheduler with
-`use_flow_sigmas`, the one scheduler that knows flows and that StableDiffusionPipeline can call.
+SOLVERS pairs each class with the sampler of ours that takes the same steps from the same noise. (Classes that
+work on x / alpha start from sigma / alpha times the noise, or, with leading timesteps and in ours, from
+hypot(1, sigma / alpha) times it.) A rectified flow is a DPMSolverMultistepScheduler with `use_flow_sigmas`,
+the only scheduler of flows that StableDiffusionPipeline can call.
 """
 
 from collections.abc import Mapping
@@ -26,20 +26,15 @@ SCHEDULES = {
     "scaled_linear": f"{DIFFUSION}.schedules.scaled_linear",
     "squaredcos_cap_v2": f"{DIFFUSION}.schedules.cosine",
 }
-COSINE = {"offset": 0.008, "max_beta": 0.999}  # theirs has no field for them
+COSINE = {"offset": 0.008, "max_beta": 0.999}  # for which theirs has no fields
 PREDICTIONS = {
     "epsilon": f"{DIFFUSION}.predictions.Eps",
     "v_prediction": f"{DIFFUSION}.predictions.V",
     "sample": f"{DIFFUSION}.predictions.X0",
 }
-NOISE_TABLE = {
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "trained_betas",
-}  # fields that say which table it is
+NOISE_TABLE = {"beta_schedule", "beta_start", "beta_end", "trained_betas"}  # fields of the noise table
 TABLE_CLOCK = f"{DIFFUSION}.process.table_index"
-TABLE_FIXED = {"thresholding": False, "timestep_type": "discrete"}  # the values that ours have
+TABLE_FIXED = {"thresholding": False, "timestep_type": "discrete"}  # the only values that ours can have
 MAX_STEPS = 10_000
 
 FLOW = f"{DIFFUSION}.schedules.rectified_flow"
@@ -55,7 +50,7 @@ FLOW_FIXED = {
     **dict.fromkeys(("thresholding", "use_karras_sigmas", "use_exponential_sigmas"), False),
     **dict.fromkeys(("use_beta_sigmas", "use_dynamic_shifting"), False),
 }
-# steps_offset is of no meaning in a flow, but StableDiffusionPipeline warns of any other
+# steps_offset means nothing in a flow, but StableDiffusionPipeline warns of any other value
 FLOW_STEPS = {"lower_order_final": False, "euler_at_final": False, "steps_offset": 1}
 PLAIN_STEPS = {  # options that change a solver's steps, at the values that leave them as ours are
     **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False),
@@ -72,32 +67,32 @@ class Solver:
 
     kind: str  # the class
     method: str  # our sampler's name
-    spacings: tuple[str, ...] = ("leading",)  # the grids of ours on which it does
-    spacing: str = "linspace"  # of a config that says none
-    options: Mapping[str, Any] = field(default_factory=dict)  # what our sampler must be called with
-    # what the config must say; where it says nothing, the first solver of a kind is meant
-    says: Mapping[str, Any] = field(default_factory=dict)
-    betas: tuple[float, float] = (0.0001, 0.02)  # first and last where a config omits them
+    spacings: tuple[str, ...] = ("leading",)  # our grids on which the steps are equal
+    spacing: str = "linspace"  # their default
+    options: Mapping[str, Any] = field(default_factory=dict)  # the options of our sampler
+    # of their config; where it has none of them, the first solver of its kind is meant
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    betas: tuple[float, float] = (0.0001, 0.02)  # their defaults of the first and the last
     steps: int = 50  # usual number of sampling steps
     clean: bool | None = None  # default of `set_alpha_to_one`, to end at t = 0; None without that field
-    rescaled: bool = False  # whether it has a field for a table that ends at zero SNR
-    of_eps: bool = False  # whether it takes our steps only for networks that predict the noise
-    flow: bool = False  # whether it is one of a rectified flow
+    rescaled: bool = False  # whether there is a field for a table that ends at zero SNR
+    of_eps: bool = False  # whether the steps are equal only for networks that predict the noise
+    flow: bool = False  # whether it samples rectified flows
 
     @property
     def target(self) -> str:
-        """Our sampler as a `_target_`."""
+        """The `_target_` of our sampler."""
         return f"{DIFFUSION}.samplers.{self.method}"
 
     def node(self) -> Config:
-        """Our sampler's constructor, without the options that are its defaults."""
+        """The `_target_` tree of our sampler, without options that have their defaults."""
         defaults = arguments({"_target_": self.target}, target=self.target, what="the sampler")
         own = {name: value for name, value in self.options.items() if defaults[name] != value}
         return {"_target_": self.target, "_partial_": True, **own}
 
 
 _table = partial(Solver, spacings=("leading", "trailing"), spacing="leading")
-_unclipped = partial(_table, says={"clip_sample": False}, rescaled=True)
+_unclipped = partial(_table, fields={"clip_sample": False}, rescaled=True)
 _dpm = partial(Solver, kind="DPMSolverMultistepScheduler", spacings=("trailing",), steps=25, rescaled=True)
 _flow = partial(_dpm, spacings=("uniform",), flow=True)
 _unipc = partial(Solver, kind="UniPCMultistepScheduler", method="unipc", spacings=("trailing",), steps=25)
@@ -111,23 +106,23 @@ DDIM = _unclipped(kind="DDIMScheduler", method="ddim", options={"eta": 0.0}, cle
 SOLVERS = (
     DDIM,
     _unclipped(kind="DDPMScheduler", method="ddpm", steps=1000),
-    # of v, PNDM mixes predictions of different timesteps
-    _table(kind="PNDMScheduler", method="pndm", says={"skip_prk_steps": True}, clean=False, of_eps=True),
-    _dpm(method="dpmpp_2m", says=SECOND),
-    _dpm(method="dpmpp_2m_sde", says=SECOND | {"algorithm_type": "sde-dpmsolver++"}, options={"eta": 1.0}),
-    _dpm(method="dpmpp_3m", says=THIRD, options={"curvature": 0.5}),
-    *(_unipc(options={"order": n}, says={"solver_order": n, "solver_type": "bh2"}) for n in (2, 3, 1)),
+    # given v, PNDM mixes predictions of different timesteps
+    _table(kind="PNDMScheduler", method="pndm", fields={"skip_prk_steps": True}, clean=False, of_eps=True),
+    _dpm(method="dpmpp_2m", fields=SECOND),
+    _dpm(method="dpmpp_2m_sde", fields=SECOND | {"algorithm_type": "sde-dpmsolver++"}, options={"eta": 1.0}),
+    _dpm(method="dpmpp_3m", fields=THIRD, options={"curvature": 0.5}),
+    *(_unipc(options={"order": n}, fields={"solver_order": n, "solver_type": "bh2"}) for n in (2, 3, 1)),
     _karras(kind="EulerDiscreteScheduler", method="euler"),
     _karras(kind="HeunDiscreteScheduler", method="edm", steps=25, betas=(0.00085, 0.012)),
     Solver(kind="EulerAncestralDiscreteScheduler", method="euler_ancestral", options={"eta": 1.0}),
-    _flow(method="dpmpp_2m", says=SECOND),
-    _flow(method="ddim", says=FIRST, options={"eta": 0.0}),
+    _flow(method="dpmpp_2m", fields=SECOND),
+    _flow(method="ddim", fields=FIRST, options={"eta": 0.0}),
 )
 BETAS = {solver.kind: solver.betas for solver in SOLVERS}
 
 
 def process_spec(fields: Fields) -> Config:
-    """The process that a scheduler's config describes, whatever the scheduler's class."""
+    """The `_target_` tree of our process for a scheduler's config, whatever the scheduler's class."""
     shared = {"_partial_": True, "num_steps": _count_steps(fields)}
     fields.only(FLOW_FIXED if _is_flow(fields) else TABLE_FIXED)
     if _is_flow(fields):
@@ -137,7 +132,7 @@ def process_spec(fields: Fields) -> Config:
     else:
         kind = str(fields.values.get("_class_name"))
         if kind not in BETAS and not fields.values.keys() & NOISE_TABLE:
-            raise UserError(f"{fields.name}: a {kind} without betas is of none of our processes")
+            raise UserError(f"{fields.name}: a {kind} without betas matches none of our processes")
         prediction, clock = fields.choice("prediction_type", PREDICTIONS, "epsilon"), TABLE_CLOCK
         schedule, times = table_spec(fields), {"_target_": f"{DIFFUSION}.process.table_timesteps", **shared}
     return {
@@ -151,7 +146,7 @@ def process_spec(fields: Fields) -> Config:
 
 
 def table_spec(fields: Fields) -> Config:
-    """The noise table of a scheduler's config."""
+    """The `_target_` tree of our noise table for a scheduler's config."""
     num_steps = _count_steps(fields)
     if fields.values.get("trained_betas") is not None:
         betas = fields.numbers("trained_betas", low=0, high=1)
@@ -168,7 +163,7 @@ def table_spec(fields: Fields) -> Config:
 
 
 def process_fields(process: Mapping[str, Any]) -> Config:
-    """The fields of a scheduler that say what a process does; an option without a field is refused."""
+    """A scheduler's fields for a process; an option without a field is refused."""
     node = arguments(process, target=PROCESS, what="the process")
     schedule, prediction = node["schedule"], node["prediction"]
     if schedule.get("_target_") == FLOW:
@@ -180,13 +175,11 @@ def process_fields(process: Mapping[str, Any]) -> Config:
         fields: Config = {"trained_betas": table["betas"], "num_train_timesteps": len(table["betas"])}
     else:
         kind = _name_of(SCHEDULES, table, "process.schedule")
-        told = arguments(table, target=SCHEDULES[kind], what="the schedule")
-        if any(told.get(key, value) != value for key, value in COSINE.items()):
-            raise UserError(
-                f"process.schedule can't be written for diffusers: its cosine is that of {COSINE}"
-            )
-        fields = {"beta_schedule": kind, "num_train_timesteps": told["num_steps"], "trained_betas": None}
-        fields |= {key: told[key] for key in ("beta_start", "beta_end") if key in told}
+        options = arguments(table, target=SCHEDULES[kind], what="the schedule")
+        if any(options.get(key, value) != value for key, value in COSINE.items()):
+            raise UserError(f"process.schedule can't be written for diffusers, whose cosine has {COSINE}")
+        fields = {"beta_schedule": kind, "num_train_timesteps": options["num_steps"], "trained_betas": None}
+        fields |= {key: options[key] for key in ("beta_start", "beta_end") if key in options}
     if _clock(node, TABLE_CLOCK, "noise table") != fields["num_train_timesteps"]:
         raise UserError("process.network_time.num_steps must be its table's to be written for diffusers")
     name = _name_of(PREDICTIONS, prediction, "process.prediction")
@@ -194,7 +187,7 @@ def process_fields(process: Mapping[str, Any]) -> Config:
 
 
 def sampling_spec(fields: Fields) -> Config:
-    """The sampler nearest to a scheduler: its method where ours has it, else DDIM, on its timesteps."""
+    """The `_target_` tree of the sampler nearest to a scheduler: its method or DDIM, on its timesteps."""
     solver, num_steps = _solver_read(fields), _count_steps(fields)
     if solver.flow:
         shift = float(fields.number("flow_shift", 1.0, low=1e-3, high=1e3))
@@ -205,7 +198,7 @@ def sampling_spec(fields: Fields) -> Config:
         name = "leading" if leading else "trailing"
         grid = {"_target_": f"{DIFFUSION}.grids.{name}", "_partial_": True, "num_steps": num_steps}
         if leading:
-            grid["offset"] = 1  # whatever steps_offset says: StableDiffusionPipeline sets every other to it
+            grid["offset"] = 1  # StableDiffusionPipeline replaces every other steps_offset by it
         if solver.clean is not None and not fields.flag("set_alpha_to_one", solver.clean):
             grid["clean"] = False
     target, steps = f"{DIFFUSION}.samplers.Sampling", min(solver.steps, num_steps)
@@ -213,22 +206,22 @@ def sampling_spec(fields: Fields) -> Config:
 
 
 def differences(fields: Fields) -> list[str]:
-    """What of a scheduler's steps ours do not do: its class, or its options by name."""
+    """What our steps do differently from a scheduler's: its class, or its options by name."""
     kind = fields.values.get("_class_name")
     if not _same_class(fields):
         return [f"the steps of a {kind}"]
     solver = _solver_read(fields)
-    told, expected = dict(fields.values), {**PLAIN_STEPS, **solver.says}
-    expected.pop("clip_sample", None)  # ours never clips, and says so when it is written
+    found, expected = dict(fields.values), {**PLAIN_STEPS, **solver.fields}
+    expected.pop("clip_sample", None)  # ours never clips: an export writes it, an import does not mind
     if not solver.flow:
-        told.setdefault("timestep_spacing", solver.spacing)
+        found.setdefault("timestep_spacing", solver.spacing)
         expected["timestep_spacing"] = sampling_spec(fields)["grid"]["_target_"].rpartition(".")[2]
-    different = [name for name, value in expected.items() if told.get(name) not in (None, value)]
-    return [f"{name}={told[name]} of a {kind}" for name in different]
+    different = [name for name, value in expected.items() if found.get(name) not in (None, value)]
+    return [f"{name}={found[name]} of a {kind}" for name in different]
 
 
 def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> Config:
-    """The scheduler that samples as a process and a sampler of ours do; refuses what it has no field for."""
+    """The config of the scheduler that equals a process and a sampler; refuses options without a field."""
     fields, grid = process_fields(process), sampler["grid"]
     flow = "use_flow_sigmas" in fields
     solver = _solver_written(sampler["method"], flow=flow)
@@ -236,13 +229,13 @@ def scheduler_config(process: Mapping[str, Any], sampler: Mapping[str, Any]) -> 
         first = 1 - 1 / fields["num_train_timesteps"]
         if grid.get("_target_") != FLOW_GRID or abs(grid.get("first", 1.0) - first) > 1e-9:
             raise UserError(f"sampler.grid of a flow must be uniform with first={first:g}, as in diffusers")
-        return {**fields, **solver.says, **FLOW_STEPS, "flow_shift": grid.get("shift", 1.0)}
+        return {**fields, **solver.fields, **FLOW_STEPS, "flow_shift": grid.get("shift", 1.0)}
     prediction, zero_snr = fields["prediction_type"], fields.pop("rescale_betas_zero_snr")
     if (solver.of_eps and prediction != "epsilon") or (zero_snr and not solver.rescaled):
         other = "zero_terminal_snr" if zero_snr else prediction
         raise UserError(
             f"sampler.method {solver.method} can't be written for diffusers with {other}, which a "
-            f"{solver.kind} samples otherwise: write another, as in +sampler=ddim"
+            f"{solver.kind} samples differently: use another sampler, as in +sampler=ddim"
         )
     rescaled = {"rescale_betas_zero_snr": zero_snr} if solver.rescaled else {}
     return {**_grid_fields(solver, grid), **fields, **rescaled}
@@ -258,9 +251,9 @@ def _count_steps(fields: Fields) -> int:
 
 
 def _clock(node: Mapping[str, Any], target: str, kind: str) -> int:
-    """The timesteps that a network counts, by a clock that must be `target`."""
+    """The number of timesteps of a process's clock, which must be `target`."""
     clock = node["network_time"]
-    if not isinstance(clock, Mapping) or clock.get("_target_") != target:  # by default a function, `scaled`
+    if not isinstance(clock, Mapping) or clock.get("_target_") != target:  # the default is a function
         raise UserError(f"process.network_time of a {kind} must be {target} to be written for diffusers")
     return int(clock.get("num_steps", 1000))
 
@@ -275,7 +268,7 @@ def _name_of(table: Mapping[str, str], node: Mapping[str, Any], what: str) -> st
 
 
 def _same_class(fields: Fields) -> list[Solver]:
-    """The solvers of a scheduler's class; none for a class that has no sampler of ours."""
+    """The solvers of a scheduler's class; none for a class without a sampler of ours."""
     flow = _is_flow(fields)
     kind = FLOW_FIXED["_class_name"] if flow else fields.values.get("_class_name")
     return [solver for solver in SOLVERS if solver.kind == kind and solver.flow == flow]
@@ -286,19 +279,19 @@ def _solver_read(fields: Fields) -> Solver:
     if _is_flow(fields):
         fields.whole("solver_order", 2, high=2)
     same = _same_class(fields) or [replace(DDIM, clean=None)]
-    fits = (s for s in same if all(fields.values.get(name, value) == value for name, value in s.says.items()))
+    values = fields.values
+    fits = (s for s in same if all(values.get(name, value) == value for name, value in s.fields.items()))
     return next(fits, same[0])
 
 
 def _solver_written(method: Mapping[str, Any], *, flow: bool) -> Solver:
     """The solver that a sampler of ours is written as."""
     able = [solver for solver in SOLVERS if solver.flow == flow]
-    same = [solver for solver in able if method.get("_target_") == solver.target]
+    target = method.get("_target_")
+    same = [solver for solver in able if target == solver.target]
     if not same:
         known, theirs = ", ".join(sorted({each.method for each in able})), "diffusers" + "' flows" * flow
-        raise UserError(
-            f"sampler.method {method.get('_target_')} can't be written for {theirs}, only {known}"
-        )
+        raise UserError(f"sampler.method {target} can't be written for {theirs}, only {known}")
     given = arguments(method, target=same[0].target, what="the sampler")
     if isinstance(given.get("churn"), Mapping) and given["churn"].get("amount") == 0:
         given["churn"] = None
@@ -311,7 +304,7 @@ def _solver_written(method: Mapping[str, Any], *, flow: bool) -> Solver:
 
 
 def _grid_fields(solver: Solver, grid: Mapping[str, Any]) -> Config:
-    """The part of a scheduler's config that says its class and the timesteps that it visits."""
+    """The part of a scheduler's config with its class and timesteps."""
     name = str(grid.get("_target_")).rpartition(".")[2]
     even = name == "uniform" and grid.get("shift", 1.0) == grid.get("first", 1.0) == 1.0
     spacing = "trailing" if even else name
@@ -321,12 +314,12 @@ def _grid_fields(solver: Solver, grid: Mapping[str, Any]) -> Config:
             f"{' and '.join(solver.spacings)}: write +grid={solver.spacings[0]}"
         )
     if spacing == "leading" and grid.get("offset", 0) != 1:
-        raise UserError("sampler.grid.offset must be 1: StableDiffusionPipeline sets every other to it")
+        raise UserError("sampler.grid.offset must be 1: StableDiffusionPipeline replaces any other by 1")
     clean = grid.get("clean", True)
     if not clean and solver.clean is None:
         raise UserError(f"sampler.grid.clean=False is no field of a {solver.kind}: leave it out")
     ends = {} if solver.clean is None else {"set_alpha_to_one": clean}
-    return {"_class_name": solver.kind, "timestep_spacing": spacing, "steps_offset": 1, **solver.says, **ends}
+    return {"_class_name": solver.kind, "timestep_spacing": spacing, "steps_offset": 1} | solver.fields | ends
 
 
 STABLE_DIFFUSION_SAMPLING = sampling_spec(Fields("", {"_class_name": "PNDMScheduler", "steps_offset": 1}))

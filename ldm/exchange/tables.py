@@ -1,4 +1,4 @@
-"""Which noise table the buffers of a checkpoint hold, as fields of a scheduler of diffusers."""
+"""The noise table in a checkpoint's buffers, as fields of a scheduler of diffusers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from ldm.io.fields import Fields
 PUBLISHED = ((0.00085, 0.012), (0.0001, 0.02), (0.0015, 0.0195), (0.0015, 0.0155))  # first and last beta
 ROUNDING = {torch.float16: 4e-3, torch.bfloat16: 8e-3}  # of any alpha-bar: two rounding errors
 ROUNDING_FLOAT = 2e-5  # of a product of a thousand numbers in float32
-ALPHA_BAR: dict[str, Callable[[Tensor], Tensor]] = {  # from each buffer that a checkpoint may hold
+ALPHA_BAR: dict[str, Callable[[Tensor], Tensor]] = {  # alpha-bar from each buffer that a checkpoint may have
     "alphas_cumprod": lambda x: x,
     "betas": lambda x: (1 - x).cumprod(0),
     "sqrt_alphas_cumprod": lambda x: x**2,
@@ -27,9 +27,9 @@ ALPHA_BAR: dict[str, Callable[[Tensor], Tensor]] = {  # from each buffer that a 
 
 
 def read_tables(found: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
-    """The fields of the one noise table that all of a checkpoint's buffers, by name, are.
+    """The fields of the noise table in a checkpoint's buffers, which must all contain the same one.
 
-    A table that none of ours is becomes `trained_betas`, if it has the digits to be taken as it is.
+    A table that is none of ours becomes `trained_betas`, if it has more than 16 bits.
     """
     first = next(iter(found))
     alpha_bar, near = _alpha_bar(first, found[first], where), _rounding(found[first])
@@ -38,14 +38,14 @@ def read_tables(found: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
         if other.shape != alpha_bar.shape or (other - alpha_bar).abs().max() > far:
             raise UserError(
                 f"{where}: its {first} and its {name} are of different noise tables: write declared=ignore "
-                "and process=<what it was trained with>"
+                "and the process= that it was trained with"
             )
     distances = {(other - alpha_bar).abs().max().item(): fields for fields, other in _candidates(alpha_bar)}
     least = min(distances)
     if least <= near:
         return distances[least]
     if near > ROUNDING_FLOAT:
-        raise UserError(f"{where}: its {first} is none of our tables, in 16 bits: take the file in float32")
+        raise UserError(f"{where}: its {first} is none of our tables, in 16 bits: use the file in float32")
     before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     exact = found["betas"].double() if "betas" in found else 1 - alpha_bar / before
     betas = [float(f"{beta:.7g}") for beta in exact.tolist()]
@@ -63,14 +63,14 @@ def _alpha_bar(name: str, tensor: Tensor, where: Path) -> Tensor:
     falls = (alpha_bar.diff() <= _rounding(tensor)).all()
     if not (alpha_bar.isfinite().all() and alpha_bar[-1] >= 0 and 0 < alpha_bar[0] <= 1 and falls):
         raise UserError(
-            f"{where}: {name} is no noise table, it must fall from 1 to 0: write declared=ignore and "
-            "process=<what it was trained with>"
+            f"{where}: {name} is no noise table, which falls from 1 to 0: write declared=ignore and the "
+            "process= that it was trained with"
         )
     return alpha_bar
 
 
 def _candidates(alpha_bar: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Tables of ours with the same number of steps, with the fields that say them."""
+    """Our tables with the same number of steps, each with its fields."""
     ends = [1 - alpha_bar[0].item(), 1 - (alpha_bar[-1] / alpha_bar[-2]).item()]
     rounded = [tuple(float(f"{end:.{digits}g}") for end in ends) for digits in (3, 5)]
     pairs = [pair for pair in (*PUBLISHED, *rounded) if 0 < pair[0] < pair[1] < 1]

@@ -1,8 +1,8 @@
-"""Foreign files of weights: tensors are outlined first, and read once they are known to fit.
+"""Foreign files of weights: names, shapes and dtypes are read first, the weights once they are known to fit.
 
-A file is safetensors or torch's own; its contents decide, not its name. Weights in several files are read by
-the index json that lists them. Torch's zip archives are read with `weights_only=True` and in no other way; of
-OpenAI's TorchScript archives the code is left out first, and every class of theirs is an inert stand-in.
+A file is safetensors or torch's own; its contents decide, not its name. Shards are read by the index json
+that lists them. Torch's zip archives are unpickled with `weights_only=True` and in no other way. TorchScript
+archives (OpenAI's CLIP) are copied without their code, and an inert class stands in for those they name.
 """
 
 import re
@@ -41,7 +41,7 @@ LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"  # a 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Weights that lie on this machine; the last three fields are what a tag of open_clip tells."""
+    """Weights on this machine; the last three fields are known for a tag of open_clip alone."""
 
     path: Path  # the file or folder
     name: str  # what the user called it
@@ -57,9 +57,9 @@ class Weights:
     Names are those of the network, without what a training wrapped around it: see `keymap.unwrapped`.
     """
 
-    path: Path
+    path: Path  # the file, or the index json
     note: str = ""  # a sentence on why this file was taken
-    # tensors that are to be known by another name; one that has this name already is left out
+    # tensors that get another name; a tensor that has that name already is left out
     renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Weights:
     @property
     def files(self) -> list[Path]:
         """The file itself, or the shards of an index."""
-        return list(self._shards) or [self.path]
+        return list(self._files)
 
     @cached_property
     def outline(self) -> dict[str, Tensor]:
@@ -97,35 +97,35 @@ class Weights:
     def metadata(self) -> dict[str, str]:
         """The texts in a safetensors header; none in other files."""
         assert self._stored is not None  # a file that is damaged is refused first
-        if self._shards or zipfile.is_zipfile(self.path):
+        if self.files != [self.path] or zipfile.is_zipfile(self.path):
             return {}
         with _safetensors(self.path) as file:
             return dict(file.metadata() or {})
 
     @property
     def entries(self) -> Mapping[Any, Any]:
-        """What a torch file holds beside its weights: plain values such as `hyper_parameters`."""
+        """The plain values that a torch file has beside its weights, such as `hyper_parameters`."""
         content = _unpickled(self.path, "meta")[0] if zipfile.is_zipfile(self.path) else {}
         return content if isinstance(content, Mapping) else {}
 
     def load(self, only: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The tensors, mapped from the file where they can be; of those named in `only` what is there."""
+        """The tensors, or those among the names in `only`; mapped from the file where that is possible."""
         kept = {stored for stored, name in self.names.items() if only is None or name in only}
         return {self.names[name]: x for path in self.files for name, x in _tensors(path, kept).items()}
 
     @cached_property
-    def _shards(self) -> dict[Path, set[str]]:
-        return _listed(self.path) if INDEX.fullmatch(self.path.name) else {}
+    def _files(self) -> dict[Path, set[str] | None]:
+        """The files, each with the names that an index lists for it, or None without an index."""
+        return _listed(self.path) if INDEX.fullmatch(self.path.name) else {self.path: None}
 
     @cached_property
     def _stored(self) -> dict[str, Tensor]:
         """The outline under the names in the file."""
-        if not self._shards:
-            return _outline(self.path)
         whole: dict[str, Tensor] = {}
-        for path, listed in self._shards.items():
+        for path, listed in self._files.items():
             part = _outline(path)
-            for names, fault in ((listed - part.keys(), "lacks"), (part.keys() - listed, "holds also")):
+            wanted = part.keys() if listed is None else listed
+            for names, fault in ((wanted - part.keys(), "lacks"), (part.keys() - wanted, "holds also")):
                 if names:
                     raise UserError(
                         f"{path} {fault} {_few(sorted(names))}, unlike {self.path.name}: fetch it again"
@@ -162,8 +162,8 @@ def scripted_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
                 ahead.append((f"{prefix}{name}.", value))
 
 
-def _listed(index: Path) -> dict[Path, set[str]]:
-    """The files that an index lists, each with the names of its tensors; all must be there, and no others."""
+def _listed(index: Path) -> dict[Path, set[str] | None]:
+    """The files that an index lists, each with its tensors' names; all must exist, and no other shard."""
     table = Fields.read(index).values.get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f"{index}: weight_map must name the file of each tensor: fetch it again")
@@ -183,15 +183,14 @@ def _listed(index: Path) -> dict[Path, set[str]]:
 
 
 def _outline(path: Path) -> dict[str, Tensor]:
+    """Names, shapes and dtypes of one file, as tensors on the meta device."""
     if zipfile.is_zipfile(path):
         return _named_tensors(path, "meta")
     try:
         with _safetensors(path) as file:
             names = file.keys()
             if len(names) > MAX_TENSORS:
-                raise UserError(
-                    f"{path} has {len(names)} tensors, and no network here has more than {MAX_TENSORS}"
-                )
+                raise UserError(f"{path} has {len(names)} tensors, the limit for a network is {MAX_TENSORS}")
             return {name: _meta(path, name, file.get_slice(name)) for name in names}
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -200,7 +199,7 @@ def _outline(path: Path) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path) -> Any:
-    return safe_open(path, framework="np")  # torch's would claim memory for the whole file
+    return safe_open(path, framework="np")  # the reader for torch would claim memory for the whole file
 
 
 def _meta(path: Path, name: str, view: Any) -> Tensor:
@@ -231,12 +230,11 @@ def _named_tensors(path: Path, device: str) -> dict[str, Tensor]:
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict of an unpickled file: the file itself, its `state_dict`, or the only one inside it."""
     if isinstance(content, Mapping) and not _is_state(content):
         inner = {str(name): value for name, value in content.items() if _is_state(value)}
         if "state_dict" not in inner and len(inner) > 1:
-            raise UserError(
-                f"{path} holds several sets of weights, {', '.join(inner)}: save the one to take by itself"
-            )
+            raise UserError(f"{path} holds several sets of weights, {', '.join(inner)}: save one of them")
         content = content.get("state_dict", next(iter(inner.values()), content))
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds a {type(content).__name__}, expected named tensors")
@@ -251,29 +249,29 @@ def _is_state(value: Any) -> bool:
 
 
 def _unpickled(path: Path, device: str) -> tuple[Any, bool]:
-    """What the pickle of an archive holds, and whether the archive is TorchScript's."""
+    """The content of an archive's pickle, and whether the archive is TorchScript's."""
     with _archive(path) as (archive, is_scripted):
         try:
-            inert = [
-                name
-                for name in get_unsafe_globals_in_checkpoint(str(archive))
-                if name == LIGHTNING or (is_scripted and name.startswith(SCRIPTED))
-            ]
+            named = get_unsafe_globals_in_checkpoint(str(archive))
+            inert = [n for n in named if n == LIGHTNING or (is_scripted and n.startswith(SCRIPTED))]
             with safe_globals([(Inert, name) for name in inert]):
                 content = torch.load(archive, weights_only=True, mmap=not is_scripted, map_location=device)
-        except Exception as error:  # a forged pickle may end in any of them
+        except Exception as error:  # a forged pickle may raise anything
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             reason = f"it names {found[1]}" if found else f"{type(error).__name__}"
             raise UserError(
-                f"{path} is refused, it holds more than weights or is damaged ({reason}): "
-                "take the .safetensors file of the same weights"
+                f"{path} is refused because it holds more than weights or is damaged ({reason}): "
+                "use the .safetensors file of the same weights"
             ) from None
         return content, is_scripted
 
 
 @contextmanager
 def _archive(path: Path) -> Iterator[tuple[Path, bool]]:
-    """The archive to read, and whether it is a copy of a TorchScript one without its code and constants."""
+    """The archive to read, and whether it is a copy of a TorchScript archive without code and constants.
+
+    The entries are compared with the file's size before any is unpacked: a forged one could fill the memory.
+    """
     try:
         with zipfile.ZipFile(path) as source:
             read = [info for info in source.infolist() if READ.fullmatch(info.filename)]
@@ -282,9 +280,7 @@ def _archive(path: Path) -> Iterator[tuple[Path, bool]]:
         raise UserError(f"{path} is not a whole torch file ({error}): fetch it again") from None
     compressed, size = [info for info in read if info.compress_type], sum(info.file_size for info in read)
     if compressed:
-        raise UserError(
-            f"{path} is not a file of torch.save: its entry {compressed[0].filename} is compressed"
-        )
+        raise UserError(f"{path} is not torch.save's: its entry {compressed[0].filename} is compressed")
     if size > path.stat().st_size:
         raise UserError(f"{path} is forged: its entries claim {size} bytes, more than the file has")
     if not is_scripted:

@@ -1,4 +1,4 @@
-"""Curves of a `metrics.jsonl`, from its whole lines: a damaged log never stops what reads it."""
+"""Curves of a `metrics.jsonl`; damaged lines are left out, so that a damaged log never stops a command."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """What was logged at a step: the line as it was written, and its numbers by name."""
+    """One step of a log: the line as it was written, and its numbers by name."""
 
     text: str
     step: int
@@ -14,19 +14,16 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:
-    """The whole lines of a `metrics.jsonl` in their order, and the number of damaged ones.
-
-    NULs around a line, which a loss of power leaves, are no part of it.
-    """
-    data = path.read_bytes() if path.is_file() else b""  # a pipe would never end
-    raw = [line.strip(b"\0 \t\r") for line in data.split(b"\n")]
+    """The whole lines of a `metrics.jsonl` in their order, and the number of damaged ones."""
+    data = path.read_bytes() if path.is_file() else b""  # a pipe may never end
+    raw = [line.strip(b"\0 \t\r") for line in data.split(b"\n")]  # a loss of power leaves NULs
     lines = [_line(line) for line in raw if line]
     whole = [line for line in lines if line is not None]
     return whole, len(lines) - len(whole)
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a log by name, each a list of (step, value); damaged lines are left out."""
+    """Curves of a log by name, each a list of (step, value)."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in read_lines(path)[0]:
         for name, value in line.values.items():
@@ -35,7 +32,7 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _line(raw: bytes) -> Line | None:
-    """One line, or None if it is something else than a step and numbers."""
+    """One line, or None if it is not a step with numbers."""
     try:
         text = raw.decode()
         values = json.loads(text)

@@ -1,4 +1,4 @@
-"""Fields of a foreign config, each checked as it is read: a forged number costs a sentence, not memory."""
+"""Fields of a foreign config, each checked when it is read: a forged number costs a sentence, not memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ MAX_FLOAT = 1e6  # of any option of a network, a process or a sampler
 
 @dataclass(frozen=True)
 class Fields:
-    """A mapping with the name to call it by in sentences; every reader raises UserError on a wrong value.
+    """A mapping, and the name that messages call it by; every reader raises UserError on a wrong value.
 
-    A field that is missing or null has the reader's default, and without one is refused.
+    A field that is missing or null has the reader's default; without a default it is refused.
     """
 
     name: str
@@ -27,12 +27,9 @@ class Fields:
 
     @classmethod
     def read(cls, path: Path) -> "Fields":
-        """The fields of a json file whose outermost value is a mapping.
-
-        `-Infinity` is read as a text, which is no number for any reader: diffusers writes it for
-        `lambda_min_clipped` of each DPMSolverMultistepScheduler.
-        """
+        """The fields of a json file whose outermost value is a mapping."""
         try:
+            # as a text: diffusers writes -Infinity as `lambda_min_clipped` of a DPMSolverMultistepScheduler
             values = read_json(path, constants=str)
         except FileNotFoundError:
             raise UserError(f"there is no {path}: fetch the folder again") from None
@@ -50,7 +47,7 @@ class Fields:
         return Fields.of(self._get(key, default), name=f"{self.name}: {key}")
 
     def text(self, key: str) -> str:
-        """A text that isn't empty."""
+        """A text that is not empty."""
         return self._checked(key, None, lambda value: isinstance(value, str) and value != "", "a text")
 
     def texts(self, key: str) -> list[str]:
@@ -91,7 +88,7 @@ class Fields:
         return [str(each) for each in values]
 
     def choice(self, key: str, options: Mapping[Any, Choice], default: Any = None) -> Choice:
-        """What `options` has for the field."""
+        """The value that `options` has under the field's."""
         value = self._get(key, default)
         if not isinstance(value, str | bool) or value not in options:
             known = ", ".join(str(option) for option in options)
@@ -103,7 +100,7 @@ class Fields:
         return self.choice(key, {True: True, False: False}, default)
 
     def only(self, fixed: Mapping[str, Any]) -> None:
-        """Refuses every field whose value is not the one that our networks have; a missing field passes."""
+        """Refuses a field whose value is not the one that our networks have; a missing field passes."""
         wrong = [
             f"{key}={self.values[key]!r} (only {value!r})"
             for key, value in fixed.items()
@@ -120,7 +117,7 @@ class Fields:
             if key not in names and not key.startswith("_") and value not in (None, False)
         ]
         if strange:
-            raise UserError(f"{self.name} asks for what our networks lack: {', '.join(sorted(strange))}")
+            raise UserError(f"{self.name} has options that our networks lack: {', '.join(sorted(strange))}")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
@@ -137,11 +134,7 @@ class Fields:
 
 
 def check_tree(tree: Any, *, name: str) -> None:
-    """Refuses a number in a `_target_` tree that no option of ours takes, before anything is built of it.
-
-    Raises:
-        UserError: the name of the tree, and the number with its key.
-    """
+    """Refuses a number in a `_target_` tree that no option of ours takes, before the tree is built."""
     for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
         high = MAX_WIDTH if isinstance(value, int) else MAX_FLOAT
         if isinstance(value, int | float) and not abs(value) <= high:
@@ -163,13 +156,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """A value as a message can hold it."""
+    """A value in at most 80 characters, for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _same(value: Any, expected: Any) -> bool:
-    """Equal, and both or neither a truth value; null stands for false."""
+    """Whether two values are equal and of one kind (1 is not true); null stands for false."""
     if isinstance(expected, bool):
         return value is expected or (value is None and not expected)
     return not isinstance(value, bool) and value == expected

@@ -1,4 +1,4 @@
-"""Opening what lies below a folder without following links, name by name from the descriptor above."""
+"""Opens files and folders below a folder without following links, name by name from the descriptor above."""
 
 import errno
 import os
@@ -16,22 +16,19 @@ OWN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a pipe in a fi
 
 
 class LinkRefused(UserError):
-    """A link, or something else that is no plain file or folder, lies where one is to be written."""
+    """A link, pipe or device has the name of a file or folder that is to be written."""
 
 
 class CannotWrite(OSError, UserError):
-    """The system refuses to write a file or folder, in a sentence."""
+    """The system refuses to write a file or folder."""
 
 
 @contextmanager
 def opened(folder: Path, *, below: Path | None = None, make: bool = False) -> Iterator[int]:
-    """Descriptor of a folder, reached from `below` (or itself) without following a link.
+    """Descriptor of a folder, reached from `below` (by default itself); LinkRefused if a link is on the way.
 
     Args:
         make: makes what is missing, with the names on disk.
-
-    Raises:
-        LinkRefused: a link on the way.
     """
     base = folder if below is None else below
     if make:
@@ -49,11 +46,7 @@ def opened(folder: Path, *, below: Path | None = None, make: bool = False) -> It
 
 
 def enter(folder: int, place: Path, *, make: bool = False) -> int:
-    """Opens a folder by its name in an open folder; returns its descriptor.
-
-    Raises:
-        LinkRefused: it is a link, or the folder above.
-    """
+    """Descriptor of the folder `place`, opened by its name in an open folder; LinkRefused if it is a link."""
     if place.name in ("", ".."):
         raise LinkRefused(f"{place} leads out of its folder: name a folder inside it")
     if make:
@@ -68,11 +61,7 @@ def enter(folder: int, place: Path, *, make: bool = False) -> int:
 
 
 def open_plain(folder: int, path: Path, flags: int) -> int:
-    """Opens a plain file by its name in an open folder; returns its descriptor.
-
-    Raises:
-        LinkRefused: a link, pipe or device is there.
-    """
+    """Descriptor of a file, opened by its name in an open folder; LinkRefused for a link, pipe or device."""
     try:
         descriptor = os.open(path.name, flags | OWN, 0o666, dir_fd=folder)
     except OSError as error:
@@ -80,12 +69,12 @@ def open_plain(folder: int, path: Path, flags: int) -> int:
         raise OSError(error.errno, error.strerror, str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise LinkRefused(f"{path} is no plain file, and nothing is written to it: remove it")
+        raise LinkRefused(f"{path} is a pipe or a device, and nothing is written to it: remove it")
     return descriptor
 
 
 def refuse_link(folder: int, path: Path) -> None:
-    """Raises LinkRefused if the name of `path` in an open folder is a link; says where it leads."""
+    """Raises LinkRefused, with the link's target, if the name of `path` in an open folder is a link."""
     with suppress(OSError):  # it is no link
         target = os.readlink(path.name, dir_fd=folder)
         raise LinkRefused(
@@ -95,13 +84,13 @@ def refuse_link(folder: int, path: Path) -> None:
 
 
 def check_no_link(path: Path) -> None:
-    """Raises LinkRefused if a file is a link: asked before the work that it is to be written after."""
+    """Raises LinkRefused if a file is a link, so that a command can end before its work, not after it."""
     with opened(path.parent) as folder:
         refuse_link(folder, path)
 
 
 def reachable(descriptor: int, path: Path) -> Path:
-    """A path to an open folder that no link leads elsewhere; where the system has none, its own path."""
+    """A path to an open folder that no swapped link can redirect; its own path on systems without /proc."""
     own = DESCRIPTORS / str(descriptor)
     return own if own.exists() else path
 

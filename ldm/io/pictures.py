@@ -1,4 +1,4 @@
-"""Pictures as PNG files: samples carry how they were made, figures the mark that they are no samples."""
+"""Pictures as PNG files: samples contain how they were generated, figures a mark that they are no samples."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,22 +10,22 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldm.io.writing import write
 
-if TYPE_CHECKING:  # a command that only looks for pictures does without torch
+if TYPE_CHECKING:  # a command that only lists pictures does not import torch
     from torch import Tensor
 
-FIGURE = "ldm figure"  # keyword of a text in a PNG: no reader of a folder takes it for a picture
+FIGURE = "ldm figure"  # keyword of a text in a PNG: readers of folders leave such a file out
 NO_SAMPLE = "to be looked at; no sample"
 HEAD = 8192  # bytes of a PNG of ours in which its texts begin
 TEXT = (b"tEXt", b"iTXt")  # kinds of chunks
 
 
 def to_picture(image: "Tensor") -> Image.Image:
-    """uint8, 3 h w -> PIL."""
+    """The PIL image of a uint8 tensor, 3 h w."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def save_picture(image: "Tensor", path: Path, *, texts: Mapping[str, str], below: Path | None = None) -> None:
-    """A PNG that carries texts, such as how it was made, by name."""
+    """Writes a PNG with texts by name, such as how it was generated."""
     note = PngInfo()
     for name, text in texts.items():
         note.add_itxt(name, text)
@@ -41,7 +41,7 @@ def save_sheet(
     zoom: int = 2,
     below: Path | None = None,
 ) -> None:
-    """All pictures on one sheet, row by row, enlarged without smoothing."""
+    """Writes a PNG with all pictures, row by row, enlarged without smoothing."""
     height, width = (side * zoom for side in images[0].shape[-2:])
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
@@ -53,7 +53,7 @@ def save_sheet(
 
 
 def save_figure(figure: Any, path: Path, *, dpi: int, below: Path | None = None) -> Path:
-    """Writes a figure of matplotlib in the format that its name ends with, whole or not at all."""
+    """Writes a figure of matplotlib in the format of the path's extension; returns the path."""
     buffer = io.BytesIO()
     metadata = {FIGURE: NO_SAMPLE} if path.suffix == ".png" else None
     figure.savefig(buffer, format=path.suffix[1:], dpi=dpi, metadata=metadata)
@@ -61,12 +61,12 @@ def save_figure(figure: Any, path: Path, *, dpi: int, below: Path | None = None)
 
 
 def write_png(picture: Image.Image, path: Path, *, below: Path | None = None, **options: object) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Writes a PNG as `encode_png` makes it."""
     write(path, encode_png(picture, **options), below=below)
 
 
 def encode_png(picture: Image.Image, **options: object) -> bytes:
-    """A picture as the bytes of a PNG; without a `pnginfo` of its own it is marked as a figure."""
+    """The bytes of a PNG; without a `pnginfo` among the options it is marked as a figure."""
     buffer, note = io.BytesIO(), PngInfo()
     note.add_text(FIGURE, NO_SAMPLE)
     picture.save(buffer, format="PNG", **({"pnginfo": note} | options))
@@ -74,7 +74,7 @@ def encode_png(picture: Image.Image, **options: object) -> bytes:
 
 
 def carries(path: Path, keyword: str) -> bool:
-    """Whether a file is a PNG with a text of this keyword before its pixels, as our commands write them."""
+    """Whether a file is a PNG with a text of this keyword before its pixels, where our commands put it."""
     with path.open("rb") as stream:
         head = stream.read(HEAD)
     return head.startswith(b"\x89PNG") and any(kind + keyword.encode() + b"\0" in head for kind in TEXT)

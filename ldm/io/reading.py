@@ -1,7 +1,8 @@
-"""Files that a stranger may have written, read within limits: an absurd one costs a sentence, not memory.
+"""Files that a stranger may have written, read within limits: a forged one costs a sentence, not memory.
 
-Json and yaml are plain data: mappings with each key once, lists, text that can be encoded, finite numbers.
-Arrays come with the size that they claim compared with the bytes that are there. Nothing in a file is run.
+Json and yaml are plain data: mappings with unique keys, lists, text that can be encoded, finite numbers. An
+array must claim exactly the bytes that the file has. Nothing in a file is executed. Each reader raises
+UserError, which names the file and what is wrong, and FileNotFoundError where there is none.
 """
 
 import errno
@@ -22,9 +23,9 @@ import yaml
 
 from ldm import UserError
 
-MAX_JSON = 64 * 2**20  # bytes; the index of a million pictures takes about as many
-MAX_YAML = 2**18  # bytes, which the parser reads in some seconds; a bundle's config takes 2**13
-MAX_ARRAYS = 2**29  # bytes of all arrays in a file; a covariance of 8,192 features takes as many
+MAX_JSON = 64 * 2**20  # bytes; the index of a million pictures has about as many
+MAX_YAML = 2**18  # bytes, which take the parser some seconds; a bundle's config has 2**13
+MAX_ARRAYS = 2**29  # bytes of all arrays in a file; a covariance of 8,192 features has as many
 MAX_NESTING = 100
 MAX_NODES = 100_000  # of a yaml document, an alias counted with all that it stands for
 MAX_DIGITS = 32  # of a whole number
@@ -33,16 +34,12 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name means a file in the folder that it is looked up in, and no other place."""
+    """Whether a name stands for a file in the folder in which it is looked up, and for no other place."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file, in hexadecimal.
-
-    Raises:
-        FileNotFoundError: there is none; a pipe or a device, which may never end, is no file.
-    """
+    """sha256 of a file, in hexadecimal."""
     with _plain_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -52,37 +49,26 @@ def read_json(path: Path, *, constants: Callable[[str], Any] = float) -> Any:
 
     Args:
         constants: what `Infinity` and `NaN` become; as numbers they are refused, `str` reads them as texts.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UserError: the file and what is wrong with it.
     """
     return parse_json(_bytes(path, most=MAX_JSON), name=str(path), constants=constants)
 
 
 def parse_json(text: str | bytes, *, name: str, constants: Callable[[str], Any] = float) -> Any:
-    """The value of a json text, which messages call by `name`; otherwise as `read_json`."""
-    with _called(name):
-        _check_length(text, most=MAX_JSON)
+    """The value of a json text, which messages call `name`; otherwise as `read_json`."""
+    with _checked(text, name, most=MAX_JSON):
         value = json.loads(text, object_pairs_hook=_mapping, parse_constant=constants)
         _check(value)
         return value
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a yaml file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UserError: the file and what is wrong with it.
-    """
+    """The value in a yaml file."""
     return parse_yaml(_bytes(path, most=MAX_YAML), name=str(path))
 
 
 def parse_yaml(text: str | bytes, *, name: str) -> Any:
-    """The value of a yaml text, which messages call by `name`; otherwise as `read_yaml`."""
-    with _called(name):
-        _check_length(text, most=MAX_YAML)
+    """The value of a yaml text, which messages call `name`."""
+    with _checked(text, name, most=MAX_YAML):
         loader = _Loader(text)
         node = loader.get_single_node()
         # A few lines of aliases of aliases stand for more entries than memory holds. The tree of nodes shares
@@ -95,12 +81,7 @@ def parse_yaml(text: str | bytes, *, name: str) -> Any:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UserError: the file and what is wrong with it.
-    """
+    """The arrays of an npz file by name."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -117,11 +98,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def parse_array(data: bytes, *, name: str) -> np.ndarray:
-    """The array of an npy file's bytes; no object is made of them.
-
-    Raises:
-        UserError: the name and what is wrong with the bytes.
-    """
+    """The array in the bytes of an npy file, which messages call `name`; pickled objects are refused."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -137,26 +114,23 @@ def parse_array(data: bytes, *, name: str) -> np.ndarray:
 
 
 def _plain_file(path: Path) -> io.BufferedReader:
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # a pipe or a device may never end
         raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
     return path.open("rb")
 
 
 def _bytes(path: Path, *, most: int) -> bytes:
-    """The bytes of a file, and one more than `most` of a longer one."""
+    """The bytes of a file; of a longer one than `most`, one byte more, so that its length is refused."""
     with _plain_file(path) as stream:
         return stream.read(most + 1)
 
 
-def _check_length(text: str | bytes, *, most: int) -> None:
-    if len(text) > most:
-        raise UserError(f"it has more than {most} bytes")
-
-
 @contextmanager
-def _called(name: str) -> Iterator[None]:
-    """Puts what is wrong with a text into a sentence that names it."""
+def _checked(text: str | bytes, name: str, *, most: int) -> Iterator[None]:
+    """Refuses a text that is too long, and turns what its parser raises into a sentence with its name."""
     try:
+        if len(text) > most:
+            raise UserError(f"it has more than {most} bytes")
         yield
     except RecursionError:
         raise UserError(f"{name}: it is nested more than {MAX_NESTING} deep") from None
@@ -169,7 +143,7 @@ def _called(name: str) -> Iterator[None]:
 
 
 def _mapping(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A mapping of pairs; of a key that comes twice, readers take any one."""
+    """A mapping of pairs; refuses a key that comes twice, of which parsers would silently keep the last."""
     found: dict[Any, Any] = {}
     for key, value in pairs:
         if not isinstance(key, Hashable):
@@ -181,23 +155,19 @@ def _mapping(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _check(value: Any, *, key: object = None, depth: int = 0) -> None:
-    """Refuses what is no plain data of a sensible size; `key` is the innermost one that leads to it.
-
-    Raises:
-        UserError: the first of it.
-    """
+    """Refuses what is no plain data of a sensible size; `key` is the innermost one that leads to it."""
     if depth == MAX_NESTING and isinstance(value, dict | list):
         raise RecursionError
     if isinstance(value, str):
         if "\0" in value or not _is_whole(value):
-            raise UserError(f"{_place(key)}{value[:40]!r} holds half a character or a null byte")
+            raise UserError(f"{_place(key)}{value[:40]!r} contains an unpaired surrogate or a null byte")
     elif isinstance(value, dict):
         for name, each in value.items():
             _check(name, depth=depth + 1)
             _check(each, key=name, depth=depth + 1)
     elif isinstance(value, list):
         for each in value:
-            if type(each) is not int or not 0 <= each < 2**63:  # most of an index: no call for each
+            if type(each) is not int or not 0 <= each < 2**63:  # an index is mostly these: saves their calls
                 _check(each, key=key, depth=depth + 1)
     elif isinstance(value, int):
         if abs(value) >= 10**MAX_DIGITS:
@@ -222,12 +192,12 @@ def _is_whole(text: str) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader of plain data whose mappings have each key once; `<<` merges nothing."""
+    """A loader of plain data with unique keys, without merge keys (`<<`)."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
-        """A node with those inside it; one too deep is refused before the scanner has looked at the rest."""
+        """A node with those inside it; one that is nested too deep is refused before the rest is parsed."""
         self.depth += 1
         if self.depth > MAX_NESTING:
             raise RecursionError

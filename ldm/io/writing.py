@@ -1,12 +1,9 @@
 """Files and folders that appear whole, stay on disk, and are never written or removed through a link.
 
-A run, a data set or an output folder of somebody else may hold links. The rule begins below the folder that
-the user named, `below`: it may itself be a link, or lie under links, as people link their data disks, but no
-name inside it is followed (`links.py`), and what a link leads to keeps its bytes. Where `below` is not given,
-it is the folder that holds the file.
-
-Everything works on descriptors of folders, not on paths: a name that somebody swaps for a link between a
-check and its use would else lead elsewhere.
+The rule begins below the folder that the user named, `below`, by default the one that holds the file: it may
+itself be a link or lie under links, as people link their data disks, but no name inside it is followed
+(`links.py`). Everything works on descriptors of folders, since a name could be swapped for a link between a
+check of its path and its use.
 """
 
 import errno
@@ -39,58 +36,49 @@ LEFTOVER = re.compile(r"\.tmp(-.*|\w{6})")  # the second form is that of the saf
 
 
 class DiskFull(CannotWrite):
-    """No room on a disk, in a sentence; `errno` and `strerror` are the system's.
-
-    Args:
-        path: of what was written.
-        size: its bytes, 0 if they are not known.
-    """
+    """No room on the disk of `path`, whose `size` is in bytes and 0 if unknown; `errno` is the system's."""
 
     def __init__(self, number: int, path: Path, size: int) -> None:
         super().__init__(number, os.strerror(number))
-        self.path, self.size = path, size
-        needed = f"{size:,} bytes are needed and " if size else ""
-        self.sentence = (
-            f"{path} can't be written ({self.strerror}): {needed}{free_bytes(path.parent):,} bytes are free "
-            "on its disk; make room there, or name a folder elsewhere"
-        )
+        self.path, self.size, self.free = path, size, free_bytes(path.parent)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a process may hand it to another one
         return DiskFull, (self.errno, self.path, self.size)
 
     def __str__(self) -> str:
-        return self.sentence
+        needed = f"{self.size:,} bytes are needed and " if self.size else ""
+        return (
+            f"{self.path} can't be written ({self.strerror}): {needed}{self.free:,} bytes are free on its "
+            "disk; make room there, or name a folder elsewhere"
+        )
 
 
 class NameTaken(FileExistsError, UserError):
-    """A new folder or file has the name of one that is there already."""
+    """The name of a new folder or file is taken."""
 
 
 @contextmanager
 def writing(path: Path, *, below: Path | None = None, size: int = 0) -> Iterator[BinaryIO]:
-    """A stream whose bytes become the file once the block ends well, in place of the one that was there.
+    """A stream whose bytes replace the file once the block ends without an error.
 
     Args:
-        below: the folder that the user named; folders between it and the file are made.
-        size: bytes that will be written, if known: their room is claimed first.
-
-    Raises:
-        LinkRefused: the file, or a folder on the way to it, is a link.
-        DiskFull: there is no room.
+        below: the folder that the user named; folders between it and the file are made. A link on the way
+            raises LinkRefused.
+        size: bytes that will be written, if known: their room is claimed first, or DiskFull is raised.
     """
     with _replacing(path, below, size) as (_, stream):
         if size and hasattr(os, "posix_fallocate"):
             try:
                 os.posix_fallocate(stream.fileno(), 0, size)
             except OSError as error:
-                if error.errno in FULL:  # else the file system can't, and the writing itself will tell
+                if error.errno in FULL:  # other errors: the file system cannot claim room, only write
                     raise
         yield stream
 
 
 @contextmanager
 def drafting(path: Path, *, below: Path | None = None, size: int = 0) -> Iterator[Path]:
-    """As `writing`, for libraries that write to paths alone: a path at which to write the file."""
+    """As `writing`, for libraries that need a path: yields the path at which to write the file."""
     with _replacing(path, below, size) as (draft, stream):
         _check_room(stream.fileno(), size)  # not claimed: the library may write to a file of its own first
         yield draft
@@ -107,12 +95,11 @@ def write(path: Path, content: str | bytes, *, below: Path | None = None) -> Pat
 def save_tensors(
     tensors: Mapping[str, Any], path: Path, *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes contiguous tensors to a new safetensors file, at the path of a draft.
+    """Writes contiguous tensors to a safetensors file; raises the system's own OSError.
 
-    Raises:
-        OSError: the system's error, which the library knows as text alone.
+    The library reports that error as text alone, from which a full disk could not be told.
     """
-    from safetensors import SafetensorError  # imports torch, which most of what is written does without
+    from safetensors import SafetensorError  # imports torch, which most files do not need
     from safetensors.torch import save_file
 
     try:
@@ -126,10 +113,7 @@ def save_tensors(
 
 @contextmanager
 def appending(path: Path, *, below: Path | None = None) -> Iterator[BinaryIO]:
-    """A stream that appends to a file, which may be new.
-
-    A file that has a second name elsewhere (a hard link) is copied first: the other one keeps its bytes.
-    """
+    """A stream that appends to a file, which may be new; a hard link is copied first, to keep the other."""
     with full_disk_told(path), opened(path.parent, below=below, make=True) as folder:
         stream = os.fdopen(open_plain(folder, path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
         if os.fstat(stream.fileno()).st_nlink > 1:
@@ -148,11 +132,7 @@ def append(path: Path, text: str, *, below: Path | None = None) -> None:
 
 
 def make_folder(path: Path, *, below: Path | None = None) -> Path:
-    """Makes a folder with its parents, their names on disk; returns its path.
-
-    Raises:
-        LinkRefused: the folder, or one between it and `below`, is a link.
-    """
+    """Makes a folder and its parents, with their names on disk; LinkRefused if one of them is a link."""
     with full_disk_told(path), opened(path, below=below, make=True):
         return path
 
@@ -161,22 +141,19 @@ def make_folder(path: Path, *, below: Path | None = None) -> Path:
 def new_folder(
     path: Path, *, below: Path | None = None, size: int = 0, claim: Callable[[], bool] | None = None
 ) -> Iterator[Path]:
-    """A folder to fill, which takes its name whole and on disk once the block ends well, or is gone.
+    """A folder to fill, which gets its name once the block ends without an error, and else is removed.
 
     Args:
         below: the folder that the user named.
-        size: bytes that will be written, if known: there must be as many free.
-        claim: called once the folder is filled; makes way for it, or returns False to have it dropped.
-            Without a claim the name must be free from the start.
-
-    Raises:
-        NameTaken: `path` is there already.
+        size: bytes that will be written, if known; DiskFull if fewer are free.
+        claim: called once the folder is filled; frees the name, or returns False to have the folder dropped.
+            Without a claim the name must be free from the start, or NameTaken is raised.
     """
     with full_disk_told(path, size), opened(path.parent, below=below, make=True) as parent:
         _check_room(parent, size)
         if claim is None and _exists(parent, path.name):
             raise NameTaken(f"{path} exists already: name another folder or remove it")
-        name = _draft_name()
+        name = DRAFT + uuid.uuid4().hex
         os.mkdir(name, dir_fd=parent)
         try:
             draft = enter(parent, path.with_name(name))
@@ -201,16 +178,16 @@ def discard(path: Path, *, below: Path | None = None) -> None:
     A link goes, and what it leads to stays.
     """
     with opened(path.parent, below=below) as parent:
-        doomed = _draft_name()  # the next sweep removes it if this process is killed now
+        doomed = DRAFT + uuid.uuid4().hex  # the next sweep removes it if this process is killed now
         os.rename(path.name, doomed, src_dir_fd=parent, dst_dir_fd=parent)
         _remove(parent, doomed)
 
 
 def sweep(folder: Path, *, below: Path | None = None, shared: bool = False) -> None:
-    """Removes what interrupted writers left in a folder, which may be absent.
+    """Removes what interrupted writers left in a folder, if it exists.
 
     Args:
-        shared: whether other processes may be writing there now; their unfinished files stay.
+        shared: other processes may be writing there now; their unfinished files stay.
     """
     with suppress(FileNotFoundError), opened(folder, below=below) as descriptor:
         for name in os.listdir(descriptor):
@@ -219,7 +196,7 @@ def sweep(folder: Path, *, below: Path | None = None, shared: bool = False) -> N
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder, or of the nearest one above it that is there."""
+    """Free bytes on the disk of a folder, or of the nearest existing one above it."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -227,12 +204,7 @@ def free_bytes(folder: Path) -> int:
 
 @contextmanager
 def full_disk_told(path: Path, size: int = 0) -> Iterator[None]:
-    """Puts a full disk into a sentence with the path, the bytes that are needed, if known, and the free ones.
-
-    Raises:
-        DiskFull: there was no room.
-        OSError: whatever else the system answered, about `path` where it was about its draft.
-    """
+    """Turns the error of a full disk into DiskFull, and lets any other name `path` instead of its draft."""
     try:
         yield
     except OSError as error:
@@ -247,7 +219,7 @@ def full_disk_told(path: Path, size: int = 0) -> Iterator[None]:
 
 @contextmanager
 def _replacing(path: Path, below: Path | None, size: int) -> Iterator[tuple[Path, BinaryIO]]:
-    """Path and stream of a new file that takes the place of another one once it is whole and on disk."""
+    """Path and stream of a new file that replaces another one once it is whole and on disk."""
     with full_disk_told(path, size), opened(path.parent, below=below, make=True) as folder:
         refuse_link(folder, path)
         name, stream = _draft(folder)
@@ -266,14 +238,10 @@ def _replacing(path: Path, below: Path | None, size: int) -> Iterator[tuple[Path
         os.fsync(folder)  # and the name itself
 
 
-def _draft_name() -> str:
-    return f"{DRAFT}{uuid.uuid4().hex}"
-
-
 def _draft(folder: int) -> tuple[str, BinaryIO]:
-    """A new file that is locked while it is written, so that no other process sweeps it away."""
+    """A new file that is locked while it is written, so that no other process removes it in `sweep`."""
     while True:
-        name = _draft_name()
+        name = DRAFT + uuid.uuid4().hex
         # O_EXCL: a link that somebody has put there under this name is not followed
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | OWN, 0o666, dir_fd=folder)
         with suppress(OSError):  # some network file systems have no locks
@@ -284,26 +252,17 @@ def _draft(folder: int) -> tuple[str, BinaryIO]:
 
 
 def _in_use(folder: int, name: str) -> bool:
-    """Whether an unfinished file may still be written to, or is no file."""
+    """Whether a leftover is locked by the process that writes it, or is no file."""
     try:
-        descriptor = os.open(name, os.O_RDWR | OWN, dir_fd=folder)
+        with os.fdopen(os.open(name, os.O_RDWR | OWN, dir_fd=folder), "rb+", 0) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock ends with its process: none is stale
     except OSError:
         return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock ends with its process: no stale ones
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
     return False
 
 
 def _check_room(descriptor: int, size: int) -> None:
-    """Compares bytes that will be written with those that are free on the disk of what is open.
-
-    Raises:
-        OSError: there are fewer.
-    """
+    """Raises the OSError of a full disk if fewer than `size` bytes are free on that of an open file."""
     disk = os.fstatvfs(descriptor)
     if disk.f_bavail * disk.f_frsize < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

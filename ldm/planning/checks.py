@@ -19,7 +19,6 @@ from ldm.data.latents import LatentData
 from ldm.distributed.ranks import world_size
 from ldm.loggers.background import say
 from ldm.stages.stage import Stage
-from ldm.tokenizers import cut_line
 
 SHARDED = "ldm.distributed.sharding.Sharded"
 UNEVEN = "ldm.callbacks.generation_metrics.GenerationMetrics"
@@ -105,7 +104,7 @@ def caption_lines(stage: Stage, data: LightningDataModule) -> Iterator[str]:
     elif tokenizer is not None:
         for split in filter(None, (pictures.train, pictures.val)):
             texts = [text for own in split.texts() for text in own]
-            if line := cut_line(tokenizer, texts, what="caption"):
+            if line := tokenizer.cut_line(texts, what="caption"):
                 yield f"{split.split}: {line}"
 
 

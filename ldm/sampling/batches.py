@@ -13,7 +13,6 @@ from ldm.data.decode import EncodedPicture, centre, cut
 from ldm.generators.generator import Opened, Source
 from ldm.sampling.jobs import Job
 from ldm.sampling.record import facts_of
-from ldm.tokenizers import cut_line
 
 
 class Sample(NamedTuple):
@@ -79,7 +78,7 @@ def check_jobs(opened: Opened, jobs: Sequence[Job]) -> list[str]:
             "prompt": dict.fromkeys(job.prompt for job in jobs),
             "negative prompt": dict.fromkeys(job.negative for job in jobs if job.negative),
         }
-        lines += [cut_line(tokenizer, list(each), what=name) or "" for name, each in texts.items()]
+        lines += [tokenizer.cut_line(list(each), what=name) or "" for name, each in texts.items()]
     return [line for line in lines if line]
 
 

@@ -18,12 +18,11 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def options(write_emoji, bundle_path, tmp_path_factory) -> list[str]:
+def options(write_emoji, bundle_path, tiny_backbone, tmp_path_factory) -> list[str]:
     """Those of a tiny training, with a data set of its own."""
     root = write_emoji(tmp_path_factory.mktemp("resuming") / "data").root
-    network = ("channels=32", "latent_channels=4", "transformer.context_dim=16", "transformer.head_dim=16")
     return [
-        *(f"backbone.{option}" for option in network),
+        *(*tiny_backbone, "backbone.latent_channels=4", "backbone.context_dim=16"),
         *(f"data.root={root}", "data.size=16", "batch_size=4", f"steps={STEPS}", "sampler.steps=2"),
         *("trainer.precision=32", "trainer.log_every_n_steps=1", "callbacks.saving.every=1"),
         *(f"codec.autoencoder={bundle_path}", f"codec.text_encoder={bundle_path}"),
@@ -105,7 +104,7 @@ def test_a_training_that_ended_early_leaves_no_bundle_and_is_resumed_by_its_comm
             "optimizer=muon",
             r"optimizer._target_=torch.optim.AdamW and you .*, which can't change within a run",
         ),
-        ("backbone.channels=64", "backbone.channels=32 and you ask for 64, which can't change within a run"),
+        ("backbone.width=64", "backbone.width=32 and you ask for 64, which can't change within a run"),
         ("process=ddpm", r"process.prediction._target_=\S+Flow and you ask for \S+Eps"),
         (
             "trainer.accumulate_grad_batches=2",
@@ -194,7 +193,7 @@ def test_changes_that_leave_no_step_or_mean_no_run_are_refused(call, stopped):
     status, _ = call("optimizer.lr=1e-5", "resume_changes=[optimizer.lr]", f"resume={stopped.path}")
     assert "has taken 4 steps, and trainer.max_steps=4 leaves none to take with other options" in status
     assert stopped.finished
-    status, _ = call("backbone.channels=64", "resume_changes=[steps]")
+    status, _ = call("backbone.width=64", "resume_changes=[steps]")
     assert "no run of default in" in status
     assert "resume_changes=['steps'] but resume=never" in call("resume=never", "resume_changes=[steps]")[0]
 
@@ -238,16 +237,16 @@ def test_a_run_of_an_earlier_version_is_resumed_and_says_what_was_not_compared(c
     (stopped.path / "run.json").write_text(json.dumps(record | {"result_hash": "f" * 64}))
     status, printed = call()
     assert status == 0
-    assert "is of an earlier version: its data and codec are not recorded, nor compared" in printed
+    assert "is of an earlier version: its data and codec were not recorded or compared" in printed
     inputs = {"data.root", "codec.autoencoder", "codec.text_encoder", "ranks"}
     assert stopped.record()["inputs"].keys() == inputs
 
 
 def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(call, stopped):
     config = stopped.config()
-    config["backbone"]["channels"] = config["model"]["stage"]["net"]["channels"] = 64
+    config["backbone"]["width"] = config["model"]["stage"]["net"]["width"] = 64
     (stopped.path / "config.yaml").write_text(yaml.safe_dump(config))
-    status, _ = call("backbone.channels=64", f"resume={stopped.path}")
+    status, _ = call("backbone.width=64", f"resume={stopped.path}")
     assert "is of another network: " in status
     assert status.count("\n") == 1
 

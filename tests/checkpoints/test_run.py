@@ -104,7 +104,7 @@ def forget():
 @pytest.mark.parametrize("named", [False, True])
 def test_a_run_of_another_generator_is_not_resumed_with_other_noise(opened, forget, named):
     run = forget(opened(), "generator")
-    sentence = f"{run.path} was begun with random numbers of mt19937, and this version of ldm has philox"
+    sentence = f"{run.path} was started with random numbers of mt19937, and this version of ldm has philox"
     with pytest.raises(ValueError, match=sentence):
         opened(resume=str(run.path) if named else "auto")
     assert opened(resume="never").path != run.path
@@ -250,7 +250,7 @@ def test_a_state_that_cannot_be_loaded_is_passed_over_like_a_damaged_one(opened,
     assert run.state() == run.checkpoints / "step=00000001" / "state.ckpt"
     said = capsys.readouterr().out
     for step in (2, 3, 4):
-        assert f"step=0000000{step} can't be loaded (it is no checkpoint of torch's)" in said
+        assert f"step=0000000{step} can't be loaded (torch did not write it)" in said
     assert "weights_only" not in said
     assert not (tmp_path / "executed").exists()
     discard_damaged(run.checkpoints, after=1, usable=is_readable)

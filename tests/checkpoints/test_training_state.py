@@ -122,7 +122,7 @@ def full(path: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_states_and_is_told_in_a_sentence(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
-    sentence = r"saving the checkpoint of step 3 stopped \(No space left on device; \d+ MB are free there\)"
+    sentence = r"saving the checkpoint of step 3 failed \(No space left on device; \d+ MB are free there\)"
     with pytest.raises(OSError, match=sentence):
         save_state(tmp_path, 3, full, keep=1)
     assert names(tmp_path) == ["newest", "step=00000001", "step=00000002"]

@@ -7,7 +7,6 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ import torch
 
 from ldm.distributed.launch import PLACE, WATCHER, follow_watcher
 from ldm.distributed.ranks import join
-from ldm.models.dit import DiT
-from ldm.stages.diffusion import LatentDiffusion
 
 LIMIT = 120.0  # seconds that ranks may take, on a machine with other work too
 
@@ -84,23 +81,3 @@ def ranks() -> Callable[..., list[Any]]:
                 process.join()
 
     return run
-
-
-@pytest.fixture
-def small_stage(diffusion_stage) -> Callable[..., LatentDiffusion]:
-    """`small_stage(seed, eps=...)`: a transformer of one block, trained by AdamW at a constant rate.
-
-    In shards each tensor of a network costs a step and a save milliseconds, whatever its size.
-
-    Args:
-        seed: of the first weights.
-    """
-
-    def make(seed: int = 5, **options: Any) -> LatentDiffusion:
-        torch.manual_seed(seed)
-        net = DiT(latent_channels=4, context_dim=16, width=32, depth=1, num_heads=2, ff_mult=2, patch=1)
-        stage = diffusion_stage(net=net, decay=lambda step: 1.0)
-        stage.optimizer = partial(torch.optim.AdamW, lr=1e-3, **options)
-        return stage
-
-    return make

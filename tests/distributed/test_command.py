@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.train import main as train
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -25,7 +24,6 @@ TINY = (
 )
 DENOISER = (
     "name=tiny",
-    "backbone.channels=32",
     "callbacks=diffusion",
     "callbacks.samples.prompts=[red apple]",
     "callbacks.samples.seeds=[0]",
@@ -44,13 +42,12 @@ SHARDS = (
 
 
 @pytest.fixture
-def alone(monkeypatch, emoji, tmp_path):
+def alone(command, emoji, tmp_path):
     """`alone(*arguments)`: the command as one rank in this process; the folder of its run."""
 
     def call(*arguments: str) -> Path:
         runs = tmp_path / "alone"
-        monkeypatch.setattr(sys, "argv", ["ldm.train", f"data.root={emoji}", f"runs={runs}", *arguments])
-        train()
+        command("ldm.train", f"data.root={emoji}", f"runs={runs}", *arguments)
         return next((runs / "tiny").iterdir())
 
     return call
@@ -74,6 +71,20 @@ def together(emoji, tmp_path):
         assert done.returncode == 0, done.stderr
         (run,) = (runs / "tiny").iterdir()
         return done.stdout, run
+
+    return call
+
+
+@pytest.fixture
+def forked(command, ranks, emoji, tmp_path):
+    """`forked(*arguments)`: the command in each of two ranks; what both said, and their run's folder."""
+
+    def call(*arguments: str) -> tuple[str, Path]:
+        runs = tmp_path / "forked"
+        typed = ("ldm.train", f"data.root={emoji}", f"runs={runs}", *arguments)
+        said = ranks(lambda _: command(*typed).out)
+        (run,) = (runs / "tiny").iterdir()
+        return "".join(said), run
 
     return call
 
@@ -109,11 +120,14 @@ def test_two_ranks_make_one_run_and_a_network_like_that_of_one(alone, together, 
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)  # a structural similarity near 0
 
 
-def test_a_network_in_shards_is_validated_drawn_saved_and_bundled_like_a_whole_one(alone, together):
-    said, run = together(*DENOISER, *SHARDS, "batch_size=2")
+def test_a_network_in_shards_is_validated_drawn_saved_and_bundled_like_a_whole_one(
+    alone, forked, tiny_backbone
+):
+    denoiser = (*DENOISER, *tiny_backbone)
+    said, run = forked(*denoiser, *SHARDS, "batch_size=2")
     assert said.count("bundle: ") == 1
     assert len(list(run.glob("checkpoints/step=00000004/state.ckpt/*.distcp"))) == 2
-    whole = alone(*DENOISER, "batch_size=4")
+    whole = alone(*denoiser, "batch_size=4")
     assert validation(run) == pytest.approx(validation(whole), rel=1e-3)
     sheets = [sorted(path.name for path in each.glob("samples/*.png")) for each in (run, whole)]
     assert sheets == [["step=000002.png", "step=000004.png"]] * 2

@@ -63,5 +63,5 @@ def test_the_networks_are_those_of_the_yaml(everything):
     assert max(training.parameters for training in everything) > 1e9
 
 
-def test_the_recorded_page_is_what_the_model_says_now():
-    assert PAGE.read_text(encoding="utf-8") == page()
+def test_the_recorded_page_is_what_the_model_says_now(everything):
+    assert PAGE.read_text(encoding="utf-8") == page(everything)

@@ -114,7 +114,7 @@ def test_a_config_beside_the_file_tells_the_model_and_its_pictures(tiny, tmp_pat
     assert_same_features(found, model, tokens, images)
     assert found.parts["image_encoder"].spec["pixels"] == [[0.5] * 3, [0.25] * 3]
     (tmp_path / "gelu.json").write_text(json.dumps(TOWERS))
-    with pytest.raises(ValueError, match=r"is of another model than architecture=.*: leave it out"):
+    with pytest.raises(ValueError, match=r"describes another model than architecture=.*: leave it out"):
         tiny(tmp_path / "clip.safetensors", clip=str(tmp_path / "gelu.json"))
 
 
@@ -212,7 +212,7 @@ def test_a_config_of_another_kind_or_another_model_is_refused(tiny, tmp_path, ch
 
 def test_the_model_must_be_named(tiny, tmp_path):
     save_file(openclip_model(quick=False).state_dict(), tmp_path / "clip.safetensors")
-    with pytest.raises(ValueError, match="write architecture=ViT-B-32"):
+    with pytest.raises(ValueError, match="as in architecture=ViT-B-32"):
         tiny(tmp_path / "clip.safetensors")
     with pytest.raises(ValueError, match="open_clip has no model 'ViT-Z'"):
         tiny(tmp_path / "clip.safetensors", clip="ViT-Z")

@@ -127,8 +127,8 @@ def test_so_are_its_size_and_the_state_of_its_text_encoder_and_that_is_said(read
     found = read(header={"modelspec.resolution": "768x768", "modelspec.prediction_type": "v"})
     assert found.settings["size"] == 768
     assert found.notes == [
-        "one.safetensors says prediction_type=v_prediction (header's modelspec.prediction_type), "
-        "size=768 (header's modelspec.resolution): taken from there"
+        "one.safetensors declares prediction_type=v_prediction (header's modelspec.prediction_type), "
+        "size=768 (header's modelspec.resolution), which is used"
     ]
     config = compvis(cond_stage_config={"params": {"layer": "penultimate"}})
     assert read(config=config).parts["text_encoder"].spec["num_layers"] == 1
@@ -140,28 +140,28 @@ def test_so_are_its_size_and_the_state_of_its_text_encoder_and_that_is_said(read
         (
             {"header": {"modelspec.prediction_type": "v"}},
             {"process"},
-            r"says prediction_type=v_prediction \(header's modelspec.prediction_type\), process= says eps"
-            r"ilon on scaled_linear 0.00085 to 0.012: leave process= out, or add declared=ignore",
+            r"declares prediction_type=v_prediction \(header's modelspec.prediction_type\), but process= is "
+            r"prediction_type=epsilon: leave process= out, or add declared=ignore",
         ),
         (
             {"tensors": {"ztsnr": torch.zeros(0)}},
             {"process"},
-            "rescale_betas_zero_snr=True .*process= says eps",
+            r"rescale_betas_zero_snr=True .*process= is rescale_betas_zero_snr=False, prediction",
         ),
         (
             {"tensors": {"scale_factor": torch.tensor(0.2235)}},
             {"latent_scale"},
-            r"says latent_scale=0.2235 \(tensor scale_factor\), latent_scale= says 0.18215",
+            r"declares latent_scale=0.2235 \(tensor scale_factor\), but latent_scale= is 0.18215",
         ),
         (
             {"tensors": {"v_pred": torch.zeros(0)}, "header": {"modelspec.prediction_type": "epsilon"}},
             set(),
-            "contradicts itself: prediction_type is 'epsilon' by its header's modelspec",
+            "contradicts itself: prediction_type is 'epsilon' in its header's modelspec",
         ),
         (
             {"tensors": {"ztsnr": torch.zeros(0)}, "header": {"modelspec.prediction_type": "epsilon"}},
             set(),
-            "contradicts itself: .* at pure noise a prediction of it says nothing",
+            "contradicts itself: .* a prediction of the noise is useless at pure noise",
         ),
         (
             {"tensors": {"betas": torch.linspace(0.001, 0.01, 1000), "alphas_cumprod": alpha_bar()}},
@@ -171,14 +171,14 @@ def test_so_are_its_size_and_the_state_of_its_text_encoder_and_that_is_said(read
         (
             {"tensors": {"edm_vpred.sigma_max": torch.ones(())}},
             set(),
-            "edm_vpred.sigma_max says .* EDM's noise",
+            "edm_vpred.sigma_max declares EDM's noise",
         ),
-        ({"tensors": {"sigma_max": torch.ones(())}}, set(), "sigma_max says .* EDM's noise levels"),
+        ({"tensors": {"sigma_max": torch.ones(())}}, set(), "sigma_max declares EDM's noise levels"),
         ({"tensors": {"betas": torch.ones(1000)}}, set(), "betas is no noise table"),
         (
             {"header": {"modelspec.prediction_type": "flow"}},
             set(),
-            "says prediction_type='flow', known are",
+            "has prediction_type='flow', expected one of epsilon",
         ),
         ({"config": compvis(unet_config={"params": {"num_heads": 8}})}, set(), "num_heads=8 .* is 2: choose"),
         ({"config": compvis(beta_schedule="sqrt")}, set(), "beta_schedule='sqrt' is not covered"),
@@ -204,7 +204,7 @@ def test_a_folder_is_held_against_what_was_typed(saved, copied, tiny):
         text.replace('"scaling_factor": 0.18215', '"scaling_factor": 0.5')
     )
     with pytest.raises(
-        ValueError, match=r"says latent_scale=0.5 \(its autoencoder\), latent_scale= says 0.18"
+        ValueError, match=r"declares latent_scale=0.5 \(its autoencoder\), but latent_scale= is 0.18"
     ):
         tiny(copied, typed={"latent_scale"})
     assert tiny(copied).settings["latents"]["scale"] == [0.5] * 4
@@ -216,7 +216,7 @@ def test_so_is_a_file_that_carries_its_own_configs(save_pipeline, bundle_of, tin
     opened = open_export(Bundle.open(bundle_of(save_pipeline(tmp_path, scheduler=v))), {})
     file = write_single_file(opened, tmp_path / "v.safetensors", dtype=torch.float32)
     with pytest.raises(
-        ValueError, match=r"says prediction_type=v_prediction \(its scheduler\), process= says eps"
+        ValueError, match=r"declares prediction_type=v_prediction \(its scheduler\), but process= is pr"
     ):
         tiny(file, typed={"process"})
     assert process(tiny(file))["prediction_type"] == "v_prediction"
@@ -228,7 +228,7 @@ def test_a_typed_process_that_diffusers_lacks_goes_with_a_file_that_says_nothing
     edm = OmegaConf.to_container(OmegaConf.load(CONF / "process" / "edm.yaml"), resolve=True)
     found = read(typed={"process"}, process=edm)
     assert found.settings["process"] == edm
-    with pytest.raises(ValueError, match=r"says .*beta_start=.*process= says"):
+    with pytest.raises(ValueError, match=r"declares .*beta_start=.*process= is ldm\.diffusion\.schedules"):
         read(config=compvis(), typed={"process"}, process=edm)
 
 
@@ -291,6 +291,6 @@ def test_stable_diffusion_2_reads_the_state_before_the_last_layer(second, tiny, 
 
 def test_what_stable_diffusion_2_predicts_is_not_guessed(second, tiny, tmp_path):
     save_file(second[0], tmp_path / "two.safetensors")
-    with pytest.raises(ValueError, match=r"2\.x and does not say what it predicts: .* process=sd2_v"):
+    with pytest.raises(ValueError, match=r"2\.x and does not declare its prediction: .* process=sd2_v"):
         tiny(tmp_path / "two.safetensors")
     assert process(tiny(tmp_path / "two.safetensors", typed={"process"}))["prediction_type"] == "epsilon"

@@ -230,7 +230,7 @@ def test_the_names_of_before_2023_are_read(copied, tiny, imported):
             {"in_channels": 8},
             "8 input channels, ours has 4: it is an InstructPix2Pix model",
         ),
-        ("unet", "config", {"cross_attention_dim": 32}, "text encoder's states have 16"),
+        ("unet", "config", {"cross_attention_dim": 32}, "text encoder's width 16"),
         ("unet", "config", {"use_linear_projection": True}, "proj_in"),
         ("vae", "config", {"use_quant_conv": False}, "use_quant_conv=False"),
         ("vae", "config", {"latent_channels": 8}, "the autoencoder has 8"),

@@ -1,7 +1,5 @@
 """Weights of others that go on learning here: imported, trained on, exported again."""
 
-import sys
-
 import diffusers
 import pytest
 import torch
@@ -11,9 +9,7 @@ from safetensors.torch import load_file
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.config import CONF
 from ldm.construct import construct
-from ldm.export import main as export
 from ldm.planning.dry_run import dry_run
-from ldm.train import main as train
 
 TINY = [
     "data=emoji",
@@ -40,21 +36,10 @@ UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.saf
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """`run(command, *arguments)`: a command in this process."""
-
-    def call(command, *arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        command()
-
-    return call
-
-
-@pytest.fixture
-def finetuned(run, imported, emoji, tmp_path):
+def finetuned(command, imported, emoji, tmp_path):
     """The folder of diffusers that three steps from `imported` lead to."""
-    run(
-        train,
+    command(
+        "ldm.train",
         "+experiment=sd15_finetune",
         f"init={imported}",
         f"runs={tmp_path / 'runs'}",
@@ -63,7 +48,7 @@ def finetuned(run, imported, emoji, tmp_path):
         "steps=3",
     )
     bundle = next((tmp_path / "runs" / "sd15_finetune").glob("*/bundle"))
-    run(export, f"bundle={bundle}", "to=diffusers", f"out={tmp_path / 'out'}")
+    command("ldm.export", f"bundle={bundle}", "to=diffusers", f"out={tmp_path / 'out'}")
     return tmp_path / "out"
 
 

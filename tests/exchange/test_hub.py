@@ -70,7 +70,7 @@ def test_what_is_out_of_reach_is_told_how_to_be_fetched(file, asked):
 
 
 def test_a_path_that_is_not_there_is_told_the_same(tmp_path):
-    with pytest.raises(ValueError, match="is not there: hf download"):
+    with pytest.raises(ValueError, match="does not exist: hf download"):
         locate(str(tmp_path / "nothing"))
 
 

@@ -48,8 +48,8 @@ def assert_same_unet(found, imported) -> None:
                 "diffusion_pytorch_model.fp16-{}-of-00002.safetensors",
             ),
             [
-                "unet/diffusion_pytorch_model.safetensors.index.fp16.json was read: "
-                "there is no file without .fp16"
+                "unet/diffusion_pytorch_model.safetensors.index.fp16.json was read, "
+                "because there is no file without .fp16"
             ],
         ),
     ],
@@ -116,7 +116,8 @@ def test_a_variant_stands_in_for_the_plain_file_and_that_is_said(copied, tiny, v
     found = tiny(copied)
     assert found.parts["backbone"].state["conv_in.bias"].dtype == kind
     assert found.notes == [
-        f"unet/diffusion_pytorch_model.{variant}.safetensors was read: there is no file without .{variant}",
+        f"unet/diffusion_pytorch_model.{variant}.safetensors was read, because there is no file without "
+        f".{variant}",
         f"the files hold {name} weights: precision={name} keeps their size",
     ]
 
@@ -160,7 +161,7 @@ def test_a_checkpoint_with_two_sets_of_weights_is_refused_and_with_one_is_read(
     torch.save({"step": 3, "model": state}, tmp_path / "one.ckpt")
     assert_same_unet(tiny(tmp_path / "one.ckpt"), imported)
     torch.save({"step": 3, "model": state, "ema": state}, tmp_path / "two.ckpt")
-    with pytest.raises(ValueError, match="holds several sets of weights, model, ema: save the one to take"):
+    with pytest.raises(ValueError, match="holds several sets of weights, model, ema: save one of them"):
         tiny(tmp_path / "two.ckpt")
 
 

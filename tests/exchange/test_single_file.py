@@ -96,8 +96,8 @@ def test_a_training_checkpoint_of_compvis_is_read(state, tiny, imported, tmp_pat
     assert_same(found, imported)
     assert found.left_out == ["model_ema.*", "betas", "alphas_cumprod*", "posterior_*", "lvlb_weights"]
     assert found.notes == [
-        "model.ckpt: the weights of the last step were taken, not their averages, model_ema.*: "
-        "weights=ema takes those"
+        "model.ckpt: the weights of the last step were read, not their EMA, model_ema.*: "
+        "weights=ema reads that"
     ]
 
 
@@ -165,7 +165,7 @@ def test_the_averages_of_a_training_are_taken_where_they_are_asked_for(state, ti
     for name, weight in last.parts["backbone"].state.items():
         assert torch.equal(ema.parts["backbone"].state[name], 2 * weight)
     assert torch.equal(*(each.parts["autoencoder"].state["to_moments.weight"] for each in (last, ema)))
-    assert "weights=ema takes those" in last.notes[0]
+    assert "weights=ema reads that" in last.notes[0]
     assert last.left_out == ["model_ema.*"]
     assert ema.left_out == ["model.diffusion_model.* of the last step"]
 
@@ -175,9 +175,9 @@ def test_averages_that_are_not_all_there_are_refused(state, saved, tiny, tmp_pat
     some.popitem()
     for tensors in (state, state | some):
         save_file(tensors, tmp_path / "one.safetensors")
-        with pytest.raises(ValueError, match=r"does not hold an average \(model_ema\.\*\) of each weight"):
+        with pytest.raises(ValueError, match=r"does not hold the EMA \(model_ema\.\*\) of each weight"):
             tiny(tmp_path / "one.safetensors", averaged=True)
-    with pytest.raises(ValueError, match="does not hold an average"):
+    with pytest.raises(ValueError, match="does not hold the EMA"):
         tiny(saved, averaged=True)
 
 

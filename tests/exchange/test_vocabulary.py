@@ -51,9 +51,9 @@ def test_files_come_back_as_the_same_tokenizer(tmp_path, tokenizer, form):
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("vocab.json", lambda text: text.replace('"a": ', '"aa": '), "is not where CLIP's layout"),
+        ("vocab.json", lambda text: text.replace('"a": ', '"aa": '), "has another id than in CLIP's order"),
         ("merges.txt", lambda text: text + "x\n", "merges are damaged"),
-        ("merges.txt", lambda text: text + "x y\n", "is not where CLIP's layout"),
+        ("merges.txt", lambda text: text + "x y\n", "has another id than in CLIP's order"),
         ("tokenizer_config.json", lambda text: text.replace("16", "32"), "model_max_length=32"),
         ("tokenizer_config.json", lambda text: text.replace("<|endoftext|>", "<pad>"), "pad_token='<pad>'"),
         ("vocab.json", lambda text: "[1]", "expected a mapping"),

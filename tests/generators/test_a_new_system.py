@@ -5,7 +5,6 @@ it, sample from its bundle, evaluate it, reproduce a picture and resume the trai
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,9 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.codec import to_float, to_uint8
 from ldm.construct import PACKAGES
 from ldm.data.datamodule import PictureData
-from ldm.evaluate import main as evaluate
 from ldm.evaluation.results import read_results
-from ldm.export import main as export
 from ldm.generators.denoiser_writer import bundle_of_state
 from ldm.generators.generator import Generator, open_generator
-from ldm.sample import main as sample
-from ldm.train import main as train
 
 FOLDER = Path(__file__).parent / "retrieval"
 
@@ -39,39 +34,19 @@ def _package():
 
 
 @pytest.fixture(scope="module")
-def call():
-    """`call(main, *arguments)`: a command in this process."""
-
-    def run(main, *arguments):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
-            main()
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def run(call, emoji, tmp_path_factory):
+def run(command, emoji, tmp_path_factory):
     """The folder of a run of five steps, which see all 20 pictures once. Read it, never write to it."""
     runs = tmp_path_factory.mktemp("runs")
     data = (f"data.root={emoji}", "data.size=16", "batch_size=4", "steps=5", "trainer.val_check_interval=5")
-    call(train, "+experiment=retrieval", *data, "model.stage.nearest=2", f"runs={runs}")
+    command("ldm.train", "+experiment=retrieval", *data, "model.stage.nearest=2", f"runs={runs}")
     (folder,) = (runs / "retrieval").iterdir()
     return folder
 
 
 @pytest.fixture
-def refused(call, capsys):
-    """`refused(main, *arguments)`: the sentence with which a command ends."""
-
-    def ended(main, *arguments):
-        with pytest.raises(SystemExit) as status:
-            call(main, *arguments)
-        assert status.value.code == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    return ended
+def refused(command):
+    """`refused(module, *arguments)`: the sentence with which a command ends."""
+    return lambda module, *arguments: command(module, *arguments, status=1).sentence
 
 
 def pixels(path):
@@ -109,15 +84,15 @@ def test_a_training_leaves_a_bundle_and_sheets_of_pictures(run):
     assert "pipeline_tag: text-to-image" in (run / "bundle" / "README.md").read_text()
 
 
-def test_it_is_sampled_and_a_picture_is_reproduced_from_its_record(call, run, tmp_path, capsys):
+def test_it_is_sampled_and_a_picture_is_reproduced_from_its_record(command, run, tmp_path):
     out = tmp_path / "out"
-    call(sample, f"bundle={run}", "prompts=[a cat,a hat]", "per_prompt=1", f"out={out}")
+    command("ldm.sample", f"bundle={run}", "prompts=[a cat,a hat]", "per_prompt=1", f"out={out}")
     facts = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
     assert [(each["prompt"], each["nearest"]) for each in facts] == [("a cat", 2), ("a hat", 2)]
     with Image.open(out / "0001.png") as picture:
         assert "Nearest: 2, Seed: 0, Size: 16x16" in picture.text["parameters"]
-    call(sample, f"again={out / '0001.png'}", f"out={out}")
-    assert f"every pixel is that of {out / '0001.png'}" in capsys.readouterr().out
+    said = command("ldm.sample", f"again={out / '0001.png'}", f"out={out}").out
+    assert f"every pixel is that of {out / '0001.png'}" in said
     assert pixels(out / "0001_again.png") == pixels(out / "0001.png")
 
 
@@ -134,13 +109,15 @@ def test_what_it_lacks_is_refused_before_anything_is_made(refused, run, tmp_path
     image = tmp_path / "a.png"
     Image.new("RGB", (16, 16)).save(image)
     asked = argument.replace("IMAGE", str(image))
-    assert sentence in refused(sample, f"bundle={run}", "prompts=[a cat]", asked, f"out={tmp_path / 'out'}")
+    options = (f"bundle={run}", "prompts=[a cat]", asked, f"out={tmp_path / 'out'}")
+    assert sentence in refused("ldm.sample", *options)
     assert not (tmp_path / "out").exists()
 
 
-def test_it_is_evaluated(call, run, emoji, tmp_path):
+def test_it_is_evaluated(command, run, emoji, tmp_path):
     sets = "protocol.sets=[{name:train,split:train,captions:6,metrics:[nearest]}]"
-    call(evaluate, f"bundle={run}", f"data.root={emoji}", "protocol=quick", sets, f"out={tmp_path / 'out'}")
+    options = (f"bundle={run}", f"data.root={emoji}", "protocol=quick", f"out={tmp_path / 'out'}")
+    command("ldm.evaluate", *options, sets)
     found = read_results(tmp_path / "out" / "results.json")
     assert (found["protocol"]["nearest"], found["protocol"]["nfe"]) == (2, 1)
     assert "sampler" not in found["protocol"]
@@ -151,23 +128,16 @@ def test_it_is_evaluated(call, run, emoji, tmp_path):
 def test_it_is_refused_by_what_only_latent_diffusion_can_do(refused, run, tmp_path):
     for form in ("diffusers", "safetensors", "onnx"):
         out = tmp_path / f"out.{form}"
-        sentence = refused(export, f"bundle={run}", f"to={form}", f"out={out}")
+        sentence = refused("ldm.export", f"bundle={run}", f"to={form}", f"out={out}")
         assert "holds no latent diffusion but what retrieval.open_retrieval opens" in sentence
         assert not out.exists()
     with pytest.raises(UserError, match="of retrieval, which trains no denoiser"):
         bundle_of_state(run / "checkpoints" / "step=00000005", tmp_path / "early")
 
 
-def test_a_dry_run_prints_what_it_takes(call, emoji, tmp_path, capsys):
-    call(
-        train,
-        "+experiment=retrieval",
-        f"data.root={emoji}",
-        "batch_size=4",
-        "dry_run=true",
-        f"runs={tmp_path}",
-    )
-    assert "text encoder" in capsys.readouterr().out
+def test_a_dry_run_prints_what_it_takes(command, emoji, tmp_path):
+    options = (f"data.root={emoji}", "batch_size=4", "dry_run=true", f"runs={tmp_path}")
+    assert "text encoder" in command("ldm.train", "+experiment=retrieval", *options).out
     assert not list(tmp_path.iterdir())
 
 
@@ -194,10 +164,10 @@ def test_a_resumed_training_ends_with_the_same_bits(emoji, make_trainer, adamw, 
 
 def test_no_bundle_chooses_the_packages_of_a_command(run, refused, monkeypatch, tmp_path):
     monkeypatch.delenv(PACKAGES)
-    sentence = refused(sample, f"bundle={run}", "prompts=[a cat]", f"out={tmp_path / 'out'}")
+    sentence = refused("ldm.sample", f"bundle={run}", "prompts=[a cat]", f"out={tmp_path / 'out'}")
     assert "generates by retrieval.open_retrieval, which is code of another package" in sentence
     assert "set LDM_PACKAGES=retrieval" in sentence
-    assert "there is no experiment 'retrieval'" in refused(train, "+experiment=retrieval")
+    assert "there is no experiment 'retrieval'" in refused("ldm.train", "+experiment=retrieval")
 
 
 @pytest.mark.parametrize("target", ["os.system", "retrieval.F.relu", "retrieval.Path", "subprocess.run", 3])
@@ -212,12 +182,13 @@ def test_a_bundle_can_not_name_what_its_package_does_not_define(run, copied_bund
 @pytest.mark.parametrize("name", ["os", "builtins", "my systems", "a.b"])
 def test_a_module_of_pythons_own_is_no_package_of_a_user(refused, monkeypatch, name):
     monkeypatch.setenv(PACKAGES, name)
-    assert f"LDM_PACKAGES={name}: name a package of your own" in refused(train, "dry_run=true")
+    assert f"LDM_PACKAGES={name}: name a package of your own" in refused("ldm.train", "dry_run=true")
 
 
 def test_a_package_that_is_not_there_is_named(refused, monkeypatch):
     monkeypatch.setenv(PACKAGES, "no_such_package")
-    assert "LDM_PACKAGES=no_such_package: there is no such package" in refused(train, "+experiment=emoji")
+    sentence = refused("ldm.train", "+experiment=emoji")
+    assert "LDM_PACKAGES=no_such_package: there is no such package" in sentence
 
 
 @pytest.fixture

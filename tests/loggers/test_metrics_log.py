@@ -63,7 +63,7 @@ def test_a_damaged_line_does_not_stop_a_resume_and_is_counted(tmp_path, capsys, 
 
 
 @pytest.fixture
-def fit(diffusion_stage, latents, make_trainer, tmp_path):
+def fit(small_stage, latents, make_trainer, tmp_path):
     """`fit(name, steps, *callbacks)`: a training from its newest state, if it has one, and its lines."""
     options = {"val_check_interval": 4, "limit_val_batches": 1, "log_every_n_steps": 1}
 
@@ -73,7 +73,7 @@ def fit(diffusion_stage, latents, make_trainer, tmp_path):
             log.rewind(int(state.parent.name.removeprefix("step=")))
         saving = SaveStates(folder=tmp_path / name, every=every)
         trainer = make_trainer(steps, saving, *callbacks, logger=[log], **options)
-        trainer.fit(diffusion_stage(), datamodule=latents, ckpt_path=state, weights_only=True)
+        trainer.fit(small_stage(), datamodule=latents, ckpt_path=state, weights_only=True)
         return lines(log)
 
     return run

@@ -31,7 +31,7 @@ from ldm.callbacks.pictures import SampleGrid
 from ldm.loggers import wandb_log, wandb_sending
 from ldm.loggers.background import BackgroundLogger, end_all
 from ldm.loggers.metrics_log import MetricsLog
-from ldm.loggers.wandb_log import wandb_logger
+from ldm.loggers.wandb_log import WandbRecorder, wandb_logger
 from ldm.loggers.wandb_sending import own_settings, unsendable
 
 PROMPTS, SEEDS = ["a cat", "a dog"], [0, 1]
@@ -226,8 +226,8 @@ def test_without_key_network_or_consent_nothing_is_sent(monkeypatch, service):
     assert unsendable(own_settings()) == "its mode is offline"
 
 
-def test_a_process_that_sends_nothing_asks_who_we_are_and_follows_no_settings_of_its_folder(
-    service, run, tmp_path
+def test_a_recorder_that_sends_nothing_asks_who_we_are_and_follows_no_settings_of_its_folder(
+    service, run, monkeypatch, capfd, tmp_path
 ):
     asked = []
 
@@ -238,18 +238,14 @@ def test_a_process_that_sends_nothing_asks_who_we_are_and_follows_no_settings_of
     service(errs_and_notes)
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nentity = stranger\nmode = disabled\n")
-    code = (
-        "from pathlib import Path\n"
-        "from ldm.loggers.wandb_log import WandbRecorder\n"
-        f"it = WandbRecorder(project='p', name='n', folder=Path({str(run)!r}), artifact=False, patience=1)\n"
-        "it.metrics({'loss': 1.0}, 0)\n"
-        "it.close(failed=False)\n"
-        "print('entity:', it.run.settings.entity)\n"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert "sending nothing" in done.stdout
-    assert "entity: None" in done.stdout
+    wandb.teardown()  # as in a new process: W&B reads its settings again
+    monkeypatch.chdir(tmp_path)
+    recorder = WandbRecorder(project="p", name="n", folder=run, artifact=False, patience=1)
+    recorder.metrics({"loss": 1.0}, 0)
+    recorder.close(failed=False)
+    assert "sending nothing" in capfd.readouterr().out
+    assert recorder.run.settings.entity is None
+    wandb.teardown()  # as at a process's exit
     assert asked == ["/graphql"]
 
 

@@ -10,7 +10,7 @@ from ldm.planning.dry_run import dry_run, made_up_stage
 from ldm.planning.trial import MARGIN, Held, Meter, Trial, Trier, num_bytes, set_checkpointing
 
 SMALL = {
-    "emoji": ["backbone.channels=32"],
+    "emoji": ["backbone=dit_tiny", "backbone.depth=1", "backbone.long_skips=false"],
     "emoji_vae": ["autoencoder.channels=8"],
     "emoji_clip": ["text_encoder.num_layers=2", "image_encoder.num_layers=2"],
 }

@@ -301,7 +301,7 @@ def told(source, target, change):
         ({"bundle_path": 3}, "its record: bundle_path=3 must be a text"),
         ({"image": "a.png"}, "its record: image holds a str, expected a mapping"),
         ({"image": {"file": 3}}, "its record: image: file=3 must be a text"),
-        ({"prompt": "a\0b"}, "holds half a character or a null byte"),
+        ({"prompt": "a\0b"}, "contains an unpaired surrogate or a null byte"),
         ('{"a": 1, "a": 2}', "the key 'a' comes twice"),
         ('{"seed": ' + "9" * 400 + "}", "has more than 32 digits"),
         ({"guidance": {"_target_": "os.system"}}, "_target_ 'os.system' is refused"),

@@ -112,7 +112,7 @@ def test_a_line_that_can_not_be_read_is_named(write, name, content, sentence):
     [
         ({"prompt": " "}, "prompt=' ' is empty"),
         ({"prompt": "x" * 10_001}, "a prompt of 10001 characters is too long"),
-        ({"prompt": "\ud800"}, "holds half a character"),
+        ({"prompt": "\ud800"}, "contains an unpaired surrogate"),
         ({"prompt": "a", "scale": True}, "scale=True must be a finite number"),
         ({"prompt": "a", "image": 7}, "/7 is not there"),
         ({"prompt": "a", "name": ["x"]}, "name=['x'] is no text"),

@@ -141,10 +141,12 @@ def check(call):
     return partial(call, preflight)
 
 
-def test_a_folder_that_can_not_be_written_is_refused_by_all_and_leaves_no_run(call, copy_emoji, tmp_path):
+def test_a_folder_that_can_not_be_written_is_refused_by_all_and_leaves_no_run(
+    call, copy_emoji, tiny_backbone, tmp_path
+):
     root = copy_emoji()
     before = sorted(root.rglob("*"))
-    small = ("steps=1", "backbone.channels=32", "trainer.precision=32", f"data.root={root}")
+    small = ("steps=1", *tiny_backbone, "trainer.precision=32", f"data.root={root}")
     for command, options in ((preflight, ()), (train, ("dry_run=true",)), (train, ())):
         status, said = call(command, *small, "data.cache=/proc/nowhere", *options)
         assert status == 1
@@ -156,11 +158,13 @@ def test_a_folder_that_can_not_be_written_is_refused_by_all_and_leaves_no_run(ca
     assert sorted(root.rglob("*")) == before
 
 
-def test_a_set_without_pictures_to_validate_on_is_trained_on_and_said(call, write_emoji, tmp_path):
+def test_a_set_without_pictures_to_validate_on_is_trained_on_and_said(
+    call, write_emoji, tiny_backbone, tmp_path
+):
     index = write_emoji(tmp_path / "data")
     train_only = tuple(shard for shard in index.shards if shard.split == "train")
     replace(index, shards=train_only).save()
-    small = ("steps=2", "backbone.channels=32", "trainer.val_check_interval=1", f"data.root={index.root}")
+    small = ("steps=2", *tiny_backbone, "trainer.val_check_interval=1", f"data.root={index.root}")
     status, said = call(train, *small)
     assert status == 0
     assert "has no pictures to validate on: trained without validation (to hold some out, prepare" in said
