@@ -70,8 +70,7 @@ def sample_at(
 ) -> dict[str, Any]:
     """The sample of a position, an element of a `PictureBatch`: the picture, cut to a shape, and a caption.
 
-    `index` identifies the picture, and half of all are mirrored if it `flips`. Raises PictureError: a damaged
-    picture.
+    `index` is the picture's; with `flips` half of all are mirrored. Raises PictureError: a damaged picture.
     """
     height, width = shape
     box = crop(picture.height, picture.width, aspect=width / height, seed=seed, position=position)

@@ -21,15 +21,12 @@ from ldm.randomness import keyed
 
 
 class Buckets:
-    """Shapes of about the same area.
+    """The `shapes` of batches, (height, width) from tall to wide, all of about the same area.
 
     Args:
         size: square root of the largest area, in pixels.
         multiple: of which both sides are multiples: the autoencoder's factor times the denoiser's.
         stretch: largest quotient of the sides.
-
-    Attributes:
-        shapes: (height, width) of each bucket, from tall to wide.
 
     Raises UserError: no shape has such sides.
     """

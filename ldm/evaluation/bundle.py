@@ -97,7 +97,7 @@ def files_of(settings: Mapping[str, Any], *, within: str = "") -> dict[str, Mapp
 
 
 def by_content(value: Any) -> Any:
-    """Settings with the sha256 of each file in place of where it lies."""
+    """Settings with the sha256 of each file in the place of its path."""
     if not isinstance(value, Mapping):
         return value
     return value["sha256"] if _is_file(value) else {key: by_content(each) for key, each in value.items()}
