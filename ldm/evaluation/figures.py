@@ -80,12 +80,10 @@ def fit_text(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
 def save_png(image: Image.Image, path: Path, *, max_bytes: int = MAX_BYTES) -> Path:
     """Saves as PNG below a size: first as it is, then with 256 colours, then smaller and smaller."""
     data = encode_png(image, optimize=True)
-    if len(data) > max_bytes:
-        data = encode_png(image.quantize(256), optimize=True)
     while len(data) > max_bytes and min(image.size) > 1:
+        data = encode_png(image.quantize(256), optimize=True)
         width, height = (max(1, side * 4 // 5) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-        data = encode_png(image.quantize(256), optimize=True)
     return write(path, data)
 
 

@@ -125,8 +125,7 @@ def readings_list(readings: Mapping[str, str]) -> str:
 def memorisation_sentence(closest: Mapping[str, Any]) -> str:
     """How many pictures of a set count as copies, by which limit, and what the figure shows."""
     copied, kept = closest["copied"], f"{1 - closest['quantile']:.0%}"
-    start = f"{copied} of the first {closest['images']} pictures are"
-    end = "the nearest come first"
+    start, end = f"{copied} of the first {closest['images']} pictures are", "the nearest come first"
     if copied == 0:
         start = f"None of the first {closest['images']} pictures is"
         end = "these are the nearest all the same"
