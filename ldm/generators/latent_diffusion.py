@@ -88,9 +88,8 @@ class TextToImage:
         x, times = noise.generate(), self.sampling.times(schedule)
         if source is not None:
             known = self._encoded(source, count=len(prompts))
-            times = from_strength(
-                times, source.strength
-            )  # the rest of the grid: fewer steps, not smaller ones
+            # the rest of the same grid: fewer steps, not smaller ones
+            times = from_strength(times, source.strength)
             x = noised(known, x, times[0], schedule)
         with torch.autocast(device, dtype=self.precision, enabled=self.precision != torch.float32):
             denoise = self._denoiser(prompts)

@@ -30,7 +30,7 @@ def open_output(folder: str, *, overwrite: bool) -> Path:
     if out.is_dir() and not overwrite and any(out.glob("*.png")):
         raise UserError(f"out={out} holds pictures already: name another folder or set overwrite=true")
     out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):  # else it is found after the first batch, which may take minutes
+    if not os.access(out, os.W_OK):  # else found out after the first batch, which may take minutes
         raise UserError(f"out={out} can't be written to: name another folder")
     return out
 

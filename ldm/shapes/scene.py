@@ -115,7 +115,7 @@ def stencils(shape: Shape, size: Size, side: int) -> list[list[Float[np.ndarray,
     The centre lies at the corner that the four middle pixels share, moved by those quarters.
     """
     radius = RADII[size] * side / UNIT
-    half = int(np.ceil(reach(shape, size) * side / UNIT)) + 1  # 1 more: rolling by 3 / 4 must not wrap
+    half = int(np.ceil(reach(shape, size) * side / UNIT)) + 1  # 1 more: a roll by 3 / 4 pixel must not wrap
     mask = Image.new("L", (2 * half * FINE,) * 2)
     _outline(ImageDraw.Draw(mask), shape, radius * FINE, half * FINE)
     whole = np.asarray(mask, dtype=np.float32) / 255
