@@ -13,6 +13,7 @@ from torch import Tensor
 State = Float[Tensor, "b *shape"]
 Time = Float[Tensor, ""]  # on the CPU: a 0-d CPU tensor mixes with any device and costs no synchronisation
 Times = Float[Tensor, " steps_and_end"]
+PerTimestep = Float[Tensor, "*times"]  # a number for each timestep, however many there are
 
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
 """t -> (alpha, sigma), elementwise, in the dtype of t."""

@@ -12,13 +12,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ldm import UserError
-from ldm.diffusion import Schedule
+from ldm.diffusion import PerTimestep, Schedule
 from ldm.diffusion.schedules import noise_ratio, time_of_ratio
 
 GridTimes = Float64[Tensor, " steps_and_end"]
 
 
-def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]:
+def shifted(t: PerTimestep, shift: float) -> PerTimestep:
     """Timesteps moved towards noise when shift > 1, as large pictures want (Esser et al. 2024, Eq. 23).
 
     Raises UserError unless shift > 0.

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
-from ldm.diffusion import Denoiser, Schedule, State, Time
+from ldm.diffusion import Denoiser, PerTimestep, Schedule, State, Time
 from ldm.diffusion.grids import shifted
 from ldm.diffusion.predictions import Prediction, unweighted
 
@@ -22,17 +22,17 @@ Network = Callable[..., Tensor]
 """net(x: b c h w, t: b in network time, context) -> b c h w."""
 
 
-def table_index(t: Float[Tensor, "*times"], *, num_steps: int = 1000) -> Float[Tensor, "*times"]:
+def table_index(t: PerTimestep, *, num_steps: int = 1000) -> PerTimestep:
     """Network time of a DDPM table: 0 to num_steps - 1 at its entries, -1 at t = 0."""
     return num_steps * t - 1
 
 
-def scaled(t: Float[Tensor, "*times"], *, scale: float = 1000.0) -> Float[Tensor, "*times"]:
+def scaled(t: PerTimestep, *, scale: float = 1000.0) -> PerTimestep:
     """Network time from 0 to scale, the range that sinusoidal embeddings are made for."""
     return scale * t
 
 
-def whole(t: Float[Tensor, "*times"], *, num_steps: int = 1000) -> Float[Tensor, "*times"]:
+def whole(t: PerTimestep, *, num_steps: int = 1000) -> PerTimestep:
     """Network time of a flow in whole numbers from 0 to num_steps, rounded down as diffusers does."""
     return (num_steps * t).floor()
 

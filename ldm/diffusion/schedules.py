@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import UserError
-from ldm.diffusion import Schedule, State, Time
+from ldm.diffusion import PerTimestep, Schedule, State, Time
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Table:
         """Entries of the DDPM table."""
         return len(self.alpha_bar) - 1
 
-    def __call__(self, t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
+    def __call__(self, t: PerTimestep) -> tuple[PerTimestep, PerTimestep]:
         alpha_bar = self.alpha_bar.to(t.device)
         # float64, as the table: near t = 0 alpha-bar is 1 - 1e-4, of which float32 keeps three digits
         position = t.double() * self.num_steps
@@ -97,19 +97,19 @@ def zero_terminal_snr(table: Table) -> Table:
     return Table(torch.cat([table.alpha_bar[:1], rescaled**2]))
 
 
-def rectified_flow(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
+def rectified_flow(t: PerTimestep) -> tuple[PerTimestep, PerTimestep]:
     """The straight path alpha = 1 - t, sigma = t (Liu et al. 2022; Lipman et al. 2022)."""
     return 1 - t, t  # alpha^2 + sigma^2 < 1 in between, which is why `V` divides by it
 
 
-def edm(t: Float[Tensor, "*times"]) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
+def edm(t: PerTimestep) -> tuple[PerTimestep, PerTimestep]:
     """EDM's path for data of unit variance (Karras et al. 2022): sigma / alpha = t / (1 - t), any level.
 
     Theirs is x0 + sigma * eps with sigma = t / (1 - t), times c_in, so that x_t has unit variance; a normal
     log sigma is then a logit-normal t.
     """
-    alpha, sigma = 1 - t, t
-    # without the division it is `rectified_flow`, whose x_t has half the variance at t = 1/2
+    alpha, sigma = rectified_flow(t)
+    # divided by its length: on the straight path x_t has half the variance at t = 1/2
     length = (alpha**2 + sigma**2).sqrt()
     return alpha / length, sigma / length
 
@@ -120,13 +120,13 @@ def noised(x0: State, noise: State, t: Time, schedule: Schedule) -> State:
     return alpha * x0 + sigma * noise
 
 
-def noise_ratio(schedule: Schedule, t: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
+def noise_ratio(schedule: Schedule, t: PerTimestep) -> PerTimestep:
     """sigma / alpha, the noise level in units of the clean signal; infinite at a zero-SNR end."""
     alpha, sigma = schedule(t)
     return sigma / alpha
 
 
-def time_of_ratio(schedule: Schedule, ratio: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
+def time_of_ratio(schedule: Schedule, ratio: PerTimestep) -> PerTimestep:
     """The timesteps at which sigma / alpha has these values; 1 for those beyond the schedule's end."""
     # no closed form: tables have none, and one method for all schedules needs no test per schedule
     below, above = torch.zeros_like(ratio), torch.ones_like(ratio)
