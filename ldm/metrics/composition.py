@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.metrics.features import FeatureIdentity
-from ldm.metrics.picture_metric import Observed, PictureMetric, Reference, features_of
+from ldm.metrics.mmap_tables import blocks
+from ldm.metrics.picture_metric import PromptMetric
 from ldm.shapes.reading import MOST_THINGS, read
 from ldm.shapes.scene import COLOURS, RADII, SHAPES, Thing
 from ldm.shapes.sentences import MOST, RELATIONS, Claim, Group, Verdict, judge, understood
@@ -110,7 +111,7 @@ def claim_of(row: Sequence[float]) -> Claim:
     )
 
 
-class Composition(PictureMetric):
+class Composition(PromptMetric):
     """Shares of pictures with the right count, colours, shapes, relations, and all of it: `everything`.
 
     Beside each share, `composition_<part>_low` and `_high` bound its Wilson interval at 95 %, which knows the
@@ -123,40 +124,25 @@ class Composition(PictureMetric):
         shifts: how many other captions each picture is held against for the chance level.
     """
 
-    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
-    against_real: ClassVar[bool] = False
     reading = "share of pictures that show what the caption says, read exactly; higher is better"
-    higher_is_better = True
     directions: ClassVar[Mapping[str, bool | None]] = {
         **dict.fromkeys(("_low", "_high", "_chance")),  # of an interval, and a yardstick
         "_unreadable": False,
     }
 
     def __init__(self, *, features: str = "shapes_image", shifts: int = 8) -> None:
-        super().__init__()
+        super().__init__(pictures=features, prompts=features.replace("_image", "_text"))
         if shifts < 1:
             raise UserError(f"{shifts=} of the chance level must be at least 1")
-        self.features, self.shifts = features, shifts
-        self.add_lists("pictures", "claims", "captions")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The features of pictures, and those of captions."""
-        return (self.features, self.features.replace("_image", "_text"))
-
-    def update(self, batch: Observed, *, real: bool) -> None:
-        if not real:
-            for kept, name in zip((self.pictures, self.claims), self.needs, strict=True):
-                kept.append(features_of(batch, name))
-            self.captions.append(batch.captions)
+        self.shifts = shifts
 
     def compute(self) -> dict[str, Tensor]:
-        shown = [things_of(row) for row in torch.cat(list(self.pictures)).tolist()]
-        said = [claim_of(row) for row in torch.cat(list(self.claims)).tolist()]
-        if not shown:
-            raise UserError("a share of pictures needs at least one picture")
+        """All shares, their intervals and the chance level."""
+        pictures, prompts, captions = self.pairs()
+        shown = [things_of(row) for rows in blocks(pictures) for row in rows.tolist()]
+        said = [claim_of(row) for rows in blocks(prompts) for row in rows.tolist()]
         verdicts = [judge(claim, things) for claim, things in zip(said, shown, strict=True)]
-        captions, found = torch.cat(list(self.captions)), dict[str, float | Tensor]()
+        found = dict[str, float | Tensor]()
         for part in PARTS:
             name, hits = f"composition_{part}", [getattr(verdict, part) for verdict in verdicts]
             found |= {name: self.mean(name, torch.tensor(hits), captions), **interval(name, hits)}

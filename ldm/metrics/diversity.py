@@ -34,6 +34,7 @@ class CaptionDiversity(GatheredFeatures):
         self.add_sum("count")
 
     def update(self, batch: Observed, *, real: bool) -> None:
+        """Keeps a batch of generated pictures; adds up unit features of real ones."""
         if not real:
             return super().update(batch, real=real)
         features = features_of(batch, self.features)
@@ -41,6 +42,7 @@ class CaptionDiversity(GatheredFeatures):
         self.count = self.count + len(features)
 
     def compute(self) -> dict[str, Tensor]:
+        """The mean distance within captions, and that between real pictures if there are two."""
         name, made = f"diversity_{self.features}", self.side("generated")
         found = within_captions(made.features, made.captions, distance=mean_pairwise_distance)
         numbers = {name: self.mean(name, found, torch.arange(len(found)))}
@@ -76,6 +78,7 @@ class PerceptualDiversity(GatheredFeatures):
 
     @torch.no_grad()
     def compute(self) -> dict[str, Tensor]:
+        """The mean distance within captions."""
         name, made = f"diversity_{self.distance.name}", self.side("generated")
         found = within_captions(made.features, made.captions, distance=self._mean_over_pairs)
         return {name: self.mean(name, found, torch.arange(len(found)))}
@@ -118,11 +121,13 @@ class VendiScore(PictureMetric):
         self.add_sum("outer", dims, dims)
 
     def update(self, batch: Observed, *, real: bool) -> None:
+        """Adds up the outer products of unit features of generated pictures."""
         if not real:
             unit = F.normalize(features_of(batch, self.features).double(), dim=1)
             self.outer = self.outer + unit.T @ unit
 
     def compute(self) -> dict[str, Tensor]:
+        """The score."""
         if self.outer.trace() == 0:
             raise UserError("a Vendi score needs at least one picture whose features are not all 0")
         return {result_name("vendi", self.features): vendi_score(self.outer)}
@@ -161,6 +166,7 @@ class InceptionScore(GatheredFeatures):
         )
 
     def compute(self) -> dict[str, Tensor]:
+        """Mean and standard deviation of the scores of all parts."""
         logits = self.side("generated", at_least=self.splits).features
         found = inception_scores(logits, splits=self.splits)
         spread = {"is_mean": found.mean(), "is_sd": found.std(correction=0)}

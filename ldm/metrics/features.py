@@ -45,10 +45,14 @@ class FeatureExtractor(Protocol):
     """
 
     @property
-    def dims(self) -> Mapping[str, int]: ...
+    def dims(self) -> Mapping[str, int]:
+        """See above."""
+        ...
 
     @property
-    def identity(self) -> FeatureIdentity: ...
+    def identity(self) -> FeatureIdentity:
+        """What makes its features comparable with others."""
+        ...
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"], /) -> dict[str, Float[Tensor, "b _"]]: ...
 

@@ -101,6 +101,7 @@ class FrechetDistance(PictureMetric):
         return result_name("fd", self.features)
 
     def update(self, batch: Observed, *, real: bool) -> None:
+        """Adds the sums of a batch."""
         features = features_of(batch, self.features)
         if features.shape[1] != self.dims:
             raise UserError(
@@ -111,6 +112,7 @@ class FrechetDistance(PictureMetric):
             setattr(self, state, getattr(self, state) + value)
 
     def compute(self) -> dict[str, Tensor]:
+        """The distance to the real pictures, or to their statistics."""
         generated, real = (
             Moments(*(getattr(self, f"{side}_{name}") for name in Moments._fields)) for side in self.sides
         )

@@ -41,6 +41,7 @@ class KernelDistance(GatheredFeatures):
         self.subsets, self.subset_size = subsets, subset_size
 
     def compute(self) -> dict[str, Tensor]:
+        """Mean and, of several subsets, standard deviation."""
         pair = self.side("generated").features, self.side("real").features
         found = kernel_distances(*pair, subsets=self.subsets, subset_size=self.subset_size)
         numbers = {result_name("kd", self.features): found.mean()}
@@ -57,6 +58,7 @@ class Cmmd(GatheredFeatures):
     higher_is_better = False
 
     def compute(self) -> dict[str, Tensor]:
+        """The discrepancy."""
         value = cmmd(self.side("generated", at_least=2).features, self.side("real", at_least=2).features)
         return {result_name("cmmd", self.features): value}
 

@@ -13,7 +13,7 @@ from ldm.metrics.picture_metric import GatheredFeatures, Reference, result_name
 from ldm.randomness import keyed
 
 SEED = 0  # of the directions: the same for every evaluation
-AT_ONCE = 2**22  # projections of a side that are held, 32 MB
+AT_ONCE = 2**20  # projections of a side that are held at once, 8 MB
 
 
 class Mind(GatheredFeatures):

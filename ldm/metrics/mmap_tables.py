@@ -150,6 +150,7 @@ class _Growing:
         self.rows, self.like = 0, torch.empty(0, 0)
 
     def add(self, rows: Float[Tensor, "_ d"]) -> None:
+        """Appends rows; UserError where there is no room."""
         self.rows, self.like = self.rows + len(rows), rows.new_empty(0, rows.shape[1])
         try:
             append(self.file, rows)
@@ -162,6 +163,7 @@ class _Growing:
             ) from error
 
     def whole(self) -> Float[Tensor, "n d"]:
+        """The whole table, mapped."""
         return mapped(self.file, shape=(self.rows, self.like.shape[1]), dtype=self.like.dtype)
 
 

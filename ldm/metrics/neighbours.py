@@ -83,6 +83,7 @@ class PrecisionRecall(GatheredFeatures):
         self.neighbours = neighbours
 
     def compute(self) -> dict[str, Tensor]:
+        """Both shares."""
         pair = self.side("generated").features, self.side("real").features
         found = self.shares(*pair, neighbours=self.neighbours)
         return {result_name(name, self.features): value for name, value in found.items()}
@@ -156,11 +157,13 @@ class Memorisation(GatheredFeatures):
         return found._replace(real=real.rows[found.real])
 
     def compute(self) -> dict[str, Tensor]:
+        """The share of copies; keeps the limit."""
         found = self.copies()
         self.limit = found.limit
         return {result_name("memorised", self.features): found.copied.double().mean()}
 
     def copies_in(self, generated: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Copies | None:
+        """Pairs of the latest limit, or None before there is one."""
         if self.limit is None:
             return None
         table = real[self.features]

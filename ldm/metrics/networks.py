@@ -90,6 +90,7 @@ class FeatureNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
+        """Features of pictures, in batches of `CPU_BATCH` on the CPU."""
         chunk = CPU_BATCH if self.device.type == "cpu" else len(images)
         parts = [self.see(part) for part in images.to(self.device).split(chunk)]
         return {next(iter(self.dims)): torch.cat(parts)}
@@ -134,6 +135,7 @@ class EfficientNetLite0(FeatureNetwork):
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU
 
     def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
+        """The last feature map, averaged over its places."""
         inputs = self.normalised(images).contiguous(memory_format=torch.channels_last)
         return self.net.extract_features(inputs).mean(dim=(2, 3))
 
@@ -171,11 +173,13 @@ class Inception2015(FeatureNetwork):
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU
 
     def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2048"]:
+        """Pool features."""
         mode, grey = CALCULATORS[self.resize]
         inputs = (resize_pictures(images, size=self.size, mode=mode) - grey) / grey
         return self.trunk(inputs.contiguous(memory_format=torch.channels_last)).flatten(1)
 
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b _"]]:
+        """Pool features and logits."""
         pooled = super().forward(images)
         return pooled | {"inception_logits": pooled["inception"] @ self.classes.T}
 
@@ -236,6 +240,7 @@ class Dinov2(FeatureNetwork):
         self.eval().requires_grad_(False)
 
     def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
+        """The class token."""
         return self.net(self.normalised(images))
 
 
@@ -277,6 +282,7 @@ class ClipFeatures(FeatureNetwork):
         self.eval().requires_grad_(False)
 
     def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
+        """The projected picture features, not scaled."""
         return self.net.encode_image(self.normalised(images))
 
     @torch.no_grad()

@@ -175,6 +175,7 @@ class GatheredFeatures(PictureMetric):
         self.add_lists(*(f"{side}_{part}" for side in self.sides for part in Side._fields))
 
     def update(self, batch: Observed, *, real: bool) -> None:
+        """Keeps a batch, of real pictures only where the metric compares with them."""
         if real and not self.against_real:
             return
         side, kept = self.sides[real], (features_of(batch, self.features), batch.rows, batch.captions)
@@ -219,6 +220,45 @@ class GatheredFeatures(PictureMetric):
         mine = torch.isin(real.rows, self.seen.to(real.rows.device))
         table = replace(real.features, order=real.features.order[mine])
         return Side(table, real.rows[mine], real.captions[mine])
+
+
+class PromptMetric(PictureMetric):
+    """A metric of generated pictures and their own prompts; it keeps the features of both.
+
+    Args:
+        pictures, prompts: names of both kinds of features.
+    """
+
+    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
+    against_real: ClassVar[bool] = False
+    higher_is_better = True
+
+    def __init__(self, *, pictures: str, prompts: str) -> None:
+        super().__init__()
+        self.kinds = (pictures, prompts)
+        self.add_lists("pictures", "prompts", "captions")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Both kinds of features."""
+        return self.kinds
+
+    def update(self, batch: Observed, *, real: bool) -> None:
+        """Keeps a batch of generated pictures."""
+        if not real:
+            parts = (*(features_of(batch, name) for name in self.needs), batch.captions)
+            for kept, part in zip((self.pictures, self.prompts, self.captions), parts, strict=True):
+                kept.append(part)
+
+    def pairs(self) -> tuple[Table, Table, Int[Tensor, "n"]]:
+        """Features of all pictures, those of their prompts, and the numbers of their captions.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not len(self.captions):
+            raise UserError(f"{type(self).__name__} of {self.kinds[0]!r} needs at least one picture")
+        return as_table(self.pictures), as_table(self.prompts), dim_zero_cat(self.captions)
 
 
 def score(

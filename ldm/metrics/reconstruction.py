@@ -97,6 +97,7 @@ class Reconstruction(Metric):
                 self.frechet.update(Observed(features, rows=rows, captions=rows), real=real)
 
     def compute(self) -> dict[str, Tensor]:
+        """All means, and the Frechet distance if there is an extractor."""
         if self.sum_count == 0:
             raise UserError("PSNR and SSIM need at least one picture")
         names = ("psnr", "ssim", *self.distances)

@@ -13,8 +13,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError
 from ldm.metrics.features import OWN_CLIP
-from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Rows, as_table, blocks, unit_rows
-from ldm.metrics.picture_metric import GatheredFeatures, Observed, PictureMetric, Reference, features_of
+from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Rows, blocks, unit_rows
+from ldm.metrics.picture_metric import GatheredFeatures, PromptMetric, Reference
 
 
 def ranks(
@@ -94,6 +94,7 @@ class Retrieval(Metric):
         self.keys.append(keys)
 
     def compute(self) -> dict[str, Tensor]:
+        """Recall both ways over all distinct pairs."""
         images, texts, keys = (dim_zero_cat(rows) for rows in (self.images, self.texts, self.keys))
         # ranks that each saw the whole set bring every pair again: once is enough
         once = _first_of_each(torch.cat([keys[:, None].double(), texts.double()], dim=1))
@@ -126,29 +127,14 @@ class PictureRecall(GatheredFeatures):
         self.ks = tuple(ks)
 
     def compute(self) -> dict[str, Tensor]:
+        """One share for each k."""
         made, real = self.side("generated"), self.side("real")
         found = ranks(made.features, real.features, query_keys=made.rows, gallery_keys=real.rows)
         names = {f"r{k}_{self.features}": k for k in self.ks}
         return {name: self.mean(name, found < k, made.captions) for name, k in names.items()}
 
 
-class ClipMetric(PictureMetric):
-    """A metric of pictures and their own prompts, of the features `<clip>_image` and `<clip>_text`."""
-
-    references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
-    against_real: ClassVar[bool] = False
-    higher_is_better = True
-
-    def __init__(self, *, clip: str) -> None:
-        super().__init__()
-        self.clip = clip
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (f"{self.clip}_image", f"{self.clip}_text")
-
-
-class ClipScore(ClipMetric):
+class ClipScore(PromptMetric):
     """Mean cosine of pictures and their prompts (after Hessel et al. 2021, without their factor of 2.5).
 
     Named by the CLIP that judges. One that also conditions the generator flatters it: read the score beside
@@ -156,21 +142,17 @@ class ClipScore(ClipMetric):
     """
 
     def __init__(self, *, clip: str) -> None:
-        super().__init__(clip=clip)
+        super().__init__(pictures=f"{clip}_image", prompts=f"{clip}_text")
+        self.clip = clip
         judge = "the very CLIP that conditions the model" if clip == OWN_CLIP else "this CLIP"
         self.reading = f"cosine of picture and prompt, judged by {judge}, higher is better"
-        self.add_lists("cosines", "captions")
-
-    def update(self, batch: Observed, *, real: bool) -> None:
-        if not real:
-            self.cosines.append(pair_cosines(*(features_of(batch, name) for name in self.needs)))
-            self.captions.append(batch.captions.to(self.cosines[-1].device))
 
     def compute(self) -> dict[str, Tensor]:
-        if not len(self.cosines):
-            raise UserError("a CLIP score needs at least one picture")
+        """The mean."""
+        pictures, prompts, captions = self.pairs()
+        cosines = torch.cat([*map(pair_cosines, blocks(pictures), blocks(prompts))])
         name = f"{self.clip}_score"
-        return {name: self.mean(name, dim_zero_cat(self.cosines), dim_zero_cat(self.captions))}
+        return {name: self.mean(name, cosines, captions.to(cosines.device))}
 
 
 def pair_cosines(images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
@@ -178,26 +160,20 @@ def pair_cosines(images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> F
     return (F.normalize(images.double(), dim=1) * F.normalize(texts.double(), dim=1)).sum(1)
 
 
-class RPrecision(ClipMetric):
+class RPrecision(PromptMetric):
     """Share of pictures whose own caption comes first among some `candidates`: `r_precision_<clip>`."""
 
     def __init__(self, *, clip: str, candidates: int = 100) -> None:
-        super().__init__(clip=clip)
+        super().__init__(pictures=f"{clip}_image", prompts=f"{clip}_text")
         if candidates < 2:
             raise UserError(f"{candidates=} of R-precision must be at least 2: the own caption and another")
-        self.candidates = candidates
+        self.clip, self.candidates = clip, candidates
         self.reading = f"share whose own caption is the nearest among {candidates}, higher is better"
-        self.add_lists("images", "texts", "captions")
-
-    def update(self, batch: Observed, *, real: bool) -> None:
-        if not real:
-            parts = (*(features_of(batch, name) for name in self.needs), batch.captions)
-            for kept, part in zip((self.images, self.texts, self.captions), parts, strict=True):
-                kept.append(part)
 
     def compute(self) -> dict[str, Tensor]:
-        pair, captions = (as_table(self.images), as_table(self.texts)), dim_zero_cat(self.captions)
-        found = own_caption_first(*pair, captions, candidates=self.candidates)
+        """The share."""
+        pictures, prompts, captions = self.pairs()
+        found = own_caption_first(pictures, prompts, captions, candidates=self.candidates)
         name = f"r_precision_{self.clip}"
         return {name: self.mean(name, found, captions.to(found.device))}
 

@@ -16,10 +16,14 @@ import torch
 from ldm.evaluation.feature_pass import FeaturePass, Observers, parts_of
 from ldm.evaluation.protocol import Request
 from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
+from ldm.metrics.clipped import ClippedDensityCoverage
+from ldm.metrics.copies import CopiedShare
 from ldm.metrics.diversity import CaptionDiversity, InceptionScore, PerceptualDiversity, VendiScore
-from ldm.metrics.features import FeatureIdentity, Pixels
+from ldm.metrics.features import BothWays, FeatureIdentity, Pixels
 from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.frechet_ratio import FrechetRatio
 from ldm.metrics.kernel_distance import Cmmd, KernelDistance
+from ldm.metrics.mind import Mind
 from ldm.metrics.neighbours import DensityCoverage, Memorisation, PrecisionRecall
 from ldm.metrics.picture_metric import score
 from ldm.metrics.retrieval import ClipScore, PictureRecall, RPrecision
@@ -94,6 +98,10 @@ def measures(dims):
         KernelDistance(features=NET),
         PrecisionRecall(features=NET),
         DensityCoverage(features=NET),
+        ClippedDensityCoverage(features=NET),
+        Mind(features=NET),
+        FrechetRatio(features=NET),
+        CopiedShare(features="pixels_both_ways"),
         Cmmd(features=NET),
         Memorisation(features=NET),
         PictureRecall(features=NET),
@@ -120,7 +128,8 @@ def apart(what, action, *of):
 def look(count, dims, folder):
     """All real pictures, and as many drawn ones by their features."""
     net = Projection(dims)
-    observers = Observers(pictures={"net": net, "pixels": Pixels(size=SIDE)}, texts={"net_text": net.read})
+    pixels = {"pixels": Pixels(size=SIDE), "both": BothWays(of=Pixels(size=SIDE // 2))}
+    observers = Observers(pictures={"net": net, **pixels}, texts={"net_text": net.read})
     cache = FeatureCache(folder=folder)
     gallery = ReferenceSet({"real": Noise(count)}, observers=observers, cache=cache, progress=False)
     requests = [

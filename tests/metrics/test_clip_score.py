@@ -21,8 +21,8 @@ def test_cosine_ignores_lengths():
 def test_score_is_the_mean_over_all_pictures_of_all_batches():
     metric = ClipScore(clip="own_clip")
     metric.update(observed(torch.eye(3), torch.eye(3)), real=False)
-    metric.update(observed(torch.eye(2), torch.eye(2).flip(0)), real=False)
-    metric.update(observed(torch.eye(2), torch.eye(2)), real=True)
+    metric.update(observed(torch.eye(3)[:2], torch.eye(3)[:2].flip(0)), real=False)
+    metric.update(observed(torch.eye(3), torch.eye(3)), real=True)
     assert metric.compute()["own_clip_score"] == pytest.approx(3 / 5)
 
 
