@@ -137,7 +137,7 @@ def look(count, dims, folder):
         for number in range(count)
     ]
     look = FeaturePass(observers=observers, batch_size=50)
-    made = look(draw, requests, wanted=observers.names).observed
+    made, _ = look(draw, requests, wanted=observers.names)
     return gallery, made
 
 
