@@ -134,7 +134,7 @@ def find_run(
         return None
     reads = contents(config)
 
-    def compared(run: Run) -> Run:
+    def _compared(run: Run) -> Run:
         old, read = run.config(), run.record().get("inputs", {})
         found = differences(old, config, read=read, reads=reads, aliases=aliases)
         return replace(run, changed=found, replaced=replaced(found, old, config))
@@ -142,10 +142,10 @@ def find_run(
     if resume != "auto":
         if not (Path(resume) / RECORD).is_file():
             raise UserError(f"resume={resume} is no run directory (no {RECORD}): write auto, never or a run")
-        run = compared(Run(path=Path(resume)))
+        run = _compared(Run(path=Path(resume)))
         check_changes(run.changed, changes, run=run.path)
         return _held(run)
-    chosen = _chosen(compared, Path(root) / experiment, changes)
+    chosen = _chosen(_compared, Path(root) / experiment, changes)
     if chosen is not None:
         check_changes(chosen.changed, changes, run=chosen.path)
     elif changes:

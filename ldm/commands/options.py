@@ -55,7 +55,7 @@ def option(default: Any, sentence: str, *, place: bool = False) -> Any:
 def command_line(function: Callable[[Any], None], options: type, arguments: list[str]) -> None:
     """Runs `function(options)` on the `key=value` arguments, or prints the module's help."""
 
-    def run() -> None:
+    def _run() -> None:
         for stream in (sys.stdout, sys.stderr):  # a path may have bytes that are not UTF-8
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         if {"-h", "--help"} & set(arguments):
@@ -63,7 +63,7 @@ def command_line(function: Callable[[Any], None], options: type, arguments: list
         else:
             function(read_options(options, arguments))
 
-    answer_errors(run, named=lambda: [argument.partition("=")[2] for argument in arguments])
+    answer_errors(_run, named=lambda: [argument.partition("=")[2] for argument in arguments])
 
 
 def read_options(options: type, arguments: list[str]) -> Any:

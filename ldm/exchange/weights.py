@@ -25,7 +25,7 @@ from ldm import UserError
 from ldm.exchange.keymap import unwrapped
 from ldm.io.fields import Fields
 from ldm.io.reading import is_plain_name
-from ldm.io.writing import full_disk_told
+from ldm.io.writing import explain_full_disk
 
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -289,9 +289,9 @@ def _archive(path: Path) -> Iterator[tuple[Path, bool]]:
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "weights.pt"
         try:
-            with full_disk_told(copy), zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w") as target:
+            with explain_full_disk(copy), zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
                 for info in read:
-                    with source.open(info) as entry, target.open(info.filename, "w", force_zip64=True) as to:
+                    with old.open(info) as entry, new.open(info.filename, "w", force_zip64=True) as to:
                         shutil.copyfileobj(entry, to)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
             raise UserError(f"{path} is not a whole torch file ({error}): fetch it again") from None

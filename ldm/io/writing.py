@@ -114,7 +114,7 @@ def save_tensors(
 @contextmanager
 def appending(path: Path, *, below: Path | None = None) -> Iterator[BinaryIO]:
     """A stream that appends to a file, which may be new; a hard link is copied first, to keep the other."""
-    with full_disk_told(path), opened(path.parent, below=below, make=True) as folder:
+    with explain_full_disk(path), opened(path.parent, below=below, make=True) as folder:
         stream = os.fdopen(open_plain(folder, path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
         if os.fstat(stream.fileno()).st_nlink > 1:
             with stream as shared, writing(path, below=below) as copy:
@@ -133,7 +133,7 @@ def append(path: Path, text: str, *, below: Path | None = None) -> None:
 
 def make_folder(path: Path, *, below: Path | None = None) -> Path:
     """Makes a folder and its parents, with their names on disk; LinkRefused if one of them is a link."""
-    with full_disk_told(path), opened(path, below=below, make=True):
+    with explain_full_disk(path), opened(path, below=below, make=True):
         return path
 
 
@@ -149,7 +149,7 @@ def new_folder(
         claim: called once the folder is filled; frees the name, or returns False to have the folder dropped.
             Without a claim the name must be free from the start, or NameTaken is raised.
     """
-    with full_disk_told(path, size), opened(path.parent, below=below, make=True) as parent:
+    with explain_full_disk(path, size), opened(path.parent, below=below, make=True) as parent:
         _check_room(parent, size)
         if claim is None and _exists(parent, path.name):
             raise NameTaken(f"{path} exists already: name another folder or remove it")
@@ -203,14 +203,14 @@ def free_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def full_disk_told(path: Path, size: int = 0) -> Iterator[None]:
+def explain_full_disk(path: Path, size: int = 0) -> Iterator[None]:
     """Turns the error of a full disk into DiskFull, and lets any other name `path` instead of its draft."""
     try:
         yield
     except OSError as error:
         # one that names a descriptor of ours, not a path, was raised inside the draft of a folder
-        told = isinstance(error, DiskFull) and not error.path.is_relative_to(DESCRIPTORS)
-        if error.errno in FULL and not told:
+        explained = isinstance(error, DiskFull) and not error.path.is_relative_to(DESCRIPTORS)
+        if error.errno in FULL and not explained:
             raise DiskFull(error.errno, path, size or getattr(error, "size", 0)) from error
         if isinstance(error.filename, str) and LEFTOVER.fullmatch(error.filename):
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -220,7 +220,7 @@ def full_disk_told(path: Path, size: int = 0) -> Iterator[None]:
 @contextmanager
 def _replacing(path: Path, below: Path | None, size: int) -> Iterator[tuple[Path, BinaryIO]]:
     """Path and stream of a new file that replaces another one once it is whole and on disk."""
-    with full_disk_told(path, size), opened(path.parent, below=below, make=True) as folder:
+    with explain_full_disk(path, size), opened(path.parent, below=below, make=True) as folder:
         refuse_link(folder, path)
         name, stream = _draft(folder)
         with stream:

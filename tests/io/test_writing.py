@@ -252,7 +252,7 @@ def test_the_safetensors_library_tells_a_full_disk_like_any_other(own, little_ro
     assert names(own) == []
 
 
-def test_a_full_disk_told_inside_a_folder_names_the_folder(own, little_room):
+def test_a_explain_full_disk_inside_a_folder_names_the_folder(own, little_room):
     sentence = rf"^{own}/out can't be written \(.+\): 5,000 bytes are needed"
     with pytest.raises(DiskFull, match=sentence), new_folder(own / "out") as folder:
         write(folder / "report.md", bytes(5000))
