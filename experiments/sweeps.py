@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from experiments.sweep_figure import draw_sweep, is_number
@@ -14,12 +15,13 @@ from experiments.tables import Table
 from hydra_plugins.ldm_sweeps.points import Point, newest, numbers, read_points
 from ldm import UserError
 from ldm.commands.options import command_line, option
-from ldm.evaluation.report import csv_text
+from ldm.evaluation.report import csv_text, markdown_table
 from ldm.evaluation.results import read_results
 from ldm.io.reading import read_json
 from ldm.io.writing import write
 
 HOME = Path(__file__).parent / "sweep"
+SEED = "seed"  # of a training
 PLACES = ("data.root=", "runs=", "out=", "hydra.")  # arguments that only one machine needs
 
 
@@ -125,6 +127,7 @@ def write_page(
         f"{len(outcomes)} points of `{command}`, at commit {commits}. "
         f"Made by `python -m experiments.sweeps folder={folder}`.",
         table.markdown(),
+        *seeds_section(outcomes, names),
         f"![{folder.name}]({picture.name})",
     ]
     write(out / "README.md", "\n\n".join(parts) + "\n")
@@ -144,6 +147,29 @@ def sweep_table(name: str, outcomes: Sequence[Outcome], names: Sequence[str]) ->
     return Table(
         name=f"sweep/{name}", header=[*(key.lstrip("+") for key in keys), *names, "state"], rows=rows
     )
+
+
+def seeds_section(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[str]:
+    """A table of means and standard deviations over the seeds of each setting; empty if none has several."""
+    groups: dict[tuple[tuple[str, str], ...], list[Outcome]] = {}
+    for each in outcomes:
+        setting = tuple((key, value) for key, value in each.swept.items() if key != SEED)
+        groups.setdefault(setting, []).append(each)
+    rows = []
+    for setting, own in groups.items():
+        found = [[each.numbers[name] for each in own if name in each.numbers] for name in names]
+        if max(map(len, found)) > 1:
+            label = ", ".join(f"{key.lstrip('+')}={value}" for key, value in setting) or "all"
+            rows.append([label, *map(_spread, found)])
+    if not rows or not any(SEED in each.swept for each in outcomes):
+        return []
+    return ["Mean ± standard deviation between training seeds:", markdown_table(("setting", *names), rows)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return "".join(map(_cell, values))
+    return f"{mean(values):.4g} ± {stdev(values):.2g} ({len(values)} training seeds)"
 
 
 def unique(items: Iterable[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.sweep_figure import axis_of
-from experiments.sweeps import Options, main
+from experiments.sweeps import Options, Outcome, main, seeds_section
 from hydra_plugins.ldm_sweeps.points import Point, label_of, numbers
 from hydra_plugins.ldm_sweeps.study import distribution, num_complete, open_study, parsed
 
@@ -80,6 +80,22 @@ def test_a_table_has_its_points_by_size_and_a_figure(trained, tmp_path):
     assert "4 points of `python -m ldm.train steps=3`, at commit 0123456789" in words
     with Image.open(tmp_path / "out" / "figure.png") as figure:
         assert len(figure.convert("RGB").getcolors(100_000)) > 2
+
+
+def test_the_table_of_a_sweep_of_seeds_ends_with_their_spread():
+    """Losses of 1, 2 and 3 at one rate, and of one seed at another."""
+    points = [("1e-3", "0", 1.0), ("1e-3", "1", 2.0), ("1e-3", "2", 3.0), ("2e-3", "0", 5.0)]
+    outcomes = [
+        Outcome(
+            swept={"optimizer.lr": rate, "seed": seed}, state="finished", numbers={"val/loss": loss},
+            commit="c", ruler="",
+        )
+        for rate, seed, loss in points
+    ]  # fmt: skip
+    title, table = seeds_section(outcomes, ["val/loss"])
+    assert title == "Mean ± standard deviation between training seeds:"
+    assert table.splitlines()[2:] == ["| optimizer.lr=1e-3 | 2 ± 1 (3 training seeds) |"]
+    assert seeds_section(outcomes[-1:], ["val/loss"]) == []
 
 
 def test_evaluations_of_one_ruler_are_compared_and_of_two_are_refused(measured, tmp_path):
