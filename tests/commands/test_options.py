@@ -128,3 +128,22 @@ def test_folders_with_any_name_are_prepared_and_written(tmp_path):
     done = subprocess.run(command, cwd=tmp_path / "holiday #2", env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert len(ShardIndex.load(Path(os.fsdecode(out))).split("train")[0].keys) == 14
+
+
+@dataclass(kw_only=True)
+class Placed:
+    """Two values that may be typed alone, and one that may not."""
+
+    a: str = option("", "The first.", place=True)
+    b: str = option("", "The second.", place=True)
+    level: float = option(0.95, "A number.")
+
+
+def test_values_typed_alone_take_their_places_in_order():
+    found = read_options(Placed, ["runs/x", "level=0.9", "runs/y"])
+    assert found == Placed(a="runs/x", b="runs/y", level=0.9)
+    assert read_options(Placed, ["b=runs/y", "runs/x"]) == Placed(a="runs/x", b="runs/y")
+    with pytest.raises(UserError, match="a= is given twice"):
+        read_options(Placed, ["runs/x", "a=runs/y"])
+    with pytest.raises(UserError, match="there is no option 'runs/z'"):
+        read_options(Placed, ["runs/x", "runs/y", "runs/z"])
