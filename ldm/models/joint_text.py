@@ -1,0 +1,81 @@
+"""A text encoder that is trained with the denoiser (Rombach et al. 2022, sec. 4.3.1), in two parts.
+
+`TokenVectors` takes the text encoder's place in the codec and has nothing to learn. `ReadingDenoiser` puts
+transformer layers over those vectors in front of a denoiser; they are weights of the denoiser like any other.
+The same layers may stand over the states of a CLIP.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ldm import UserError
+from ldm.models.attention import ProjectedContext
+from ldm.models.clip import Block, TextOutput, gelu, initialise_blocks
+
+
+class TokenVectors(nn.Module):
+    """A fixed vector for every token id, and nothing of the tokens around it.
+
+    The end token is the last id of the vocabulary, as in `ldm.models.clip.TextTransformer`.
+    """
+
+    def __init__(self, *, vocab_size: int, context_length: int, width: int) -> None:
+        super().__init__()
+        self.vocab_size, self.context_length, self.width = vocab_size, context_length, width
+        self.eot_id = vocab_size - 1
+        # random directions are nearly orthogonal: a linear layer can give any few words any vectors
+        rows = torch.randn(vocab_size, width, generator=torch.Generator().manual_seed(0))
+        self.table = nn.Embedding(vocab_size, width, _weight=rows)
+
+    def forward(self, tokens: Int[Tensor, "b n"]) -> TextOutput:
+        """The tokens' vectors, and as the pooled vector that of the end token."""
+        states = self.table(tokens)
+        return TextOutput(states=states, pooled=self.table.weight[self.eot_id].expand(len(tokens), -1))
+
+
+class ReadingDenoiser(nn.Module):
+    """A denoiser with transformer layers over its context, each token attending to all others.
+
+    Args:
+        net: the denoiser; the layers have the width of its context.
+        context_length: tokens of a context, at most.
+        num_layers, num_heads: of the transformer.
+
+    Raises:
+        UserError: no layers, or heads that don't divide the context's width.
+    """
+
+    def __init__(self, *, net: nn.Module, context_length: int, num_layers: int, num_heads: int) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise UserError(
+                f"{num_layers=} must be at least 1; without text layers, name the denoiser itself"
+            )
+        self.net = net
+        self.latent_channels, self.context_dim = net.latent_channels, net.context_dim
+        self.positions = nn.Parameter(0.1 * torch.randn(context_length, self.context_dim))
+        self.blocks = nn.ModuleList(
+            Block(self.context_dim, num_heads=num_heads, causal=False, activation=gelu)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(self.context_dim)
+        initialise_blocks(self.blocks, width=self.context_dim)
+
+    def project_context(self, context: Float[Tensor, "b m e"]) -> ProjectedContext:
+        """What the denoiser projects of the context that was read; see `UNet.project_context`."""
+        context = context + self.positions[: context.shape[1]]
+        for block in self.blocks:
+            context = block(context)
+        return self.net.project_context(self.norm(context))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+        context: Float[Tensor, "b m e"] | ProjectedContext,
+    ) -> Float[Tensor, "b c h w"]:
+        """The denoiser's prediction; the text is read once for all steps of a sampler."""
+        if isinstance(context, Tensor):
+            context = self.project_context(context)
+        return self.net(x, t, context)
