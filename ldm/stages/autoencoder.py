@@ -121,7 +121,9 @@ class AutoencoderStage(NetworkStage):
     Args:
         net: the autoencoder.
         optimizer, decay, augment, seed: see `NetworkStage`.
-        kl_weight: weight of the divergence per latent value against the error per pixel value.
+        kl_weight: weight of the divergence per latent value against the absolute error per pixel value.
+        squared_weight: weight of the squared error beside the absolute one. Where small objects stand before
+            a plain background, the absolute error alone leaves them grey for hundreds of steps.
         perceptual, perceptual_weight: frozen feature distance and its weight.
         discriminator, discriminator_weight, discriminator_start: the adversary, its weight and first step.
         statistics_pictures: size of the sample that the scale of the latents is measured on at the end. For
@@ -138,6 +140,7 @@ class AutoencoderStage(NetworkStage):
         optimizer: OptimizerFactory,
         decay: Decay,
         kl_weight: float,
+        squared_weight: float = 0.0,
         perceptual: PerceptualDistance | None = None,
         perceptual_weight: float = 0.0,
         discriminator: PatchDiscriminator | None = None,
@@ -152,7 +155,8 @@ class AutoencoderStage(NetworkStage):
             raise UserError(
                 f"{statistics_pictures=} must be at least 2: the scale of latents is measured on them"
             )
-        self.statistics_pictures, self.kl_weight = statistics_pictures, kl_weight
+        self.statistics_pictures = statistics_pictures
+        self.kl_weight, self.squared_weight = kl_weight, squared_weight
         self.perceptual = (perceptual,)  # a tuple hides frozen weights from checkpoint and optimizer
         self.perceptual_weight = perceptual_weight
         self.discriminator = discriminator
@@ -187,9 +191,10 @@ class AutoencoderStage(NetworkStage):
         return None
 
     def terms(self, images: Tensor, decoded: Tensor, posterior: Posterior) -> Terms:
-        """The loss without the adversarial term: L1 per value, KL per latent value, perceptual distance."""
+        """The loss without the adversarial term: errors per value, KL per latent value, perceptual distance."""
         # means, not sums as in the released code: the weights then don't depend on the size of the pictures
-        pixel = (decoded.float() - images).abs().mean()
+        error = decoded.float() - images
+        pixel = error.abs().mean() + self.squared_weight * error.square().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         network = self.perceptual[0]
         perceptual = torch.zeros_like(pixel) if network is None else network(decoded, images).mean()

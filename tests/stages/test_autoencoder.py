@@ -51,12 +51,13 @@ def batch(pictures, make_trainer):
 
 
 def test_the_loss_is_the_sum_of_its_terms(make_stage, perceptual, batch):
-    stage = make_stage(kl_weight=0.3, perceptual=perceptual, perceptual_weight=0.7)
+    stage = make_stage(kl_weight=0.3, squared_weight=0.5, perceptual=perceptual, perceptual_weight=0.7)
     images = to_float(batch["image"])
     posterior = stage.net.posterior(images)
     decoded = stage.net.decode(posterior.mean)
     terms = stage.terms(images, decoded, posterior)
-    assert_close(terms.pixel, (decoded - images).abs().mean())
+    error = decoded - images
+    assert_close(terms.pixel, error.abs().mean() + 0.5 * error.square().mean())
     assert_close(terms.kl, posterior.kl().mean() / (4 * 4 * 4))
     assert_close(terms.perceptual, perceptual(decoded, images).mean())
     assert_close(terms.total, terms.pixel + 0.3 * terms.kl + 0.7 * terms.perceptual)
