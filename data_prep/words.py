@@ -1,7 +1,7 @@
-"""Writes a text encoder without layers: `python -m data_prep.words root=data/shapes out=runs/shapes_words`.
+"""Writes a text encoder without layers: `python -m data_prep.words root=data/shapes out=data/shapes_words`.
 
 It is a vocabulary learned from the training captions, and a fixed vector for each of its tokens. A training
-with `codec.text_encoder=runs/shapes_words` and a backbone that has text layers of its own, such as
+with `codec.text_encoder=data/shapes_words` and a backbone that has text layers of its own, such as
 `backbone=unet_joint`, learns to read together with learning to generate.
 """
 
@@ -23,7 +23,7 @@ class Options:
     """Whose captions are read, where the bundle goes, and its sizes."""
 
     root: str = option("data/shapes", "Folder of the prepared set.")
-    out: str = option("runs/shapes_words/bundle", "Folder of the bundle; it must not be there yet.")
+    out: str = option("data/shapes_words/bundle", "Folder of the bundle; it must not be there yet.")
     vocab_size: int = option(640, "Tokens of the vocabulary.")
     context_length: int = option(36, "Tokens of a caption, at most; what is beyond is cut.")
     width: int = option(128, "Numbers of a token's vector.")

@@ -1,0 +1,1 @@
+"""Pictures of shapes: the sheet and the curves of the experiment `shapes`."""

@@ -29,9 +29,7 @@ Row = Mapping[str, str]
 class Options:
     """Where the sweeps are, and the figure."""
 
-    minutes: str = option(
-        "runs/evaluation/shapes_minutes", "Sweep over bundles named step=N."
-    )
+    minutes: str = option("runs/evaluation/shapes_minutes", "Sweep over bundles named step=N.")
     scales: str = option("runs/evaluation/shapes_scales", "Sweep over guidance scales.")
     run: str = option("runs/shapes", "Folder of the runs; the newest one tells how long a step took.")
     out: str = option("experiments/shapes/curves.png", "The figure.")

@@ -191,7 +191,7 @@ class AutoencoderStage(NetworkStage):
         return None
 
     def terms(self, images: Tensor, decoded: Tensor, posterior: Posterior) -> Terms:
-        """The loss without the adversarial term: errors per value, KL per latent value, perceptual distance."""
+        """The loss without the adversarial term: errors per value, KL per latent, perceptual distance."""
         # means, not sums as in the released code: the weights then don't depend on the size of the pictures
         error = decoded.float() - images
         pixel = error.abs().mean() + self.squared_weight * error.square().mean()
