@@ -35,19 +35,24 @@ class Target(Callback):
         self._earlier = dict(self._began)  # seconds until the checkpoint that was resumed
 
     def state_dict(self) -> dict[str, Any]:
+        """Seconds that the training has taken so far."""
         return self._spent() if self.loss else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
         self._earlier |= state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clocks."""
         self._began = clocks()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the seconds so far."""
         if self.loss is not None and not trainer.sanity_checking:
             pl_module.log_dict(self._spent())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the training once the loss is reached; raises UserError for a stage that logs none."""
         if self.loss is None or trainer.sanity_checking:
             return
         if LOSS not in trainer.callback_metrics:
