@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib import import_module
@@ -15,7 +15,9 @@ from unittest import mock
 
 import pytest
 import torch
+from jaxtyping import config as jaxtyping_config
 from omegaconf import OmegaConf
+from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
@@ -144,6 +146,11 @@ def tiny_backbone() -> list[str]:
     return ["backbone=dit_tiny", *(f"backbone.{option}" for option in options)]
 
 
+def check_shapes(wanted: bool) -> None:
+    """Whether calls of the packages that are checked (pyproject.toml) compare shapes with annotations."""
+    jaxtyping_config.update("jaxtyping_disable", not wanted)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -152,6 +159,15 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+    check_shapes(True)  # whatever the test before has left
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """The shapes of arguments are not checked: for long loops, whose single steps other tests check."""
+    check_shapes(False)
+    yield
+    check_shapes(True)
 
 
 @pytest.fixture(scope="session")
@@ -285,6 +301,19 @@ def diffusion_stage(codec, adamw) -> Callable[..., LatentDiffusion]:
     return make
 
 
+class FirstStepChecked(Callback):
+    """The shapes of arguments are checked until a training's first step is done: later ones have the same."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        check_shapes(False)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        check_shapes(True)
+
+    def on_exception(self, *_: Any) -> None:
+        check_shapes(True)
+
+
 @pytest.fixture
 def small_stage(diffusion_stage) -> Callable[..., LatentDiffusion]:
     """`small_stage(seed, eps=...)`: a transformer of one block, trained by AdamW at a constant rate.
@@ -306,9 +335,8 @@ def small_stage(diffusion_stage) -> Callable[..., LatentDiffusion]:
 
 
 @pytest.fixture
-def make_trainer(tmp_path) -> Callable[..., Any]:
+def make_trainer(tmp_path) -> Callable[..., Trainer]:
     """`make_trainer(steps, *callbacks, **options)`: a Trainer with the options of conf/trainer/cpu.yaml."""
-    from pytorch_lightning import Trainer
 
     def make(steps: int, *callbacks: Any, **options: Any) -> Trainer:
         node = OmegaConf.load(CONF / "trainer" / "cpu.yaml")
@@ -322,6 +350,6 @@ def make_trainer(tmp_path) -> Callable[..., Any]:
             "default_root_dir": tmp_path,
             "limit_val_batches": 0,
         }
-        return Trainer(callbacks=list(callbacks), **(settings | options))
+        return Trainer(callbacks=[*callbacks, FirstStepChecked()], **(settings | options))
 
     return make

@@ -200,6 +200,7 @@ def test_the_temperature_is_held_at_one_hundred():
     assert net.logit_scale.grad > 0  # at the limit it can still come down
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("pad_id", [0, VOCAB_SIZE - 1])
 def test_a_batch_can_be_learned_by_heart(pad_id):
     torch.manual_seed(4)

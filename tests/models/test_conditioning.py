@@ -30,6 +30,7 @@ def captions(generator: torch.Generator) -> torch.Tensor:
     return torch.cat([own, pads + 0.1 * torch.randn(PICTURES, PADS, WIDTH, generator=generator)], dim=1)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("make", [unet])
 def test_in_a_few_steps_the_text_decides_half_of_the_picture(make):
     """At pure noise a network that does not read its text has a loss of 1, the variance of the pictures."""

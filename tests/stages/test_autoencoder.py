@@ -128,6 +128,7 @@ def test_latents_get_mean_0_and_variance_1(make_stage, pictures):
     assert not found.scale_error.any()
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_the_standard_errors_of_a_sample_are_the_spread_over_samples(make_stage, pictures):
     net, images = make_stage().net, pictures.train.images()
     found = []

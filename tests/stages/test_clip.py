@@ -15,6 +15,7 @@ from ldm.models.clip import CLIP, TextTransformer, VisionTransformer
 from ldm.stages.clip import ContrastiveStage
 from ldm.stages.optim import warmup_constant
 from ldm.tokenizers import train
+from tests.conftest import FirstStepChecked
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 TEXTS = [f"a {first} patch above a {second} one" for first in COLOURS for second in COLOURS]
@@ -85,6 +86,7 @@ def fitted(made: ContrastiveStage, steps: int) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        callbacks=[FirstStepChecked()],
     )
     trainer.fit(made, datamodule=Patches(steps))
     return trainer
