@@ -45,6 +45,25 @@ def train(make_trainer, tmp_path):
     return run
 
 
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, Training]:
+    """The trainings that `whole` has run, by their options: several tests compare with the same one."""
+    return {}
+
+
+@pytest.fixture
+def whole(train, diffusion_stage, latents, uninterrupted):
+    """`whole(**options)`: the uninterrupted training of the denoiser. Read it, never write to it."""
+
+    def run(**options) -> Training:
+        key = repr(sorted(options.items()))
+        if key not in uninterrupted:
+            uninterrupted[key] = train(diffusion_stage(), latents, "whole", **options)
+        return uninterrupted[key]
+
+    return run
+
+
 @pytest.fixture
 def train_with_stops(train):
     """`train_with_stops(make, data, name, *ends)`: the same, ended at each moment and started again."""
@@ -104,9 +123,9 @@ VALIDATING = {"val_check_interval": 4, "limit_val_batches": 1}
         pytest.param([InSampling(8)], VALIDATING | {"draws": True}, id="while drawing"),
     ],
 )
-def test_a_denoiser_resumes_exactly(train, train_with_stops, diffusion_stage, pictures, codec, ends, options):
+def test_a_denoiser_resumes_exactly(whole, train_with_stops, diffusion_stage, pictures, codec, ends, options):
+    whole = whole(**options)
     data = partial(LatentData, pictures=pictures, codec=codec)
-    whole = train(diffusion_stage(), data(), "whole", **options)
     stopped = train_with_stops(diffusion_stage, data, "stopped", *ends, **options)
     assert differences(compared(whole.state), compared(stopped.state)) == []
     assert whole.state["global_step"] == options.get("steps", STEPS)
@@ -115,14 +134,13 @@ def test_a_denoiser_resumes_exactly(train, train_with_stops, diffusion_stage, pi
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
 def test_another_number_of_loader_processes_changes_nothing(
-    train, train_with_stops, diffusion_stage, pictures, codec, before, after
+    whole, train_with_stops, diffusion_stage, pictures, codec, before, after
 ):
     def data(num_workers: int) -> LatentData:
         pictures.num_workers = num_workers
         return LatentData(pictures=pictures, codec=codec)
 
-    whole = train(diffusion_stage(), data(0), "whole")
-    numbers = iter((before, after))
+    whole, numbers = whole(), iter((before, after))
     stopped = train_with_stops(diffusion_stage, lambda: data(next(numbers)), "stopped", AtBatch(7))
     assert differences(compared(whole.state), compared(stopped.state)) == []
     assert stopped.positions == whole.positions[-len(stopped.positions) :]
@@ -144,8 +162,8 @@ def test_a_finished_training_takes_no_further_step(train, diffusion_stage, laten
     assert differences(compared(first.state), compared(again.state)) == []
 
 
-def test_another_seed_of_the_noise_is_noticed(train, train_with_stops, diffusion_stage, latents):
-    whole = train(diffusion_stage(), latents, "whole")
+def test_another_seed_of_the_noise_is_noticed(whole, train_with_stops, diffusion_stage, latents):
+    whole = whole()
     other = partial(diffusion_stage, seed=4)
     stopped = train_with_stops(diffusion_stage, lambda: latents, "stopped", AtBatch(11), resumed=other)
     different = differences(compared(whole.state), compared(stopped.state))
