@@ -11,10 +11,12 @@ from PIL import Image
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
 from ldm.checkpoints.bundle import SHIPPED, Bundle
+from ldm.codec import Codec
 from ldm.data.index import ShardIndex
 from ldm.data.shards import PictureDataset, write_shards
 from ldm.generators.diffusion_bundle import load_codec, open_latent_diffusion
 from ldm.metrics.reconstruction import psnr
+from ldm.models.vae import Posterior
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,20 +33,28 @@ def held_out(tmp_path_factory) -> torch.Tensor:
     return PictureDataset(str(root), split="val", size=64).images()
 
 
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return load_codec(autoencoder="shipped", text_encoder="shipped")
+
+
+@pytest.fixture(scope="module")
+def posterior(codec, held_out) -> Posterior:
+    return codec.encode_images(held_out)
+
+
 def test_it_is_small_and_holds_data_only():
     files = sorted(SHIPPED.iterdir())
     assert sum(file.stat().st_size for file in files) <= 25e6
     assert {file.suffix for file in files} == {".safetensors", ".yaml", ".json", ".md"}
 
 
-def test_its_autoencoder_keeps_27_db_of_pictures_that_it_has_not_seen(held_out):
-    codec = load_codec(autoencoder="shipped", text_encoder="shipped")
-    rebuilt = torch.cat([codec.decode(codec.encode_images(images).mean) for images in held_out.split(32)])
+def test_its_autoencoder_keeps_27_db_of_pictures_that_it_has_not_seen(codec, posterior, held_out):
+    rebuilt = torch.cat([codec.decode(means) for means in posterior.mean.split(32)])
     assert psnr(rebuilt, held_out).mean() >= 27
 
 
-def test_its_latents_have_mean_0_and_deviation_1(held_out):
-    posterior = load_codec(autoencoder="shipped", text_encoder="shipped").encode_images(held_out)
+def test_its_latents_have_mean_0_and_deviation_1(posterior):
     assert posterior.mean.mean().abs() < 0.05
     assert posterior.mean.var().add(posterior.std.square().mean()).sqrt() == pytest.approx(1, abs=0.1)
 

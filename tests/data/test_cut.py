@@ -2,7 +2,7 @@
 
 import io
 import math
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -25,6 +25,11 @@ def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy())
 
 
+@cache
+def photograph_jpeg(shape: tuple[int, int]) -> bytes:
+    return encoded(photograph(*shape), "JPEG", quality=90)
+
+
 def exact(data: bytes, box: Box, size: int) -> torch.Tensor:
     """All of the picture decoded, then PIL's antialiased bicubic resize of the box."""
     with Image.open(io.BytesIO(data)) as picture:
@@ -40,7 +45,7 @@ def psnr(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (1000, 803)])
 @pytest.mark.parametrize("size", [16, 64, 128, 256])
 def test_a_cut_is_the_exact_picture(crop, shape, size):
-    data = encoded(photograph(*shape), "JPEG", quality=90)
+    data = photograph_jpeg(shape)
     picture = EncodedPicture(data)
     box = crop(picture.height, picture.width)
     ours, theirs = cut(picture, box, height=size, width=size), exact(data, box, size)

@@ -57,6 +57,7 @@ def bundle(bundle_path, build_network, tmp_path_factory):
 def command(bundle, emoji, monkeypatch):
     def run(*arguments):
         defaults = [f"bundle={bundle}", f"data.root={emoji}", "protocol=quick", f"protocol.sets={SETS}"]
+        defaults.append("protocol.extractors.efficientnet_lite0.size=32")
         monkeypatch.setattr(sys, "argv", ["ldm.evaluate", *defaults, *arguments])
         main()
 
