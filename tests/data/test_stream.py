@@ -51,7 +51,11 @@ def test_ranks_share_out_the_order_of_one_process(world, workers):
 
 # 20 samples in batches of 3: epochs end inside a batch
 ALONE = [(done, 0, 0, world) for done in (1, 6, 7, 12) for world in (1, 2)]
-WITH_PROCESSES = [(7, 1, 0, 1), (6, 2, 4, 2), (1, 4, 2, 1)]
+WITH_PROCESSES = [
+    *((7, 1, 0, 1), (12, 1, 0, 2)),
+    *((1, 2, 4, 1), (6, 2, 4, 2)),
+    *((1, 4, 2, 1), (7, 4, 2, 2)),
+]
 
 
 @pytest.mark.parametrize(("done", "workers", "then", "world"), [*ALONE, *WITH_PROCESSES])
