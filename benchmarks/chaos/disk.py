@@ -15,7 +15,7 @@ from benchmarks.harness import Fault
 from ldm.checkpoints.training_state import MANIFEST, STATE, save_state, states
 
 NOBODY = 65534
-SENTENCE = "make room, or the folder writable"
+SENTENCE = "make room, or make the folder writable"
 
 
 def refused(root: Path, step: int, hinder: Callable[[], None]) -> list[str]:

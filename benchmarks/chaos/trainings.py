@@ -15,9 +15,11 @@ from tempfile import TemporaryDirectory
 from benchmarks.chaos import saver
 from benchmarks.chaos.equality import compared, differences
 from benchmarks.chaos.verdict import Loss
-from benchmarks.chaos.world import EVERY, SMALL, last_state, write_pictures
+from benchmarks.chaos.world import EVERY, SMALL, config, last_state, write_pictures
 from benchmarks.harness import Fault
 from ldm.checkpoints.training_state import newest_state, step_of
+from ldm.config import build
+from ldm.train import main
 
 LIMIT = 120.0  # seconds after which a training that was asked to stop hangs
 
@@ -29,8 +31,6 @@ def command(pictures: Path, runs: Path, *, num_workers: int) -> None:
     os.dup2(nowhere, 2)
     options = [f"data.root={pictures}", f"runs={runs}", f"data.num_workers={num_workers}"]
     sys.argv = ["ldm.train", *SMALL, *options]
-    from ldm.train import main
-
     main()
 
 
@@ -80,6 +80,8 @@ def quiet() -> tuple[TemporaryDirectory[str], Path, Path, float]:
     """The training in peace: the folder that holds all of it, its pictures, its run, and its seconds."""
     home = TemporaryDirectory()
     pictures, runs = write_pictures(Path(home.name) / "pictures"), Path(home.name) / "runs"
+    parts = config(pictures, runs / "none")
+    build(parts.callbacks), build(parts.model.stage)  # imports once what each process would import
     began = time.perf_counter()
     status = wait(saver.child(partial(command, pictures, runs, num_workers=0)), LIMIT)
     run = only_run(runs)

@@ -99,8 +99,12 @@ def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
         raise UserError("there are no curves to draw: metrics.jsonl is empty")
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    drawing = Drawing(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    width, height = 4 * columns, 2.6 * rows + 0.4  # inches
+    drawing = Drawing(figsize=(width, height))
     axes = drawing.subplots(rows, columns, squeeze=False)
+    # margins by hand: a layout that measures every label takes a third of the time that a figure takes
+    edges = {"left": 0.6 / width, "right": 1 - 0.2 / width, "bottom": 0.3 / height, "top": 1 - 0.7 / height}
+    drawing.subplots_adjust(**edges, wspace=0.25, hspace=0.35)
     for panel, name in zip(axes.flat, names, strict=False):
         steps, values = zip(*curves[name], strict=True)
         many = len(steps) > 100
