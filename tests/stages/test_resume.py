@@ -17,7 +17,9 @@ from ldm.checkpoints.training_state import newest_state, save_state
 from ldm.data.augment import turns_and_colours
 from ldm.data.latents import LatentData
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.dit import DiT
 from ldm.stages.autoencoder import AutoencoderStage
+from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_cosine
 
 STEPS = 12  # an epoch is five batches: of 20 pictures, 4 at a time
@@ -28,6 +30,18 @@ class Training(NamedTuple):
 
     state: dict[str, Any]
     positions: list[int]
+
+
+@pytest.fixture
+def diffusion_stage(diffusion_stage):
+    """The stage with a transformer of one block: each tensor of a network costs steps and saves time."""
+
+    def make(**options) -> LatentDiffusion:
+        torch.manual_seed(5)
+        net = DiT(latent_channels=4, context_dim=16, width=32, depth=1, num_heads=2, ff_mult=2, patch=1)
+        return diffusion_stage(net=net, **options)
+
+    return make
 
 
 @pytest.fixture
@@ -167,7 +181,7 @@ def test_another_seed_of_the_noise_is_noticed(whole, train_with_stops, diffusion
     other = partial(diffusion_stage, seed=4)
     stopped = train_with_stops(diffusion_stage, lambda: latents, "stopped", AtBatch(11), resumed=other)
     different = differences(compared(whole.state), compared(stopped.state))
-    assert "/state_dict/net.conv_out.weight" in different
+    assert "/state_dict/net.patches_out.weight" in different
     assert any(line.startswith("/callbacks/EMA") for line in different)
     assert any(line.startswith("/optimizer_states") for line in different)
 
@@ -177,11 +191,11 @@ def test_one_changed_bit_of_a_weight_is_noticed(train, diffusion_stage, latents,
     with pytest.raises(EndedError):
         train(diffusion_stage(), latents, "stopped", AtBatch(3), steps=4)
     state = torch.load(newest_state(tmp_path / "stopped"), weights_only=True)
-    state["state_dict"]["net.conv_in.weight"].view(torch.int32).view(-1)[0] ^= 1
+    state["state_dict"]["net.patches_in.weight"].view(torch.int32).view(-1)[0] ^= 1
     shutil.rmtree(tmp_path / "stopped")
     save_state(tmp_path / "stopped", 3, partial(torch.save, state), keep=1)
     stopped = train(diffusion_stage(), latents, "stopped", steps=4)
-    assert "/state_dict/net.conv_in.weight" in differences(compared(whole.state), compared(stopped.state))
+    assert "/state_dict/net.patches_in.weight" in differences(compared(whole.state), compared(stopped.state))
 
 
 @pytest.mark.parametrize("batch", [3, 7])  # before and after the adversary joins
