@@ -196,6 +196,14 @@ def test_what_is_right_passes(arguments):
     check("train", arguments)
 
 
+def test_a_list_of_bundles_is_evaluated_and_never_sampled():
+    check("evaluate", ["bundle=[runs/a,runs/b]"])
+    with pytest.raises(ValueError, match="is list, expected str like shipped"):
+        check("sample", ["bundle=[runs/a,runs/b]"])
+    with pytest.raises(ValueError, match="is list, expected str"):
+        check("evaluate", ["out=[a,b]"])
+
+
 def test_several_values_pass_in_a_sweep():
     check("train", ["steps=5,6"], sweep=True)
 
