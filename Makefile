@@ -43,10 +43,10 @@ demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate: 15
 quick: setup  ## what to run at each save: style, import contracts and the tests of the core, in less than a minute
 	$(LDM) ruff check --quiet .
 	$(VENV)/bin/lint-imports
-	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile -q --no-header $(QUICK)
+	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal -q --no-header $(QUICK)
 
 test: setup  ## run the whole test suite: some ten minutes on 2 cores
-	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal
 
 check: setup  ## run ruff, mypy --strict on the core, import contracts
 	$(LDM) ruff check .
