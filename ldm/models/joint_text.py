@@ -5,6 +5,8 @@ transformer layers over those vectors in front of a denoiser; they are weights o
 The same layers may stand over the states of a CLIP.
 """
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ class ReadingDenoiser(nn.Module):
                 f"{num_layers=} must be at least 1; without text layers, name the denoiser itself"
             )
         self.net = net
-        self.latent_channels, self.context_dim = net.latent_channels, net.context_dim
+        self.latent_channels, self.context_dim = cast(int, net.latent_channels), cast(int, net.context_dim)
         self.positions = nn.Parameter(0.1 * torch.randn(context_length, self.context_dim))
         self.blocks = nn.ModuleList(
             Block(self.context_dim, num_heads=num_heads, causal=False, activation=gelu)
@@ -67,7 +69,8 @@ class ReadingDenoiser(nn.Module):
         context = context + self.positions[: context.shape[1]]
         for block in self.blocks:
             context = block(context)
-        return self.net.project_context(self.norm(context))
+        projected: ProjectedContext = cast(Any, self.net).project_context(self.norm(context))
+        return projected
 
     def forward(
         self,
@@ -78,4 +81,5 @@ class ReadingDenoiser(nn.Module):
         """The denoiser's prediction; the text is read once for all steps of a sampler."""
         if isinstance(context, Tensor):
             context = self.project_context(context)
-        return self.net(x, t, context)
+        out: Tensor = self.net(x, t, context)
+        return out
