@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from experiments.record import RECORD, TRACK, add, verified
-from experiments.records import Options, main
+from experiments.records import HOME, Options, main
 
 VALIDATIONS = ((24, 1.5, 10.0, 9.0), (49, 1.2, 20.0, 18.0), (74, 0.9, 30.0, 27.5))
 
@@ -73,6 +73,11 @@ def test_a_run_that_shows_no_record_makes_none(run, tmp_path, validations, sente
 def test_other_latents_and_predictions_are_another_track(run, tmp_path, changes):
     with pytest.raises(ValueError, match="and this record needs"):
         add(run(**changes), tmp_path / "record")
+
+
+@pytest.mark.parametrize("path", sorted(HOME.glob(f"*/{RECORD}")), ids=lambda path: path.parent.name)
+def test_the_records_that_are_kept_are_shown_by_their_logs(path):
+    assert verified(path.parent).loss > 0
 
 
 def test_a_changed_record_is_refused(run, tmp_path):
