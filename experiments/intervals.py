@@ -189,8 +189,9 @@ def variance_split(per_seed: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Variance between trainings and that of sampling within them, of values by training and sampling seed.
 
     Components of a one-way analysis of variance: the means of the trainings vary by the former and by the
-    latter over the number of seeds, which is subtracted. Neither is below 0.
+    latter over the number of seeds, which is subtracted. Neither is below 0. Of one seed, as of a validation
+    loss, whose noise is fixed, all variance is between trainings.
     """
     values = np.array(per_seed)
-    sampling = float(values.var(axis=1, ddof=1).mean())
+    sampling = float(values.var(axis=1, ddof=1).mean()) if values.shape[1] > 1 else 0.0
     return max(0.0, float(values.mean(axis=1).var(ddof=1)) - sampling / values.shape[1]), sampling
