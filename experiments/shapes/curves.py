@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from ldm import UserError
 from ldm.commands.options import command_line, option
 from ldm.io.pictures import save_figure
+from ldm.io.reading import read_yaml
 
 METRIC = "composition_everything"
+SPEED = "train/samples_per_second"
 SETS = {"seen": "C0", "held_out": "C1", "long": "C2"}  # and the colours of their lines
 Row = Mapping[str, str]
 
@@ -100,7 +102,8 @@ def minutes_a_step(runs: Path) -> float:
     if not logs:
         raise UserError(f"run={runs} holds no run: train one with python -m ldm.train +experiment=shapes")
     lines = [json.loads(line) for line in logs[-1].read_text(encoding="utf-8").splitlines()]
-    seconds = [64 / line["train/samples_per_second"] for line in lines if "train/samples_per_second" in line]
+    batch = read_yaml(logs[-1].parent / "config.yaml")["batch_size"]
+    seconds = [batch / line[SPEED] for line in lines if SPEED in line]
     return fmean(seconds) / 60
 
 
