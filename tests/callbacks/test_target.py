@@ -7,9 +7,8 @@ import torch
 
 from ldm.callbacks.saving import SaveStates
 from ldm.callbacks.target import LOSS, Target
-from ldm.checkpoints.training_state import newest_state
+from ldm.checkpoints.training_state import newest_state, step_of
 from ldm.loggers.metrics_log import MetricsLog
-from ldm.planning.fitting import step_of
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def train(diffusion_stage, latents, make_trainer, tmp_path):
             steps, callback, *callbacks, logger=[log], val_check_interval=1, limit_val_batches=1.0
         )
         if (state := newest_state(tmp_path)) is not None:
-            log.rewind(step_of(state))
+            log.rewind(step_of(state.parent))
         trainer.fit(diffusion_stage(), datamodule=latents, ckpt_path=state, weights_only=True)
         lines = map(json.loads, log.path.read_text().splitlines())
         return callback, [line for line in lines if LOSS in line]
