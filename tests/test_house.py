@@ -11,13 +11,13 @@ from benchmarks.house import measures
 ROOT = Path(__file__).parents[1]
 # (value, lines) of `python -m benchmarks.house` at most; to be lowered as the house shrinks
 LIMITS: dict[str, tuple[float, int]] = {
-    "files of ldm": (160, 24_500),
+    "files of ldm": (160, 24_250),
     "modules at the top of ldm": (10, 0),
-    "modules of a DDIM sample from a bundle": (28, 4_150),
-    "modules of one FID of two folders": (36, 6_200),
-    "modules of a training until its first step": (65, 10_200),
+    "modules of a DDIM sample from a bundle": (27, 3_900),
+    "modules of one FID of two folders": (34, 5_900),
+    "modules of a training until its first step": (65, 9_850),
     "functions with more than 8 parameters": (7, 0),
-    "public definitions without a docstring": (160, 0),
+    "public definitions without a docstring": (5, 0),
 }
 
 
