@@ -100,7 +100,9 @@ def measures(root: Path) -> list[Measure]:
     nodes = [node for tree in house.trees.values() for node in ast.walk(tree)]
     definitions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     functions = [node for node in definitions if isinstance(node, ast.FunctionDef)]
-    bare = [node for node in definitions if node.name[0] != "_" and not ast.get_docstring(node)]
+    inner = {node for function in functions for node in ast.walk(function) if node is not function}
+    public = [node for node in definitions if node.name[0] != "_" and node not in inner]
+    bare = [node for node in public if not ast.get_docstring(node)]
     long = [node for node in functions if parameters(node) > MANY_PARAMETERS]
     comments = sum(comment_lines(source) for source in house.sources.values())
     return [

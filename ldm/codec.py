@@ -167,11 +167,11 @@ class Codec:
         pictures: they are rounded to half precision here, and computed in float32 in chunks of one size.
         """
 
-        def _encode(chunk: Tensor) -> Tensor:
+        def encode(chunk: Tensor) -> Tensor:
             posterior = self.encode_images(chunk)
             return torch.stack([posterior.mean, posterior.logvar], dim=1).half()
 
-        return self._in_chunks(_encode, images)
+        return self._in_chunks(encode, images)
 
     @torch.no_grad()
     def context(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:

@@ -65,8 +65,16 @@ class ReadingDenoiser(nn.Module):
         initialise_blocks(self.blocks, width=self.context_dim)
 
     def project_context(self, context: Float[Tensor, "b m e"]) -> ProjectedContext:
-        """What the denoiser projects of the context that was read; see `UNet.project_context`."""
-        context = context + self.positions[: context.shape[1]]
+        """What the denoiser projects of the context after the text layers; see `UNet.project_context`.
+
+        Raises UserError for a context of more tokens than `context_length`.
+        """
+        tokens, most = context.shape[1], len(self.positions)
+        if tokens > most:
+            raise UserError(
+                f"backbone.context_length={most} is too small: the text encoder makes {tokens} tokens"
+            )
+        context = context + self.positions[:tokens]
         for block in self.blocks:
             context = block(context)
         projected: ProjectedContext = cast(Any, self.net).project_context(self.norm(context))

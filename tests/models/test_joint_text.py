@@ -102,3 +102,9 @@ def test_the_first_prediction_is_zero_and_the_layers_learn_once_it_is_not(net):
 
 def test_the_denoiser_says_what_it_reads(net):
     assert (net.latent_channels, net.context_dim) == (4, 16)
+
+
+def test_a_context_longer_than_its_positions_is_refused(net):
+    x, t, _ = inputs()
+    with pytest.raises(UserError, match="context_length=6 is too small: the text encoder makes 7 tokens"):
+        net(x, t, torch.randn(2, 7, 16))
