@@ -106,6 +106,16 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     return found
 
 
+def default_of(name: object, argument: str) -> Any:
+    """The default that a target of ours gives an argument, if it is plain data; None where there is none."""
+    try:
+        default = signature(locate(name, allowed=("ldm.",))).parameters[argument].default
+    except (KeyError, ValueError):  # a UserError of `locate`, or a function that is written in C
+        return None
+    default = list(default) if isinstance(default, tuple) else default
+    return default if isinstance(default, str | int | float | list) else None
+
+
 def moved(name: str) -> str:
     """Where a name of an earlier version's configs and bundles is now; other texts as they are."""
     module, _, attribute = name.rpartition(".")

@@ -1,7 +1,8 @@
 """The comparison of a run with the command that would resume it, and the options that `init` sets.
 
 Options are compared by their values, paths of data sets and bundles by the contents there: a copy elsewhere
-is equal, other contents under the same path are not.
+is equal, other contents under the same path are not. An option that a config lacks, because its version did
+not have it, is compared by the default of the constructor that would take it.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, differing
 from ldm.checkpoints.provenance import config_hash
 from ldm.checkpoints.training_state import read_state
-from ldm.construct import moved
+from ldm.construct import default_of, moved
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.diffusion.process import READ_BY_DENOISER
@@ -35,7 +36,9 @@ FIXED = (  # a run keeps its values of these keys and of those below them
     *("model.datamodule._target_", "data._target_", "optimizer._target_"),
     *("trainer.accumulate_grad_batches", "callbacks.averages.lengths"),
 )
-LABELS = ("name", "patience")  # at the root; the second one is in configs of earlier versions
+# Keys that decide nothing: a name, an option of earlier versions, and the callback of `target`, which does
+# nothing where that is null.
+NEUTRAL = ("name", "patience", "callbacks.target._target_")
 FREE = ("backbone.checkpointing",)  # may change although it is below a fixed key
 BUNDLES = {  # option with a bundle's path: the entries of the bundle that a training reads
     "codec.autoencoder": ("parts.autoencoder", "latents"),
@@ -121,14 +124,33 @@ def differences(
     for key in sorted(was.keys() | asked.keys()):
         source = source_of(key, aliases)
         repeated = source != key and was.get(key) == was.get(source)
-        if key in LABELS or repeated or (key in read and key in reads):
+        if key in NEUTRAL or repeated or (key in read and key in reads):
             continue
-        if _now(was.get(key)) != _now(asked.get(key)):
-            found[key] = Difference(was.get(key), asked.get(key))
+        values = Difference(_value(old, was, key), _value(new, asked, key))
+        if _now(values.old) != _now(values.new):
+            found[key] = values
     for key in read.keys() & reads.keys():
         if read[key] != reads[key]:
             found[key] = Difference(_content(was.get(key), read[key]), _content(asked.get(key), reads[key]))
     return found
+
+
+def _value(config: Mapping[str, Any], values: Mapping[str, Any], key: str) -> Any:
+    """A config's value of a dotted key; of one that it lacks, the default of the constructor that takes it.
+
+    Args:
+        values: the config, flat.
+    """
+    if key in values:
+        return values[key]
+    node: Any = config
+    for name in key.split("."):
+        if not isinstance(node, Mapping):
+            return None
+        if name not in node:
+            return default_of(node.get("_target_"), name)
+        node = node[name]
+    return None  # it is null, or a mapping where the other config has a value
 
 
 def _now(value: Any) -> Any:

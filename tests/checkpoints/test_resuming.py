@@ -15,6 +15,7 @@ from ldm.checkpoints.run import Run
 from ldm.train import main as train
 
 STEPS = 4
+SAME = {"read": {}, "reads": {}, "aliases": {}}  # what `differences` gets of two configs without data
 
 
 @pytest.fixture(scope="module")
@@ -271,11 +272,48 @@ def test_options_are_compared_by_value_and_repeated_ones_once():
 
 
 def test_a_target_that_has_moved_is_no_difference():
-    old = {"trainer": {"strategy": {"_target_": "ldm.distributed.sharding.Sharded"}}, "steps": 4}
+    old = {"trainer": {"strategy": {"_target_": "ldm.sharding.Sharded"}}, "steps": 4}
     new = {"trainer": {"strategy": {"_target_": "ldm.distributed.sharding.Sharded"}}, "steps": 4}
-    same = {"read": {}, "reads": {}, "aliases": {}}
-    assert differences(old, new, **same) == {}
-    assert differences(new, old | {"steps": 5}, **same).keys() == {"steps"}
+    assert differences(old, new, **SAME) == {}
+    assert differences(new, old | {"steps": 5}, **SAME).keys() == {"steps"}
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "other"),
+    [("squared_weight", 0.0, 1.0), ("statistics_pictures", 2048, 64), ("perceptual", None, {"size": 64})],
+)
+def test_an_option_that_a_run_has_not_heard_of_is_compared_by_its_default(key, default, other):
+    lacking = {"model": {"stage": {"_target_": "ldm.stages.autoencoder.AutoencoderStage", "kl_weight": 0.1}}}
+    given, changed = ({"model": {"stage": lacking["model"]["stage"] | {key: x}}} for x in (default, other))
+    assert differences(lacking, given, **SAME) == differences(given, lacking, **SAME) == {}
+    ((found, values),) = differences(lacking, changed, **SAME).items()
+    assert found.startswith(f"model.stage.{key}")
+    assert values.old == default
+
+
+def test_a_null_is_not_the_default():
+    node = {"_target_": "ldm.stages.autoencoder.AutoencoderStage", "statistics_pictures": None}
+    assert differences(node, node | {"statistics_pictures": 2048}, **SAME) == {
+        "statistics_pictures": (None, 2048)
+    }
+
+
+@pytest.mark.parametrize("target", ["ldm.no.such", "os.system", "torch.optim.AdamW", 3])
+def test_of_other_packages_no_default_is_known(target):
+    lacking = {"_target_": target}
+    assert differences(lacking, lacking | {"eps": 1e-8}, **SAME) == {"eps": (None, 1e-8)}
+
+
+def test_a_run_without_the_keys_of_target_is_resumed_by_its_own_command(call, stopped):
+    config = stopped.config()
+    config.pop("target", None)
+    del config["callbacks"]["target"]
+    (stopped.path / "config.yaml").write_text(yaml.safe_dump(config))
+    status, _ = call("target=0.5", f"resume={stopped.path}")
+    assert "trained with target=null and you ask for 0.5: to resume it" in status
+    status, printed = call()
+    assert status == 0
+    assert f"continuing {stopped.path}" in printed
 
 
 @pytest.mark.parametrize(
