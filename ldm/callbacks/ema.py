@@ -1,5 +1,6 @@
 """Copies of the trained network that follow it step by step: its EMA, and averages for post-hoc EMA."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -74,7 +75,7 @@ class Follower:
             self._loaded = None
 
 
-class Following(Callback):
+class Following(Callback, ABC):
     """A callback with followers, which move once after each optimizer step.
 
     Attributes:
@@ -86,9 +87,9 @@ class Following(Callback):
     def __init__(self) -> None:
         self._last_step = 0
 
+    @abstractmethod
     def move(self, trainer: Trainer, net: nn.Module) -> None:
         """Updates the followers of a network after optimizer step number `trainer.global_step`."""
-        raise NotImplementedError
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prepares the followers."""

@@ -1,5 +1,6 @@
 """Sheets of pictures while a stage trains: samples of prompts, reconstructions, or what CLIP finds."""
 
+from abc import ABC, abstractmethod
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ BATCH = 64  # pictures that CLIP encodes at once
 Sheet = tuple[list[torch.Tensor], int]  # uint8 pictures, row by row, and the number of columns
 
 
-class Sheets(Callback):
+class Sheets(Callback, ABC):
     """Writes `<folder>/step=<k>.png` at each validation, prints its path, and logs it to TensorBoard or W&B.
 
     Args:
@@ -28,9 +29,9 @@ class Sheets(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
+    @abstractmethod
     def sheet(self, trainer: Trainer, stage: LightningModule) -> Sheet | None:
         """The pictures; None where there is nothing to write."""
-        raise NotImplementedError
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes a sheet; every rank has a part in making its pictures."""

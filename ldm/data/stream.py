@@ -5,6 +5,7 @@ Batches are consecutive positions across the ends of epochs: none is ever short,
 number of them, and one integer says where a run is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -174,7 +175,7 @@ def _ended(processes: list[BaseProcess]) -> list[int]:
             continue
 
 
-class StreamData(LightningDataModule):
+class StreamData(LightningDataModule, ABC):
     """A data module whose batches to train on are consecutive positions of a stream.
 
     Args:
@@ -204,9 +205,9 @@ class StreamData(LightningDataModule):
         """As `stream`, for the trainer that this module is attached to."""
         return self.stream(self.trainer)
 
+    @abstractmethod
     def stream(self, trainer: Trainer) -> StreamLoader:
         """Loader over the whole training that a trainer is set up for."""
-        raise NotImplementedError
 
     def loader(
         self, trainer: Trainer, dataset: Dataset[Any], *, collate: Callable | None = None

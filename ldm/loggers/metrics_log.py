@@ -1,6 +1,7 @@
 """`metrics.jsonl`: every number that a run logged, one line per step; written whatever other logger is on."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ class RunLogger(Logger):
         if values := {name: value for name, value in metrics.items() if name != "epoch"}:
             self.log_values(values, step)
 
+    @abstractmethod
     def log_values(self, values: Mapping[str, float], step: int | None) -> None:
         """Logs the numbers of a step; called on the first rank only."""
-        raise NotImplementedError
 
 
 class MetricsLog(RunLogger):

@@ -4,6 +4,7 @@ Their libraries are imported where a network is built: each takes seconds, and a
 """
 
 import zipfile
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ CALCULATORS = MappingProxyType(  # how each calculator of FID resizes pictures, 
 )
 
 
-class FeatureNetwork(nn.Module):
+class FeatureNetwork(nn.Module, ABC):
     """A frozen network as a `FeatureExtractor`; a subclass gives the attributes and `see`.
 
     Networks whose weights lie in a file take its path, `weights`, by default where `fetch` puts it, and its
@@ -68,9 +69,9 @@ class FeatureNetwork(nn.Module):
     std: float | Tensor
     dims: Mapping[str, int]
 
+    @abstractmethod
     def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b _"]:
         """Features of a batch that is on the network's device."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,7 @@
 """What a metric of generated pictures reads, declares and returns, and how all of them are fed at once."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -115,13 +116,13 @@ class PictureMetric(Metric):
         """Names of the features that it reads."""
         return (self.features,)
 
+    @abstractmethod
     def update(self, batch: Observed, *, real: bool) -> None:
         """Adds a batch of real pictures (`real=True`) or of generated ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self) -> dict[str, Tensor]:
         """Numbers by name, each a tensor with one element."""
-        raise NotImplementedError
 
     def copies_in(self, generated: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Copies | None:
         """Pairs of a generated and a real picture that the report shows; None for most metrics.
