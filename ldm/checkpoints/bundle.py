@@ -193,8 +193,8 @@ def check_config(config: Fields) -> None:
 def meta_network(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """The network of a `_target_` tree on the meta device, with at most twice as many weights as a state has.
 
-    Twice, because some networks tie two weights. The tree may be a stranger's: one that asks for more would
-    take time and memory long before its weights were found not to fit.
+    Twice, because some networks tie two weights. Anybody may have written the tree: without the limit a
+    forged one could take all time and memory before it is compared with the state.
     """
     with meta_init(most=2 * sum(max(1, tensor.numel()) for tensor in state.values())):
         return construct(spec)

@@ -293,7 +293,8 @@ def _archive(path: Path) -> Iterator[tuple[Path, bool]]:
                 for info in read:
                     with old.open(info) as entry, new.open(info.filename, "w", force_zip64=True) as to:
                         shutil.copyfileobj(entry, to)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        # zipfile raises RuntimeError for an entry that is encrypted or of a later version of the format
+        except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
             raise UserError(f"{path} is not a whole torch file ({error}): fetch it again") from None
         yield copy, True
 

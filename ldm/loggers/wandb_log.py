@@ -98,7 +98,7 @@ class WandbRecorder:
         self.metrics({name: wandb.Table(columns=list(header), data=cells)}, step or 0)
 
     def bundle(self, path: Path) -> None:
-        """Records the bundle's files, if `artifact` asks for it."""
+        """Records the bundle as a W&B artifact if `artifact` is true; else does nothing."""
         import wandb
 
         if self.artifact:
