@@ -1,7 +1,7 @@
 """Writes a bundle whole or not at all, with the model card that hubs read.
 
-A card is for publishing: it names no path of this machine, and data sets by their last folder. Text from the
-bundles of others goes into it as plain text.
+A card is for publishing: of a path of this machine it shows the last name alone. Text from the bundles of
+others goes into it as plain text.
 """
 
 import json
@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from ldm.checkpoints.bundle import CONFIG, FORMAT, TOKENIZER, Part, content_of
-from ldm.checkpoints.provenance import command, config_hash, git_state
+from ldm.checkpoints.provenance import config_hash, git_state, words_of_command
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.io.reading import hash_file, read_json
 from ldm.io.writing import new_folder, save_tensors, write
@@ -39,6 +39,9 @@ LIMITS = """The model reproduces what is common in its training set, including i
 may reproduce single training pictures. Nothing filters prompts or pictures. Do not use it to deceive, to
 depict real persons without their consent, or where a wrong picture does harm. Measure it on your
 own data first."""
+# In a word of a command: an absolute path up to its last name, of a list up to that of the last path. A path
+# that is relative, and the slashes of https://host/name, are left.
+ABSOLUTE = re.compile(r"""(?:^|(?<=[=,:\['" ])|(?<=file://))~?/(?!/)(?:.*/)?""")
 UNMEASURED = "Not measured yet: `python -m ldm.evaluate bundle=<this folder>` does it."
 VALIDATED = "The validation numbers are in `report.md` of the training's run directory."
 
@@ -154,8 +157,8 @@ def _training(config: Mapping[str, Any]) -> str:
     codec = _mapping(config, "codec_origin")
     origins = {"model": _mapping(config, "origin"), **{name: _mapping(codec, name) for name in codec}}
     lines = [f"- {_plain(name).replace('_', ' ')}: {_origin(own)}" for name, own in origins.items() if own]
-    typed, home = " ".join(command().split()).replace("`", "'"), str(Path.home())
-    typed = typed.replace(home, "~") if len(home) > 1 else typed  # a service's home may be /
+    typed = " ".join(ABSOLUTE.sub(".../", " ".join(word.split())) for word in words_of_command())
+    typed = typed.replace("`", "'")
     return "\n".join(lines) + f"\n\nWritten by:\n\n```sh\n{typed}\n```"
 
 

@@ -36,14 +36,19 @@ def environment() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command that does the same again: what was typed, with the user's own config folder and packages.
+    """The command that does the same again, as `words_of_command`."""
+    return " ".join(words_of_command())
+
+
+def words_of_command() -> list[str]:
+    """The words of the command that was typed, with the user's own config folder and packages.
 
     The environment names both to ranks and to the points of a sweep, whose command lacks the option.
     """
     typed, folder, packages = sys.orig_argv[1:], os.environ.get(CONFIG_DIR), os.environ.get(PACKAGES)
     if folder and not any(word.partition("=")[0] in ("--config-dir", "-cd") for word in typed):
         typed = [*typed, f"--config-dir={folder}"]
-    return " ".join([f"{PACKAGES}={packages}"] * bool(packages) + ["python", *typed])
+    return [*[f"{PACKAGES}={packages}"] * bool(packages), "python", *typed]
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

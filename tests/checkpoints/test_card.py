@@ -8,6 +8,7 @@ import yaml
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.bundle_writer import PLACES, model_card, origin, results_of
+from ldm.construct import CONFIG_DIR
 from ldm.data.index import ShardIndex
 
 CONFIG = {"parts": {"backbone": {}, "autoencoder": {}}, "size": 64, "origin": {"experiment": "mine"}}
@@ -46,11 +47,35 @@ def test_data_without_an_index_has_no_hash(tmp_path):
     assert "data" not in origin({"name": "mine"})
 
 
-def test_a_card_tells_the_command_without_the_home_folder(monkeypatch):
-    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "ldm.train", f"data.root={Path.home()}/secret"])
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (f"data.root={Path.home()}/secret/birds", "data.root=.../birds"),
+        ("init=~/secret/birds", "init=.../birds"),
+        ("data.root='/secret/it\\'s, a b/birds'", "data.root='.../birds'"),
+        ("data.roots=[/secret/birds]", "data.roots=[.../birds]"),
+        ("data={root:/secret/birds}", "data={root:.../birds}"),
+        ("data.root=file:///secret/birds", "data.root=file://.../birds"),
+        ("/secret/birds", ".../birds"),
+        ("--config-dir=/birds", "--config-dir=.../birds"),
+        ("data.root=data/birds", "data.root=data/birds"),
+        ("data.root=../birds/a", "data.root=../birds/a"),
+        ("data.root=https://host/birds/a", "data.root=https://host/birds/a"),
+        ("from=hf://owner/birds@0123", "from=hf://owner/birds@0123"),
+    ],
+)
+def test_a_card_tells_the_command_without_the_folders_of_its_paths(typed, shown, monkeypatch):
+    monkeypatch.delenv(CONFIG_DIR, raising=False)
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "ldm.train", typed])
+    assert f"\npython -m ldm.train {shown}\n" in model_card(CONFIG)
+
+
+def test_a_card_tells_the_users_own_config_folder_by_its_name(monkeypatch):
+    monkeypatch.setenv(CONFIG_DIR, "/secret/own")
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "ldm.train"])
     text = model_card(CONFIG)
-    assert "python -m ldm.train data.root=~/secret" in text
-    assert str(Path.home()) + "/" not in text
+    assert "python -m ldm.train --config-dir=.../own" in text
+    assert "secret" not in text
 
 
 def test_an_import_is_named_without_its_folders():
