@@ -23,11 +23,13 @@ def main(config: DictConfig) -> None:
         accelerator=config.trainer.accelerator,
         environment=os.environ,
     )
-    from ldm.planning.checks import check_needs, check_start, needs_of  # Lightning takes seconds to import
+    # only now: Lightning takes seconds to import
+    from ldm.planning.checks import check_needs, check_start, check_target, needs_of
 
     stage = build(config.model.stage)
     data = build_data(config, stage)
     check_start(stage, plain(config))
+    check_target(plain(config), data)
     needs = needs_of(stage, data, config.runs)
     check_needs(needs)
     print(f"{config.name} can start: it writes {', '.join(f'{need.size} ({need.place})' for need in needs)}")

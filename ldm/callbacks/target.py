@@ -17,7 +17,8 @@ class Target(Callback):
 
     Each validation logs how long the training has taken: `val/seconds` by the clock and `val/cpu_seconds` of
     all cores of this process. Both begin with the first batch, include validations, and continue where a
-    resumed training was saved.
+    resumed training was saved. A training that began without a target logs none, since its checkpoints have
+    no clocks.
 
     Args:
         loss: the target; None ends nothing and logs nothing.
@@ -31,8 +32,8 @@ class Target(Callback):
         if loss is not None and not (number and loss > 0):
             raise UserError(f"target={loss} must be a number above 0, or null: it is a validation loss")
         self.loss, self.reached = loss, False
-        self._began = {SECONDS: 0.0, CPU_SECONDS: 0.0}  # what the clocks showed when the training began
-        self._earlier = dict(self._began)  # seconds until the checkpoint that was resumed
+        self._began: dict[str, float] = {}  # what the clocks showed when this process began to train
+        self._earlier: dict[str, float] = {}  # seconds until the checkpoint that was resumed; empty: unknown
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds that the training has taken so far."""
@@ -40,11 +41,13 @@ class Target(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
-        self._earlier |= state_dict
+        self._earlier = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks."""
         self._began = clocks()
+        if trainer.global_step == 0:
+            self._earlier = dict.fromkeys(self._began, 0.0)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the seconds so far."""
@@ -63,8 +66,9 @@ class Target(Callback):
         trainer.should_stop |= self.reached  # Lightning ends the training after this step
 
     def _spent(self) -> dict[str, float]:
-        """Seconds of the training so far by each clock."""
-        return {name: self._earlier[name] + now - self._began[name] for name, now in clocks().items()}
+        """Seconds of the training so far by each clock, if those before a resume are known."""
+        now = clocks()
+        return {name: spent + now[name] - self._began[name] for name, spent in self._earlier.items()}
 
 
 def clocks() -> dict[str, float]:

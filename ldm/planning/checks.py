@@ -74,6 +74,25 @@ def _check_shards(stage: Stage, *, compiled: bool, callbacks: Collection[str]) -
         )
 
 
+def check_target(config: Mapping[str, Any], data: LightningDataModule) -> None:
+    """Raises UserError for a `target` that no validation of the training would be compared with."""
+    if config.get("target") is None:
+        return
+    words, trainer = f"target={config['target']} is a validation loss", config["trainer"]
+    if not is_validated(data):
+        raise UserError(
+            f"{words}, and the data have no pictures to validate on: prepare them again with val_share=0.2, "
+            "or leave it out"
+        )
+    interval = trainer["val_check_interval"]
+    batches = trainer["max_steps"] * trainer["accumulate_grad_batches"]
+    if interval > batches:
+        raise UserError(
+            f"{words}, and trainer.val_check_interval={interval} leaves no validation in {batches} batches: "
+            "write a smaller one"
+        )
+
+
 def check_steps(trainer: Mapping[str, Any]) -> None:
     """Raises UserError if `max_steps` is not a whole number from 1 to `MAX_STEPS`."""
     steps = trainer.get("max_steps", 1)
@@ -108,11 +127,17 @@ def caption_lines(stage: Stage, data: LightningDataModule) -> Iterator[str]:
                 yield f"{split.split}: {line}"
 
 
+def is_validated(data: LightningDataModule) -> bool:
+    """Whether the data have a held-out set."""
+    pictures = getattr(data, "pictures", data)
+    return any(getattr(pictures, name, None) is not None for name in ("val", "validation"))
+
+
 def validation_options(data: LightningDataModule) -> dict[str, Any]:
     """Options that switch a trainer's validation off if the data have no held-out set, which is printed."""
-    pictures = getattr(data, "pictures", data)
-    if getattr(pictures, "val", None) is not None or getattr(pictures, "validation", None) is not None:
+    if is_validated(data):
         return {}
+    pictures = getattr(data, "pictures", data)
     if isinstance(pictures, PictureData):
         say(
             f"data.root={pictures.root} has no pictures to validate on: trained without validation (to hold "

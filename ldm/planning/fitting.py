@@ -29,6 +29,7 @@ from ldm.planning.checks import (
     caption_lines,
     check_needs,
     check_start,
+    check_target,
     needs_of_cache,
     validation_options,
 )
@@ -131,6 +132,7 @@ def make_stage(config: DictConfig) -> tuple[Stage, LightningDataModule]:
     stage = build(config.model.stage)
     data = build_data(config, stage)
     check_start(stage, plain(config))
+    check_target(plain(config), data)
     if is_first():
         check_needs(needs_of_cache(data))
     if config.compile:

@@ -50,6 +50,13 @@ def test_the_clocks_continue_where_a_resumed_training_was_saved(train, tmp_path)
         assert read[1] < saved
 
 
+def test_a_training_that_began_without_a_target_logs_no_seconds(train, tmp_path):
+    train(None, 2, SaveStates(folder=str(tmp_path), every=1))
+    callback, lines = train(1e9, 4, SaveStates(folder=str(tmp_path), every=1))
+    assert callback.reached
+    assert not any("val/seconds" in line for line in lines)
+
+
 def test_without_a_target_nothing_is_logged_and_all_steps_are_taken(train):
     callback, lines = train(None, 2)
     assert not callback.reached

@@ -168,6 +168,18 @@ def test_a_set_without_pictures_to_validate_on_is_trained_on_and_said(
     status, said = call(train, *small)
     assert status == 0
     assert "has no pictures to validate on: trained without validation (to hold some out, prepare" in said
+    for command in (preflight, train):
+        status, said = call(command, *small, "target=0.5")
+        assert status == 1
+        assert "target=0.5 is a validation loss, and the data have no pictures to validate on" in said
+
+
+def test_a_target_that_no_validation_meets_is_refused(check, emoji):
+    small = ("steps=4", "trainer.val_check_interval=9", "target=0.5", f"data.root={emoji}")
+    status, said = check(*small, "trainer.accumulate_grad_batches=2")
+    assert status == 1
+    assert "trainer.val_check_interval=9 leaves no validation in 8 batches: write a smaller one" in said
+    assert check(*small, "trainer.accumulate_grad_batches=3")[0] == 0
 
 
 def test_a_training_that_can_start_says_what_it_writes(check, emoji):
