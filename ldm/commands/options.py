@@ -72,7 +72,7 @@ def read_options(options: type, arguments: list[str]) -> Any:
     values: dict[str, Any] = {}
     places = [name for name, own in known.items() if own.metadata.get("place")]
     for argument in arguments:
-        if places and argument.partition("=")[0] not in known and "=" not in argument:
+        if places and "=" not in argument and argument not in known:
             argument = f"{places.pop(0)}={argument}"
         key, equals, text = argument.partition("=")
         if key not in known:
