@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from ldm.checkpoints.bundle import CONFIG, FORMAT, TOKENIZER, Part, content_of
-from ldm.checkpoints.provenance import config_hash, git_state, words_of_command
+from ldm.checkpoints.provenance import command, config_hash, git_state
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.io.reading import hash_file, read_json
 from ldm.io.writing import new_folder, save_tensors, write
@@ -157,8 +157,7 @@ def _training(config: Mapping[str, Any]) -> str:
     codec = _mapping(config, "codec_origin")
     origins = {"model": _mapping(config, "origin"), **{name: _mapping(codec, name) for name in codec}}
     lines = [f"- {_plain(name).replace('_', ' ')}: {_origin(own)}" for name, own in origins.items() if own]
-    typed = " ".join(ABSOLUTE.sub(".../", " ".join(word.split())) for word in words_of_command())
-    typed = typed.replace("`", "'")
+    typed = command(lambda word: ABSOLUTE.sub(".../", " ".join(word.split()))).replace("`", "'")
     return "\n".join(lines) + f"\n\nWritten by:\n\n```sh\n{typed}\n```"
 
 

@@ -7,7 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,16 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
-def command() -> str:
-    """The command that does the same again, as `words_of_command`."""
-    return " ".join(words_of_command())
+def command(shown: Callable[[str], str] = str) -> str:
+    """The command that does the same again: what was typed, with the user's own config folder and packages.
 
-
-def words_of_command() -> list[str]:
-    """The words of the command that was typed, with the user's own config folder and packages.
-
-    The environment names both to ranks and to the points of a sweep, whose command lacks the option.
+    Each word is as `shown` returns it. The environment names folder and packages to ranks and to the points
+    of a sweep, whose command lacks the option.
     """
     typed, folder, packages = sys.orig_argv[1:], os.environ.get(CONFIG_DIR), os.environ.get(PACKAGES)
     if folder and not any(word.partition("=")[0] in ("--config-dir", "-cd") for word in typed):
         typed = [*typed, f"--config-dir={folder}"]
-    return [*[f"{PACKAGES}={packages}"] * bool(packages), "python", *typed]
+    return " ".join(map(shown, [f"{PACKAGES}={packages}"] * bool(packages) + ["python", *typed]))
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

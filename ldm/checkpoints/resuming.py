@@ -127,7 +127,7 @@ def differences(
         if key in NEUTRAL or repeated or (key in read and key in reads):
             continue
         values = Difference(_value(old, was, key), _value(new, asked, key))
-        if _now(values.old) != _now(values.new):
+        if values.old != values.new:
             found[key] = values
     for key in read.keys() & reads.keys():
         if read[key] != reads[key]:
@@ -136,13 +136,9 @@ def differences(
 
 
 def _value(config: Mapping[str, Any], values: Mapping[str, Any], key: str) -> Any:
-    """A config's value of a dotted key; of one that it lacks, the default of the constructor that takes it.
-
-    Args:
-        values: the config, flat.
-    """
-    if key in values:
-        return values[key]
+    """The value of a key in a config, flat in `values`; the constructor's default of one that it lacks."""
+    if key in values:  # a target of an earlier version gets its present name
+        return moved(values[key]) if isinstance(values[key], str) else values[key]
     node: Any = config
     for name in key.split("."):
         if not isinstance(node, Mapping):
@@ -151,11 +147,6 @@ def _value(config: Mapping[str, Any], values: Mapping[str, Any], key: str) -> An
             return default_of(node.get("_target_"), name)
         node = node[name]
     return None  # it is null, or a mapping where the other config has a value
-
-
-def _now(value: Any) -> Any:
-    """A value of a config; a target of an earlier version gets its present name."""
-    return moved(value) if isinstance(value, str) else value
 
 
 def _content(path: Any, content: Any) -> Any:

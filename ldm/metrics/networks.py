@@ -36,7 +36,6 @@ CLIPS = MappingProxyType(  # open_clip's names of the networks
 )
 CLIP_SETTINGS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # not weights, but in files
 
-
 CALCULATORS = MappingProxyType(  # how each calculator of FID resizes pictures, and the grey that becomes 0
     {
         "torch_fidelity": ("tensorflow", 128.0),
