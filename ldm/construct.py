@@ -107,9 +107,10 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
 
 
 def default_of(name: object, argument: str) -> Any:
-    """The default that a target of ours gives an argument, if it is plain data; None where there is none."""
+    """The default of a target's argument, if it is plain data; None where there is none."""
     try:
-        default = signature(locate(name, allowed=("ldm.",))).parameters[argument].default
+        target = locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim."))
+        default = signature(target).parameters[argument].default
     except (KeyError, ValueError):  # a UserError of `locate`, or a function that is written in C
         return None
     default = list(default) if isinstance(default, tuple) else default
@@ -125,9 +126,8 @@ def moved(name: str) -> str:
 def own_packages() -> list[str]:
     """The packages and modules that the environment variable LDM_PACKAGES adds to every allowed list.
 
-    Only who runs a command can set it: no config and no bundle can make it longer.
-
-    Raises UserError for what is no name of a package, or is one of Python's own modules.
+    Only who runs a command can set it: no config and no bundle can make it longer. Raises UserError for what
+    is no name of a package, or is one of Python's own modules.
     """
     names = [name.strip() for name in os.environ.get(PACKAGES, "").split(",") if name.strip()]
     for name in names:
@@ -174,8 +174,7 @@ def check_arguments(name: str, target: Any, arguments: Mapping[str, Any], *, is_
     Args:
         is_partial: whether other arguments may follow.
 
-    Raises UserError for an unknown argument, with the nearest known one, a missing one, or one of another
-    type.
+    Raises UserError for an argument that is missing, of another type, or unknown, with the nearest known one.
     """
     try:
         known = signature(target)

@@ -40,5 +40,9 @@ def test_functions_can_be_seen_whole(sources):
     assert [(path, name) for path, source in sources.items() for name in long_functions(source)] == []
 
 
+def test_a_method_that_subclasses_must_give_is_abstract(sources):
+    assert [path for path, source in sources.items() if "raise NotImplementedError" in source] == []
+
+
 def test_nothing_untrusted_executes(sources):
     assert [path for path, source in sources.items() if UNSAFE.search(source)] == []

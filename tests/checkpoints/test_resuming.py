@@ -298,8 +298,15 @@ def test_a_null_is_not_the_default():
     }
 
 
-@pytest.mark.parametrize("target", ["ldm.no.such", "os.system", "torch.optim.AdamW", 3])
-def test_of_other_packages_no_default_is_known(target):
+def test_the_defaults_of_lightning_and_torch_count_too():
+    trainer, adamw = {"_target_": "pytorch_lightning.Trainer"}, {"_target_": "torch.optim.AdamW"}
+    assert differences(trainer, trainer | {"accumulate_grad_batches": 1}, **SAME) == {}
+    assert differences(adamw, adamw | {"eps": 1e-8}, **SAME) == {}
+    assert differences(adamw, adamw | {"eps": 1e-6}, **SAME) == {"eps": (1e-8, 1e-6)}
+
+
+@pytest.mark.parametrize("target", ["ldm.no.such", "os.system", "ldm.construct.json.loads", 3])
+def test_of_what_is_no_target_no_default_is_known(target):
     lacking = {"_target_": target}
     assert differences(lacking, lacking | {"eps": 1e-8}, **SAME) == {"eps": (None, 1e-8)}
 
