@@ -43,7 +43,7 @@ class PointLauncher(Launcher):
 
 
 def returned(points: Sequence[Point], *, words: str | None) -> list[JobReturn]:
-    """What Hydra gets of each point: of one that did not finish an error, which names all of them.
+    """Hydra's result for each point; for one that did not finish, an error that names all such points.
 
     Args:
         words: where a reader finds what went wrong; None if the points run later and elsewhere.
@@ -53,9 +53,11 @@ def returned(points: Sequence[Point], *, words: str | None) -> list[JobReturn]:
         f"{len(unfinished)} of {len(points)} points did not finish: {'; '.join(unfinished)}; {words}; "
         "the same command resumes them"
     )
-    outcomes = {False: (JobStatus.COMPLETED, None), True: (JobStatus.FAILED, error)}
     return [
-        JobReturn(overrides=point.command[1:], status=status, _return_value=value)
+        JobReturn(
+            overrides=point.command[1:],
+            status=JobStatus.FAILED if point.label in unfinished else JobStatus.COMPLETED,
+            _return_value=error if point.label in unfinished else None,
+        )
         for point in points
-        for status, value in [outcomes[point.label in unfinished]]
     ]

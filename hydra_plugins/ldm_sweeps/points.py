@@ -92,11 +92,7 @@ def points_of(config: DictConfig, job_overrides: Iterable[Sequence[str]]) -> lis
 
 
 def check_seeds(config: DictConfig, alike: set[str]) -> None:
-    """Refuses a sweep of seeds that would train none, or a single one.
-
-    Raises:
-        UserError: `seeds` below 1, or a `seed` beside it.
-    """
+    """Raises UserError for `seeds` below 1, or a `seed` beside it, with which all trainings would be one."""
     if config.get(SEEDS, 1) < 1:
         raise UserError(f"seeds={config[SEEDS]} must be at least 1: it is the number of trainings")
     if SEEDS in config and "seed" in alike:

@@ -46,9 +46,8 @@ class LatentDiffusion(NetworkStage):
         time_bins: parts of [0, 1) in t for which the validation loss is reported.
         initial: a bundle whose denoiser's weights `net` starts with; None: its own.
 
-    Raises BundleError for an `initial` that is missing, damaged or of another network. Raises UserError for a
-    `net` for other latents or text states than the codec's, a `caption_drop` outside [0, 1], or no
-    `time_bins`.
+    Raises BundleError for an `initial` that is missing, damaged or of another network, UserError for a `net`
+    of other latents or text states than the codec's, a `caption_drop` outside [0, 1], or no `time_bins`.
     """
 
     def __init__(  # one parameter per key of conf/model/diffusion.yaml

@@ -66,8 +66,7 @@ class StepMean:
 def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> tuple[Optimizer, LambdaLR]:
     """An optimizer over a module's parameters and the schedule that steps with it.
 
-    Raises UserError for a learning rate that is not a finite number above 0, or a schedule with wrong
-    options.
+    Raises UserError for a learning rate that isn't finite and above 0, or a schedule with wrong options.
     """
     _check_rate(getattr(optimizer, "keywords", {}).get("lr", 1.0))  # before torch refuses it in its own words
     made = optimizer(parameter_groups(module))
