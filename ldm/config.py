@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ldm import UserError
-from ldm.commands.answers import answer_errors
+from ldm.commands.answers import answer_errors, refuse
 from ldm.commands.help import help_of
 from ldm.construct import CONFIG_DIR, SCALARS, construct, locate, nearest, own_confs
 
@@ -68,6 +68,8 @@ def _command(name: str, function: Callable[[DictConfig], None]) -> Callable[[], 
             return print(help_of(name, CONF))
         if arguments.config_dir:  # in the environment it reaches ranks and points of a sweep as well
             os.environ[CONFIG_DIR] = os.path.abspath(arguments.config_dir)
+        if arguments.multirun and (arguments.cfg or arguments.info):
+            refuse("a sweep has one config per point: leave out -m to see one with --cfg or --info")
         answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun))
         # before what is typed, which may choose some of them
         place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))

@@ -59,3 +59,8 @@ def test_the_command_prints_it():
         [sys.executable, "-m", "ldm.export", "--help"], capture_output=True, text=True, check=True
     )
     assert done.stdout == help_of("export", CONF) + "\n"
+
+
+def test_a_config_is_shown_of_one_point_alone(command):
+    ended = command("ldm.train", "-m", "seed=1,2", "--cfg", "job", status=1)
+    assert ended.sentence == "a sweep has one config per point: leave out -m to see one with --cfg or --info"
