@@ -132,7 +132,7 @@ def test_a_command_that_a_fresh_clone_cant_run_says_what_it_needs():
 
 
 def test_a_file_that_an_unmarked_command_reads_is_here():
-    read = re.compile(r"\b(?:prompts|image|mask|reference|pictures)=([\w./]+)")
+    read = re.compile(r"\b(?:prompts|image|mask|reference|pictures|bundle|weak)=(?!shipped$)([\w./]+)")
     for command in commands():
         if not MARK.search(command.line) and command.page.startswith(("README.md", "docs/")):
             for word in command.words:
