@@ -164,7 +164,10 @@ def find(path: Path) -> Path:
                     return folder
     where = f"there is no bundle at {path}"
     if path.parent.name == "runs":
-        raise BundleError(f"{where}: a finished training with name={path.name} leaves one there")
+        name = path.name
+        raise BundleError(
+            f"{where}: python -m ldm.train with +experiment={name} or name={name} leaves one there"
+        )
     raise BundleError(f"{where}; a finished run leaves one under runs/<experiment>/<run>/bundle")
 
 
