@@ -26,7 +26,7 @@ from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.report import csv_text, report, sweep_report
 from ldm.evaluation.results import FILE_NAME, Row, SetResult, numbers_of, results, write_results
-from ldm.evaluation.trainings import bundles_of, check_alike, together
+from ldm.evaluation.trainings import Training, bundles_of, check_alike, together
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance, gaussian_of
@@ -134,11 +134,11 @@ class Command:
         if self.options["pictures"] is not None or self.options["real"] is not None:
             return [self.options["bundle"]]
         bundles = bundles_of(self.options["bundle"])
-        settings: dict[str, Mapping[str, Any]] = {}
+        trainings = []
         for each in bundles if len(bundles) > 1 else ():  # opened here, so that none is refused after hours
             with self._with(bundle=each)._subject() as subject:
-                settings[each] = subject.generation
-        check_alike(settings)
+                trainings.append(Training(each, subject.sha256, subject.generation))
+        check_alike(trainings)
         return bundles
 
     def _evaluated(self, *, with_autoencoder: bool) -> tuple[dict[str, Any], list[SetResult]]:

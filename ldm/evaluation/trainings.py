@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from ldm import UserError
 from ldm.evaluation.results import PARTS, check_one_protocol, first_difference
@@ -12,6 +12,14 @@ from ldm.evaluation.results import PARTS, check_one_protocol, first_difference
 POINT = "point.json"  # in the folder of each point of a sweep (hydra_plugins/ldm_sweeps/points.py)
 BUNDLE = "*/*/bundle/config.yaml"  # below such a folder
 Row = Mapping[str, Any]
+
+
+class Training(NamedTuple):
+    """A training that is to be measured: the name and sha256 of its bundle, and its generator's settings."""
+
+    name: str
+    sha256: str
+    settings: Mapping[str, Any]
 
 
 def bundles_of(bundle: str | Sequence[str]) -> list[str]:
@@ -32,14 +40,23 @@ def bundles_of(bundle: str | Sequence[str]) -> list[str]:
     return [str(found.parent) for (found,) in newest.values()] or [bundle]
 
 
-def check_alike(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses trainings, by name, whose generators have different settings: they would share no protocol."""
-    (name, first), *others = settings.items() or [("", {})]
-    for other, own in others:
-        if found := first_difference(dict(first), dict(own)):
+def check_alike(trainings: Sequence[Training]) -> None:
+    """Refuses trainings that can't be measured as one subject.
+
+    Raises:
+        UserError: one that is listed twice, or generators with different settings, which share no protocol.
+    """
+    if (count := len({each.sha256 for each in trainings})) < len(trainings):
+        raise UserError(
+            f"bundle= lists {len(trainings)} trainings, of which only {count} differ: name each once, or the "
+            f"spread would come out too small"
+        )
+    for other in trainings[1:]:
+        first = trainings[0]
+        if found := first_difference(dict(first.settings), dict(other.settings)):
             raise UserError(
-                f"{name} and {other} generate in different ways, {found[0]} is {found[1]} and {found[2]}: "
-                f"choose one for both, as with +sampler=, +guidance=, steps= and scale="
+                f"{first.name} and {other.name} generate in different ways, {found[0]} is {found[1]} and "
+                f"{found[2]}: choose one for both, as with +sampler=, +guidance=, steps= and scale="
             )
 
 
@@ -47,18 +64,12 @@ def together(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results of several trainings as one document; that of a single one is unchanged.
 
     Raises:
-        UserError: a training that is listed twice, or trainings measured under different protocols.
+        UserError: trainings measured under different protocols.
     """
     first, *others = documents
     if not others:
         return dict(first)
     subjects = [document["bundle"] for document in documents]
-    names = {subject["sha256"]: subject["path"] for subject in subjects}
-    if len(names) < len(subjects):
-        raise UserError(
-            f"bundle= lists {len(subjects)} trainings, of which only {len(names)} differ: name each once, or "
-            f"the spread would come out too small"
-        )
     check_one_protocol(dict(zip((subject["path"] for subject in subjects), documents, strict=True)))
     seconds = round(sum(document["provenance"]["seconds"] for document in documents), 1)
     return {

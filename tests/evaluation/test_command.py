@@ -322,6 +322,7 @@ def test_trainings_of_one_recipe_are_one_subject_with_both_spreads(
         ("bundle=[]", r"bundle=\[\] must name trainings of a recipe"),
         ("bundle=[1,2]", r"bundle=\[1, 2\] must name trainings"),
         ("bundle=[/nowhere,shipped]", "there is no bundle at /nowhere"),
+        ("bundle=[shipped,shipped]", "lists 2 trainings, of which only 1 differ"),
         ("bundle=[shipped,shipped] sweep.scales=[1]", "a list of bundles is one subject"),
         ("bundle=[shipped,shipped] real=val", "a list of bundles is one subject"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.evaluation.trainings import bundles_of, check_alike, together
+from ldm.evaluation.trainings import Training, bundles_of, check_alike, together
 
 
 def document(sha256, value, **protocol):
@@ -30,12 +30,12 @@ def test_trainings_are_joined_with_the_spread_between_them():
 
 def test_a_training_that_counts_twice_and_another_protocol_are_refused():
     with pytest.raises(ValueError, match="lists 3 trainings, of which only 2 differ"):
-        together([document("a", 1.0), document("b", 1.0), document("a", 1.0)])
+        check_alike([Training(name, name[-1], {"nfe": 5}) for name in ("runs/a", "runs/b", "copy_of/a")])
     other = document("b", 1.0, hash="b" * 64, sampler="heun")
     with pytest.raises(ValueError, match=r"runs/a and runs/b are of .* protocols, a{12} and b{12}: sampler"):
         together([document("a", 1.0), other])
     with pytest.raises(ValueError, match="a and b generate in different ways, nfe is 5 and 9: choose one"):
-        check_alike({"a": {"nfe": 5}, "b": {"nfe": 9}})
+        check_alike([Training("a", "1", {"nfe": 5}), Training("b", "2", {"nfe": 9})])
 
 
 def test_the_folder_of_a_sweep_is_the_list_of_its_trainings(tmp_path):
