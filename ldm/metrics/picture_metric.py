@@ -219,6 +219,11 @@ class GatheredFeatures(PictureMetric):
         if self.seen is None:
             return real
         mine = torch.isin(real.rows, self.seen.to(real.rows.device))
+        if (count := int(mine.sum())) < at_least:
+            raise UserError(
+                f"{type(self).__name__} of {self.features!r} needs at least {at_least} real pictures of "
+                f"split {self.split!r}, got {count}: prepare a larger split"
+            )
         table = replace(real.features, order=real.features.order[mine])
         return Side(table, real.rows[mine], real.captions[mine])
 

@@ -84,6 +84,10 @@ def test_features_of_a_network_are_searched_both_ways():
 def test_refusals():
     with pytest.raises(ValueError, match="needs at least 2 real pictures, got 1"):
         measured(CopiedShare(features=NAME), pictures(3), pictures(1))
+    alone = CopiedShare(features=NAME, split="train")
+    alone.seen = torch.tensor([4])  # with no second one to compare with, every ratio would be 0
+    with pytest.raises(ValueError, match="at least 2 real pictures of split 'train', got 1"):
+        measured(alone, pictures(3), pictures(6, seed=1))
     with pytest.raises(ValueError, match=r"limit=1\.0 of the ratio of two distances must lie"):
         CopiedShare(features=NAME, limit=1.0)
     with pytest.raises(ValueError, match="features='pixels' say nothing of mirrored pictures"):
