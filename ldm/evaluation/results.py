@@ -26,7 +26,7 @@ SUBJECT = ("kind", "path", "sha256", "files", "params", "origin")  # what is rec
 FILE_NAME = "results.json"
 HASHES = ("hash", "ruler", "generation")  # of a protocol's entry: what isn't a field of it
 PARTS = ("per_seed", "per_caption")  # of a row: what its value is the mean of
-NUMBERS = re.compile(r"\[\s+([-\d.e+]+(?:,\s+[-\d.e+]+)*)\s+\]")  # a list of numbers, one a line
+NUMBERS = re.compile(r"\[\n\s*([-\d.e+]+(?:,\s+[-\d.e+]+)*)\s+\]")  # a list of numbers, one a line
 
 
 @dataclass(frozen=True, kw_only=True)
