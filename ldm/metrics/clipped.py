@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.metrics.mmap_tables import Rows, nearest
-from ldm.metrics.neighbours import PrecisionRecall, balls_around, radii
+from ldm.metrics.neighbours import DensityCoverage, balls_around, radii
 
 
 def clipped_density_coverage(
@@ -50,7 +50,7 @@ def expected_coverage(*, generated: int, real: int, neighbours: int) -> Float[np
     return 1 - np.sum(missing, axis=0) / neighbours
 
 
-class ClippedDensityCoverage(PrecisionRecall):
+class ClippedDensityCoverage(DensityCoverage):
     """`clipped_density_<features>` and `clipped_coverage_<features>`."""
 
     reading = (
@@ -58,9 +58,6 @@ class ClippedDensityCoverage(PrecisionRecall):
         "share that would cover as much of the real ones; from 0 to 1, higher is better"
     )
     shares = staticmethod(clipped_density_coverage)
-
-    def __init__(self, *, features: str, neighbours: int = 5) -> None:
-        super().__init__(features=features, neighbours=neighbours)
 
 
 def _filled(balls: Int[Tensor, " n"], neighbours: int) -> Float[Tensor, ""]:

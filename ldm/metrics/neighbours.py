@@ -12,6 +12,7 @@ from ldm.metrics.mmap_tables import Rows, Table, blocks, distances_to, nearest, 
 from ldm.metrics.picture_metric import Copies, GatheredFeatures, Reference, result_name
 
 ROUNDING = 1e-6  # distances of equal pictures are below this
+SURFACE = 1e-9  # of a radius: the distance from a to b may be rounded otherwise than that from b to a
 
 
 def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
@@ -29,6 +30,7 @@ def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
 
 def balls_around(points: Rows, centres: Rows, radius: Float[Tensor, "m"]) -> Int[Tensor, "n"]:
     """How many of the balls each point lies in, their surface included."""
+    radius = radius * (1 + SURFACE)
     counts = [
         sum((gaps <= radius[at : at + gaps.shape[1]]).sum(1) for at, gaps in distances_to(rows, centres))
         for rows in blocks(points)

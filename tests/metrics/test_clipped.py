@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ldm.metrics.clipped import ClippedDensityCoverage, clipped_density_coverage, expected_coverage
-from ldm.metrics.neighbours import density_coverage
+from ldm.metrics.neighbours import balls_around, density_coverage, radii
 
 DIMS, COUNT = 8, 1000
 
@@ -53,6 +53,13 @@ def test_outliers_in_the_reference_set_accept_no_bad_pictures():
     assert noisy["clipped_density"].item() == pytest.approx(clean["clipped_density"].item(), abs=0.1)
     # a tenth of the real pictures can't be covered: at most that much is lost of the share
     assert noisy["clipped_coverage"].item() == pytest.approx(clean["clipped_coverage"].item(), abs=0.15)
+
+
+def test_each_ball_holds_its_neighbours_however_distances_are_rounded():
+    """The ball that reaches to the k-th neighbour has this one on its surface."""
+    rows = torch.randn(300, 1280, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inside = balls_around(rows, rows, radii(rows, neighbours=5))
+    assert inside.sum() == 300 * (5 + 1)  # and its own centre
 
 
 def test_pictures_at_one_place_are_good_and_cover_nothing():
