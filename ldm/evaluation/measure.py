@@ -114,8 +114,8 @@ class Evaluator:
         """The metrics of a set that can be measured; the names of those that lack a network or pictures."""
         if unknown := sorted({*caption_set.metrics} - self.metrics.keys()):
             raise UserError(
-                f"caption set {caption_set.name!r} asks for metric {unknown[0]!r}, which is not in the "
-                f"config's metric: choose it there, one of conf/metric"
+                f"caption set {caption_set.name!r} asks for metric {unknown[0]!r}, but there is no such "
+                f"metric: name a file of conf/metric"
             )
         wanted = {name: self.metrics[name] for name in caption_set.metrics}
         able = {
