@@ -11,7 +11,7 @@ from benchmarks.house import measures
 ROOT = Path(__file__).parents[1]
 # (value, lines) of `python -m benchmarks.house` at most; to be lowered as the house shrinks
 LIMITS: dict[str, tuple[float, int]] = {
-    "files of ldm": (160, 24_250),
+    "files of ldm": (160, 24_300),
     "modules at the top of ldm": (10, 0),
     "modules of a DDIM sample from a bundle": (27, 3_900),
     "modules of one FID of two folders": (34, 5_900),
