@@ -58,8 +58,9 @@ format: setup  ## let ruff fix what it can
 	$(LDM) ruff check --fix .
 	$(LDM) ruff format .
 
-bench: setup  ## compare speed with other libraries: U-Net (three shapes), attention, pipeline, loader, latents, logging
+bench: setup  ## compare speed with other libraries: U-Net, training step, attention, pipeline, loader, latents, logging
 	$(LDM) benchmarks.unet_vs_diffusers
+	$(LDM) benchmarks.training_vs_diffusers --shape tiny base
 	$(LDM) benchmarks.attention
 	$(LDM) benchmarks.loader
 	$(LDM) benchmarks.latent_shards

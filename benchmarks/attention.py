@@ -1,9 +1,9 @@
 """Attention of half precision on this CPU: torch's fused kernel against the parts that `attend` takes.
 
-    python -m benchmarks.attention [--rounds 5]
+    python -m benchmarks.attention [--shape tiny base sd] [--rounds 5]
 
-Prints, for shapes from the tiny preset's to Stable Diffusion's, the milliseconds of the forward and of
-forward and backward, and the ratio of `attend` to the fused kernel (below 1: `attend` is faster). Where one
+Prints, for every attention of the U-Net and the autoencoder of each size, the milliseconds of the forward
+and of forward and backward, and the ratio of `attend` to the fused kernel (below 1: `attend` is faster). Where one
 head has more than `CACHED_LOGITS` logits both are the same. The times are processor time of one thread, so
 that other work on the machine disturbs them little; each is the least of its rounds.
 """
@@ -17,21 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.problem_sizes import EVERY, ProblemSize, add_shape
 from benchmarks.timing import in_turns
 from ldm.models.attention import CACHED_LOGITS, attend
 
-SHAPES = {  # batch, heads, queries, keys, channels of a head
-    "tiny, self": (64, 4, 64, 64, 32),
-    "tiny, cross": (64, 4, 64, 32, 32),
-    "16x16 latents, self": (16, 8, 256, 256, 64),
-    "32x32 latents, self": (4, 8, 1024, 1024, 40),
-    "32x32 latents, cross": (16, 8, 1024, 77, 40),
-    "64x64 latents, self": (1, 8, 4096, 4096, 40),
-    "64x64 latents, cross": (4, 8, 4096, 77, 40),
-    "autoencoder, 32x32": (2, 1, 1024, 1024, 512),
-}
+Call = tuple[int, int, int, int, int]  # batch, heads, queries, keys, channels of a head
+
 
 WAYS: dict[str, Callable[..., Tensor]] = {"fused": F.scaled_dot_product_attention, "ours": attend}
+
+
+def calls(size: ProblemSize) -> dict[str, Call]:
+    """The attentions of a problem size by name."""
+    side, found = size.latents[1], {}
+    for level, (width, heads, attends) in enumerate(zip(size.widths, size.heads, size.attends, strict=True)):
+        tokens = (side // 2**level) ** 2
+        for name, keys in (("self", tokens), ("cross", size.context[0])) if attends else ():
+            found[f"level {level}, {name}"] = (size.batch, heads, tokens, keys, width // heads)
+    return found | {"autoencoder": (size.batch, 1, side**2, side**2, size.autoencoder[-1])}
 
 
 def both(name: str, rows: list[Tensor]) -> None:
@@ -43,13 +46,17 @@ def both(name: str, rows: list[Tensor]) -> None:
 def main() -> None:
     """Reads the options and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_shape(parser)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, bfloat16, one thread, CACHED_LOGITS = {CACHED_LOGITS}")
     print("| shape | b h n m d | forward, fused | attend | ratio | and backward, fused | attend | ratio |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, (b, h, n, m, d) in SHAPES.items():
+    every = {
+        f"{shape}, {name}": call for shape in options.shape for name, call in calls(EVERY[shape]).items()
+    }
+    for name, (b, h, n, m, d) in every.items():
         # as a projection gives them: the heads of a token lie beside each other
         rows = [
             torch.randn(b, tokens, h, d, dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
@@ -58,7 +65,7 @@ def main() -> None:
         cells = []
         forward = {way: partial(function, *rows) for way, function in WAYS.items()}
         for actions in (forward, {way: partial(both, way, rows) for way in WAYS}):
-            seconds = in_turns(actions, rounds=rounds, clock=process_time)
+            seconds = in_turns(actions, rounds=options.rounds, clock=process_time)
             fused, ours = (1000 * min(own) for own in seconds.values())
             cells += [f"{fused:.1f}", f"{ours:.1f}", f"{ours / fused:.2f}"]
         print(f"| {name} | {b} {h} {n} {m} {d} | {' | '.join(cells)} |", flush=True)

@@ -1,6 +1,6 @@
 """Training on stored latents against encoding every batch: same stage, same samples, in turns.
 
-    python -m benchmarks.cached_latents +experiment=flickr_cpu [--rounds 3] [--steps 20] [key=value ...]
+    python -m benchmarks.cached_latents [--shape base | +experiment=flickr_cpu] [--rounds 3] [key=value ...]
 
 The second way is that of the usual fine-tuning scripts: each step decodes its pictures and runs the frozen
 autoencoder and text encoder on them. Prints steps a second of both (median of the rounds), their ratio, and
@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.optim import Optimizer
 
-from benchmarks.configs import training_config
+from benchmarks.configs import add_trained_shape, trained, training_config
 from benchmarks.timing import in_turns
 from ldm.commands.answers import answer_errors
 from ldm.config import build, build_data
@@ -79,8 +79,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
+    add_trained_shape(parser)
     options, overrides = parser.parse_known_args()
-    config = training_config(overrides)
+    config = training_config(trained(options.shape, overrides))
     answer_errors(lambda: compare(config, rounds=options.rounds, steps=options.steps))
 
 

@@ -29,6 +29,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image, read_file
 from torchvision.transforms import v2
 
+from benchmarks.problem_sizes import SIZES
 from benchmarks.timing import in_turns
 from ldm.commands.options import command_line, option
 from ldm.data.datamodule import PictureData
@@ -37,7 +38,6 @@ from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample, write_shards
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
-SIZES = (64, 128, 256)
 BATCH = 32
 OURS, FASTEST = "ours", "torchvision decode_jpeg (deprecated) + tensor resize"
 Pass = Callable[[], object]
@@ -50,6 +50,7 @@ class Options:
     source: str = option("", "Folder of pictures, at any depth; without it, noise like photographs.")
     pictures: int = option(300, "Pictures loaded a round.")
     rounds: int = option(5, "Rounds of each way.")
+    shape: str = option("tiny,base", "Whose pictures are made: tiny, base or sd, or several with commas.")
 
 
 def photographs(source: Path) -> Iterator[Image.Image]:
@@ -169,8 +170,8 @@ def main(options: Options) -> None:
         )
         print("| way | size | pictures/s (min - max) | ours is | PSNR mean | worst, dB | colour off by |")
         print("|---|---|---|---|---|---|---|")
-        for size in SIZES:
-            table(root, size=size, batches=count // BATCH, rounds=options.rounds)
+        for shape in options.shape.split(","):
+            table(root, size=SIZES[shape].pixels, batches=count // BATCH, rounds=options.rounds)
 
 
 def table(root: Path, *, size: int, batches: int, rounds: int) -> None:

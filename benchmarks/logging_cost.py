@@ -1,6 +1,6 @@
 """What logging adds to a step: the same training with its loggers at every second step, in one process.
 
-    python -m benchmarks.logging_cost [--steps 200] [--service answers|black_hole|drips|errs] [key=value ...]
+    python -m benchmarks.logging_cost [--steps 200] [--service answers|black_hole|drips|errs] [--shape base] [key=value ...]
 
 Trains a stage of the config (`key=value` changes it: `batch_size=16`, `+experiment=emoji_vae`) on made-up
 samples with metrics.jsonl, W&B and TensorBoard, all of them logging at every step that has them, ten times as
@@ -30,7 +30,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 from torch.utils.data import DataLoader
 
-from benchmarks.configs import training_config
+from benchmarks.configs import add_trained_shape, trained, training_config
 from benchmarks.wandb_services import KEY, Behaviour, Service, answers, black_hole, drips, errs
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.pace import Pace
@@ -146,5 +146,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--service", choices=tuple(SERVICES), default="none")
+    add_trained_shape(parser)
     given, rest = parser.parse_known_args()
-    answer_errors(lambda: main(given.steps, given.service, rest))
+    answer_errors(lambda: main(given.steps, given.service, trained(given.shape, rest)))

@@ -1,21 +1,20 @@
-"""Stable Diffusion 1.5's size, random weights: from a folder to a PNG by ours and by diffusers, in turns.
+"""A pipeline of random weights: from a folder to a PNG by ours and by diffusers, in turns.
 
-    python -m benchmarks.pipeline_vs_diffusers [--size 256] [--steps 5] [--rounds 2] [--precision bfloat16]
+    python -m benchmarks.pipeline_vs_diffusers [--shape sd] [--size 256] [--rounds 2] [--precision bfloat16]
 
 The same weights, prompt and starting noise, DDIM with guidance 7.5. Each drawing is a process of its own: its
 wall time with all imports, where that went, and the most memory that was resident (VmHWM: what is mapped from
 files counts). Prints both, their ratios (below 1: ours takes less) and how far the pictures are apart.
 
-The weights, 8.6 GB, are made once in `--folder`, as diffusers saves them and as `ldm.export` imports them.
-Drawings that are there already are not made again: remove drawings.jsonl for new ones. diffusers loads by way
-of accelerate where that is installed, as it advises. Take the numbers on an idle machine. `--tiny` is for
-trying it out.
+The weights, 8.6 GB for sd, are made once in `--folder`, as diffusers saves them and as `ldm.export` imports
+them. Drawings that are there already are not made again: remove drawings.jsonl for new ones. diffusers loads
+by way of accelerate where that is installed, as it advises. Take the numbers on an idle machine.
+`--shape toy` is for trying it out.
 """
 
 import argparse
 import json
 import logging
-import shutil
 import subprocess
 import sys
 import time
@@ -30,52 +29,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.problem_sizes import EVERY, add_shape
 from benchmarks.processes import peak_memory
+from benchmarks.random_pipeline import make_pipeline
 
 PROMPT, NEGATIVE, SEED, SCALE = "a cat with a hat, sitting on a red chair", "", 7, 7.5
-END = 49_407
-CONTRAST = 8.0  # of the last layer
 WITHIN, SHARE = 1, 0.999  # levels of 255 that nearly all pixels may be apart
 PHASES = ("start", "load", "prompt", "first step", "other steps", "decoding", "end")
-
-Config = dict[str, Any]
-SD15: dict[str, Config] = {
-    "unet": {"cross_attention_dim": 768, "sample_size": 64},
-    "vae": {
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-    },
-    "text_encoder": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
-}
-TINY: dict[str, Config] = {
-    "unet": {
-        "cross_attention_dim": 32,
-        "sample_size": 64,
-        "block_out_channels": [32, 64],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "layers_per_block": 1,
-        "attention_head_dim": 2,
-    },
-    "vae": SD15["vae"]
-    | {"block_out_channels": [16, 16, 32, 32], "norm_num_groups": 8, "layers_per_block": 1},
-    "text_encoder": {
-        "hidden_size": 32,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
-}
-SCHEDULER = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "steps_offset": 1,
-    "clip_sample": False,
-    "timestep_spacing": "trailing",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +43,8 @@ class Drawing:
     """What is to be drawn from which folder."""
 
     folder: Path
-    size: int
+    shape: str  # problem size
+    size: int  # pixels a side
     steps: int
     precision: str
 
@@ -95,7 +56,9 @@ class Drawing:
         """The latents that both sides start from: what ours generates for SEED."""
         from ldm.randomness.noise import SeededNoise
 
-        return SeededNoise([SEED], (4, self.size // 8, self.size // 8), device=torch.device("cpu")).generate()
+        size = EVERY[self.shape]
+        side = self.size * size.latents[1] // size.pixels
+        return SeededNoise([SEED], (size.latents[0], side, side), device=torch.device("cpu")).generate()
 
 
 @dataclass
@@ -128,38 +91,6 @@ def age() -> float:
     """Seconds since this process began, by a clock that never goes back."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / 100  # a tick is 1/100 s on every Linux
-
-
-def make(folder: Path, configs: dict[str, Config]) -> None:
-    """A random pipeline as diffusers saves it, and the bundle that it is imported as."""
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from ldm.exchange.folder import import_pipeline, write_vocabulary
-    from ldm.exchange.weights import Source
-    from ldm.tokenizers import clip_bpe
-
-    for left in ("vocabulary", "diffusers"):  # by a run that was ended
-        shutil.rmtree(folder / left, ignore_errors=True)
-    torch.manual_seed(0)
-    write_vocabulary(clip_bpe(pad_id=END), folder / "vocabulary")
-    tokens = {"bos_token_id": END - 1, "eos_token_id": END, "pad_token_id": END}
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL(**configs["vae"]),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**configs["text_encoder"], **tokens)),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "vocabulary"),
-        unet=diffusers.UNet2DConditionModel(**configs["unet"]),
-        scheduler=diffusers.DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.vae.decoder.conv_out.weight.data *= CONTRAST  # random weights draw in grey
-    pipeline.save_pretrained(folder / "diffusers")
-    del pipeline
-    source = Source(path=folder / "diffusers", name="diffusers")
-    imported = import_pipeline(source.path, text_state="last")
-    imported.write(folder / "bundle", source, dtype=torch.float32)
 
 
 def draw_ours(drawing: Drawing, clock: Clock) -> int:
@@ -239,13 +170,13 @@ def run(arguments: Sequence[str]) -> tuple[str, float]:
     return done.stdout.splitlines()[-1] if done.stdout else "", time.perf_counter() - begun
 
 
-def rounds(drawing: Drawing, *, count: int, tiny: bool) -> list[dict[str, Any]]:
+def rounds(drawing: Drawing, *, count: int) -> list[dict[str, Any]]:
     """Drawings of both sides in turns, those that are on the disk already and those that are missing."""
-    shared = ["--folder", str(drawing.folder), *(["--tiny"] if tiny else [])]
+    about = {name: value for name, value in asdict(drawing).items() if name != "folder"}
+    shared = ["--folder", str(drawing.folder)]
+    shared += [text for name, value in about.items() for text in (f"--{name}", str(value))]
     if not (drawing.folder / "bundle").is_dir():
         run(["--side", "make", *shared])
-    about = {name: value for name, value in asdict(drawing).items() if name != "folder"}
-    shared += [text for name, value in about.items() for text in (f"--{name}", str(value))]
     file = drawing.folder / "drawings.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
     done = [row for row in map(json.loads, lines) if about.items() <= row.items()]
@@ -285,23 +216,29 @@ def main() -> int:
     """Prints the table; 1 if the pictures are not the same."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/ldm-pipelines"))
-    parser.add_argument("--size", type=int, default=512, help="pixels a side")
+    add_shape(parser, "sd")
+    parser.add_argument("--size", type=int, help="pixels a side; by default those of the shape")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--tiny", action="store_true", help="networks of a few thousand weights")
     parser.add_argument("--side", choices=(*SIDES, "make"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = options.folder / "tiny" if options.tiny and not options.side else options.folder
-    drawing = Drawing(folder=folder, size=options.size, steps=options.steps, precision=options.precision)
+    return max(compare(options, shape) for shape in options.shape)
+
+
+def compare(options: argparse.Namespace, shape: str) -> int:
+    """Prints the table of a shape, or generates one side's picture; 1 if the pictures are not the same."""
+    folder = options.folder if options.side else options.folder / shape
+    size = options.size or EVERY[shape].pixels
+    drawing = Drawing(folder=folder, shape=shape, size=size, steps=options.steps, precision=options.precision)
     if options.side == "make":
-        make(folder, TINY if options.tiny else SD15)
+        make_pipeline(folder, EVERY[shape])
         return 0
     if options.side:
         print(json.dumps(draw(options.side, drawing)))
         return 0
-    print(f"torch {torch.__version__}, {options.size} px, {options.steps} steps, {options.precision}")
-    print(table(rounds(drawing, count=options.rounds, tiny=options.tiny)))
+    print(f"torch {torch.__version__}, {shape}, {size} px, {options.steps} steps, {options.precision}")
+    print(table(rounds(drawing, count=options.rounds)))
     apart = closeness(drawing)
     print(
         f"{apart['share within 1']:.3%} of the pixels within {WITHIN}/255, largest difference "

@@ -1,6 +1,6 @@
 """Our U-Net against diffusers' UNet2DConditionModel: same weights, same process, in turns.
 
-    python -m benchmarks.unet_vs_diffusers [--shapes tiny base sd] [--rounds 10] [--compile]
+    python -m benchmarks.unet_vs_diffusers [--shape tiny base sd] [--rounds 10] [--compile]
 
 Prints, for the training step and the sampling loop of each shape, both medians and their ratio (below 1: ours
 is faster), and the largest difference of the float32 outputs; at the end, what share of this machine's
@@ -10,7 +10,7 @@ Stable Diffusion's size don't fit in 24 GB: its step is forward and backward alo
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.problem_sizes import EVERY, SIZES, ProblemSize, add_shape
 from benchmarks.timing import in_turns
 from ldm.construct import construct
 from ldm.exchange.keymap import shapes, translate
@@ -31,7 +32,6 @@ from ldm.models.attention import TransformerSpec
 from ldm.models.unet import UNet
 
 TINY = Path(__file__).parents[1] / "conf" / "backbone" / "unet_tiny.yaml"
-SAMPLING_STEPS = 20
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 Action = Callable[[], object]
@@ -45,104 +45,16 @@ class Inputs(NamedTuple):
     context: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes of both networks and of what they are given.
-
-    Attributes:
-        latents: channels and side of the latents.
-        widths: channels of each level.
-        attends: whether a level has transformers.
-        blocks: residual blocks a level.
-        heads: attention heads of each level.
-        context: tokens of a prompt, and their width.
-        steps: of the sampling loop.
-        optimizer: whether a training step takes AdamW's step, too.
-    """
-
-    latents: tuple[int, int]
-    widths: tuple[int, ...]
-    attends: tuple[bool, ...]
-    blocks: int
-    heads: tuple[int, ...]
-    groups: int
-    context: tuple[int, int]
-    batch: int
-    steps: int = SAMPLING_STEPS
-    optimizer: bool = True
-
-
-SHAPES = {
-    "tiny": Shape(
-        latents=(32, 8),
-        widths=(128, 128),
-        attends=(True, True),
-        blocks=1,
-        heads=(4, 4),
-        groups=8,
-        context=(32, 128),
-        batch=64,
-    ),
-    "base": Shape(
-        latents=(4, 32),
-        widths=(128, 256, 384),
-        attends=(True, True, True),
-        blocks=2,
-        heads=(2, 4, 6),
-        groups=32,
-        context=(77, 512),
-        batch=4,
-        steps=4,
-    ),
-    "sd": Shape(
-        latents=(4, 64),
-        widths=(320, 640, 1280, 1280),
-        attends=(True, True, True, False),
-        blocks=2,
-        heads=(8, 8, 8, 8),
-        groups=32,
-        context=(77, 768),
-        batch=1,
-        steps=1,
-        optimizer=False,
-    ),
-}
-
-
-def pair(shape: Shape) -> tuple[UNet, UNet2DConditionModel]:
+def pair(shape: ProblemSize) -> tuple[UNet, UNet2DConditionModel]:
     """Both networks with the same weights."""
     torch.manual_seed(0)
-    channels, width = shape.latents[0], shape.context[1]
-    theirs = UNet2DConditionModel(
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=shape.widths,
-        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in shape.attends),
-        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(shape.attends)),
-        layers_per_block=shape.blocks,
-        norm_num_groups=shape.groups,
-        cross_attention_dim=width,
-        attention_head_dim=shape.heads,  # their name for the number of heads
-    )
-    fixed = len(set(shape.heads)) == 1
-    ours = UNet(
-        latent_channels=channels,
-        channels=shape.widths[0],
-        multipliers=[each // shape.widths[0] for each in shape.widths],
-        blocks_per_level=shape.blocks,
-        transformer=TransformerSpec(
-            context_dim=width,
-            levels=list(shape.attends),
-            num_heads=shape.heads[0] if fixed else None,
-            head_dim=None if fixed else shape.widths[0] // shape.heads[0],
-        ),
-        norm_groups=shape.groups,
-    )
+    theirs = UNet2DConditionModel(**shape.unet())
+    ours = UNet(**shape.backbone(), transformer=TransformerSpec(**shape.transformer()))
     ours.load_state_dict(translate(theirs.state_dict(), unet_rules(), expected=shapes(ours.state_dict())))
     return ours, theirs
 
 
-def inputs(shape: Shape) -> Inputs:
+def inputs(shape: ProblemSize) -> Inputs:
     """Random inputs, the same for every call."""
     generator = torch.Generator().manual_seed(1)
     channels, side = shape.latents
@@ -199,7 +111,7 @@ def convolution_peak(*, rounds: int = 10) -> float:
     return gflop(action) / min(in_turns({"": action}, rounds=rounds)[""])
 
 
-def compare(name: str, shape: Shape, *, rounds: int, compile_ours: bool) -> None:
+def compare(name: str, shape: ProblemSize, *, rounds: int, compile_ours: bool) -> None:
     """Prints the rows of one shape."""
     ours, theirs = pair(shape)
     data = inputs(shape)
@@ -235,7 +147,7 @@ def row(name: str, actions: Sequence[Action], *, rounds: int) -> None:
 def preset(*, rounds: int, compile_ours: bool) -> None:
     """Prints how much of this machine the tiny preset's own training step uses."""
     net = construct(OmegaConf.to_container(OmegaConf.load(TINY)))
-    shape = SHAPES["tiny"]
+    shape = SIZES["tiny"]
     side = shape.latents[1] * net.patch
     data = inputs(replace(shape, latents=(net.latent_channels, side)))
     step = training_step(net, torch.compile(net) if compile_ours else net, data, bfloat16=True)
@@ -250,13 +162,13 @@ def preset(*, rounds: int, compile_ours: bool) -> None:
 def main() -> None:
     """Reads the options and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    add_shape(parser)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="compile our network (wants a C++ compiler)")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for name in options.shapes:
-        compare(name, SHAPES[name], rounds=options.rounds, compile_ours=options.compile)
+    for name in options.shape:
+        compare(name, EVERY[name], rounds=options.rounds, compile_ours=options.compile)
     preset(rounds=options.rounds, compile_ours=options.compile)
 
 

@@ -1,6 +1,6 @@
 """Weak scaling on this machine: ranks of one thread each, every one with a batch of its own.
 
-    python -m benchmarks.weak_scaling [--ranks 2] [--rounds 3] [--steps 10] [+experiment=emoji key=value ...]
+    python -m benchmarks.weak_scaling [--ranks 2] [--rounds 3] [--shape base] [+experiment=emoji key=value ...]
 
 Three trainings take their turns, each round in new processes that train a stage on made-up samples as
 `ldm.train` would: one rank alone, several that know nothing of each other, and several that train as one.
@@ -24,7 +24,7 @@ from statistics import median
 
 from omegaconf import DictConfig
 
-from benchmarks.configs import training_config
+from benchmarks.configs import add_trained_shape, trained, training_config
 from ldm.commands.answers import answer_errors
 from ldm.config import build
 from ldm.distributed.launch import follow_watcher, launch
@@ -123,7 +123,9 @@ def main() -> None:
     parser.add_argument("--rank-of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    options, overrides = parser.parse_known_args()
+    add_trained_shape(parser)
+    options, typed = parser.parse_known_args()
+    overrides = trained(options.shape, typed)
     if options.rank_of:
         own = {"ranks": options.rank_of, "apart": options.apart, "steps": options.steps}
         return be_rank(overrides, **own, out=options.out)

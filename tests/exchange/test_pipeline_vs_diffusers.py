@@ -8,21 +8,22 @@ from benchmarks.pipeline_vs_diffusers import (
     PHASES,
     SHARE,
     SIDES,
-    TINY,
     Drawing,
     closeness,
     draw,
-    make,
     rounds,
     table,
 )
+from benchmarks.problem_sizes import TOY
+from benchmarks.random_pipeline import make_pipeline
 
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
     """What is drawn, and a row of each side."""
-    drawing = Drawing(folder=tmp_path_factory.mktemp("pipelines"), size=32, steps=3, precision="float32")
-    make(drawing.folder, TINY)
+    folder = tmp_path_factory.mktemp("pipelines")
+    drawing = Drawing(folder=folder, shape="toy", size=32, steps=3, precision="float32")
+    make_pipeline(folder, TOY)
     return drawing, [draw(side, drawing) | {"seconds": 100.0} for side in SIDES]
 
 
@@ -44,7 +45,7 @@ def test_the_phases_of_a_drawing_are_all_of_its_time(drawings):
 
 def test_drawings_that_are_there_are_not_made_again(drawings):
     drawing, rows = drawings
-    about = {"size": 32, "steps": 3, "precision": "float32"}
+    about = {"shape": "toy", "size": 32, "steps": 3, "precision": "float32"}
     file = drawing.folder / "drawings.jsonl"
     file.write_text("".join(f"{json.dumps(row | about)}\n" for row in rows))
-    assert rounds(drawing, count=1, tiny=True) == [row | about for row in rows]
+    assert rounds(drawing, count=1) == [row | about for row in rows]
