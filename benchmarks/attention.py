@@ -3,9 +3,9 @@
     python -m benchmarks.attention [--shape tiny base sd] [--rounds 5]
 
 Prints, for every attention of the U-Net and the autoencoder of each size, the milliseconds of the forward
-and of forward and backward, and the ratio of `attend` to the fused kernel (below 1: `attend` is faster). Where one
-head has more than `CACHED_LOGITS` logits both are the same. The times are processor time of one thread, so
-that other work on the machine disturbs them little; each is the least of its rounds.
+and of forward and backward, and the ratio of `attend` to the fused kernel (below 1: ours is faster). Where
+one head has more than `CACHED_LOGITS` logits both are the same. The times are processor time of one thread,
+so that other work on the machine disturbs them little; each is the least of its rounds.
 """
 
 import argparse

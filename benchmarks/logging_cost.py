@@ -1,6 +1,6 @@
 """What logging adds to a step: the same training with its loggers at every second step, in one process.
 
-    python -m benchmarks.logging_cost [--steps 200] [--service answers|black_hole|drips|errs] [--shape base] [key=value ...]
+    python -m benchmarks.logging_cost [--service answers|black_hole|drips|errs] [--shape base] [key=value ...]
 
 Trains a stage of the config (`key=value` changes it: `batch_size=16`, `+experiment=emoji_vae`) on made-up
 samples with metrics.jsonl, W&B and TensorBoard, all of them logging at every step that has them, ten times as

@@ -1,6 +1,6 @@
 """Weak scaling on this machine: ranks of one thread each, every one with a batch of its own.
 
-    python -m benchmarks.weak_scaling [--ranks 2] [--rounds 3] [--shape base] [+experiment=emoji key=value ...]
+    python -m benchmarks.weak_scaling [--ranks 2] [--shape base] [+experiment=emoji key=value ...]
 
 Three trainings take their turns, each round in new processes that train a stage on made-up samples as
 `ldm.train` would: one rank alone, several that know nothing of each other, and several that train as one.
