@@ -90,8 +90,8 @@ def _over_trainings(a: Measured, b: Measured) -> Estimate:
     own, other = (dict(zip(side.training_seeds, side.by_training, strict=False)) for side in (a, b))
     if None not in own and own.keys() == other.keys() and len(own) == len(a.per_seed) == len(b.per_seed):
         found = np.array([other[seed] - own[seed] for seed in own])
-        return _paired(found, f"training seeds ({len(found)}, paired), sampling seeds")
-    what = f"training seeds ({len(a.per_seed)} and {len(b.per_seed)}), sampling seeds"
+        return _paired(found, f"training seeds ({len(found)}, paired)")
+    what = f"training seeds ({len(a.per_seed)} and {len(b.per_seed)})"
     return _unpaired(a.by_training, b.by_training, what)
 
 
@@ -105,7 +105,7 @@ def _one_against_several(a: Measured, b: Measured) -> Estimate:
     return Estimate(
         difference=difference,
         interval=lambda level: stats.t.interval(level, count - 1, loc=difference, scale=scale),
-        contains=f"training seeds (of the side with {count}; the other has one), sampling seeds",
+        contains=f"training seeds (of the side with {count}; the other has one)",
     )
 
 
@@ -186,12 +186,19 @@ def bootstrapped(values: np.ndarray) -> Interval:
 
 
 def variance_split(per_seed: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Variance between trainings and that of sampling within them, of values by training and sampling seed.
+    """Variance between trainings, and that of sampling within one, of values by training and sampling seed.
 
-    Components of a one-way analysis of variance: the means of the trainings vary by the former and by the
-    latter over the number of seeds, which is subtracted. Neither is below 0. Of one seed, as of a validation
-    loss, whose noise is fixed, all variance is between trainings.
+    Components of a two-way analysis of variance without replication, since all trainings are sampled with the
+    same seeds: what a seed does to all of them alike does not lie between them. The means of the trainings
+    vary by the first component and by 1 / (number of seeds) of the residual variance, which is subtracted.
+    Neither is below 0. Of one seed, as of a validation loss, whose noise is fixed, all variance is between
+    trainings.
     """
     values = np.array(per_seed)
-    sampling = float(values.var(axis=1, ddof=1).mean()) if values.shape[1] > 1 else 0.0
-    return max(0.0, float(values.mean(axis=1).var(ddof=1)) - sampling / values.shape[1]), sampling
+    trainings, seeds = values.shape
+    between = float(values.mean(axis=1).var(ddof=1))
+    if seeds == 1:
+        return between, 0.0
+    residuals = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    residual = float((residuals**2).sum()) / ((trainings - 1) * (seeds - 1))
+    return max(0.0, between - residual / seeds), float(values.var(axis=1, ddof=1).mean())

@@ -84,12 +84,10 @@ def test_lists_are_trainings_and_pair_by_their_seeds(evaluation, compare):
     )
     found = compare(a, b)
     assert [each["B is"] for each in found.values()] == ["better", "better"]
-    assert {each["which contains"] for each in found.values()} == {
-        "training seeds (4, paired), sampling seeds"
-    }
+    assert {each["which contains"] for each in found.values()} == {"training seeds (4, paired)"}
     other = ",".join(evaluation(f"c{seed}", seed=10 + seed) for seed in range(3))
     contains = compare(a, other)["train/fd_x"]["which contains"]
-    assert contains == "training seeds (4 and 3), sampling seeds"
+    assert contains == "training seeds (4 and 3)"
     assert "the other has one" in compare(a, evaluation("d"))["train/fd_x"]["which contains"]
 
 
