@@ -11,17 +11,14 @@ from experiments.intervals import Measured
 from hydra_plugins.ldm_sweeps.points import RECORD as POINT
 from ldm import UserError
 from ldm.checkpoints.provenance import config_hash
+from ldm.checkpoints.resuming import flat
 from ldm.checkpoints.run import facts_of
+from ldm.construct import defaults_of, moved
 from ldm.evaluation.results import FILE_NAME, read_results
 from ldm.io.curves import read_curves
 
 LOG, EVALUATION = "metrics.jsonl", "evaluation"
-DECIDING = (
-    "process",
-    "codec",
-    "autoencoder",
-    "tokenizer",
-)  # parts of a run's config that its losses depend on
+DECIDING = ("process", "codec", "autoencoder", "tokenizer")  # parts of a config that losses depend on
 WORDS = {"higher is better": True, "lower is better": False}  # in the readings of earlier versions
 AUTOENCODER = "autoencoder"  # the rows that no training of a denoiser changes
 
@@ -114,7 +111,9 @@ def validation_of(log: Path) -> dict[str, Any]:
     }
     facts = facts_of(log.parent)
     data = {name: facts.get("data", {}).get(name) for name in ("root", "size")}
-    decides = {name: facts[name] for name in DECIDING if name in facts} | {"data": data}
+    decides = flat(completed({name: facts[name] for name in DECIDING if name in facts} | {"data": data}))
+    read = facts.get("run", {}).get("inputs", {})  # contents of data and bundles, wherever these lie
+    decides = {name: read.get(name, value) for name, value in decides.items()}
     digest = config_hash(decides)
     rows = [
         {"set": "val", "metric": name, "value": value, "per_seed": [[value]], "higher_is_better": False}
@@ -125,6 +124,16 @@ def validation_of(log: Path) -> dict[str, Any]:
         "bundle": {"sha256": str(log.resolve()), "origin": {"seed": facts.get("seed")}},
         "protocol": decides | {"hash": digest, "ruler": digest},
     }
+
+
+def completed(node: Any) -> Any:
+    """A config with the defaults that it lacks, as that of an earlier version does, and with present names."""
+    if not isinstance(node, Mapping):
+        return node
+    found = {name: completed(child) for name, child in node.items()}
+    if "_target_" in found:
+        found = defaults_of(found["_target_"]) | found | {"_target_": moved(found["_target_"])}
+    return found
 
 
 def check_distinct(documents: Mapping[str, Document]) -> None:

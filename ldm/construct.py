@@ -106,15 +106,15 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     return found
 
 
-def default_of(name: object, argument: str) -> Any:
-    """The default of a target's argument, if it is plain data; None where there is none."""
+def defaults_of(name: object) -> dict[str, Any]:
+    """The defaults of a target's arguments that are plain data, by name; empty where there is no target."""
     try:
-        target = locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim."))
-        default = signature(target).parameters[argument].default
-    except (KeyError, ValueError):  # a UserError of `locate`, or a function that is written in C
-        return None
-    default = list(default) if isinstance(default, tuple) else default
-    return default if isinstance(default, str | int | float | list) else None
+        parameters = signature(locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim."))).parameters
+    except ValueError:  # a UserError of `locate`, or a function that is written in C
+        return {}
+    found = {key: each.default for key, each in parameters.items()}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+    return {key: value for key, value in plain.items() if isinstance(value, str | int | float | list)}
 
 
 def moved(name: str) -> str:

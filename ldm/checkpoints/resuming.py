@@ -17,7 +17,7 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, differing
 from ldm.checkpoints.provenance import config_hash
 from ldm.checkpoints.training_state import read_state
-from ldm.construct import default_of, moved
+from ldm.construct import defaults_of, moved
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.diffusion.process import READ_BY_DENOISER
@@ -144,7 +144,7 @@ def _value(config: Mapping[str, Any], values: Mapping[str, Any], key: str) -> An
         if not isinstance(node, Mapping):
             return None
         if name not in node:
-            return default_of(node.get("_target_"), name)
+            return defaults_of(node.get("_target_")).get(name)
         node = node[name]
     return None  # it is null, or a mapping where the other config has a value
 

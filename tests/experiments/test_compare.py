@@ -122,6 +122,25 @@ def test_runs_are_compared_by_their_last_validation(tmp_path, compare):
         compare(str(tmp_path / "a"), str(tmp_path / "b"))
 
 
+def test_runs_of_earlier_versions_have_the_defaults_and_names_of_today(tmp_path, compare):
+    """One run lacks an option and has an old name; its data lie elsewhere, with the same contents."""
+    times = {"_target_": "ldm.diffusion.process.logit_normal_timesteps", "_partial_": True}
+    for name, own, root in (
+        ("new", times | {"mean": 0.0, "std": 1.0, "shift": 1.0}, "data/here"),
+        ("old", times | {"_target_": "ldm.diffusion.densities.logit_normal"}, "data/there"),
+        ("other", times | {"shift": 3.0}, "data/here"),
+    ):
+        (tmp_path / name).mkdir()
+        config = {"process": {"times": own}, "data": {"root": root, "size": 8}}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+        (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data.root": "d" * 64}}))
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "val/loss_fixed": 1.0}\n')
+    new, old, other = (str(tmp_path / name) for name in ("new", "old", "other"))
+    assert compare(new, old)["val/loss_fixed"]["B is"] == "inconclusive"
+    with pytest.raises(ValueError, match=r"process\.times\.shift is 1\.0 and 3\.0"):
+        compare(old, other)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
