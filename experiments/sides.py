@@ -127,7 +127,7 @@ def validation_of(log: Path) -> dict[str, Any]:
 
 
 def completed(node: Any) -> Any:
-    """A config with the defaults that it lacks, as that of an earlier version does, and with present names."""
+    """A config, which may be of an earlier version, with today's names of targets and defaults of options."""
     if not isinstance(node, Mapping):
         return node
     found = {name: completed(child) for name, child in node.items()}

@@ -109,7 +109,8 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
 def defaults_of(name: object) -> dict[str, Any]:
     """The defaults of a target's arguments that are plain data, by name; empty where there is no target."""
     try:
-        parameters = signature(locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim."))).parameters
+        target = locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim."))
+        parameters = signature(target).parameters
     except ValueError:  # a UserError of `locate`, or a function that is written in C
         return {}
     found = {key: each.default for key, each in parameters.items()}
