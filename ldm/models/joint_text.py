@@ -33,7 +33,7 @@ class TokenVectors(nn.Module):
     def forward(self, tokens: Int[Tensor, "b n"]) -> TextOutput:
         """The tokens' vectors, and as the pooled vector that of the end token."""
         states = self.table(tokens)
-        return TextOutput(states=states, pooled=self.table.weight[self.eot_id].expand(len(tokens), -1))
+        return TextOutput(states=states, pooled=self.table.weight[self.eot_id].expand(tokens.shape[0], -1))
 
 
 class ReadingDenoiser(nn.Module):
