@@ -167,6 +167,38 @@ def test_a_mistake_is_answered_in_a_sentence_and_makes_nothing(refused, monkeypa
     assert not (ROOT / "y").exists()
 
 
+@pytest.fixture
+def others(bundle) -> dict[str, tuple[str, dict]]:
+    """By the name of a network that other libraries lack, the part that it can be, and its arguments."""
+    own = Bundle.open(bundle)
+    unet, text = own.spec("backbone"), own.spec("text_encoder")
+    sizes = {key: text[key] for key in ("vocab_size", "context_length", "width")}
+    reading = {"net": unet, "context_length": sizes["context_length"], "num_layers": 1, "num_heads": 2}
+    transformer = {"latent_channels": 4, "context_dim": sizes["width"], "width": 16, "depth": 1}
+    return {
+        "ldm.models.joint_text.ReadingDenoiser": ("backbone", reading),
+        "ldm.models.dit.DiT": ("backbone", transformer | {"num_heads": 2, "ff_mult": 2, "patch": 1}),
+        "ldm.models.joint_text.TokenVectors": ("text_encoder", sizes),
+    }
+
+
+@pytest.mark.parametrize(("form", "name"), [("diffusers", "folder"), ("safetensors", "one.safetensors")])
+@pytest.mark.parametrize("network", ["joint_text.ReadingDenoiser", "dit.DiT", "joint_text.TokenVectors"])
+def test_a_network_that_other_libraries_lack_is_refused_by_its_name(
+    refused, build_network, bundle, others, tmp_path, form, name, network
+):
+    own, target = Bundle.open(bundle), f"ldm.models.{network}"
+    part, arguments = others[target]
+    spec = {"_target_": target, **arguments}
+    parts = {each: own.part(each) for each in own.names}
+    parts[part] = Part(spec=spec, state=build_network(spec, 7).state_dict())
+    settings = {key: own.config[key] for key in ("size", "latents", "process", "sampler", "guidance")}
+    made = write_bundle(tmp_path / "bundle", parts=parts, tokenizer=own.tokenizer(), settings=settings)
+    sentence = refused(f"bundle={made}", f"to={form}", f"out={tmp_path / name}")
+    assert f"is {target}, which this format can't hold: only ldm.models." in sentence
+    assert not (tmp_path / name).exists()
+
+
 def test_a_package_that_is_missing_is_named_with_the_command_that_brings_it(refused, monkeypatch):
     monkeypatch.setattr("ldm.export.find_spec", lambda name: None if name == "onnxscript" else name)
     sentence = refused("to=onnx", "out=y")

@@ -30,9 +30,13 @@ def arguments(spec: Mapping[str, Any], *, target: str, what: str) -> dict[str, A
     Args:
         target: the only target for which the other format has a place.
         what: the part that the tree describes, for the message.
+
+    Raises UserError for a tree of another target.
     """
     if spec.get("_target_") != target:
-        raise UserError(f"{what} is a {spec.get('_target_')}, but that format can only hold {target}")
+        raise UserError(
+            f"{what} is {spec.get('_target_')}, which this format can't hold: only {target} can be exported"
+        )
     parameters = inspect.signature(locate(target, allowed=NETWORKS)).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     return defaults | {key: value for key, value in spec.items() if not key.startswith("_")}

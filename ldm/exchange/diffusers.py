@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm import UserError
 from ldm.exchange import arguments, whole_numbers
-from ldm.exchange.clip import hf_text_config, hf_text_spec
+from ldm.exchange.clip import TEXT, hf_text_config, hf_text_spec
 from ldm.exchange.schedulers import GUIDANCE, process_spec, sampling_spec, scheduler_config
 from ldm.io.fields import MAX_WIDTH, Fields
 
@@ -77,10 +77,12 @@ class Architecture:
     linear_projection: bool = False  # whether the projections of diffusers' U-Net are linear layers
 
     def __post_init__(self) -> None:
-        width, context = self.text_encoder["width"], self.backbone["transformer"]["context_dim"]
+        backbone = arguments(self.backbone, target=UNET, what="the backbone")
+        text = arguments(self.text_encoder, target=TEXT, what="the text encoder")
+        width, context = text["width"], backbone["transformer"]["context_dim"]
         if width != context:
             raise UserError(f"the U-Net's cross_attention_dim is {context}, the text encoder's width {width}")
-        channels, latents = self.backbone["latent_channels"], self.autoencoder["latent_channels"]
+        channels, latents = backbone["latent_channels"], self.autoencoder["latent_channels"]
         if channels != latents:
             raise UserError(f"the U-Net's in_channels is {channels}, but the autoencoder has {latents}")
 

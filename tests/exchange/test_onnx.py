@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.checkpoints.bundle import Bundle, load_tokenizer
+from ldm.checkpoints.bundle import Bundle, Part, load_tokenizer
+from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.exchange.onnx import write_onnx
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.randomness.noise import SeededNoise
@@ -85,3 +86,24 @@ def test_a_second_network_has_no_place(imported, tmp_path):
     with pytest.raises(ValueError, match=r"guidance\.weak can't be written for ONNX"):
         write_onnx(Bundle(path=bundle.path, config=config), tmp_path / "out", options={})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_encoder_that_is_trained_with_the_denoiser_is_written_too(imported, build_network, tmp_path):
+    """Its layers are in the U-Net's graph; each graph is compared with its network at another batch size."""
+    own = Bundle.open(imported)
+    sizes = {key: own.spec("text_encoder")[key] for key in ("vocab_size", "context_length", "width")}
+    layers = {"context_length": sizes["context_length"], "num_layers": 1, "num_heads": 2}
+    specs = {
+        "text_encoder": {"_target_": "ldm.models.joint_text.TokenVectors", **sizes},
+        "backbone": {
+            "_target_": "ldm.models.joint_text.ReadingDenoiser", "net": own.spec("backbone"), **layers,
+        },
+    }  # fmt: skip
+    parts = {name: own.part(name) for name in own.names}
+    parts |= {
+        name: Part(spec=spec, state=build_network(spec, 7).state_dict()) for name, spec in specs.items()
+    }
+    settings = {key: own.config[key] for key in ("size", "latents", "process", "sampler", "guidance")}
+    made = write_bundle(tmp_path / "bundle", parts=parts, tokenizer=own.tokenizer(), settings=settings)
+    differences = write_onnx(Bundle.open(made), tmp_path / "graphs", options={"sampler": DDIM})
+    assert max(differences.values()) < 1e-5
