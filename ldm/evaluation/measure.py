@@ -93,7 +93,11 @@ class Evaluator:
     def check(self) -> None:
         """Refuses what `measure` would refuse, for all sets, before the first picture is generated."""
         for each in self.protocol.sets:
-            self._too_few(each, self._available(each)[0])
+            metrics = self._available(each)[0]
+            self._too_few(each, metrics)
+            prompts = dict.fromkeys(request.prompt for request in self.requests(each))
+            for metric in metrics.values():
+                metric.check_prompts(prompts)
             last = self.protocol.seed_base + self.protocol.seeds * self._count(each) - 1
             check_seed(last, f"seed_base={self.protocol.seed_base}: the last seed of set {each.name!r}")
 

@@ -1,6 +1,6 @@
 """Whether pictures of shapes show what their captions say, read exactly: no network judges."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -135,6 +135,11 @@ class Composition(PromptMetric):
         if shifts < 1:
             raise UserError(f"{shifts=} of the chance level must be at least 1")
         self.shifts = shifts
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Refuses a prompt with a word that the grammar doesn't know, such as another shape or relation."""
+        for text in prompts:
+            understood(text)
 
     def compute(self) -> dict[str, Tensor]:
         """All shares, their intervals and the chance level."""

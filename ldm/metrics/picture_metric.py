@@ -132,6 +132,9 @@ class PictureMetric(Metric):
         """
         return None
 
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Refuses prompts that the metric can't judge, before a picture is generated; most judge any."""
+
     def direction(self, name: str) -> bool | None:
         """Whether a higher value of the result of this name is better; None where neither direction is."""
         own = (better for part, better in self.directions.items() if part in name)

@@ -4,7 +4,9 @@ from statistics import mean, stdev
 import pytest
 import torch
 
+from ldm import UserError
 from ldm.evaluation.protocol import ELSEWHERE, CaptionSet
+from ldm.metrics.composition import Composition
 from ldm.metrics.diversity import VendiScore, vendi_score
 from ldm.metrics.frechet import Moments, frechet_distance
 from ldm.metrics.neighbours import DensityCoverage
@@ -192,3 +194,24 @@ def test_what_is_too_few_for_a_measure_is_told_before_anything_is_drawn(evaluato
     few = {"heldout": measured.captions["heldout"][:4]}
     with pytest.raises(ValueError, match="need more than 5 pictures, got 4"):
         dataclasses.replace(measured, captions=few).measure(refuses, caption_set)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [("two red rongs", "did you mean 'rings'"), ("a ring beneath a star", "can't be checked")],
+)
+def test_a_prompt_that_a_metric_can_not_judge_is_refused_before_the_first_picture(
+    evaluator, prompt, sentence
+):
+    composition = {"composition": Composition(features="colours")}
+    sets = [dataclasses.replace(each, metrics=tuple(composition)) for each in evaluator.protocol.sets]
+    (*captions, last), protocol = evaluator.captions["heldout"], evaluator.protocol
+    prompts = [each._replace(text="two red rings") for each in captions] + [last._replace(text=prompt)]
+    measured = dataclasses.replace(
+        evaluator,
+        metrics=composition,
+        protocol=dataclasses.replace(protocol, sets=sets),
+        captions={each.name: prompts for each in sets},
+    )
+    with pytest.raises(UserError, match=sentence):
+        measured.check()
