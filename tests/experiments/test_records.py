@@ -5,8 +5,7 @@ import json
 import pytest
 import yaml
 
-from experiments.record import RECORD, TRACK, add, verified
-from experiments.records import HOME, Options, main
+from experiments.records import HOME, RECORD, TRACK, Options, add, main, verified
 
 VALIDATIONS = ((24, 1.5, 10.0, 9.0), (49, 1.2, 20.0, 18.0), (74, 0.9, 30.0, 27.5))
 
@@ -57,8 +56,14 @@ def test_a_record_is_what_its_log_shows(run, tmp_path, capsys):
         (VALIDATIONS[:2], "is not the first whose val/loss_fixed is at most 1.0"),
         ((*VALIDATIONS, (99, 0.8, 40.0, 36.0)), "is not the first"),
         ((), "is not the first"),
-        ((VALIDATIONS[1], VALIDATIONS[0], VALIDATIONS[2]), "step falls from 49 to 24"),
-        ((VALIDATIONS[0], (74, 0.9, 9.0, 27.0)), "val/seconds falls from 10.0 to 9.0"),
+        (
+            (VALIDATIONS[1], VALIDATIONS[0], VALIDATIONS[2]),
+            "step must rise between validations, and goes from 49 to 24",
+        ),
+        (
+            (VALIDATIONS[0], (74, 0.9, 9.0, 27.0)),
+            "val/seconds must rise between validations, and goes from 10.0 to 9.0",
+        ),
     ],
 )
 def test_a_run_that_shows_no_record_makes_none(run, tmp_path, validations, sentence):
