@@ -62,6 +62,7 @@ bench: setup  ## compare speed with other libraries: U-Net, training step, atten
 	$(LDM) benchmarks.unet_vs_diffusers
 	$(LDM) benchmarks.training_vs_diffusers --shape tiny base
 	$(LDM) benchmarks.attention
+	$(LDM) benchmarks.import_time
 	$(LDM) benchmarks.loader
 	$(LDM) benchmarks.latent_shards
 	$(LDM) benchmarks.logging_cost

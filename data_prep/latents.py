@@ -10,16 +10,10 @@ import sys
 import time
 from dataclasses import dataclass
 
-import torch
-
 from ldm import UserError
 from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
 from ldm.data.shards import PictureDataset
-from ldm.data.stored import stored_moments, stored_states, stored_tokens
-from ldm.generators.diffusion_bundle import load_codec
-
-TEXTS = {"tokens": stored_tokens, "states": stored_states}
 
 
 @dataclass(kw_only=True)
@@ -43,8 +37,12 @@ def main(options: Options) -> None:
         UserError: an unknown kind of texts, or a size that the autoencoder can't divide.
         DataError, BundleError: no such set or networks.
     """
-    if options.texts not in TEXTS:
-        raise UserError(f"texts={options.texts} is unknown: write {' or '.join(TEXTS)}")
+    from ldm.data.stored import stored_moments, stored_states, stored_tokens  # import torch: seconds
+    from ldm.generators.diffusion_bundle import load_codec
+
+    kinds = {"tokens": stored_tokens, "states": stored_states}
+    if options.texts not in kinds:
+        raise UserError(f"texts={options.texts} is unknown: write {' or '.join(kinds)}")
     names = [name for name in ("train", "val") if name in ShardIndex.load(options.root).splits]
     cache = options.cache or None
     splits = [PictureDataset(options.root, split=name, size=options.size, cache=cache) for name in names]
@@ -54,7 +52,7 @@ def main(options: Options) -> None:
     for pictures in splits:
         started = time.perf_counter()
         recipe = stored_moments(pictures, codec, mirrored=options.flip and pictures.split == "train")
-        moments, texts = recipe.arrays(), TEXTS[options.texts](pictures, codec).arrays()
+        moments, texts = recipe.arrays(), kinds[options.texts](pictures, codec).arrays()
         captions = [text for own in pictures.texts() for text in own]
         if line := codec.tokenizer.cut_line(captions, what="caption"):
             print(f"{pictures.split}: {line}")
@@ -67,6 +65,8 @@ def main(options: Options) -> None:
 
 def device_of(name: str) -> str:
     """A device by name; `auto` is a GPU where there is one."""
+    import torch
+
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -16,7 +16,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from data_prep.pairing import Entry
 from data_prep.pictures import PictureRules, prepare_picture
@@ -26,7 +26,9 @@ from ldm.data.index import Shard
 from ldm.data.shards import Sample, write_shard
 from ldm.io.reading import hash_file, read_json
 from ldm.io.writing import write
-from ldm.tokenizers import Tokenizer, clip_bpe
+
+if TYPE_CHECKING:
+    from ldm.tokenizers import Tokenizer
 
 NOTES = ".notes"  # folder of the notes; gone once the index is there
 
@@ -175,5 +177,7 @@ def printable(path: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _clip() -> Tokenizer:
+def _clip() -> "Tokenizer":
+    from ldm.tokenizers import clip_bpe  # imports torch, seconds that --help does without
+
     return clip_bpe()

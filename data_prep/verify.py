@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
@@ -25,7 +24,6 @@ from data_prep.making import over_processes
 from data_prep.reports import read_report
 from ldm.commands.options import command_line, option
 from ldm.data import DataError
-from ldm.data.augment import names_a_side
 from ldm.data.decode import EncodedPicture
 from ldm.data.index import Shard, ShardIndex
 from ldm.data.shards import ShardReader, scan_shard
@@ -104,6 +102,8 @@ def check_shard(task: tuple[Path, Shard]) -> Findings:
 
 def check_sample(reader: ShardReader, number: int, findings: Findings) -> None:
     """Reads one pair."""
+    from ldm.data.augment import names_a_side  # imports torch, seconds that --help does without
+
     try:
         record, data = reader.record(number), reader.image(number)
         height, width, _ = EncodedPicture(data).pixels().shape
@@ -221,6 +221,8 @@ def draw_sheet(specimens: Sequence[Specimen], path: Path) -> None:
 
 def draw_histograms(sizes: Sequence[tuple[int, int]], words: Sequence[int], path: Path) -> None:
     """Picture sides, aspect ratios and caption lengths."""
+    from matplotlib.figure import Figure
+
     width, height = np.array(sizes, dtype=np.float64).T
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     sides, aspects, lengths = figure.subplots(1, 3)

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Part
-from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.commands.options import command_line, option
 from ldm.construct import construct
 from ldm.data.shards import captions
-from ldm.tokenizers import train
 
 
 @dataclass(kw_only=True)
@@ -37,6 +34,10 @@ def main(options: Options) -> None:
         DataError: no such set.
         NameTaken: the folder is there already.
     """
+    from ldm.checkpoints.bundle import Part  # import torch, seconds that --help does without
+    from ldm.checkpoints.bundle_writer import write_bundle
+    from ldm.tokenizers import train
+
     for name in ("context_length", "width"):
         if getattr(options, name) < 1:
             raise UserError(f"{name}={getattr(options, name)} must be at least 1")

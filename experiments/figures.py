@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from ldm import UserError
 from ldm.evaluation.published import COCO, PublishedRow
 from ldm.evaluation.results import spreads
 from ldm.io.pictures import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = 4  # panels side by side
 INK = "tab:blue"
@@ -35,6 +35,8 @@ def draw_measured(title: str, runs: Mapping[str, Mapping[str, Any]], path: Path)
     if not panels:
         return None
     lines = -(-len(panels) // COLUMNS)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3 * COLUMNS, 2.4 * lines + 0.6), layout="constrained")
     axes = figure.subplots(lines, COLUMNS, squeeze=False)
     for panel, (metric, rows) in zip(axes.flat, sorted(panels.items()), strict=False):
@@ -58,6 +60,8 @@ def draw_literature(rows: Sequence[PublishedRow], path: Path) -> Path:
         raise UserError(f"no published row has a FID on {COCO}: there is nothing to draw")
     blocks = {regime: [row for row in shown if row.zero_shot is regime] for regime in REGIMES}
     blocks = {regime: block for regime, block in blocks.items() if block}
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 0.27 * len(shown) + 0.5 * len(blocks) + 1), layout="constrained")
     heights = [len(block) + 1 for block in blocks.values()]
     axes = figure.subplots(len(blocks), 1, squeeze=False, sharex=True, height_ratios=heights)
@@ -69,7 +73,7 @@ def draw_literature(rows: Sequence[PublishedRow], path: Path) -> Path:
     return save_figure(figure, path, dpi=90)
 
 
-def _draw_panel(panel: Axes, metric: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw_panel(panel: "Axes", metric: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     for place, row in enumerate(rows.values()):
         ends = place - 0.35, place + 0.35
         for name, (colour, width) in REFERENCES.items():
@@ -86,7 +90,7 @@ def _draw_panel(panel: Axes, metric: str, rows: Mapping[str, Mapping[str, Any]])
     panel.grid(axis="y", alpha=0.3)
 
 
-def _strokes(axes: Iterator[Axes]) -> tuple[list[Any], list[str]]:
+def _strokes(axes: "Iterator[Axes]") -> tuple[list[Any], list[str]]:
     """One handle a label, from all panels."""
     found: dict[str, Any] = {}
     for panel in axes:
@@ -96,7 +100,7 @@ def _strokes(axes: Iterator[Axes]) -> tuple[list[Any], list[str]]:
     return [found[name] for name in names], names
 
 
-def _draw_block(panel: Axes, regime: str, rows: Sequence[PublishedRow]) -> None:
+def _draw_block(panel: "Axes", regime: str, rows: Sequence[PublishedRow]) -> None:
     for place, row in enumerate(rows):
         value = row.values["fid"].value
         face = INK if row.verified("fid") else "white"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
-from scipy import stats
+import scipy  # whose `stats` loads at its first use
 
 RESAMPLES = 9_999
 SEED = 0  # of the bootstrap, so that a comparison prints the same each time
@@ -104,7 +104,7 @@ def _one_against_several(a: Measured, b: Measured) -> Estimate:
     scale = several.std(ddof=1) * (1 + 1 / count) ** 0.5
     return Estimate(
         difference=difference,
-        interval=lambda level: stats.t.interval(level, count - 1, loc=difference, scale=scale),
+        interval=lambda level: scipy.stats.t.interval(level, count - 1, loc=difference, scale=scale),
         contains=f"training seeds (of the side with {count}; the other has one)",
     )
 
@@ -130,7 +130,7 @@ def _over_sampling_seeds(own: np.ndarray, other: np.ndarray, *, in_pairs: bool) 
 
 def student(values: np.ndarray) -> Interval:
     """The interval of the mean by Student's t."""
-    return stats.ttest_1samp(values, 0).confidence_interval
+    return scipy.stats.ttest_1samp(values, 0).confidence_interval
 
 
 def _paired(
@@ -147,7 +147,7 @@ def _unpaired(own: np.ndarray, other: np.ndarray, contains: str) -> Estimate:
     difference = float(other.mean() - own.mean())
     if _is_constant(own) and _is_constant(other):
         return _equal_steps(difference, contains, chance=2 / comb(len(own) + len(other), len(own)))
-    found = stats.ttest_ind(other, own, equal_var=False)
+    found = scipy.stats.ttest_ind(other, own, equal_var=False)
     return Estimate(difference=difference, interval=found.confidence_interval, contains=contains)
 
 
@@ -174,10 +174,10 @@ def bootstrapped(values: np.ndarray) -> Interval:
     """The interval of the mean by a BCa bootstrap (Efron 1987), whose resamples serve every level."""
     batch = max(1, NUMBERS_AT_ONCE // len(values))
     options = {"method": "BCa", "batch": batch, "rng": np.random.default_rng(SEED)}
-    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, **options)
+    found = scipy.stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, **options)
 
     def interval(level: float) -> Bounds:
-        again = stats.bootstrap(
+        again = scipy.stats.bootstrap(
             (values,), np.mean, n_resamples=0, bootstrap_result=found, confidence_level=level, **options
         )
         return again.confidence_interval

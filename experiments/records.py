@@ -16,11 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ldm import UserError
-from ldm.callbacks.target import CPU_SECONDS, LOSS, SECONDS
-from ldm.checkpoints.resuming import flat
-from ldm.checkpoints.run import CONFIG, facts_of
+from ldm.checkpoints.provenance import CONFIG, facts_of, flat
 from ldm.commands.options import command_line, option
-from ldm.io.curves import Line, read_lines
+from ldm.io.curves import CPU_SECONDS, LOSS, SECONDS, Line, read_lines
 from ldm.io.fields import Fields
 from ldm.io.reading import hash_file, read_json, read_yaml
 from ldm.io.writing import new_folder, write

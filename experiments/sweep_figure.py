@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from typing import TYPE_CHECKING
 
 from ldm.io.pictures import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = 3  # panels side by side
 TICKS = 8  # values that are written below an axis; of more the axis chooses some
@@ -28,6 +28,8 @@ def draw_sweep(title: str, points: Sequence[Swept], names: Sequence[str], path: 
     along = axis_of(points)
     columns = min(COLUMNS, len(names))
     lines = -(-len(names) // columns)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.6 * columns, 2.7 * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     for panel, name in zip(axes.flat, names, strict=False):
@@ -57,7 +59,7 @@ def is_number(text: str) -> bool:
     return True
 
 
-def _draw_panel(panel: Axes, name: str, points: Sequence[Swept], along: str) -> None:
+def _draw_panel(panel: "Axes", name: str, points: Sequence[Swept], along: str) -> None:
     shown = [(swept, numbers[name]) for swept, numbers in points if name in numbers]
     places = [swept.get(along, "") for swept, _ in shown]
     numeric = all(map(is_number, places))
@@ -71,6 +73,8 @@ def _draw_panel(panel: Axes, name: str, points: Sequence[Swept], along: str) -> 
     xs = [x for line in lines.values() for x, _ in line]
     if numeric and min(xs) > 0 and max(xs) / min(xs) >= LOGARITHMIC:
         panel.set_xscale("log")
+        from matplotlib.ticker import NullFormatter
+
         panel.xaxis.set_minor_formatter(NullFormatter())
     ticks = sorted(set(xs))
     if len(ticks) <= TICKS:

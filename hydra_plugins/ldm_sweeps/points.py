@@ -159,7 +159,7 @@ def read_point(path: Path) -> Point:
 def numbers(point: Point) -> dict[str, float]:
     """Numbers of a point by name: an evaluation's results, or what a training logged last."""
     if point.results.is_file():
-        from ldm.evaluation.results import read_results, values  # imports torch, and Hydra imports this file
+        from ldm.evaluation.results import read_results, values  # Hydra imports this file in every command
 
         return values(read_results(point.results))
     return {

@@ -7,9 +7,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ldm import UserError
-
-LOSS = "val/loss_fixed"  # over eight fixed timesteps, with noise that no seed changes
-SECONDS, CPU_SECONDS = "val/seconds", "val/cpu_seconds"  # clocks in the log
+from ldm.io.curves import CPU_SECONDS, LOSS, SECONDS
 
 
 class Target(Callback):

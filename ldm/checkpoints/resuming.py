@@ -5,7 +5,7 @@ is equal, other contents under the same path are not. An option that a config la
 not have it, is compared by the default of the constructor that would take it.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch import nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, differing
-from ldm.checkpoints.provenance import config_hash
+from ldm.checkpoints.provenance import config_hash, flat
 from ldm.checkpoints.training_state import read_state
 from ldm.construct import defaults_of, moved
 from ldm.data import DataError
@@ -24,11 +24,6 @@ from ldm.diffusion.process import READ_BY_DENOISER
 from ldm.distributed.ranks import world_size
 
 SHOWN = 5  # differences that a sentence lists
-ASIDE = {  # keys, at any depth, that change what a training costs or prints, but not its result
-    *("num_workers", "worker_timeout", "cache", "max_time"),
-    *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
-    *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved"),
-}
 FIXED = (  # a run keeps its values of these keys and of those below them
     *("backbone", "autoencoder", "text_encoder", "image_encoder", "tokenizer", "codec", "init"),
     *("process.schedule", "process.prediction", "process.network_time"),
@@ -196,17 +191,6 @@ def _in_words(found: Mapping[str, Difference]) -> str:
     words = [f"{key}={old} and you ask for {new}" for key, (old, new) in shown.items()]
     left = f", and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
     return ", ".join(words[:SHOWN]) + left
-
-
-def flat(node: Mapping[str, Any], prefix: str = "", *, aside: Collection[str] = ASIDE) -> dict[str, Any]:
-    """Values of nested mappings by dotted key, without null ones and those below a key of `aside`."""
-    found = {}
-    for key, value in node.items():
-        if key in aside or value is None:
-            continue
-        inner = isinstance(value, Mapping) and value
-        found |= flat(value, f"{prefix}{key}.", aside=aside) if inner else {f"{prefix}{key}": value}
-    return found
 
 
 def source_of(key: str, aliases: Mapping[str, str]) -> str:

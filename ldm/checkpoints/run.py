@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from ldm import UserError
-from ldm.checkpoints.provenance import command, config_hash, environment, git_state
+from ldm.checkpoints.provenance import CONFIG, RECORD, command, config_hash, environment, git_state
 from ldm.checkpoints.resuming import Difference, check_changes, contents, differences, is_below, replaced
 from ldm.checkpoints.training_state import POINTER, is_readable, newest_state
 from ldm.io.fields import Fields
@@ -30,7 +30,6 @@ from ldm.io.reading import read_json, read_yaml
 from ldm.io.writing import make_folder, write
 from ldm.randomness.seeds import EARLIER_GENERATOR, GENERATOR
 
-RECORD, CONFIG = "run.json", "config.yaml"
 LOCK = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
@@ -209,13 +208,6 @@ def _held(run: Run | None, *, below: Path | None = None) -> Run | None:
                 f"{GENERATOR}: resume it with the version that started it, or train anew with resume=never"
             )
     return run
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    """Contents of a run's `config.yaml`, and under `run` those of its `run.json`, if they exist."""
-    config, record = folder / CONFIG, folder / RECORD
-    facts = read_yaml(config) if config.is_file() else {}
-    return facts | ({"run": read_json(record)} if record.is_file() else {})
 
 
 def hold(folder: Path, *, below: Path | None = None) -> None:

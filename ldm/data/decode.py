@@ -11,15 +11,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms
 from simplejpeg import decode_jpeg
-from torch import Tensor
 
 from ldm import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RULES = 2  # counts changes of the rules, so that caches of another version of the rules are not used
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -184,7 +185,7 @@ def centre(height: int, width: int, *, aspect: float, seed: int = 0, position: i
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def cut(picture: EncodedPicture, box: Box, *, height: int, width: int) -> Tensor:
+def cut(picture: EncodedPicture, box: Box, *, height: int, width: int) -> "Tensor":
     """A box of a picture, resized (bicubic, antialiased): uint8, 3 h w.
 
     A JPEG much larger than wanted is decoded at a half, a quarter or an eighth, if the box starts on a pixel
@@ -192,6 +193,8 @@ def cut(picture: EncodedPicture, box: Box, *, height: int, width: int) -> Tensor
 
     Raises PictureError: a damaged or cut picture.
     """
+    import torch  # seconds that a preparation, which only checks pictures, does without
+
     room = min(box.height / height, box.width / width) / OVERSAMPLING
     fits = (k for k in (8, 4, 2) if k <= room and box.top % k == box.left % k == 0 and picture.reducible)
     reduction = next(fits, 1)
@@ -206,7 +209,7 @@ def cut(picture: EncodedPicture, box: Box, *, height: int, width: int) -> Tensor
     return image.contiguous()
 
 
-def centre_square(picture: EncodedPicture, size: int) -> Tensor:
+def centre_square(picture: EncodedPicture, size: int) -> "Tensor":
     """The largest centred square of a picture, resized: uint8, 3 h w. Raises PictureError: a damaged one."""
     return cut(picture, centre(picture.height, picture.width, aspect=1.0), height=size, width=size)
 

@@ -12,12 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-import webdataset
-from torch import Tensor
-from torch.utils.data import DataLoader
+from typing import TYPE_CHECKING, TypeVar
 
 from ldm import UserError
 from ldm.data import DataError
@@ -25,6 +20,10 @@ from ldm.data.decode import RULES, EncodedPicture, centre_square
 from ldm.data.index import TAR_BLOCK, Shard, ShardIndex
 from ldm.io.reading import hash_file, parse_json
 from ldm.io.writing import writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import DataLoader
 
 IMAGE, RECORD = 0, 1  # the halves of a sample
 MAX_OPEN = 256  # shards that a reader holds open: systems allow a process 1,024 files, or fewer
@@ -56,6 +55,8 @@ def write_shards(
 
 def write_shard(samples: Iterable[Sample], path: Path, *, split: str, below: Path | None = None) -> Shard:
     """Writes one tar: there whole under its name, or not at all (`below` as of `ldm.io.writing`)."""
+    import webdataset  # imports torch, seconds that reading an index does without
+
     # a fixed time stamp: the same samples give the same bytes
     with writing(path, below=below) as stream, webdataset.TarWriter(stream, encoder=False, mtime=0) as tar:
         for sample in samples:
@@ -232,16 +233,20 @@ class PictureDataset:
         """The key of each picture."""
         return self.reader.keys()
 
-    def image(self, number: int) -> Tensor:
+    def image(self, number: int) -> "Tensor":
         """The centre of a picture: uint8, 3 h w. Raises DataError: the stored bytes are no whole picture."""
         return self.decoded(number, lambda picture: centre_square(picture, self.size))
 
-    def images(self, numbers: Iterable[int] | None = None) -> Tensor:
+    def images(self, numbers: Iterable[int] | None = None) -> "Tensor":
         """The pictures with these numbers, or all, in memory: uint8, n 3 h w."""
+        import torch
+
         return torch.stack([self.image(each) for each in (range(len(self)) if numbers is None else numbers)])
 
-    def batches(self, size: int, *, numbers: Sequence[int]) -> DataLoader[Tensor]:
+    def batches(self, size: int, *, numbers: Sequence[int]) -> "DataLoader[Tensor]":
         """The pictures with these numbers, so many at a time: uint8, b 3 h w."""
+        from torch.utils.data import DataLoader
+
         return DataLoader(list(numbers), batch_size=size, collate_fn=self.images)  # type: ignore[arg-type]
 
     def captions(self, number: int) -> list[str]:

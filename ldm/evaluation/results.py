@@ -6,20 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import stdev
-from typing import Any, NamedTuple
-
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm import UserError
 from ldm.checkpoints.provenance import command, environment, git_state, peak_memory_mb
-from ldm.evaluation.pictures import Subject
-from ldm.evaluation.protocol import Protocol
 from ldm.io.fields import Fields
 from ldm.io.reading import read_json
 from ldm.io.writing import write
-from ldm.metrics.picture_metric import Copies
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import UInt8
+    from torch import Tensor
+
+    from ldm.evaluation.pictures import Subject
+    from ldm.evaluation.protocol import Protocol
+    from ldm.metrics.picture_metric import Copies
 
 FORMAT = 1
 SUBJECT = ("kind", "path", "sha256", "files", "params", "origin")  # what is recorded of it
@@ -61,7 +63,7 @@ class Block(NamedTuple):
     """Pictures to look at in a row, below lines of text; None leaves a place empty."""
 
     texts: Sequence[str]
-    pictures: Sequence[UInt8[Tensor, "3 h w"] | None]
+    pictures: Sequence["UInt8[Tensor, '3 h w'] | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ class SetResult:
     repeats: int  # how many times the set was generated
     seconds: float  # to generate and look at all of them together
     floor_images: int = 0  # real pictures on each side of the floor
-    copies: Copies | None = None  # where memorisation was measured, of the first seed
+    copies: "Copies | None" = None  # where memorisation was measured, of the first seed
     skipped: list[str] = field(default_factory=list)  # metrics that lack a network, or real pictures
 
     @property
@@ -101,15 +103,17 @@ class SetResult:
 
 def results(
     *,
-    protocol: Protocol,
-    subject: Subject,
+    protocol: "Protocol",
+    subject: "Subject",
     sets: Sequence[SetResult],
     autoencoder: Sequence[Row],
     config_hash: str,
     seconds: float,
-    device: torch.device,
+    device: "torch.device",
 ) -> dict[str, Any]:
     """The document that goes into `results.json`: plain data, every number with what it depends on."""
+    import torch  # seconds that reading results does without
+
     rows = [asdict(row) for row in (*(row for each in sets for row in each.rows), *autoencoder)]
     readings = {row["metric"]: reading for row in rows if (reading := row.pop("reading"))}
     return {

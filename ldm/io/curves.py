@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+LOSS = "val/loss_fixed"  # over eight fixed timesteps, with noise that no seed changes
+SECONDS, CPU_SECONDS = "val/seconds", "val/cpu_seconds"  # clocks in the log
+
 
 class Line(NamedTuple):
     """One step of a log: the line as it was written, and its numbers by name."""

@@ -254,7 +254,7 @@ class AttentionPool(nn.Module):
         self.num_heads = num_heads
         self.norm_in = nn.LayerNorm(context_dim)
         # distinguishes the mean from the tokens; scaled as in the attention pool of CLIP's image encoder
-        self.place = nn.Parameter(torch.randn(1, context_dim) / context_dim**0.5)
+        self.place = nn.Parameter(torch.empty(1, context_dim).normal_().div_(context_dim**0.5))
         self.q = nn.Linear(context_dim, context_dim)
         self.kv = nn.Linear(context_dim, 2 * context_dim)
         self.out = nn.Linear(context_dim, width)

@@ -27,7 +27,7 @@ class TokenVectors(nn.Module):
         self.vocab_size, self.context_length, self.width = vocab_size, context_length, width
         self.eot_id = vocab_size - 1
         # random directions are nearly orthogonal: a linear layer can give any few words any vectors
-        rows = torch.randn(vocab_size, width, generator=torch.Generator().manual_seed(0))
+        rows = torch.empty(vocab_size, width).normal_(generator=torch.Generator().manual_seed(0))
         self.table = nn.Embedding(vocab_size, width, _weight=rows)
 
     def forward(self, tokens: Int[Tensor, "b n"]) -> TextOutput:
@@ -56,7 +56,7 @@ class ReadingDenoiser(nn.Module):
             )
         self.net = net
         self.latent_channels, self.context_dim = cast(int, net.latent_channels), cast(int, net.context_dim)
-        self.positions = nn.Parameter(0.1 * torch.randn(context_length, self.context_dim))
+        self.positions = nn.Parameter(torch.empty(context_length, self.context_dim).normal_().mul_(0.1))
         self.blocks = nn.ModuleList(
             Block(self.context_dim, num_heads=num_heads, causal=False, activation=gelu)
             for _ in range(num_layers)

@@ -13,7 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from ldm import UserError
 
-FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
+FILLS = {  # functions that change the values of a tensor in place
+    *("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"),
+    *("mul_", "div_"),
+}
 # torch's hooks are of all threads: one must not be added or removed while another thread calls them
 ONE_AT_A_TIME = RLock()
 
@@ -22,7 +25,8 @@ ONE_AT_A_TIME = RLock()
 def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
     """Context in which networks are built on the meta device, without random initialisation.
 
-    PyTorch's own initialisation of meta tensors imports its compiler, which takes 1.4 s.
+    PyTorch's own random numbers and arithmetic of meta tensors import its compiler, which takes seconds.
+    Therefore a network makes its initial values in place, by functions of `FILLS`.
 
     Args:
         most: weights that the networks may have together, an empty tensor counted as one. The first beyond it
@@ -48,7 +52,7 @@ def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Skips the calls that fill tensors with random numbers."""
+    """Skips the calls that fill tensors with random numbers, or scale these."""
 
     def __torch_function__(
         self,

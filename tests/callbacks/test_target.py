@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ldm.callbacks.saving import SaveStates
-from ldm.callbacks.target import LOSS, Target
+from ldm.callbacks.target import Target
 from ldm.checkpoints.training_state import newest_state, step_of
+from ldm.io.curves import LOSS
 from ldm.loggers.metrics_log import MetricsLog
 
 

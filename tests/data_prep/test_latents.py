@@ -5,6 +5,7 @@ import torch
 
 from data_prep import latents
 from ldm.checkpoints.bundle import BundleError
+from ldm.data import stored
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.data.shards import PictureDataset
@@ -36,7 +37,7 @@ def test_a_training_finds_what_was_made_ahead(make, codec, flip, texts):
     root = make(flip=flip, texts=texts)
     made = files(root)
     pictures = PictureData(root=str(root), size=SIZE, batch_size=4, flip=flip)
-    data = LatentData(pictures=pictures, codec=codec, texts=latents.TEXTS[texts])
+    data = LatentData(pictures=pictures, codec=codec, texts=getattr(stored, f"stored_{texts}"))
     data.setup("fit")
     assert files(root) == made
     row = data.train.sample(0, 0)

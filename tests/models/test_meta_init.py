@@ -11,9 +11,17 @@ from ldm.models.meta_init import meta_init
 BUILD = """
 import sys
 from ldm.models.clip import TextTransformer
+from ldm.models.attention import TransformerSpec
+from ldm.models.joint_text import ReadingDenoiser, TokenVectors
+from ldm.models.unet import UNet
 from ldm.models.meta_init import meta_init
 with meta_init():
     TextTransformer(vocab_size=100, width=16, num_layers=1, num_heads=2, context_length=8)
+    spec = TransformerSpec(context_dim=16, levels=[True], pool_context=True, head_dim=16)
+    sizes = {"latent_channels": 4, "channels": 32, "multipliers": [1], "norm_groups": 8}
+    net = UNet(**sizes, blocks_per_level=1, transformer=spec)
+    TokenVectors(vocab_size=100, context_length=8, width=16)
+    ReadingDenoiser(net=net, context_length=8, num_layers=1, num_heads=2)
 print("torch._dynamo" in sys.modules)
 """
 
