@@ -22,8 +22,7 @@ from ldm.io.reading import hash_file, parse_json
 from ldm.io.writing import writing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.utils.data import DataLoader
+    import torch
 
 IMAGE, RECORD = 0, 1  # the halves of a sample
 MAX_OPEN = 256  # shards that a reader holds open: systems allow a process 1,024 files, or fewer
@@ -233,21 +232,21 @@ class PictureDataset:
         """The key of each picture."""
         return self.reader.keys()
 
-    def image(self, number: int) -> "Tensor":
+    def image(self, number: int) -> "torch.Tensor":
         """The centre of a picture: uint8, 3 h w. Raises DataError: the stored bytes are no whole picture."""
         return self.decoded(number, lambda picture: centre_square(picture, self.size))
 
-    def images(self, numbers: Iterable[int] | None = None) -> "Tensor":
+    def images(self, numbers: Iterable[int] | None = None) -> "torch.Tensor":
         """The pictures with these numbers, or all, in memory: uint8, n 3 h w."""
         import torch
 
         return torch.stack([self.image(each) for each in (range(len(self)) if numbers is None else numbers)])
 
-    def batches(self, size: int, *, numbers: Sequence[int]) -> "DataLoader[Tensor]":
+    def batches(self, size: int, *, numbers: Sequence[int]) -> "torch.utils.data.DataLoader[torch.Tensor]":
         """The pictures with these numbers, so many at a time: uint8, b 3 h w."""
-        from torch.utils.data import DataLoader
+        import torch
 
-        return DataLoader(list(numbers), batch_size=size, collate_fn=self.images)  # type: ignore[arg-type]
+        return torch.utils.data.DataLoader(list(numbers), batch_size=size, collate_fn=self.images)  # type: ignore[arg-type]
 
     def captions(self, number: int) -> list[str]:
         """The captions of a picture."""

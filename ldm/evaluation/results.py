@@ -16,8 +16,6 @@ from ldm.io.writing import write
 
 if TYPE_CHECKING:
     import torch
-    from jaxtyping import UInt8
-    from torch import Tensor
 
     from ldm.evaluation.pictures import Subject
     from ldm.evaluation.protocol import Protocol
@@ -63,7 +61,7 @@ class Block(NamedTuple):
     """Pictures to look at in a row, below lines of text; None leaves a place empty."""
 
     texts: Sequence[str]
-    pictures: Sequence["UInt8[Tensor, '3 h w'] | None"]
+    pictures: Sequence["torch.Tensor | None"]  # uint8, 3 h w
 
 
 @dataclass(frozen=True, kw_only=True)

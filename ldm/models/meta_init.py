@@ -1,7 +1,8 @@
 """Networks on the meta device: shapes without memory, to be counted or to load weights into."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock, get_ident
 from typing import Any
@@ -13,10 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ldm import UserError
 
-FILLS = {  # functions that change the values of a tensor in place
-    *("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"),
-    *("mul_", "div_"),
-}
+IN_PLACE = re.compile(r"(trunc_|kaiming_|xavier_)?(normal|uniform)_|mul_|div_")  # makes initial values
 # torch's hooks are of all threads: one must not be added or removed while another thread calls them
 ONE_AT_A_TIME = RLock()
 
@@ -25,8 +23,8 @@ ONE_AT_A_TIME = RLock()
 def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
     """Context in which networks are built on the meta device, without random initialisation.
 
-    PyTorch's own random numbers and arithmetic of meta tensors import its compiler, which takes seconds.
-    Therefore a network makes its initial values in place, by functions of `FILLS`.
+    PyTorch's random numbers and arithmetic of meta tensors import its compiler, seconds: networks make their
+    initial values by functions of `IN_PLACE`, which are skipped here.
 
     Args:
         most: weights that the networks may have together, an empty tensor counted as one. The first beyond it
@@ -54,15 +52,8 @@ def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
 class _NothingDrawn(TorchFunctionMode):
     """Skips the calls that fill tensors with random numbers, or scale these."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ in FILLS:  # a meta tensor has no memory to fill
-            tensor: Tensor = args[0] if args else kwargs["tensor"]
-            return tensor
+        if IN_PLACE.fullmatch(func.__name__):  # a meta tensor has no memory to fill
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
