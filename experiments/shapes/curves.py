@@ -102,7 +102,9 @@ def minutes_a_step(runs: Path) -> float:
     if not logs:
         raise UserError(f"run={runs} holds no run: train one with python -m ldm.train +experiment=shapes")
     lines = [json.loads(line) for line in logs[-1].read_text(encoding="utf-8").splitlines()]
-    batch = read_yaml(logs[-1].parent / "config.yaml")["batch_size"]
+    folder = logs[-1].parent
+    ranks = json.loads((folder / "run.json").read_text(encoding="utf-8"))["inputs"]["ranks"]
+    batch = read_yaml(folder / "config.yaml")["batch_size"] * ranks  # as the logged speed
     seconds = [batch / line[SPEED] for line in lines if SPEED in line]
     return fmean(seconds) / 60
 

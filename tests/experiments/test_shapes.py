@@ -66,7 +66,8 @@ def sweeps(tmp_path):
                     row = {"set": "seen", "metric": f"composition_everything{end}", "value": value}
                     writer.writerow(row | {column: point})
     (tmp_path / "runs" / "1").mkdir(parents=True)
-    (tmp_path / "runs" / "1" / "config.yaml").write_text("batch_size: 64\n")
+    (tmp_path / "runs" / "1" / "config.yaml").write_text("batch_size: 32\n")
+    (tmp_path / "runs" / "1" / "run.json").write_text('{"inputs": {"ranks": 2}}')
     lines = [{"step": 9, "train/samples_per_second": 128.0}, {"step": 9, "val/loss": 1.0}]
     (tmp_path / "runs" / "1" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return curves.Options(
