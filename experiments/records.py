@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ldm import UserError
-from ldm.checkpoints.provenance import CONFIG, facts_of, flat
+from ldm.checkpoints.training_state import CONFIG, facts_of, flat
 from ldm.commands.options import command_line, option
 from ldm.io.curves import CPU_SECONDS, LOSS, SECONDS, Line, read_lines
 from ldm.io.fields import Fields

@@ -9,7 +9,7 @@ import yaml
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from ldm.checkpoints.provenance import facts_of
+from ldm.checkpoints.training_state import facts_of
 from ldm.evaluation.figures import LITERATURE, Curves, literature_beside, save_curves
 from ldm.evaluation.report import markdown_table
 from ldm.io.curves import read_curves

@@ -15,8 +15,8 @@ from torch import nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, differing
-from ldm.checkpoints.provenance import config_hash, flat
-from ldm.checkpoints.training_state import read_state
+from ldm.checkpoints.provenance import config_hash
+from ldm.checkpoints.training_state import flat, read_state
 from ldm.construct import defaults_of, moved
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ldm.checkpoints.provenance import facts_of
+from ldm.checkpoints.training_state import facts_of
 from ldm.evaluation.report import markdown_table
 from ldm.io.writing import make_folder
 from ldm.loggers.background import BackgroundLogger, Rows, check_patience

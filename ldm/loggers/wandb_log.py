@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.provenance import facts_of
+from ldm.checkpoints.training_state import facts_of
 from ldm.io.writing import append, make_folder
 from ldm.loggers.background import BackgroundLogger, Rows, check_patience, say
 from ldm.loggers.wandb_sending import Sending, own_settings, unsendable
