@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 
-from ldm import NotFinite, UserError
+from ldm import NotFinite, UserError, send
 from ldm.tokenizers import Tokenizer
 
 # Rows that a frozen network sees at once where its outputs are stored or trained on. The last chunk is filled
@@ -181,15 +181,16 @@ class Codec:
     def _in_chunks(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         made, size = [], self.chunk
         with torch.autocast(self.device.type, enabled=False):  # float32, whatever the training's precision
-            for chunk in rows.to(self.device).split(size):
+            for chunk in send(rows, self.device).split(size):
                 # kernels sum in an order that the number of rows decides: a short chunk is filled up
                 filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
                 made.append(encode(filled)[: len(chunk)])
             return torch.cat(made)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        # moved at each use: a codec is no module, whose buffers would move along
-        shift, scale = (v.to(like).view(1, -1, 1, 1) for v in (self.latent_shift, self.latent_scale))
+        # sent at each use: a codec is no module, whose buffers would move along
+        affine = send(torch.stack([self.latent_shift, self.latent_scale]), like.device).to(like.dtype)
+        shift, scale = affine.view(2, 1, -1, 1, 1)
         return shift, scale
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from ldm import UserError
+from ldm.callbacks.saving import settle
 from ldm.checkpoints.power_average import Averages, Profile, decay, exponent_of
 from ldm.distributed.ranks import local, whole, whole_state
 from ldm.io.writing import sweep
@@ -188,6 +189,7 @@ class PowerAverages(Following):
         for length, follower in self.by_length.items():
             follower.follow(net, 1 - decay(step, self.exponents[length]))
             if step % self.every == 0 or step == trainer.max_steps:
+                settle(trainer)
                 parameters = follower.parameters()  # of all ranks
                 if trainer.is_global_zero:
                     self.averages.write(Profile(step, length), parameters)

@@ -1,6 +1,7 @@
 """Checkpoints at intervals, at the end and at a signal; options of a training that resumes from one."""
 
 import signal
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,21 @@ from ldm.checkpoints.training_state import discard_damaged, is_readable, save_st
 
 class StoppedBySignal(Exception):
     """A signal ended the training between two steps; its checkpoint is saved."""
+
+
+class Late(Callback, ABC):
+    """A callback that learns only after a step whether it was refused."""
+
+    @abstractmethod
+    def settle(self, trainer: Trainer) -> None:
+        """Raises if the last step was refused; waits until that is known."""
+
+
+def settle(trainer: Trainer) -> None:
+    """What all writers call first, so that nothing of a refused step is written."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Late):
+            callback.settle(trainer)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -97,6 +113,7 @@ class SaveStates(Callback):
         step, number = trainer.global_step, self._signal_to_any(trainer)
         due = number or step % self.every == 0 or step == trainer.max_steps
         if due and step != self._saved_step:
+            settle(trainer)
             self._save(trainer, step)
         if number:
             trainer._logger_connector.on_batch_end()  # Lightning would log the step after this hook
@@ -130,9 +147,9 @@ class SaveStates(Callback):
     def _signal_to_any(self, trainer: Trainer) -> int:
         """The largest number of a signal that any rank has received, or 0; the same on every rank."""
         number = self.signalled or 0
-        if trainer.world_size == 1:  # else each step of one GPU would wait for this number
+        if trainer.world_size == 1:
             return number
-        met = torch.tensor(number, device=trainer.strategy.root_device)
+        met = torch.tensor(number)  # on the host: no step waits for a GPU
         distributed.all_reduce(met, op=distributed.ReduceOp.MAX)
         return int(met)
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm import UserError
+from ldm import UserError, send
 from ldm.diffusion import Denoiser, PerTimestep, Schedule, State, Time
 from ldm.diffusion.grids import shifted
 from ldm.diffusion.predictions import Prediction, unweighted
@@ -101,12 +101,14 @@ class Process:
         """Weighted squared error of each sample, mean over its elements, in float32.
 
         `uniform` holds numbers in [0, 1) that `times` maps to timesteps: pass fixed ones to measure the loss
-        at fixed timesteps. They may stay on the CPU.
+        at fixed timesteps. They stay on the CPU: a device computes in float64 slowly or not at all.
         """
         x0, noise = x0.float(), noise.float()  # targets and errors in float32, also under autocast
         t = self.times(uniform.double())  # float64, so that table entries reach the network as whole numbers
-        alpha, sigma = (per_sample(value.to(x0), x0) for value in self.schedule(t))
-        output = net(alpha * x0 + sigma * noise, self.network_time(t).to(x0), context).float()
+        numbers = torch.stack([self.network_time(t), *self.schedule(t)]).float()
+        network_time, alpha, sigma = send(numbers, x0.device)  # one copy
+        alpha, sigma = per_sample(alpha, x0), per_sample(sigma, x0)
+        output = net(alpha * x0 + sigma * noise, network_time, context).float()
         # the error is that of the output, not of x0, which eps divides by an alpha that may be almost 0
         error = output - self.prediction.target(x0, noise, alpha, sigma)
         return (self.weight(self.prediction, alpha, sigma) * error**2).mean(dim=(1, 2, 3))

@@ -1,7 +1,7 @@
 """Collective operations of a training's ranks. With one process they all return at once."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -83,13 +83,13 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def any_rank(flags: Sequence[bool]) -> list[bool]:
-    """For each flag, whether it is set on any rank."""
+def any_rank(flags: Tensor) -> Tensor:
+    """For each flag, whether it is set on any rank; on the flags' device, without waiting."""
     if world_size() == 1:
-        return list(flags)
-    numbers = torch.tensor(flags, dtype=torch.int)
+        return flags
+    numbers = flags.int()
     distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
-    return [bool(number) for number in numbers]
+    return numbers.bool()
 
 
 def average(tensors: Iterable[Tensor]) -> None:

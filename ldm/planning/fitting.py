@@ -40,6 +40,7 @@ from ldm.stages.stage import Stage
 IDLE_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*does not have many workers.*",
+    r"You have overridden `transfer_batch_to_device`.*",
     r"The `srun` command is available.*",
     r"Grad strides do not match bucket view strides.*",
     r"FSDP2-wrapped module .* returned a view tensor.*",

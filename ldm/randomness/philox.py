@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ldm import send
+
 ROUNDS = 10
 AT_ONCE = {"cpu": 2**14}  # counters whose words stay in a core's cache; elsewhere memory is the limit
 AT_MOST = 2**22
@@ -62,9 +64,9 @@ def normals(
     blocks = -(-count // 4)
     out = torch.empty(len(positions), 4, blocks, device=device)
     signed = [key - 2**64 * (key >> 63) for key in keys]  # torch has no arithmetic of uint64
-    schedule = _schedule(_halves(torch.tensor(signed, device=device)))
+    schedule = send(_schedule(_halves(torch.tensor(signed))), device)
     places = torch.arange(blocks, device=device)
-    halves = _halves(positions.to(device))
+    halves = send(_halves(positions), device)
     at_once = AT_ONCE.get(device.type, AT_MOST)
     rows = max(1, at_once // blocks)
     for top in range(0, len(positions), rows):
@@ -87,7 +89,7 @@ def _halves(numbers: Int64[Tensor, " b"]) -> Int64[Tensor, "2 b 1"]:
 def _schedule(key: Int64[Tensor, "2 *n"]) -> Int64[Tensor, "10 2 *n"]:
     """The keys of all rounds, each in the order in which `_rounds` holds its rows."""
     steps = (WEYL * torch.arange(ROUNDS)[:, None]).view(ROUNDS, 2, *[1] * (key.ndim - 1))
-    keys = (key + steps.to(key.device)) & WORD
+    keys = (key + steps) & WORD
     keys[0::2] = keys[0::2].flip(1)
     return keys
 
@@ -102,7 +104,7 @@ def _rounds(
     high = torch.empty_like(x)
     (x0, x1), (high0, high1) = x, high
     earlier, products = (y, *y), (spare := torch.empty_like(y), *spare)
-    factors = MULTIPLIERS.to(x.device).view(2, *[1] * (x.ndim - 1))
+    factors = send(MULTIPLIERS, x.device).view(2, *[1] * (x.ndim - 1))
     factors, others = factors, factors.flip(0)
     for key in schedule:
         torch.mul(x, factors, out=products[0])

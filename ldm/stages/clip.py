@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm import UserError
+from ldm import UserError, send
 from ldm.checkpoints.bundle import Part
 from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.codec import to_float
@@ -63,7 +63,7 @@ class ContrastiveStage(NetworkStage):
         # a picture may come twice, with two of its captions: these are no negatives of each other
         keys = self._from_all_ranks(batch["index"])
         loss = contrastive_loss(images, texts, output.scale, keys=keys)
-        self.log("train/loss", self._step_mean(loss, self, batch_idx), prog_bar=True)
+        self.log("train/loss", self._step_mean(loss, self, batch_idx))
         self.log("train/logit_scale", output.scale)
         return loss
 
@@ -100,7 +100,7 @@ class ContrastiveStage(NetworkStage):
         tokens = self.tokenizer.encode(texts)
         ends = (tokens == self.tokenizer.eot_id).int().argmax(dim=1)
         tokens = tokens[:, : int(ends.max()) + 1]  # what comes after a text's end cannot reach its feature
-        return net(to_float(pictures), tokens.to(self.device))
+        return net(to_float(pictures), send(tokens, self.device))
 
     def _from_all_ranks(self, rows: Tensor) -> Tensor:
         if self.trainer.world_size == 1:

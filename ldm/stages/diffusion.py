@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm import UserError
+from ldm import UserError, send
 from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.bundle_writer import origin
 from ldm.codec import Codec
@@ -101,7 +101,7 @@ class LatentDiffusion(NetworkStage):
 
     def loss(self, batch: LatentBatch) -> Tensor:
         """Mean loss of a batch, its random numbers keyed by the samples' positions."""
-        positions = batch["position"].cpu()  # where keys are hashed
+        positions = batch["position"]
         # a new latent of the posterior at each step: the mean alone would hide the autoencoder's uncertainty
         x0 = batch["mean"] + batch["std"] * self._normal(batch["mean"], positions, "posterior")
         noise = self._normal(x0, positions, "noise")
@@ -109,12 +109,12 @@ class LatentDiffusion(NetworkStage):
         times = keyed.spread(seed=self.seed, positions=positions, stream="time")
         # the unconditional denoiser of classifier-free guidance (Ho & Salimans 2022, Alg. 1)
         context = self._drop_captions(batch["context"], positions)
-        return self.process.loss(self.net, x0, context, noise=noise, uniform=times.to(x0)).mean()
+        return self.process.loss(self.net, x0, context, noise=noise, uniform=times).mean()
 
     def _drop_captions(self, context: Tensor, positions: Tensor) -> Tensor:
         assert self._null is not None
         numbers = keyed.uniform(seed=self.seed, positions=positions, stream="drop")
-        dropped = (numbers < self.caption_drop).to(context.device)
+        dropped = send(numbers < self.caption_drop, context.device)
         return torch.where(dropped.view(-1, 1, 1), self._null.to(context), context)
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
@@ -122,7 +122,7 @@ class LatentDiffusion(NetworkStage):
         pictures = batch["index"].cpu()
         # other streams than training, and no posterior noise: less variance between validations
         noise = self._normal(batch["mean"], pictures, "val/noise")
-        place = keyed.spread(seed=self.seed, positions=pictures, stream="val/time").to(noise)
+        place = keyed.spread(seed=self.seed, positions=pictures, stream="val/time")
         losses = []
         # strata of t: the loss varies more with t than with anything else
         for number in range(self.time_bins):

@@ -100,6 +100,11 @@ class NetworkStage(LightningModule):
         key = {"seed": self.seed, "positions": positions, "stream": stream}
         return keyed.normal(like.shape[1:], **key, device=like.device).to(like)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on a device, but for its positions: keys are hashed on the host."""
+        host = {name: batch[name] for name in ("position",) if name in batch}
+        return {**super().transfer_batch_to_device(batch, device, dataloader_idx), **host}
+
     def configure_optimizers(self) -> Any:
         """An optimizer for `net`, and its schedule, which advances every step."""
         # Lightning's default is every epoch, and the stream of batches has one that never ends
