@@ -1,9 +1,6 @@
 """A config-driven laboratory for text-to-image latent diffusion."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor, device
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -21,9 +18,8 @@ class NotFinite(UserError, FloatingPointError):
     """Numbers of a training or of its pictures have become NaN or infinite."""
 
 
-def send(tensor: "Tensor", to: "device") -> "Tensor":
-    """A tensor on a device. A copy from the host neither waits for the device's queue nor blocks the host."""
+def send(tensor: Any, device: Any) -> Any:
+    """A tensor on a device; from the host by pinned memory, so that it doesn't wait for the copy."""
     on_host = tensor.device.type == "cpu"
-    if on_host and to.type == "cuda":
-        tensor = tensor.pin_memory()  # what is not pinned would be copied only once the queue is empty
-    return tensor.to(to, non_blocking=on_host)
+    pinned = tensor.pin_memory() if on_host and device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=on_host)

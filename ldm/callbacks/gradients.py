@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ldm import NotFinite
-from ldm.callbacks.saving import Late
 from ldm.distributed.ranks import all_gather, any_rank, is_first, whole
 from ldm.io.links import LinkRefused
 from ldm.io.writing import write
@@ -38,7 +37,7 @@ class Step(NamedTuple):
         return "losses" if of_losses else "optimizer's moments" if of_moments else ""
 
 
-class Gradients(Late):
+class Gradients(Callback):
     """Logs the norm of all gradients, scales it down to `clip`, and refuses steps that are not finite.
 
     A step is refused on all ranks if the norm, a loss or an optimizer's moments are NaN or infinite on any:
@@ -105,13 +104,11 @@ class Gradients(Late):
         if step is not None and (fault := step.fault()):
             raise self._refusal(trainer, step, fault)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Settles the last step: what validates and samples would only be right for one that was taken."""
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        """Settles the last step, before anything validates or samples what it left."""
         self.settle(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Settles the last step."""
-        self.settle(trainer)
+    on_train_end = on_validation_start
 
     def _refusal(self, trainer: Trainer, step: Step, what: str) -> NotFinite:
         """The error, once the batches of all ranks are written."""

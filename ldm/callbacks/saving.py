@@ -1,7 +1,6 @@
 """Checkpoints at intervals, at the end and at a signal; options of a training that resumes from one."""
 
 import signal
-from abc import ABC, abstractmethod
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,18 +18,10 @@ class StoppedBySignal(Exception):
     """A signal ended the training between two steps; its checkpoint is saved."""
 
 
-class Late(Callback, ABC):
-    """A callback that learns only after a step whether it was refused."""
-
-    @abstractmethod
-    def settle(self, trainer: Trainer) -> None:
-        """Raises if the last step was refused; waits until that is known."""
-
-
 def settle(trainer: Trainer) -> None:
-    """What all writers call first, so that nothing of a refused step is written."""
+    """Raises if the last step was refused; what writes calls it first, since that is known a step later."""
     for callback in trainer.callbacks:
-        if isinstance(callback, Late):
+        if hasattr(callback, "settle"):
             callback.settle(trainer)
 
 
@@ -146,12 +137,10 @@ class SaveStates(Callback):
 
     def _signal_to_any(self, trainer: Trainer) -> int:
         """The largest number of a signal that any rank has received, or 0; the same on every rank."""
-        number = self.signalled or 0
-        if trainer.world_size == 1:
-            return number
-        met = torch.tensor(number)  # on the host: no step waits for a GPU
-        distributed.all_reduce(met, op=distributed.ReduceOp.MAX)
-        return int(met)
+        number = torch.tensor(self.signalled or 0)  # on the host: no step waits for a GPU
+        if trainer.world_size > 1:
+            distributed.all_reduce(number, op=distributed.ReduceOp.MAX)
+        return int(number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signalled is not None and number == signal.SIGINT:

@@ -99,8 +99,7 @@ class Bundle:
     def part(self, name: str) -> Part:
         """Constructor and weights of one part, in float32.
 
-        Raises:
-            BundleError: no such part, or a file that is missing, changed, or holds NaN or Inf.
+        Raises BundleError: no such part, or a file that is missing, changed, or holds NaN or Inf.
         """
         spec = self.spec(name)
         file, sha256 = (self.config["parts"][name][key] for key in ("file", "sha256"))

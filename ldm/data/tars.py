@@ -185,10 +185,7 @@ def beyond_first_dot(name: str) -> tuple[str, str] | None:
 def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
     """(key, extension, bytes) of each member that belongs to a sample."""
     empty, dotted = True, None
-    with (
-        closing(Transport(url)) as stream,
-        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar,
-    ):
+    with closing(Transport(url)) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
         for member in tar:
             tar.members = []  # type: ignore[misc]  # or all headers stay in memory
             if tar.fileobj.comptype != "tar":

@@ -312,11 +312,7 @@ def print_cuts(captions: Mapping[str, Sequence[Caption]], subject: Subject, extr
 
 
 def reconstruct(
-    through: Callable[[Tensor], Tensor],
-    pictures: Pictures,
-    judge: Any,
-    *,
-    device: torch.device | None = None,
+    through: Callable[[Tensor], Tensor], pictures: Pictures, judge: Any, *, device: torch.device | None = None
 ) -> list[Row]:
     """The numbers of uint8 pictures that went `through` an autoencoder and back.
 

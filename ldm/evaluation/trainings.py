@@ -25,8 +25,7 @@ class Training(NamedTuple):
 def bundles_of(bundle: str | Sequence[str]) -> list[str]:
     """The bundles that `bundle=` names: one, those of a list, or those that a sweep has trained.
 
-    Raises:
-        UserError: a point of the sweep that isn't finished.
+    Raises UserError: a point of the sweep that isn't finished.
     """
     if not isinstance(bundle, str):
         return [*bundle]
@@ -63,8 +62,7 @@ def check_alike(trainings: Sequence[Training]) -> None:
 def together(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results of several trainings as one document; that of a single one is unchanged.
 
-    Raises:
-        UserError: trainings measured under different protocols.
+    Raises UserError: trainings measured under different protocols.
     """
     first, *others = documents
     if not others:

@@ -20,8 +20,7 @@ def clipped_density_coverage(
     Coverage: how many of k generated pictures each real ball holds, read as the share of generated pictures
     that would have to be good for as much, see `expected_coverage`.
 
-    Raises:
-        UserError: no more real pictures than neighbours, or fewer generated ones.
+    Raises UserError: no more real pictures than neighbours, or fewer generated ones.
     """
     if len(generated) < neighbours:
         raise UserError(

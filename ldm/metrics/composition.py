@@ -45,11 +45,7 @@ class ShapesReader:
         return {"shapes_image": torch.tensor([row_of_things(read(picture).things) for picture in pictures])}
 
     def read(self, texts: Sequence[str]) -> Float[Tensor, "b 25"]:
-        """A row a caption.
-
-        Raises:
-            UserError: a caption that the grammar doesn't know.
-        """
+        """A row per caption; UserError for a caption that the grammar doesn't know."""
         return torch.tensor([row_of_claim(understood(text)) for text in texts])
 
 

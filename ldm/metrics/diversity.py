@@ -94,8 +94,7 @@ def within_captions(
 ) -> Float[Tensor, "c"]:
     """The distance within the rows of each caption, by its number (Zhu et al. 2017, section 5).
 
-    Raises:
-        UserError: a caption with a single picture.
+    Raises UserError: a caption with a single picture.
     """
     table, found = as_table(rows), []
     for caption in captions.unique().tolist():

@@ -72,8 +72,7 @@ class Pixels:
     Args:
         size: side in pixels; other pictures are resized bicubically and rounded.
 
-    Raises:
-        UserError: a size below 1.
+    Raises UserError: a size below 1.
     """
 
     def __init__(self, *, size: int) -> None:
@@ -132,8 +131,7 @@ def resize_pictures(images: UInt8[Tensor, "b 3 h w"], *, size: int, mode: str) -
             between the four nearest pixels even where it shrinks; "tensorflow" does the same from TensorFlow
             1's grid, which begins in the corner of the picture instead of half a pixel inside.
 
-    Raises:
-        UserError: an unknown mode.
+    Raises UserError: an unknown mode.
     """
     check_resize(mode)
     pictures = images.float()

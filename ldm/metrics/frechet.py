@@ -27,11 +27,7 @@ class Moments(NamedTuple):
         return cls(count=count, total=rows.sum(0), outer=rows.T @ rows)
 
     def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance.
-
-        Raises:
-            UserError: fewer than two pictures.
-        """
+        """Mean and unbiased covariance; UserError for fewer than two pictures."""
         if self.count < 2:
             raise UserError(
                 f"a Frechet distance needs at least 2 pictures on each side, got {int(self.count)}"

@@ -43,8 +43,7 @@ def frechet_ratio(generated: Rows, real: Rows) -> Float[Tensor, ""]:
     of the generated ones count. Both distances are thereby those of equally many pictures to the same others,
     and the bias of few pictures is in both.
 
-    Raises:
-        UserError: fewer than two pictures on a side, or real pictures whose own distance is 0.
+    Raises UserError: fewer than two pictures on a side, or real pictures whose own distance is 0.
     """
     ours, theirs = as_table(generated), as_table(real)
     size = min(len(ours), len(theirs) // 2)

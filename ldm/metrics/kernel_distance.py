@@ -74,8 +74,7 @@ def kernel_distances(
         subsets: how many pairs of subsets are sampled, as torch-fidelity samples them.
         subset_size: pictures in each; None takes all of both sides, once.
 
-    Raises:
-        UserError: fewer pictures than a subset takes, or than two.
+    Raises UserError: fewer pictures than a subset takes, or than two.
     """
     counts = len(generated), len(real)
     if min(counts) < (subset_size or 2):

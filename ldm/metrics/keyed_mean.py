@@ -29,11 +29,7 @@ class KeyedMean(Metric):
         self.keys.append(keys)
 
     def compute(self) -> Float[Tensor, ""]:
-        """The mean.
-
-        Raises:
-            UserError: no picture was added.
-        """
+        """The mean; UserError if no picture was added."""
         if not len(self.keys):
             raise UserError("a mean over pictures needs at least one picture")
         keys, values = dim_zero_cat(self.keys), dim_zero_cat(self.values)

@@ -18,8 +18,7 @@ SURFACE = 1e-9  # of a radius: the distance from a to b may be rounded otherwise
 def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
     """Distance of each point to its k-th nearest other one, float64.
 
-    Raises:
-        UserError: no more points than neighbours.
+    Raises UserError: no more points than neighbours.
     """
     if len(points) <= neighbours:
         raise UserError(
@@ -43,8 +42,7 @@ def precision_recall(generated: Rows, real: Rows, *, neighbours: int = 3) -> dic
 
     The balls reach to each picture's k-th nearest neighbour of its own side.
 
-    Raises:
-        UserError: no more pictures than neighbours.
+    Raises UserError: no more pictures than neighbours.
     """
     inside_real = balls_around(generated, real, radii(real, neighbours=neighbours)) > 0
     inside_generated = balls_around(real, generated, radii(generated, neighbours=neighbours)) > 0
@@ -56,8 +54,7 @@ def density_coverage(generated: Rows, real: Rows, *, neighbours: int = 5) -> dic
 
     Real balls alone, so that outliers among generated pictures change nothing. Density is not cut at 1.
 
-    Raises:
-        UserError: no more real pictures than neighbours.
+    Raises UserError: no more real pictures than neighbours.
     """
     radius = radii(real, neighbours=neighbours)
     closest = nearest(real, generated, count=1)[0][:, 0]
@@ -112,8 +109,7 @@ def find_copies(generated: Rows, real: Rows, *, quantile: float = 0.01, limit: f
             a copy. Where so many real pictures have a twin that the quantile is 0, nothing does.
         limit: that quantile, where it is known already: finding it is most of the work.
 
-    Raises:
-        UserError: fewer than two real pictures.
+    Raises UserError: fewer than two real pictures.
     """
     if len(real) < 2:
         raise UserError(f"memorisation needs at least 2 real pictures to judge by, got {len(real)}")

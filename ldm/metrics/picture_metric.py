@@ -193,8 +193,7 @@ class GatheredFeatures(PictureMetric):
             name: "real" or "generated".
             at_least: how many there must be.
 
-        Raises:
-            UserError: fewer pictures.
+        Raises UserError: fewer pictures.
         """
         features, *numbers = (getattr(self, f"{name}_{part}") for part in Side._fields)
         rows, captions = (dim_zero_cat(each) if len(each) else torch.empty(0) for each in numbers)
@@ -262,8 +261,7 @@ class PromptMetric(PictureMetric):
     def pairs(self) -> tuple[Table, Table, Int[Tensor, "n"]]:
         """Features of all pictures, those of their prompts, and the numbers of their captions.
 
-        Raises:
-            UserError: there is none.
+        Raises UserError: there is none.
         """
         if not len(self.captions):
             raise UserError(f"{type(self).__name__} of {self.kinds[0]!r} needs at least one picture")
@@ -277,8 +275,7 @@ def score(
 
     Nothing is exchanged between processes: each has all the features already.
 
-    Raises:
-        UserError: two metrics with one name for their result, or a result that is not finite.
+    Raises UserError: two metrics with one name for their result, or a result that is not finite.
     """
     for metric in metrics.values():
         metric.reset()
@@ -300,11 +297,7 @@ def score(
 
 
 def features_of(batch: Observed, name: str) -> Float[Tensor, "b d"]:
-    """The rows of one kind of features.
-
-    Raises:
-        UserError: there are none of that name, or they are not finite.
-    """
+    """The rows of one kind of features; UserError if they are missing or not finite."""
     if name not in batch.features:
         there = ", ".join(sorted(batch.features)) or "none"
         raise UserError(f"there are no features {name!r} to measure with; there are: {there}")

@@ -31,8 +31,7 @@ def psnr(images: UInt8[Tensor, "b c h w"], originals: UInt8[Tensor, "b c h w"]) 
 def ssim(images: UInt8[Tensor, "b c h w"], originals: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """Structural similarity of each picture (Wang et al. 2004: Gaussian window of 11, sigma 1.5).
 
-    Raises:
-        UserError: pictures smaller than the window.
+    Raises UserError: pictures smaller than the window.
     """
     if min(images.shape[-2:]) < MIN_SIDE:
         raise UserError(f"SSIM needs pictures of at least {MIN_SIDE} px, got {tuple(images.shape[-2:])}")

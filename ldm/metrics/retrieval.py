@@ -25,8 +25,7 @@ def ranks(
     Items are right where their key is the query's. A tie counts against the query, so a network that gives
     every item the same feature finds nothing.
 
-    Raises:
-        UserError: a query without a right item in the gallery.
+    Raises UserError: a query without a right item in the gallery.
     """
     absent = ~torch.isin(query_keys, gallery_keys)
     if absent.any():
@@ -191,8 +190,7 @@ def own_caption_first(
         captions: its number.
         candidates: the own one and the others together.
 
-    Raises:
-        UserError: fewer different captions than candidates.
+    Raises UserError: fewer different captions than candidates.
     """
     numbers, owners = captions.unique(return_inverse=True)
     if len(numbers) < candidates:

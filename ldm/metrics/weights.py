@@ -80,11 +80,7 @@ KNOWN = {
 
 
 def known(name: str) -> Weights:
-    """The entry of `KNOWN`.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    """The entry of `KNOWN`; UserError for an unknown name."""
     if name not in KNOWN:
         raise UserError(f"there are no known weights {name!r}; there are: {', '.join(KNOWN)}")
     return KNOWN[name]
@@ -93,8 +89,7 @@ def known(name: str) -> Weights:
 def describe(names: Iterable[str]) -> str:
     """A line for each file that would be fetched: name, size, sha256, licence, address.
 
-    Raises:
-        UserError: an unknown name.
+    Raises UserError: an unknown name.
     """
     lines = []
     for name in names:
@@ -110,8 +105,7 @@ def locate(name: str, path: str | Path | None = None, *, sha256: str | None = No
         path: a file of one's own; by default where `fetch` puts it.
         sha256: what the file must have; by default the published one's.
 
-    Raises:
-        UserError: no such file, or another one.
+    Raises UserError: no such file, or another one.
     """
     entry = known(name)
     found, sha256 = Path(path or entry.path), sha256 or entry.sha256
@@ -125,11 +119,7 @@ def locate(name: str, path: str | Path | None = None, *, sha256: str | None = No
 
 
 def check(path: Path, *, sha256: str, remedy: str = "remove the file and fetch it again") -> None:
-    """Compares a file's hash.
-
-    Raises:
-        UserError: another hash, and the remedy.
-    """
+    """Compares a file's hash; UserError for another hash, and the remedy."""
     found = hash_file(path)
     if found != sha256:
         raise UserError(f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: {remedy}")
@@ -177,8 +167,7 @@ def fetch(name: str, *, progress: bool = True) -> Path:
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file by name; nothing in it is executed.
 
-    Raises:
-        UserError: a file that is neither.
+    Raises UserError: a file that is neither.
     """
     try:
         if path.suffix == ".safetensors":
@@ -193,8 +182,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def load_strictly(net: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
     """Gives a network its weights, every one of them and no other.
 
-    Raises:
-        UserError: a weight that is missing, unknown or of another shape.
+    Raises UserError: a weight that is missing, unknown or of another shape.
     """
     own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}

@@ -106,11 +106,7 @@ class DiT(nn.Module):
         self.skips = depth // 2 if long_skips else 0
         self.blocks = nn.ModuleList(
             Block(
-                width,
-                context_dim,
-                num_heads=num_heads,
-                ff_mult=ff_mult,
-                merges=number >= depth - self.skips,
+                width, context_dim, num_heads=num_heads, ff_mult=ff_mult, merges=number >= depth - self.skips
             )
             for number in range(depth)
         )
