@@ -79,7 +79,6 @@ class LatentDiffusion(NetworkStage):
         self.sampling, self.guidance = sampling, guidance
         self.caption_drop, self.time_bins = caption_drop, time_bins
         self.fixed_loss = KeyedMean()
-        # encoded once, and not per batch: the text encoder is frozen
         self._null: Tensor | None = None  # text states of the empty prompt, on the device
 
     def configure_model(self) -> None:
