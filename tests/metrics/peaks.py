@@ -1,8 +1,8 @@
 """A program: generates pictures, takes features and each metric in a process of its own; prints the peaks.
 
-    python tests/metrics/peaks.py <features of a picture> <folder> <pictures on each side> ...
+    python tests/metrics/peaks.py <rows of a block> <features of a picture> <folder> <pictures on each side> ...
 
-For each number of pictures a line `<pictures> <what> <bytes>` for the pass over both sides, for reading real
+Tables are worked on in blocks of fewer rows than usual, so that fewer pictures fill several. For each number of pictures a line `<pictures> <what> <bytes>` for the pass over both sides, for reading real
 pictures by number, and for each metric. Linux.
 """
 
@@ -16,6 +16,7 @@ import torch
 from ldm.evaluation.feature_pass import FeaturePass, Observers, parts_of
 from ldm.evaluation.protocol import Request
 from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
+from ldm.metrics import mind
 from ldm.metrics.clipped import ClippedDensityCoverage
 from ldm.metrics.copies import CopiedShare
 from ldm.metrics.diversity import CaptionDiversity, InceptionScore, PerceptualDiversity, VendiScore
@@ -95,7 +96,7 @@ def measures(dims):
         VendiScore(features=NET, dims=dims),
         ClipScore(clip="net"),
         InceptionScore(features=NET),
-        KernelDistance(features=NET),
+        KernelDistance(features=NET, subsets=10, subset_size=500),
         PrecisionRecall(features=NET),
         DensityCoverage(features=NET),
         ClippedDensityCoverage(features=NET),
@@ -163,8 +164,17 @@ def everything(count, dims, folder):
         apart(f"{count} {type(measure).__name__}", take, measure, gallery, made)
 
 
+def work_on_blocks_of(rows):
+    """Sets how many rows of a table are in memory at once, wherever the number is used."""
+    for module in [each for name, each in sys.modules.items() if name.startswith("ldm.")]:
+        if hasattr(module, "ROWS_AT_ONCE"):
+            module.ROWS_AT_ONCE = rows
+    mind.AT_ONCE = 1024 * rows
+
+
 def main():
-    dims, folder, *counts = sys.argv[1:]
+    rows, dims, folder, *counts = sys.argv[1:]
+    work_on_blocks_of(int(rows))
     torch.set_num_threads(1)  # a forked process has no others
     for count in map(int, counts):
         apart("", everything, count, int(dims), Path(folder) / str(count))
