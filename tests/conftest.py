@@ -37,6 +37,7 @@ from ldm.models.vae import AutoencoderKL
 from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_constant
 from ldm.tokenizers import Tokenizer, train
+from tests.composing import compose_once
 
 SIZE = 16  # pixels a side
 AUTOENCODER = {
@@ -154,6 +155,13 @@ def check_shapes(wanted: bool) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compositions() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        compose_once(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)
