@@ -44,6 +44,6 @@ def compose_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def decides(override: str) -> bool:
-    """Whether an override may make a sweep of a command: one of Hydra's own, or the choice of a group's file."""
+    """Whether an override may make a command a sweep: one of Hydra's own, or a choice of a group's file."""
     key = override.partition("=")[0].lstrip("+~").partition("@")[0]
     return key.startswith("hydra") or (config.CONF / key).is_dir()

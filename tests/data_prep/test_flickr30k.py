@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from runpy import run_path
 
 import pytest
 
@@ -142,9 +141,10 @@ def test_a_folder_without_pictures_or_captions_is_refused(source, tmp_path):
         flickr30k.collect(tmp_path / "source" / "..", str(source / "results_20130124.token"))
 
 
-def test_the_command_answers_help_and_mistakes(source):
+def test_the_command_answers_help_and_mistakes(source, monkeypatch, capsys):
     assert "max_skip_share=NUMBER" in help_of(flickr30k.Options)
-    command = [sys.executable, "-m", "data_prep.flickr30k", f"source={source}", "resolutoin=64"]
-    wrong = subprocess.run(command, capture_output=True, text=True, check=False)
+    monkeypatch.setattr("sys.argv", ["flickr30k", f"source={source}", "resolutoin=64"])
+    with pytest.raises(SystemExit) as ended:
+        run_path(flickr30k.__file__, run_name="__main__")
     sentence = "ldm: there is no option 'resolutoin', did you mean 'resolution'?\n"
-    assert (wrong.returncode, wrong.stderr) == (1, sentence)
+    assert (ended.value.code, capsys.readouterr().err) == (1, sentence)

@@ -1,9 +1,10 @@
 """A program: generates pictures, takes features and each metric in a process of its own; prints the peaks.
 
-    python tests/metrics/peaks.py <rows of a block> <features of a picture> <folder> <pictures on each side> ...
+    python tests/metrics/peaks.py <rows of a block> <features of a picture> <folder> <pictures> ...
 
-Tables are worked on in blocks of fewer rows than usual, so that fewer pictures fill several. For each number of pictures a line `<pictures> <what> <bytes>` for the pass over both sides, for reading real
-pictures by number, and for each metric. Linux.
+Tables are worked on in blocks of fewer rows than usual, so that fewer pictures fill several of them. For each
+number of pictures a line `<pictures> <what> <bytes>` for the pass over both sides, for reading real pictures
+by number, and for each metric. Linux.
 """
 
 import os
