@@ -5,6 +5,7 @@ composes everything only to see whether it is a sweep. Both depend on nothing bu
 Hydra's own keys. The config that the command runs with is composed each time.
 """
 
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ def compose_once(patch: pytest.MonkeyPatch) -> None:
     modes: dict[Any, Any] = {}
     compose, get_mode = config.compose, Hydra.get_mode
 
+    @wraps(compose)
     def looked_at(name: str, overrides: list[str]) -> DictConfig:
         key = (config.CONF, name, *overrides)
         if own_confs():
