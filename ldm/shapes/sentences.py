@@ -122,7 +122,8 @@ def noun(group: Group, *, casual: bool = False) -> str:
         return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     if casual and group.count < MOST:
         return f"a {'pair' if group.count == 2 else 'trio'} of {name}"
-    return f"{NUMBERS[group.count - 1]} {name}"
+    # a generated picture may show more shapes than any scene has
+    return f"{NUMBERS[group.count - 1] if group.count <= len(NUMBERS) else group.count} {name}"
 
 
 def chain(claim: Claim) -> str:
