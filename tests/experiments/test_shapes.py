@@ -27,7 +27,8 @@ def test_a_picture_is_put_into_words_and_held_against_its_prompt():
     two = picture(star(0.25), star(0.75))
     assert sheet.reading_of(two, "two blue stars") == ("two large blue stars", True)
     assert sheet.reading_of(two, "a blue star") == ("two large blue stars", False)
-    five = picture(*(Thing(shape="star", colour="blue", size="small", x=x / 6, y=0.5) for x in range(1, 6)))
+    places = [(0.2, 0.3), (0.5, 0.3), (0.8, 0.3), (0.2, 0.7), (0.8, 0.7)]
+    five = picture(*(Thing(shape="star", colour="blue", size="small", x=x, y=y) for x, y in places))
     assert sheet.reading_of(five, "four blue stars") == ("5 small blue stars", False)
     nothing = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
     words, is_right = sheet.reading_of(nothing, "a blue star")
