@@ -8,7 +8,7 @@ The frozen autoencoder, text encoder and pictures are ours. What the process doe
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,11 @@ class Peer:
 
     Args:
         task: `piece` (a folder), `side` (a recipe), `seed`, `seconds`, `overrides` of our training.
+        clock: seconds that this process has used.
     """
 
-    def __init__(self, task: dict[str, Any]) -> None:
-        self.piece, self.recipe = Path(task["piece"]), RECIPES[task["side"]]
+    def __init__(self, task: dict[str, Any], clock: Callable[[], float] = age) -> None:
+        self.clock, self.piece, self.recipe = clock, Path(task["piece"]), RECIPES[task["side"]]
         self.seconds, self.seed = float(task["seconds"]), int(task["seed"])
         self.config = training_config(task["overrides"])
         self.codec: Codec = build(self.config.codec)
@@ -117,7 +118,7 @@ class Peer:
             torch.manual_seed(hash((self.seed, training.steps)))  # not the batches that came already
         loss = 0.0
         for batch in self.source():
-            if (now := before + age()) >= self.seconds:
+            if (now := before + self.clock()) >= self.seconds:
                 break
             loss = training.step(batch)
             if now - saved >= SAVED:

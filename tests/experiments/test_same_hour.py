@@ -2,10 +2,10 @@
 
 import csv
 import json
+from itertools import count
 
 import pytest
 
-from benchmarks.pipeline_vs_diffusers import age
 from benchmarks.same_hour.__main__ import Plan, write_page
 from benchmarks.same_hour.peer import Peer, unet_of
 from benchmarks.same_hour.race import RACES, generate_listed, spend, used
@@ -20,6 +20,7 @@ def task(emoji, bundle_path, tmp_path):
         piece = tmp_path / side
         piece.mkdir(exist_ok=True)
         sizes = ["backbone.channels=32", "backbone.latent_channels=4", "backbone.transformer.context_dim=16"]
+        sizes.append("backbone.transformer.head_dim=16")
         data = [f"data.root={emoji}", "data.size=16", "batch_size=4"]
         codec = [f"codec.{part}={bundle_path}" for part in ("autoencoder", "text_encoder")]
         overrides = ["+experiment=emoji", *sizes, *data, *codec]
@@ -31,10 +32,10 @@ def task(emoji, bundle_path, tmp_path):
 
 @pytest.mark.parametrize("side", ["recipe", "careful"])
 def test_a_peer_trains_until_its_seconds_are_used_and_generates_what_is_listed(task, tmp_path, side):
-    peer = Peer(task(side, age() + 1.0))
+    peer = Peer(task(side, 3.0), clock=count().__next__)
     peer.train()
     trained = json.loads((peer.piece / "training.json").read_text())
-    assert trained["steps"] >= 1
+    assert trained["steps"] == 3
     prompts, folder = tmp_path / "prompts.csv", tmp_path / "pictures"
     rows = [["file", "caption", "seed"], ["a.png", "red apple", 1], ["b.png", "a cat", 2]]
     with prompts.open("w", newline="") as stream:
@@ -65,7 +66,7 @@ def test_the_pictures_of_a_peer_are_those_of_ours(task, emoji):
     for pixel, caption, number in zip(pixels, captions, numbers.tolist(), strict=True):
         assert caption in pictures.captions(number)
         shown = ((pixel + 1) * 127.5).round()
-        assert (shown - pictures.image(number)).abs().max() <= 1  # emoji of 16 px are not resized
+        assert (shown - pictures.image(number)).abs().mean() < 4  # levels of 255: Lanczos against bicubic
 
 
 def peer_batches(peer):
