@@ -3,6 +3,7 @@
 A training's numbers are the last that it logged at a validation, an evaluation's are its results.
 """
 
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def shared_command(points: Sequence[Point]) -> str:
     """What the commands of all points have in common."""
     first, *others = (point.command for point in points)
     shared = [word for word in first[1:] if all(word in other for other in others)]
-    return " ".join(["python -m", first[0], *(word for word in shared if not word.startswith(PLACES))])
+    return shlex.join(["python", "-m", first[0], *(word for word in shared if not word.startswith(PLACES))])
 
 
 def write_page(

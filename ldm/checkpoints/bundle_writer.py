@@ -157,7 +157,7 @@ def _training(config: Mapping[str, Any]) -> str:
     codec = _mapping(config, "codec_origin")
     origins = {"model": _mapping(config, "origin"), **{name: _mapping(codec, name) for name in codec}}
     lines = [f"- {_plain(name).replace('_', ' ')}: {_origin(own)}" for name, own in origins.items() if own]
-    typed = command(lambda word: ABSOLUTE.sub(".../", " ".join(word.split()))).replace("`", "'")
+    typed = command(lambda word: ABSOLUTE.sub(".../", " ".join(word.split())).replace("`", "'"))
     return "\n".join(lines) + f"\n\nWritten by:\n\n```sh\n{typed}\n```"
 
 

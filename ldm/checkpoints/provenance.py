@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -38,13 +39,14 @@ def environment() -> dict[str, Any]:
 def command(shown: Callable[[str], str] = str) -> str:
     """The command that does the same again: what was typed, with the user's own config folder and packages.
 
-    Each word is as `shown` returns it. The environment names folder and packages to ranks and to the points
-    of a sweep, whose command lacks the option.
+    Each word is as `shown` returns it, quoted for a shell. The environment names folder and packages to ranks
+    and to the points of a sweep, whose command lacks the option.
     """
     typed, folder, packages = sys.orig_argv[1:], os.environ.get(CONFIG_DIR), os.environ.get(PACKAGES)
     if folder and not any(word.partition("=")[0] in ("--config-dir", "-cd") for word in typed):
         typed = [*typed, f"--config-dir={folder}"]
-    return " ".join(map(shown, [f"{PACKAGES}={packages}"] * bool(packages) + ["python", *typed]))
+    words = map(shown, [f"{PACKAGES}={packages}"] * bool(packages) + ["python", *typed])
+    return shlex.join(words)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -73,6 +73,11 @@ class Run:
         path = self.path / CONFIG
         return dict(Fields.of(read_yaml(path), name=str(path)).values)
 
+    def compared_by(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Its config, and the contents that it read; OSError or UserError if a file is missing or damaged."""
+        record = Fields(str(self.path / RECORD), self.record())
+        return self.config(), dict(record.mapping("inputs", {}).values)
+
     def resumed(self, config: Mapping[str, Any], *, step: int) -> None:
         """Records that the run is resumed after a step with a config, which replaces the run's.
 
@@ -133,15 +138,14 @@ def find_run(
         return None
     reads = contents(config)
 
-    def _compared(run: Run) -> Run:
-        old, read = run.config(), run.record().get("inputs", {})
+    def _compared(run: Run, old: Mapping[str, Any], read: Mapping[str, Any]) -> Run:
         found = differences(old, config, read=read, reads=reads, aliases=aliases)
         return replace(run, changed=found, replaced=replaced(found, old, config))
 
     if resume != "auto":
         if not (Path(resume) / RECORD).is_file():
             raise UserError(f"resume={resume} is no run directory (no {RECORD}): write auto, never or a run")
-        run = _compared(Run(path=Path(resume)))
+        run = _compared(named := Run(path=Path(resume)), *named.compared_by())
         check_changes(run.changed, changes, run=run.path)
         return _held(run)
     chosen = _chosen(_compared, Path(root) / experiment, changes)
@@ -155,12 +159,15 @@ def find_run(
     return _held(chosen, below=Path(root))
 
 
-def _chosen(compared: Callable[[Run], Run], folder: Path, changes: Sequence[str]) -> Run | None:
+def _chosen(compared: Callable[..., Run], folder: Path, changes: Sequence[str]) -> Run | None:
     """The run in a folder that a command means; of those that fit equally well, the one active last."""
     runs = []
     for run in sorted((Run(path=record.parent) for record in folder.glob(f"*/{RECORD}")), key=_age):
-        with suppress(OSError, ValueError):  # a run with a damaged record is never chosen
-            runs.append(compared(run))
+        try:
+            facts = run.compared_by()
+        except (OSError, UserError):  # a run with a damaged record is never chosen
+            continue
+        runs.append(compared(run, *facts))
     preferred: tuple[Callable[[Run], bool], ...] = (
         lambda run: not run.changed,
         lambda run: all(is_below(key, changes) for key in run.changed),

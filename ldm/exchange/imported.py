@@ -115,7 +115,9 @@ class Imported:
         """Writes the bundle whole or not at all, with its origin; NameTaken if `path` exists."""
         root = source.path if source.path.is_dir() else source.path.parent
         hashes = {str(file.relative_to(root)): hash_file(file) for file in self.files}
-        origin = {"imported_from": source.name, "sha256": hashes, "left_out": self.left_out} | git_state()
+        # the last name alone of a path: a bundle is shared, and folders are its maker's own business
+        name = source.name if "://" in source.name else source.path.resolve().name
+        origin = {"imported_from": name, "sha256": hashes, "left_out": self.left_out} | git_state()
         if "origin" in self.settings:
             origin["before"] = self.settings["origin"]
         settings = {**self.settings, "origin": origin}

@@ -1,6 +1,6 @@
 """Opening a bundle of latent diffusion: codec and denoiser, and the sampler and guidance of its options."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -10,10 +10,8 @@ from torch import nn
 from ldm import UserError
 from ldm.checkpoints.bundle import UNBUILDABLE, Bundle, BundleError
 from ldm.codec import Codec
-from ldm.construct import accepts, construct
-from ldm.diffusion import Guidance
+from ldm.construct import construct
 from ldm.diffusion.process import READ_BY_DENOISER, Process
-from ldm.diffusion.samplers import Sampling
 from ldm.generators.generator import LATENT_DIFFUSION, check_options, target_of
 from ldm.generators.latent_diffusion import OPTIONS, TextToImage, changed_guidance, changed_sampler
 from ldm.io.fields import Fields
@@ -45,8 +43,8 @@ def open_latent_diffusion(bundle: Bundle, **options: Any) -> TextToImage:
     # before the networks: what is refused here has not waited for gigabytes to be read
     small: dict[str, Any] = {
         "process": process_of(bundle),
-        "sampling": _built("sampler", nodes["sampler"], lambda built: isinstance(built, Sampling)),
-        "guidance": _built("guidance", guidance, lambda built: accepts(built, Guidance)),
+        "sampling": built_option("sampler", nodes["sampler"]),
+        "guidance": built_option("guidance", guidance),
         "noise": noise_of(options["generator"]) if "generator" in options else SeededNoise,
         "size": bundle.entry("size"),
         "negative": options.get("negative", ""),
@@ -119,17 +117,6 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
         "sampler": changed_sampler(bundle.entry("sampler"), given.values),
         "guidance": changed_guidance(bundle.entry("guidance"), given.values),
     }
-
-
-def _built(name: str, node: Mapping[str, Any], fits: Callable[[Any], bool]) -> Any:
-    """What a config node builds.
-
-    Raises UserError where it is something else than its name says.
-    """
-    built = construct(node)
-    if not fits(built):
-        raise UserError(f"{name}: {node.get('_target_')!r} is no {name}: take one of conf/{name}")
-    return built
 
 
 def process_of(bundle: Bundle) -> Process:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.codec import Codec
-from ldm.construct import construct
+from ldm.construct import accepts, construct
 from ldm.diffusion import Denoiser, Guidance
 from ldm.diffusion.grids import from_strength
 from ldm.diffusion.guidance import apart, batched, keeping
@@ -186,19 +186,28 @@ class TextToImage:
             changes: some of `OPTIONS`: `sampler`, `grid` and `guidance` are config nodes, `generator` is a
                 name of `noise_of`. A weak network stays if there is one.
 
-        Raises UserError for an option that is none of them, or a scale for a guidance that has none.
+        Raises UserError for an option that is none of them or of another kind, or a scale for a guidance that
+        has none.
         """
         check_options(changes, OPTIONS)
         options: dict[str, Any] = {}
         if changes.keys() & {"sampler", "grid", "steps"}:
-            options["sampling"] = construct(changed_sampler(node_of(self.sampling), changes))
+            options["sampling"] = built_option("sampler", changed_sampler(node_of(self.sampling), changes))
         if changes.keys() & {"guidance", "scale"}:
-            options["guidance"] = construct(changed_guidance(node_of(self.guidance), changes))
+            options["guidance"] = built_option("guidance", changed_guidance(node_of(self.guidance), changes))
         if "negative" in changes:
             options["negative"] = changes["negative"]
         if "generator" in changes:
             options["noise"] = noise_of(changes["generator"])
         return replace(self, **options)  # a new object, which checks its options as the first one did
+
+
+def built_option(name: str, node: Mapping[str, Any]) -> Any:
+    """The sampler or guidance that a config node builds; UserError where it builds something else."""
+    built = construct(node)
+    if not (isinstance(built, Sampling) if name == "sampler" else accepts(built, Guidance)):
+        raise UserError(f"{name}: {node.get('_target_')!r} is no {name}: take one of conf/{name}")
+    return built
 
 
 def _unasked(x: Tensor, t: Tensor) -> Tensor:

@@ -46,16 +46,12 @@ def store_tables(
     return {name: table.whole() for name, table in tables.items()}
 
 
-def mapped(file: BinaryIO, *, shape: Sequence[int], dtype: torch.dtype, offset: int = 0) -> Tensor:
-    """The numbers of a file as a tensor of which nothing is in memory until it is read.
-
-    Args:
-        offset: bytes before the first number, a multiple of the size of a number.
-    """
+def mapped(file: BinaryIO, *, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The numbers of a file as a tensor of which nothing is in memory until it is read."""
     if 0 in shape:
         return torch.empty(*shape, dtype=dtype)
     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return torch.frombuffer(mapping, dtype=torch.uint8)[offset:].view(dtype).view(*shape)
+    return torch.frombuffer(mapping, dtype=torch.uint8).view(dtype).view(*shape)
 
 
 def append(file: BinaryIO, table: Float[Tensor, "n d"]) -> None:

@@ -1,6 +1,7 @@
 """The README.md of bundles and exports: what hubs read, and what no stranger may read."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_data_without_an_index_has_no_hash(tmp_path):
 def test_a_card_tells_the_command_without_the_folders_of_its_paths(typed, shown, monkeypatch):
     monkeypatch.delenv(CONFIG_DIR, raising=False)
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "ldm.train", typed])
-    assert f"\npython -m ldm.train {shown}\n" in model_card(CONFIG)
+    assert f"\npython -m ldm.train {shlex.quote(shown)}\n" in model_card(CONFIG)
 
 
 def test_a_card_tells_the_users_own_config_folder_by_its_name(monkeypatch):

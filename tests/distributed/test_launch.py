@@ -33,13 +33,12 @@ while len(list(Path(sys.argv[1]).glob("pid*"))) < int(os.environ["WORLD_SIZE"]):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """`run(code)`: what `launch` answers for ranks of this code, after how long, and their processes."""
+    """`run(code)`: what `launch` answers for ranks of this code, and their processes."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def call(code: str, *, patience: float = 60, count: int = 2):
-        started = time.monotonic()
         answer = launch([sys.executable, "-c", PRELUDE + code, str(tmp_path)], count, patience=patience)
-        return answer, time.monotonic() - started, pids(tmp_path)
+        return answer, pids(tmp_path)
 
     return call
 
@@ -65,7 +64,7 @@ def watcher(tmp_path):
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120  # of a test that hangs
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -84,7 +83,7 @@ def is_alive(pid: int) -> bool:
 
 def test_ranks_get_their_numbers_and_end_well(run, tmp_path):
     code = "note('-'.join(os.environ[n] for n in ('LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR')))"
-    answer, _, found = run(code, count=3)
+    answer, found = run(code, count=3)
     assert answer == (0, "")
     names = {path.name for path in tmp_path.glob("*-*")}
     assert names == {f"{rank}-3-127.0.0.1{rank}" for rank in range(3)}
@@ -93,20 +92,19 @@ def test_ranks_get_their_numbers_and_end_well(run, tmp_path):
 
 def test_a_killed_rank_is_named_and_the_others_are_ended(run, monkeypatch):
     monkeypatch.setattr("ldm.distributed.launch.GRACE", 1.0)
-    (status, cause), seconds, found = run(
+    (status, cause), found = run(
         "time.sleep(0.2)\nif rank: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)"
     )
     assert status == 1
     assert cause.startswith(
         f"rank 1 (process {found[1]}) was killed by SIGKILL, perhaps for want of memory; "
     )
-    assert seconds < 10
     assert not any(map(is_alive, found))
 
 
 def test_what_a_rank_says_at_its_end_is_told(run):
     code = f"if rank: sys.exit('ldm: no room on the disk')\ntime.sleep(0.3)\nsys.exit({LOST})"
-    (status, cause), _, found = run(code)
+    (status, cause), found = run(code)
     assert status == 1
     assert cause.startswith(
         f"rank 1 (process {found[1]}) ended: no room on the disk; the other ranks were ended"
@@ -115,13 +113,13 @@ def test_what_a_rank_says_at_its_end_is_told(run):
 
 def test_a_rank_that_ends_well_and_too_early_is_named(run):
     code = f"if rank: sys.exit(0)\ntime.sleep(0.5)\nsys.exit({LOST})"
-    (status, cause), _, found = run(code)
+    (status, cause), found = run(code)
     assert status == 1
     assert cause.startswith(f"rank 1 (process {found[1]}) ended its training before the others did; ")
 
 
 def test_what_the_first_rank_has_said_is_not_said_again(run, capfd):
-    answer, _, _ = run("sys.exit('ldm: the data are missing')")
+    answer, _ = run("sys.exit('ldm: the data are missing')")
     assert answer == (1, "")
     assert capfd.readouterr().err.count("the data are missing") == 1
 
@@ -129,23 +127,29 @@ def test_what_the_first_rank_has_said_is_not_said_again(run, capfd):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_ranks_that_do_nothing_are_ended_and_their_places_told(run):
     code = "if rank: os.kill(os.getpid(), signal.SIGSTOP)\nlog_metrics()"
-    (status, cause), seconds, found = run(code, patience=2)
+    (status, cause), found = run(code, patience=2)
     assert status == 1
     assert cause.startswith("no rank has done anything for 2 s: ")
     assert f"rank 0 (process {found[0]}) is in log_metrics (" in cause
     assert f"rank 1 (process {found[1]}) is stopped" in cause
-    assert seconds < 15
     assert not any(map(is_alive, found))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_rank_that_computes_keeps_the_others_waiting(run):
+    """Rank 0 waits, without any work, until rank 1 has computed for twice the patience."""
     code = (
-        "end = time.monotonic() + 4\nwhile rank and time.monotonic() < end: pass\nif not rank: time.sleep(4)"
+        "first, ready = (Path(sys.argv[1], name) for name in ('pid0', 'ready0'))\n"
+        "if rank:\n"
+        "    while not ready.exists() or time.process_time() < 4: pass\n"
+        "    os.kill(int(first.read_text()), signal.SIGUSR1)\n"
+        "else:\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
+        "    note('ready')\n"
+        "    signal.sigwait([signal.SIGUSR1])"
     )
-    answer, seconds, _ = run(code, patience=2)
+    answer, _ = run(code, patience=2)
     assert answer == (0, "")
-    assert seconds > 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
@@ -166,23 +170,21 @@ def test_a_signal_reaches_every_rank_once(watcher, tmp_path):
     )
     wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=120)
     assert out.decode().strip() == "(0, '')"
     assert len(list(tmp_path.glob("term*"))) == 2
 
 
 def test_a_signal_that_comes_while_ranks_are_started_reaches_them_all():
     code = '[ "$RANK" = 0 ] && kill -TERM $PPID; exec sleep 60'
-    started = time.monotonic()
     status, cause = launch(["sh", "-c", code], 8, patience=60)
     assert status == 1
     assert "was killed by SIGTERM" in cause
-    assert time.monotonic() - started < 10
 
 
 def test_ranks_that_a_signal_killed_are_waited_for_no_longer_than_any_that_failed(run, monkeypatch):
     monkeypatch.setattr("ldm.distributed.launch.GRACE", 1.0)
-    (status, cause), seconds, found = run(
+    (status, cause), found = run(
         "if rank: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "time.sleep(0.5)\n"
         "if not rank: os.kill(os.getppid(), signal.SIGTERM)\n"
@@ -190,7 +192,6 @@ def test_ranks_that_a_signal_killed_are_waited_for_no_longer_than_any_that_faile
     )
     assert status == 1
     assert cause.startswith(f"rank 0 (process {found[0]}) was killed by SIGTERM; ")
-    assert seconds < 10
     assert not any(map(is_alive, found))
 
 

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.config import CONF, build
 from ldm.diffusion import grids
@@ -307,6 +308,13 @@ def test_an_option_that_there_is_not_is_refused_with_the_nearest_one(pipeline, b
         pipeline.with_options(negatif="fog")
     with pytest.raises(ValueError, match=r"the generator of .* has no option 'step', did you mean 'steps'\?"):
         open_generator(Bundle.open(bundle_path), step=3)
+
+
+@pytest.mark.parametrize("name", ["sampler", "guidance"])
+def test_an_option_of_another_kind_is_refused_by_an_open_generator_too(pipeline, name):
+    flow = {"_target_": "ldm.diffusion.predictions.Flow"}
+    with pytest.raises(UserError, match=rf"{name}: '{flow['_target_']}' is no {name}: take one of conf"):
+        pipeline.with_options(**{name: flow})
 
 
 def test_weights_in_the_dtype_of_autocast_sample_what_autocast_samples(bundle_path):

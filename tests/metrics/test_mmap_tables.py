@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.metrics.mmap_tables import Table, blocks, mapped, store_tables
+from ldm.metrics.mmap_tables import Table, blocks, store_tables
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -71,15 +71,6 @@ def test_a_table_takes_no_memory_before_it_is_read():
     assert resident(table) >= 4 * 700 * 5000  # pages of a file: the system takes them back as it likes
     shuffled = Table(parts=table.split(1024), order=torch.randperm(5000))
     assert torch.equal(torch.cat(list(blocks(shuffled))), rows_of(5000)[shuffled.order].double())
-
-
-def test_numbers_may_stand_behind_others_in_their_file(tmp_path):
-    path = tmp_path / "numbers"
-    path.write_bytes(b"eight by" + rows_of(30).numpy().tobytes())
-    with path.open("rb") as file:
-        table = mapped(file, shape=(30, 700), dtype=torch.float32, offset=8)
-    assert torch.equal(table, rows_of(30))
-    assert torch.equal(table[[29, 0]], rows_of(30)[[29, 0]])
 
 
 @linux
