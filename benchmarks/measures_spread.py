@@ -3,10 +3,10 @@
     python -m benchmarks.measures_spread [--counts 300 1000 2000] [--resamplings 6] [--pictures 10000]
         [--reference 4000] [--folder runs/benchmarks/measures]
 
-Real pictures of shapes stand for generated ones, as of a perfect generator. For each count N that many are
-taken at random from all that are not in the reference set, again and again, and measured against it. The
-table has mean and standard deviation over these resamplings, and the CPU seconds of a measurement without
-the features, which are computed once and kept in the folder. Where N is near the number of pictures left, the
+Real pictures of shapes stand for generated ones, as of a perfect generator. Each resampling chooses N
+pictures at random outside the reference set and measures them against it. The table has mean and standard
+deviation over the resamplings, and the CPU seconds of a measurement without the features, which are computed once and kept
+in the folder. Where N is near the number of pictures left, the
 resamplings share most of them and deviate too little: raise --pictures.
 """
 

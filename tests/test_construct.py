@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,3 +236,10 @@ def test_a_bug_inside_a_constructor_is_no_wrong_argument(planted, width, kind):
 def test_a_wrong_argument_is_named_before_anything_is_built(planted, given, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
         construct(planted | given)
+
+
+def test_the_docs_list_every_name_that_has_moved():
+    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+    rows = re.findall(r"^\| (`ldm\..*) \| `(ldm\..*)` \|$", page, re.MULTILINE)
+    listed = {old: new for olds, new in rows for old in re.findall(r"`([^`]+)`", olds)}
+    assert listed == MOVED | {f"{old}.*": f"{new}.*" for old, new in MERGED.items()}

@@ -51,7 +51,10 @@ def frechet_ratio(generated: Rows, real: Rows) -> Float[Tensor, ""]:
     others = _gaussian(theirs, order[size:])
     floor = frechet_distance(_gaussian(theirs, order[:size]), others)
     if floor == 0:
-        raise UserError("two halves of the real pictures have the same features: a ratio to 0 says nothing")
+        raise UserError(
+            "two halves of the real pictures have the same features, so that the distance to divide by is 0: "
+            "use other pictures"
+        )
     return frechet_distance(_gaussian(ours, chosen), others) / floor
 
 

@@ -43,5 +43,5 @@ def test_name_and_refusals(feed):
         feed(FrechetRatio(features="net"), normals(3), normals(9))
     with pytest.raises(ValueError, match="needs at least 2 generated pictures, got 1"):
         feed(FrechetRatio(features="net"), normals(9), normals(1))
-    with pytest.raises(ValueError, match="have the same features: a ratio to 0 says nothing"):
+    with pytest.raises(ValueError, match="have the same features, so that the distance to divide by is 0"):
         frechet_ratio(normals(9), torch.ones(8, DIMS))
