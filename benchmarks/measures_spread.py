@@ -5,9 +5,9 @@
 
 Real pictures of shapes stand for generated ones, as of a perfect generator. Each resampling chooses N
 pictures at random outside the reference set and measures them against it. The table has mean and standard
-deviation over the resamplings, and the CPU seconds of a measurement without the features, which are computed once and kept
-in the folder. Where N is near the number of pictures left, the
-resamplings share most of them and deviate too little: raise --pictures.
+deviation over the resamplings, and the CPU seconds of a measurement without the features, which are computed
+once and kept in the folder. Where N is near the number of pictures left, the resamplings share most of them
+and deviate too little: raise --pictures.
 """
 
 import argparse

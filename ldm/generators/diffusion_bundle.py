@@ -13,7 +13,13 @@ from ldm.codec import Codec
 from ldm.construct import construct
 from ldm.diffusion.process import READ_BY_DENOISER, Process
 from ldm.generators.generator import LATENT_DIFFUSION, check_options, target_of
-from ldm.generators.latent_diffusion import OPTIONS, TextToImage, changed_guidance, changed_sampler
+from ldm.generators.latent_diffusion import (
+    OPTIONS,
+    TextToImage,
+    built_option,
+    changed_guidance,
+    changed_sampler,
+)
 from ldm.io.fields import Fields
 from ldm.models.clip import TextTransformer
 from ldm.models.vae import AutoencoderKL
