@@ -9,7 +9,7 @@ QUICK := $(addprefix tests/,commands diffusion io models randomness test_constru
 QUICK += $(addprefix --ignore=tests/,diffusion/test_samplers.py diffusion/test_conf.py models/test_conditioning.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo quick test check format bench peers weights faults ranks chaos slurm golden report docs
+.PHONY: help setup demo quick test check format bench gpu peers weights faults ranks chaos slurm golden report docs
 
 help:  ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -67,6 +67,9 @@ bench: setup  ## compare speed with other libraries: U-Net, training step, atten
 	$(LDM) benchmarks.latent_shards
 	$(LDM) benchmarks.logging_cost
 	$(LDM) benchmarks.pipeline_vs_diffusers
+
+gpu: setup  ## on a machine with one GPU: parity with the CPU, speed, memory, forecasts; at most 8 minutes, no download
+	$(LDM) benchmarks.gpu
 
 peers: setup  ## compare metrics with other libraries on 2,000 pictures: 40 minutes
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'

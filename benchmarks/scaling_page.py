@@ -33,7 +33,8 @@ MOST = 64  # micro-batches a step
 TITLE = """# Scaling from 8 to 256 GPUs
 
 This page is a model, not a measurement: no cluster of GPUs has run any of it. Only two ranks on two cores
-were measured (`python -m benchmarks.weak_scaling`). `python -m benchmarks.scaling_page` writes this page;
+were measured (`python -m benchmarks.weak_scaling`). On a GPU, `make gpu` says of each line of the model that
+one GPU can measure whether it is confirmed. `python -m benchmarks.scaling_page` writes this page;
 `python -m benchmarks.scaling_model --mfu 0.5` prints its tables for another speed."""
 MODEL = """## The model
 

@@ -68,10 +68,11 @@ def training_step(
 ) -> Action:
     """Forward, backward and AdamW on a fixed target."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
-    target = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(2))
+    device = batch.x.device
+    target = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(2)).to(device)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             prediction = call(*batch)
         mse_loss(prediction.float(), target).backward()
         if optimized:
@@ -87,9 +88,9 @@ def sample(
 ) -> Tensor:
     """Euler steps on one batch of prompts; ``prepare`` is what a network does once per prompt."""
     x = batch.x
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
         context = prepare(batch.context)
-        for t in torch.linspace(999, 0, steps):
+        for t in torch.linspace(999, 0, steps, device=x.device):
             x = x - call(x, t.expand(len(x)), context) / steps
     return x
 
