@@ -109,13 +109,12 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
 def defaults_of(name: object) -> dict[str, Any]:
     """The defaults of a target's arguments that are plain data, by name; empty where there is no target."""
     try:
-        target = locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim."))
-        parameters = signature(target).parameters
+        known = signature(locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim.")))
     except ValueError:  # a UserError of `locate`, or a function that is written in C
         return {}
-    found = {key: each.default for key, each in parameters.items()}
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
-    return {key: value for key, value in plain.items() if isinstance(value, str | int | float | list)}
+    found = {key: each.default for key, each in known.parameters.items()}
+    found |= {key: list(value) for key, value in found.items() if isinstance(value, tuple)}
+    return {key: value for key, value in found.items() if isinstance(value, str | int | float | list)}
 
 
 def moved(name: str) -> str:

@@ -21,8 +21,7 @@ class Target(Callback):
     Args:
         loss: the target; None ends nothing and logs nothing.
 
-    Raises:
-        UserError: a target that isn't a positive number, or a stage that doesn't log this loss.
+    Raises UserError: a target that isn't a positive number, or a stage that doesn't log this loss.
     """
 
     def __init__(self, *, loss: float | None = None) -> None:

@@ -45,8 +45,7 @@ def command(shown: Callable[[str], str] = str) -> str:
     typed, folder, packages = sys.orig_argv[1:], os.environ.get(CONFIG_DIR), os.environ.get(PACKAGES)
     if folder and not any(word.partition("=")[0] in ("--config-dir", "-cd") for word in typed):
         typed = [*typed, f"--config-dir={folder}"]
-    words = map(shown, [f"{PACKAGES}={packages}"] * bool(packages) + ["python", *typed])
-    return shlex.join(words)
+    return shlex.join(map(shown, [f"{PACKAGES}={packages}"] * bool(packages) + ["python", *typed]))
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

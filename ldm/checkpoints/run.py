@@ -63,20 +63,13 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """Contents of `run.json`; OSError or ValueError if it is missing or damaged."""
-        path = self.path / RECORD
-        record = Fields.of(read_json(path), name=str(path))
+        record = Fields.of(read_json(self.path / RECORD), name=str(self.path / RECORD))
         record.text("config_hash")
         return dict(record.values)
 
     def config(self) -> dict[str, Any]:
         """Contents of `config.yaml`; OSError or ValueError if it is missing or damaged."""
-        path = self.path / CONFIG
-        return dict(Fields.of(read_yaml(path), name=str(path)).values)
-
-    def compared_by(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Its config, and the contents that it read; OSError or UserError if a file is missing or damaged."""
-        record = Fields(str(self.path / RECORD), self.record())
-        return self.config(), dict(record.mapping("inputs", {}).values)
+        return dict(Fields.of(read_yaml(self.path / CONFIG), name=str(self.path / CONFIG)).values)
 
     def resumed(self, config: Mapping[str, Any], *, step: int) -> None:
         """Records that the run is resumed after a step with a config, which replaces the run's.
@@ -128,9 +121,8 @@ def find_run(
         changes: options that may differ from the run's; it is resumed with their new values.
         aliases: keys of the config that repeat another key's value, and that key.
 
-    Raises:
-        UserError: `resume` names no run, another process has the run, or it was trained with other options,
-            data or networks.
+    Raises UserError: `resume` names no run, another process has the run, or it was trained with other
+    options, data or networks.
     """
     if resume == "never":
         if changes:
@@ -138,14 +130,15 @@ def find_run(
         return None
     reads = contents(config)
 
-    def _compared(run: Run, old: Mapping[str, Any], read: Mapping[str, Any]) -> Run:
+    def _compared(run: Run) -> Run:
+        old, read = run.config(), run.record().get("inputs", {})
         found = differences(old, config, read=read, reads=reads, aliases=aliases)
         return replace(run, changed=found, replaced=replaced(found, old, config))
 
     if resume != "auto":
         if not (Path(resume) / RECORD).is_file():
             raise UserError(f"resume={resume} is no run directory (no {RECORD}): write auto, never or a run")
-        run = _compared(named := Run(path=Path(resume)), *named.compared_by())
+        run = _compared(Run(path=Path(resume)))
         check_changes(run.changed, changes, run=run.path)
         return _held(run)
     chosen = _chosen(_compared, Path(root) / experiment, changes)
@@ -159,15 +152,12 @@ def find_run(
     return _held(chosen, below=Path(root))
 
 
-def _chosen(compared: Callable[..., Run], folder: Path, changes: Sequence[str]) -> Run | None:
+def _chosen(compared: Callable[[Run], Run], folder: Path, changes: Sequence[str]) -> Run | None:
     """The run in a folder that a command means; of those that fit equally well, the one active last."""
     runs = []
     for run in sorted((Run(path=record.parent) for record in folder.glob(f"*/{RECORD}")), key=_age):
-        try:
-            facts = run.compared_by()
-        except (OSError, UserError):  # a run with a damaged record is never chosen
-            continue
-        runs.append(compared(run, *facts))
+        with suppress(OSError, UserError):  # a run with a damaged record is never chosen
+            runs.append(compared(run))
     preferred: tuple[Callable[[Run], bool], ...] = (
         lambda run: not run.changed,
         lambda run: all(is_below(key, changes) for key in run.changed),
@@ -227,8 +217,7 @@ def hold(folder: Path, *, below: Path | None = None) -> None:
     Args:
         below: the folder that the user named, if it is one above.
 
-    Raises:
-        UserError: another process has the lock, or a link has its name.
+    Raises UserError: another process has the lock, or a link has its name.
     """
     path = make_folder(folder, below=below) / LOCK
     with opened(folder, below=below) as descriptor:

@@ -186,8 +186,7 @@ class TextToImage:
             changes: some of `OPTIONS`: `sampler`, `grid` and `guidance` are config nodes, `generator` is a
                 name of `noise_of`. A weak network stays if there is one.
 
-        Raises UserError for an option that is none of them or of another kind, or a scale for a guidance that
-        has none.
+        Raises UserError for an option that is unknown or of another kind, or a scale that a guidance lacks.
         """
         check_options(changes, OPTIONS)
         options: dict[str, Any] = {}

@@ -49,13 +49,14 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
             f"trainer.precision={trainer['precision']}: a CPU does not train in float16; write bf16-mixed, "
             "or take a GPU"
         )
-    callbacks = {name: _target(node) for name, node in config.get("callbacks", {}).items()}
+    targets = {name: str(node.get("_target_", "")) for name, node in config.get("callbacks", {}).items()}
+    callbacks = {name: moved(target) for name, target in targets.items()}
     generating = next((name for name, target in callbacks.items() if target in GENERATING), None)
     if generating is not None and stage.generator() is None:
         raise UserError(
             f"callbacks.{generating} generates pictures, which {type(stage).__name__} does not: remove it"
         )
-    if _target(trainer.get("strategy", {})) == SHARDED:
+    if moved(str(trainer.get("strategy", {}).get("_target_", ""))) == SHARDED:
         _check_shards(stage, compiled=config["compile"], callbacks=callbacks.values())
 
 
@@ -98,10 +99,6 @@ def check_steps(trainer: Mapping[str, Any]) -> None:
     steps = trainer.get("max_steps", 1)
     if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
         raise UserError(f"steps={steps} must lie between 1 and {MAX_STEPS} and be a whole number")
-
-
-def _target(node: Mapping[str, Any]) -> str:
-    return moved(str(node.get("_target_", "")))
 
 
 def batch_line(config: Mapping[str, Any]) -> str:
