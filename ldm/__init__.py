@@ -9,8 +9,7 @@ class UserError(ValueError):
     """A user's mistake, in one sentence: what is wrong, the limit, and what to type instead.
 
     Commands print the sentence alone and exit with status 1; any other error is a fault of the program and
-    shows its traceback. It lives here so that networks and samplers, which import nothing else of ldm, can
-    raise it.
+    shows its traceback. It lives here for networks and samplers, which import nothing else of ldm.
     """
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from ldm import NotFinite, UserError, send
 from ldm.tokenizers import Tokenizer
 
-# Rows that a frozen network sees at once where its outputs are stored or trained on. The last chunk is filled
-# up, so a chunk should not exceed the usual batch; a CPU is as fast with 4 rows as with more, a GPU is not.
+# Rows that a frozen network sees at once. The last chunk is filled up; a CPU is as fast with 4 as with more.
 CPU_CHUNK, GPU_CHUNK = 4, 16
 
 

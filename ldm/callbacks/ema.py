@@ -118,8 +118,7 @@ class EMA(Following):
 
     Lightning's WeightAveraging swaps the average with the network for validations and checkpoints. This copy
     is never swapped, so whatever is saved under the network's name is what was trained; and of a sharded
-    network each rank averages its own shard. The decay warms up as min(decay, (1 + k) / (10 + k)) after k
-    updates.
+    network each rank averages its own shard. The decay after k updates is min(decay, (1 + k) / (10 + k)).
 
     Args:
         decay: of the average, in [0, 1).

@@ -15,8 +15,7 @@ class Target(Callback):
 
     Each validation logs how long the training has taken: `val/seconds` by the clock and `val/cpu_seconds` of
     all cores of this process. Both begin with the first batch, include validations, and continue where a
-    resumed training was saved. A training that began without a target logs none, since its checkpoints have
-    no clocks.
+    resumed training was saved. One that began without a target logs none: its checkpoints have no clocks.
 
     Args:
         loss: the target; None ends nothing and logs nothing.

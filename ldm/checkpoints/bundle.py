@@ -7,8 +7,7 @@ bundle/tokenizer.json
 bundle/README.md              model card; nothing reads it
 ```
 
-Anybody may have written the folder: reading it executes nothing, and every value is checked before something
-is built from it.
+Anybody may have written the folder: reading it executes nothing, and every value is checked before its use.
 """
 
 from collections.abc import Mapping
@@ -31,8 +30,7 @@ from ldm.tokenizers import Tokenizer, parse_merge
 
 FORMAT, TOKENIZER_FORMAT = 1, "ldm-tokenizer-1"
 MAX_SIDE = 2**13  # of a picture, in pixels
-# What torch and Python raise where a config describes no network. The config is foreign data, so that none of
-# these is a bug that should show its traceback.
+# What torch and Python raise where a config describes no network: it is foreign data, so these are no bugs.
 UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
 SIZES = ("vocab_size", "context_length", "pad_id")  # of a tokenizer

@@ -31,8 +31,7 @@ FIXED = (  # a run keeps its values of these keys and of those below them
     *("model.datamodule._target_", "data._target_", "optimizer._target_"),
     *("trainer.accumulate_grad_batches", "callbacks.averages.lengths"),
 )
-# Keys that decide nothing: a name, an option of earlier versions, and the callback of `target`, which does
-# nothing where that is null.
+# Keys that decide nothing: a name, an option of earlier versions, and the callback of a null `target`.
 NEUTRAL = ("name", "patience", "callbacks.target._target_")
 FREE = ("backbone.checkpointing",)  # may change although it is below a fixed key
 BUNDLES = {  # option with a bundle's path: the entries of the bundle that a training reads

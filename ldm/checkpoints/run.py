@@ -75,8 +75,7 @@ class Run:
         """Records that the run is resumed after a step with a config, which replaces the run's.
 
         The history keeps both values of each changed option. A bundle is renamed, since the run is no longer
-        finished. UserError if no step is left to take with changed options, or a link is in the training's
-        way.
+        finished. UserError if no step is left for changed options, or a link is in the way.
         """
         for name in WRITTEN:
             check_no_link(self.path / name)

@@ -54,8 +54,7 @@ def save_state(root: Path, step: int, save: Callable[[Path], None], *, keep: int
             save(draft / STATE)
             # the manifest is no proof yet: `new_folder` puts both on disk before the folder gets its name
             (draft / MANIFEST).write_text(json.dumps({"step": step, "files": contents(draft)}))
-        # The pointer names the newest checkpoint, so that its loss is noticed. Nothing else depends on it,
-        # so that it may be written after the folder has its name.
+        # The pointer only lets the loss of the newest checkpoint be noticed: it may come after the folder.
         write(root / POINTER, f"{final.name}\n", below=run)
         own = [folder for folder in states(root) if step_of(folder) <= step and not _is_link(folder)]
         for folder in own[:-keep]:

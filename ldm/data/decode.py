@@ -248,8 +248,7 @@ def _layers(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From pixels of a mode with a profile to sRGB; None where the profile is that of sRGB.
 
-    Raises OSError, ValueError, KeyError, PyCMSError: no profile, or none for the mode; grey may have one of
-    RGB.
+    Raises OSError, ValueError, KeyError, PyCMSError: no profile, or none for the mode; grey may have RGB's.
     """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = SPACES[source.profile.xcolor_space]

@@ -167,8 +167,7 @@ def check_one_protocol(documents: Mapping[str, Mapping[str, Any]], *, hash_of: s
     Args:
         hash_of: "hash", or "ruler" where the pictures may be generated in different ways.
 
-    Raises:
-        UserError: two of them have different hashes; names both, and the first field that differs.
+    Raises UserError: two of them have different hashes; names both, and the first field that differs.
     """
     (name, first), *others = ((name, each["protocol"]) for name, each in documents.items())
     for other, protocol in others:

@@ -80,8 +80,7 @@ def bundle_of_state(
 ) -> Path:
     """Writes the bundle that the run would have left had it ended at this checkpoint.
 
-    Autoencoder, text encoder and tokenizer come from the run's own bundle if it has one, else from those
-    that its config names.
+    Autoencoder, text encoder and tokenizer come from its bundle, else from those that its config names.
 
     Args:
         state: `<run>/checkpoints/step=<step>`.

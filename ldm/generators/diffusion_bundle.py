@@ -126,10 +126,7 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def process_of(bundle: Bundle) -> Process:
-    """The process of a bundle.
-
-    Raises BundleError where its entry describes none.
-    """
+    """The process of a bundle; BundleError where its entry describes none."""
     try:
         process = construct(bundle.entry("process"))
     except UNBUILDABLE as error:

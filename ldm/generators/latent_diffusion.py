@@ -54,8 +54,7 @@ class TextToImage:
                 f"negative={self.negative!r} has no place beside a weak network, which reads the prompt:"
                 " leave one of them out"
             )
-        # A guidance checks its options once it is given denoisers: it is given some here, so that a command
-        # refuses wrong ones before it writes or removes anything.
+        # A guidance checks its options when it gets denoisers: here, before a command writes anything.
         self.guidance(_unasked, apart(_unasked, _unasked))
 
     def __call__(

@@ -71,8 +71,7 @@ def parse_yaml(text: str | bytes, *, name: str) -> Any:
     with _checked(text, name, most=MAX_YAML):
         loader = _Loader(text)
         node = loader.get_single_node()
-        # A few lines of aliases of aliases stand for more entries than memory holds. The tree of nodes shares
-        # them, so they are counted before anything is made from it.
+        # aliases of aliases may stand for more entries than memory holds, but the tree of nodes shares them
         if node is not None and _size(node, {}) > MAX_NODES:
             raise UserError(f"it has more than {MAX_NODES} entries, or an alias that stands for itself")
         value = None if node is None else loader.construct_document(node)

@@ -36,8 +36,7 @@ def store_tables(
     Args:
         folder: where the files lie; null, or one that can't be written, is the system's temporary folder.
 
-    Raises:
-        UserError: the folder has no room.
+    Raises UserError: the folder has no room.
     """
     tables = defaultdict(partial(_Growing, folder))
     for part in parts:

@@ -44,8 +44,7 @@ class ReadingDenoiser(nn.Module):
         context_length: tokens of a context, at most.
         num_layers, num_heads: of the transformer.
 
-    Raises:
-        UserError: no layers, or heads that don't divide the context's width.
+    Raises UserError: no layers, or heads that don't divide the context's width.
     """
 
     def __init__(self, *, net: nn.Module, context_length: int, num_layers: int, num_heads: int) -> None:

@@ -68,8 +68,7 @@ def make_trainer(
     """
     own = plain(config.trainer)
     plugins = [*own.get("plugins", [])]
-    # Without this Lightning would queue a SLURM job again and save a checkpoint inside a step. Here the job
-    # queues itself (slurm/env.sh), and its checkpoint is saved between two steps (callbacks/saving.py).
+    # else Lightning queues a SLURM job again and saves inside a step; see slurm/env.sh, callbacks/saving.py
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     given = {"callbacks": [*callbacks], "logger": [*loggers], "plugins": plugins}

@@ -106,10 +106,7 @@ def _seen(levels: Float[np.ndarray, "*n 3 s s"]) -> Float[np.ndarray, "*n 3 s s"
 
 
 def _background(picture: Float[np.ndarray, "3 s s"]) -> Float[np.ndarray, "3 s s"]:
-    """The plane of colour through the picture's border.
-
-    Raises _Unreadable where the border is no plane.
-    """
+    """The plane of colour through the picture's border; _Unreadable where the border is no plane."""
     edge, plane = _border(len(picture[0]))
     terms, values = plane[:, edge].T, picture[:, edge].T
     near = np.ones(len(terms), dtype=bool)
@@ -179,10 +176,7 @@ def _divisions(spot: Bool[np.ndarray, "s s"], view: "_View") -> Iterator[list[Bo
 
 
 def _shape_of(piece: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> "_Fit":
-    """The one shape that a piece is.
-
-    Raises _Unreadable where no stencil fits, or it has none of the colours.
-    """
+    """The one shape that a piece is; _Unreadable where no stencil fits, or it has none of the colours."""
     rim = _grown(piece, 2) & ~others  # the pixels that a shape covers in part count, too
     best = _best_fit(np.where(rim, view.change[0], 0))
     wrong, colour = view.colour_of(best)

@@ -22,8 +22,7 @@ def dpmpp_2m(
 ) -> State:
     """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order by extrapolating x0 in log(alpha / sigma).
 
-    One call per step. First order in the step to 0 and in the two after a start at alpha = 0, where the
-    logarithm is infinite.
+    One call per step. First order in the step to 0, and in the two after a start at alpha = 0: log(0).
     """
     return dpmpp_2m_sde(denoise, schedule, x, times, eta=0.0)
 
