@@ -22,6 +22,7 @@ from ldm.metrics.keyed_mean import KeyedMean
 from ldm.randomness import keyed
 from ldm.stages.optim import Decay, OptimizerFactory
 from ldm.stages.stage import NetworkStage
+from ldm.tokenizers import Tokenizer
 
 # Middles of eight equal parts of [0, 1], in whole thousandths: a DDPM table has entries there.
 FIXED_TIMES = (0.062, 0.188, 0.312, 0.438, 0.562, 0.688, 0.812, 0.938)
@@ -75,7 +76,6 @@ class LatentDiffusion(NetworkStage):
         if initial is not None:
             Bundle.open(initial).copy_into(net, "backbone")
         self.process, self.codec, self.size = process, codec, size
-        self.tokenizer = codec.tokenizer
         self.sampling, self.guidance = sampling, guidance
         self.caption_drop, self.time_bins = caption_drop, time_bins
         self.fixed_loss = KeyedMean()
@@ -148,6 +148,11 @@ class LatentDiffusion(NetworkStage):
             times = torch.full((len(pictures),), t, dtype=torch.float64)
             losses.append(process.loss(self.best, mean, batch["context"], noise=noise, uniform=times))
         return torch.stack(losses).mean(dim=0)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the codec."""
+        return self.codec.tokenizer
 
     def example_batch(self, count: int, *, size: int) -> LatentBatch:
         """Random latents and text states: the codec is not used, as in a training on stored ones."""
