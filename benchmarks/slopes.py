@@ -95,7 +95,7 @@ def take(stream: Iterator[object], batches: int) -> None:
 
 
 def endless() -> object:
-    """A trainer as a data module asks for it."""
+    """A Lightning trainer of a million steps; data modules read the length of a training from theirs."""
     from pytorch_lightning import Trainer
 
     options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}

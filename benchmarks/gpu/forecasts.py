@@ -90,7 +90,7 @@ def update(machine: Machine) -> Iterator[Row]:
 
 
 def training(machine: Machine, name: str, config: Any) -> Iterator[Row]:
-    """Peak memory and seconds of a micro-batch of a training, with all that is part of every step."""
+    """Peak memory and seconds of a micro-batch of a training, with the callbacks that act in every step."""
     stage, _ = made_up_stage(config)
     own = {"accelerator": "auto", **ALONE}
     trier = Trier(

@@ -29,6 +29,7 @@ from ldm.checkpoints.provenance import git_state
 from ldm.commands.options import command_line, option
 from ldm.evaluation.report import markdown_table
 from ldm.io.curves import read_curves
+from ldm.io.reading import read_yaml
 
 SHARE = 0.98  # of the seconds that our steps are planned to take
 TRIAL = 20  # steps
@@ -138,9 +139,7 @@ def speed(folder: Path) -> float:
     """Steps per second that the trial in a folder logged, its first steps left out."""
     (log,) = (folder / "runs").glob("*/*/metrics.jsonl")
     (config,) = (folder / "runs").glob("*/*/config.yaml")
-    batch = next(
-        int(line.split()[1]) for line in config.read_text().splitlines() if line.startswith("batch_size:")
-    )
+    batch = read_yaml(config)["batch_size"]
     rates = sorted(value for _, value in read_curves(log)["train/samples_per_second"][2:])
     return rates[len(rates) // 2] / batch
 
@@ -158,7 +157,7 @@ def evaluate(plan: Plan, piece: Path, side: str, seed: int, scale: float | None,
 
 
 def task(plan: Plan, piece: Path, side: str, seed: int) -> dict[str, Any]:
-    """What a peer's process is told."""
+    """The peer's command as plain data: its folder, side, seed, seconds, and our overrides."""
     about = {"piece": str(piece), "side": side, "seed": seed, "seconds": plan.seconds}
     return about | {"overrides": plan.training(piece, seed)}
 

@@ -4,6 +4,7 @@ Each yaml of conf/sampler samples the same prompts and seeds with the shipped mo
 8, 16 and 32 calls of the guided denoiser allow. Writes README.md's table, sheet.png and curve.png here.
 """
 
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,4 +124,6 @@ def table(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
+    # --help must not run an experiment that overwrites its page
+    ArgumentParser(description=__doc__).parse_args()
     answer_errors(main)
