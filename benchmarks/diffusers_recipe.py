@@ -156,7 +156,7 @@ class Training:
         return noisy, times, target, weight
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, weights, optimizer and EMA, but not the order of the data: a resumed training starts it anew."""
+        """Steps, weights, optimizer and EMA. The order of the data is not saved: it starts anew."""
         parts = {"net": self.net, "optimizer": self.optimizer, "ema": self.ema}
         return {"steps": self.steps} | {name: part.state_dict() for name, part in parts.items()}
 
