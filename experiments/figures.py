@@ -19,18 +19,21 @@ REGIMES = {True: "zero-shot", False: "trained on COCO", None: "not known"}
 
 
 def draw_measured(title: str, runs: Mapping[str, Mapping[str, Any]], path: Path) -> Path | None:
-    """One panel for each number that has a reference: a dot a run, its references as strokes.
+    """One panel for each number with a reference: a dot a run, its references as strokes.
+
+    Numbers of which neither more nor less is better, such as the bounds of an interval, have no panel.
 
     Args:
         runs: results document by experiment, all of one protocol.
 
     Returns:
-        The picture's path, or None where no number has a reference.
+        The picture's path, or None where there is no such number.
     """
     panels: dict[str, dict[str, Mapping[str, Any]]] = {}
     for run, document in runs.items():
         for row in document["rows"]:
-            if any(row.get(name) is not None for name in REFERENCES):
+            has_direction = row.get("higher_is_better", True) is not None  # absent in earlier results
+            if has_direction and any(row.get(name) is not None for name in REFERENCES):
                 panels.setdefault(f"{row['set']}/{row['metric']}", {})[run] = row
     if not panels:
         return None

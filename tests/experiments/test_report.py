@@ -206,6 +206,12 @@ def test_no_figure_where_no_number_has_a_reference(document, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bounds_of_an_interval_have_no_panel(tmp_path):
+    bound = {"set": "a", "metric": "share_low", "value": 0.4, "real": 1.0, "higher_is_better": None}
+    assert draw_measured("t", {"r": {"rows": [bound]}}, tmp_path / "x.png") is None
+    assert draw_measured("t", {"r": {"rows": [bound | {"higher_is_better": True}]}}, tmp_path / "x.png")
+
+
 def test_wandb_gets_the_cells_of_the_index(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
