@@ -7,7 +7,7 @@ contracts a product and a sum, and no device's own log, sin or cos enters: all d
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -53,12 +53,25 @@ def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *n"]) -> Int64[
 def normals(
     keys: Sequence[int], positions: Int64[Tensor, " b"], shape: Sequence[int], *, device: torch.device
 ) -> Float[Tensor, "b *shape"]:
-    """Standard normal numbers of each position: float32, at most 6.67 away from 0.
+    """Standard normal numbers of each position: float32, at most 6.67 away from 0; see `numbers`."""
+    return numbers(keys, positions, shape, device=device, finish=_box_muller)
+
+
+def numbers(
+    keys: Sequence[int],
+    positions: Int64[Tensor, " b"],
+    shape: Sequence[int],
+    *,
+    device: torch.device,
+    finish: Callable[..., None],
+) -> Float[Tensor, "b *shape"]:
+    """Random numbers of each position: float32.
 
     Args:
         keys: 64-bit; one for all positions, or one for each.
         positions: 0 to 2**63 - 1.
         shape: of the numbers of one position.
+        finish: what makes four numbers, `out`, of words 0 and 2 and of words 1 and 3, see `_rounds`.
     """
     count = math.prod(shape)
     blocks = -(-count // 4)
@@ -77,7 +90,7 @@ def normals(
             x = torch.stack([place, low.expand_as(place)])
             y = torch.stack([torch.zeros_like(place), high.expand_as(place)])
             part = out[top : top + rows, :, left : left + at_once]
-            _box_muller(*_rounds(x, y, own), out=part.transpose(0, 1))
+            finish(*_rounds(x, y, own), out=part.transpose(0, 1))
     return out.flatten(1)[:, :count].reshape(len(positions), *shape)
 
 
