@@ -143,11 +143,13 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention from tokens to projected context; the rows of ``kv`` are ordered k, v."""
 
-    def __init__(self, width: int, context_dim: int, *, num_heads: int, qk_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, context_dim: int, *, num_heads: int, qk_norm: bool = False, bias: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(width, width, bias=False)  # no biases here, as in Stable Diffusion
-        self.kv = nn.Linear(context_dim, 2 * width, bias=False)
+        self.q = nn.Linear(width, width, bias=bias)  # without, as in Stable Diffusion
+        self.kv = nn.Linear(context_dim, 2 * width, bias=bias)
         self.norm_q = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
         self.norm_k = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
