@@ -12,8 +12,9 @@ ADDED = {
     "sample": ("sampler", "grid", "guidance"),
     "evaluate": ("sampler", "grid", "guidance", "sweep"),
     "export": ("sampler", "grid"),
+    "serve": (),
 }
-PAGES = {"train": "train", "sample": "sample", "evaluate": "evaluate", "export": "weights"}
+PAGES = {"train": "train", "sample": "sample", "evaluate": "evaluate", "export": "weights", "serve": "serve"}
 HYDRA_BLOCK = re.compile(r"^hydra:\n(?:[ \t].*\n|\n)*", re.MULTILINE)
 WIDTH = 110
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, UInt8
@@ -25,6 +25,17 @@ class Source:
     strength: float = 1.0  # how much noise they get, as the timestep that sampling starts at: 0 to 1
     # the pixels that are generated anew; the others stay as they are, to the byte. None: all are
     redrawn: Bool[Tensor, "b 1 h w"] | None = None
+
+
+class Progress(NamedTuple):
+    """What a generator reports after each sampling step to the `watch=` of its call, if it takes one."""
+
+    step: int  # from 1 to `steps`
+    steps: int
+    preview: Callable[[], UInt8[Tensor, "b 3 h w"]]  # the pictures as this step expects them, of any size
+
+
+Watch = Callable[[Progress], None]  # changes no picture; what it raises ends the generation
 
 
 @runtime_checkable
@@ -57,10 +68,7 @@ class Generator(Protocol):
 
     @property
     def reconstruct(self) -> Callable[[Tensor], Tensor] | None:
-        """Uint8 pictures (b, 3, size, size) through the system's autoencoder and back; None without one.
-
-        The numbers of what it returns are a reference for those of the samples.
-        """
+        """Uint8 pictures (b, 3, size, size) through the autoencoder and back; None without one."""
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], *, source: Source | None = None

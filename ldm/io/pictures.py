@@ -26,10 +26,15 @@ def to_picture(image: "Tensor") -> Image.Image:
 
 def save_picture(image: "Tensor", path: Path, *, texts: Mapping[str, str], below: Path | None = None) -> None:
     """Writes a PNG with texts by name, such as how it was generated."""
+    write(path, encode_sample(image, texts=texts), below=below)
+
+
+def encode_sample(image: "Tensor", *, texts: Mapping[str, str]) -> bytes:
+    """The bytes of a PNG with texts by name."""
     note = PngInfo()
     for name, text in texts.items():
         note.add_itxt(name, text)
-    write_png(to_picture(image), path, below=below, pnginfo=note)
+    return encode_png(to_picture(image), pnginfo=note)
 
 
 def save_sheet(

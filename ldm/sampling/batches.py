@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.data.decode import EncodedPicture, centre, cut
-from ldm.generators.generator import Opened, Source
+from ldm.generators.generator import Opened, Source, Watch
 from ldm.sampling.jobs import Job
 from ldm.sampling.record import facts_of
 
@@ -35,12 +35,13 @@ def batches(jobs: Sequence[Job], *, size: int) -> Iterator[list[Job]]:
             yield same[start : start + size]
 
 
-def generate_batch(opened: Opened, jobs: Sequence[Job]) -> list[Sample]:
-    """The samples of jobs that share negative prompt, guidance scale and strength."""
+def generate_batch(opened: Opened, jobs: Sequence[Job], **watching: Watch) -> list[Sample]:
+    """The samples of jobs that share negative prompt, guidance scale and strength; `watch` if it is known."""
     configured = opened.with_options(negative=jobs[0].negative, scale=jobs[0].scale)
     generator = configured.generator
     source = source_of(jobs, size=generator.size)
-    images = generator([job.prompt for job in jobs], [job.seed for job in jobs], source=source).cpu()
+    prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
+    images = generator(prompts, seeds, source=source, **watching).cpu()
     return [
         Sample(job, image, facts_of(job, configured, batch={"place": place, "size": len(jobs)}))
         for place, (job, image) in enumerate(zip(jobs, images, strict=True))

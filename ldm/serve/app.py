@@ -1,0 +1,90 @@
+"""The web application over a service: guard, routes, page, and errors in words."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from ldm import UserError, __version__
+from ldm.serve import openai_images, routes
+from ldm.serve.guard import Guard
+from ldm.serve.schemas import Problem
+from ldm.serve.service import Refused, Service
+
+PAGE = Path(__file__).with_name("page")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DESCRIPTION = """Pictures from prompts, by the models that this server was started with.
+
+`POST /v1/generate` returns a job; `GET /v1/jobs/{id}/events` follows it; `GET /v1/pictures/{id}` is a PNG
+whose text chunks say how it was made. The same prompt, seed and options give the same bytes, whatever else is
+asked for meanwhile."""
+
+
+def create_app(service: Service, *, host: str, token: str | None) -> FastAPI:
+    """The application.
+
+    Args:
+        host: address that the server listens at: it decides which Host headers are ours.
+        token: is demanded of every request, where there is one.
+    """
+    problems: dict[int | str, Any] = {
+        status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 422, 429, 503)
+    }
+    app = FastAPI(
+        title="ldm",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        responses=problems,
+    )
+    app.add_middleware(Guard, hosts=() if host in LOOPBACK else None, token=token)
+    app.include_router(routes.router(service))
+    app.include_router(openai_images.router(service))
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, failed)
+    app.add_exception_handler(UserError, refused)
+    app.add_exception_handler(Exception, broken)
+    return app
+
+
+def answered(
+    request: Request, status: int, sentence: str, *, field: str | None = None, wait: int | None = None
+) -> JSONResponse:
+    """An error as json, of the shape that clients of the route expect."""
+    headers = {} if wait is None else {"retry-after": str(wait)}
+    content: dict[str, Any] = {"error": sentence} | ({} if field is None else {"field": field})
+    if request.url.path.startswith("/v1/images/"):
+        content = openai_images.problem(status, sentence, field)
+    return JSONResponse(content, status, headers)
+
+
+def invalid(request: Request, error: Exception) -> JSONResponse:
+    """422 for the first field that is wrong."""
+    first = error.errors()[0]  # type: ignore[attr-defined]
+    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    return answered(request, 422, f"{field or 'the body'}: {first['msg']}", field=field or None)
+
+
+def failed(request: Request, error: Exception) -> JSONResponse:
+    """What the framework refuses: an unknown address, another method, a broken body."""
+    assert isinstance(error, HTTPException)
+    return answered(request, error.status_code, str(error.detail))
+
+
+def refused(request: Request, error: Exception) -> JSONResponse:
+    """What we refuse."""
+    status, field, wait = (422, None, None)
+    if isinstance(error, Refused):
+        status, field, wait = error.status, error.field, error.wait
+    return answered(request, status, str(error), field=field, wait=wait)
+
+
+def broken(request: Request, error: Exception) -> JSONResponse:
+    """A fault of ours, whose traceback the server prints."""
+    return answered(request, 500, "a fault of the program: its log has the traceback")

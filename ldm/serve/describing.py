@@ -1,0 +1,67 @@
+"""What the page and programs are told of a generator, asked of its protocol alone."""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from ldm import UserError
+from ldm.config import options
+from ldm.generators.generator import Generator, Opened
+from ldm.sampling.record import first
+
+GROUPS = ("sampler", "grid", "guidance")  # options that name a file of conf/
+NEEDS_BUNDLE = "autoguidance"  # names a path, which a request can't
+
+
+def described(name: str, opened: Opened) -> dict[str, Any]:
+    """A model as `GET /v1/models` lists it; `name` is its id."""
+    generator = opened.generator
+    default = defaults(generator)
+    known = [option for option, value in default.items() if takes(generator, option, value)]
+    return {
+        "id": name,
+        "name": opened.bundle.place,
+        "sha256": opened.bundle.sha256,
+        "size": generator.size,
+        "parameters": generator.num_parameters,
+        "default": {option: default[option] for option in known},
+        "options": known,
+        "choices": choices(known),
+        "starts_from_pictures": generator.starts_from_pictures,
+        "presets": presets(default["steps"] if "steps" in known else None),
+        "preview": "watch" in signature(generator.__call__).parameters,
+    }
+
+
+def defaults(generator: Generator) -> dict[str, Any]:
+    """The options that a page offers, with their values in the settings of a generator."""
+    settings = generator.settings()
+    found = {"negative": ""} | {option: first(settings, option) for option in ("scale", "steps", *GROUPS)}
+    return {option: value for option, value in found.items() if value is not None}
+
+
+def takes(generator: Generator, option: str, value: Any) -> bool:
+    """Whether a generator has an option: it is asked for the value that it has."""
+    try:
+        generator.with_options(**{option: value})
+    except UserError:
+        return False
+    return True
+
+
+def choices(known: list[str]) -> dict[str, list[str]]:
+    """The names that a request may choose from, for the options that have names."""
+    return {
+        group: [name for name in options(group) if name != NEEDS_BUNDLE] for group in GROUPS if group in known
+    }
+
+
+def presets(steps: int | None) -> Mapping[str, dict[str, int]]:
+    """The options of fast, balanced and best: a quarter, a half and all of the default's steps."""
+    if steps is None:
+        return {"fast": {}, "balanced": {}, "best": {}}
+    return {
+        "fast": {"steps": min(steps, max(4, steps // 4))},
+        "balanced": {"steps": min(steps, max(8, steps // 2))},
+        "best": {"steps": steps},
+    }

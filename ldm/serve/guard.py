@@ -1,0 +1,180 @@
+"""What every request passes before any route sees it: who may ask, from where, and how much may be sent."""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from ldm import UserError
+from ldm.io.reading import parse_json
+
+Scope, Message = MutableMapping[str, Any], MutableMapping[str, Any]
+Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_JSON = 2**20  # bytes of a body
+MAX_UPLOAD = 2**24  # bytes of a body with a picture
+BODY_SECONDS = 20.0  # between two parts of a body
+COOKIE = "ldm_token"
+HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Denied(Exception):
+    """A request that is answered at once with a status and a sentence."""
+
+    def __init__(self, status: int, sentence: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, list(headers)
+
+
+class Guard:
+    """An ASGI application around another one, which sees only what is allowed.
+
+    Args:
+        hosts: names that a Host header may have, beside those of the loopback interface; None allows every
+            address in numbers too, which no attacker can give a page of his own (DNS rebinding needs a name).
+        token: is demanded of every request where there is one.
+    """
+
+    def __init__(self, app: Asgi, *, hosts: Iterable[str] | None, token: str | None) -> None:
+        self.app, self.token = app, token
+        self.numbers = hosts is None
+        self.hosts = {"localhost", "127.0.0.1", "::1", *(hosts or ())}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what is allowed, and answers the rest."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        try:
+            self.check_origin(scope)
+            self.check_token(scope)
+            receive = await checked_body(scope, receive)
+        except Denied as denied:
+            return await answer(send, denied)
+
+        async def _send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *own]
+            await send(message)
+
+        await self.app(scope, receive, _send)
+
+    def check_origin(self, scope: Scope) -> None:
+        """Denies requests to another name than ours, and those that a page from elsewhere sends."""
+        host = header(scope, b"host")
+        if not self.is_ours(host):
+            raise Denied(
+                403, f"the host {host[:80]!r} is not this server's: open the address that it printed"
+            )
+        origin = header(scope, b"origin")
+        if origin and urlsplit(origin).netloc.lower() != host.lower():
+            raise Denied(403, "this request comes from a page of another site, which may not use the server")
+        if header(scope, b"sec-fetch-site") == "cross-site" and scope["method"] != "GET":
+            raise Denied(403, "this request comes from a page of another site, which may not use the server")
+
+    def is_ours(self, host: str) -> bool:
+        """Whether a Host header names this server."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+        except ValueError:
+            return False
+        if name in self.hosts:
+            return True
+        try:
+            return self.numbers and bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    def check_token(self, scope: Scope) -> None:
+        """Denies requests without the token; one that has it in its address gets a cookie instead."""
+        if self.token is None:
+            return
+        given = [header(scope, b"authorization").removeprefix("Bearer "), cookie(scope)]
+        if any(self.fits(each) for each in given):
+            return
+        asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+        if scope["method"] == "GET" and scope["path"] == "/" and self.fits(asked):
+            value = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            raise Denied(303, "", [(b"location", b"/"), (b"set-cookie", value.encode())])
+        raise Denied(
+            401,
+            "this server asks for its token: open the address that it printed, or send it as"
+            " Authorization: Bearer <token>",
+            [(b"www-authenticate", b"Bearer")],
+        )
+
+    def fits(self, given: str) -> bool:
+        """Whether a text is the token, compared in a time that says nothing about it."""
+        return hmac.compare_digest(given.encode(), (self.token or "").encode())
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The value of a header; empty where there is none."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def cookie(scope: Scope) -> str:
+    """The token in the cookies; empty where there is none."""
+    try:
+        found = SimpleCookie(header(scope, b"cookie")).get(COOKIE)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
+
+
+async def checked_body(scope: Scope, receive: Receive) -> Receive:
+    """The `receive` of a request whose body keeps to the limits; one of json is read and checked here.
+
+    Raises Denied for a body that is too long, too slow, of no type that a route reads, or no plain json.
+    """
+    if scope["method"] not in ("POST", "PUT", "PATCH", "DELETE"):
+        return receive
+    kind = header(scope, b"content-type").partition(";")[0].strip().lower()
+    most = MAX_UPLOAD if kind == "multipart/form-data" else MAX_JSON
+    length = header(scope, b"content-length")
+    if length and (not re.fullmatch("[0-9]{1,18}", length) or int(length) > most):
+        raise Denied(413, f"the body has more than {most:,} bytes")
+    body, more = bytearray(), True
+    while more:
+        try:
+            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+        except TimeoutError:
+            raise Denied(408, "the body did not arrive in time") from None
+        body += message.get("body", b"")
+        more = message["type"] == "http.request" and message.get("more_body", False)
+        if len(body) > most:
+            raise Denied(413, f"the body has more than {most:,} bytes")
+    if body and kind == "application/json":
+        try:
+            parse_json(bytes(body), name="the body")
+        except UserError as error:
+            raise Denied(400, str(error)) from None
+    elif body and kind != "multipart/form-data":
+        raise Denied(415, "the body must be application/json, or multipart/form-data with a picture")
+    parts = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
+
+    async def _receive() -> Message:
+        return next(parts, None) or await receive()
+
+    return _receive
+
+
+async def answer(send: Send, denied: Denied) -> None:
+    """Sends a status with a sentence as json."""
+    body = json.dumps({"error": str(denied)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close"), *denied.headers]
+    await send({"type": "http.response.start", "status": denied.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

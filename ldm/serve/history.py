@@ -1,0 +1,155 @@
+"""What a server keeps: jobs and pictures in a SQLite file, the pictures themselves as PNG files beside it.
+
+Everything is found by an id that the server has made: no name of a request becomes a path.
+"""
+
+import io
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm import UserError
+from ldm.io.links import check_no_link
+from ldm.io.writing import discard, make_folder, write
+
+TABLES = """
+create table if not exists jobs (id text primary key, created real, state text, content text);
+create table if not exists pictures (id text primary key, created real, job text, kind text, content text);
+create index if not exists newest_jobs on jobs (created);
+create index if not exists newest_pictures on pictures (kind, created);
+"""
+THUMBNAIL = 256
+UNFINISHED = ("queued", "running")
+RESTARTED = "the server was stopped before this was finished: generate it again"
+
+
+def new_id() -> str:
+    """An id that can't be guessed: 16 hexadecimal digits."""
+    return secrets.token_hex(8)
+
+
+class History:
+    """The folder of a server's state, for one server at a time.
+
+    Args:
+        folder: is made if it is missing.
+
+    Raises UserError where another server has it, or it can't be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._lock = folder, threading.RLock()
+        file = make_folder(folder) / "serve.sqlite"
+        check_no_link(file)
+        try:
+            self._base = sqlite3.connect(file, check_same_thread=False, timeout=0, isolation_level=None)
+            # held until the process ends, however it ends
+            self._base.execute("pragma locking_mode = exclusive")
+            self._base.executescript(f"begin exclusive; {TABLES} commit;")
+        except sqlite3.OperationalError as error:
+            busy = "locked" in str(error)
+            reason = "another server uses it" if busy else f"it can't be written to ({error})"
+            raise UserError(f"state={folder}: {reason}: name another folder") from error
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{file} is damaged ({error}): move it away") from error
+        self._interrupt()
+
+    def close(self) -> None:
+        """Marks what is unfinished, and lets another server have the folder."""
+        with self._lock:
+            self._interrupt()
+            self._base.close()
+
+    def _interrupt(self) -> None:
+        for job in self._select("select content from jobs where state in (?, ?)", UNFINISHED):
+            self.put_job(job | {"state": "interrupted", "error": RESTARTED, "seconds_left": None})
+
+    def _select(self, query: str, values: Iterable[Any]) -> list[dict[str, Any]]:
+        with self._lock:
+            return [json.loads(row[0]) for row in self._base.execute(query, tuple(values))]
+
+    def put_job(self, job: Mapping[str, Any]) -> None:
+        """Stores a job under its id."""
+        row = (job["id"], job["created"], job["state"], json.dumps(job))
+        with self._lock:
+            self._base.execute("insert or replace into jobs values (?, ?, ?, ?)", row)
+
+    def job(self, job: str) -> dict[str, Any] | None:
+        """A stored job; None where there is none."""
+        return next(iter(self._select("select content from jobs where id = ?", [job])), None)
+
+    def jobs(self, limit: int) -> list[dict[str, Any]]:
+        """The newest jobs, newest first."""
+        return self._select("select content from jobs order by created desc limit ?", [limit])
+
+    def add(self, kind: str, picture: bytes, facts: Mapping[str, Any], *, strip: bytes = b"") -> str:
+        """Stores a PNG with what is to be listed of it; returns its id.
+
+        Args:
+            kind: `picture` of those that were generated, `upload` of those to start from.
+            strip: the previews of its steps, as one PNG.
+        """
+        name, created = new_id(), time.time()
+        write(self.path(name), picture, below=self.folder)
+        if strip:
+            write(self.path(name, "steps"), strip, below=self.folder)
+        content = {"id": name, "created": created, **facts}
+        with self._lock:  # after its files: what is listed is there
+            row = (name, created, facts.get("job"), kind, json.dumps(content))
+            self._base.execute("insert into pictures values (?, ?, ?, ?, ?)", row)
+        return name
+
+    def path(self, name: str, part: str = "picture") -> Path:
+        """The file of an id that `facts` knows."""
+        return self.folder / "pictures" / name[:2] / f"{name}.{part}.png"
+
+    def facts(self, name: str, kind: str | None = None) -> dict[str, Any] | None:
+        """What is listed of a picture; None where there is none, or none of this kind."""
+        found = self._select(
+            "select content from pictures where id = ? and kind = coalesce(?, kind)", [name, kind]
+        )
+        return found[0] if found and self.path(name).is_file() else None
+
+    def read(self, name: str, part: str = "picture") -> bytes | None:
+        """The bytes of a picture, or of its `steps`; None where there are none."""
+        if self.facts(name) is None:
+            return None
+        try:
+            return self.path(name, part).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def thumbnail(self, name: str) -> bytes | None:
+        """A PNG of at most `THUMBNAIL` pixels a side; None where there is no such picture."""
+        data = self.read(name)
+        if data is None:
+            return None
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            buffer = io.BytesIO()
+            Image.frombytes(picture.mode, picture.size, picture.tobytes()).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def list(self, *, before: float | None = None, limit: int = 50) -> "list[dict[str, Any]]":
+        """Generated pictures, newest first, that are older than a time in seconds."""
+        where = "kind = 'picture' and created < ?"
+        query = f"select content from pictures where {where} order by created desc limit ?"
+        return self._select(query, [float("inf") if before is None else before, limit])
+
+    def delete(self, name: str) -> bool:
+        """Removes a picture with its files; False where there was none."""
+        with self._lock:
+            gone = self._base.execute("delete from pictures where id = ?", [name]).rowcount > 0
+        if gone:
+            for part in ("picture", "steps"):
+                with suppress(FileNotFoundError):
+                    discard(self.path(name, part), below=self.folder)
+        return gone

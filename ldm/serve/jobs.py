@@ -1,0 +1,86 @@
+"""A job: pictures that one request asks for, each in a slot that is filled on its own."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ldm.serve.messages import Task
+
+FRAMES = 50  # previews that are kept of a picture at most
+
+
+@dataclass
+class Slot:
+    """One picture of a job; `state` is waiting, running, done or dropped."""
+
+    task: Task
+    state: str = "waiting"
+    step: int = 0
+    frames: list[bytes] = field(default_factory=list)  # previews, PNG
+    picture: str | None = None  # id
+
+
+@dataclass
+class Job:
+    """Pictures of one request; `state` is queued, running, finished, stopped or failed."""
+
+    id: str
+    request: Mapping[str, Any]
+    model: str
+    slots: list[Slot]
+    options: Mapping[str, Any]
+    strength: float | None
+    created: float = field(default_factory=time.time)
+    started: float | None = None
+    state: str = "queued"
+    steps: int = 0  # of one picture; 0: not known yet
+    error: str | None = None
+    alone: bool = False  # shares no call with other jobs, since such a call has failed
+    version: int = 0  # counts changes
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ("finished", "stopped", "failed")
+
+    def key(self) -> tuple[Any, ...]:
+        """Pictures with equal keys can be made by one call."""
+        source = self.slots[0].task.image is not None
+        options = repr(sorted(self.options.items()))
+        return (self.model, options, source, self.strength if source else None, self.id if self.alone else "")
+
+    def progress(self) -> tuple[int, int]:
+        """Steps that are done and steps in all, those of all pictures added up."""
+        counted = [slot for slot in self.slots if slot.state != "dropped"]
+        done = sum(self.steps if slot.state == "done" else slot.step for slot in counted)
+        return done, self.steps * len(counted)
+
+    def shown(self, position: int | None) -> dict[str, Any]:
+        """The job as `GET /v1/jobs/{id}` returns it; `position` is its place in the queue."""
+        step, steps = self.progress()
+        left = None
+        if self.started is not None and step and not self.ended:
+            left = round((time.time() - self.started) * (steps - step) / step, 1)
+        return {
+            "id": self.id,
+            "state": self.state,
+            "created": self.created,
+            "model": self.model,
+            "position": position,
+            "step": step,
+            "steps": steps,
+            "seconds_left": left,
+            "seeds": [slot.task.seed for slot in self.slots],
+            "pictures": [slot.picture for slot in self.slots],
+            "previews": [self.preview(number) for number in range(len(self.slots))],
+            "error": self.error,
+            "request": dict(self.request),
+        }
+
+    def preview(self, number: int) -> str | None:
+        """Where the newest preview of a picture is found; None before the first and once it is done."""
+        slot = self.slots[number]
+        if not slot.frames or slot.state in ("done", "dropped"):
+            return None
+        return f"/v1/jobs/{self.id}/preview/{number}?step={len(slot.frames)}"

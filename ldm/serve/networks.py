@@ -1,0 +1,89 @@
+"""The process that has the networks, as the server sees it: started, fed, stopped, replaced."""
+
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from ldm import UserError
+from ldm.serve.messages import Failed, Ready, Stop
+from ldm.serve.worker import run
+
+PATIENCE = 0.5  # seconds that the process has to end before it is killed
+PAUSE = 1.0  # seconds between two starts of a process that dies at its start
+
+
+class Networks:
+    """One process, started at once; raises UserError with the sentence that refuses a bundle.
+
+    Args:
+        bundles: path of a bundle by the id of its model.
+        chunk: pictures that one call makes; None: what suits the device.
+    """
+
+    def __init__(self, bundles: Mapping[str, str], *, chunk: int | None) -> None:
+        self._arguments = (dict(bundles), chunk)
+        self._closed, self._sending = False, threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        # a new interpreter, not a fork: a forked child would share the server's sockets and threads
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=run, args=(theirs, *self._arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._number = 0
+        message = self._connection.recv()  # EOFError where it has died
+        if isinstance(message, Failed):
+            raise UserError(message.sentence)
+        self.ready: Ready = message
+
+    def restart(self) -> None:
+        """Starts a new process in the place of one that has ended, as often as that takes."""
+        while not self._closed:
+            try:
+                return self._start()
+            except (EOFError, UserError):
+                time.sleep(PAUSE)
+
+    def send(self, message: Any) -> None:
+        """Gives the process something to do; raises EOFError where it is gone."""
+        try:
+            with self._sending:
+                self._number = message.number
+                self._connection.send(message)
+        except OSError as error:
+            raise EOFError from error
+
+    def receive(self) -> Any:
+        """What the process says next; raises EOFError where it is gone."""
+        try:
+            return self._connection.recv()
+        except OSError as error:
+            raise EOFError from error
+
+    def stop(self) -> None:
+        """Asks the process to end what it was last given, after the step that it is at."""
+        with suppress(OSError), self._sending:  # it may be gone
+            self._connection.send(Stop(self._number))
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.is_alive()
+
+    def ending(self) -> str:
+        """How a process that is gone ended, in words."""
+        self._process.join(timeout=5)
+        code = self._process.exitcode or 0
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+    def close(self) -> None:
+        """Ends the process, by force if need be."""
+        self._closed = True
+        self._process.terminate()
+        self._process.join(timeout=PATIENCE)
+        self._process.kill()

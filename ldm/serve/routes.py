@@ -1,0 +1,150 @@
+"""The routes under /v1 that generate pictures, follow jobs, and keep pictures."""
+
+import asyncio
+import io
+import json
+import zipfile
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response, UploadFile
+from fastapi.responses import StreamingResponse
+
+from ldm import __version__
+from ldm.serve.requests import checked_settings, submitted, uploaded
+from ldm.serve.schemas import Generate, Model, Progress
+from ldm.serve.service import Refused, Service
+
+POLL = 0.1  # seconds between two looks at a job that a client follows
+MAX_ZIP = 1_000  # pictures
+Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
+PNG = {200: {"content": {"image/png": {}}}}
+
+
+def router(service: Service) -> APIRouter:
+    """The routes over a service."""
+    routes = APIRouter()
+    history = service.history
+
+    def found(what: Any, name: str = "picture") -> Any:
+        if what is None or what is False:
+            raise Refused(f"there is no such {name}", status=404)
+        return what
+
+    @routes.get("/health")
+    def health() -> dict[str, Any]:
+        """Whether the server works, and how full its queue is."""
+        return {"version": __version__, **service.health()}
+
+    @routes.get("/v1/models", response_model=list[Model])
+    def models() -> list[dict[str, Any]]:
+        """The models, the default one first."""
+        return list(service.models.values())
+
+    @routes.post("/v1/generate", status_code=202, response_model=Progress)
+    def generate(asked: Generate) -> dict[str, Any]:
+        """Queues pictures; returns the job, which is followed under `/v1/jobs/{id}`."""
+        return submitted(service, asked)
+
+    @routes.post("/v1/uploads", status_code=201)
+    def upload(file: UploadFile) -> dict[str, Any]:
+        """Keeps a picture (PNG, JPEG or WebP) to start from, or a mask; returns its id and size."""
+        return uploaded(history, file.file.read())
+
+    @routes.post("/v1/settings")
+    def settings(file: UploadFile) -> dict[str, Any]:
+        """The settings that a PNG of this server, or of `ldm.sample`, carries."""
+        return checked_settings(service, file.file.read())
+
+    @routes.get("/v1/jobs", response_model=list[Progress])
+    def jobs(limit: Annotated[int, Query(ge=1, le=200)] = 50) -> list[dict[str, Any]]:
+        """The newest jobs, newest first."""
+        return service.jobs(limit)
+
+    @routes.get("/v1/jobs/{name}", response_model=Progress)
+    def job(name: Id) -> dict[str, Any]:
+        """A job as it stands now."""
+        return found(service.job(name), "job")
+
+    @routes.get("/v1/jobs/{name}/events", response_class=StreamingResponse)
+    async def events(name: Id, request: Request) -> StreamingResponse:
+        """The job at each of its changes, as server-sent events `job`, then `end`."""
+        found(service.job(name), "job")
+
+        async def _events() -> AsyncIterator[str]:
+            last: int | None = -1
+            while last is not None and not service.closing:
+                version = service.version(name)
+                if version != last:
+                    last = version
+                    yield f"event: job\ndata: {json.dumps(service.job(name))}\n\n"
+                else:
+                    await asyncio.sleep(POLL)
+            yield "event: end\ndata: {}\n\n"
+
+        return StreamingResponse(
+            _events(), media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+
+    @routes.get("/v1/jobs/{name}/preview/{number}", responses=PNG, response_class=Response)
+    def preview(name: Id, number: int, step: int | None = None) -> Response:
+        """A preview of a picture that is being made: the newest, or one of those before it."""
+        return png(found(service.frame(name, number, step), "preview"))
+
+    @routes.delete("/v1/jobs/{name}", response_model=Progress)
+    def stop(name: Id) -> dict[str, Any]:
+        """Stops a job within a sampling step; pictures that are done stay."""
+        shown = found(service.job(name), "job")
+        if not service.stop(name):
+            raise Refused(f"the job is {shown['state']} and can't be stopped any more", status=409)
+        return found(service.job(name), "job")
+
+    @routes.post("/v1/jobs/{name}/skip", response_model=Progress)
+    def skip(name: Id) -> dict[str, Any]:
+        """Skips the pictures that are now being made, and continues with the job's next ones."""
+        found(service.job(name), "job")
+        if not service.skip(name):
+            raise Refused("no picture of the job is being made now", status=409)
+        return found(service.job(name), "job")
+
+    @routes.get("/v1/history")
+    def pictures(
+        before: float | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 50
+    ) -> list[dict[str, Any]]:
+        """Generated pictures, newest first; `before` is the `created` of the last one that is known."""
+        return history.list(before=before, limit=limit)
+
+    @routes.get("/v1/pictures.zip", response_class=Response)
+    def archive(ids: str | None = None) -> Response:
+        """Pictures in a zip file: those with these ids, joined by commas, or all."""
+        names = (
+            [each["id"] for each in history.list(limit=MAX_ZIP)] if ids is None else ids.split(",")[:MAX_ZIP]
+        )
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as packed:
+            for name in dict.fromkeys(names):
+                if (picture := history.read(name)) is not None:
+                    packed.writestr(f"{name}.png", picture)
+        return Response(buffer.getvalue(), media_type="application/zip")
+
+    @routes.get("/v1/pictures/{name}", responses=PNG, response_class=Response)
+    def picture(name: Id) -> Response:
+        """A picture with its record inside."""
+        return png(found(history.read(name)))
+
+    @routes.get("/v1/pictures/{name}/thumbnail", responses=PNG, response_class=Response)
+    def thumbnail(name: Id) -> Response:
+        """A small version of a picture."""
+        return png(found(history.thumbnail(name)))
+
+    @routes.delete("/v1/pictures/{name}", status_code=204)
+    def delete(name: Id) -> None:
+        """Removes a picture for good."""
+        found(history.delete(name))
+
+    return routes
+
+
+def png(data: bytes) -> Response:
+    """A picture that never changes under its address."""
+    return Response(data, media_type="image/png", headers={"cache-control": "private, max-age=86400"})

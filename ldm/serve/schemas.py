@@ -1,0 +1,98 @@
+"""What requests may say, field by field, with limits: the OpenAPI description is made of it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ldm.randomness.seeds import SEED_LIMIT
+
+MAX_PICTURES = 64  # of a job
+MAX_TEXT = 2_000  # characters of a prompt; a text encoder reads some 300
+MAX_STEPS = 250
+Seed = Annotated[int, Field(strict=True, ge=0, lt=SEED_LIMIT)]
+Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Name = Annotated[str, Field(pattern="^[a-z0-9_]{1,40}$")]
+
+
+class Checked(BaseModel):
+    """Refuses fields that it does not have, and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Options(Checked):
+    """Options of one model, as `GET /v1/models` lists them; those that are left out are the model's."""
+
+    negative: Text | None = Field(None, description="what guidance moves away from")
+    scale: float | None = Field(None, strict=True, ge=-100, le=100, description="guidance scale")
+    steps: int | None = Field(None, strict=True, ge=1, le=MAX_STEPS, description="sampling steps")
+    sampler: Name | None = None
+    grid: Name | None = None
+    guidance: Name | None = None
+
+
+class From(Checked):
+    """A picture to start from, by the id of a generated picture or of an upload."""
+
+    picture: Id
+    strength: float | None = Field(None, ge=0, le=1, description="0 keeps the picture, 1 ignores it")
+    mask: Id | None = Field(None, description="upload of the same size, white where pixels are made anew")
+
+
+class Generate(Checked):
+    """Pictures to be generated: `count` of each prompt."""
+
+    prompts: list[Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]] = Field(
+        min_length=1, max_length=MAX_PICTURES, examples=[["a red apple"]]
+    )
+    model: Annotated[str, Field(max_length=100)] | None = Field(None, description="an id of `GET /v1/models`")
+    seeds: list[Seed | None] | None = Field(
+        None, max_length=MAX_PICTURES, description="one for each picture; null: random"
+    )
+    count: int = Field(1, strict=True, ge=1, le=MAX_PICTURES, description="pictures of each prompt")
+    quality: Literal["fast", "balanced", "best"] = "balanced"
+    options: Options = Options()
+    source: From | None = None
+
+
+class Progress(BaseModel):
+    """A job as it stands now."""
+
+    id: str
+    state: Literal["queued", "running", "finished", "stopped", "failed", "interrupted"]
+    created: float = Field(description="seconds since 1970")
+    model: str
+    position: int | None = Field(description="jobs that are ahead in the queue")
+    step: int = Field(description="sampling steps that are done, of all pictures together")
+    steps: int = Field(description="sampling steps of all pictures; 0 before the first one")
+    seconds_left: float | None
+    seeds: list[int]
+    pictures: list[str | None] = Field(description="ids for `GET /v1/pictures/{id}`")
+    previews: list[str | None] = Field(description="addresses of the newest previews")
+    error: str | None
+    request: dict[str, Any]
+
+
+class Model(BaseModel):
+    """A model that generates pictures."""
+
+    id: str
+    name: str
+    sha256: str
+    size: int = Field(description="pixels of a side")
+    parameters: int | None
+    default: dict[str, Any]
+    options: list[str]
+    choices: dict[str, list[str]]
+    starts_from_pictures: bool
+    examples: list[str]
+    presets: dict[str, dict[str, int]]
+    preview: bool = Field(description="whether pictures are shown, and can be stopped, while they are made")
+
+
+class Problem(BaseModel):
+    """Why a request was not served."""
+
+    error: str = Field(description="one sentence: what is wrong, the limit, what to do")
+    field: str | None = None

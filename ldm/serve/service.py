@@ -1,0 +1,312 @@
+"""The jobs of a server: a bounded queue, and one thread that feeds the process with the networks."""
+
+import io
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from PIL import Image
+
+from ldm import UserError
+from ldm.serve.history import History, new_id
+from ldm.serve.jobs import FRAMES, Job, Slot
+from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Task
+from ldm.serve.networks import Networks
+
+KEPT = 200  # ended jobs in memory; the history has all
+ASKED = 8  # questions that wait at most
+
+
+class Refused(UserError):
+    """A request that is not accepted; `status` and `field` are those of the HTTP answer."""
+
+    def __init__(
+        self, sentence: str, *, status: int = 422, field: str | None = None, wait: int | None = None
+    ) -> None:
+        super().__init__(sentence)
+        self.status, self.field, self.wait = status, field, wait
+
+
+class Service:
+    """Jobs, models and history of one server. All methods may be called from any thread.
+
+    Args:
+        networks: the process that has the networks, started.
+        limit: pictures that may wait.
+        examples: prompts that a page offers.
+    """
+
+    def __init__(
+        self, networks: Networks, history: History, *, limit: int, examples: Sequence[str] = ()
+    ) -> None:
+        self.networks, self.history, self.limit = networks, history, limit
+        self.models = {each["id"]: each | {"examples": list(examples)} for each in networks.ready.models}
+        self.closing = False
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[tuple[Job, Slot]] = deque()
+        self._questions: deque[tuple[Question, Future[Any]]] = deque()
+        self._running: list[tuple[Job, Slot]] = []
+        self._numbers = itertools.count(1)
+        self._changed = threading.Condition(threading.RLock())
+        self._speed = 0.0  # seconds that the last chunk took
+        self._thread = threading.Thread(target=self._work, name="service", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        request: Mapping[str, Any],
+        *,
+        model: str,
+        tasks: list[Task],
+        options: Mapping[str, Any],
+        strength: float | None = None,
+    ) -> dict[str, Any]:
+        """Accepts a job and returns it; raises Refused where the queue is full or the server is closing."""
+        slots = [Slot(task) for task in tasks]
+        job = Job(new_id(), request, model, slots, options, strength)
+        with self._changed:
+            if self.closing:
+                raise Refused("the server is closing", status=503)
+            if len(self._waiting) + len(slots) > self.limit:
+                wait = max(1, round(self._speed * len(self._waiting) / self.networks.ready.chunk))
+                raise Refused(
+                    f"the queue is full: {len(self._waiting)} pictures wait, {self.limit} may",
+                    status=429,
+                    wait=wait,
+                )
+            self._jobs[job.id] = job
+            self._waiting.extend((job, slot) for slot in slots)
+            self._store(job)
+            return self._shown(job)
+
+    def job(self, name: str) -> dict[str, Any] | None:
+        """A job, from memory or from the history; None where there is none."""
+        with self._changed:
+            job = self._jobs.get(name)
+            return self.history.job(name) if job is None else self._shown(job)
+
+    def jobs(self, limit: int) -> list[dict[str, Any]]:
+        """The newest jobs, newest first."""
+        with self._changed:
+            stored = self.history.jobs(limit)
+            return [self._shown(job) if (job := self._jobs.get(each["id"])) else each for each in stored]
+
+    def version(self, name: str) -> int | None:
+        """A number that grows whenever a job changes; None once it has ended or where there is none."""
+        job = self._jobs.get(name)
+        return None if job is None or job.ended else job.version
+
+    def frame(self, name: str, number: int, step: int | None) -> bytes | None:
+        """A preview of a job's picture, PNG: the newest, or the one of a step; None where there is none."""
+        job = self._jobs.get(name)
+        if job is None or not 0 <= number < len(job.slots):
+            return None
+        frames = job.slots[number].frames
+        place = len(frames) if step is None else step
+        return frames[place - 1] if 1 <= place <= len(frames) else None
+
+    def stop(self, name: str) -> bool:
+        """Drops what a job still has to make; False where it has ended or there is none."""
+        return self._drop(name, also_waiting=True)
+
+    def skip(self, name: str) -> bool:
+        """Drops the pictures of a job that are now being made; False where there are none."""
+        return self._drop(name, also_waiting=False)
+
+    def _drop(self, name: str, *, also_waiting: bool) -> bool:
+        with self._changed:
+            job = self._jobs.get(name)
+            if job is None or job.ended:
+                return False
+            states = ("running", "waiting") if also_waiting else ("running",)
+            dropped = [slot for slot in job.slots if slot.state in states]
+            for slot in dropped:
+                slot.state, slot.frames = "dropped", []
+            if also_waiting:
+                self._waiting = deque(each for each in self._waiting if each[0] is not job)
+                job.state = "stopped"
+            self._settle(job)
+            self._stop_if_unwanted()
+            return bool(dropped)
+
+    def _stop_if_unwanted(self) -> None:
+        if self._running and all(slot.state == "dropped" for _, slot in self._running):
+            self.networks.stop()
+
+    def ask(self, model: str, function: Callable[[Any, Any], Any], payload: Any, *, wait: float = 60) -> Any:
+        """What `function(opened, payload)` returns in the process that has the networks, between two chunks.
+
+        Raises Refused where too many wait, or with the function's own sentence.
+        """
+        future: Future[Any] = Future()
+        with self._changed:
+            if len(self._questions) >= ASKED or self.closing:
+                raise Refused("too much is asked at once: try again", status=503, wait=2)
+            self._questions.append((Question(next(self._numbers), model, function, payload), future))
+            self._changed.notify_all()
+        try:
+            return future.result(timeout=wait)
+        except TimeoutError:
+            raise Refused("the networks are busy: try again", status=503, wait=5) from None
+
+    def health(self) -> dict[str, Any]:
+        """The state of the worker and the queue."""
+        worker = "alive" if self.networks.alive() else "restarting"
+        return {"status": "ok", "worker": worker, "queue": len(self._waiting), "limit": self.limit}
+
+    def close(self) -> None:
+        """Ends the worker, and marks what is unfinished as interrupted."""
+        with self._changed:
+            self.closing = True
+            self._changed.notify_all()
+        self.networks.close()
+        self._thread.join(timeout=1)
+        self.history.close()
+
+    # the thread that feeds the networks
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self.closing or self._waiting or self._questions)
+                if self.closing:
+                    return
+                question = self._questions.popleft() if self._questions else None
+                chunk = None if question else self._next_chunk()
+            try:
+                if question:
+                    self._answer(*question)
+                else:
+                    self._generate(chunk)
+            except EOFError:
+                if self.closing:
+                    return
+                self._lost(question)
+
+    def _next_chunk(self) -> Chunk:
+        """The oldest waiting picture with the next ones that fit beside it."""
+        first, key = self._waiting[0][0], self._waiting[0][0].key()
+        fitting = [each for each in self._waiting if each[0].key() == key][: self.networks.ready.chunk]
+        chosen = {id(slot) for _, slot in fitting}
+        self._waiting = deque(each for each in self._waiting if id(each[1]) not in chosen)
+        self._running = fitting
+        for job, slot in fitting:
+            slot.state = "running"
+            job.started = job.started or time.time()
+            job.state = "running"
+            self._settle(job)
+        tasks = tuple(slot.task for _, slot in fitting)
+        return Chunk(next(self._numbers), first.model, tasks, first.options, first.strength)
+
+    def _answer(self, question: Question, future: "Future[Any]") -> None:
+        self.networks.send(question)
+        answer = self.networks.receive()
+        if isinstance(answer, Answer):
+            future.set_result(answer.value)
+        else:
+            future.set_exception(Refused(answer.sentence))
+
+    def _generate(self, chunk: Chunk) -> None:
+        began = time.monotonic()
+        self.networks.send(chunk)
+        with self._changed:  # it may have been dropped just before
+            self._stop_if_unwanted()
+        while isinstance(message := self.networks.receive(), Step):
+            self._step(message)
+        with self._changed:
+            self._speed = time.monotonic() - began
+            running, self._running = self._running, []
+        if isinstance(message, Made):
+            self._keep(message, running)
+        else:
+            self._fail(message, running)
+
+    def _step(self, message: Step) -> None:
+        every = -(-message.steps // FRAMES)
+        with self._changed:
+            for (job, slot), preview in zip(self._running, message.previews, strict=True):
+                if slot.state == "running":
+                    slot.step, job.steps = message.step, message.steps
+                    if message.step % every == 0 or message.step == message.steps:
+                        slot.frames.append(preview)
+                    job.version += 1
+
+    def _keep(self, made: Made, running: list[tuple[Job, Slot]]) -> None:
+        for (job, slot), picture, settings in zip(running, made.pictures, made.settings, strict=True):
+            if slot.state != "running":
+                continue
+            facts = {"prompt": slot.task.prompt, "seed": slot.task.seed, "model": job.model, "job": job.id}
+            facts |= {"settings": settings, "request": dict(job.request)}
+            name = self.history.add("picture", picture, facts, strip=strip_of(slot.frames))
+            with self._changed:
+                slot.state, slot.picture, slot.frames = "done", name, []
+                self._settle(job)
+
+    def _fail(self, failed: Failed, running: list[tuple[Job, Slot]]) -> None:
+        with self._changed:
+            jobs = {job.id: job for job, slot in running if slot.state == "running"}
+            for job in jobs.values():
+                if len({each.id for each, _ in running}) > 1 and not failed.stopped:
+                    job.alone = True  # its neighbour may be to blame
+                    for own, slot in reversed(running):
+                        if own is job and slot.state == "running":
+                            slot.state, slot.step, slot.frames = "waiting", 0, []
+                            self._waiting.appendleft((job, slot))
+                else:
+                    job.error = failed.sentence
+                    self._waiting = deque(each for each in self._waiting if each[0] is not job)
+                    job.state = "failed"
+                self._settle(job)
+
+    def _lost(self, question: tuple[Question, "Future[Any]"] | None) -> None:
+        """The worker has died: what it was doing fails, in words, and another one starts."""
+        sentence = f"the process that generates pictures ended ({self.networks.ending()}): try it again"
+        with self._changed:
+            running, self._running = self._running, []
+            for job in {job.id: job for job, _ in running}.values():
+                job.alone = True
+            if question:
+                question[1].set_exception(Refused(sentence, status=503))
+        for job, slot in running:
+            self._fail(Failed(0, sentence), [(job, slot)])
+        self.networks.restart()
+
+    def _settle(self, job: Job) -> None:
+        """Stores a job after a change, finished if nothing is left to be made."""
+        if not job.ended and all(slot.state in ("done", "dropped") for slot in job.slots):
+            job.state = "finished"
+        job.version += 1
+        self._store(job)
+        if job.ended:
+            ended = [each for each in self._jobs.values() if each.ended]
+            for old in ended[:-KEPT]:
+                del self._jobs[old.id]
+
+    def _store(self, job: Job) -> None:
+        self.history.put_job(self._shown(job))
+        self._changed.notify_all()
+
+    def _shown(self, job: Job) -> dict[str, Any]:
+        ahead = None
+        if job.state == "queued":
+            ahead = len(
+                {other.id for other, _ in itertools.takewhile(lambda it: it[0] is not job, self._waiting)}
+            )
+        return job.shown(ahead)
+
+
+def strip_of(frames: list[bytes]) -> bytes:
+    """Previews beside each other in one PNG; empty without previews."""
+    if not frames:
+        return b""
+    pictures = [Image.open(io.BytesIO(frame), formats=("PNG",)) for frame in frames]
+    width, height = pictures[0].size
+    strip, buffer = Image.new("RGB", (width * len(pictures), height)), io.BytesIO()
+    for number, picture in enumerate(pictures):
+        strip.paste(picture, (number * width, 0))
+    strip.save(buffer, format="PNG")
+    return buffer.getvalue()
