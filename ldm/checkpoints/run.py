@@ -23,14 +23,13 @@ import yaml
 from ldm import UserError
 from ldm.checkpoints.provenance import command, config_hash, environment, git_state
 from ldm.checkpoints.resuming import Difference, check_changes, contents, differences, is_below, replaced
-from ldm.checkpoints.training_state import CONFIG, POINTER, RECORD, is_readable, newest_state
+from ldm.checkpoints.training_state import CONFIG, LOCK, POINTER, RECORD, is_readable, newest_state
 from ldm.io.fields import Fields
 from ldm.io.links import check_no_link, open_plain, opened
 from ldm.io.reading import read_json, read_yaml
 from ldm.io.writing import make_folder, write
 from ldm.randomness.seeds import EARLIER_GENERATOR, GENERATOR
 
-LOCK = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 WRITTEN = ("checkpoints", "samples", "averages", "bundle", "metrics.jsonl", "report.md", "curves.png")

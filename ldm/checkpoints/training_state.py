@@ -20,7 +20,7 @@ from ldm.io.links import CannotWrite
 from ldm.io.reading import hash_file, read_json, read_yaml
 from ldm.io.writing import discard, make_folder, new_folder, sweep, write
 
-RECORD, CONFIG = "run.json", "config.yaml"  # of a run
+RECORD, CONFIG, LOCK = "run.json", "config.yaml", ".lock"  # of a run
 ASIDE = {  # keys, at any depth, that change what a training costs or prints, but not its result
     *("num_workers", "worker_timeout", "cache", "max_time"),
     *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),

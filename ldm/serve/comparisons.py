@@ -1,0 +1,234 @@
+"""Blind comparisons of two models: pairs of pictures whose sides are shuffled and unnamed, votes, strengths.
+
+A comparison is a json file below the state's folder; votes are lines of `votes.jsonl`, which names both models by
+the sha256 of their bundles. The pictures of a comparison are in no history before its end, since that names models.
+"""
+
+import json
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from ldm.io.reading import parse_json, read_json
+from ldm.io.writing import append, make_folder, write
+from ldm.serve.bradley_terry import Vote, as_json, strengths
+from ldm.serve.requests import RANDOM, model_of, submitted
+from ldm.serve.routes import Id, png
+from ldm.serve.schemas import MAX_PICTURES, Checked, Generate, Seed, Text
+from ldm.serve.service import Refused, Service
+
+QUESTIONS = {"words": "Which one follows the words?", "picture": "Which one is the better picture?"}
+Side = Literal["left", "right"]
+
+
+class Compare(Checked):
+    """Two models, and what both of them make pictures of."""
+
+    a: Annotated[str, Field(max_length=100)]
+    b: Annotated[str, Field(max_length=100)]
+    prompts: list[Text] = Field(min_length=1, max_length=MAX_PICTURES)
+    seeds: list[Seed] | None = Field(None, max_length=8, description="of each prompt; left out: one, random")
+    quality: Literal["fast", "balanced", "best"] = "balanced"
+
+
+class Choice(Checked):
+    """The answer to one question about one pair."""
+
+    pair: int = Field(ge=0, lt=MAX_PICTURES)
+    question: Literal["words", "picture"]
+    choice: Literal["left", "right", "tie"]
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of comparisons over a service."""
+    routes, kept = APIRouter(prefix="/v1", tags=["comparisons"]), Comparisons(service)
+
+    @routes.post("/comparisons", status_code=201)
+    def compare(asked: Compare) -> dict[str, Any]:
+        """Queues the pictures of a comparison; `GET /v1/comparisons/{id}` says which pairs are ready."""
+        return kept.shown(kept.begin(asked))
+
+    @routes.get("/comparisons/strengths")
+    def get_strengths() -> dict[str, Any]:
+        """The strengths of all models that were voted on, for each question, with 95 % intervals."""
+        return kept.strengths()
+
+    @routes.get("/comparisons/{name}")
+    def read(name: Id) -> dict[str, Any]:
+        """A comparison: its pairs as far as they are ready, and the models' names once all votes are given."""
+        return kept.shown(kept.read(name))
+
+    @routes.get("/comparisons/{name}/pairs/{pair}/{side}", response_class=Response)
+    def picture(name: Id, pair: int, side: Side) -> Response:
+        """One picture of a pair, under an address that doesn't name its model."""
+        return png(kept.picture(name, pair, side))
+
+    @routes.post("/comparisons/{name}/votes")
+    def vote(name: Id, asked: Choice) -> dict[str, Any]:
+        """Keeps an answer; the last one to a question counts. Refused once the models are named."""
+        return kept.vote(name, asked)
+
+    @routes.get("/votes.jsonl", response_class=Response)
+    def votes() -> Response:
+        """All votes, a line each."""
+        text = kept.votes_file.read_bytes() if kept.votes_file.is_file() else b""
+        attached = {"content-disposition": 'attachment; filename="votes.jsonl"'}
+        return Response(text, media_type="application/x-ndjson", headers=attached)
+
+    return routes
+
+
+class Comparisons:
+    """The comparisons of one server, by id."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.folder = service, service.history.folder
+        self.votes_file = self.folder / "votes.jsonl"
+        self._lock = threading.RLock()
+
+    def begin(self, asked: Compare) -> dict[str, Any]:
+        """Queues the pictures of both models; raises Refused for one that is unknown, or no two models."""
+        if asked.a == asked.b:
+            raise Refused("both models are the same: choose two different ones", field="b")
+        models = [model_of(self.service, name) for name in (asked.a, asked.b)]
+        seeds = asked.seeds or [secrets.randbelow(RANDOM)]
+        pairs = [(prompt, seed) for prompt in asked.prompts for seed in seeds]
+        if 2 * len(pairs) > MAX_PICTURES:
+            raise Refused(f"{len(pairs)} pairs are too many: the limit is {MAX_PICTURES // 2}", field="prompts")
+        jobs = {}
+        for side, model in zip("ab", models, strict=True):
+            wanted = {"prompts": [prompt for prompt, _ in pairs], "seeds": [seed for _, seed in pairs]}
+            request = Generate(**wanted, model=model["id"], quality=asked.quality)
+            jobs[side] = submitted(self.service, request, kind="comparison")["id"]
+        comparison = {
+            "id": secrets.token_hex(8),
+            "created": time.time(),
+            "models": {side: _named(model) for side, model in zip("ab", models, strict=True)},
+            "jobs": jobs,
+            "pairs": [
+                {"prompt": prompt, "seed": seed, "left": secrets.choice("ab"), "pictures": {}, "votes": {}}
+                for prompt, seed in pairs
+            ],
+        }
+        self._write(comparison)
+        return comparison
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A stored comparison, with the pictures that are ready by now; raises Refused where there is none."""
+        with self._lock:
+            try:
+                comparison = read_json(self._path(name))
+            except (OSError, ValueError):
+                raise Refused("there is no such comparison: start a new one", status=404) from None
+            before = json.dumps(comparison)
+            for side, job in comparison["jobs"].items():
+                found = self.service.job(job) or {"pictures": []}
+                for pair, picture in zip(comparison["pairs"], found["pictures"], strict=False):
+                    if picture is not None:
+                        pair["pictures"][side] = picture
+            if json.dumps(comparison) != before:
+                self._write(comparison)
+            return comparison
+
+    def shown(self, comparison: dict[str, Any]) -> dict[str, Any]:
+        """A comparison as it is sent: without names until every pair that can be voted on has been."""
+        jobs = [self.service.job(job) for job in comparison["jobs"].values()]
+        active = [job for job in jobs if job and job["state"] in ("queued", "running")]
+        ready = [pair for pair in comparison["pairs"] if len(pair["pictures"]) == 2]
+        over = not active and bool(ready) and all(len(pair["votes"]) == len(QUESTIONS) for pair in ready)
+        pairs = [self._pair(comparison, number, over) for number in range(len(comparison["pairs"]))]
+        errors = [job["error"] for job in jobs if job and job["error"]]
+        return {
+            "id": comparison["id"],
+            "created": comparison["created"],
+            "state": "finished" if over else "making" if active else "voting" if ready else "failed",
+            "questions": QUESTIONS,
+            "pairs": [pair for pair in pairs if active or pair["left"]],
+            "error": errors[0] if errors else None,
+            "steps": [sum(job[name] for job in jobs if job) for name in ("step", "steps")],
+            "models": comparison["models"] if over else None,
+        }
+
+    def _pair(self, comparison: dict[str, Any], number: int, over: bool) -> dict[str, Any]:
+        pair = comparison["pairs"][number]
+        shown = {"number": number, "prompt": pair["prompt"], "seed": pair["seed"], "votes": pair["votes"]}
+        at = f"/v1/comparisons/{comparison['id']}/pairs/{number}"
+        whole = len(pair["pictures"]) == 2
+        shown |= {side: f"{at}/{side}" if whole else None for side in ("left", "right")}
+        sides = {"left": pair["left"], "right": _other(pair["left"])}
+        return shown | ({"models": {side: comparison["models"][own] for side, own in sides.items()}} if over else {})
+
+    def picture(self, name: str, number: int, side: str) -> bytes:
+        """The PNG of a side; raises Refused where it isn't there."""
+        pairs = self.read(name)["pairs"]
+        pair = pairs[number] if 0 <= number < len(pairs) else {"left": "a", "pictures": {}}
+        model = pair["left"] if side == "left" else _other(pair["left"])
+        found = self.service.history.read(pair["pictures"].get(model, ""))
+        if found is None:
+            raise Refused("there is no such picture, or it isn't ready", status=404)
+        return found
+
+    def vote(self, name: str, asked: Choice) -> dict[str, Any]:
+        """Keeps a vote, and returns the comparison; raises Refused for a pair that can't be voted on."""
+        with self._lock:
+            comparison = self.read(name)
+            if self.shown(comparison)["state"] == "finished":
+                raise Refused("this comparison is over, and its models are named: start a new one", status=409)
+            if asked.pair >= len(comparison["pairs"]) or len(comparison["pairs"][asked.pair]["pictures"]) < 2:
+                raise Refused("this pair isn't ready: wait for its pictures", status=409, field="pair")
+            pair = comparison["pairs"][asked.pair]
+            sides = {"left": pair["left"], "right": _other(pair["left"]), "tie": "tie"}
+            line = {
+                "time": time.time(),
+                "comparison": name,
+                "pair": asked.pair,
+                "question": asked.question,
+                "preferred": sides[asked.choice],
+                "left": pair["left"],
+                **comparison["models"],
+                "prompt": pair["prompt"],
+                "seed": pair["seed"],
+            }
+            append(self.votes_file, json.dumps(line, ensure_ascii=False) + "\n", below=self.folder)
+            pair["votes"][asked.question] = asked.choice
+            self._write(comparison)
+            return self.shown(comparison)
+
+    def strengths(self) -> dict[str, Any]:
+        """The strengths of each question, of all votes; a question about a pair counts once, by its last vote."""
+        last: dict[tuple[Any, ...], dict[str, Any]] = {}
+        text = self.votes_file.read_text() if self.votes_file.is_file() else ""
+        for line in text.splitlines():
+            vote = parse_json(line, name=str(self.votes_file))
+            last[vote["comparison"], vote["pair"], vote["question"]] = vote
+        names = {vote[side]["sha256"]: vote[side]["name"] for vote in last.values() for side in "ab"}
+        found = []
+        for question, words in QUESTIONS.items():
+            own = [vote for vote in last.values() if vote["question"] == question]
+            groups = strengths(
+                Vote(vote["a"]["sha256"], vote["b"]["sha256"], {"a": 1.0, "b": 0.0, "tie": 0.5}[vote["preferred"]])
+                for vote in own
+            )
+            ties = sum(vote["preferred"] == "tie" for vote in own)
+            found.append({"question": words, "votes": len(own), "ties": ties, "groups": as_json(groups, names)})
+        return {"questions": found}
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "comparisons" / f"{name}.json"
+
+    def _write(self, comparison: dict[str, Any]) -> None:
+        make_folder(self.folder / "comparisons", below=self.folder)
+        write(self._path(comparison["id"]), json.dumps(comparison, ensure_ascii=False), below=self.folder)
+
+
+def _other(side: str) -> str:
+    return "b" if side == "a" else "a"
+
+
+def _named(model: Any) -> dict[str, str]:
+    return {name: model[name] for name in ("id", "name", "sha256")}

@@ -1,0 +1,84 @@
+"""A look inside a generated picture: its nearest training pictures, the words' maps, its steps as a filmstrip."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Response
+from PIL import Image
+
+from ldm.serve.routes import Id, png
+from ldm.serve.service import Refused, Service
+
+PATIENCE = 120.0  # seconds: the training set is read at the first question
+
+
+def router(service: Service) -> APIRouter:
+    """The routes over a service."""
+    routes, history = APIRouter(prefix="/v1/pictures", tags=["look inside"]), service.history
+
+    def facts_of(name: str) -> dict[str, Any]:
+        facts = history.facts(name, "picture")
+        if facts is None:
+            raise Refused("there is no such picture", status=404)
+        if facts["model"] not in service.models:
+            raise Refused(f"the model {facts['model']} of this picture is not loaded: start the server with it", status=409)
+        return facts
+
+    @routes.get("/{name}/nearest")
+    def nearest(name: Id) -> dict[str, Any]:
+        """The training pictures that a picture is most like; takes a while at the first time."""
+        facts = facts_of(name)
+        return service.ask(facts["model"], nearest_of, str(history.path(name)), wait=PATIENCE)
+
+    @routes.get("/{name}/attention")
+    def attention(name: Id) -> dict[str, Any]:
+        """For each word a map of where it was read; generates the picture once more."""
+        facts = facts_of(name)
+        return service.ask(facts["model"], attention_of, facts["settings"], wait=PATIENCE)
+
+    @routes.get("/{name}/filmstrip")
+    def filmstrip(name: Id) -> dict[str, Any]:
+        """The previews of a picture's steps: how many there are, and where the strip of them is."""
+        facts_of(name)
+        strip = history.read(name, "steps")
+        if strip is None:
+            return {"sentence": "This system shows no steps, or they were not kept.", "count": 0, "url": None}
+        with Image.open(io.BytesIO(strip), formats=("PNG",)) as picture:
+            count = picture.width // picture.height
+        return {"sentence": "", "count": count, "url": f"/v1/pictures/{name}/filmstrip/strip"}
+
+    @routes.get("/{name}/filmstrip/strip", response_class=Response)
+    def strip(name: Id) -> Response:
+        """All previews of a picture beside each other, first step first."""
+        facts_of(name)
+        found = history.read(name, "steps")
+        if found is None:
+            raise Refused("no steps of this picture were kept", status=404)
+        return png(found)
+
+    return routes
+
+
+# Called in the process that has the networks; what they import stays out of the one that answers requests.
+
+
+def nearest_of(opened: Any, file: str) -> dict[str, Any]:
+    """What `nearest_pictures` returns for a file."""
+    from ldm.serve.nearest_pictures import nearest_pictures
+
+    return nearest_pictures(opened.bundle, Path(file))
+
+
+def attention_of(opened: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    """What `heat_maps` returns for the record of a picture."""
+    from ldm.sampling.jobs import Job
+    from ldm.sampling.record import settings_of
+    from ldm.serve.attention_maps import heat_maps
+
+    own = opened.generator.settings()
+    changed = {name: value for name, value in settings_of(facts).items() if own.get(name) != value}
+    files = {name: Path(facts[name]["file"]) for name in ("image", "mask") if name in facts}
+    fields = {name: facts[name] for name in ("prompt", "seed", "negative", "strength") if name in facts}
+    job = Job(name="again", **fields, **files)
+    return heat_maps(opened.with_options(**changed), job)

@@ -1,0 +1,194 @@
+// The form: words and choices become a request, and a picture's settings become choices again.
+import { byId, el, fill, tip } from "./dom.js";
+import { announce, problem } from "./say.js";
+import { post } from "./server.js";
+import { StartPicture } from "./start_picture.js";
+import { method } from "./words.js";
+
+const DRAFT = "ldm-draft"; // the words being written, so that a reload loses none of them
+const FIELDS = [
+  ["steps", "Sampling steps", "number", { min: 1, max: 1000, step: 1 }, "How often the picture is denoised. Empty: what the quality asks for."],
+  ["scale", "Guidance scale", "number", { step: "any" }, "How closely the picture follows the words; too much makes it harsh. Empty: the model's own."],
+  ["negative", "Not in the picture", "text", { maxlength: 10000 }, "Words that the picture moves away from."],
+];
+const SAMPLER = "The method that denoises. The model's own is a good choice; others make slightly different pictures.";
+
+export class Composer {
+  constructor(started) {
+    this.started = started;
+    this.start = new StartPicture((error) => this.complain(error));
+    byId("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    byId("prompt").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.submit();
+    });
+    byId("prompt").value = localStorage.getItem(DRAFT) ?? "";
+    byId("prompt").addEventListener("input", () => localStorage.setItem(DRAFT, byId("prompt").value));
+  }
+
+  /** Offers the models: options, examples and defaults follow the chosen one. */
+  offer(models) {
+    this.models = models;
+    this.choose(models[0]);
+  }
+
+  choose(model) {
+    this.model = model;
+    const options = new Set(model.options ?? []);
+    const own = model.default ?? {};
+    const rows = [];
+    if (this.models.length > 1) {
+      rows.push(this.select("model", "Model", this.models.map((each) => [each.id, each.name]), model.id,
+        "Which trained network makes the picture.", (id) => this.choose(this.models.find((each) => each.id === id))));
+    }
+    if (options.has("sampler") && model.choices?.sampler) {
+      const named = [["", `the model's own${own.sampler ? ` (${method(own.sampler)})` : ""}`]];
+      rows.push(this.select("sampler", "Sampler", [...named, ...model.choices.sampler.map((name) => [name, name])], "", SAMPLER));
+    }
+    for (const [name, words, type, limits, sentence] of FIELDS) {
+      if (!options.has(name)) continue;
+      const value = found(own, name);
+      rows.push(labelled(name, words, sentence,
+        el("input", { id: `option-${name}`, type, ...limits, placeholder: value ? String(value) : "" })));
+    }
+    rows.push(el("p", { class: "option" }, el("span", {}, "Size"),
+      el("span", { class: "value" }, `${model.size} × ${model.size} pixels, the one size of this model`)));
+    fill(byId("option-grid"), rows);
+    byId("choose").disabled = model.starts_from_pictures === false;
+    byId("examples").hidden = !model.examples?.length;
+    fill(byId("example-list"), (model.examples ?? []).map((words) =>
+      el("li", {}, el("button", { type: "button", class: "chip", onclick: () => this.example(words) }, words))));
+  }
+
+  example(words) {
+    this.write(words);
+    byId("go").focus();
+    announce(`The words are now: ${words}. Press Generate.`);
+  }
+
+  write(words) {
+    byId("prompt").value = words;
+    localStorage.setItem(DRAFT, words);
+  }
+
+  select(name, words, choices, chosen, sentence, change = () => {}) {
+    const list = el("select", { id: `option-${name}`, onchange: () => change(list.value) },
+      choices.map(([value, text]) => el("option", { value, selected: value === chosen }, text)));
+    return labelled(name, words, sentence, list);
+  }
+
+  get fields() {
+    const named = { prompt: byId("prompt"), prompts: byId("prompt"), seed: byId("seed"), seeds: byId("seed"), count: byId("count") };
+    for (const field of byId("option-grid").querySelectorAll("input, select")) named[field.id.replace("option-", "")] = field;
+    return named;
+  }
+
+  complain(error) {
+    if (error?.field && this.fields[error.field]?.closest("details")) byId("options").open = true;
+    problem(byId("problem"), error, this.fields);
+  }
+
+  /** Says what has happened to the form, where a problem would stand. */
+  note(sentence) {
+    this.complain(null);
+    byId("note").textContent = sentence;
+    byId("note").hidden = !sentence;
+  }
+
+  /** The options that differ from the model's own. */
+  get options() {
+    const chosen = {};
+    for (const [name, field] of Object.entries(this.fields)) {
+      if (!field.id.startsWith("option-") || name === "model" || field.value.trim() === "") continue;
+      chosen[name] = field.type === "number" ? Number(field.value) : field.value;
+    }
+    return chosen;
+  }
+
+  /** Keeps a seed for the next pictures, or with "" none. */
+  keepSeed(seed) {
+    byId("seed").value = seed;
+    byId("seed").classList.toggle("kept", seed !== "");
+  }
+
+  async submit(change = {}) {
+    const prompt = byId("prompt").value.trim();
+    if (!prompt) {
+      this.complain({ message: "Write a few words first: they say what the picture shows.", field: "prompt" });
+      return;
+    }
+    const count = Number(byId("count").value);
+    const seed = byId("seed").value.trim();
+    if (seed && !(/^\d+$/.test(seed) && Number.isSafeInteger(Number(seed) + count))) {
+      this.complain({ message: `The seed "${seed}" is no whole number below 2^53: write digits, or leave it empty for a random one.`, field: "seed" });
+      return;
+    }
+    byId("go").disabled = true;
+    try {
+      const request = {
+        model: this.model?.id,
+        prompts: [prompt],
+        count,
+        quality: byId("composer").elements.quality.value,
+        options: this.options,
+        source: await this.start.request(),
+        seeds: seed ? Array.from({ length: count }, (_, number) => Number(seed) + number) : undefined,
+        ...change,
+      };
+      const job = await post("/v1/generate", request);
+      this.note("");
+      this.started(job);
+    } catch (error) {
+      this.complain(error);
+    } finally {
+      byId("go").disabled = false;
+    }
+  }
+
+  /** Pictures like one made here: it is started from, with the same words and new seeds. */
+  async likeThis(picture, strength) {
+    this.write(picture.prompt);
+    const source = { picture: picture.id, strength };
+    await this.submit({ prompts: [picture.prompt], source, seeds: undefined });
+  }
+
+  /** The same request again, for what a job has not made. */
+  async repeat(job) {
+    await this.submit({ ...job.request, seeds: job.seeds });
+  }
+
+  /** Takes the settings of a picture over. */
+  restore(picture) {
+    this.write(picture.prompt);
+    const model = this.models.find((each) => each.id === picture.model);
+    if (model) this.choose(model);
+    this.keepSeed(String(picture.seed ?? ""));
+    byId("count").value = "1";
+    const chosen = picture.options ?? {};
+    for (const [name, field] of Object.entries(this.fields)) {
+      if (field.id.startsWith("option-") && name in chosen) field.value = typeof chosen[name] === "object" ? method(chosen[name]) : chosen[name];
+    }
+    byId("options").open = Object.keys(chosen).length > 0;
+    byId("prompt").focus();
+  }
+}
+
+function labelled(name, words, sentence, field) {
+  return el("p", { class: "option" }, el("label", { for: field.id }, words), tip(words.toLowerCase(), sentence), field);
+}
+
+/** The first value of a name in settings, at any depth. */
+function found(settings, name) {
+  if (settings && typeof settings === "object") {
+    if (name in settings) return settings[name];
+    for (const inner of Object.values(settings)) {
+      const value = found(inner, name);
+      if (value !== undefined) return value;
+    }
+  }
+  return undefined;
+}
