@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
     bundles = named(options["bundles"] or [options["bundle"]])
     networks = Networks(bundles, chunk=options["chunk"])
     service = Service(networks, history, limit=options["queue"], examples=options["examples"])
-    app = create_app(service, host=options["host"], token=token)
+    app = create_app(service, host=options["host"], token=token, runs=Path(options["runs"]))
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, limit_concurrency=1000
     )

@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from ldm import UserError, __version__
-from ldm.serve import openai_images, routes
+from ldm.serve import comparisons, look_inside, openai_images, routes, trainings
 from ldm.serve.guard import Guard
 from ldm.serve.schemas import Problem
 from ldm.serve.service import Refused, Service
@@ -24,10 +24,11 @@ whose text chunks say how it was made. The same prompt, seed and options give th
 asked for meanwhile."""
 
 
-def create_app(service: Service, *, host: str, token: str | None) -> FastAPI:
+def create_app(service: Service, *, host: str, token: str | None, runs: Path) -> FastAPI:
     """The application.
 
     Args:
+        runs: folder of the trainings that the page shows.
         host: address that the server listens at: it decides which Host headers are ours.
         token: is demanded of every request, where there is one.
     """
@@ -43,8 +44,9 @@ def create_app(service: Service, *, host: str, token: str | None) -> FastAPI:
         responses=problems,
     )
     app.add_middleware(Guard, hosts=() if host in LOOPBACK else None, token=token)
-    app.include_router(routes.router(service))
-    app.include_router(openai_images.router(service))
+    for part in (routes, openai_images, comparisons, look_inside):
+        app.include_router(part.router(service))
+    app.include_router(trainings.router(runs))
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, failed)

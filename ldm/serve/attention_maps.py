@@ -1,6 +1,7 @@
 """Which word moved which part of a picture: the weights of the cross-attentions while it is generated.
 
-The weights of all cross-attentions and steps are brought to one size and averaged (DAAM; Tang et al. 2023, sec. 3).
+The weights of all cross-attentions and steps are brought to one size and averaged (DAAM; Tang et al. 2023,
+sec. 3).
 """
 
 import math
@@ -22,8 +23,12 @@ from ldm.sampling.jobs import Job
 from ldm.tokenizers import Tokenizer, words
 
 SIDE = 32  # of a map
-NONE = "This system has no cross-attention between words and places in the picture, so there is nothing to show here."
-THIRDS = (("upper left", "top", "upper right"), ("left", "middle", "right"), ("lower left", "bottom", "lower right"))
+NONE = "This system has no cross-attention from places in the picture to words: there is nothing to show."
+THIRDS = (
+    ("upper left", "top", "upper right"),
+    ("left", "middle", "right"),
+    ("lower left", "bottom", "lower right"),
+)
 
 
 @dataclass
@@ -51,7 +56,7 @@ class Maps:
 
 
 def weights_of(attention: CrossAttention, tokens: Tensor, context: KeysValues) -> Float[Tensor, "n m"]:
-    """The softmax of one attention, averaged over its heads, for the first text: the one that guidance follows."""
+    """The softmax of one attention, averaged over its heads, for the first text: guidance follows it."""
     first = tokens[:1]
     q = attention.norm_q(rearrange(attention.q(first), "b n (h d) -> b h n d", h=attention.num_heads)).float()
     logits = q @ context.keys[:1].float().transpose(-1, -2) * q.shape[-1] ** -0.5

@@ -36,7 +36,7 @@ class Strength(NamedTuple):
 
 
 def strengths(votes: Iterable[Vote]) -> list[list[Strength]]:
-    """The models of each group that votes connect, best first; models of different groups can't be compared."""
+    """The models of each group that votes connect, best first; other groups can't be compared with it."""
     from scipy.sparse.csgraph import connected_components
 
     listed = list(votes)
@@ -65,7 +65,9 @@ def fitted(models: list[str], wins: np.ndarray) -> list[Strength]:
         """The negative log-likelihood and its gradient; the mean is pulled to 0, which no vote determines."""
         gaps = values[:, None] - values[None, :]
         missed = wins / (1 + np.exp(gaps))
-        return (wins * np.logaddexp(0, -gaps)).sum() + values.sum() ** 2 / 2, missed.sum(0) - missed.sum(1) + values.sum()
+        return (wins * np.logaddexp(0, -gaps)).sum() + values.sum() ** 2 / 2, missed.sum(0) - missed.sum(
+            1
+        ) + values.sum()
 
     found = minimize(loss, np.zeros(len(models)), jac=True, method="BFGS", options={"gtol": 1e-9})
     covariance = np.linalg.pinv(information(found.x, wins))
@@ -73,8 +75,8 @@ def fitted(models: list[str], wins: np.ndarray) -> list[Strength]:
     against = (np.eye(len(models)) * len(models) - 1) / (len(models) - 1)
     values = against @ found.x
     errors = Z * np.sqrt(np.diag(against @ covariance @ against.T))
-    rows = zip(models, values, values - errors, values + errors, votes, strict=True)
-    listed = [Strength(name, float(value), float(low), float(high), int(n)) for name, value, low, high, n in rows]
+    numbers = zip(values.tolist(), (values - errors).tolist(), (values + errors).tolist(), votes, strict=True)
+    listed = [Strength(name, *own, int(count)) for name, (*own, count) in zip(models, numbers, strict=True)]
     return sorted(listed, key=lambda each: -each.value)
 
 

@@ -1,7 +1,7 @@
 """Blind comparisons of two models: pairs of pictures whose sides are shuffled and unnamed, votes, strengths.
 
-A comparison is a json file below the state's folder; votes are lines of `votes.jsonl`, which names both models by
-the sha256 of their bundles. The pictures of a comparison are in no history before its end, since that names models.
+A comparison is a json file below the state's folder. Votes are lines of `votes.jsonl`, which names both
+models by the sha256 of their bundles. No history lists a comparison's pictures, since it names models.
 """
 
 import json
@@ -23,6 +23,7 @@ from ldm.serve.schemas import MAX_PICTURES, Checked, Generate, Seed, Text
 from ldm.serve.service import Refused, Service
 
 QUESTIONS = {"words": "Which one follows the words?", "picture": "Which one is the better picture?"}
+FOR_A = {"a": 1.0, "b": 0.0, "tie": 0.5}
 Side = Literal["left", "right"]
 
 
@@ -60,7 +61,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/comparisons/{name}")
     def read(name: Id) -> dict[str, Any]:
-        """A comparison: its pairs as far as they are ready, and the models' names once all votes are given."""
+        """A comparison: its pairs as far as they are ready; the models' names once all votes are given."""
         return kept.shown(kept.read(name))
 
     @routes.get("/comparisons/{name}/pairs/{pair}/{side}", response_class=Response)
@@ -99,7 +100,9 @@ class Comparisons:
         seeds = asked.seeds or [secrets.randbelow(RANDOM)]
         pairs = [(prompt, seed) for prompt in asked.prompts for seed in seeds]
         if 2 * len(pairs) > MAX_PICTURES:
-            raise Refused(f"{len(pairs)} pairs are too many: the limit is {MAX_PICTURES // 2}", field="prompts")
+            raise Refused(
+                f"{len(pairs)} pairs are too many: the limit is {MAX_PICTURES // 2}", field="prompts"
+            )
         jobs = {}
         for side, model in zip("ab", models, strict=True):
             wanted = {"prompts": [prompt for prompt, _ in pairs], "seeds": [seed for _, seed in pairs]}
@@ -119,7 +122,7 @@ class Comparisons:
         return comparison
 
     def read(self, name: str) -> dict[str, Any]:
-        """A stored comparison, with the pictures that are ready by now; raises Refused where there is none."""
+        """A stored comparison, with the pictures that are ready; raises Refused where there is none."""
         with self._lock:
             try:
                 comparison = read_json(self._path(name))
@@ -161,7 +164,9 @@ class Comparisons:
         whole = len(pair["pictures"]) == 2
         shown |= {side: f"{at}/{side}" if whole else None for side in ("left", "right")}
         sides = {"left": pair["left"], "right": _other(pair["left"])}
-        return shown | ({"models": {side: comparison["models"][own] for side, own in sides.items()}} if over else {})
+        return shown | (
+            {"models": {side: comparison["models"][own] for side, own in sides.items()}} if over else {}
+        )
 
     def picture(self, name: str, number: int, side: str) -> bytes:
         """The PNG of a side; raises Refused where it isn't there."""
@@ -178,10 +183,13 @@ class Comparisons:
         with self._lock:
             comparison = self.read(name)
             if self.shown(comparison)["state"] == "finished":
-                raise Refused("this comparison is over, and its models are named: start a new one", status=409)
-            if asked.pair >= len(comparison["pairs"]) or len(comparison["pairs"][asked.pair]["pictures"]) < 2:
+                raise Refused(
+                    "this comparison is over, and its models are named: start a new one", status=409
+                )
+            pairs = comparison["pairs"]
+            if asked.pair >= len(pairs) or len(pairs[asked.pair]["pictures"]) < 2:
                 raise Refused("this pair isn't ready: wait for its pictures", status=409, field="pair")
-            pair = comparison["pairs"][asked.pair]
+            pair = pairs[asked.pair]
             sides = {"left": pair["left"], "right": _other(pair["left"]), "tie": "tie"}
             line = {
                 "time": time.time(),
@@ -200,7 +208,7 @@ class Comparisons:
             return self.shown(comparison)
 
     def strengths(self) -> dict[str, Any]:
-        """The strengths of each question, of all votes; a question about a pair counts once, by its last vote."""
+        """The strengths of each question; a question about a pair counts once, by its last vote."""
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
         text = self.votes_file.read_text() if self.votes_file.is_file() else ""
         for line in text.splitlines():
@@ -211,11 +219,17 @@ class Comparisons:
         for question, words in QUESTIONS.items():
             own = [vote for vote in last.values() if vote["question"] == question]
             groups = strengths(
-                Vote(vote["a"]["sha256"], vote["b"]["sha256"], {"a": 1.0, "b": 0.0, "tie": 0.5}[vote["preferred"]])
+                Vote(
+                    vote["a"]["sha256"],
+                    vote["b"]["sha256"],
+                    {"a": 1.0, "b": 0.0, "tie": 0.5}[vote["preferred"]],
+                )
                 for vote in own
             )
             ties = sum(vote["preferred"] == "tie" for vote in own)
-            found.append({"question": words, "votes": len(own), "ties": ties, "groups": as_json(groups, names)})
+            found.append(
+                {"question": words, "votes": len(own), "ties": ties, "groups": as_json(groups, names)}
+            )
         return {"questions": found}
 
     def _path(self, name: str) -> Path:

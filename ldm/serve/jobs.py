@@ -36,6 +36,7 @@ class Job:
     state: str = "queued"
     steps: int = 0  # of one picture; 0: not known yet
     error: str | None = None
+    kind: str = "picture"  # of its pictures; another one is in no list of jobs and no history
     alone: bool = False  # shares no call with other jobs, since such a call has failed
     version: int = 0  # counts changes
 

@@ -1,4 +1,4 @@
-"""A look inside a generated picture: its nearest training pictures, the words' maps, its steps as a filmstrip."""
+"""A look inside a generated picture: its nearest training pictures, the words' maps, its steps."""
 
 import io
 from pathlib import Path
@@ -22,7 +22,10 @@ def router(service: Service) -> APIRouter:
         if facts is None:
             raise Refused("there is no such picture", status=404)
         if facts["model"] not in service.models:
-            raise Refused(f"the model {facts['model']} of this picture is not loaded: start the server with it", status=409)
+            raise Refused(
+                f"the model {facts['model']} of this picture is not loaded: start the server with it",
+                status=409,
+            )
         return facts
 
     @routes.get("/{name}/nearest")

@@ -49,13 +49,16 @@ def searched(root: str) -> tuple[PictureDataset, Table]:
 def nearest_pictures(bundle: Bundle, file: Path) -> dict[str, Any]:
     """The nearest training pictures of a picture as plain data: `sentence`, and `neighbours`, nearest first.
 
-    Each has a `distance` (the root mean square difference of pixel values, of 255), `mirrored`, its `caption`,
-    and as `url` the picture itself.
+    Each has a `distance` (the root mean square difference of pixel values, of 255), `mirrored`, its
+    `caption`, and as `url` the picture itself.
     """
     root = training_root(bundle)
     if root is None:
         remedy = ": python -m data_prep.emoji writes them" if bundle.place == "shipped" else ""
-        return {"sentence": f"The pictures that this model was trained on are not on this machine{remedy}.", "neighbours": []}
+        return {
+            "sentence": f"The pictures that this model was trained on are not on this machine{remedy}.",
+            "neighbours": [],
+        }
     pictures, table = searched(root)
     found = sorted(both_ways(pixels_of(file), table), key=lambda each: each[1])[:SHOWN]
     shown = PictureDataset(root, split="train", size=bundle.config.get("size") or 2 * SIDE)
@@ -76,7 +79,7 @@ def pixels_of(file: Path) -> Float[Tensor, "1 d"]:
 
 
 def both_ways(pixels: Float[Tensor, "1 d"], table: Table) -> list[tuple[int, float, bool]]:
-    """Number, distance, and whether it is nearer mirrored, of the pictures nearest to one or to its mirror image."""
+    """The pictures nearest to one or to its mirror image: number, distance, whether it is nearer mirrored."""
     best: dict[int, tuple[float, bool]] = {}
     for mirrored in (False, True):
         rows = pixels.unflatten(1, (3, SIDE, SIDE)).flip(-1).flatten(1) if mirrored else pixels
@@ -95,4 +98,5 @@ def verdict(distances: list[float], count: int) -> str:
     ratio = distances[0] / max(distances[1], 1e-9)
     if ratio < COPY:
         return f"This is a copy: {searched_of} is {1 / max(ratio, 1e-9):.0f} times nearer than the second."
-    return f"No copy: {searched_of} is about as far away as the second ({ratio:.0%} of its distance; a copy has less than {COPY:.0%})."
+    limit = f"a copy has less than {COPY:.0%}"
+    return f"No copy: {searched_of} is at {ratio:.0%} of the distance of the second; {limit}."

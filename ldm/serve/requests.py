@@ -23,8 +23,8 @@ SIDE = 1024  # pixels of an upload's longer side; a larger one is made smaller
 RANDOM = 2**32  # seeds that are chosen here lie below: short enough to be typed
 
 
-def submitted(service: Service, asked: Generate) -> dict[str, Any]:
-    """The job of a request, queued; raises Refused with the field that is wrong."""
+def submitted(service: Service, asked: Generate, *, kind: str = "picture") -> dict[str, Any]:
+    """The job of a request, queued; `kind` is that of its pictures. Raises Refused with the wrong field."""
     model = model_of(service, asked.model)
     prompts = [prompt for prompt in asked.prompts for _ in range(asked.count)]
     if len(prompts) > MAX_PICTURES:
@@ -48,7 +48,8 @@ def submitted(service: Service, asked: Generate) -> dict[str, Any]:
         own = Generate(**request | {"prompts": [prompt], "seeds": [seed], "count": 1})
         tasks.append(Task(prompt, seed, image, mask, own.model_dump_json(exclude_none=True)))
     strength = asked.source.strength if asked.source else None
-    return service.submit(request, model=model["id"], tasks=tasks, options=options, strength=strength)
+    chosen_options = {"options": options, "strength": strength}
+    return service.submit(request, model=model["id"], tasks=tasks, **chosen_options, kind=kind)
 
 
 def model_of(service: Service, name: str | None) -> Mapping[str, Any]:

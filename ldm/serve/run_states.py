@@ -44,7 +44,9 @@ def state_of(path: Path) -> State:
     if (path / "bundle" / "config.yaml").is_file():
         return State("finished", "its bundle is written", step, touched)
     if saved == 0:
-        return State("died", "it ended before its first checkpoint: the same command starts it anew", step, touched)
+        return State(
+            "died", "it ended before its first checkpoint: the same command starts it anew", step, touched
+        )
     resumes = f"the same command resumes it at step {saved}"
     if saved >= logged:
         return State("stopped", f"it was stopped, and everything is saved: {resumes}", step, touched)

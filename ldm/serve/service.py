@@ -64,10 +64,15 @@ class Service:
         tasks: list[Task],
         options: Mapping[str, Any],
         strength: float | None = None,
+        kind: str = "picture",
     ) -> dict[str, Any]:
-        """Accepts a job and returns it; raises Refused where the queue is full or the server is closing."""
+        """Accepts a job and returns it; raises Refused where the queue is full or the server is closing.
+
+        Args:
+            kind: of the pictures; jobs of another kind than `picture` are in no list and in no history.
+        """
         slots = [Slot(task) for task in tasks]
-        job = Job(new_id(), request, model, slots, options, strength)
+        job = Job(new_id(), request, model, slots, options, strength, kind=kind)
         with self._changed:
             if self.closing:
                 raise Refused("the server is closing", status=503)
@@ -241,7 +246,7 @@ class Service:
                 continue
             facts = {"prompt": slot.task.prompt, "seed": slot.task.seed, "model": job.model, "job": job.id}
             facts |= {"settings": settings, "request": dict(job.request)}
-            name = self.history.add("picture", picture, facts, strip=strip_of(slot.frames))
+            name = self.history.add(job.kind, picture, facts, strip=strip_of(slot.frames))
             with self._changed:
                 slot.state, slot.picture, slot.frames = "done", name, []
                 self._settle(job)
@@ -287,7 +292,8 @@ class Service:
                 del self._jobs[old.id]
 
     def _store(self, job: Job) -> None:
-        self.history.put_job(self._shown(job))
+        if job.kind == "picture":
+            self.history.put_job(self._shown(job))
         self._changed.notify_all()
 
     def _shown(self, job: Job) -> dict[str, Any]:

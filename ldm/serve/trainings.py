@@ -1,4 +1,4 @@
-"""The trainings below a folder, read only: states, curves, sheets of samples, links to reports and evaluations."""
+"""The trainings below a folder, read only: states, curves, sheets of samples, reports, evaluations."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, Response
 
 from ldm import UserError
 from ldm.checkpoints.training_state import RECORD, facts_of
@@ -15,6 +15,7 @@ from ldm.io.curves import read_curves
 from ldm.io.fields import Fields
 from ldm.io.links import open_plain, opened
 from ldm.serve.run_states import LOG, state_of
+from ldm.serve.service import Refused
 
 MOST = 200  # runs that are listed, those that were active last
 POINTS = 400  # of a curve that is sent
@@ -55,7 +56,7 @@ def router(runs: Path) -> APIRouter:
 def named(found: dict[str, Path], name: str) -> Path:
     """The path of an id; answers 404 where there is none."""
     if name not in found:
-        raise HTTPException(404, "there is no such training or file: reload the page")
+        raise Refused("there is no such training or file: reload the page", status=404)
     return found[name]
 
 
@@ -65,7 +66,7 @@ def identity(path: Path, root: Path) -> str:
 
 
 def folders(root: Path, holding: str) -> dict[str, Path]:
-    """The folders at most three levels below a root that hold a file of this name, by id; links are not followed."""
+    """The folders up to three levels below a root that hold a file of this name, by id; without links."""
     found = sorted(path.parent for depth in DEPTHS for path in root.glob(f"{depth}/{holding}"))
     return {identity(path, root): path for path in found if not is_linked(path, root)}
 
@@ -85,12 +86,17 @@ def files(path: Path) -> dict[str, Path]:
 def sent(path: Path, *, below: Path) -> Response:
     """A file's bytes; 404 where it is a link, has gone or is too large."""
     try:
-        with opened(path.parent, below=below) as folder, os.fdopen(open_plain(folder, path, os.O_RDONLY), "rb") as file:
+        with (
+            opened(path.parent, below=below) as folder,
+            os.fdopen(open_plain(folder, path, os.O_RDONLY), "rb") as file,
+        ):
             data = file.read(LARGEST + 1)
     except (OSError, UserError) as error:
-        raise HTTPException(404, f"{path.name} can't be read: it is gone, or a link") from error
+        raise Refused(f"{path.name} can't be read: it is gone, or a link", status=404) from error
     if len(data) > LARGEST:
-        raise HTTPException(413, f"{path.name} has more than {LARGEST // 2**20} MiB: open it on the machine itself")
+        raise Refused(
+            f"{path.name} has more than {LARGEST // 2**20} MiB: open it on the machine itself", status=413
+        )
     return Response(data, media_type=KINDS[path.suffix])
 
 
@@ -158,7 +164,7 @@ def evaluations(root: Path) -> list[dict[str, str]]:
 
 
 def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most `POINTS` of a curve: of each stretch the least and the largest value, so that no peak is lost."""
+    """At most `POINTS` of a curve: each stretch's least and largest value, so that no peak is lost."""
     width = -(-len(points) // (POINTS // 2))
     if width <= 2:
         return points

@@ -39,7 +39,7 @@ export class Compare {
     strengthsOf(strengths);
     if (this.models.length < 2) {
       fill(this.room, el("p", { class: "empty" }, "A comparison needs two models, and the server has one. Start it with two, separated by a comma: ",
-        el("code", {}, "python -m ldm.serve 'bundle=[shipped,runs/mine]'")), strengths);
+        el("code", {}, "python -m ldm.serve 'bundles=[shipped,runs/mine]'")), strengths);
       return;
     }
     const options = () => this.models.map((model) => el("option", { value: model.id }, model.name));

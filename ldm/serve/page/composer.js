@@ -9,7 +9,7 @@ const DRAFT = "ldm-draft"; // the words being written, so that a reload loses no
 const FIELDS = [
   ["steps", "Sampling steps", "number", { min: 1, max: 1000, step: 1 }, "How often the picture is denoised. Empty: what the quality asks for."],
   ["scale", "Guidance scale", "number", { step: "any" }, "How closely the picture follows the words; too much makes it harsh. Empty: the model's own."],
-  ["negative", "Not in the picture", "text", { maxlength: 10000 }, "Words that the picture moves away from."],
+  ["negative", "Not in the picture", "text", { maxlength: 2000 }, "Words that the picture moves away from."],
 ];
 const SAMPLER = "The method that denoises. The model's own is a good choice; others make slightly different pictures.";
 
