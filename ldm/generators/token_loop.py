@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ldm import NotFinite, UserError, send
-from ldm.models.code_transformer import CodeTransformer, Continuation
+from ldm.models.code_transformer import CodeNetwork
 from ldm.randomness.uniforms import SeededUniforms, gumbel
 
 CHUNK = 8  # pictures that a network sees at once; a last chunk is filled up
@@ -89,7 +89,7 @@ def likeliest(logits: Float[Tensor, "b k"], *, top_k: int | None, top_p: float) 
 
 @torch.no_grad()
 def generate_codes(
-    net: CodeTransformer,
+    net: CodeNetwork,
     condition: Tensor,
     seeds: Sequence[int],
     choice: Choice,
@@ -102,7 +102,7 @@ def generate_codes(
 
     Args:
         net: the network, in evaluation mode.
-        condition: what `net.prompt` reads.
+        condition: what `net.continuation` reads.
         choice: how each code is chosen.
         empty: the empty condition in as many rows; None without guidance.
         known: codes, and which of them are kept; None: all are generated.
@@ -116,7 +116,8 @@ def generate_codes(
         own = slice(start, start + CHUNK)
         drawn = list(seeds[own])
         steps = _chunk(
-            Continuation(net, net.prompt(torch.cat([_filled(each[own]) for each in rows]))),
+            net,
+            torch.cat([_filled(each[own]) for each in rows]),
             SeededUniforms(drawn + drawn[-1:] * (CHUNK - len(drawn)), device=made.device),
             choice,
             count=len(rows),
@@ -135,7 +136,8 @@ def _filled(rows: Tensor) -> Tensor:
 
 
 def _chunk(
-    following: Continuation,
+    net: CodeNetwork,
+    conditions: Tensor,
     uniform: SeededUniforms,
     choice: Choice,
     *,
@@ -145,10 +147,9 @@ def _chunk(
     """The next code of each picture of a chunk, place by place.
 
     Args:
-        following: the sequences, those without a condition after those with it.
-        count: 2 if there are such, else 1.
+        conditions: of the pictures, and after them the empty ones if `count` is 2.
     """
-    length, num_codes = following.net.length, following.net.num_codes
+    length, num_codes, following = net.length, net.num_codes, net.continuation(conditions)
     at_once, codes, noise = max(1, NUMBERS // num_codes), None, torch.empty(0)
     for place in range(length):
         logits = following(None if codes is None else codes[:, None].repeat(count, 1))

@@ -5,8 +5,9 @@ logits off the trunk's states. Training evaluates all codes in one pass, samplin
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,27 @@ class Nats(NamedTuple):
     image: Float[Tensor, "b n"]
     text: Float[Tensor, "b m"] | None = None
     counted: Bool[Tensor, "b m"] | None = None  # which of the text's are tokens and no pads; None: all
+
+
+@runtime_checkable
+class CodeNetwork(Protocol):
+    """A distribution of a picture's codes given a condition, which has a row for each picture."""
+
+    num_codes: int
+    grid: int
+
+    @property
+    def length(self) -> int:
+        """Codes of a picture."""
+
+    def nats(self, condition: Any, codes: Tensor, drop: Drop | None = None, /) -> Nats:
+        """Negative log-likelihood of every code."""
+
+    def continuation(self, condition: Any, /) -> Callable[[Tensor | None], Tensor]:
+        """Pictures that grow by the codes (b, n) that it is called with; returns logits of the next (b, k).
+
+        Its first call is with None.
+        """
 
 
 class CodeTransformer(nn.Module, ABC):
@@ -77,6 +99,10 @@ class CodeTransformer(nn.Module, ABC):
     def nats(self, condition: Any, codes: Int[Tensor, "b n"], drop: Drop | None = None) -> Nats:
         """Negative log-likelihoods of codes; networks that read tokens add those of the text."""
         return Nats(image=cross_entropy(self.logits(condition, codes, drop), codes))
+
+    def continuation(self, condition: Any) -> "Continuation":
+        """Sequences of the condition's prompt that grow code by code."""
+        return Continuation(self, self.prompt(condition))
 
 
 class Continuation:

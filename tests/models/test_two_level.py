@@ -1,0 +1,145 @@
+"""Facts of VQ-VAE-2's priors, transformer and masked convolutions: causality, likelihoods, sampled codes."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ldm import UserError
+from ldm.generators.token_loop import Choice, generate_codes
+from ldm.models.code_transformer import CodeNetwork
+from ldm.models.pixel_prior import PixelPrior
+from ldm.models.two_level import TransformerPrior, TwoLevelPriors
+
+TEXT = {"num_codes": 5, "grid": 4, "width": 16, "num_heads": 2, "context_dim": 6}
+FINE = {"num_codes": 7, "grid": 4, "width": 16, "num_heads": 2, "coarse": {"num_codes": 5, "grid": 2}}
+FINER = FINE | {"grid": 8, "coarse": {"num_codes": 5, "grid": 4}}
+KINDS = {TransformerPrior: {"depth": 2}, PixelPrior: {"blocks": 2, "residuals": 2, "kernel": 3}}
+
+
+def random_weights(net):
+    """The network with every weight away from its initial value."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.2)
+    return net.eval().requires_grad_(False)
+
+
+def condition_of(options, rows=2):
+    generator = torch.Generator().manual_seed(1)
+    if "coarse" in options:
+        return torch.randint(5, (rows, 4), generator=generator)
+    return torch.randn(rows, 3, 6, generator=generator)
+
+
+CASES = [(kind, options) for kind in KINDS for options in (TEXT, FINE)]
+
+
+@pytest.fixture(
+    params=CASES, ids=lambda case: f"{case[0].__name__}-{'fine' if 'coarse' in case[1] else 'text'}"
+)
+def prior(request):
+    kind, options = request.param
+    return random_weights(kind(**options, **KINDS[kind])), condition_of(options)
+
+
+def test_a_logit_depends_on_the_codes_before_it_alone_and_on_all_of_them_or_most(prior):
+    net, condition = prior
+    codes = torch.randint(net.num_codes, (2, net.length), generator=torch.Generator().manual_seed(2))
+    logits = net.logits(condition, codes)
+    assert isinstance(net, CodeNetwork)
+    for place in (0, 5, net.length - 2):
+        other = codes.clone()
+        other[:, place] = (other[:, place] + 1) % net.num_codes
+        changed = (net.logits(condition, other) != logits).any(dim=-1).any(dim=0)
+        assert not changed[: place + 1].any()
+        assert changed[place + 1]
+
+
+def test_the_gradient_to_this_and_later_codes_is_exactly_zero():
+    """The same by autograd, through the embeddings."""
+    net = random_weights(PixelPrior(**TEXT, **KINDS[PixelPrior]))
+    codes = torch.randint(5, (1, 16))
+    embedded = net.codes(codes).detach().requires_grad_()
+    net.codes.forward = lambda _: embedded
+    net.logits(condition_of(TEXT, 1), codes)[0, 6].sum().backward()
+    assert torch.equal(embedded.grad[0, 6:], torch.zeros(10, 16))
+    assert (embedded.grad[0, :6] != 0).any(dim=1).all()
+
+
+def test_code_after_code_has_the_logits_of_one_pass(prior):
+    net, condition = prior
+    codes = torch.randint(net.num_codes, (2, net.length))
+    whole, following = net.logits(condition, codes), net.continuation(condition)
+    steps = [following(None)] + [following(codes[:, [place]]) for place in range(net.length - 1)]
+    # float32 in another order; logits are of the size of 1
+    torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=0, atol=1e-4)
+
+
+def test_the_condition_is_read(prior):
+    net, condition = prior
+    codes = torch.zeros(2, net.length, dtype=torch.int64)
+    other = (condition + 1) % 5 if condition.dtype == torch.int64 else condition + 1
+    assert (net.logits(condition, codes) != net.logits(other, codes)).any(dim=-1).all()
+
+
+def test_coarse_codes_reach_the_fine_places_below_them():
+    net = random_weights(TransformerPrior(**FINER, depth=1))
+    coarse = torch.zeros(1, 16, dtype=torch.int64)
+    aligned = net.coarse(coarse).view(8, 8, 16)
+    assert torch.equal(aligned[0::2], aligned[1::2])  # nearest neighbours
+    for block in net.coarse.blocks:
+        for layer in block[1::2]:
+            layer.weight.zero_()
+            layer.bias.zero_()
+    coarse[0, 5] = 3
+    moved = (net.coarse(coarse).view(8, 8, 16) != net.coarse(coarse * 0).view(8, 8, 16)).any(dim=-1)
+    assert moved.nonzero().tolist() == [[2, 2], [2, 3], [3, 2], [3, 3]]
+
+
+def test_likelihoods_add_up_and_a_uniform_prior_takes_ln_k_for_each_code():
+    priors = TwoLevelPriors(
+        top=TransformerPrior(**TEXT, depth=1), bottom=PixelPrior(**FINER, **KINDS[PixelPrior])
+    )
+    top, bottom = torch.randint(5, (2, 16)), torch.randint(7, (2, 64))
+    context = condition_of(TEXT)
+    of_top, of_bottom = priors.nats(context, top, bottom)
+    expected = F.cross_entropy(priors.top.logits(context, top).transpose(1, 2), top, reduction="none")
+    torch.testing.assert_close(of_top, expected)
+    for net in (priors.top, priors.bottom):
+        net.head.weight.data.zero_()
+    of_top, of_bottom = priors.nats(context, top, bottom)
+    total = of_top.sum(dim=1) + of_bottom.sum(dim=1)
+    torch.testing.assert_close(total, torch.full((2,), 16 * math.log(5) + 64 * math.log(7)))
+
+
+def test_the_probabilities_of_all_pictures_sum_to_one():
+    """Every one of the 2^4 pictures of a 2 x 2 grid of two codes."""
+    small = {"num_codes": 2, "grid": 2, "width": 8, "num_heads": 2, "context_dim": 6}
+    every = torch.cartesian_prod(*[torch.arange(2)] * 4)
+    for kind, options in KINDS.items():
+        net = random_weights(kind(**small, **options))
+        nats = net.nats(condition_of(TEXT, 1).expand(16, -1, -1), every).image.sum(dim=1)
+        assert (-nats).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_picture_has_the_same_codes_whatever_its_batch(prior):
+    net, condition = prior
+    rows = torch.cat([condition, condition.flip(0)])
+    together = generate_codes(net, rows, [3, 4, 5, 6], Choice())
+    alone = generate_codes(net, rows[2:3], [5], Choice())
+    assert torch.equal(together[2:3], alone)
+    assert not torch.equal(together[0], together[3])
+
+
+def test_priors_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="give exactly one"):
+        TransformerPrior(**{**TEXT, "context_dim": None}, depth=1)
+    with pytest.raises(UserError, match="give exactly one"):
+        PixelPrior(**{**FINE, "context_dim": 3}, **KINDS[PixelPrior])
+    with pytest.raises(UserError, match=r"bottom reads \(5, 2\)"):
+        TwoLevelPriors(top=TransformerPrior(**TEXT, depth=1), bottom=TransformerPrior(**FINE, depth=1))
+    with pytest.raises(UserError, match="no multiple of"):
+        TransformerPrior(**{**FINE, "grid": 5}, depth=1)
