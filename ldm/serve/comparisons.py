@@ -245,4 +245,4 @@ def _other(side: str) -> str:
 
 
 def _named(model: Any) -> dict[str, str]:
-    return {name: model[name] for name in ("id", "name", "sha256")}
+    return {"name": model["id"], "sha256": model["sha256"]}

@@ -64,7 +64,7 @@ def nearest_pictures(bundle: Bundle, file: Path) -> dict[str, Any]:
     shown = PictureDataset(root, split="train", size=bundle.config.get("size") or 2 * SIDE)
     neighbours = []
     for number, distance, mirrored in found:
-        png = base64.b64encode(encode_sample(shown.image(number))).decode()
+        png = base64.b64encode(encode_sample(shown.image(number), texts={})).decode()
         captions = pictures.captions(number)
         url, caption = f"data:image/png;base64,{png}", captions[0] if captions else ""
         neighbours.append({"distance": distance, "mirrored": mirrored, "caption": caption, "url": url})
@@ -97,6 +97,7 @@ def verdict(distances: list[float], count: int) -> str:
         return f"This is {searched_of}."
     ratio = distances[0] / max(distances[1], 1e-9)
     if ratio < COPY:
-        return f"This is a copy: {searched_of} is {1 / max(ratio, 1e-9):.0f} times nearer than the second."
+        times = f"{1 / max(ratio, 1e-9):.0f} times"
+        return f"This counts as a copy: {searched_of} is {times} nearer than the second."
     limit = f"a copy has less than {COPY:.0%}"
     return f"No copy: {searched_of} is at {ratio:.0%} of the distance of the second; {limit}."

@@ -246,6 +246,7 @@ class Service:
                 continue
             facts = {"prompt": slot.task.prompt, "seed": slot.task.seed, "model": job.model, "job": job.id}
             facts |= {"settings": settings, "request": dict(job.request)}
+            facts |= dict(zip(("width", "height"), settings["size"], strict=True))
             name = self.history.add(job.kind, picture, facts, strip=strip_of(slot.frames))
             with self._changed:
                 slot.state, slot.picture, slot.frames = "done", name, []

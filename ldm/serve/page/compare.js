@@ -42,7 +42,7 @@ export class Compare {
         el("code", {}, "python -m ldm.serve 'bundles=[shipped,runs/mine]'")), strengths);
       return;
     }
-    const options = () => this.models.map((model) => el("option", { value: model.id }, model.name));
+    const options = () => this.models.map((model) => el("option", { value: model.id }, model.id));
     const fields = {
       a: el("select", { id: "model-a" }, options()),
       b: el("select", { id: "model-b" }, options()),

@@ -17,6 +17,7 @@ export class Composer {
   constructor(started) {
     this.started = started;
     this.start = new StartPicture((error) => this.complain(error));
+    byId("unfold").addEventListener("click", () => this.unfold(byId("option-grid").hidden));
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault();
       this.submit();
@@ -28,6 +29,11 @@ export class Composer {
     });
     byId("prompt").value = localStorage.getItem(DRAFT) ?? "";
     byId("prompt").addEventListener("input", () => localStorage.setItem(DRAFT, byId("prompt").value));
+  }
+
+  unfold(open) {
+    byId("option-grid").hidden = !open;
+    byId("unfold").setAttribute("aria-expanded", String(open));
   }
 
   /** Offers the models: options, examples and defaults follow the chosen one. */
@@ -42,7 +48,7 @@ export class Composer {
     const own = model.default ?? {};
     const rows = [];
     if (this.models.length > 1) {
-      rows.push(this.select("model", "Model", this.models.map((each) => [each.id, each.name]), model.id,
+      rows.push(this.select("model", "Model", this.models.map((each) => [each.id, each.id]), model.id,
         "Which trained network makes the picture.", (id) => this.choose(this.models.find((each) => each.id === id))));
     }
     if (options.has("sampler") && model.choices?.sampler) {
@@ -88,8 +94,9 @@ export class Composer {
   }
 
   complain(error) {
-    if (error?.field && this.fields[error.field]?.closest("details")) byId("options").open = true;
-    problem(byId("problem"), error, this.fields);
+    const named = error && { message: error.message, field: error.field?.replace("options.", "") };
+    if (named && this.fields[named.field]?.id.startsWith("option-")) this.unfold(true);
+    problem(byId("problem"), named, this.fields);
   }
 
   /** Says what has happened to the form, where a problem would stand. */
@@ -172,7 +179,7 @@ export class Composer {
     for (const [name, field] of Object.entries(this.fields)) {
       if (field.id.startsWith("option-") && name in chosen) field.value = typeof chosen[name] === "object" ? method(chosen[name]) : chosen[name];
     }
-    byId("options").open = Object.keys(chosen).length > 0;
+    this.unfold(Object.keys(chosen).length > 0);
     byId("prompt").focus();
   }
 }

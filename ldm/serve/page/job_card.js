@@ -73,7 +73,7 @@ export class JobCard {
 function progress(job) {
   if (job.state === "queued") return job.position ? `Waiting: ${counted(job.position, "job")} before it` : "Waiting for its turn";
   const done = job.pictures?.filter(Boolean).length ?? 0;
-  const parts = [job.steps ? `Step ${job.step} of ${job.steps}` : "Starting"];
+  const parts = [job.steps ? `${Math.round((100 * job.step) / job.steps)} %` : "Starting"];
   if (done) parts.push(`${counted(done, "picture")} finished`);
   if (job.seconds_left !== null && job.seconds_left !== undefined) parts.push(`${duration(job.seconds_left)} left`);
   return parts.join(" · ");

@@ -25,7 +25,10 @@ const actions = {
   keepSeed: (seed) => { composer.keepSeed(seed); byId("seed").focus(); },
   likeThis: (picture, strength) => composer.likeThis(picture, strength),
   restore: (picture) => composer.restore({ ...picture, options: picture.options ?? picture.settings }),
-  startFrom: (picture) => { composer.write(picture.prompt); composer.start.use(picture.id); scrollTo({ top: 0 }); },
+  startFrom: (picture) => {
+    composer.write(picture.prompt);
+    composer.start.use(picture.id).then(() => byId("start").scrollIntoView({ block: "center" }));
+  },
   deleted: () => refresh(),
   again: (job) => composer.repeat(job),
 };

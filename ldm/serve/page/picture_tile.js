@@ -9,10 +9,10 @@ export class PictureTile {
     this.image = el("img", { alt: "", width: 64, height: 64 });
     this.frame = el("button", { type: "button", class: "frame", disabled: true, onclick: () => actions.open(this.picture.id) }, this.image);
     this.seed = el("span", { class: "seed" });
-    this.keep = button("Keep this seed", () => {
+    this.keep = button("keep this seed", () => {
       actions.keepSeed(String(this.picture.seed));
       announce(`Seed ${this.picture.seed} is kept for the next pictures.`);
-    });
+    }, { class: "link" });
     this.doing = el("div", { class: "doing", hidden: true },
       el("p", { class: "row tight" }, this.seed, this.keep),
       el("p", { class: "row tight" }, el("span", {}, "More like this"),
@@ -30,6 +30,7 @@ export class PictureTile {
     this.frame.disabled = !finished;
     this.doing.hidden = !finished;
     this.seed.textContent = `Seed ${picture.seed}`;
+    this.keep.setAttribute("aria-label", `Keep seed ${picture.seed}`);
     this.keep.hidden = picture.seed === undefined;
     if (source && this.image.getAttribute("src") !== source) this.image.src = source;
     const words = finished ? `${picture.prompt}, seed ${picture.seed}` : source ? `Preview of: ${picture.prompt}` : "";

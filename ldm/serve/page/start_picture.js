@@ -43,7 +43,7 @@ export class StartPicture {
     this.picture = null;
     this.room.hidden = true;
     fill(this.room);
-    byId("choose").hidden = false;
+    byId("choose").parentElement.hidden = false;
     this.changed();
   }
 
@@ -57,7 +57,7 @@ export class StartPicture {
 
   show(id, image, width, height) {
     Object.assign(this, { picture: id, width, height, painted: false });
-    byId("choose").hidden = true;
+    byId("choose").parentElement.hidden = true;
     const scale = SHOWN / Math.max(width, height);
     const size = { width: Math.round(width * scale), height: Math.round(height * scale) };
     const below = el("canvas", { ...size, role: "img", "aria-label": "The picture to start from" });
@@ -68,10 +68,16 @@ export class StartPicture {
     });
     this.brush = el("input", { type: "range", id: "brush", min: 8, max: 96, value: 36 });
     const strength = el("input", {
-      type: "range", id: "strength", min: 0.05, max: 1, step: 0.05, value: this.strength,
-      oninput: () => { this.strength = Number(strength.value); said.textContent = inWords(this.strength); },
+      type: "range", id: "strength", min: 0.05, max: 1, step: 0.05,
+      oninput: () => { this.touched = true; this.set(Number(strength.value)); },
     });
-    const said = el("output", { for: "strength" }, inWords(this.strength));
+    const said = el("output", { for: "strength" });
+    this.touched = false;
+    this.set = (value) => {
+      this.strength = strength.value = value;
+      said.textContent = inWords(value);
+    };
+    this.set(this.strength);
     fill(
       this.room,
       el("div", { class: "easel" }, below, this.paint),
@@ -134,6 +140,7 @@ export class StartPicture {
     context.moveTo(...from);
     context.lineTo(to[0] + 0.01, to[1]);
     context.stroke();
+    if (!this.painted && !this.touched) this.set(1); // what is painted is to go as a whole
     this.painted = true;
   }
 

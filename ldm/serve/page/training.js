@@ -63,7 +63,7 @@ export class Training {
       onclick: () => { this.chosen = run.id; this.detail.dataset.id = ""; this.look(); },
     },
     el("span", { class: "run-name" }, experiment), state(run),
-    el("span", { class: "run-when" }, rest.join("/").slice(0, 15), run.touched ? ` · ${ago(run.touched)}` : ""),
+    el("span", { class: "run-when", title: rest.join("/") }, run.touched ? ago(run.touched) : "nothing written yet"),
     el("span", { class: "run-step" }, run.steps ? `${run.step} of ${run.steps} steps` : `${run.step} steps`),
     el("span", { class: "meter" }, bar)));
   }

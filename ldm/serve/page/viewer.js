@@ -71,7 +71,7 @@ function settings(picture) {
   const chosen = picture.settings ?? {};
   const rows = [
     ["Seed", picture.seed],
-    ["Model", picture.model_name ?? picture.model],
+    ["Model", picture.model],
     ["Sampler", method(chosen.sampler)],
     ["Steps", chosen.steps ?? chosen.sampler?.steps],
     ["Guidance scale", chosen.scale ?? chosen.guidance?.scale],
