@@ -114,12 +114,12 @@ class Codec:
     def picture_fingerprint(self) -> str:
         """sha256 of everything that decides the latents of a picture."""
         affine = {"latent_shift": self.latent_shift, "latent_scale": self.latent_scale}
-        return _hash(affine | self.autoencoder.state_dict())
+        return hash_of(affine | self.autoencoder.state_dict())
 
     def text_fingerprint(self) -> str:
         """sha256 of everything that decides the text states of a prompt."""
         # the tokenizer too: other ids are another text to the same encoder
-        return _hash(self.text_encoder.state_dict(), *self.tokenizer.fingerprint())
+        return hash_of(self.text_encoder.state_dict(), *self.tokenizer.fingerprint())
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """Shape (c, h, w) of the latents of pictures of `size` pixels a side; UserError if there is none."""
@@ -170,27 +170,35 @@ class Codec:
             posterior = self.encode_images(chunk)
             return torch.stack([posterior.mean, posterior.logvar], dim=1).half()
 
-        return self._in_chunks(encode, images)
+        return in_chunks(encode, images, size=self.chunk, device=self.device)
 
     @torch.no_grad()
     def context(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
         """Text states of token ids, as a denoiser is trained on them, with the same care as `moments`."""
-        return self._in_chunks(lambda chunk: self.text_encoder(chunk).states.half(), tokens)
 
-    def _in_chunks(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        made, size = [], self.chunk
-        with torch.autocast(self.device.type, enabled=False):  # float32, whatever the training's precision
-            for chunk in send(rows, self.device).split(size):
-                # kernels sum in an order that the number of rows decides: a short chunk is filled up
-                filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
-                made.append(encode(filled)[: len(chunk)])
-            return torch.cat(made)
+        def encode(chunk: Tensor) -> Tensor:
+            return self.text_encoder(chunk).states.half()
+
+        return in_chunks(encode, tokens, size=self.chunk, device=self.device)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # sent at each use: a codec is no module, whose buffers would move along
         affine = send(torch.stack([self.latent_shift, self.latent_scale]), like.device).to(like.dtype)
         shift, scale = affine.view(2, 1, -1, 1, 1)
         return shift, scale
+
+
+def in_chunks(
+    compute: Callable[[Tensor], Tensor], rows: Tensor, *, size: int, device: torch.device
+) -> Tensor:
+    """`compute` of `size` rows at a time on a device: each row gets the same bits whatever its batch."""
+    made = []
+    with torch.autocast(device.type, enabled=False):  # float32, whatever the training's precision
+        for chunk in send(rows, device).split(size):
+            # kernels sum in an order that the number of rows decides: a short chunk is filled up
+            filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
+            made.append(compute(filled)[: len(chunk)])
+        return torch.cat(made)
 
 
 def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -204,7 +212,8 @@ def to_uint8(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _hash(tensors: Mapping[str, Tensor], *lines: str) -> str:
+def hash_of(tensors: Mapping[str, Tensor], *lines: str) -> str:
+    """sha256 of weights and lines of text, whatever the order of the weights."""
     digest = hashlib.sha256("\n".join(lines).encode())
     for name, tensor in sorted(tensors.items()):  # a network may register its weights in another order
         digest.update(name.encode())

@@ -87,10 +87,13 @@ def build(node: Any) -> Any:
 
 
 def build_data(config: DictConfig, stage: Any) -> Any:
-    """The data module of a training; one that encodes for its stage is given the stage's own codec."""
+    """The data module of a training; one that encodes for its stage is given the stage's codec and codes."""
     node = plain(config.model.datamodule)
-    target = locate(node["_target_"], allowed=TARGETS)
-    return build(node | ({"codec": stage.codec} if "codec" in signature(target).parameters else {}))
+    wanted = signature(locate(node["_target_"], allowed=TARGETS)).parameters
+    frozen = {
+        name: getattr(stage, name) for name in ("codec", "codes") if name in wanted & vars(stage).keys()
+    }
+    return build(node | frozen)
 
 
 def overrides() -> list[str]:

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -109,12 +109,22 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
 def defaults_of(name: object) -> dict[str, Any]:
     """The defaults of a target's arguments that are plain data, by name; empty where there is no target."""
     try:
-        known = signature(locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim.")))
+        known = arguments_of(locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim.")))
     except ValueError:  # a UserError of `locate`, or a function that is written in C
         return {}
     found = {key: each.default for key, each in known.parameters.items()}
     found |= {key: list(value) for key, value in found.items() if isinstance(value, tuple)}
     return {key: value for key, value in found.items() if isinstance(value, str | int | float | list)}
+
+
+def arguments_of(target: Any) -> Signature:
+    """The signature of a callable; in that of a class, `**others` are the arguments of the class above it."""
+    known = signature(target)
+    if "others" not in known.parameters:
+        return known
+    above = arguments_of(target.__mro__[1]).parameters
+    merged = {**above, **{name: each for name, each in known.parameters.items() if name != "others"}}
+    return known.replace(parameters=list(merged.values()))
 
 
 def moved(name: str) -> str:
@@ -177,7 +187,7 @@ def check_arguments(name: str, target: Any, arguments: Mapping[str, Any], *, is_
     Raises UserError for an argument that is missing, of another type, or unknown, with the nearest known one.
     """
     try:
-        known = signature(target)
+        known = arguments_of(target)
     except ValueError:  # some functions that are written in C have none
         return
     try:

@@ -30,10 +30,12 @@ from ldm.data.datamodule import PictureData
 from ldm.data.index import ShardIndex
 from ldm.data.latents import LatentData
 from ldm.data.shards import write_shards
+from ldm.generators.code_bundle import load_codes
 from ldm.generators.diffusion_bundle import load_codec
 from ldm.models.attention import AttentionPool
 from ldm.models.dit import DiT
 from ldm.models.vae import AutoencoderKL
+from ldm.picture_codes import PictureCodes
 from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_constant
 from ldm.tokenizers import Tokenizer, train
@@ -48,6 +50,20 @@ AUTOENCODER = {
     "latent_channels": 4,
     "norm_groups": 4,
     "patch": 2,
+}
+IMAGE_TOKENIZER = {
+    "_target_": "ldm.models.picture_tokenizers.VQAutoencoder",
+    "size": SIZE,
+    "features": 8,
+    "trunk": {
+        "_target_": "ldm.models.picture_tokenizers.Trunk",
+        "channels": 8,
+        "multipliers": [1, 2],
+        "blocks_per_level": 1,
+        "norm_groups": 4,
+        "patch": 2,
+    },
+    "quantizer": {"_target_": "ldm.models.quantizers.VectorQuantizer", "num_codes": 16, "dim": 8},
 }
 TEXT_ENCODER = {
     "_target_": "ldm.models.clip.TextTransformer",
@@ -221,6 +237,25 @@ def copy_emoji(emoji, tmp_path) -> Callable[[], Path]:
 def specs() -> dict[str, dict[str, Any]]:
     """The `_target_` trees of the tiny networks."""
     return {"autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER, "backbone": BACKBONE}
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer() -> dict[str, Any]:
+    """The `_target_` tree of a tiny tokenizer of 16 px pictures: 4x4 of 16 codes."""
+    return IMAGE_TOKENIZER
+
+
+@pytest.fixture(scope="session")
+def codes_path(tmp_path_factory) -> Path:
+    """A bundle of that tokenizer with random weights. Read it, never write to it."""
+    part = Part(spec=IMAGE_TOKENIZER, state=network(IMAGE_TOKENIZER, 5).state_dict())
+    path = tmp_path_factory.mktemp("bundles") / "codes"
+    return write_bundle(path, parts={"image_tokenizer": part}, settings={"size": SIZE, "origin": {}})
+
+
+@pytest.fixture
+def codes(codes_path) -> PictureCodes:
+    return load_codes(image_tokenizer=str(codes_path))
 
 
 @pytest.fixture(scope="session")

@@ -120,8 +120,7 @@ class Reconstructions(Sheets):
         pictures = trainer.datamodule.val
         originals = torch.stack([pictures.image(i) for i in range(min(self.count, len(pictures)))])
         net = stage.averaged or stage.net
-        posterior = net.posterior(to_float(originals.to(stage.device)))
-        decoded = to_uint8(net.decode(posterior.mean)).cpu()
+        decoded = to_uint8(net.reconstruct(to_float(originals.to(stage.device)))).cpu()
         return [*originals, *decoded], len(originals)
 
 

@@ -27,12 +27,13 @@ KINDS = {  # entry or part that a bundle is named for: title, tags
     "generator": ("A text-to-image model", ("text-to-image",)),
     "backbone": ("A text-to-image latent diffusion model", ("text-to-image", "latent-diffusion")),
     "autoencoder": ("An autoencoder of pictures", ("autoencoder", "latent-diffusion")),
+    "image_tokenizer": ("A tokenizer of pictures", ("image-tokenizer",)),
     "text_encoder": ("A CLIP model", ("clip",)),
     "image_encoder": ("An image encoder of CLIP", ("clip",)),
 }
 GENERATING = ("generator", "backbone")
 SAMPLE = "python -m ldm.sample bundle=<this folder> 'prompts=[\"a red apple\"]'"
-TRAIN = "python -m ldm.train +experiment=<name> codec.{part}=<this folder>"
+TRAIN = "python -m ldm.train +experiment=<name> {}=<this folder>"
 LICENCE = """The licence of the weights depends on the data and the weights that they were trained from, which
 this card does not know. Find it out, and change `license:` above, before you publish the model."""
 LIMITS = """The model reproduces what is common in its training set, including its errors and prejudices, and
@@ -122,6 +123,7 @@ def model_card(
     front = ["---", f"license: {licence}", f"library_name: {library}"]
     front += ["pipeline_tag: text-to-image"] if generates else []
     front += ["tags:", *(f"  - {tag}" for tag in ("ldm", *tags)), "---"]
+    option = f"{'codes' if kind == 'image_tokenizer' else 'codec'}.{kind}"  # that takes such a bundle
     size = config.get("size") if kind != "text_encoder" else None
     pixels = f", for pictures of {size} x {size} pixels" if size else ""
     networks = ", ".join(_plain(name).replace("_", " ") for name in sorted(config["parts"]))
@@ -129,7 +131,7 @@ def model_card(
         f"# {_plain(_mapping(config, 'origin').get('experiment', 'Imported weights'))}": (
             f"{title}{pixels}. Networks: {networks}."
         ),
-        "## Use": usage or f"```sh\n{SAMPLE if generates else TRAIN.format(part=kind)}\n```",
+        "## Use": usage or f"```sh\n{SAMPLE if generates else TRAIN.format(option)}\n```",
         "## Unlike the bundle": "\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes),
         "## Training": _training(config),
         "## Numbers": _numbers(results) if results else UNMEASURED if generates else VALIDATED,

@@ -25,7 +25,8 @@ from ldm.distributed.ranks import world_size
 
 SHOWN = 5  # differences that a sentence lists
 FIXED = (  # a run keeps its values of these keys and of those below them
-    *("backbone", "autoencoder", "text_encoder", "image_encoder", "tokenizer", "codec", "init"),
+    *("backbone", "autoencoder", "text_encoder", "image_encoder", "image_tokenizer"),
+    *("tokenizer", "codec", "codes", "init"),
     *("process.schedule", "process.prediction", "process.network_time"),
     *("model.stage._target_", "model.stage.net", "model.stage.discriminator"),
     *("model.datamodule._target_", "data._target_", "optimizer._target_"),
@@ -37,6 +38,7 @@ FREE = ("backbone.checkpointing",)  # may change although it is below a fixed ke
 BUNDLES = {  # option with a bundle's path: the entries of the bundle that a training reads
     "codec.autoencoder": ("parts.autoencoder", "latents"),
     "codec.text_encoder": ("parts.text_encoder", "tokenizer"),
+    "codes.image_tokenizer": ("parts.image_tokenizer",),
     "init": ("parts.backbone", "process", "latents", "parts.autoencoder", "parts.text_encoder"),
 }
 

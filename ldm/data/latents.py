@@ -5,7 +5,7 @@ a caption (text states, `context_length * width * 2` bytes, for small sets) or i
 bytes each and a pass of the text encoder at every step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,8 @@ class StoredSplit(Dataset[dict[str, Any]]):
 
     def sample(self, number: int, position: int) -> dict[str, Any]:
         """The sample of a position: the picture's moments, and `tokens` or `context` of one caption."""
-        captions, key = self.captions[number], {"seed": self.seed, "position": position}
-        choice = choose(captions, **key)
-        mirrored = self.flips and flip(**key, text=captions[choice])
+        key = {"seed": self.seed, "position": position}
+        choice, mirrored = view(self.captions[number], flips=self.flips, **key)
         return {
             "moments": self.moments.read(number)[int(mirrored)],
             self.kind: self.encoded.read(number)[choice],
@@ -95,26 +94,30 @@ class LatentData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens the stored splits; what is missing is computed."""
-        splits = []
         seeds = (self.pictures.seed, VALIDATION_SEED)
-        for (moments, captions), seed in zip(self._recipes(), seeds, strict=False):
-            stored = (moments.arrays(), moments.pictures.texts(), captions.arrays())
-            splits.append(StoredSplit(*stored, flips=moments.origin["mirrored"], seed=seed))
+        splits = [self.split(*pair) for pair in zip(self._recipes(), seeds, strict=False)]
         self.train, self.val = [*splits, None][:2]
+
+    def split(self, recipes: Mapping[str, Recipe], seed: int) -> Any:
+        """One split: its arrays from the disk, or computed now."""
+        moments, captions = recipes["latents"], recipes["texts"]
+        stored = (moments.arrays(), moments.pictures.texts(), captions.arrays())
+        return StoredSplit(*stored, flips=moments.origin["mirrored"], seed=seed)
 
     def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
-        kinds = zip(("latents", "texts"), zip(*self._recipes(), strict=True), strict=True)
-        return {name: sum(recipe.missing_bytes for recipe in recipes) for name, recipes in kinds}
+        recipes = self._recipes()
+        return {name: sum(own[name].missing_bytes for own in recipes) for name in recipes[0]}
 
-    def _recipes(self) -> list[tuple[Recipe, Recipe]]:
-        """How moments and captions are encoded, of the training split and of that for validation."""
+    def _recipes(self) -> list[dict[str, Recipe]]:
+        """How everything is encoded, of the training split and of that for validation."""
         splits = [(self.pictures.train, self.pictures.flip), (self.pictures.val, False)]
-        return [
-            (stored_moments(split, self.codec, mirrored=flips), self.texts(split, self.codec))
-            for split, flips in splits
-            if split is not None
-        ]
+        return [self.recipes(split, mirrored=flips) for split, flips in splits if split is not None]
+
+    def recipes(self, split: PictureDataset, *, mirrored: bool) -> dict[str, Recipe]:
+        """How moments and captions of a split are encoded."""
+        moments = stored_moments(split, self.codec, mirrored=mirrored)
+        return {"latents": moments, "texts": self.texts(split, self.codec)}
 
     def train_dataloader(self) -> StreamLoader:
         """Loader over the whole training."""
@@ -155,6 +158,12 @@ class EncodedPictures(LightningDataModule):
         return latent_batch(self.codec.moments(batch["image"]), context, batch)
 
 
+def view(captions: Sequence[str], *, flips: bool, seed: int, position: int) -> tuple[int, bool]:
+    """Which of its captions a picture has at a position, and whether it is mirrored."""
+    choice = choose(captions, seed=seed, position=position)
+    return choice, flips and flip(seed=seed, position=position, text=captions[choice])
+
+
 def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> LatentBatch:
     """A batch for the denoiser's stage from moments (b 2 c h w) and context (b n d)."""
     mean, logvar = moments.float().unbind(1)
@@ -167,6 +176,10 @@ def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> Lat
     )
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Samples of a `StoredSplit` as one batch."""
-    return {name: torch.from_numpy(np.stack([each[name] for each in samples])) for name in samples[0]}
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples of a split as one batch; texts as a list."""
+    columns = {name: [each[name] for each in samples] for name in samples[0]}
+    return {
+        name: rows if isinstance(rows[0], str) else torch.from_numpy(np.stack(rows))
+        for name, rows in columns.items()
+    }

@@ -1,0 +1,136 @@
+"""What a system on tokens is trained on: codes of pictures, encoded once and kept, and captions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm import UserError
+from ldm.codec import Codec
+from ldm.data.datamodule import PictureData
+from ldm.data.latents import LatentData, view
+from ldm.data.shards import PictureDataset
+from ldm.data.stored import Recipe, StoredArrays
+from ldm.models.picture_tokenizers import CodeLevel
+from ldm.picture_codes import PictureCodes
+
+ENCODED_AT_ONCE = 16  # pictures
+
+
+class CodeBatch(TypedDict):
+    """Codes of pictures, each with one of its captions."""
+
+    codes: Tensor  # int64, b n
+    captions: list[str]  # b, one chosen per picture
+    context: NotRequired[Tensor]  # float32, b m d: text states of the captions, where a codec encodes them
+    position: Tensor  # int64, b
+    index: Tensor  # int64, b
+
+
+@dataclass(eq=False)
+class CodeSplit(Dataset[dict[str, Any]]):
+    """Codes and captions of one split, by picture."""
+
+    codes: StoredArrays  # of each picture, and mirrored in a second row if `flips`
+    levels: Sequence[CodeLevel]  # of a row
+    captions: list[list[str]]  # of each picture
+    encoded: StoredArrays | None  # context of each picture's captions, if a codec encodes them
+    flips: bool  # whether pictures are mirrored, where their caption allows it
+    seed: int  # key of the choice of captions and of flips
+
+    def __post_init__(self) -> None:
+        limits = [np.full(grid**2, num_codes, dtype=np.int64) for grid, num_codes in self.levels]
+        self._limits = np.concatenate(limits)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.sample(number, number)  # for validation: a constant position gives constant captions
+
+    def sample(self, number: int, position: int) -> dict[str, Any]:
+        """The sample of a position: the picture's codes, one caption, and its context if there is any.
+
+        Raises DataError for codes that the tokenizer doesn't have.
+        """
+        key = {"seed": self.seed, "position": position}
+        choice, mirrored = view(self.captions[number], flips=self.flips, **key)
+        codes = self.codes.read(number)[int(mirrored)].astype(np.int64)
+        if codes.shape != self._limits.shape or (codes >= self._limits).any():
+            raise self.codes.reader.damaged(number, "holds codes that its tokenizer doesn't have")
+        sample = {"codes": codes, "captions": self.captions[number][choice]}
+        if self.encoded is not None:
+            sample["context"] = self.encoded.read(number)[choice].astype(np.float32)
+        return sample | {"position": position, "index": number}
+
+
+class CodeData(LatentData):
+    """Batches of codes and captions, encoded once and kept on the disk.
+
+    Args:
+        pictures: the data set; its batch size, seed, workers and flips are used.
+        codes: the tokenizer of the stage that is trained.
+        codec: its text encoder makes the context of captions; None: batches have captions alone.
+
+    Raises UserError for pictures of another size than the tokenizer's, and as `LatentData` does.
+    """
+
+    def __init__(self, *, pictures: PictureData, codes: PictureCodes, codec: Codec | None = None) -> None:
+        super().__init__(pictures=pictures, codec=codec)  # type: ignore[arg-type]
+        if pictures.size != codes.net.size:
+            raise UserError(
+                f"data.size={pictures.size}: the tokenizer of pictures was trained on {codes.net.size} px"
+            )
+        self.codes = codes
+
+    def recipes(self, split: PictureDataset, *, mirrored: bool) -> dict[str, Recipe]:
+        """How codes of a split are computed, and the context of its captions if there is a codec."""
+        texts = {} if self.codec is None else {"texts": self.texts(split, self.codec)}
+        return {"codes": stored_codes(split, self.codes, mirrored=mirrored)} | texts
+
+    def split(self, recipes: Mapping[str, Recipe], seed: int) -> CodeSplit:
+        """One split: its arrays from the disk, or computed now."""
+        codes, texts = recipes["codes"], recipes.get("texts")
+        return CodeSplit(
+            codes=codes.arrays(),
+            levels=self.codes.net.levels,
+            captions=codes.pictures.texts(),
+            encoded=None if texts is None else texts.arrays(),
+            flips=codes.origin["mirrored"],
+            seed=seed,
+        )
+
+    def on_after_batch_transfer(self, batch: CodeBatch, dataloader_idx: int) -> CodeBatch:  # type: ignore[override]
+        """The batch as it is."""
+        return batch
+
+
+def stored_codes(pictures: PictureDataset, codes: PictureCodes, *, mirrored: bool) -> Recipe:
+    """The codes of each picture, uint16: a row (n,), and a second one mirrored if `mirrored`."""
+
+    def encode(numbers: range) -> np.ndarray:
+        """The rows of each picture: uint16, (b, 1 or 2, n)."""
+        images = pictures.images(numbers)
+        orientations = [images, images.flip(-1)] if mirrored else [images]
+        rows = torch.stack([codes.encode_images(each) for each in orientations], dim=1)
+        return rows.cpu().numpy().astype(np.uint16)
+
+    return Recipe(
+        pictures=pictures,
+        encode=encode,
+        chunk=ENCODED_AT_ONCE,
+        kind="codes",
+        name=f"{pictures.size}px",
+        origin={
+            "image_tokenizer": codes.sha256,
+            "pictures": pictures.index.sha256,
+            "split": pictures.split,
+            "transform": pictures.transform,
+            "mirrored": mirrored,
+        },
+        bytes_each=(1 + mirrored) * 2 * codes.net.length,
+    )

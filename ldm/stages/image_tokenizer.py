@@ -1,0 +1,133 @@
+"""Stage of a tokenizer of pictures: codes that a system on tokens will learn (van den Oord et al. 2017)."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ldm.checkpoints.bundle import Part
+from ldm.checkpoints.bundle_writer import origin, write_bundle
+from ldm.data.stream import PictureBatch
+from ldm.distributed.ranks import is_first
+from ldm.metrics.code_usage import CodeUsage
+from ldm.models.picture_tokenizers import PictureTokenizer
+from ldm.models.quantizers import Draw, Quantized, Statistics
+from ldm.randomness import keyed
+from ldm.randomness.uniforms import gumbel, uniforms
+from ldm.stages.reconstruction import Reconstructed, ReconstructionStage, absolute_error
+
+PixelError = Callable[[Tensor, Tensor], Tensor]  # (what the network renders, images) -> scalar
+
+
+class Terms(NamedTuple):
+    """Parts of the tokenizer's loss, means over the batch."""
+
+    total: Tensor
+    pixel: Tensor
+    quantizer: Tensor  # weighted, as the quantizers return it, summed over their levels
+    perceptual: Tensor
+
+
+class TokenizerStage(ReconstructionStage):
+    """Trains a tokenizer of pictures by its pixel error and the terms of its quantizers.
+
+    Moving averages of a codebook are updated once per optimizer step, from the pictures of all ranks and
+    accumulated batches; they are buffers, so that checkpoints have them and the EMA copies them.
+
+    Args:
+        net: the tokenizer.
+        error: of what the network renders against the pictures, mean over values.
+        others: see `ReconstructionStage` and `NetworkStage`.
+    """
+
+    def __init__(self, *, net: PictureTokenizer, error: PixelError = absolute_error, **others: Any) -> None:
+        super().__init__(net=net, **others)
+        self.error = error
+        self._batches: list[list[Statistics]] = []  # of the current step: each batch's, by level
+        # every rank validates on all pictures
+        meters = [CodeUsage(num_codes=num_codes, sync_on_compute=False) for _, num_codes in net.levels]
+        self.usage = nn.ModuleList(meters)
+
+    def trained(self, images: Tensor, positions: Tensor) -> Reconstructed:
+        """The reconstruction of a batch; its statistics wait for the optimizer step."""
+        maps, quantized = self.net(images, Draw(self.global_step, partial(self._gumbel, positions)))
+        self._batches.append(self._statistics(quantized, positions))
+        return self._reconstructed(images, maps, quantized)
+
+    def validated(self, images: Tensor) -> Reconstructed:
+        """The reconstruction from the likeliest codes, which are counted."""
+        maps, quantized = self.best(images)
+        for usage, each in zip(self.usage, quantized, strict=True):
+            usage.update(each.codes)
+        return self._reconstructed(images, maps, quantized)
+
+    def _reconstructed(self, images: Tensor, maps: Tensor, quantized: tuple[Quantized, ...]) -> Reconstructed:
+        decoded, pixel = self.net.pictures(maps), self.error(maps, images)
+        loss = torch.stack([each.loss for each in quantized]).sum()
+        perceptual = self.perceived(decoded, images)
+        total = pixel + loss + self.perceptual_weight * perceptual
+        terms = Terms(total=total, pixel=pixel, quantizer=loss, perceptual=perceptual)
+        return Reconstructed(decoded, terms)
+
+    def _gumbel(self, positions: Tensor, like: Tensor) -> Tensor:
+        return gumbel(uniforms(like.shape[1:], **self._key(positions, "gumbel"), device=like.device)).to(like)
+
+    def _statistics(self, quantized: tuple[Quantized, ...], positions: Tensor) -> list[Statistics]:
+        """Those of each level whose quantizer keeps any."""
+        found = []
+        for level, each in enumerate(quantized):
+            if each.inputs is not None:
+                shape = each.codes.shape[1:]
+                scores = keyed.normal(shape, **self._key(positions, f"restart {level}"))
+                found.append(self.net.quantizers()[level].statistics(each, scores))
+        return found
+
+    def _key(self, positions: Tensor, stream: str) -> dict[str, Any]:
+        return {"seed": self.seed, "positions": positions, "stream": stream}
+
+    def on_train_batch_start(self, batch: PictureBatch, batch_idx: int) -> None:
+        """Forgets the statistics of a step that was interrupted."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._batches = []
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Updates the codebooks, before the EMA copies them and a checkpoint has them."""
+        batches, self._batches = self._batches, []  # the discriminator's step, too, comes here: with none
+        keeping = [each for each in self.net.quantizers() if hasattr(each, "update")]
+        for quantizer, parts in zip(keeping, zip(*batches, strict=True), strict=False):
+            counts, sums, candidates, scores = map(torch.stack, zip(*parts, strict=True))
+            quantizer.update(
+                Statistics(
+                    self._of_all_ranks(counts).sum(dim=0),
+                    self._of_all_ranks(sums).sum(dim=0),
+                    self._of_all_ranks(candidates).flatten(0, 1),
+                    self._of_all_ranks(scores).flatten(),
+                )
+            )
+
+    def _of_all_ranks(self, parts: Tensor) -> Tensor:
+        """Those of all ranks one after the other."""
+        return self.all_gather(parts).flatten(0, 1) if self.trainer.world_size > 1 else parts
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs how many codes are in use, and their entropy in bits; by level where there are several."""
+        for number, usage in enumerate(self.usage):
+            of = f"_{number}" if len(self.usage) > 1 else ""
+            self.log_dict({f"val/codes_{name}{of}": value for name, value in usage.compute().items()})
+            usage.reset()
+
+    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
+        """The tokenizer, its weights by EMA and its codebook as it is; see `Stage`."""
+        if not is_first():
+            return path
+        return write_bundle(
+            path,
+            parts={"image_tokenizer": Part(spec=config["image_tokenizer"], state=self.best.state_dict())},
+            settings={"size": self.net.size, "origin": origin(config)},
+            # float32: rounded features would have other codes here and there, and codebooks are small
+            dtype=torch.float32,
+        )
