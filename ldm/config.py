@@ -91,7 +91,9 @@ def build_data(config: DictConfig, stage: Any) -> Any:
     node = plain(config.model.datamodule)
     wanted = signature(locate(node["_target_"], allowed=TARGETS)).parameters
     frozen = {
-        name: getattr(stage, name) for name in ("codec", "codes") if name in wanted & vars(stage).keys()
+        name: getattr(stage, name)
+        for name in ("codec", "codes", "embedder")
+        if name in wanted & vars(stage).keys()
     }
     return build(node | frozen)
 

@@ -1,8 +1,8 @@
 """What a system on tokens is trained on: codes of pictures, encoded once and kept, and captions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -21,12 +21,27 @@ from ldm.picture_codes import PictureCodes
 ENCODED_AT_ONCE = 16  # pictures
 
 
+class Embedder(Protocol):
+    """A frozen network that makes features of pictures."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a feature."""
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """The feature of each picture, (b, dim), whatever its batch."""
+
+    def image_fingerprint(self) -> str:
+        """sha256 of everything that decides it."""
+
+
 class CodeBatch(TypedDict):
     """Codes of pictures, each with one of its captions."""
 
     codes: Tensor  # int64, b n
     captions: list[str]  # b, one chosen per picture
     context: NotRequired[Tensor]  # float32, b m d: text states of the captions, where a codec encodes them
+    embedding: NotRequired[Tensor]  # float32, b e: features of the pictures, where an embedder makes them
     position: Tensor  # int64, b
     index: Tensor  # int64, b
 
@@ -39,6 +54,7 @@ class CodeSplit(Dataset[dict[str, Any]]):
     levels: Sequence[CodeLevel]  # of a row
     captions: list[list[str]]  # of each picture
     encoded: StoredArrays | None  # context of each picture's captions, if a codec encodes them
+    embedded: StoredArrays | None  # features of each picture, as codes, if there is an embedder
     flips: bool  # whether pictures are mirrored, where their caption allows it
     seed: int  # key of the choice of captions and of flips
 
@@ -65,6 +81,8 @@ class CodeSplit(Dataset[dict[str, Any]]):
         sample = {"codes": codes, "captions": self.captions[number][choice]}
         if self.encoded is not None:
             sample["context"] = self.encoded.read(number)[choice].astype(np.float32)
+        if self.embedded is not None:
+            sample["embedding"] = self.embedded.read(number)[int(mirrored)].astype(np.float32)
         return sample | {"position": position, "index": number}
 
 
@@ -75,31 +93,43 @@ class CodeData(LatentData):
         pictures: the data set; its batch size, seed, workers and flips are used.
         codes: the tokenizer of the stage that is trained.
         codec: its text encoder makes the context of captions; None: batches have captions alone.
+        embedder: makes features of pictures; None: batches have none.
 
     Raises UserError for pictures of another size than the tokenizer's, and as `LatentData` does.
     """
 
-    def __init__(self, *, pictures: PictureData, codes: PictureCodes, codec: Codec | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        pictures: PictureData,
+        codes: PictureCodes,
+        codec: Codec | None = None,
+        embedder: Embedder | None = None,
+    ) -> None:
         super().__init__(pictures=pictures, codec=codec)  # type: ignore[arg-type]
         if pictures.size != codes.net.size:
             raise UserError(
                 f"data.size={pictures.size}: the tokenizer of pictures was trained on {codes.net.size} px"
             )
-        self.codes = codes
+        self.codes, self.embedder = codes, embedder
 
     def recipes(self, split: PictureDataset, *, mirrored: bool) -> dict[str, Recipe]:
         """How codes of a split are computed, and the context of its captions if there is a codec."""
         texts = {} if self.codec is None else {"texts": self.texts(split, self.codec)}
+        if self.embedder is not None:
+            texts["embeddings"] = stored_embeddings(split, self.embedder, mirrored=mirrored)
         return {"codes": stored_codes(split, self.codes, mirrored=mirrored)} | texts
 
     def split(self, recipes: Mapping[str, Recipe], seed: int) -> CodeSplit:
         """One split: its arrays from the disk, or computed now."""
-        codes, texts = recipes["codes"], recipes.get("texts")
+        codes, texts, embeddings = (recipes.get(name) for name in ("codes", "texts", "embeddings"))
+        assert codes is not None
         return CodeSplit(
             codes=codes.arrays(),
             levels=self.codes.net.levels,
             captions=codes.pictures.texts(),
             encoded=None if texts is None else texts.arrays(),
+            embedded=None if embeddings is None else embeddings.arrays(),
             flips=codes.origin["mirrored"],
             seed=seed,
         )
@@ -110,27 +140,50 @@ class CodeData(LatentData):
 
 
 def stored_codes(pictures: PictureDataset, codes: PictureCodes, *, mirrored: bool) -> Recipe:
-    """The codes of each picture, uint16: a row (n,), and a second one mirrored if `mirrored`."""
+    """The codes of each picture, uint16: a row (n,), and if `mirrored` one of the mirrored picture."""
+    made_by = {"image_tokenizer": codes.sha256}
+    rows = {"kind": "codes", "dtype": np.uint16, "count": codes.net.length}
+    return _of_pictures(pictures, codes.encode_images, made_by, mirrored=mirrored, **rows)
+
+
+def stored_embeddings(pictures: PictureDataset, embedder: Embedder, *, mirrored: bool) -> Recipe:
+    """Features of each picture, float16: a row (e,), and if `mirrored` one of the mirrored picture."""
+    made_by = {"image_encoder": embedder.image_fingerprint()}
+    rows = {"kind": "embeddings", "dtype": np.float16, "count": embedder.dim}
+    return _of_pictures(pictures, embedder.embed_images, made_by, mirrored=mirrored, **rows)
+
+
+def _of_pictures(
+    pictures: PictureDataset,
+    compute: Callable[[Tensor], Tensor],
+    made_by: Mapping[str, str],
+    *,
+    mirrored: bool,
+    kind: str,
+    dtype: Any,
+    count: int,
+) -> Recipe:
+    """The recipe of rows of `count` numbers of two bytes that `compute` makes of uint8 pictures."""
 
     def encode(numbers: range) -> np.ndarray:
-        """The rows of each picture: uint16, (b, 1 or 2, n)."""
+        """The rows of each picture, (b, 1 or 2, count)."""
         images = pictures.images(numbers)
         orientations = [images, images.flip(-1)] if mirrored else [images]
-        rows = torch.stack([codes.encode_images(each) for each in orientations], dim=1)
-        return rows.cpu().numpy().astype(np.uint16)
+        rows = torch.stack([compute(each) for each in orientations], dim=1)
+        return rows.cpu().numpy().astype(dtype)
 
     return Recipe(
         pictures=pictures,
         encode=encode,
         chunk=ENCODED_AT_ONCE,
-        kind="codes",
+        kind=kind,
         name=f"{pictures.size}px",
         origin={
-            "image_tokenizer": codes.sha256,
+            **made_by,
             "pictures": pictures.index.sha256,
             "split": pictures.split,
             "transform": pictures.transform,
             "mirrored": mirrored,
         },
-        bytes_each=(1 + mirrored) * 2 * codes.net.length,
+        bytes_each=(1 + mirrored) * 2 * count,
     )

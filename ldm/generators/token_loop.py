@@ -28,20 +28,20 @@ class Choice:
     Guidance moves the log-probabilities away from those without a condition, then they are divided by the
     temperature, then only the likeliest codes are kept (top-k), then of these the nucleus (top-p).
 
-    Raises UserError for a temperature not above 0, `top_k` below 1, `top_p` outside (0, 1], or a scale that
+    Raises UserError for a temperature not above 0, `top_k` below 0, `top_p` outside (0, 1], or a scale that
     is not finite.
     """
 
     temperature: float = 1.0
-    top_k: int | None = None  # None: all
+    top_k: int = 0  # 0: all
     top_p: float = 1.0  # mass of the nucleus (Holtzman et al. 2020)
     scale: float = 1.0  # of guidance; 1: none
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < torch.inf:
             raise UserError(f"temperature={self.temperature} must be a finite number above 0")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k={self.top_k} must be at least 1, or null for all codes")
+        if self.top_k < 0:
+            raise UserError(f"top_k={self.top_k} must be at least 0, which keeps all codes")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]: it is a share of the probability")
         if not -torch.inf < self.scale < torch.inf:
@@ -68,14 +68,14 @@ class Choice:
         return (logits + noise).argmax(dim=-1)
 
 
-def likeliest(logits: Float[Tensor, "b k"], *, top_k: int | None, top_p: float) -> Float[Tensor, "b k"]:
+def likeliest(logits: Float[Tensor, "b k"], *, top_k: int, top_p: float) -> Float[Tensor, "b k"]:
     """Logits with all but the likeliest codes at minus infinity.
 
     Args:
-        top_k: how many are kept at most; None: all.
+        top_k: how many are kept, and those that are as likely as the last of them; 0: all.
         top_p: then the smallest set of the likeliest ones with at least this mass is kept.
     """
-    if top_k is not None and top_k < logits.shape[-1]:
+    if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p < 1:
@@ -123,10 +123,12 @@ def generate_codes(
             count=len(rows),
             known=None if known is None else tuple(_filled(send(each[own], made.device)) for each in known),
         )
-        for place, codes in enumerate(steps):
-            made[own, place] = codes[: len(drawn)]
-            if watch is not None:
-                watch(made, start // CHUNK * net.length + place + 1)
+        # float32, whatever the training's precision
+        with torch.autocast(made.device.type, enabled=False):
+            for place, codes in enumerate(steps):
+                made[own, place] = codes[: len(drawn)]
+                if watch is not None:
+                    watch(made, start // CHUNK * net.length + place + 1)
     return made
 
 
@@ -137,7 +139,7 @@ def _filled(rows: Tensor) -> Tensor:
 
 def _chunk(
     net: CodeNetwork,
-    conditions: Tensor,
+    condition: Tensor,
     uniform: SeededUniforms,
     choice: Choice,
     *,
@@ -147,16 +149,16 @@ def _chunk(
     """The next code of each picture of a chunk, place by place.
 
     Args:
-        conditions: of the pictures, and after them the empty ones if `count` is 2.
+        condition: of the pictures, and after them the empty one for each of them if `count` is 2.
     """
-    length, num_codes, following = net.length, net.num_codes, net.continuation(conditions)
-    at_once, codes, noise = max(1, NUMBERS // num_codes), None, torch.empty(0)
-    for place in range(length):
+    following, codes, noise = net.continuation(condition), None, torch.empty(0)
+    at_once = max(1, NUMBERS // net.num_codes)
+    for place in range(net.length):
         logits = following(None if codes is None else codes[:, None].repeat(count, 1))
         if not logits.isfinite().all():
             raise NotFinite("the logits of codes are NaN or infinite: take another bundle")
         if place % at_once == 0:
-            noise = gumbel(uniform(min(at_once, length - place), num_codes))
+            noise = gumbel(uniform(min(at_once, net.length - place), net.num_codes))
         cond, *empty = logits.chunk(count)
         codes = choice(cond, noise[:, place % at_once], empty[0] if empty else None)
         if known is not None:

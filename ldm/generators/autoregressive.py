@@ -1,0 +1,266 @@
+"""DALL-E, CogView and CLIP-GEN as generators: prompts and seeds to codes, of which the best are decoded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from ldm import UserError
+from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.codec import in_chunks
+from ldm.construct import check_arguments
+from ldm.generators.clip_pair import ClipPair, check_dim
+from ldm.generators.generator import Progress, Source, Watch, check_options
+from ldm.generators.token_loop import CHUNK, Choice, generate_codes
+from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
+from ldm.models.code_transformer import CodeTransformer
+from ldm.picture_codes import PictureCodes
+from ldm.randomness.seeds import SEED_LIMIT, key_of
+from ldm.tokenizers import Tokenizer
+
+CHOICES = ("temperature", "top_k", "top_p", "scale")
+OPTIONS = (*CHOICES, "candidates", "rerank", "negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeGenerator:
+    """A network on codes with everything that generating pictures takes (see `generator.Generator`).
+
+    Raises UserError for no candidates, an unknown ranking or one that the network lacks, or parts that don't
+    go together.
+    """
+
+    net: CodeTransformer
+    codes: PictureCodes
+    clip: ClipPair  # its tokenizer reads the prompts
+    choice: Choice = field(default_factory=Choice)
+    candidates: int = 1  # pictures made of each prompt and seed, of which the best is kept
+    rerank: str = "clip"  # how they are scored: one of RANKINGS
+    negative: str = ""  # prompt that guidance moves away from
+
+    def __post_init__(self) -> None:
+        check_match(self.net, self.codes, self.clip)
+        if type(self.candidates) is not int or self.candidates < 1:
+            raise UserError(f"candidates={self.candidates} must be a whole number, at least 1")
+        if self.rerank not in RANKINGS:
+            raise UserError(f"rerank={self.rerank} is unknown: write {' or '.join(RANKINGS)}")
+        if self.rerank == "caption" and not isinstance(self.net, CogViewTransformer):
+            raise UserError(
+                "rerank=caption needs CogView's network, which writes captions: write rerank=clip"
+            )
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        source: Source | None = None,
+        watch: Watch | None = None,
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """One picture for each prompt and seed; it does not depend on its batch, to the byte.
+
+        Of a source the first rows of codes are kept, 1 - strength of them, or with a mask all codes that it
+        doesn't touch.
+
+        Raises UserError unless there is one seed per prompt, and one picture if there are any.
+        """
+        if len(prompts) != len(seeds):
+            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
+        many = self.candidates
+        texts = [prompt for prompt in prompts for _ in range(many)]
+        codes = generate_codes(
+            self.net,
+            self.conditions(texts),
+            [candidate_seed(seed, number) for seed in seeds for number in range(many)],
+            self.choice,
+            empty=self.empty(len(texts)) if self.choice.guided else None,
+            known=None if source is None else self._known(source, count=len(prompts)),
+            watch=None if watch is None else partial(self._report, watch),
+        )
+        made = self.codes.decode(codes)
+        if many > 1:
+            scores = RANKINGS[self.rerank](self, texts, codes, made).view(-1, many)
+            made = made.unflatten(0, (-1, many))[torch.arange(len(scores)), scores.argmax(dim=1)]
+        if source is None or source.redrawn is None:
+            return made
+        return torch.where(source.redrawn.to(made.device), made, source.images.to(made.device))
+
+    def conditions(self, texts: Sequence[str]) -> Tensor:
+        """What the network reads of texts: token ids, or CLIP's feature."""
+        if isinstance(self.net, PrefixTransformer):
+            return self.clip.embed_texts(texts)
+        return self.clip.tokenizer.encode(texts).to(self.codes.device)
+
+    def empty(self, count: int) -> Tensor:
+        """The condition that guidance moves away from: the negative prompt, or nothing."""
+        if isinstance(self.net, PrefixTransformer) and not self.negative:
+            return torch.zeros(count, self.clip.dim, device=self.codes.device)
+        return self.conditions([self.negative] * count)
+
+    def _known(self, source: Source, *, count: int) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+        """The codes of a source's pictures for all candidates, and which of them are kept."""
+        expected = (count, 3, self.size, self.size)
+        if source.images.shape != expected:
+            raise UserError(f"pictures to start from have shape {tuple(source.images.shape)}, not {expected}")
+        if not 0 <= source.strength <= 1:
+            raise UserError(f"strength={source.strength} must lie in [0, 1]")
+        codes, grid = self.codes.encode_images(source.images), self.net.grid
+        first = torch.arange(codes.shape[1], device=codes.device) < grid * round(grid * (1 - source.strength))
+        kept = first.expand_as(codes)
+        if source.redrawn is not None:
+            pixels = source.redrawn.to(codes.device, torch.float32)  # pooling knows no bool
+            kept = kept | (F.max_pool2d(pixels, self.size // grid) == 0).flatten(1)
+        return codes.repeat_interleave(self.candidates, 0), kept.repeat_interleave(self.candidates, 0)
+
+    def _report(self, watch: Watch, codes: Tensor, step: int) -> None:
+        """Tells who watches; a preview shows the first candidates, and code 0 where there is none yet."""
+        steps = -(-len(codes) // CHUNK) * self.net.length
+        watch(Progress(step, steps, lambda: self.codes.decode(codes[:: self.candidates])))
+
+    @property
+    def size(self) -> int:
+        """Side of a picture in pixels."""
+        return self.codes.net.size
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of CLIP, which reads the prompts."""
+        return self.clip.tokenizer
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network on codes."""
+        return sum(parameter.numel() for parameter in self.net.parameters())
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network for a picture: one per code, candidate and condition."""
+        return self.net.length * self.candidates * (2 if self.choice.guided else 1)
+
+    @property
+    def starts_from_pictures(self) -> bool:
+        """It does: some of their codes are kept."""
+        return True
+
+    def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+        """Pictures through their codes and back."""
+        return self.codes.reconstruct(images)
+
+    def to(self, device: torch.device | str) -> "CodeGenerator":
+        """Moves the networks in place; returns self."""
+        for part in (self.net, self.codes, self.clip):
+            part.to(device)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """How codes are chosen, how many candidates are made and how ranked, a negative prompt if any."""
+        ranking = {"rerank": self.rerank} if self.candidates > 1 else {}
+        negative = {"negative": self.negative} if self.negative else {}
+        return {**asdict(self.choice), "candidates": self.candidates, **ranking, **negative}
+
+    def with_options(self, **changes: Any) -> "CodeGenerator":
+        """The same networks with other options, some of OPTIONS; raises UserError for any other."""
+        check_options(changes, OPTIONS)
+        own = {name: value for name, value in changes.items() if name in CHOICES}
+        others = {name: value for name, value in changes.items() if name not in CHOICES}
+        choice = choice_of(asdict(self.choice) | own)
+        return replace(self, choice=choice, **others)
+
+
+def choice_of(options: Mapping[str, Any]) -> Choice:
+    """The choice with some options; UserError for values of other types, or that it refuses."""
+    check_arguments(f"{Choice.__module__}.Choice", Choice, options, is_partial=False)
+    return Choice(**options)
+
+
+def candidate_seed(seed: int, number: int) -> int:
+    """The seed of a picture's candidate; the first has the picture's own, so one candidate is as none."""
+    return seed if number == 0 else key_of(seed, "candidate", number) % SEED_LIMIT
+
+
+def by_clip(one: CodeGenerator, texts: Sequence[str], codes: Tensor, pictures: Tensor) -> Float[Tensor, " b"]:
+    """CLIP's cosine of each picture and its text (Ramesh et al. 2021, sec. 2.6)."""
+    return (one.clip.embed_images(pictures) * one.clip.embed_texts(texts)).sum(dim=1)
+
+
+def by_caption(
+    one: CodeGenerator, texts: Sequence[str], codes: Tensor, pictures: Tensor
+) -> Float[Tensor, " b"]:
+    """The network's own log-likelihood of each text after its picture (Ding et al. 2021, sec. 3.2)."""
+    net, tokens = cast(CogViewTransformer, one.net), one.conditions(texts)
+
+    def score(rows: Tensor) -> Tensor:
+        nats = net.caption_nats(rows[:, : tokens.shape[1]], rows[:, tokens.shape[1] :])
+        assert nats.text is not None
+        assert nats.counted is not None
+        return -(nats.text * nats.counted).sum(dim=1)
+
+    with torch.no_grad():
+        return in_chunks(score, torch.cat([tokens, codes], dim=1), size=CHUNK, device=codes.device)
+
+
+Ranking = Callable[[CodeGenerator, Sequence[str], Tensor, Tensor], Tensor]
+RANKINGS: Mapping[str, Ranking] = {"clip": by_clip, "caption": by_caption}
+
+
+def check_match(net: CodeTransformer, codes: PictureCodes, clip: ClipPair) -> None:
+    """Refuses a network for other codes than a tokenizer's, or for other features or texts than CLIP's.
+
+    Raises UserError with the numbers of both.
+    """
+    for option in ("grid", "num_codes"):
+        wanted, there = getattr(net, option), getattr(codes.net, option)
+        if wanted != there:
+            raise UserError(
+                f"backbone.{option}={wanted}, but the tokenizer of pictures has {there}: set it to that, or"
+                " take another codes.image_tokenizer"
+            )
+    if isinstance(net, PrefixTransformer):
+        return check_dim(clip, net.prefix_dim)
+    for option, own in (("vocab_size", "vocab_size"), ("text_length", "context_length")):
+        wanted, there = getattr(net, option), getattr(clip.tokenizer, own)
+        if wanted != there:
+            raise UserError(
+                f"backbone.{option}={wanted}: set it to {there}, that of the tokenizer of captions"
+            )
+
+
+def open_autoregressive(  # one argument an option
+    bundle: Bundle,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    scale: float = 1.0,
+    candidates: int = 1,
+    rerank: str = "clip",
+    negative: str = "",
+) -> CodeGenerator:
+    """The generator of a bundle.
+
+    Raises BundleError for parts that are missing or don't go together, UserError for options that are
+    refused.
+    """
+    choice = choice_of({"temperature": temperature, "top_k": top_k, "top_p": top_p, "scale": scale})
+    codes, trained_on = PictureCodes.open(bundle), bundle.entry("codes")
+    if codes.sha256 != trained_on:
+        raise BundleError(
+            f"bundle {bundle.path}: its image_tokenizer is not the one that its backbone was trained with"
+        )
+    net = bundle.network("backbone").requires_grad_(False)
+    if not isinstance(net, CodeTransformer):
+        raise BundleError(f"bundle {bundle.path}: its backbone is a {type(net).__name__}: it makes no codes")
+    return CodeGenerator(
+        net=net,
+        codes=codes,
+        clip=ClipPair.open(bundle),
+        choice=choice,
+        candidates=candidates,
+        rerank=rerank,
+        negative=negative,
+    )
