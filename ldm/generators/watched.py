@@ -1,7 +1,7 @@
 """Latent diffusion that can be watched: each call of the denoiser is reported, and may end the sampling."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -14,9 +14,7 @@ from ldm.diffusion import Denoiser, Noise, Schedule, State, Times
 from ldm.diffusion.samplers import Sampling
 from ldm.generators.generator import Generator, Progress, Source, Watch
 from ldm.generators.latent_diffusion import TextToImage
-
-Preview = Callable[[Tensor], Tensor]
-"""Scaled latents, b c h w, to uint8 pictures, b 3 h w."""
+from ldm.generators.preview import LinearPreview, fit_preview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class WatchedSampling(Sampling):
     """
 
     watch: Watch
-    preview: Preview  # of the denoiser's estimates of x0
+    preview: LinearPreview  # of the denoiser's estimates of x0
 
     def __call__(
         self,
@@ -65,7 +63,7 @@ class WatchedSampling(Sampling):
 class WatchedTextToImage(TextToImage):
     """Text to image whose call takes `watch`."""
 
-    preview: Preview
+    preview: LinearPreview
 
     def __call__(
         self,
@@ -84,15 +82,11 @@ class WatchedTextToImage(TextToImage):
         )
 
 
-def watchable(generator: Generator, *, preview: Callable[[TextToImage], Preview]) -> Generator:
-    """The generator with a call that takes `watch`, if it is latent diffusion; any other as it is.
-
-    Args:
-        preview: makes the map from latents to pictures that previews show.
-    """
+def watchable(generator: Generator) -> Generator:
+    """The generator with a call that takes `watch`, if it is latent diffusion; any other as it is."""
     if type(generator) is not TextToImage:
         return generator
-    return WatchedTextToImage(**_own(generator), preview=preview(generator))
+    return WatchedTextToImage(**_own(generator), preview=fit_preview(generator.codec))
 
 
 def _own(built: Any) -> dict[str, Any]:

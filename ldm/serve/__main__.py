@@ -53,6 +53,8 @@ def main(config: DictConfig) -> None:
     print(f"open {address(options['host'], port, token)}    Ctrl-C ends the server", flush=True)
     try:
         Server(settings).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass  # uvicorn raises it again after an orderly end
     finally:
         service.close()
 

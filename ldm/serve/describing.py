@@ -7,7 +7,7 @@ from typing import Any
 from ldm import UserError
 from ldm.config import options
 from ldm.generators.generator import Generator, Opened
-from ldm.sampling.record import first
+from ldm.sampling.record import first, short
 
 GROUPS = ("sampler", "grid", "guidance")  # options that name a file of conf/
 NEEDS_BUNDLE = "autoguidance"  # names a path, which a request can't
@@ -24,7 +24,7 @@ def described(name: str, opened: Opened) -> dict[str, Any]:
         "sha256": opened.bundle.sha256,
         "size": generator.size,
         "parameters": generator.num_parameters,
-        "default": {option: default[option] for option in known},
+        "default": {option: short(default[option]) for option in known},
         "options": known,
         "choices": choices(known),
         "starts_from_pictures": generator.starts_from_pictures,

@@ -20,11 +20,19 @@ from ldm import UserError
 from ldm.io.links import check_no_link
 from ldm.io.writing import discard, make_folder, write
 
+# The lock is held until the process ends, however it ends. A killed process loses nothing that was stored; if
+# the power fails the last entries may go, whose files are then unlisted.
 TABLES = """
+pragma locking_mode = exclusive;
+pragma journal_mode = wal;
+pragma synchronous = normal;
+begin exclusive;
 create table if not exists jobs (id text primary key, created real, state text, content text);
 create table if not exists pictures (id text primary key, created real, job text, kind text, content text);
 create index if not exists newest_jobs on jobs (created);
 create index if not exists newest_pictures on pictures (kind, created);
+delete from jobs where id not in (select id from jobs order by created desc limit 10000);
+commit;
 """
 THUMBNAIL = 256
 UNFINISHED = ("queued", "running")
@@ -51,9 +59,7 @@ class History:
         check_no_link(file)
         try:
             self._base = sqlite3.connect(file, check_same_thread=False, timeout=0, isolation_level=None)
-            # held until the process ends, however it ends
-            self._base.execute("pragma locking_mode = exclusive")
-            self._base.executescript(f"begin exclusive; {TABLES} commit;")
+            self._base.executescript(TABLES)
         except sqlite3.OperationalError as error:
             busy = "locked" in str(error)
             reason = "another server uses it" if busy else f"it can't be written to ({error})"
@@ -70,7 +76,8 @@ class History:
 
     def _interrupt(self) -> None:
         for job in self._select("select content from jobs where state in (?, ?)", UNFINISHED):
-            self.put_job(job | {"state": "interrupted", "error": RESTARTED, "seconds_left": None})
+            now = {"state": "interrupted", "error": RESTARTED, "position": None, "seconds_left": None}
+            self.put_job(job | now | {"previews": [None] * len(job["seeds"])})
 
     def _select(self, query: str, values: Iterable[Any]) -> list[dict[str, Any]]:
         with self._lock:

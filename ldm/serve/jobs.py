@@ -1,9 +1,12 @@
 """A job: pictures that one request asks for, each in a slot that is filled on its own."""
 
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from PIL import Image
 
 from ldm.serve.messages import Task
 
@@ -85,3 +88,16 @@ class Job:
         if not slot.frames or slot.state in ("done", "dropped"):
             return None
         return f"/v1/jobs/{self.id}/preview/{number}?step={len(slot.frames)}"
+
+
+def strip_of(frames: list[bytes]) -> bytes:
+    """Previews beside each other in one PNG; empty without previews."""
+    if not frames:
+        return b""
+    pictures = [Image.open(io.BytesIO(frame), formats=("PNG",)) for frame in frames]
+    width, height = pictures[0].size
+    strip, buffer = Image.new("RGB", (width * len(pictures), height)), io.BytesIO()
+    for number, picture in enumerate(pictures):
+        strip.paste(picture, (number * width, 0))
+    strip.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -76,4 +76,3 @@ class Failed(NamedTuple):
 
     number: int
     sentence: str
-    stopped: bool = False

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -37,7 +38,10 @@ class Networks:
         self._process.start()
         theirs.close()
         self._number = 0
-        message = self._connection.recv()  # EOFError where it has died
+        try:
+            message = self._connection.recv()
+        except EOFError:
+            raise UserError(f"the process that loads the bundles ended ({self.ending()})") from None
         if isinstance(message, Failed):
             raise UserError(message.sentence)
         self.ready: Ready = message
@@ -47,7 +51,8 @@ class Networks:
         while not self._closed:
             try:
                 return self._start()
-            except (EOFError, UserError):
+            except UserError as error:
+                print(f"ldm: {error}: it is started again", file=sys.stderr, flush=True)
                 time.sleep(PAUSE)
 
     def send(self, message: Any) -> None:

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from ldm import __version__
 from ldm.serve.requests import checked_settings, submitted, uploaded
-from ldm.serve.schemas import Generate, Model, Progress
+from ldm.serve.schemas import Generate, JobNow, Model
 from ldm.serve.service import Refused, Service
 
 POLL = 0.1  # seconds between two looks at a job that a client follows
@@ -41,7 +41,7 @@ def router(service: Service) -> APIRouter:
         """The models, the default one first."""
         return list(service.models.values())
 
-    @routes.post("/v1/generate", status_code=202, response_model=Progress)
+    @routes.post("/v1/generate", status_code=202, response_model=JobNow)
     def generate(asked: Generate) -> dict[str, Any]:
         """Queues pictures; returns the job, which is followed under `/v1/jobs/{id}`."""
         return submitted(service, asked)
@@ -56,12 +56,12 @@ def router(service: Service) -> APIRouter:
         """The settings that a PNG of this server, or of `ldm.sample`, carries."""
         return checked_settings(service, file.file.read())
 
-    @routes.get("/v1/jobs", response_model=list[Progress])
+    @routes.get("/v1/jobs", response_model=list[JobNow])
     def jobs(limit: Annotated[int, Query(ge=1, le=200)] = 50) -> list[dict[str, Any]]:
         """The newest jobs, newest first."""
         return service.jobs(limit)
 
-    @routes.get("/v1/jobs/{name}", response_model=Progress)
+    @routes.get("/v1/jobs/{name}", response_model=JobNow)
     def job(name: Id) -> dict[str, Any]:
         """A job as it stands now."""
         return found(service.job(name), "job")
@@ -91,7 +91,7 @@ def router(service: Service) -> APIRouter:
         """A preview of a picture that is being made: the newest, or one of those before it."""
         return png(found(service.frame(name, number, step), "preview"))
 
-    @routes.delete("/v1/jobs/{name}", response_model=Progress)
+    @routes.delete("/v1/jobs/{name}", response_model=JobNow)
     def stop(name: Id) -> dict[str, Any]:
         """Stops a job within a sampling step; pictures that are done stay."""
         shown = found(service.job(name), "job")
@@ -99,7 +99,7 @@ def router(service: Service) -> APIRouter:
             raise Refused(f"the job is {shown['state']} and can't be stopped any more", status=409)
         return found(service.job(name), "job")
 
-    @routes.post("/v1/jobs/{name}/skip", response_model=Progress)
+    @routes.post("/v1/jobs/{name}/skip", response_model=JobNow)
     def skip(name: Id) -> dict[str, Any]:
         """Skips the pictures that are now being made, and continues with the job's next ones."""
         found(service.job(name), "job")

@@ -56,7 +56,7 @@ class Generate(Checked):
     source: From | None = None
 
 
-class Progress(BaseModel):
+class JobNow(BaseModel):
     """A job as it stands now."""
 
     id: str

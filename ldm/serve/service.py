@@ -1,7 +1,7 @@
 """The jobs of a server: a bounded queue, and one thread that feeds the process with the networks."""
 
-import io
 import itertools
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from PIL import Image
-
 from ldm import UserError
 from ldm.serve.history import History, new_id
-from ldm.serve.jobs import FRAMES, Job, Slot
+from ldm.serve.jobs import FRAMES, Job, Slot, strip_of
 from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Task
 from ldm.serve.networks import Networks
 
@@ -41,7 +39,12 @@ class Service:
     """
 
     def __init__(
-        self, networks: Networks, history: History, *, limit: int, examples: Sequence[str] = ()
+        self,
+        networks: Networks,
+        history: History,
+        *,
+        limit: int,
+        examples: Sequence[str] = (),
     ) -> None:
         self.networks, self.history, self.limit = networks, history, limit
         self.models = {each["id"]: each | {"examples": list(examples)} for each in networks.ready.models}
@@ -74,8 +77,8 @@ class Service:
         slots = [Slot(task) for task in tasks]
         job = Job(new_id(), request, model, slots, options, strength, kind=kind)
         with self._changed:
-            if self.closing:
-                raise Refused("the server is closing", status=503)
+            if self.closing or not self._thread.is_alive():
+                raise Refused("the server is closing, or has a fault: start it again", status=503)
             if len(self._waiting) + len(slots) > self.limit:
                 wait = max(1, round(self._speed * len(self._waiting) / self.networks.ready.chunk))
                 raise Refused(
@@ -185,12 +188,15 @@ class Service:
             try:
                 if question:
                     self._answer(*question)
-                else:
+                elif chunk:
                     self._generate(chunk)
             except EOFError:
                 if self.closing:
                     return
                 self._lost(question)
+            except (UserError, OSError, sqlite3.Error) as error:  # no room for pictures
+                running, self._running = self._running, []
+                self._fail_each(running, f"the pictures can't be kept ({error})")
 
     def _next_chunk(self) -> Chunk:
         """The oldest waiting picture with the next ones that fit beside it."""
@@ -200,10 +206,11 @@ class Service:
         self._waiting = deque(each for each in self._waiting if id(each[1]) not in chosen)
         self._running = fitting
         for job, slot in fitting:
-            slot.state = "running"
-            job.started = job.started or time.time()
-            job.state = "running"
+            slot.state, job.state, job.started = "running", "running", job.started or time.time()
+        for job in {job.id: job for job, _ in fitting}.values():
             self._settle(job)
+        for job, _ in self._waiting:
+            job.version += 1  # their place in the queue has changed
         tasks = tuple(slot.task for _, slot in fitting)
         return Chunk(next(self._numbers), first.model, tasks, first.options, first.strength)
 
@@ -222,13 +229,12 @@ class Service:
             self._stop_if_unwanted()
         while isinstance(message := self.networks.receive(), Step):
             self._step(message)
-        with self._changed:
-            self._speed = time.monotonic() - began
-            running, self._running = self._running, []
+        self._speed = time.monotonic() - began
         if isinstance(message, Made):
-            self._keep(message, running)
+            self._keep(message)
         else:
-            self._fail(message, running)
+            self._fail(message, self._running)
+        self._running = []
 
     def _step(self, message: Step) -> None:
         every = -(-message.steps // FRAMES)
@@ -240,15 +246,20 @@ class Service:
                         slot.frames.append(preview)
                     job.version += 1
 
-    def _keep(self, made: Made, running: list[tuple[Job, Slot]]) -> None:
-        for (job, slot), picture, settings in zip(running, made.pictures, made.settings, strict=True):
-            if slot.state != "running":
-                continue
+    def _keep(self, made: Made) -> None:
+        for (job, slot), picture, settings in zip(self._running, made.pictures, made.settings, strict=True):
+            with self._changed:
+                if slot.state != "running":
+                    continue
+                frames = list(slot.frames)
             facts = {"prompt": slot.task.prompt, "seed": slot.task.seed, "model": job.model, "job": job.id}
             facts |= {"settings": settings, "request": dict(job.request)}
             facts |= dict(zip(("width", "height"), settings["size"], strict=True))
-            name = self.history.add(job.kind, picture, facts, strip=strip_of(slot.frames))
+            name = self.history.add(job.kind, picture, facts, strip=strip_of(frames))
             with self._changed:
+                if slot.state != "running":  # it was dropped meanwhile
+                    self.history.delete(name)
+                    continue
                 slot.state, slot.picture, slot.frames = "done", name, []
                 self._settle(job)
 
@@ -256,7 +267,7 @@ class Service:
         with self._changed:
             jobs = {job.id: job for job, slot in running if slot.state == "running"}
             for job in jobs.values():
-                if len({each.id for each, _ in running}) > 1 and not failed.stopped:
+                if len({each.id for each, _ in running}) > 1:
                     job.alone = True  # its neighbour may be to blame
                     for own, slot in reversed(running):
                         if own is job and slot.state == "running":
@@ -273,13 +284,15 @@ class Service:
         sentence = f"the process that generates pictures ended ({self.networks.ending()}): try it again"
         with self._changed:
             running, self._running = self._running, []
-            for job in {job.id: job for job, _ in running}.values():
-                job.alone = True
             if question:
                 question[1].set_exception(Refused(sentence, status=503))
+        self._fail_each(running, sentence)
+        self.networks.restart()
+
+    def _fail_each(self, running: list[tuple[Job, Slot]], sentence: str) -> None:
+        """Fails jobs without another try of those that were made together."""
         for job, slot in running:
             self._fail(Failed(0, sentence), [(job, slot)])
-        self.networks.restart()
 
     def _settle(self, job: Job) -> None:
         """Stores a job after a change, finished if nothing is left to be made."""
@@ -304,16 +317,3 @@ class Service:
                 {other.id for other, _ in itertools.takewhile(lambda it: it[0] is not job, self._waiting)}
             )
         return job.shown(ahead)
-
-
-def strip_of(frames: list[bytes]) -> bytes:
-    """Previews beside each other in one PNG; empty without previews."""
-    if not frames:
-        return b""
-    pictures = [Image.open(io.BytesIO(frame), formats=("PNG",)) for frame in frames]
-    width, height = pictures[0].size
-    strip, buffer = Image.new("RGB", (width * len(pictures), height)), io.BytesIO()
-    for number, picture in enumerate(pictures):
-        strip.paste(picture, (number * width, 0))
-    strip.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -68,7 +68,7 @@ class Worker:
         from ldm.generators.watched import watchable
 
         opened = open_generator(Bundle.open(self.bundles[model])).to(self.device)
-        return replace(opened, generator=watchable(opened.generator, preview=lambda made: made.codec.decode))
+        return replace(opened, generator=watchable(opened.generator))
 
     def descriptions(self) -> list[dict[str, Any]]:
         """Each model as `GET /v1/models` returns it; raises BundleError for one that can't be opened."""
@@ -84,7 +84,7 @@ class Worker:
                 return Answer(message.number, value)
             return self.generate(message)
         except Stopped:
-            return Failed(message.number, "stopped", stopped=True)
+            return Failed(message.number, "stopped")
         except UserError as error:
             return Failed(message.number, str(error))
         except MemoryError:
@@ -98,6 +98,12 @@ class Worker:
         from ldm.sampling.batches import generate_batch
         from ldm.sampling.jobs import Job
 
+        if any(
+            file is not None and not file.is_file()
+            for task in chunk.tasks
+            for file in (task.image, task.mask)
+        ):
+            raise UserError("the picture to start from was deleted: choose another one")
         opened = self.opened(chunk.model)
         options = {name: value for name, value in chunk.options.items() if name not in ("negative", "scale")}
         configured = opened.with_options(**nodes_of(options))
