@@ -9,7 +9,7 @@ QUICK := $(addprefix tests/,commands diffusion io models randomness test_constru
 QUICK += $(addprefix --ignore=tests/,diffusion/test_samplers.py diffusion/test_conf.py models/test_conditioning.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo quick test check format bench gpu peers weights faults ranks chaos slurm golden report docs
+.PHONY: help setup demo serve quick test check format bench gpu peers weights faults ranks chaos slurm golden report docs
 
 help:  ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -57,6 +57,9 @@ check: setup  ## run ruff, mypy --strict on the core, import contracts
 format: setup  ## let ruff fix what it can
 	$(LDM) ruff check --fix .
 	$(LDM) ruff format .
+
+serve: setup  ## open a page that generates pictures with the shipped model; Ctrl-C ends it
+	@exec $(LDM) ldm.serve
 
 bench: setup  ## compare speed with other libraries: U-Net, training step, attention, pipeline, loader, latents, logging
 	$(LDM) benchmarks.unet_vs_diffusers

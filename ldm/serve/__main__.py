@@ -1,6 +1,7 @@
 """A local page and an HTTP API that generate pictures: `python -m ldm.serve`."""
 
 import os
+import re
 import secrets
 import socket
 from pathlib import Path
@@ -57,6 +58,7 @@ def main(config: DictConfig) -> None:
         pass  # uvicorn raises it again after an orderly end
     finally:
         service.close()
+        networks.close()
 
 
 def token_of(options: dict[str, Any]) -> str | None:
@@ -68,8 +70,8 @@ def token_of(options: dict[str, Any]) -> str | None:
             f"host={options['host']} lets other machines in, so that a token is needed: set the environment"
             f" variable {TOKEN}={suggested}, or leave host out"
         )
-    if token is not None and (len(token) < 16 or not token.isascii() or " " in token):
-        raise UserError("the token must have at least 16 characters, all of ASCII and none a blank")
+    if token is not None and not re.fullmatch(r"[\w.~-]{16,200}", token, re.ASCII):
+        raise UserError("the token must have 16 to 200 characters: letters, digits, _ . ~ and -")
     return token
 
 

@@ -19,8 +19,10 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_JSON = 2**20  # bytes of a body
 MAX_UPLOAD = 2**24  # bytes of a body with a picture
-BODY_SECONDS = 20.0  # between two parts of a body
+BODY_SECONDS = 30.0  # that a body may take
+UPLOADS = 4  # bodies with pictures that are read at the same time
 COOKIE = "ldm_token"
+FORM = "multipart/form-data"
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
@@ -48,7 +50,7 @@ class Guard:
     """
 
     def __init__(self, app: Asgi, *, hosts: Iterable[str] | None, token: str | None) -> None:
-        self.app, self.token = app, token
+        self.app, self.token, self.uploads = app, token, 0
         self.numbers = hosts is None
         self.hosts = {"localhost", "127.0.0.1", "::1", *(hosts or ())}
 
@@ -56,12 +58,6 @@ class Guard:
         """Passes on what is allowed, and answers the rest."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        try:
-            self.check_origin(scope)
-            self.check_token(scope)
-            receive = await checked_body(scope, receive)
-        except Denied as denied:
-            return await answer(send, denied)
 
         async def _send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -69,7 +65,24 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
-        await self.app(scope, receive, _send)
+        try:
+            self.check_origin(scope)
+            self.check_token(scope)
+            if kind_of(scope) != FORM:
+                return await self.app(scope, await checked_body(scope, receive), _send)
+            await self.upload(scope, receive, _send)
+        except Denied as denied:
+            await answer(_send, denied)
+
+    async def upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on a body with a picture; its bytes are held in memory, so that only a few come at once."""
+        if self.uploads >= UPLOADS:
+            raise Denied(503, "too many pictures are sent at once: try again", [(b"retry-after", b"2")])
+        self.uploads += 1
+        try:
+            await self.app(scope, await checked_body(scope, receive), send)
+        finally:
+            self.uploads -= 1
 
     def check_origin(self, scope: Scope) -> None:
         """Denies requests to another name than ours, and those that a page from elsewhere sends."""
@@ -125,6 +138,11 @@ def header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
+def kind_of(scope: Scope) -> str:
+    """The type of a body."""
+    return header(scope, b"content-type").partition(";")[0].strip().lower()
+
+
 def cookie(scope: Scope) -> str:
     """The token in the cookies; empty where there is none."""
     try:
@@ -141,34 +159,42 @@ async def checked_body(scope: Scope, receive: Receive) -> Receive:
     """
     if scope["method"] not in ("POST", "PUT", "PATCH", "DELETE"):
         return receive
-    kind = header(scope, b"content-type").partition(";")[0].strip().lower()
-    most = MAX_UPLOAD if kind == "multipart/form-data" else MAX_JSON
+    kind = kind_of(scope)
+    most = MAX_UPLOAD if kind == FORM else MAX_JSON
     length = header(scope, b"content-length")
     if length and (not re.fullmatch("[0-9]{1,18}", length) or int(length) > most):
         raise Denied(413, f"the body has more than {most:,} bytes")
-    body, more = bytearray(), True
-    while more:
-        try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
-        except TimeoutError:
-            raise Denied(408, "the body did not arrive in time") from None
-        body += message.get("body", b"")
-        more = message["type"] == "http.request" and message.get("more_body", False)
-        if len(body) > most:
-            raise Denied(413, f"the body has more than {most:,} bytes")
+    try:
+        body = await asyncio.wait_for(read(receive, most=most), BODY_SECONDS)
+    except TimeoutError:
+        raise Denied(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
     if body and kind == "application/json":
         try:
-            parse_json(bytes(body), name="the body")
+            parse_json(body, name="the body")
         except UserError as error:
             raise Denied(400, str(error)) from None
-    elif body and kind != "multipart/form-data":
+    elif body and kind != FORM:
         raise Denied(415, "the body must be application/json, or multipart/form-data with a picture")
-    parts = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
+    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def _receive() -> Message:
         return next(parts, None) or await receive()
 
     return _receive
+
+
+async def read(receive: Receive, *, most: int) -> bytes:
+    """A whole body; raises Denied once it is longer than `most`, or its sender has gone."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Denied(400, "the connection ended before the body did")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > most:
+            raise Denied(413, f"the body has more than {most:,} bytes")
+    return bytes(body)
 
 
 async def answer(send: Send, denied: Denied) -> None:

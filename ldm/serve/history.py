@@ -151,6 +151,12 @@ class History:
         query = f"select content from pictures where {where} order by created desc limit ?"
         return self._select(query, [float("inf") if before is None else before, limit])
 
+    def names(self) -> "list[str]":
+        """The ids of all generated pictures, newest first."""
+        query = "select id from pictures where kind = 'picture' order by created desc"
+        with self._lock:
+            return [row[0] for row in self._base.execute(query)]
+
     def delete(self, name: str) -> bool:
         """Removes a picture with its files; False where there was none."""
         with self._lock:

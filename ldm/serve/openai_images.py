@@ -48,7 +48,7 @@ def router(service: Service) -> APIRouter:
         """Pictures of a prompt, answered once all are made; a client that hangs up cancels them."""
         job = submitted(service, translated(service, asked))
         while job["state"] in ("queued", "running"):
-            if await request.is_disconnected():
+            if service.closing or await request.is_disconnected():
                 service.stop(job["id"])
             await asyncio.sleep(POLL)
             job = service.job(job["id"]) or job

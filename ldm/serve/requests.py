@@ -2,6 +2,7 @@
 
 import io
 import secrets
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from ldm import UserError
 from ldm.construct import nearest
-from ldm.data.decode import MAX_PIXELS, EncodedPicture
+from ldm.data.decode import EncodedPicture
 from ldm.io.fields import Fields
 from ldm.io.reading import parse_json
 from ldm.serve.history import History
@@ -20,6 +21,8 @@ from ldm.serve.service import Refused, Service
 from ldm.serve.worker import REQUEST
 
 SIDE = 1024  # pixels of an upload's longer side; a larger one is made smaller
+MOST = 2**24  # pixels of a PNG or WebP, which are decoded in full; of a JPEG as few as are wanted
+DECODING = threading.Lock()  # one picture at a time, so that not many large ones are in memory
 RANDOM = 2**32  # seeds that are chosen here lie below: short enough to be typed
 
 
@@ -112,9 +115,12 @@ def uploaded(history: History, data: bytes) -> dict[str, Any]:
     """A picture of a user, read within the limits of all pictures, stored as PNG; raises Refused."""
     try:
         encoded = EncodedPicture(data)
+        if encoded.format in ("PNG", "WEBP") and encoded.width * encoded.height > MOST:
+            raise UserError(f"too many pixels: {encoded.width} x {encoded.height}, more than {MOST:,}")
         scale = min(1.0, SIDE / max(encoded.height, encoded.width))
         size = (max(1, round(encoded.width * scale)), max(1, round(encoded.height * scale)))
-        picture = Image.fromarray(encoded.pixels(at_least=(size[1], size[0])))
+        with DECODING:
+            picture = Image.fromarray(encoded.pixels(at_least=(size[1], size[0])))
     except UserError as error:
         raise Refused(
             f"the file is no picture ({error}): take a PNG, JPEG or WebP file", field="file"
@@ -176,9 +182,10 @@ def texts_of(data: bytes) -> dict[str, str]:
     """The texts in a PNG; raises Refused where the bytes are none."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Refused(f"the picture has more than {MAX_PIXELS:,} pixels", status=413, field="file")
-            picture.load()  # texts may come after the pixels
+            if picture.width * picture.height > MOST:
+                raise Refused(f"the picture has more than {MOST:,} pixels", status=413, field="file")
+            with DECODING:
+                picture.load()  # texts may come after the pixels
             return dict(picture.text)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, Refused):

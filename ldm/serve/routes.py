@@ -4,19 +4,20 @@ import asyncio
 import io
 import json
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
 from ldm import __version__
+from ldm.serve.history import History
 from ldm.serve.requests import checked_settings, submitted, uploaded
 from ldm.serve.schemas import Generate, JobNow, Model
 from ldm.serve.service import Refused, Service
 
 POLL = 0.1  # seconds between two looks at a job that a client follows
-MAX_ZIP = 1_000  # pictures
+MAX_IDS = 20_000  # characters: of a thousand ids
 Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 PNG = {200: {"content": {"image/png": {}}}}
 
@@ -114,18 +115,11 @@ def router(service: Service) -> APIRouter:
         """Generated pictures, newest first; `before` is the `created` of the last one that is known."""
         return history.list(before=before, limit=limit)
 
-    @routes.get("/v1/pictures.zip", response_class=Response)
-    def archive(ids: str | None = None) -> Response:
+    @routes.get("/v1/pictures.zip", response_class=StreamingResponse)
+    def archive(ids: Annotated[str | None, Query(max_length=MAX_IDS)] = None) -> StreamingResponse:
         """Pictures in a zip file: those with these ids, joined by commas, or all."""
-        names = (
-            [each["id"] for each in history.list(limit=MAX_ZIP)] if ids is None else ids.split(",")[:MAX_ZIP]
-        )
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as packed:
-            for name in dict.fromkeys(names):
-                if (picture := history.read(name)) is not None:
-                    packed.writestr(f"{name}.png", picture)
-        return Response(buffer.getvalue(), media_type="application/zip")
+        names = history.names() if ids is None else list(dict.fromkeys(ids.split(",")))
+        return StreamingResponse(zipped(history, names), media_type="application/zip")
 
     @routes.get("/v1/pictures/{name}", responses=PNG, response_class=Response)
     def picture(name: Id) -> Response:
@@ -143,6 +137,39 @@ def router(service: Service) -> APIRouter:
         found(history.delete(name))
 
     return routes
+
+
+class Pieces(io.RawIOBase):
+    """A stream whose bytes are taken away while it is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, piece: Any) -> int:
+        """Keeps bytes until they are taken."""
+        self.pieces.append(bytes(piece))
+        return len(piece)
+
+    def take(self) -> bytes:
+        """What was written since the last call."""
+        taken, self.pieces = b"".join(self.pieces), []
+        return taken
+
+
+def zipped(history: History, names: Iterable[str]) -> Iterator[bytes]:
+    """A zip file of pictures, piece by piece: only one of them is in memory."""
+    stream = Pieces()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as packed:
+        for name in names:
+            if (picture := history.read(name)) is not None:
+                packed.writestr(f"{name}.png", picture)
+                yield stream.take()
+    yield stream.take()
 
 
 def png(data: bytes) -> Response:

@@ -16,6 +16,7 @@ from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Task
 from ldm.serve.networks import Networks
 
 KEPT = 200  # ended jobs in memory; the history has all
+PATIENCE = 0.5  # seconds for the step that is being made when the server ends
 ASKED = 8  # questions that wait at most
 
 
@@ -167,12 +168,13 @@ class Service:
         return {"status": "ok", "worker": worker, "queue": len(self._waiting), "limit": self.limit}
 
     def close(self) -> None:
-        """Ends the worker, and marks what is unfinished as interrupted."""
+        """Accepts nothing more, stops what is being made, and marks what is unfinished as interrupted."""
         with self._changed:
             self.closing = True
             self._changed.notify_all()
-        self.networks.close()
-        self._thread.join(timeout=1)
+            if self._running:
+                self.networks.stop()
+        self._thread.join(timeout=PATIENCE)
         self.history.close()
 
     # the thread that feeds the networks
@@ -230,6 +232,8 @@ class Service:
         while isinstance(message := self.networks.receive(), Step):
             self._step(message)
         self._speed = time.monotonic() - began
+        if self.closing:
+            return
         if isinstance(message, Made):
             self._keep(message)
         else:

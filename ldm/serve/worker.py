@@ -132,13 +132,13 @@ class Worker:
         from ldm.io.pictures import encode_sample
         from ldm.sampling.record import chunks
 
-        texts = [
-            chunks(each.facts) | {REQUEST: task.note} for each, task in zip(samples, chunk.tasks, strict=True)
-        ]
+        # a row's place changes no bit of it, so that equal requests get equal records, too
+        facts = [each.facts | {"batch": {"place": 0, "size": self.chunk}} for each in samples]
+        texts = [chunks(own) | {REQUEST: task.note} for own, task in zip(facts, chunk.tasks, strict=True)]
         files = (encode_sample(each.image, texts=own) for each, own in zip(samples, texts, strict=True))
         # as plain data: torch's own version is a text of a class of torch, which the server would import
-        facts = json.loads(json.dumps([each.facts for each in samples]))
-        return Made(chunk.number, tuple(files), tuple(facts))
+        plain = json.loads(json.dumps(facts))
+        return Made(chunk.number, tuple(files), tuple(plain))
 
     def watch(self, chunk: Chunk) -> Callable[[Any], None]:
         """What a generator calls after its steps: it sends previews, and raises Stopped when asked to."""

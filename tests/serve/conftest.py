@@ -1,0 +1,75 @@
+"""A server of the tiny bundle: its networks run in a process of their own, once for all tests."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from ldm.serve.app import create_app
+from ldm.serve.history import History
+from ldm.serve.networks import Networks
+from ldm.serve.service import Service
+
+LIMIT = 24  # pictures that may wait
+ENDED = ("finished", "stopped", "failed", "interrupted")
+
+
+@pytest.fixture(scope="session")
+def networks(bundle_path) -> Iterator[Networks]:
+    started = Networks({"tiny": str(bundle_path)}, chunk=None)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def service(networks, tmp_path) -> Iterator[Service]:
+    served = Service(networks, History(tmp_path / "state"), limit=LIMIT, examples=["red apple"])
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def client(service, tmp_path) -> TestClient:
+    """A client of the application, in this process."""
+    app = create_app(service, host="127.0.0.1", token=None, runs=tmp_path / "runs")
+    return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+
+
+@pytest.fixture
+def wait(service) -> Callable[[str], dict[str, Any]]:
+    """`wait(id)`: the job, once it has ended."""
+
+    def until(name: str) -> dict[str, Any]:
+        while (job := service.job(name))["state"] not in ENDED:
+            time.sleep(0.01)
+        return job
+
+    return until
+
+
+@pytest.fixture
+def make(client, wait) -> Callable[..., dict[str, Any]]:
+    """`make(prompt, **fields)`: the ended job of a request."""
+
+    def made(prompt: str = "red apple", **fields: Any) -> dict[str, Any]:
+        answer = client.post("/v1/generate", json={"prompts": [prompt], **fields})
+        assert answer.status_code == 202, answer.text
+        return wait(answer.json()["id"])
+
+    return made
+
+
+@pytest.fixture
+def picture(client, make, tmp_path) -> Callable[..., Path]:
+    """`picture(prompt, **fields)`: the file of one picture, as it is downloaded."""
+
+    def downloaded(prompt: str = "red apple", **fields: Any) -> Path:
+        (name,) = make(prompt, **fields)["pictures"]
+        file = tmp_path / f"{name}.png"
+        file.write_bytes(client.get(f"/v1/pictures/{name}").content)
+        return file
+
+    return downloaded
