@@ -1,4 +1,4 @@
-"""Facts about jobs: batches change no byte, the queue is bounded, what is stopped stops, what is lost is said."""
+"""Facts about jobs: batches change no byte, the queue is bounded, stops stop, and what is lost is said."""
 
 import io
 import json
@@ -14,6 +14,7 @@ from ldm.serve.history import History
 from ldm.serve.jobs import Job, Slot
 from ldm.serve.messages import Task
 
+DATA = 'data: {"id"'
 PROMPTS = ["red apple", "a cat with a hat", "blue car", "green tree", "pizza", "fox"]
 
 
@@ -30,6 +31,11 @@ def png(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
+def post(client, prompt: str = "fox", **asked) -> str:
+    """The id of a job that is queued now."""
+    return client.post("/v1/generate", json={"prompts": [prompt], **asked}).json()["id"]
+
+
 def contents(client, job) -> list[bytes]:
     return [client.get(f"/v1/pictures/{name}").content for name in job["pictures"]]
 
@@ -37,7 +43,7 @@ def contents(client, job) -> list[bytes]:
 def test_a_picture_has_the_same_bytes_alone_and_beside_others(client, make, wait):
     asked = [{"prompts": [prompt], "seeds": [seed]} for seed, prompt in enumerate(PROMPTS)]
     alone = [contents(client, make(each["prompts"][0], seeds=each["seeds"])) for each in asked]
-    jobs = [client.post("/v1/generate", json=each).json()["id"] for each in asked]
+    jobs = [post(client, each["prompts"][0], seeds=each["seeds"]) for each in asked]
     assert [contents(client, wait(name)) for name in jobs] == alone
     assert len({each[0] for each in alone}) == len(PROMPTS)
 
@@ -92,8 +98,7 @@ def test_a_stopped_job_makes_nothing_more_and_a_neighbour_is_not_harmed(client, 
 
 
 def test_skip_drops_what_is_being_made_and_goes_on(client, service, wait):
-    asked = {"prompts": ["fox"], "count": 6, "options": {"steps": 100}}
-    job = client.post("/v1/generate", json=asked).json()["id"]
+    job = post(client, count=6, options={"steps": 60})
     until(lambda: service.job(job)["step"])
     assert client.post(f"/v1/jobs/{job}/skip").status_code == 200
     ended = wait(job)
@@ -103,9 +108,9 @@ def test_skip_drops_what_is_being_made_and_goes_on(client, service, wait):
 
 
 def test_a_killed_worker_is_replaced_and_its_job_fails_in_words(client, service, make, wait):
-    running = client.post("/v1/generate", json={"prompts": ["fox"], "options": {"steps": 250}}).json()["id"]
+    running = post(client, options={"steps": 250})
     until(lambda: service.job(running)["step"])
-    waiting = client.post("/v1/generate", json={"prompts": ["owl"], "quality": "fast"}).json()["id"]
+    waiting = post(client, "owl", quality="fast")
     os.kill(service.networks._process.pid, signal.SIGKILL)
     failed = wait(running)
     assert failed["state"] == "failed"
@@ -115,11 +120,8 @@ def test_a_killed_worker_is_replaced_and_its_job_fails_in_words(client, service,
 
 def test_an_error_of_one_job_is_not_its_neighbours(client, service, wait):
     one, other = (client.post("/v1/uploads", files={"file": png(16, 16)}).json()["id"] for _ in range(2))
-    block = client.post("/v1/generate", json={"prompts": ["fox"], "options": {"steps": 100}}).json()["id"]
-    jobs = [
-        client.post("/v1/generate", json={"prompts": ["owl"], "source": {"picture": name}}).json()["id"]
-        for name in (one, other)
-    ]
+    block = post(client, options={"steps": 40})
+    jobs = [post(client, "owl", source={"picture": name}) for name in (one, other)]
     client.delete(f"/v1/pictures/{one}")
     wait(block)
     failed, made = (wait(name) for name in jobs)
@@ -149,7 +151,7 @@ def test_a_restart_shows_what_was_finished_and_marks_what_was_not(tmp_path, clie
 
 
 def test_previews_are_shown_while_a_picture_is_made_and_kept_as_a_strip(client, service, wait):
-    job = client.post("/v1/generate", json={"prompts": ["fox"], "options": {"steps": 40}}).json()["id"]
+    job = post(client, options={"steps": 40})
     address = until(lambda: service.job(job)["previews"][0])
     shown = client.get(address)
     assert shown.content.startswith(b"\x89PNG")
@@ -160,7 +162,7 @@ def test_previews_are_shown_while_a_picture_is_made_and_kept_as_a_strip(client, 
 
 
 def test_events_follow_a_job_to_its_end(client):
-    job = client.post("/v1/generate", json={"prompts": ["fox"]}).json()["id"]
+    job = post(client)
     text = client.get(f"/v1/jobs/{job}/events").text
     seen = [
         json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith('data: {"id')
