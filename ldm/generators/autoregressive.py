@@ -45,8 +45,8 @@ class CodeGenerator:
 
     def __post_init__(self) -> None:
         check_match(self.net, self.codes, self.clip)
-        if type(self.candidates) is not int or self.candidates < 1:
-            raise UserError(f"candidates={self.candidates} must be a whole number, at least 1")
+        if self.candidates < 1:
+            raise UserError(f"candidates={self.candidates} must be at least 1")
         if self.rerank not in RANKINGS:
             raise UserError(f"rerank={self.rerank} is unknown: write {' or '.join(RANKINGS)}")
         if self.rerank == "caption" and not isinstance(self.net, CogViewTransformer):
@@ -168,14 +168,9 @@ class CodeGenerator:
         check_options(changes, OPTIONS)
         own = {name: value for name, value in changes.items() if name in CHOICES}
         others = {name: value for name, value in changes.items() if name not in CHOICES}
-        choice = choice_of(asdict(self.choice) | own)
-        return replace(self, choice=choice, **others)
-
-
-def choice_of(options: Mapping[str, Any]) -> Choice:
-    """The choice with some options; UserError for values of other types, or that it refuses."""
-    check_arguments(f"{Choice.__module__}.Choice", Choice, options, is_partial=False)
-    return Choice(**options)
+        for target, given in ((Choice, own), (CodeGenerator, others)):
+            check_arguments(f"{target.__module__}.{target.__name__}", target, given, is_partial=True)
+        return replace(self, choice=replace(self.choice, **own), **others)
 
 
 def candidate_seed(seed: int, number: int) -> int:
@@ -230,37 +225,19 @@ def check_match(net: CodeTransformer, codes: PictureCodes, clip: ClipPair) -> No
             )
 
 
-def open_autoregressive(  # one argument an option
-    bundle: Bundle,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    scale: float = 1.0,
-    candidates: int = 1,
-    rerank: str = "clip",
-    negative: str = "",
-) -> CodeGenerator:
-    """The generator of a bundle.
+def open_autoregressive(bundle: Bundle, **options: Any) -> CodeGenerator:
+    """The generator of a bundle, with some of OPTIONS.
 
     Raises BundleError for parts that are missing or don't go together, UserError for options that are
     refused.
     """
-    choice = choice_of({"temperature": temperature, "top_k": top_k, "top_p": top_p, "scale": scale})
-    codes, trained_on = PictureCodes.open(bundle), bundle.entry("codes")
-    if codes.sha256 != trained_on:
+    check_options(options, OPTIONS, of=f"the generator of {bundle.path}")
+    codes = PictureCodes.open(bundle)
+    if codes.sha256 != bundle.entry("codes"):
         raise BundleError(
             f"bundle {bundle.path}: its image_tokenizer is not the one that its backbone was trained with"
         )
     net = bundle.network("backbone").requires_grad_(False)
     if not isinstance(net, CodeTransformer):
         raise BundleError(f"bundle {bundle.path}: its backbone is a {type(net).__name__}: it makes no codes")
-    return CodeGenerator(
-        net=net,
-        codes=codes,
-        clip=ClipPair.open(bundle),
-        choice=choice,
-        candidates=candidates,
-        rerank=rerank,
-        negative=negative,
-    )
+    return CodeGenerator(net=net, codes=codes, clip=ClipPair.open(bundle)).with_options(**options)

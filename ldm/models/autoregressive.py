@@ -234,7 +234,7 @@ class PrefixTransformer(CodeTransformer):
         self.trunk = Trunk(width=width, depth=depth, num_heads=num_heads, checkpointing=checkpointing)
         self.prefix = nn.Linear(prefix_dim, width)
         self.codes, self.places = table(num_codes, width), table(grid**2, width)
-        self.head = nn.Linear(width, num_codes)
+        self.head = head(width, num_codes, bias=True)
 
     def prompt(self, condition: Float[Tensor, "b e"]) -> Prompt:
         """The projection of a vector, in place 0."""

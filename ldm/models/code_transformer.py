@@ -137,10 +137,12 @@ def table(count: int, width: int) -> nn.Embedding:
     return made
 
 
-def head(width: int, count: int) -> nn.Linear:
+def head(width: int, count: int, *, bias: bool = False) -> nn.Linear:
     """A layer that makes logits, as GPT-2's starts."""
-    made = nn.Linear(width, count, bias=False)
+    made = nn.Linear(width, count, bias=bias)
     nn.init.normal_(made.weight, std=INITIAL_STD)
+    if bias:
+        nn.init.zeros_(made.bias)
     return made
 
 
