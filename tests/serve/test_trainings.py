@@ -1,0 +1,113 @@
+"""The trainings below a folder, as the page reads them over HTTP."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from ldm import UserError
+from ldm.serve.app import refused
+from ldm.serve.trainings import POINTS, router, thinned
+from tests.serve.test_run_states import make_run
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """A folder with a finished and a stopped run, and the evaluation of one."""
+    root = tmp_path / "runs"
+    for name, finished in (("emoji/one", True), ("sweep/point/two", False)):
+        run = make_run(root / name, logged=6, saved=6, finished=finished)
+        (run / "run.json").write_text(
+            json.dumps({"config_hash": "x", "command": "python -m ldm.train", "pid": 1})
+        )
+        (run / "config.yaml").write_text("name: emoji\ntrainer: {max_steps: 8}\n")
+        (run / "samples").mkdir()
+        for step in (3, 6):
+            Image.new("RGB", (8, 8), (step, 0, 0)).save(run / "samples" / f"step={step:06d}.png")
+        (run / "report.md").write_text("# <b>report</b>")
+    (root / "evaluation" / "mine").mkdir(parents=True)
+    (root / "evaluation" / "mine" / "results.json").write_text("{}")
+    (root / "evaluation" / "mine" / "report.md").write_text("# numbers")
+    return root
+
+
+@pytest.fixture
+def client(runs) -> TestClient:
+    app = FastAPI()
+    app.include_router(router(runs))
+    app.add_exception_handler(UserError, refused)
+    return TestClient(app)
+
+
+def test_runs_are_listed_with_state_step_sheet_and_links(client):
+    listed = {run["name"]: run for run in client.get("/v1/runs").json()["runs"]}
+    assert listed.keys() == {"emoji/one", "sweep/point/two"}
+    assert (listed["emoji/one"]["state"], listed["sweep/point/two"]["state"]) == ("finished", "stopped")
+    assert (listed["emoji/one"]["step"], listed["emoji/one"]["steps"]) == (6, 8)
+    assert listed["emoji/one"]["sheet"]["step"] == 6
+    report = client.get(listed["emoji/one"]["links"][0]["url"])
+    assert (report.text, report.headers["content-type"]) == ("# <b>report</b>", "text/plain; charset=utf-8")
+
+
+def test_a_run_has_its_curves_sheets_and_command(client):
+    name = next(run["id"] for run in client.get("/v1/runs").json()["runs"] if run["name"] == "emoji/one")
+    run = client.get(f"/v1/runs/{name}").json()
+    assert run["curves"] == {"train/loss": [[step, 1 / (step + 1)] for step in range(6)]}
+    assert [sheet["step"] for sheet in run["sheets"]] == [3, 6]
+    assert client.get(run["sheets"][0]["url"]).headers["content-type"] == "image/png"
+    assert run["command"] == "python -m ldm.train"
+
+
+def test_evaluations_are_linked(client):
+    (found,) = client.get("/v1/runs").json()["evaluations"]
+    assert found["title"] == "evaluation/mine"
+    assert client.get(found["url"]).text == "# numbers"
+
+
+def test_links_are_not_followed(client, runs, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    (runs / "emoji" / "one" / "samples" / "step=000009.png").symlink_to(secret)
+    (runs / "linked").symlink_to(runs / "emoji")
+    listed = client.get("/v1/runs").json()["runs"]
+    assert {run["name"] for run in listed} == {"emoji/one", "sweep/point/two"}
+    (sheet,) = [run["sheet"] for run in listed if run["name"] == "emoji/one"]
+    answer = client.get(sheet["url"])
+    assert answer.status_code == 404
+    assert "gone, or a link" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e", "emoji", "0" * 16, "run.json"])
+def test_what_is_no_id_is_no_run_and_no_file(client, name):
+    some = client.get("/v1/runs").json()["runs"][0]["id"]
+    for address in (f"/v1/runs/{name}", f"/v1/runs/{some}/files/{name}", f"/v1/runs/{name}/files/{name}"):
+        answer = client.get(address)
+        # a client makes another address of dots
+        assert answer.status_code == 404 or answer.url.path in ("/v1/runs", "/v1/runs/", f"/v1/runs/{some}")
+
+
+def test_damaged_configs_and_records_hide_no_run(client, runs):
+    (runs / "emoji" / "one" / "config.yaml").write_text("trainer: [")
+    (runs / "emoji" / "one" / "run.json").write_text("{")
+    listed = {run["name"]: run for run in client.get("/v1/runs").json()["runs"]}
+    assert listed["emoji/one"]["steps"] is None
+    assert client.get(f"/v1/runs/{listed['emoji/one']['id']}").json()["command"] is None
+
+
+def test_a_thinned_curve_keeps_its_peaks_and_its_ends():
+    curve = [(step, 0.0) for step in range(10_000)]
+    curve[1234], curve[8765] = (1234, 9.0), (8765, -9.0)
+    kept = thinned(curve)
+    assert len(kept) <= POINTS
+    assert kept == sorted(kept)
+    assert {(1234, 9.0), (8765, -9.0)} <= set(kept)
+    assert thinned(curve[:POINTS]) == curve[:POINTS]
+
+
+def test_a_folder_that_is_not_there_has_no_runs(tmp_path):
+    app = FastAPI()
+    app.include_router(router(tmp_path / "none"))
+    assert TestClient(app).get("/v1/runs").json()["runs"] == []
