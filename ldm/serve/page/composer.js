@@ -6,6 +6,7 @@ import { StartPicture } from "./start_picture.js";
 import { method } from "./words.js";
 
 const DRAFT = "ldm-draft"; // the words being written, so that a reload loses none of them
+const MOST = 64; // pictures of a job
 const FIELDS = [
   ["steps", "Sampling steps", "number", { min: 1, max: 1000, step: 1 }, "How often the picture is denoised. Empty: what the quality asks for."],
   ["scale", "Guidance scale", "number", { step: "any" }, "How closely the picture follows the words; too much makes it harsh. Empty: the model's own."],
@@ -122,31 +123,41 @@ export class Composer {
     byId("seed").classList.toggle("kept", seed !== "");
   }
 
-  async submit(change = {}) {
-    const prompt = byId("prompt").value.trim();
-    if (!prompt) {
-      this.complain({ message: "Write a few words first: they say what the picture shows.", field: "prompt" });
-      return;
+  /** Sends what the form says. */
+  async submit() {
+    const wrong = this.wrong();
+    if (wrong) this.complain(wrong);
+    else await this.send(async () => ({ ...this.asked, source: await this.start.request() }));
+  }
+
+  /** What is wrong with the form, in words; nothing where the server may decide. */
+  wrong() {
+    const [prompt, seed] = [byId("prompt").value, byId("seed").value].map((text) => text.trim());
+    if (!prompt) return { message: "Write a few words first: they say what the picture shows.", field: "prompt" };
+    if (seed && !(/^\d+$/.test(seed) && Number.isSafeInteger(Number(seed) + MOST))) {
+      return { message: `The seed "${seed}" is no whole number below 2^53: write digits, or leave it empty for a random one.`, field: "seed" };
     }
-    const count = Number(byId("count").value);
-    const seed = byId("seed").value.trim();
-    if (seed && !(/^\d+$/.test(seed) && Number.isSafeInteger(Number(seed) + count))) {
-      this.complain({ message: `The seed "${seed}" is no whole number below 2^53: write digits, or leave it empty for a random one.`, field: "seed" });
-      return;
-    }
+    return null;
+  }
+
+  /** The request of the form, without a picture to start from. */
+  get asked() {
+    const [count, seed] = [Number(byId("count").value), byId("seed").value.trim()];
+    return {
+      model: this.model?.id,
+      prompts: [byId("prompt").value.trim()],
+      count,
+      quality: byId("composer").elements.quality.value,
+      options: this.options,
+      seeds: seed ? Array.from({ length: count }, (_, number) => Number(seed) + number) : undefined,
+    };
+  }
+
+  /** Sends a request; what is wrong is said at the form. */
+  async send(make) {
     byId("go").disabled = true;
     try {
-      const request = {
-        model: this.model?.id,
-        prompts: [prompt],
-        count,
-        quality: byId("composer").elements.quality.value,
-        options: this.options,
-        source: await this.start.request(),
-        seeds: seed ? Array.from({ length: count }, (_, number) => Number(seed) + number) : undefined,
-        ...change,
-      };
-      const job = await post("/v1/generate", request);
+      const job = await post("/v1/generate", await make());
       this.note("");
       this.started(job);
     } catch (error) {
@@ -159,13 +170,12 @@ export class Composer {
   /** Pictures like one made here: it is started from, with the same words and new seeds. */
   async likeThis(picture, strength) {
     this.write(picture.prompt);
-    const source = { picture: picture.id, strength };
-    await this.submit({ prompts: [picture.prompt], source, seeds: undefined });
+    await this.send(() => ({ ...this.asked, seeds: undefined, source: { picture: picture.id, strength } }));
   }
 
-  /** The same request again, for what a job has not made. */
+  /** The request of a job once more, with its seeds. */
   async repeat(job) {
-    await this.submit({ ...job.request, seeds: job.seeds });
+    await this.send(() => ({ ...job.request, seeds: job.seeds }));
   }
 
   /** Takes the settings of a picture over. */

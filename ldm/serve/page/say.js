@@ -33,7 +33,7 @@ export function confirmed(question, yes) {
       el("p", { id: "ask-words" }, question),
       el("div", { class: "row end" },
         button("Keep it", () => dialog.close("")),
-        button(yes, () => dialog.close("yes"), { class: "danger" })),
+        button(yes, () => dialog.close("yes"), { class: "quiet danger" })),
     );
     dialog.returnValue = "";
     dialog.onclose = () => resolve(dialog.returnValue === "yes");

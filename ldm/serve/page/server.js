@@ -23,7 +23,7 @@ async function ask(method, path, body) {
   } catch {
     throw new Refused(AWAY);
   }
-  const json = answer.headers.get("Content-Type")?.includes("json");
+  const json = answer.status !== 204 && answer.headers.get("Content-Type")?.includes("json");
   const value = json ? await answer.json() : null;
   if (answer.ok) return value;
   const wait = answer.headers.get("Retry-After");

@@ -42,7 +42,7 @@ export class Viewer {
           tip("more like this", "New pictures that start from this one. Subtle keeps most of it; strong keeps only its layout; or paint the part that may change.")),
         words,
         inside(picture),
-        el("p", { class: "row end" }, button("Delete this picture", () => this.delete(picture, words), { class: "danger link" }))),
+        el("p", { class: "row end" }, button("Delete this picture", () => this.delete(picture, words), { class: "link danger" }))),
     );
     if (!this.dialog.open) this.dialog.showModal();
     this.dialog.scrollTop = 0;
