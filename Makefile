@@ -9,7 +9,7 @@ QUICK := $(addprefix tests/,commands diffusion io models randomness test_constru
 QUICK += $(addprefix --ignore=tests/,diffusion/test_samplers.py diffusion/test_conf.py models/test_conditioning.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve quick test check format bench gpu peers weights faults ranks chaos slurm golden report docs
+.PHONY: help setup demo serve quick test page check format bench gpu peers weights faults ranks chaos slurm golden report docs
 
 help:  ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -48,6 +48,11 @@ quick: setup  ## what to run at each save: style, import contracts and the tests
 test: setup  ## run the whole test suite: some ten minutes on 2 cores
 	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal
 
+page: setup  ## the page of ldm.serve in a real browser, some minutes; needs Chromium: apt-get install chromium
+	@$(RUN) -c 'import playwright, axe_playwright_python' 2>/dev/null || \
+		$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[page]'
+	OMP_NUM_THREADS=1 $(LDM) pytest tests/serve/browser/page_*.py
+
 check: setup  ## run ruff, mypy --strict on the core, import contracts
 	$(LDM) ruff check .
 	$(LDM) ruff format --check .
@@ -59,6 +64,7 @@ format: setup  ## let ruff fix what it can
 	$(LDM) ruff format .
 
 serve: setup  ## open a page that generates pictures with the shipped model; Ctrl-C ends it
+	@$(LDM) data_prep.emoji  # what the page compares pictures with
 	@exec $(LDM) ldm.serve
 
 bench: setup  ## compare speed with other libraries: U-Net, training step, attention, pipeline, loader, latents, logging
