@@ -170,16 +170,12 @@ class Codec:
             posterior = self.encode_images(chunk)
             return torch.stack([posterior.mean, posterior.logvar], dim=1).half()
 
-        return in_chunks(encode, images, size=self.chunk, device=self.device)
+        return in_chunks(encode, images, self.chunk, self.device)
 
     @torch.no_grad()
     def context(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
         """Text states of token ids, as a denoiser is trained on them, with the same care as `moments`."""
-
-        def encode(chunk: Tensor) -> Tensor:
-            return self.text_encoder(chunk).states.half()
-
-        return in_chunks(encode, tokens, size=self.chunk, device=self.device)
+        return in_chunks(lambda ids: self.text_encoder(ids).states.half(), tokens, self.chunk, self.device)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # sent at each use: a codec is no module, whose buffers would move along
@@ -188,9 +184,7 @@ class Codec:
         return shift, scale
 
 
-def in_chunks(
-    compute: Callable[[Tensor], Tensor], rows: Tensor, *, size: int, device: torch.device
-) -> Tensor:
+def in_chunks(compute: Callable[[Tensor], Tensor], rows: Tensor, size: int, device: Any) -> Tensor:
     """`compute` of `size` rows at a time on a device: each row gets the same bits whatever its batch."""
     made = []
     with torch.autocast(device.type, enabled=False):  # float32, whatever the training's precision

@@ -93,4 +93,4 @@ class PictureCodes:
     @torch.no_grad()
     def _in_chunks(self, compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         size = CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK
-        return in_chunks(compute, rows, size=size, device=self.device)
+        return in_chunks(compute, rows, size, self.device)

@@ -33,7 +33,14 @@ from ldm.stages.optim import check_optimizer
 
 COMMANDS = ("train", "sample", "evaluate")
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-NOT_ALONE = {"experiment", "grid", "hydra", "sweep"}  # added to others, or Hydra's own
+NOT_ALONE = {
+    "experiment",
+    "grid",
+    "hydra",
+    "sweep",
+    "image_tokenizer",
+    "codes",
+}  # added to others, or Hydra's
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_ALONE)
 NETWORKS = ("backbone", "autoencoder", "text_encoder", "image_encoder")
 

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from ldm import UserError
 from ldm.codec import Codec
+from ldm.data.augment import choose, flip
 from ldm.data.datamodule import PictureData
-from ldm.data.latents import LatentData, view
+from ldm.data.latents import LatentData
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays
 from ldm.models.picture_tokenizers import CodeLevel
@@ -73,12 +74,13 @@ class CodeSplit(Dataset[dict[str, Any]]):
 
         Raises DataError for codes that the tokenizer doesn't have.
         """
-        key = {"seed": self.seed, "position": position}
-        choice, mirrored = view(self.captions[number], flips=self.flips, **key)
+        captions, key = self.captions[number], {"seed": self.seed, "position": position}
+        choice = choose(captions, **key)
+        mirrored = self.flips and flip(**key, text=captions[choice])
         codes = self.codes.read(number)[int(mirrored)].astype(np.int64)
         if codes.shape != self._limits.shape or (codes >= self._limits).any():
             raise self.codes.reader.damaged(number, "holds codes that its tokenizer doesn't have")
-        sample = {"codes": codes, "captions": self.captions[number][choice]}
+        sample = {"codes": codes, "captions": captions[choice]}
         if self.encoded is not None:
             sample["context"] = self.encoded.read(number)[choice].astype(np.float32)
         if self.embedded is not None:

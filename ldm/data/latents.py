@@ -5,7 +5,7 @@ a caption (text states, `context_length * width * 2` bytes, for small sets) or i
 bytes each and a pass of the text encoder at every step.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,9 @@ class StoredSplit(Dataset[dict[str, Any]]):
 
     def sample(self, number: int, position: int) -> dict[str, Any]:
         """The sample of a position: the picture's moments, and `tokens` or `context` of one caption."""
-        key = {"seed": self.seed, "position": position}
-        choice, mirrored = view(self.captions[number], flips=self.flips, **key)
+        captions, key = self.captions[number], {"seed": self.seed, "position": position}
+        choice = choose(captions, **key)
+        mirrored = self.flips and flip(**key, text=captions[choice])
         return {
             "moments": self.moments.read(number)[int(mirrored)],
             self.kind: self.encoded.read(number)[choice],
@@ -158,12 +159,6 @@ class EncodedPictures(LightningDataModule):
         return latent_batch(self.codec.moments(batch["image"]), context, batch)
 
 
-def view(captions: Sequence[str], *, flips: bool, seed: int, position: int) -> tuple[int, bool]:
-    """Which of its captions a picture has at a position, and whether it is mirrored."""
-    choice = choose(captions, seed=seed, position=position)
-    return choice, flips and flip(seed=seed, position=position, text=captions[choice])
-
-
 def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> LatentBatch:
     """A batch for the denoiser's stage from moments (b 2 c h w) and context (b n d)."""
     mean, logvar = moments.float().unbind(1)
@@ -178,8 +173,5 @@ def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> Lat
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples of a split as one batch; texts as a list."""
-    columns = {name: [each[name] for each in samples] for name in samples[0]}
-    return {
-        name: rows if isinstance(rows[0], str) else torch.from_numpy(np.stack(rows))
-        for name, rows in columns.items()
-    }
+    rows = {name: np.stack([each[name] for each in samples]) for name in samples[0]}
+    return {name: x.tolist() if x.dtype.kind == "U" else torch.from_numpy(x) for name, x in rows.items()}

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ldm import UserError
-from ldm.models.blocks import level_widths
+from ldm.models.attention import SpatialAttention
+from ldm.models.blocks import ResnetBlock, level_widths
 from ldm.models.quantizers import Draw, Quantized
-from ldm.models.vae import Decoder, Encoder, set_checkpointing
+from ldm.models.vae import Decoder, Encoder
 
 
 @runtime_checkable
@@ -194,12 +195,23 @@ class Trunk:
         """Encoder and decoder with `features` channels between them; UserError on sizes that do not fit."""
         widths = level_widths(self.channels, self.multipliers, norm_groups=self.norm_groups)
         options: dict[str, Any] = {"blocks": self.blocks_per_level, "norm_groups": self.norm_groups}
-        options |= {"attention": self.mid_attention, "level_attention": self.level_attention}
-        colours = 3 * self.patch**2
-        made = Encoder(colours, widths, features, **options), Decoder(colours, widths, features, **options)
-        for half in made:
-            set_checkpointing(half, self.checkpointing)
-        return made
+        options["attention"] = self.mid_attention
+        colours, attends = 3 * self.patch**2, self.level_attention or [False] * len(widths)
+        if len(attends) != len(widths):
+            raise UserError(f"level_attention={attends} must have one entry for each of {len(widths)} levels")
+        encoder = Encoder(colours, widths, features, **options)
+        decoder = Decoder(colours, widths, features, **options)
+        for level, does in zip([*encoder.levels, *decoder.levels], attends + attends[::-1], strict=True):
+            level.checkpointing = self.checkpointing
+            if does:
+                level.blocks = nn.Sequential(*map(self._attending, level.blocks))
+        encoder.middle.checkpointing = decoder.middle.checkpointing = self.checkpointing
+        return encoder, decoder
+
+    def _attending(self, block: nn.Module) -> nn.Sequential:
+        assert isinstance(block, ResnetBlock)
+        width = block.conv_out.out_channels
+        return nn.Sequential(block, SpatialAttention(width, norm_groups=self.norm_groups))
 
 
 class VQAutoencoder(OneLevel):

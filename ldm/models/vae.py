@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -43,52 +43,30 @@ class Level(nn.Module):
     """Residual blocks of one resolution and the change to the next; the last level of a side has none."""
 
     def __init__(
-        self,
-        before: int,
-        width: int,
-        *,
-        blocks: int,
-        norm_groups: int,
-        attention: bool,
-        resample: nn.Module | None,
+        self, before: int, width: int, *, blocks: int, norm_groups: int, resample: nn.Module | None
     ) -> None:
         super().__init__()
         self.checkpointing = False
         inputs = [before] + [width] * (blocks - 1)
         self.blocks = nn.Sequential(*(ResnetBlock(c, width, norm_groups=norm_groups) for c in inputs))
-        # after each block; those of VQGANs (Esser et al. 2021, table 7) have it at their lowest resolution
-        between = inputs if attention else []
-        self.attentions = nn.ModuleList(SpatialAttention(width, norm_groups=norm_groups) for _ in between)
         self.resample = resample or nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h2 w2"]:
         """Feature map of the next resolution."""
-        for block, attention in zip_longest(self.blocks, self.attentions):
+        for block in self.blocks:
             x = apply(block, x, recompute=self.checkpointing)
-            if attention is not None:
-                x = apply(attention, x, recompute=self.checkpointing)
         return self.resample(x)
 
 
 def levels(
-    widths: Sequence[int],
-    resample: Callable[[int], nn.Module],
-    *,
-    blocks: int,
-    norm_groups: int,
-    attention: Sequence[bool] = (),
+    widths: Sequence[int], resample: Callable[[int], nn.Module], *, blocks: int, norm_groups: int
 ) -> nn.ModuleList:
-    """One level per width; all but the last change the resolution.
-
-    Raises UserError unless `attention` is empty or has one entry per level.
-    """
-    if attention and len(attention) != len(widths):
-        raise UserError(f"attention of {len(attention)} levels: give one entry for each of {len(widths)}")
+    """One level per width; all but the last change the resolution."""
     resamplers = [*map(resample, widths[:-1]), None]
-    parts = zip(pairwise([widths[0], *widths]), resamplers, attention or [False] * len(widths), strict=True)
+    pairs = zip(pairwise([widths[0], *widths]), resamplers, strict=True)
     return nn.ModuleList(
-        Level(before, width, blocks=blocks, norm_groups=norm_groups, attention=attends, resample=each)
-        for (before, width), each, attends in parts
+        Level(before, width, blocks=blocks, norm_groups=norm_groups, resample=each)
+        for (before, width), each in pairs
     )
 
 
@@ -122,13 +100,11 @@ class Encoder(nn.Module):
         blocks: int,
         norm_groups: int,
         attention: bool,
-        level_attention: Sequence[bool] = (),
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(colours, widths[0], 3, padding=1)
         halve = partial(Downsample, pad_all_around=False)  # the released weights were trained with it
-        shared: dict[str, Any] = {"norm_groups": norm_groups, "attention": level_attention}
-        self.levels = levels(widths, halve, blocks=blocks, **shared)
+        self.levels = levels(widths, halve, blocks=blocks, norm_groups=norm_groups)
         self.middle = Middle(widths[-1], norm_groups=norm_groups, attention=attention)
         self.norm_out = nn.GroupNorm(norm_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], moments, 3, padding=1)
@@ -153,15 +129,13 @@ class Decoder(nn.Module):
         blocks: int,
         norm_groups: int,
         attention: bool,
-        level_attention: Sequence[bool] = (),
     ) -> None:
         super().__init__()
         falling = widths[::-1]
         self.conv_in = nn.Conv2d(latents, falling[0], 3, padding=1)
         self.middle = Middle(falling[0], norm_groups=norm_groups, attention=attention)
         # + 1 as in the released models, whose weights must fit
-        shared: dict[str, Any] = {"norm_groups": norm_groups, "attention": level_attention[::-1]}
-        self.levels = levels(falling, Upsample, blocks=blocks + 1, **shared)
+        self.levels = levels(falling, Upsample, blocks=blocks + 1, norm_groups=norm_groups)
         self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[0], colours, 3, padding=1)
 
@@ -171,14 +145,6 @@ class Decoder(nn.Module):
         for level in self.levels:
             h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))
-
-
-def set_checkpointing(net: nn.Module, checkpointing: bool) -> None:
-    """Switches activation checkpointing of all levels and middles of a network."""
-    # from outside, so that four constructors need not hand it down
-    for module in net.modules():
-        if isinstance(module, Level | Middle):
-            module.checkpointing = checkpointing
 
 
 class AutoencoderKL(nn.Module):
@@ -214,7 +180,10 @@ class AutoencoderKL(nn.Module):
         self.to_moments = nn.Conv2d(moments, moments, 1)
         self.from_latents = nn.Conv2d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(colours, widths, latent_channels, **shared)
-        set_checkpointing(self, checkpointing)
+        # set from here, so that four constructors need not hand it down
+        for module in self.modules():
+            if isinstance(module, Level | Middle):
+                module.checkpointing = checkpointing
 
     def posterior(self, images: Float[Tensor, "b 3 H W"]) -> Posterior:
         """Gaussian over the latents of ``images``, whose sides must be multiples of ``factor``."""
@@ -236,7 +205,7 @@ class AutoencoderKL(nn.Module):
 
     def reconstruct(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures through the means of their posterior and back."""
-        return self.decode(self.posterior(images).mean)  # not a sample: two reconstructions compare
+        return self.decode(self.posterior(images).mean)
 
     def forward(
         self, images: Float[Tensor, "b 3 H W"], noise: Float[Tensor, "b z h w"]

@@ -21,6 +21,7 @@ from ldm.models.clip import CLIP
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
+from ldm.stages.image_tokenizer import TokenizerStage
 from ldm.stages.optim import warmup_constant
 
 BATCH = 8  # of all ranks together
@@ -133,6 +134,27 @@ def test_an_autoencoder_and_its_adversary_get_the_same_gradients(train, adversar
     for gradients, weights in together:
         assert_same(gradients, alone[0])
         assert_same(weights, alone[1])
+
+
+def test_a_codebook_of_two_ranks_is_that_of_the_batches_of_both(train, build_network, image_tokenizer, ranks):
+    """VQ-VAE-2 3: counts, sums, and the vectors that replace unused codes."""
+
+    def act(rank):
+        stage = TokenizerStage(
+            net=build_network(image_tokenizer, 11),
+            optimizer=partial(torch.optim.SGD, lr=0.1),
+            decay=lambda step: 1.0,
+            seed=2,
+        )
+        return [*train(stage, steps=3), dict(stage.net.quantizer.named_buffers())]
+
+    alone, together = act(0), ranks(act)
+    assert alone[2]["counts"].min() > 0  # of the 16 codes, those without a picture were replaced
+    for gradients, weights, codebook in together:
+        assert_same(gradients, alone[0])
+        assert_same(weights, alone[1])
+        assert_same(codebook, alone[2])
+    assert all(torch.equal(together[0][2][name], value) for name, value in together[1][2].items())
 
 
 FAULTS = {
