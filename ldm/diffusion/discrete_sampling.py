@@ -28,7 +28,7 @@ class Ancestral:
     """
 
     steps: int = 100  # at most those of the process
-    truncation: float = 1.0  # of p(x_0), see `truncated`
+    truncation: float | int = 1.0  # of p(x_0), see `truncated`
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 1:
@@ -51,12 +51,13 @@ class Ancestral:
         gumbel: Gumbel,
         watch: Callable[[int, Tensor], Any] | None = None,
     ) -> Int[Tensor, "b n"]:
-        """Codes of `places` places each; `watch` is called with the number of each step and its x_s."""
+        """Codes of `places` places each; `watch` is called with each step's number and likeliest x_0."""
         x = self.start(process, places, gumbel)
         for number, (t, s) in enumerate(pairwise(self.times(process)), start=1):
-            x = self.step(truncated(predict(x, t), self.truncation), process, x, t, s, gumbel)
+            log_p = predict(x, t)
+            x = self.step(truncated(log_p, self.truncation), process, x, t, s, gumbel)
             if watch is not None:
-                watch(number, x)
+                watch(number, torch.where(x == process.num_codes, log_p.argmax(dim=-1), x))
         return x
 
     def start(self, process: MaskAndReplace, places: int, gumbel: Gumbel) -> Int[Tensor, "b n"]:
@@ -87,7 +88,7 @@ class Purity(Ancestral):
     there; codes from p sharpened by 1 + weight x purity (eq. 10 and 11). Open places stay.
     """
 
-    weight: float = 1.0
+    weight: float | int = 1.0
 
     def start(self, process: MaskAndReplace, places: int, gumbel: Gumbel) -> Int[Tensor, "b n"]:
         """All masked, whatever the schedule: a place that is open would never be mended."""
@@ -115,7 +116,7 @@ class Purity(Ancestral):
         return x.scatter(1, chosen, codes.gather(1, chosen))
 
 
-def truncated(log_p: Float[Tensor, "b n k"], mass: float) -> Float[Tensor, "b n k"]:
+def truncated(log_p: Float[Tensor, "b n k"], mass: float | int) -> Float[Tensor, "b n k"]:
     """log p with all but the fewest codes that hold `mass` of each place's probability cut to `LEAST_LOG`.
 
     The code that crosses the mass is kept, and nothing is normalised (Gu et al. 2022, sec. 4.3). With a mass
@@ -130,7 +131,7 @@ def truncated(log_p: Float[Tensor, "b n k"], mass: float) -> Float[Tensor, "b n 
 
 
 def guided(
-    cond: Float[Tensor, "b n k"], uncond: Float[Tensor, "b n k"], scale: float
+    cond: Float[Tensor, "b n k"], uncond: Float[Tensor, "b n k"], scale: float | int
 ) -> Float[Tensor, "b n k"]:
     """Classifier-free guidance of log-probabilities, normalised again (Tang et al. 2022, eq. 7)."""
     return torch.lerp(uncond, cond, scale).log_softmax(dim=-1).clamp(min=LEAST_LOG)

@@ -31,6 +31,7 @@ from ldm.sampling.jobs import Job
 FIELD, READABLE = "ldm", "parameters"  # text chunks; other programs show the second
 MAX_BATCH = 4096  # a forged record must not ask for a larger one
 MAY_DIFFER = ("commit", "torch", "threads", "machine")  # reported, not refused: the pixels are compared
+SHOWN = ("steps", "scale")  # settings at any depth that a record has at its top
 OWN = frozenset(  # entries of a record that are no settings of its generator; earlier versions wrote `weak`
     {
         *("prompt", "tokens", "negative", "seed", "steps", "scale", "size", "bundle", "bundle_path", "batch"),
@@ -47,7 +48,7 @@ def facts_of(job: Job, opened: Opened, *, batch: Mapping[str, int]) -> dict[str,
         batch: `place` and `size`: kernels sum in an order that the size decides, which may change last bits.
     """
     generator, settings = opened.generator, opened.generator.settings()
-    if taken := sorted(settings.keys() & OWN - {"negative"}):
+    if taken := sorted(settings.keys() & OWN - {"negative", *SHOWN}):
         raise UserError(f"a generator's setting can't be called {taken[0]!r}: a record has such an entry")
     tokens = None
     if tokenizer := generator.tokenizer:
@@ -56,7 +57,7 @@ def facts_of(job: Job, opened: Opened, *, batch: Mapping[str, int]) -> dict[str,
         names = {"prompt": "read", "negative": "negative_read"}
         tokens |= {names[name]: min(count, tokenizer.context_length) for name, count in tokens.items()}
     facts = {"prompt": job.prompt, "tokens": tokens, "negative": job.negative, "seed": job.seed}
-    facts |= {name: first(settings, name) for name in ("steps", "scale")}
+    facts |= {name: first(settings, name) for name in SHOWN}
     facts |= {"size": [generator.size, generator.size], "bundle": opened.bundle.sha256}
     facts |= {"bundle_path": opened.bundle.place, "batch": dict(batch), **environment()}
     if job.image is not None:
@@ -77,6 +78,9 @@ def first(settings: Mapping[str, Any], name: str) -> Any:
 def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The generator's settings among the facts of a picture."""
     settings = {name: value for name, value in facts.items() if name not in OWN}
+    # a record repeats them from inside a sampler or a guidance, unless they are settings themselves
+    own = {name: facts.get(name) for name in SHOWN if first(settings, name) is None}
+    settings |= {name: value for name, value in own.items() if value is not None}
     if "sampler" in settings:  # a record of version 0.1.0, all of latent diffusion, doesn't name the noise
         settings.setdefault("generator", EARLIER_GENERATOR)
     return settings
@@ -98,7 +102,7 @@ def chunks(facts: Mapping[str, Any]) -> dict[str, str]:
     """The text chunks of a PNG: the facts as json, and as other programs of this kind read and write them."""
     named = {
         "Steps": facts["steps"],
-        **{name.capitalize(): short(value) for name, value in settings_of(facts).items()},
+        **{n.capitalize(): short(value) for n, value in settings_of(facts).items() if n not in SHOWN},
         "CFG scale": facts["scale"],
         "Seed": facts["seed"],
         "Size": "x".join(map(str, facts["size"])),

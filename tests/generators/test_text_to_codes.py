@@ -1,0 +1,79 @@
+"""The systems on text states and codes by their experiments: trained, sampled, reproduced and evaluated."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ldm.checkpoints.bundle import Bundle
+from ldm.evaluation.results import read_results
+
+SIZES = {
+    "emoji_vqdiffusion": ["num_codes=16", "grid=4", "num_steps=10", "width=16", "depth=1", "num_heads=2"],
+}
+SAMPLING = {"emoji_vqdiffusion": ["steps=3", "truncation=0.9"]}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def run(request, command, emoji, codes_path, bundle_path, tmp_path_factory):
+    """The experiment's name and the folder of a run of four steps. Read it, never write to it."""
+    name, runs = request.param, tmp_path_factory.mktemp("runs")
+    options = [
+        f"data.root={emoji}",
+        "data.size=16",
+        "batch_size=4",
+        "steps=4",
+        "trainer.val_check_interval=4",
+    ]
+    options += [f"codes.image_tokenizer={codes_path}", f"codec.text_encoder={bundle_path}"]
+    options += ["text_encoder.width=16", "text_encoder.context_length=16", "callbacks.samples.seeds=[0]"]
+    options += [f"backbone.{size}" for size in SIZES[name]]
+    options += [f"model.stage.sampling.{each}" for each in SAMPLING[name]]
+    command("ldm.train", f"+experiment={name}", *options, f"runs={runs}")
+    (folder,) = (runs / name).iterdir()
+    return name, folder
+
+
+def test_an_experiment_runs_from_training_to_results(command, run, emoji, tmp_path):
+    name, folder = run
+    assert Bundle.open(folder).names == ["backbone", "image_tokenizer", "text_encoder"]
+    assert [path.name for path in (folder / "samples").iterdir()] == ["step=000004.png"]
+    out = tmp_path / "out"
+    command(
+        "ldm.sample", f"bundle={folder}", "prompts=[a cat,a hat]", "per_prompt=1", f"out={out}", "scale=2"
+    )
+    facts = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
+    assert [(each["prompt"], each["scale"]) for each in facts] == [("a cat", 2), ("a hat", 2)]
+    said = command("ldm.sample", f"again={out / '0001.png'}", f"out={out}").out
+    assert f"every pixel is that of {out / '0001.png'}" in said
+    sets = "protocol.sets=[{name:train,split:train,captions:6,metrics:[nearest]}]"
+    options = (f"bundle={folder}", f"data.root={emoji}", "protocol=quick", f"out={tmp_path / 'numbers'}")
+    command("ldm.evaluate", *options, sets)
+    found = read_results(tmp_path / "numbers" / "results.json")
+    assert found["protocol"]["steps" if name == "emoji_vqdiffusion" else "temperature"] > 0
+    with Image.open(out / "0001.png") as picture:
+        assert picture.size == (16, 16)
+
+
+def test_what_it_lacks_is_refused_before_anything_is_made(command, run, tmp_path):
+    _, folder = run
+    image = tmp_path / "a.png"
+    Image.new("RGB", (16, 16)).save(image)
+    for asked, sentence in {
+        "negative=fog": "has no option 'negative'",
+        "+sampler=ddim": "has no option 'sampler'",
+        f"image={image}": "takes no source pictures",
+    }.items():
+        options = (f"bundle={folder}", "prompts=[a cat]", asked, f"out={tmp_path / 'out'}")
+        assert sentence in command("ldm.sample", *options, status=1).sentence
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prints_what_it_takes(command, run, emoji, codes_path, tmp_path):
+    name, _ = run
+    options = (f"data.root={emoji}", "data.size=16", "batch_size=2", "dry_run=true", f"runs={tmp_path}")
+    options += (f"codes.image_tokenizer={codes_path}", *(f"backbone.{size}" for size in SIZES[name]))
+    options += tuple(f"model.stage.sampling.{each}" for each in SAMPLING[name])
+    out = command("ldm.train", f"+experiment={name}", *options).out
+    assert "image tokenizer" in out
+    assert not list(tmp_path.iterdir())
