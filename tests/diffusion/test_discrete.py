@@ -192,10 +192,13 @@ def test_truncation_keeps_the_fewest_codes_that_reach_the_mass():
 def test_purity_opens_what_the_schedule_expects_and_keeps_what_is_open():
     process, seen = released(num_codes=4, num_steps=10), []
     log_p = torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(0)).log_softmax(dim=-1)
-    Purity(steps=5)(
-        lambda x, t: log_p, process, places=20, gumbel=gumbels(0), watch=lambda number, x: seen.append(x)
-    )
-    expected = [round(20 * process.masked[t].item()) for t in (8, 6, 4, 2, 0)]
+
+    def predict(x, t):
+        seen.append(x)
+        return log_p
+
+    seen.append(Purity(steps=5)(predict, process, places=20, gumbel=gumbels(0)))
+    expected = [round(20 * process.masked[t].item()) for t in (10, 8, 6, 4, 2, 0)]
     assert [(x == 4).sum(dim=1).tolist() for x in seen] == [[left] * 2 for left in expected]
     for before, after in pairwise(seen):
         assert torch.equal(after[before < 4], before[before < 4])
