@@ -29,6 +29,7 @@ pragma synchronous = normal;
 begin exclusive;
 create table if not exists jobs (id text primary key, created real, state text, content text);
 create table if not exists pictures (id text primary key, created real, job text, kind text, content text);
+create table if not exists strips (id text primary key, png blob);
 create index if not exists newest_jobs on jobs (created);
 create index if not exists newest_pictures on pictures (kind, created);
 delete from jobs where id not in (select id from jobs order by created desc limit 10000);
@@ -106,17 +107,17 @@ class History:
         """
         name, created = new_id(), time.time()
         write(self.path(name), picture, below=self.folder)
-        if strip:
-            write(self.path(name, "steps"), strip, below=self.folder)
         content = {"id": name, "created": created, **facts}
         with self._lock:  # after its files: what is listed is there
             row = (name, created, facts.get("job"), kind, json.dumps(content))
             self._base.execute("insert into pictures values (?, ?, ?, ?, ?)", row)
+            if strip:
+                self._base.execute("insert into strips values (?, ?)", (name, strip))
         return name
 
-    def path(self, name: str, part: str = "picture") -> Path:
+    def path(self, name: str) -> Path:
         """The file of an id that `facts` knows."""
-        return self.folder / "pictures" / name[:2] / f"{name}.{part}.png"
+        return self.folder / "pictures" / name[:2] / f"{name}.png"
 
     def facts(self, name: str, kind: str | None = None) -> dict[str, Any] | None:
         """What is listed of a picture; None where there is none, or none of this kind."""
@@ -125,12 +126,18 @@ class History:
         )
         return found[0] if found and self.path(name).is_file() else None
 
-    def read(self, name: str, part: str = "picture") -> bytes | None:
-        """The bytes of a picture, or of its `steps`; None where there are none."""
+    def strip(self, name: str) -> bytes | None:
+        """The previews of a picture's steps beside each other, as one PNG; None where there are none."""
+        with self._lock:
+            row = self._base.execute("select png from strips where id = ?", [name]).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a picture; None where there is none."""
         if self.facts(name) is None:
             return None
         try:
-            return self.path(name, part).read_bytes()
+            return self.path(name).read_bytes()
         except FileNotFoundError:
             return None
 
@@ -161,8 +168,8 @@ class History:
         """Removes a picture with its files; False where there was none."""
         with self._lock:
             gone = self._base.execute("delete from pictures where id = ?", [name]).rowcount > 0
+            self._base.execute("delete from strips where id = ?", [name])
         if gone:
-            for part in ("picture", "steps"):
-                with suppress(FileNotFoundError):
-                    discard(self.path(name, part), below=self.folder)
+            with suppress(FileNotFoundError):
+                discard(self.path(name), below=self.folder)
         return gone

@@ -44,7 +44,7 @@ def router(service: Service) -> APIRouter:
     def filmstrip(name: Id) -> dict[str, Any]:
         """The previews of a picture's steps: how many there are, and where the strip of them is."""
         facts_of(name)
-        strip = history.read(name, "steps")
+        strip = history.strip(name)
         if strip is None:
             return {"sentence": "This system shows no steps, or they were not kept.", "count": 0, "url": None}
         with Image.open(io.BytesIO(strip), formats=("PNG",)) as picture:
@@ -55,7 +55,7 @@ def router(service: Service) -> APIRouter:
     def strip(name: Id) -> Response:
         """All previews of a picture beside each other, first step first."""
         facts_of(name)
-        found = history.read(name, "steps")
+        found = history.strip(name)
         if found is None:
             raise Refused("no steps of this picture were kept", status=404)
         return png(found)

@@ -156,8 +156,8 @@ def test_previews_are_shown_while_a_picture_is_made_and_kept_as_a_strip(client, 
     shown = client.get(address)
     assert shown.content.startswith(b"\x89PNG")
     (name,) = wait(job)["pictures"]
-    strip = service.history.read(name, "steps")
-    assert strip is not None
+    with Image.open(io.BytesIO(service.history.strip(name))) as strip:
+        assert strip.size == (40 * 16, 16)
     assert client.get(address).status_code == 404  # the picture itself has taken their place
 
 
