@@ -36,7 +36,8 @@ def generate(config: DictConfig) -> None:
     from ldm.sampling.batches import batches, check_jobs, generate_batch
     from ldm.sampling.output import SHEET, check_output, clear, open_output, save
 
-    opened = open_generator(Bundle.open(config.bundle), **{name: written.get(name) for name in OPTIONS})
+    options = {name: written.get(name) for name in OPTIONS} | written["options"]
+    opened = open_generator(Bundle.open(config.bundle), **options)
     for line in check_jobs(opened, jobs):
         print(line)
     out = open_output(config.out, overwrite=config.overwrite)

@@ -31,7 +31,7 @@ def open_bundle(options: Mapping[str, Any], *, device: torch.device) -> Iterator
         path, length = options["bundle"], options["ema_length"]
         if length is not None:
             path = bundle_of_length(path, Path(folder) / "bundle", length=length)
-        chosen = {name: options.get(name) for name in OPTIONS}
+        chosen = {name: options.get(name) for name in OPTIONS} | options.get("options", {})
         opened = open_generator(Bundle.open(path), **chosen).to(device)
         yield bundle_subject(opened, device=device, batch_size=options["batch_size"])
 

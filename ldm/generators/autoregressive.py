@@ -159,9 +159,9 @@ class CodeGenerator:
 
     def settings(self) -> dict[str, Any]:
         """How codes are chosen, how many candidates are made and how ranked, a negative prompt if any."""
-        ranking = {"rerank": self.rerank} if self.candidates > 1 else {}
+        ranking = {"candidates": self.candidates, "rerank": self.rerank}
         negative = {"negative": self.negative} if self.negative else {}
-        return {**asdict(self.choice), "candidates": self.candidates, **ranking, **negative}
+        return {**asdict(self.choice), **ranking, **negative}
 
     def with_options(self, **changes: Any) -> "CodeGenerator":
         """The same networks with other options, some of OPTIONS; raises UserError for any other."""

@@ -78,9 +78,9 @@ def first(settings: Mapping[str, Any], name: str) -> Any:
 def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The generator's settings among the facts of a picture."""
     settings = {name: value for name, value in facts.items() if name not in OWN}
-    # a record repeats them from inside a sampler or a guidance, unless they are settings themselves
-    own = {name: facts.get(name) for name in SHOWN if first(settings, name) is None}
-    settings |= {name: value for name, value in own.items() if value is not None}
+    # a record repeats these from inside sampler and guidance; where there are no such nodes they are settings
+    if not any(isinstance(value, Mapping) for value in settings.values()):
+        settings |= {name: facts[name] for name in SHOWN if facts.get(name) is not None}
     if "sampler" in settings:  # a record of version 0.1.0, all of latent diffusion, doesn't name the noise
         settings.setdefault("generator", EARLIER_GENERATOR)
     return settings

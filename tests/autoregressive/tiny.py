@@ -33,6 +33,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "cogview": {"_target_": f"{NETWORKS}.CogViewTransformer", **TOKENS, **CODES, **TRUNK},
     "clipgen": {"_target_": f"{NETWORKS}.PrefixTransformer", "prefix_dim": 8, **CODES, **TRUNK},
 }
+SIZES = TOKENS | CODES | TRUNK
 OPTIONS: dict[str, dict[str, Any]] = {
     "dalle": {"loss": partial(apart, text=0.125)},
     "cogview": {"loss": partial(together, text_weight=1.0), "captioning": 0.3, "dropout": 0.1},
