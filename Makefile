@@ -49,8 +49,6 @@ test: setup  ## run the whole test suite: some ten minutes on 2 cores
 	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal
 
 page: setup  ## the page of ldm.serve in a real browser, some minutes; needs Chromium: apt-get install chromium
-	@$(RUN) -c 'import playwright, axe_playwright_python' 2>/dev/null || \
-		$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[page]'
 	OMP_NUM_THREADS=1 $(LDM) pytest tests/serve/browser/page_*.py
 
 check: setup  ## run ruff, mypy --strict on the core, import contracts

@@ -103,11 +103,16 @@ class Comparisons:
             raise Refused(
                 f"{len(pairs)} pairs are too many: the limit is {MAX_PICTURES // 2}", field="prompts"
             )
-        jobs = {}
-        for side, model in zip("ab", models, strict=True):
-            wanted = {"prompts": [prompt for prompt, _ in pairs], "seeds": [seed for _, seed in pairs]}
-            request = Generate(**wanted, model=model["id"], quality=asked.quality)
-            jobs[side] = submitted(self.service, request, kind="comparison")["id"]
+        wanted = {"prompts": [prompt for prompt, _ in pairs], "seeds": [seed for _, seed in pairs]}
+        jobs: dict[str, str] = {}
+        try:
+            for side, model in zip("ab", models, strict=True):
+                request = Generate(**wanted, model=model["id"], quality=asked.quality)
+                jobs[side] = submitted(self.service, request, kind="comparison")["id"]
+        except Refused:  # the queue had room for one of them
+            for job in jobs.values():
+                self.service.stop(job)
+            raise
         comparison = {
             "id": secrets.token_hex(8),
             "created": time.time(),

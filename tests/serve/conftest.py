@@ -1,5 +1,6 @@
 """A server of the tiny bundle: its networks run in a process of their own, once for all tests."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,11 @@ ENDED = ("finished", "stopped", "failed", "interrupted")
 
 
 @pytest.fixture(scope="session")
-def networks(bundle_path) -> Iterator[Networks]:
-    started = Networks({"tiny": str(bundle_path)}, chunk=None)
+def networks(bundle_path, tmp_path_factory) -> Iterator[Networks]:
+    twin = shutil.copytree(bundle_path, tmp_path_factory.mktemp("twin") / "bundle")
+    config = twin / "config.yaml"
+    config.write_text(config.read_text().replace("scale: 3.0", "scale: 0.5"))
+    started = Networks({"tiny": str(bundle_path), "twin": str(twin)}, chunk=None)
     yield started
     started.close()
 

@@ -1,9 +1,11 @@
 """Which word moved which part of a picture, and which training pictures it is like."""
 
+import io
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ldm.checkpoints.bundle import Bundle
@@ -142,3 +144,19 @@ def test_without_its_training_pictures_a_bundle_says_so(bundle_path, tmp_path):
     bundle = Bundle.open(bundle_path)
     assert training_root(bundle) is None
     assert "not on this machine" in nearest_pictures(bundle, tmp_path / "picture.png")["sentence"]
+
+
+def test_the_page_is_told_words_steps_and_neighbours_of_a_picture(client, make):
+    (name,) = make(PROMPT, options={"steps": 3})["pictures"]
+    words = client.get(f"/v1/pictures/{name}/attention").json()["words"]
+    assert [each["word"] for each in words] == ["red", "apple", "green", "leaf"]
+    film = client.get(f"/v1/pictures/{name}/filmstrip").json()
+    with Image.open(io.BytesIO(client.get(film["url"]).content)) as strip:
+        assert (film["count"], strip.width) == (3, 3 * strip.height)
+    assert "not on this machine" in client.get(f"/v1/pictures/{name}/nearest").json()["sentence"]
+
+
+@pytest.mark.parametrize("part", ["nearest", "attention", "filmstrip", "filmstrip/strip"])
+def test_what_is_no_picture_has_no_inside(client, part):
+    assert client.get(f"/v1/pictures/{'0' * 16}/{part}").status_code == 404
+    assert client.get(f"/v1/pictures/..%2f..%2fserve/{part}").status_code in (404, 422)
