@@ -5,17 +5,38 @@ import json
 import pytest
 from PIL import Image
 
-from ldm.checkpoints.bundle import Bundle
+from ldm.checkpoints.bundle import Bundle, Part
+from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.evaluation.results import read_results
 
+LEVEL = {"_target_": "ldm.models.quantizers.VectorQuantizer", "num_codes": 8, "dim": 4}
+TWO_LEVELS = {
+    "_target_": "ldm.models.strided_tokenizers.TwoLevelTokenizer",
+    **{"size": 16, "channels": 8, "residual_blocks": 1, "residual_channels": 4},
+    **{"top": LEVEL, "bottom": LEVEL},
+}
+PRIOR = ["num_codes=8", "width=16", "depth=1", "num_heads=2"]
 SIZES = {
     "emoji_vqdiffusion": ["num_codes=16", "grid=4", "num_steps=10", "width=16", "depth=1", "num_heads=2"],
+    "emoji_vqvae2": [
+        *(f"{level}.{size}" for level in ("top", "bottom") for size in PRIOR),
+        *("top.grid=2", "bottom.grid=4", "bottom.coarse.grid=2", "bottom.coarse.num_codes=8"),
+    ],
 }
-SAMPLING = {"emoji_vqdiffusion": ["steps=3", "truncation=0.9"]}
+SAMPLING = {"emoji_vqdiffusion": ["steps=3", "truncation=0.9"], "emoji_vqvae2": ["temperature=0.9"]}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(codes_path, build_network, tmp_path_factory):
+    """The bundle of each experiment's tokenizer, with random weights."""
+    path = tmp_path_factory.mktemp("bundles") / "codes"
+    part = Part(spec=TWO_LEVELS, state=build_network(TWO_LEVELS, 5).state_dict())
+    write_bundle(path, parts={"image_tokenizer": part}, settings={"size": 16, "origin": {}})
+    return {"emoji_vqdiffusion": codes_path, "emoji_vqvae2": path}
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def run(request, command, emoji, codes_path, bundle_path, tmp_path_factory):
+def run(request, command, emoji, tokenizers, bundle_path, tmp_path_factory):
     """The experiment's name and the folder of a run of four steps. Read it, never write to it."""
     name, runs = request.param, tmp_path_factory.mktemp("runs")
     options = [
@@ -25,7 +46,7 @@ def run(request, command, emoji, codes_path, bundle_path, tmp_path_factory):
         "steps=4",
         "trainer.val_check_interval=4",
     ]
-    options += [f"codes.image_tokenizer={codes_path}", f"codec.text_encoder={bundle_path}"]
+    options += [f"codes.image_tokenizer={tokenizers[name]}", f"codec.text_encoder={bundle_path}"]
     options += ["text_encoder.width=16", "text_encoder.context_length=16", "callbacks.samples.seeds=[0]"]
     options += [f"backbone.{size}" for size in SIZES[name]]
     options += [f"model.stage.sampling.{each}" for each in SAMPLING[name]]
@@ -69,11 +90,10 @@ def test_what_it_lacks_is_refused_before_anything_is_made(command, run, tmp_path
         assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_prints_what_it_takes(command, run, emoji, codes_path, tmp_path):
-    name, _ = run
-    options = (f"data.root={emoji}", "data.size=16", "batch_size=2", "dry_run=true", f"runs={tmp_path}")
-    options += (f"codes.image_tokenizer={codes_path}", *(f"backbone.{size}" for size in SIZES[name]))
-    options += tuple(f"model.stage.sampling.{each}" for each in SAMPLING[name])
-    out = command("ldm.train", f"+experiment={name}", *options).out
-    assert "image tokenizer" in out
+def test_a_dry_run_prints_what_it_takes(command, emoji, codes_path, tmp_path):
+    name = "emoji_vqdiffusion"
+    options = [f"data.root={emoji}", "data.size=16", "batch_size=2", "dry_run=true", f"runs={tmp_path}"]
+    options += [f"codes.image_tokenizer={codes_path}", *(f"backbone.{size}" for size in SIZES[name])]
+    options += [f"model.stage.sampling.{each}" for each in SAMPLING[name]]
+    assert "image tokenizer" in command("ldm.train", f"+experiment={name}", *options).out
     assert not list(tmp_path.iterdir())

@@ -1,14 +1,18 @@
 """Facts of VQ-VAE-2's priors, transformer and masked convolutions: causality, likelihoods, sampled codes."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.nn import functional as F
 
 from ldm import UserError
+from ldm.construct import construct
 from ldm.generators.token_loop import Choice, generate_codes
 from ldm.models.code_transformer import CodeNetwork
+from ldm.models.meta_init import meta_init
 from ldm.models.pixel_prior import PixelPrior
 from ldm.models.two_level import TransformerPrior, TwoLevelPriors
 
@@ -143,3 +147,18 @@ def test_priors_that_do_not_fit_are_refused():
         TwoLevelPriors(top=TransformerPrior(**TEXT, depth=1), bottom=TransformerPrior(**FINE, depth=1))
     with pytest.raises(UserError, match="no multiple of"):
         TransformerPrior(**{**FINE, "grid": 5}, depth=1)
+
+
+def test_the_papers_sizes():
+    """The paper has layers and channels and no number of weights; of the kernels half is masked."""
+    for name, text, millions in (
+        ("vqvae2", 512, 846.7),
+        ("vqvae2_tiny", 128, 8.6),
+        ("vqvae2_pixel_tiny", 128, 5.9),
+    ):
+        path = Path(__file__).parents[2] / "conf" / "backbone" / f"{name}.yaml"
+        spec = yaml.safe_load(path.read_text().replace("${text_encoder.width}", str(text)))
+        with meta_init():
+            net = construct(spec)
+        found = sum(weight.numel() for weight in net.parameters()) / 1e6
+        assert found == pytest.approx(millions, abs=0.1), name
