@@ -238,8 +238,22 @@ def test_an_experiment_fits_the_networks_that_its_codec_comes_from(experiment):
         ours, theirs = (node[part] | {"checkpointing": None} for node in (own, first))
         assert ours == theirs
         assert first["data"]["root"] == own["data"]["root"]
-        given = {"autoencoder": "latent_channels", "text_encoder": "width"}[part]
-        assert theirs[given] == {"autoencoder": net.latent_channels, "text_encoder": net.context_dim}[part]
+        given, option = {"autoencoder": ("latent_channels",) * 2, "text_encoder": ("width", "context_dim")}[
+            part
+        ]
+        assert theirs[given] == getattr(net, option, theirs[given])  # a network on codes reads neither
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if f"{name}_codes" in EXPERIMENTS])
+def test_an_experiment_on_codes_fits_the_tokenizer_that_they_come_from(experiment):
+    own = plain(composed("train", f"+experiment={experiment}"))
+    assert own["codes"]["image_tokenizer"] == f"runs/{experiment}_codes"
+    first = plain(composed("train", f"+experiment={experiment}_codes"))
+    assert first["data"] == own["data"] | {"batch_size": first["data"]["batch_size"]}
+    with torch.device("meta"):
+        net, tokenizer = build(own["backbone"]), build(first["image_tokenizer"])
+    if hasattr(net, "grid"):
+        assert (net.grid, net.num_codes) == (tokenizer.grid, tokenizer.num_codes)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

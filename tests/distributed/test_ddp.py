@@ -14,15 +14,18 @@ from ldm.callbacks.pictures import SampleGrid
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.training_state import states, step_of
 from ldm.construct import construct
+from ldm.data.codes import CodeData
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.distributed.ranks import world_size
+from ldm.generators.clip_pair import load_clip
 from ldm.models.clip import CLIP
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
 from ldm.stages.image_tokenizer import TokenizerStage
 from ldm.stages.optim import warmup_constant
+from tests.autoregressive.tiny import make_stage, write_clip
 
 BATCH = 8  # of all ranks together
 IMAGE_ENCODER = {
@@ -59,6 +62,8 @@ def train(make_trainer, emoji, codec):
         data = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
         if hasattr(stage, "codec"):
             data = LatentData(pictures=data, codec=stage.codec)
+        if hasattr(stage, "codes"):
+            data = CodeData(pictures=data, codes=stage.codes, embedder=stage.embedder)
         first = FirstGradients()
         settings = {"precision": "32-true"} | several | options
         make_trainer(steps, first, *callbacks, **settings).fit(stage, datamodule=data)
@@ -155,6 +160,23 @@ def test_a_codebook_of_two_ranks_is_that_of_the_batches_of_both(train, build_net
         assert_same(weights, alone[1])
         assert_same(codebook, alone[2])
     assert all(torch.equal(together[0][2][name], value) for name, value in together[1][2].items())
+
+
+@pytest.mark.parametrize("system", ["dalle", "cogview", "clipgen"])
+def test_a_network_on_codes_gets_the_same_gradients_and_pictures(
+    train, codes, tokenizer, tmp_path, ranks, system
+):
+    clip = load_clip(bundle=str(write_clip(tmp_path / "clip", tokenizer)))
+
+    def act(rank):
+        stage = make_stage(system, codes, clip, partial(torch.optim.SGD, lr=0.1))
+        return [*train(stage, steps=2), stage.generator()(["a cat"], [1])]
+
+    alone, together = act(0), ranks(act)
+    for gradients, weights, pictures in together:
+        assert_same(gradients, alone[0])
+        assert_same(weights, alone[1])
+        assert torch.equal(pictures, alone[2])
 
 
 FAULTS = {
