@@ -135,7 +135,7 @@ def to_configs(pipeline: Architecture, *, pad_id: int) -> dict[str, Config]:
 def unet_spec(fields: Fields) -> Config:
     """The tree of :class:`ldm.models.unet.UNet` for a UNet2DConditionModel's config."""
     fields = Fields(fields.name, {"addition_embed_type_num_heads": 64, **fields.values})  # 64: their default
-    levels, pyramid = _levels(fields, DOWN)
+    levels, pyramid = levels_of(fields, DOWN)
     count, channels = len(levels), fields.whole("in_channels", 4, high=MAX_WIDTH)
     refuse_channels(fields.name, channels, latents=fields.whole("out_channels", 4, high=MAX_WIDTH))
     heads = fields.wholes("attention_head_dim", 8, count=count, high=MAX_WIDTH)  # their name is wrong
@@ -196,7 +196,7 @@ def vae_spec(fields: Fields) -> Config:
     """The tree of :class:`ldm.models.vae.AutoencoderKL` for a config of diffusers' class of that name."""
     spec = {
         "_target_": AUTOENCODER,
-        **_levels(fields, {VAE_DOWN: False}, width=64)[1],
+        **levels_of(fields, {VAE_DOWN: False}, width=64)[1],
         **whole_numbers(fields, VAE_NUMBERS),
         "mid_attention": fields.flag("mid_block_add_attention", True),
     }
@@ -240,7 +240,7 @@ def refuse_channels(where: object, channels: int, *, latents: int) -> None:
         raise UserError(f"{where} has {channels} input channels, ours has {latents}: it is {kind}")
 
 
-def _levels(
+def levels_of(
     fields: Fields, kinds: Mapping[str, bool], *, width: int | None = None
 ) -> tuple[list[bool], Config]:
     """Whether each level has transformers, and our options for the widths of the levels."""

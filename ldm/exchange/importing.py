@@ -7,6 +7,7 @@
 | a file of their autoencoder alone                  | a bundle of that part                |
 | a folder of one diffusers or transformers network  | a bundle of that part                |
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
+| a tokenizer of pictures, see `image_tokenizers`    | a bundle of that part                |
 | another kind of model                              | a message that names the kind        |
 """
 
@@ -27,9 +28,11 @@ from ldm.exchange.compvis import (
 )
 from ldm.exchange.declared import Asked, chosen
 from ldm.exchange.diffusers import INPAINTING, INSTRUCT
-from ldm.exchange.folder import class_of, import_network, import_pipeline
+from ldm.exchange.folder import class_of, find_weights, import_network, import_pipeline
+from ldm.exchange.image_tokenizers import import_tokenizer, import_vq_model, is_tokenizer
 from ldm.exchange.imported import Imported
 from ldm.exchange.weights import Source, Weights
+from ldm.io.fields import Fields
 
 PINNED = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?:/(.+))?")
 TAGGED = re.compile(r"open_clip://([\w.-]+)/([\w.-]+)")
@@ -77,8 +80,13 @@ def import_weights(source: Source, asked: Asked) -> Imported:
     ema = averages(weights.outline) if asked.averaged and weights else {}
     if asked.averaged and (not weights or not ema or ema.keys() - weights.outline.keys()):
         raise UserError(f"{path} does not hold the EMA (model_ema.*) of each weight: leave weights=ema out")
+    size = asked.architecture.size if "size" in asked.typed else None
+    if is_tokenizer(weights or path):
+        return import_tokenizer(weights or path, size=size)
     if weights is None:
         kind, is_pipeline = class_of(path)
+        if kind == "VQModel":
+            return import_vq_model(find_weights(path), Fields.read(path / "config.json"), size)
         _refuse_kinds(path, [kind], CLASSES)
         found = (import_pipeline if is_pipeline else import_network)(path, text_state=asked.text_state)
         return replace(found, settings=chosen(found.settings, asked, path))

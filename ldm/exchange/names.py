@@ -34,6 +34,7 @@ COMPVIS_RESNET = {
     "skip_connection": "shortcut",
 }
 COMPVIS_VAE_RESNET = NORMS | {"nin_shortcut": "shortcut"}
+KL_OUTER = ("to_moments", "from_latents")  # our names of quant_conv and post_quant_conv
 CLIP_LAYER = {
     "layer_norm1": "norm1",
     "self_attn.out_proj": "attention.out",
@@ -85,29 +86,46 @@ def transformer_rules(theirs: str, ours: str, *, linear_projection: bool) -> lis
     ]
 
 
-def vae_rules(names: Iterable[str] = ()) -> list[Rule]:
-    """Names of AutoencoderKL against those of :class:`ldm.models.vae.AutoencoderKL`.
+def vae_rules(
+    names: Iterable[str] = (), *, outer: Sequence[str] = KL_OUTER, attention: Sequence[bool] = ()
+) -> list[Rule]:
+    """Names of AutoencoderKL and VQModel against those of our convolutional autoencoders.
 
     Args:
         names: of a file, which may have the attention's names of before 2023.
+        outer: our names of quant_conv and post_quant_conv.
+        attention: whether each level has attention, finest first; empty: none has.
     """
     early = any(".attentions.0.query." in name for name in names)
     *qkv, out = ("query", "key", "value", "proj_attn") if early else ("to_q", "to_k", "to_v", "to_out.0")
-    rules = renames({"quant_conv": "to_moments", "post_quant_conv": "from_latents"})
-    for side, blocks, samplers in (("encoder", "down", "downsamplers"), ("decoder", "up", "upsamplers")):
-        theirs, level = f"{side}.{blocks}_blocks.{{}}", f"{side}.levels.{{}}"
-        attention, ours = f"{side}.mid_block.attentions.0", f"{side}.middle.attention"
+
+    def _attention(theirs: str, ours: str) -> list[Rule]:
+        return [
+            rename(f"{theirs}.group_norm.*", f"{ours}.norm.*"),
+            merge([f"{theirs}.{name}.*" for name in qkv], f"{ours}.attention.qkv.*"),
+            rename(f"{theirs}.{out}.*", f"{ours}.attention.out.*"),
+        ]
+
+    rules = renames(dict(zip(("quant_conv", "post_quant_conv"), outer, strict=True)))
+    sides = {"encoder": ("down", attention), "decoder": ("up", attention[::-1])}
+    for side, (way, attending) in sides.items():
         rules += [
             *renames(OUTER, f"{side}.", f"{side}."),
-            *renames(RESNET, f"{theirs}.resnets.{{}}.", f"{level}.blocks.{{}}."),
-            rename(f"{theirs}.{samplers}.0.conv.*", f"{level}.resample.conv.*"),
+            rename(f"{side}.{way}_blocks.{{}}.{way}samplers.0.conv.*", f"{side}.levels.{{}}.resample.conv.*"),
             *renames(RESNET, f"{side}.mid_block.resnets.0.", f"{side}.middle.block_in."),
             *renames(RESNET, f"{side}.mid_block.resnets.1.", f"{side}.middle.block_out."),
-            rename(f"{attention}.group_norm.*", f"{ours}.norm.*"),
-            merge([f"{attention}.{name}.*" for name in qkv], f"{ours}.attention.qkv.*"),
-            rename(f"{attention}.{out}.*", f"{ours}.attention.out.*"),
+            *_attention(f"{side}.mid_block.attentions.0", f"{side}.middle.attention"),
         ]
+        for number, attends in _numbered(attending):
+            theirs, ours = f"{side}.{way}_blocks.{number}", f"{side}.levels.{number}.blocks.{{}}."
+            rules += renames(RESNET, f"{theirs}.resnets.{{}}.", ours + "0." * attends)
+            rules += _attention(f"{theirs}.attentions.{{}}", f"{ours}1") if attends else []
     return rules
+
+
+def _numbered(attending: Sequence[bool]) -> list[tuple[str, bool]]:
+    """The number of each level and whether it has attention; a wildcard where none has."""
+    return [(str(number), each) for number, each in enumerate(attending)] or [("{}", False)]
 
 
 def compvis_unet_rules(*, levels: Sequence[bool], blocks: int, linear_projection: bool = False) -> list[Rule]:
@@ -144,29 +162,43 @@ def compvis_unet_rules(*, levels: Sequence[bool], blocks: int, linear_projection
     return rules
 
 
-def compvis_vae_rules(*, num_levels: int) -> list[Rule]:
-    """Names of CompVis' AutoencoderKL against those of :class:`ldm.models.vae.AutoencoderKL`."""
-    rules = renames({"quant_conv": "to_moments", "post_quant_conv": "from_latents"})
-    for level in range(num_levels):
+def compvis_vae_rules(
+    *, num_levels: int, outer: Sequence[str] = KL_OUTER, attention: Sequence[bool] = ()
+) -> list[Rule]:
+    """Names of CompVis' AutoencoderKL and VQModel against those of our convolutional autoencoders.
+
+    Args:
+        num_levels: of each side.
+        outer, attention: as of `vae_rules`.
+    """
+    rules = renames(dict(zip(("quant_conv", "post_quant_conv"), outer, strict=True)))
+    for level, attends in enumerate(attention or [False] * num_levels):
         for theirs, ours, resample in (
             (f"encoder.down.{level}", f"encoder.levels.{level}", "downsample"),
-            (f"decoder.up.{num_levels - 1 - level}", f"decoder.levels.{level}", "upsample"),
+            (f"decoder.up.{level}", f"decoder.levels.{num_levels - 1 - level}", "upsample"),
         ):
-            rules += renames(COMPVIS_VAE_RESNET, f"{theirs}.block.{{}}.", f"{ours}.blocks.{{}}.")
+            inner = f"{ours}.blocks.{{}}."
+            rules += renames(COMPVIS_VAE_RESNET, f"{theirs}.block.{{}}.", inner + "0." * attends)
+            rules += _compvis_attention(f"{theirs}.attn.{{}}", f"{inner}1") if attends else []
             rules.append(rename(f"{theirs}.{resample}.conv.*", f"{ours}.resample.conv.*"))
     for side in ("encoder", "decoder"):
-        theirs, ours = f"{side}.mid.attn_1", f"{side}.middle.attention"
         rules += [
             *renames({name: name for name in ("conv_in", "norm_out", "conv_out")}, f"{side}.", f"{side}."),
             *renames(COMPVIS_VAE_RESNET, f"{side}.mid.block_1.", f"{side}.middle.block_in."),
             *renames(COMPVIS_VAE_RESNET, f"{side}.mid.block_2.", f"{side}.middle.block_out."),
-            rename(f"{theirs}.norm.*", f"{ours}.norm.*"),
-            merge([f"{theirs}.{x}.weight" for x in "qkv"], f"{ours}.attention.qkv.weight", convolutions=True),
-            merge([f"{theirs}.{x}.bias" for x in "qkv"], f"{ours}.attention.qkv.bias"),
-            linear(f"{theirs}.proj_out.weight", f"{ours}.attention.out.weight"),
-            rename(f"{theirs}.proj_out.bias", f"{ours}.attention.out.bias"),
+            *_compvis_attention(f"{side}.mid.attn_1", f"{side}.middle.attention"),
         ]
     return rules
+
+
+def _compvis_attention(theirs: str, ours: str) -> list[Rule]:
+    return [
+        rename(f"{theirs}.norm.*", f"{ours}.norm.*"),
+        merge([f"{theirs}.{x}.weight" for x in "qkv"], f"{ours}.attention.qkv.weight", convolutions=True),
+        merge([f"{theirs}.{x}.bias" for x in "qkv"], f"{ours}.attention.qkv.bias"),
+        linear(f"{theirs}.proj_out.weight", f"{ours}.attention.out.weight"),
+        rename(f"{theirs}.proj_out.bias", f"{ours}.attention.out.bias"),
+    ]
 
 
 def text_rules(*, prefix: str = "text_model.", ours: str = "", projection: bool = False) -> list[Rule]:

@@ -2,7 +2,8 @@
 
 A file is safetensors or torch's own; its contents decide, not its name. Shards are read by the index json
 that lists them. Torch's zip archives are unpickled with `weights_only=True` and in no other way. TorchScript
-archives (OpenAI's CLIP) are copied without their code, and an inert class stands in for those they name.
+archives (OpenAI's CLIP) are copied without their code. An inert class stands in for those that they name, and
+for those of whole modules that were pickled (OpenAI's discrete VAE).
 """
 
 import re
@@ -35,6 +36,7 @@ MAX_TENSORS = 2**14  # in one file; whole pipelines have some thousands
 INDEX = re.compile(r".+\.index(\.\w+)?\.json")  # such as model.safetensors.index.fp16.json
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 SCRIPTED = "__torch__."  # how TorchScript names the classes of a module tree
+MODULES = ("dall_e.", "torch.nn.modules.")  # packages of the classes in OpenAI's pickled discrete VAE
 READ = re.compile(r"[^/]+/(data\.pkl|version|byteorder|data/\d+)")  # the entries that torch.load reads
 LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"  # a key in CompVis' checkpoints
 
@@ -146,8 +148,11 @@ class Inert:
         self.state = state
 
 
-def scripted_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a TorchScript module tree under its dotted name; a module is entered once."""
+def module_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a tree of modules under its dotted name; a module is entered once.
+
+    A module of TorchScript has its tensors and modules as attributes, one of Python in three mappings.
+    """
     entered: set[int] = set()
     ahead = [("", root)]
     while ahead:
@@ -155,7 +160,11 @@ def scripted_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
         if id(module) in entered or not isinstance(module.state, Mapping):
             continue
         entered.add(id(module))
-        for name, value in module.state.items():
+        held = [
+            module.state,
+            *(module.state.get(f"_{kind}") for kind in ("parameters", "buffers", "modules")),
+        ]
+        for name, value in ((n, x) for part in held if isinstance(part, Mapping) for n, x in part.items()):
             if isinstance(value, Tensor):
                 yield f"{prefix}{name}", value.detach()
             elif isinstance(value, Inert):
@@ -220,9 +229,9 @@ def _tensors(path: Path, kept: Collection[str]) -> dict[str, Tensor]:
 
 def _named_tensors(path: Path, device: str) -> dict[str, Tensor]:
     """The tensors of a torch file: of a state dict, a checkpoint with one, or a TorchScript module tree."""
-    content, is_scripted = _unpickled(path, device)
-    tree = is_scripted and isinstance(content, Inert)
-    tensors = dict(scripted_tensors(content)) if tree else _state_dict(content, path)
+    content, _ = _unpickled(path, device)
+    is_tree = isinstance(content, Inert)
+    tensors = dict(module_tensors(content)) if is_tree else _state_dict(content, path)
     claimed = sum(tensor.nbytes for tensor in tensors.values())
     if claimed > path.stat().st_size:
         raise UserError(f"{path} is forged: its tensors claim {claimed} bytes, more than the file has")
@@ -253,7 +262,8 @@ def _unpickled(path: Path, device: str) -> tuple[Any, bool]:
     with _archive(path) as (archive, is_scripted):
         try:
             named = get_unsafe_globals_in_checkpoint(str(archive))
-            inert = [n for n in named if n == LIGHTNING or (is_scripted and n.startswith(SCRIPTED))]
+            classes = (SCRIPTED,) if is_scripted else MODULES
+            inert = [name for name in named if name == LIGHTNING or name.startswith(classes)]
             with safe_globals([(Inert, name) for name in inert]):
                 content = torch.load(archive, weights_only=True, mmap=not is_scripted, map_location=device)
         except Exception as error:  # a forged pickle may raise anything

@@ -28,7 +28,7 @@ import yaml
 
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.training_state import save_state
-from ldm.exchange.weights import SCRIPTED
+from ldm.exchange.weights import MODULES, SCRIPTED
 from ldm.generators.denoiser_writer import bundle_of_state
 from ldm.io.reading import hash_file
 
@@ -206,17 +206,18 @@ def test_none_fires_in_a_training_state(canary, bundle_path, specs, tmp_path, na
     assert not fired(folder)
 
 
+@pytest.mark.parametrize(("form", "package"), [("scripted", SCRIPTED), *(("zip", each) for each in MODULES)])
 @pytest.mark.parametrize("name", CANARIES)
-def test_a_stand_in_for_a_scripted_class_calls_nothing(canary, tiny, tmp_path, name):
-    """A global that pretends to be TorchScript's is a class that does nothing."""
+def test_a_stand_in_for_a_class_calls_nothing(canary, tiny, tmp_path, name, form, package):
+    """A global that pretends to be TorchScript's, or a module's class, is a class that does nothing."""
     bird, folder = canary(name)
-    path = pickled(bird, tmp_path / "weights.pt", "scripted")
+    path = pickled(bird, tmp_path / "weights.pt", form)
     with zipfile.ZipFile(path) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
     module = getattr(CANARIES[name][0], "__module__", None) or "builtins"
     with zipfile.ZipFile(path, "w") as archive:
         for entry, content in entries.items():
-            forged = content.replace(f"c{module}\n".encode(), f"c{SCRIPTED}{module}\n".encode())
+            forged = content.replace(f"c{module}\n".encode(), f"c{package}{module}\n".encode())
             archive.writestr(entry, forged)
     with pytest.raises(ValueError, match=r"weights\.pt"):
         tiny(path)

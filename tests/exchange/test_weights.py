@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ldm.exchange.imported import Fit
 from ldm.exchange.keymap import rename
-from ldm.exchange.weights import Inert, Weights, scripted_tensors
+from ldm.exchange.weights import Inert, Weights, module_tensors
 
 SPEC = {"_target_": "ldm.models.blocks.Downsample", "channels": 3, "pad_all_around": True}
 RULES = [rename("down.*", "conv.*")]
@@ -172,7 +172,7 @@ def test_a_module_tree_that_holds_itself_ends(tmp_path):
     assert set(Weights(tmp_path / "tree.pt").outline) == {"0.weight", "0.bias"}
     root = Inert()
     root.state = {"again": root, "twice": root, "weight": torch.ones(2)}
-    assert [name for name, _ in scripted_tensors(root)] == ["weight"]
+    assert [name for name, _ in module_tensors(root)] == ["weight"]
 
 
 @pytest.mark.parametrize("content", [[torch.ones(3)], {"a": 3}, {3: torch.ones(3)}, {}, torch.ones(3), None])
