@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +23,47 @@ TOKEN = (
 def main(config: DictConfig) -> None:
     """Serves until it is interrupted."""
     options = plain(config)
+    check_options(options)
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
-        import uvicorn
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"ldm.serve needs {error.name}: pip install 'ldm[serve]', or make setup") from error
 
-    from ldm.serve.app import create_app
+    from ldm.serve.app import create_app, run
     from ldm.serve.history import History
     from ldm.serve.networks import Networks
     from ldm.serve.service import Service
 
-    token = token_of(options)
-    listening = listen(options["host"], options["port"])
-    history = History(Path(options["state"]))
-    bundles = named(options["bundles"] or [options["bundle"]])
-    networks = Networks(bundles, chunk=options["chunk"])
-    service = Service(networks, history, limit=options["queue"], examples=options["examples"])
-    app = create_app(service, host=options["host"], token=token, runs=Path(options["runs"]))
-    settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, limit_concurrency=1000
-    )
+    host, token = options["host"], token_of(options)
+    with (
+        closing(listen(host, options["port"])) as listening,
+        closing(History(Path(options["state"]))) as history,
+        closing(Networks(named(bundles_of(options)), chunk=options["chunk"])) as networks,
+        closing(Service(networks, history, limit=options["queue"], examples=options["examples"])) as service,
+    ):
+        app = create_app(service, host=host, token=token, runs=Path(options["runs"]))
+        port = listening.getsockname()[1]
+        print(f"open {address(host, port, token)}    Ctrl-C ends the server", flush=True)
+        run(app, service, listening)
 
-    class Server(uvicorn.Server):
-        def handle_exit(self, *caught: Any) -> None:
-            service.closing = True  # ends streams of events, for which uvicorn would wait
-            super().handle_exit(*caught)
 
-    port = listening.getsockname()[1]
-    print(f"open {address(options['host'], port, token)}    Ctrl-C ends the server", flush=True)
-    try:
-        Server(settings).run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass  # uvicorn raises it again after an orderly end
-    finally:
-        service.close()
-        networks.close()
+def check_options(options: dict[str, Any]) -> None:
+    """Refuses a value that can't be used, before anything is loaded; raises UserError with its key."""
+    for name, high in (("queue", 100_000), ("chunk", 256)):
+        value = options[name]
+        if value is not None and not (type(value) is int and 1 <= value <= high):
+            raise UserError(f"{name}={value} must be a whole number from 1 to {high:,}")
+    for name in ("bundles", "examples"):
+        value = options[name] or []
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise UserError(f"{name}={value} is no list of texts: write '{name}=[a,b]'")
+
+
+def bundles_of(options: dict[str, Any]) -> list[str]:
+    """The paths of the bundles, each once; the first one is the default."""
+    return list(dict.fromkeys(options["bundles"] or [options["bundle"]]))
 
 
 def token_of(options: dict[str, Any]) -> str | None:

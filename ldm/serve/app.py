@@ -1,8 +1,11 @@
 """The web application over a service: guard, routes, page, and errors in words."""
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -16,6 +19,7 @@ from ldm.serve.schemas import Problem
 from ldm.serve.service import Refused, Service
 
 PAGE = Path(__file__).with_name("page")
+CONNECTIONS = 1_000  # at the same time; more are answered with 503
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DESCRIPTION = """Pictures from prompts, by the models that this server was started with.
 
@@ -44,7 +48,9 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
         responses=problems,
     )
     app.add_middleware(Guard, hosts=() if host in LOOPBACK else None, token=token)
-    for part in (routes, openai_images, comparisons, look_inside):
+    app.state.service = service
+    app.include_router(routes.routes)
+    for part in (openai_images, comparisons, look_inside):
         app.include_router(part.router(service))
     app.include_router(trainings.router(runs))
     app.mount("/", StaticFiles(directory=PAGE, html=True))
@@ -53,6 +59,25 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
     app.add_exception_handler(UserError, refused)
     app.add_exception_handler(Exception, broken)
     return app
+
+
+def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
+    """Answers requests until a signal ends it; streams of events end with it."""
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, *caught: Any) -> None:
+            service.closing = True
+            super().handle_exit(*caught)
+
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+        Server(settings).run(sockets=[listening])
 
 
 def answered(

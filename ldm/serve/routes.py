@@ -1,4 +1,4 @@
-"""The routes under /v1 that generate pictures, follow jobs, and keep pictures."""
+"""The routes that generate pictures, follow jobs, and keep pictures."""
 
 import asyncio
 import io
@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, Path, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
 from ldm import __version__
@@ -21,122 +21,142 @@ MAX_IDS = 20_000  # characters: of a thousand ids
 Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 PNG = {200: {"content": {"image/png": {}}}}
 
+routes = APIRouter()
 
-def router(service: Service) -> APIRouter:
-    """The routes over a service."""
-    routes = APIRouter()
-    history = service.history
 
-    def found(what: Any, name: str = "picture") -> Any:
-        if what is None or what is False:
-            raise Refused(f"there is no such {name}", status=404)
-        return what
+def service_of(request: Request) -> Service:
+    """The service of the application that answers a request."""
+    return request.app.state.service
 
-    @routes.get("/health")
-    def health() -> dict[str, Any]:
-        """Whether the server works, and how full its queue is."""
-        return {"version": __version__, **service.health()}
 
-    @routes.get("/v1/models", response_model=list[Model])
-    def models() -> list[dict[str, Any]]:
-        """The models, the default one first."""
-        return list(service.models.values())
+Serving = Annotated[Service, Depends(service_of)]
 
-    @routes.post("/v1/generate", status_code=202, response_model=JobNow)
-    def generate(asked: Generate) -> dict[str, Any]:
-        """Queues pictures; returns the job, which is followed under `/v1/jobs/{id}`."""
-        return submitted(service, asked)
 
-    @routes.post("/v1/uploads", status_code=201)
-    def upload(file: UploadFile) -> dict[str, Any]:
-        """Keeps a picture (PNG, JPEG or WebP) to start from, or a mask; returns its id and size."""
-        return uploaded(history, file.file.read())
+def found(what: Any, name: str = "picture") -> Any:
+    """What was looked for; raises Refused where there is none."""
+    if what is None or what is False:
+        raise Refused(f"there is no such {name}", status=404)
+    return what
 
-    @routes.post("/v1/settings")
-    def settings(file: UploadFile) -> dict[str, Any]:
-        """The settings that a PNG of this server, or of `ldm.sample`, carries."""
-        return checked_settings(service, file.file.read())
 
-    @routes.get("/v1/jobs", response_model=list[JobNow])
-    def jobs(limit: Annotated[int, Query(ge=1, le=200)] = 50) -> list[dict[str, Any]]:
-        """The newest jobs, newest first."""
-        return service.jobs(limit)
+@routes.get("/health")
+def health(service: Serving) -> dict[str, Any]:
+    """Whether the server works, and how full its queue is."""
+    return {"version": __version__, **service.health()}
 
-    @routes.get("/v1/jobs/{name}", response_model=JobNow)
-    def job(name: Id) -> dict[str, Any]:
-        """A job as it stands now."""
-        return found(service.job(name), "job")
 
-    @routes.get("/v1/jobs/{name}/events", response_class=StreamingResponse)
-    async def events(name: Id, request: Request) -> StreamingResponse:
-        """The job at each of its changes, as server-sent events `job`, then `end`."""
-        found(service.job(name), "job")
+@routes.get("/v1/models", response_model=list[Model])
+def models(service: Serving) -> list[dict[str, Any]]:
+    """The models, the default one first."""
+    return list(service.models.values())
 
-        async def _events() -> AsyncIterator[str]:
-            last: int | None = -1
-            while last is not None and not service.closing:
-                version = service.version(name)
-                if version != last:
-                    last = version
-                    yield f"event: job\ndata: {json.dumps(service.job(name))}\n\n"
-                else:
-                    await asyncio.sleep(POLL)
-            yield "event: end\ndata: {}\n\n"
 
-        return StreamingResponse(
-            _events(), media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
+@routes.post("/v1/generate", status_code=202, response_model=JobNow)
+def generate(service: Serving, asked: Generate) -> dict[str, Any]:
+    """Queues pictures; returns the job, which is followed under `/v1/jobs/{id}`."""
+    return submitted(service, asked)
 
-    @routes.get("/v1/jobs/{name}/preview/{number}", responses=PNG, response_class=Response)
-    def preview(name: Id, number: int, step: int | None = None) -> Response:
-        """A preview of a picture that is being made: the newest, or one of those before it."""
-        return png(found(service.frame(name, number, step), "preview"))
 
-    @routes.delete("/v1/jobs/{name}", response_model=JobNow)
-    def stop(name: Id) -> dict[str, Any]:
-        """Stops a job within a sampling step; pictures that are done stay."""
-        shown = found(service.job(name), "job")
-        if not service.stop(name):
-            raise Refused(f"the job is {shown['state']} and can't be stopped any more", status=409)
-        return found(service.job(name), "job")
+@routes.post("/v1/uploads", status_code=201)
+def upload(service: Serving, file: UploadFile) -> dict[str, Any]:
+    """Keeps a picture (PNG, JPEG or WebP) to start from, or a mask; returns its id and size."""
+    return uploaded(service.history, file.file.read())
 
-    @routes.post("/v1/jobs/{name}/skip", response_model=JobNow)
-    def skip(name: Id) -> dict[str, Any]:
-        """Skips the pictures that are now being made, and continues with the job's next ones."""
-        found(service.job(name), "job")
-        if not service.skip(name):
-            raise Refused("no picture of the job is being made now", status=409)
-        return found(service.job(name), "job")
 
-    @routes.get("/v1/history")
-    def pictures(
-        before: float | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 50
-    ) -> list[dict[str, Any]]:
-        """Generated pictures, newest first; `before` is the `created` of the last one that is known."""
-        return history.list(before=before, limit=limit)
+@routes.post("/v1/settings")
+def settings(service: Serving, file: UploadFile) -> dict[str, Any]:
+    """The settings that a PNG of this server, or of `ldm.sample`, carries."""
+    return checked_settings(service, file.file.read())
 
-    @routes.get("/v1/pictures.zip", response_class=StreamingResponse)
-    def archive(ids: Annotated[str | None, Query(max_length=MAX_IDS)] = None) -> StreamingResponse:
-        """Pictures in a zip file: those with these ids, joined by commas, or all."""
-        names = history.names() if ids is None else list(dict.fromkeys(ids.split(",")))
-        return StreamingResponse(zipped(history, names), media_type="application/zip")
 
-    @routes.get("/v1/pictures/{name}", responses=PNG, response_class=Response)
-    def picture(name: Id) -> Response:
-        """A picture with its record inside."""
-        return png(found(history.read(name)))
+@routes.get("/v1/jobs", response_model=list[JobNow])
+def jobs(service: Serving, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> list[dict[str, Any]]:
+    """The newest jobs, newest first."""
+    return service.jobs(limit)
 
-    @routes.get("/v1/pictures/{name}/thumbnail", responses=PNG, response_class=Response)
-    def thumbnail(name: Id) -> Response:
-        """A small version of a picture."""
-        return png(found(history.thumbnail(name)))
 
-    @routes.delete("/v1/pictures/{name}", status_code=204)
-    def delete(name: Id) -> None:
-        """Removes a picture for good."""
-        found(history.delete(name))
+@routes.get("/v1/jobs/{name}", response_model=JobNow)
+def job(service: Serving, name: Id) -> dict[str, Any]:
+    """A job as it stands now."""
+    return found(service.job(name), "job")
 
-    return routes
+
+@routes.get("/v1/jobs/{name}/events", response_class=StreamingResponse)
+async def events(service: Serving, name: Id, request: Request) -> StreamingResponse:
+    """The job at each of its changes, as server-sent events `job`, then `end`."""
+    found(service.job(name), "job")
+
+    async def _events() -> AsyncIterator[str]:
+        last: int | None = -1
+        while last is not None and not service.closing:
+            version = service.version(name)
+            if version != last:
+                last = version
+                yield f"event: job\ndata: {json.dumps(service.job(name))}\n\n"
+            else:
+                await asyncio.sleep(POLL)
+        yield "event: end\ndata: {}\n\n"
+
+    return StreamingResponse(_events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+@routes.get("/v1/jobs/{name}/preview/{number}", responses=PNG, response_class=Response)
+def preview(service: Serving, name: Id, number: int, step: int | None = None) -> Response:
+    """A preview of a picture that is being made: the newest, or one of those before it."""
+    return png(found(service.frame(name, number, step), "preview"))
+
+
+@routes.delete("/v1/jobs/{name}", response_model=JobNow)
+def stop(service: Serving, name: Id) -> dict[str, Any]:
+    """Stops a job within a sampling step; pictures that are done stay."""
+    shown = found(service.job(name), "job")
+    if not service.stop(name):
+        raise Refused(f"the job is {shown['state']} and can't be stopped any more", status=409)
+    return found(service.job(name), "job")
+
+
+@routes.post("/v1/jobs/{name}/skip", response_model=JobNow)
+def skip(service: Serving, name: Id) -> dict[str, Any]:
+    """Skips the pictures that are now being made, and continues with the job's next ones."""
+    found(service.job(name), "job")
+    if not service.skip(name):
+        raise Refused("no picture of the job is being made now", status=409)
+    return found(service.job(name), "job")
+
+
+@routes.get("/v1/history")
+def pictures(
+    service: Serving, before: float | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 50
+) -> list[dict[str, Any]]:
+    """Generated pictures, newest first; `before` is the `created` of the last one that is known."""
+    return service.history.list(before=before, limit=limit)
+
+
+@routes.get("/v1/pictures.zip", response_class=StreamingResponse)
+def archive(
+    service: Serving, ids: Annotated[str | None, Query(max_length=MAX_IDS)] = None
+) -> StreamingResponse:
+    """Pictures in a zip file: those with these ids, joined by commas, or all."""
+    names = service.history.names() if ids is None else list(dict.fromkeys(ids.split(",")))
+    return StreamingResponse(zipped(service.history, names), media_type="application/zip")
+
+
+@routes.get("/v1/pictures/{name}", responses=PNG, response_class=Response)
+def picture(service: Serving, name: Id) -> Response:
+    """A picture with its record inside."""
+    return png(found(service.history.read(name)))
+
+
+@routes.get("/v1/pictures/{name}/thumbnail", responses=PNG, response_class=Response)
+def thumbnail(service: Serving, name: Id) -> Response:
+    """A small version of a picture."""
+    return png(found(service.history.thumbnail(name)))
+
+
+@routes.delete("/v1/pictures/{name}", status_code=204)
+def delete(service: Serving, name: Id) -> None:
+    """Removes a picture for good."""
+    found(service.history.delete(name))
 
 
 class Pieces(io.RawIOBase):

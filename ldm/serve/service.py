@@ -168,14 +168,13 @@ class Service:
         return {"status": "ok", "worker": worker, "queue": len(self._waiting), "limit": self.limit}
 
     def close(self) -> None:
-        """Accepts nothing more, stops what is being made, and marks what is unfinished as interrupted."""
+        """Accepts nothing more, and stops what is being made; the history marks it when it is closed."""
         with self._changed:
             self.closing = True
             self._changed.notify_all()
             if self._running:
                 self.networks.stop()
         self._thread.join(timeout=PATIENCE)
-        self.history.close()
 
     # the thread that feeds the networks
 

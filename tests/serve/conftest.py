@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,17 @@ def networks(bundle_path, tmp_path_factory) -> Iterator[Networks]:
     twin = shutil.copytree(bundle_path, tmp_path_factory.mktemp("twin") / "bundle")
     config = twin / "config.yaml"
     config.write_text(config.read_text().replace("scale: 3.0", "scale: 0.5"))
-    started = Networks({"tiny": str(bundle_path), "twin": str(twin)}, chunk=None)
-    yield started
-    started.close()
+    with closing(Networks({"tiny": str(bundle_path), "twin": str(twin)}, chunk=None)) as started:
+        yield started
 
 
 @pytest.fixture
 def service(networks, tmp_path) -> Iterator[Service]:
-    served = Service(networks, History(tmp_path / "state"), limit=LIMIT, examples=["red apple"])
-    yield served
-    served.close()
+    with (
+        closing(History(tmp_path / "state")) as history,
+        closing(Service(networks, history, limit=LIMIT, examples=["red apple"])) as served,
+    ):
+        yield served
 
 
 @pytest.fixture

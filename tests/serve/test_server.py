@@ -1,0 +1,147 @@
+"""Facts about the command: OpenAI's client, the examples of the documentation, its end, what it refuses."""
+
+import base64
+import io
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from ldm.serve.history import History
+
+ROOT = Path(__file__).parents[2]
+
+
+class Running(NamedTuple):
+    """A server that runs, and its address."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+
+def started(*options: object) -> Running:
+    command = [sys.executable, "-m", "ldm.serve", "port=0", *map(str, options)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.match(r"open (http://127\.0\.0\.1:\d+)/", line)
+    assert found, line
+    return Running(process, found[1])
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def server(bundle_path, state) -> Iterator[Running]:
+    running = started(f"bundle={bundle_path}", f"state={state}")
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+def test_openais_own_client_gets_pictures(server):
+    client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+    made = client.images.generate(prompt="a cat", n=2, size="auto", quality="low")
+    for each in made.data:
+        with Image.open(io.BytesIO(base64.b64decode(each.b64_json))) as picture:
+            assert picture.size == (16, 16)
+    seeded = {"prompt": "a cat", "extra_body": {"seed": 3}, "response_format": "b64_json"}
+    one, other = (client.images.generate(**seeded).data[0].b64_json for _ in range(2))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "param", "sentence"),
+    [
+        ({"size": "1024x1024"}, openai.UnprocessableEntityError, "size", "size=1024x1024 is not"),
+        ({"response_format": "url"}, openai.UnprocessableEntityError, "response_format", "write b64_json"),
+        ({"n": 11}, openai.UnprocessableEntityError, "n", "less than or equal to 10"),
+        ({"model": "dall-e-3"}, openai.NotFoundError, "model", "there is no model 'dall-e-3'"),
+        ({"style": "vivid"}, openai.UnprocessableEntityError, "style", "Extra inputs"),
+        ({"prompt": ""}, openai.UnprocessableEntityError, "prompt", "at least 1 character"),
+    ],
+)
+def test_openais_client_is_refused_in_its_own_shape(server, asked, kind, param, sentence):
+    client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+    with pytest.raises(kind) as refused:
+        client.images.generate(**{"prompt": "a cat"} | asked)
+    assert refused.value.param == param
+    assert sentence in refused.value.body["message"]
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_the_examples_of_the_documentation_run(server, language, tmp_path):
+    page = (ROOT / "docs" / "serve.md").read_text()
+    codes = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (code,) = [code for code in codes if "127.0.0.1:7860" in code]
+    code = code.replace("http://127.0.0.1:7860", server.address)
+    runner = [sys.executable, "-c"] if language == "python" else ["bash", "-ec"]
+    done = subprocess.run([*runner, code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "apple.png") as picture:
+        assert "ldm" in picture.text
+
+
+def test_a_client_that_hangs_up_frees_the_networks(server):
+    asked = {"prompt": "a cat", "n": 10, "quality": "high"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.address}/v1/images/generations", json=asked, timeout=0.2)
+    while (job := httpx.get(f"{server.address}/v1/jobs?limit=1").json()[0])["state"] in ("queued", "running"):
+        time.sleep(0.05)
+    assert job["state"] in ("stopped", "finished")  # finished, where ten tiny pictures took less time
+
+
+def test_ctrl_c_ends_it_and_what_ran_is_marked(server, state):
+    asked = {"prompts": ["fox"], "count": 64, "options": {"steps": 250}}
+    job = httpx.post(f"{server.address}/v1/generate", json=asked).json()["id"]
+    with httpx.stream("GET", f"{server.address}/v1/jobs/{job}/events") as events:  # a page that is open
+        next(events.iter_lines())
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=60) == 0
+    with closing(History(state)) as history:  # as the next server opens it
+        found = history.job(job)
+    assert found["state"] == "interrupted"
+    assert "generate it again" in found["error"]
+
+
+def test_help_needs_no_network_library(command):
+    said = command("ldm.serve.__main__", "--help").out
+    assert "python -m ldm.serve bundle=runs/emoji port=8000" in said
+    assert "queue: 256" in said
+
+
+def test_what_can_not_be_served_is_refused_in_a_sentence(command, tmp_path, monkeypatch, bundle_path):
+    monkeypatch.delenv("LDM_TOKEN", raising=False)
+    taken = socket.create_server(("127.0.0.1", 0))
+    port, state = taken.getsockname()[1], f"state={tmp_path / 'state'}"
+
+    def refused(*options: str) -> str:
+        return command("ldm.serve.__main__", state, *options, status=1).sentence
+
+    assert f"port={port} at host=127.0.0.1 can't be used" in refused(f"port={port}")
+    assert "port=-1 at host=127.0.0.1 can't be used" in refused("port=-1")
+    assert "host=0.0.0.0 lets other machines in" in refused("host=0.0.0.0", "port=0")
+    assert "the token must have 16 to 200 characters" in refused("token=short", "port=0")
+    assert "queue=0 must be" in refused("queue=0", "port=0")
+    assert "there is no key 'bundel'" in refused("bundel=shipped")
+    file = tmp_path / "file"
+    file.write_text("")
+    assert str(file) in refused("port=0", f"state={file}")
+    assert not (tmp_path / "state").exists()
+    assert f"there is no bundle at {tmp_path}/none" in refused("port=0", f"bundle={tmp_path}/none")
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert "ldm.serve needs fastapi: pip install 'ldm[serve]'" in refused("port=0")
