@@ -47,6 +47,6 @@ export class History {
     const words = `${picture.prompt}, seed ${picture.seed}`;
     return el("li", { "data-id": picture.id },
       el("button", { type: "button", class: "thumb", title: picture.prompt, "aria-label": `Open: ${words}`, onclick: () => this.open(picture.id) },
-        el("img", { src: `/v1/pictures/${picture.id}/thumbnail`, alt: words, loading: "lazy", width: 64, height: 64 })));
+        el("img", { src: `/v1/pictures/${picture.id}/thumbnail`, alt: words, loading: "lazy", width: 64, height: 64, onerror: (event) => { event.target.closest("li").hidden = true; } })));
   }
 }

@@ -48,6 +48,7 @@ export class JobCard {
     this.element.dataset.state = job.state;
     const share = job.steps ? job.step / job.steps : 0;
     this.bar.hidden = !active;
+    this.bar.classList.toggle("unknown", job.state === "running" && !job.steps); // a system that shows no steps
     this.bar.firstChild.style.width = `${100 * share}%`;
     this.bar.setAttribute("aria-valuenow", Math.round(100 * share));
     this.stop.hidden = !active;
@@ -73,7 +74,7 @@ export class JobCard {
 function progress(job) {
   if (job.state === "queued") return job.position ? `Waiting: ${counted(job.position, "job")} before it` : "Waiting for its turn";
   const done = job.pictures?.filter(Boolean).length ?? 0;
-  const parts = [job.steps ? `${Math.round((100 * job.step) / job.steps)} %` : "Starting"];
+  const parts = [job.steps ? `${Math.round((100 * job.step) / job.steps)} %` : "Being made"];
   if (done) parts.push(`${counted(done, "picture")} finished`);
   if (job.seconds_left !== null && job.seconds_left !== undefined) parts.push(`${duration(job.seconds_left)} left`);
   return parts.join(" · ");

@@ -2,7 +2,7 @@
 import { banner } from "./say.js";
 import { follow, get } from "./server.js";
 
-const EVERY = 5000; // ms between two looks at jobs that others may have started
+const EVERY = 2000; // ms between two looks at all jobs, which others may have started, too
 export const isActive = (job) => job.state === "queued" || job.state === "running";
 
 export class Jobs {
@@ -10,8 +10,8 @@ export class Jobs {
   constructor(changed) {
     this.changed = changed;
     this.byId = new Map();
-    this.following = new Map();
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.look(); });
+    this.followed = null; // the job whose every step is listened to
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.listen(null) : this.look()));
     addEventListener("online", () => this.look());
     setInterval(() => { if (!document.hidden) this.look(); }, EVERY);
   }
@@ -26,10 +26,8 @@ export class Jobs {
       return;
     }
     banner(null);
-    const there = new Set(jobs.map((job) => job.id));
-    for (const id of this.byId.keys()) if (!there.has(id)) this.byId.delete(id);
     const ended = jobs.filter((job) => this.ends(job)).map((job) => job.id);
-    for (const job of jobs) this.byId.set(job.id, job);
+    this.byId = new Map(jobs.map((job) => [job.id, job]));
     this.tell(ended);
   }
 
@@ -46,17 +44,16 @@ export class Jobs {
   }
 
   tell(ended) {
-    const newest = [...this.byId.values()].sort((one, other) => (one.created < other.created ? 1 : -1));
-    for (const job of newest) this.listen(job);
+    const newest = [...this.byId.values()].sort((one, other) => other.created - one.created);
+    this.listen(newest.filter(isActive).at(-1) ?? null);
     this.changed(newest, ended);
   }
 
+  /** Listens to one job at a time, the one whose turn it is: a browser holds six connections to a server. */
   listen(job) {
-    if (isActive(job) && !this.following.has(job.id)) {
-      this.following.set(job.id, follow(job.id, (each) => this.take(each)));
-    } else if (!isActive(job) && this.following.has(job.id)) {
-      this.following.get(job.id)();
-      this.following.delete(job.id);
-    }
+    if (job?.id === this.followed) return;
+    this.unfollow?.();
+    this.followed = job?.id;
+    this.unfollow = job && follow(job.id, (each) => this.take(each));
   }
 }

@@ -29,7 +29,10 @@ const actions = {
     composer.write(picture.prompt);
     composer.start.use(picture.id).then(() => byId("start").scrollIntoView({ block: "center" }));
   },
-  deleted: () => refresh(),
+  deleted: (id) => {
+    for (const image of document.querySelectorAll(`.tile img[src="/v1/pictures/${id}"]`)) image.closest(".tile").hidden = true;
+    refresh();
+  },
   again: (job) => composer.repeat(job),
 };
 const viewer = new Viewer(actions);
@@ -65,7 +68,7 @@ function changed(all, ended) {
   history.without(shown.map((job) => job.id));
   title(active[0]);
   for (const id of ended) say(all.find((job) => job.id === id));
-  if (ended.length) history.look();
+  if (ended.length) history.look().catch((error) => banner(error.message));
 }
 
 function title(job) {

@@ -6,7 +6,8 @@ import { STRONG, SUBTLE } from "./start_picture.js";
 export class PictureTile {
   constructor(actions) {
     this.actions = actions;
-    this.image = el("img", { alt: "", width: 64, height: 64 });
+    // a picture that was deleted leaves no hole
+    this.image = el("img", { alt: "", width: 64, height: 64, onerror: () => { this.element.hidden = this.picture.id !== null; } });
     this.frame = el("button", { type: "button", class: "frame", disabled: true, onclick: () => actions.open(this.picture.id) }, this.image);
     this.seed = el("span", { class: "seed" });
     this.keep = button("keep this seed", () => {
