@@ -42,6 +42,12 @@ NOT_ALONE = {
     "codes",
 }  # added to others, or Hydra's
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_ALONE)
+CODES = ["+codes=trained", "codes.image_tokenizer=runs/x"]  # no tokenizer of pictures ships
+NEEDED = {
+    "model=autoregressive": [*CODES, "model.stage.loss=x"],
+    "model=discrete_diffusion": [*CODES, "backbone=codes_tiny"],
+    "model=two_level": CODES,
+}
 NETWORKS = ("backbone", "autoencoder", "text_encoder", "image_encoder")
 
 
@@ -273,7 +279,7 @@ def test_every_option_of_a_group_composes(group):
         argument = f"{group}=[{option}]" if group == "metric" else f"{group}={option}"
         check_group(parsed(argument), command)
         composed(command, *every(command), argument)
-        plain(composed(command, argument))
+        plain(composed(command, argument, *NEEDED.get(argument, [])))
 
 
 @pytest.mark.parametrize("group", NETWORKS)

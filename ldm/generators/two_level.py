@@ -34,8 +34,8 @@ class TwoLevel(TextToCodes):
         self._choice(self.scale)  # refuses wrong options
 
     def _choice(self, scale: float | int) -> Choice:
-        own = {"temperature": float(self.temperature), "top_k": self.top_k, "top_p": float(self.top_p)}
-        return Choice(**own, scale=float(scale))
+        temperature, top_p = float(self.temperature), float(self.top_p)
+        return Choice(temperature=temperature, top_k=self.top_k, top_p=top_p, scale=float(scale))
 
     def sample_codes(
         self, prompts: Sequence[str], seeds: Sequence[int], report: Report
