@@ -47,6 +47,7 @@ NEEDED = {
     "model=autoregressive": [*CODES, "model.stage.loss=x"],
     "model=discrete_diffusion": [*CODES, "backbone=codes_tiny"],
     "model=two_level": CODES,
+    "model=image_tokenizer": ["+image_tokenizer=vqgan_f8_tiny"],
 }
 NETWORKS = ("backbone", "autoencoder", "text_encoder", "image_encoder")
 
