@@ -9,7 +9,7 @@ QUICK := $(addprefix tests/,commands diffusion io models randomness test_constru
 QUICK += $(addprefix --ignore=tests/,diffusion/test_samplers.py diffusion/test_conf.py models/test_conditioning.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve quick test page check format bench gpu peers weights faults ranks chaos slurm golden report docs
+.PHONY: help setup demo serve load quick test page check format bench gpu peers weights faults ranks chaos slurm golden report docs
 
 help:  ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -64,6 +64,9 @@ format: setup  ## let ruff fix what it can
 serve: setup  ## open a page that generates pictures with the shipped model; Ctrl-C ends it
 	@$(LDM) data_prep.emoji  # what the page compares pictures with
 	@exec $(LDM) ldm.serve
+
+load: setup  ## ldm.serve under load: bytes, queue, bad clients, memory, throughput beside diffusers: ten minutes
+	$(LDM) benchmarks.serve_load
 
 bench: setup  ## compare speed with other libraries: U-Net, training step, attention, pipeline, loader, latents, logging
 	$(LDM) benchmarks.unet_vs_diffusers
