@@ -79,7 +79,7 @@ export class Training {
       this.detail,
       el("div", { class: "row wrap" }, el("h2", {}, run.name), state(run)),
       el("p", { class: "hint" }, `${capital(run.sentence)}.`),
-      el("p", { class: "row wrap" }, run.links.map((link) => el("a", { class: "quiet", href: link.url, target: "_blank", rel: "noopener" }, capital(link.title)))),
+      run.links.length ? el("p", { class: "row wrap" }, run.links.map((link) => el("a", { class: "quiet", href: link.url, target: "_blank", rel: "noopener" }, capital(link.title)))) : null,
       this.sheets(run),
       curves.length ? el("div", { class: "charts" }, curves.map(([name, points]) => chart(name, points)))
         : el("p", { class: "empty" }, "It has logged no number yet."),
