@@ -24,7 +24,7 @@ RECORD, CONFIG, LOCK = "run.json", "config.yaml", ".lock"  # of a run
 ASIDE = {  # keys, at any depth, that change what a training costs or prints, but not its result
     *("num_workers", "worker_timeout", "cache", "max_time"),
     *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
-    *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved"),
+    *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved", "round_trip"),
 }
 STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
 NAME = re.compile(r"step=(\d{8})")

@@ -1,13 +1,18 @@
 """Facts about the pictures that a training leaves behind."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from PIL import Image
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.pictures import Reconstructions, RetrievedPictures, SampleGrid
-from ldm.codec import to_float
+from ldm.callbacks.round_trip import RoundTrip
+from ldm.codec import to_float, to_uint8
 from ldm.io.pictures import to_picture
+from ldm.metrics.features import FeatureIdentity
+from ldm.metrics.reconstruction import Reconstruction
 from ldm.models.clip import CLIP, TextTransformer, VisionTransformer
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
@@ -43,6 +48,30 @@ def test_a_sheet_of_reconstructions_at_each_validation(autoencoder, pictures, ad
     make_trainer(2, EMA(decay=0.9), shown, **VALIDATED).fit(stage, datamodule=pictures)
     with Image.open(sheets / "step=000002.png") as sheet:
         assert sheet.size == size(4, 2)
+
+
+class MeanColours:
+    """Three features of a picture."""
+
+    dims: ClassVar[dict[str, int]] = {"colours": 3}
+    identity = FeatureIdentity(name="colours", sha256="", size=16, resize="none")
+
+    def __call__(self, images):
+        return {"colours": images.float().mean(dim=(2, 3))}
+
+
+def test_the_distance_of_reconstructions_is_logged(autoencoder, pictures, adamw, make_trainer):
+    stage = AutoencoderStage(net=autoencoder, optimizer=adamw, decay=lambda step: 1.0, kl_weight=0.0)
+    trainer = make_trainer(2, EMA(decay=0.9), RoundTrip(extractor=MeanColours()), **VALIDATED)
+    trainer.fit(stage, datamodule=pictures)
+    originals = pictures.val.images()
+    with torch.no_grad():
+        decoded = to_uint8(stage.averaged.reconstruct(to_float(originals)))
+    judge = Reconstruction(extractor=MeanColours())
+    judge.update(decoded, originals)
+    assert trainer.callback_metrics["val/rfd_colours_few"] == pytest.approx(
+        float(judge.compute()["rfd_colours"]), rel=1e-5
+    )
 
 
 def test_a_sheet_of_the_pictures_nearest_to_each_prompt(pictures, tokenizer, adamw, make_trainer, sheets):
