@@ -1,16 +1,25 @@
 """What the page and programs are told of a generator, asked of its protocol alone."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
 from ldm import UserError
+from ldm.checkpoints.bundle import CONFIG, Bundle
 from ldm.config import options
 from ldm.generators.generator import Generator, Opened
+from ldm.io.fields import Fields
+from ldm.io.reading import read_yaml
 from ldm.sampling.record import first, short
 
 GROUPS = ("sampler", "grid", "guidance")  # options that name a file of conf/
 NEEDS_BUNDLE = "autoguidance"  # names a path, which a request can't
+MOST = 12  # prompts to click on
+SHIPPED = (  # prompts that the shipped model follows well from any seed
+    *("red apple", "sailboat", "owl", "birthday cake", "fox"),
+    *("penguin", "butterfly", "snowman", "cherry blossom"),
+)
 
 
 def described(name: str, opened: Opened) -> dict[str, Any]:
@@ -30,7 +39,19 @@ def described(name: str, opened: Opened) -> dict[str, Any]:
         "starts_from_pictures": generator.starts_from_pictures,
         "presets": presets(default["steps"] if "steps" in known else None),
         "preview": "watch" in signature(generator.__call__).parameters,
+        "examples": examples_of(opened.bundle),
     }
+
+
+def examples_of(bundle: Bundle) -> list[str]:
+    """Prompts to click on: those of the sample grids of the run that a bundle lies in, if it lies in one."""
+    if bundle.place == "shipped":
+        return list(SHIPPED)
+    config = bundle.path.parent / CONFIG
+    with suppress(OSError, UserError):
+        own = Fields.of(read_yaml(config), name=str(config)).mapping("callbacks").mapping("samples")
+        return own.texts("prompts")[:MOST]
+    return []
 
 
 def defaults(generator: Generator) -> dict[str, Any]:

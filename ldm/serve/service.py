@@ -36,7 +36,7 @@ class Service:
     Args:
         networks: the process that has the networks, started.
         limit: pictures that may wait.
-        examples: prompts that a page offers.
+        examples: prompts that a page offers for all models; None: for each model its own.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class Service:
         history: History,
         *,
         limit: int,
-        examples: Sequence[str] = (),
+        examples: Sequence[str] | None = None,
     ) -> None:
         self.networks, self.history, self.limit = networks, history, limit
-        self.models = {each["id"]: each | {"examples": list(examples)} for each in networks.ready.models}
+        own = {} if examples is None else {"examples": list(examples)}
+        self.models = {each["id"]: each | own for each in networks.ready.models}
         self.closing = False
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[tuple[Job, Slot]] = deque()

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ldm.checkpoints.bundle import Bundle
+from ldm.serve.describing import examples_of
 from ldm.serve.schemas import MAX_STEPS, MAX_TEXT
 
 
@@ -203,3 +205,15 @@ def test_the_description_of_the_api_is_whole(client):
         }
     fields = said["components"]["schemas"]["Generate"]["properties"]
     assert fields.keys() == {"prompts", "model", "seeds", "count", "quality", "options", "source"}
+
+
+def test_examples_are_those_of_the_models_own_run(write_tiny_bundle, tmp_path):
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "run" / "bundle"))
+    assert examples_of(bundle) == []
+    (tmp_path / "run" / "config.yaml").write_text(
+        "callbacks: {samples: {prompts: [a red star, a blue ring]}}\n"
+    )
+    assert examples_of(bundle) == ["a red star", "a blue ring"]
+    (tmp_path / "run" / "config.yaml").write_text("callbacks: [")
+    assert examples_of(bundle) == []
+    assert "red apple" in examples_of(Bundle.open("shipped"))
