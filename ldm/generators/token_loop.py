@@ -87,7 +87,6 @@ def likeliest(logits: Float[Tensor, "b k"], *, top_k: int, top_p: float) -> Floa
     return logits
 
 
-@torch.no_grad()
 def generate_codes(
     net: CodeNetwork,
     condition: Tensor,
@@ -124,7 +123,7 @@ def generate_codes(
             known=None if known is None else tuple(_filled(send(each[own], made.device)) for each in known),
         )
         # float32, whatever the training's precision
-        with torch.autocast(made.device.type, enabled=False):
+        with torch.inference_mode(), torch.autocast(made.device.type, enabled=False):
             for place, codes in enumerate(steps):
                 made[own, place] = codes[: len(drawn)]
                 if watch is not None:
@@ -152,11 +151,10 @@ def _chunk(
         condition: of the pictures, and after them the empty one for each of them if `count` is 2.
     """
     following, codes, noise = net.continuation(condition), None, torch.empty(0)
-    at_once = max(1, NUMBERS // net.num_codes)
+    at_once, total = max(1, NUMBERS // net.num_codes), torch.zeros((), device=condition.device)
     for place in range(net.length):
         logits = following(None if codes is None else codes[:, None].repeat(count, 1))
-        if not logits.isfinite().all():
-            raise NotFinite("the logits of codes are NaN or infinite: take another bundle")
+        total = total + logits.sum()  # NaN as soon as one is NaN or infinite; asked at the end, as that waits
         if place % at_once == 0:
             noise = gumbel(uniform(min(at_once, net.length - place), net.num_codes))
         cond, *empty = logits.chunk(count)
@@ -165,3 +163,5 @@ def _chunk(
             given, kept = known
             codes = torch.where(kept[:, place], given[:, place], codes)
         yield codes
+    if not total.isfinite():
+        raise NotFinite("the logits of codes are NaN or infinite: take another bundle")

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -75,9 +74,9 @@ def _distances(text: int, grid: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Cache:
-    """Keys and values of the places so far, one pair per layer, with room for a whole sequence."""
+    """Keys and values of the places so far, with room for a whole sequence."""
 
-    layers: list[KeysValues]
+    layers: list[Float[Tensor, "two b h room d"]]  # keys, then values
     valid: Bool[Tensor, "b n"] | None = None  # places that others attend to; None: all
     length: int = 0  # places that are filled
 
@@ -129,7 +128,7 @@ class CausalAttention(nn.Module):
         self,
         tokens: Float[Tensor, "b n c"],
         allowed: Bool[Tensor, "*rows n m"] | None,
-        cached: KeysValues | None = None,
+        cached: Float[Tensor, "two b h room d"] | None = None,
         start: int = 0,
     ) -> Float[Tensor, "b n c"]:
         """Every token as a mixture of the places that it attends to, without residual.
@@ -139,11 +138,14 @@ class CausalAttention(nn.Module):
             cached: keys and values; those of the tokens are written to their places.
             start: place of the first token.
         """
-        q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        # views by hand, here and at the end: a sampling step of a small network is mostly overhead
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if cached is not None:
-            stop = start + q.shape[2]
-            cached.keys[:, :, start:stop], cached.values[:, :, start:stop] = k, v
-            k, v = cached.keys[:, :, :stop], cached.values[:, :, :stop]
+            stop = start + tokens.shape[1]
+            cached[:, :, :, start:stop] = qkv[1:]
+            q, (k, v) = qkv[0], cached[:, :, :, :stop].unbind(0)
+        else:
+            q, k, v = qkv.unbind(0)
         if self.pb_relax is not None:
             if allowed is None and q.shape[2] > 1:
                 allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -151,7 +153,7 @@ class CausalAttention(nn.Module):
         else:
             causal = allowed is None and q.shape[2] > 1
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
-        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
@@ -186,19 +188,20 @@ class Layer(nn.Module):
         self,
         x: Float[Tensor, "b n c"],
         allowed: Bool[Tensor, "*rows n m"] | None,
-        cached: KeysValues | None,
+        cached: Float[Tensor, "two b h room d"] | None,
         start: int,
         context: KeysValues | None,
         drop: Drop | None,
         name: str,
     ) -> Float[Tensor, "b n c"]:
         """Tokens after the branches."""
-        drop = drop or (lambda values, _: values)
-        mixed = self.close1(self.attention(self.norm1(x), allowed, cached, start))
-        x = x + drop(mixed, f"{name}/attention")
+        branch = self.close1(self.attention(self.norm1(x), allowed, cached, start))
+        x = x + (branch if drop is None else drop(branch, f"{name}/attention"))
         if self.cross is not None and self.norm_cross is not None and context is not None:
-            x = x + drop(self.cross(self.norm_cross(x), context), f"{name}/cross")
-        return x + drop(self.close2(self.mlp(self.norm2(x))), f"{name}/mlp")
+            branch = self.cross(self.norm_cross(x), context)
+            x = x + (branch if drop is None else drop(branch, f"{name}/cross"))
+        branch = self.close2(self.mlp(self.norm2(x)))
+        return x + (branch if drop is None else drop(branch, f"{name}/mlp"))
 
 
 class Trunk(nn.Module):
@@ -248,9 +251,8 @@ class Trunk(nn.Module):
             valid: the places that others attend to, for sequences with pads; None: all.
         """
         like = self.norm.weight
-        shape = (rows, self.num_heads, length, self.width // self.num_heads)
-        pairs = [KeysValues(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
-        return Cache(layers=pairs, valid=valid)
+        shape = (2, rows, self.num_heads, length, self.width // self.num_heads)
+        return Cache(layers=[like.new_zeros(shape) for _ in self.layers], valid=valid)
 
     def project_context(self, context: Float[Tensor, "b m e"]) -> list[KeysValues]:
         """Keys and values of a context for each layer, to be passed in its place to several calls."""
@@ -294,7 +296,8 @@ class Trunk(nn.Module):
         device = self.norm.weight.device
         if self.masks is not None and not self._built:
             # not buffers: a network is built on the meta device, and its buffers would stay there
-            self._built = list(self.masks(len(self.layers)))
+            with torch.inference_mode(False):  # training may use them after sampling
+                self._built = list(self.masks(len(self.layers)))
         mask = self._built[number] if self._built else None
         if mask is None:
             if valid is None and (start == 0 or stop == start + 1):
