@@ -41,9 +41,7 @@ def main(config: DictConfig) -> None:
         closing(listen(host, options["port"])) as listening,
         closing(History(Path(options["state"]))) as history,
         closing(Networks(named(bundles_of(options)), chunk=options["chunk"])) as networks,
-        closing(
-            Service(networks, history, limit=options["queue"], examples=options["examples"] or ())
-        ) as service,
+        closing(Service(networks, history, limit=options["queue"], examples=options["examples"])) as service,
     ):
         app = create_app(service, host=host, token=token, runs=Path(options["runs"]))
         port = listening.getsockname()[1]
