@@ -3,6 +3,7 @@
 | module                 | contents                                                         |
 |------------------------|------------------------------------------------------------------|
 | importing, exporting   | the ways in and out                                              |
+| vq_diffusion           | VQ-Diffusion's folders and files                                 |
 | folder, compvis, clip  | a folder of diffusers, a file of CompVis, the towers of a CLIP   |
 | diffusers, schedulers  | configs of networks and schedulers against ours, both ways       |
 | declared, tables       | what a file declares about itself, against the user's options    |

@@ -8,6 +8,7 @@
 | a folder of one diffusers or transformers network  | a bundle of that part                |
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
 | a tokenizer of pictures, see `image_tokenizers`    | a bundle of that part                |
+| VQ-Diffusion, see `vq_diffusion`                   | a text-to-image bundle, or a part    |
 | another kind of model                              | a message that names the kind        |
 """
 
@@ -31,6 +32,7 @@ from ldm.exchange.diffusers import INPAINTING, INSTRUCT
 from ldm.exchange.folder import class_of, find_weights, import_network, import_pipeline
 from ldm.exchange.image_tokenizers import import_tokenizer, import_vq_model, is_tokenizer
 from ldm.exchange.imported import Imported
+from ldm.exchange.vq_diffusion import PIPELINE, import_released, import_vq_diffusion, is_released
 from ldm.exchange.weights import Source, Weights
 from ldm.io.fields import Fields
 
@@ -85,6 +87,8 @@ def import_weights(source: Source, asked: Asked) -> Imported:
         return import_tokenizer(weights or path, size=size)
     if weights is None:
         kind, is_pipeline = class_of(path)
+        if kind == PIPELINE:
+            return import_vq_diffusion(path, text_state=asked.text_state)
         if kind == "VQModel":
             return import_vq_model(find_weights(path), Fields.read(path / "config.json"), size)
         _refuse_kinds(path, [kind], CLASSES)
@@ -97,6 +101,8 @@ def import_weights(source: Source, asked: Asked) -> Imported:
         return import_single_file(replace(weights, renamed=ema), asked)
     if is_autoencoder_file(weights):
         return import_autoencoder(weights, asked)
+    if is_released(weights):
+        return import_released(weights)
     if is_openclip(weights):
         return import_openclip(source, weights, model=asked.clip)
     some = ", ".join(sorted(weights.outline)[:3])
