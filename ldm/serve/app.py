@@ -1,14 +1,16 @@
 """The web application over a service: guard, routes, page, and errors in words."""
 
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -36,9 +38,8 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
         host: address that the server listens at: it decides which Host headers are ours.
         token: is demanded of every request, where there is one.
     """
-    problems: dict[int | str, Any] = {
-        status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 422, 429, 503)
-    }
+    statuses = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
+    problems: dict[int | str, Any] = {status: {"model": Problem} for status in statuses}
     app = FastAPI(
         title="ldm",
         version=__version__,
@@ -46,6 +47,7 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         responses=problems,
+        dependencies=[] if token is None else [Depends(HTTPBearer(auto_error=False))],  # describes it
     )
     app.add_middleware(Guard, hosts=() if host in LOOPBACK else None, token=token)
     app.state.service = service
@@ -76,7 +78,8 @@ def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
             service.closing = True
             super().handle_exit(*caught)
 
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):  # uvicorn raises its signal again after an orderly end
         Server(settings).run(sockets=[listening])
 
 

@@ -39,6 +39,7 @@ class Job:
     state: str = "queued"
     steps: int = 0  # of one picture; 0: not known yet
     error: str | None = None
+    note: str | None = None  # what the user should know of its pictures
     kind: str = "picture"  # of its pictures; another one is in no list of jobs and no history
     alone: bool = False  # shares no call with other jobs, since such a call has failed
     version: int = 0  # counts changes
@@ -79,6 +80,7 @@ class Job:
             "pictures": [slot.picture for slot in self.slots],
             "previews": [self.preview(number) for number in range(len(self.slots))],
             "error": self.error,
+            "note": self.note,
             "request": dict(self.request),
         }
 
@@ -88,6 +90,15 @@ class Job:
         if not slot.frames or slot.state in ("done", "dropped"):
             return None
         return f"/v1/jobs/{self.id}/preview/{number}?step={len(slot.frames)}"
+
+
+def note_of(facts: Mapping[str, Any]) -> str | None:
+    """What a user should know of a picture with this record: that its prompt was cut."""
+    tokens = facts.get("tokens") or {}
+    for name, read in (("prompt", "read"), ("negative", "negative_read")):
+        if tokens.get(name, 0) > tokens.get(read, 0):
+            return f"the {name} has {tokens[name]} tokens, and the model reads the first {tokens[read]}"
+    return None
 
 
 def strip_of(frames: list[bytes]) -> bytes:

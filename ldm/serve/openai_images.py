@@ -6,13 +6,14 @@ import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from ldm.serve.requests import model_of, submitted
 from ldm.serve.schemas import MAX_TEXT, Checked, Generate, Seed
 from ldm.serve.service import Refused, Service
 
 POLL = 0.05  # seconds
+STATUSES = (400, 401, 403, 404, 413, 415, 422, 429, 500, 503)
 QUALITIES = {
     "low": "fast",
     "medium": "balanced",
@@ -39,11 +40,42 @@ class Generations(Checked):
     seed: Seed | None = Field(None, description="of the first picture; not among OpenAI's fields")
 
 
+class Image(BaseModel):
+    """A picture: a PNG with its record, in base64."""
+
+    b64_json: str
+
+
+class Images(BaseModel):
+    """The pictures of a request."""
+
+    created: int = Field(description="seconds since 1970")
+    data: list[Image]
+
+
+class Fault(BaseModel):
+    """Why a request was not served."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Refusal(BaseModel):
+    """The shape of OpenAI's errors."""
+
+    error: Fault
+
+
+REFUSALS: dict[int | str, Any] = {status: {"model": Refusal} for status in STATUSES}
+
+
 def router(service: Service) -> APIRouter:
     """The route over a service."""
     routes = APIRouter()
 
-    @routes.post("/v1/images/generations")
+    @routes.post("/v1/images/generations", response_model=Images, responses=REFUSALS)
     async def generations(asked: Generations, request: Request) -> dict[str, Any]:
         """Pictures of a prompt, answered once all are made; a client that hangs up cancels them."""
         job = submitted(service, translated(service, asked))

@@ -13,13 +13,15 @@ from fastapi.responses import StreamingResponse
 from ldm import __version__
 from ldm.serve.history import History
 from ldm.serve.requests import checked_settings, submitted, uploaded
-from ldm.serve.schemas import Generate, JobNow, Model
+from ldm.serve.schemas import Generate, Health, JobNow, Kept, Model, Settings, Upload
 from ldm.serve.service import Refused, Service
 
 POLL = 0.1  # seconds between two looks at a job that a client follows
 MAX_IDS = 20_000  # characters: of a thousand ids
 Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
-PNG = {200: {"content": {"image/png": {}}}}
+PNG, EVENTS, ZIP = (
+    {200: {"content": {kind: {}}}} for kind in ("image/png", "text/event-stream", "application/zip")
+)
 
 routes = APIRouter()
 
@@ -39,7 +41,7 @@ def found(what: Any, name: str = "picture") -> Any:
     return what
 
 
-@routes.get("/health")
+@routes.get("/health", response_model=Health)
 def health(service: Serving) -> dict[str, Any]:
     """Whether the server works, and how full its queue is."""
     return {"version": __version__, **service.health()}
@@ -57,13 +59,13 @@ def generate(service: Serving, asked: Generate) -> dict[str, Any]:
     return submitted(service, asked)
 
 
-@routes.post("/v1/uploads", status_code=201)
+@routes.post("/v1/uploads", status_code=201, response_model=Upload)
 def upload(service: Serving, file: UploadFile) -> dict[str, Any]:
     """Keeps a picture (PNG, JPEG or WebP) to start from, or a mask; returns its id and size."""
     return uploaded(service.history, file.file.read())
 
 
-@routes.post("/v1/settings")
+@routes.post("/v1/settings", response_model=Settings)
 def settings(service: Serving, file: UploadFile) -> dict[str, Any]:
     """The settings that a PNG of this server, or of `ldm.sample`, carries."""
     return checked_settings(service, file.file.read())
@@ -81,7 +83,7 @@ def job(service: Serving, name: Id) -> dict[str, Any]:
     return found(service.job(name), "job")
 
 
-@routes.get("/v1/jobs/{name}/events", response_class=StreamingResponse)
+@routes.get("/v1/jobs/{name}/events", responses=EVENTS, response_class=StreamingResponse)
 async def events(service: Serving, name: Id, request: Request) -> StreamingResponse:
     """The job at each of its changes, as server-sent events `job`, then `end`."""
     found(service.job(name), "job")
@@ -124,7 +126,7 @@ def skip(service: Serving, name: Id) -> dict[str, Any]:
     return found(service.job(name), "job")
 
 
-@routes.get("/v1/history")
+@routes.get("/v1/history", response_model=list[Kept])
 def pictures(
     service: Serving, before: float | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 50
 ) -> list[dict[str, Any]]:
@@ -132,7 +134,7 @@ def pictures(
     return service.history.list(before=before, limit=limit)
 
 
-@routes.get("/v1/pictures.zip", response_class=StreamingResponse)
+@routes.get("/v1/pictures.zip", responses=ZIP, response_class=StreamingResponse)
 def archive(
     service: Serving, ids: Annotated[str | None, Query(max_length=MAX_IDS)] = None
 ) -> StreamingResponse:

@@ -70,7 +70,8 @@ class JobNow(BaseModel):
     seeds: list[int]
     pictures: list[str | None] = Field(description="ids for `GET /v1/pictures/{id}`")
     previews: list[str | None] = Field(description="addresses of the newest previews")
-    error: str | None
+    error: str | None = Field(description="why it failed, and what to do")
+    note: str | None = Field(None, description="what was done otherwise than asked, such as a prompt that was cut")
     request: dict[str, Any]
 
 
@@ -89,6 +90,51 @@ class Model(BaseModel):
     examples: list[str]
     presets: dict[str, dict[str, int]]
     preview: bool = Field(description="whether pictures are shown, and can be stopped, while they are made")
+
+
+class Health(BaseModel):
+    """Whether the server works, and how full its queue is."""
+
+    status: Literal["ok"]
+    version: str
+    worker: Literal["alive", "restarting"] = Field(description="the process that has the networks")
+    queue: int = Field(description="pictures that wait")
+    limit: int = Field(description="pictures that may wait")
+
+
+class Upload(BaseModel):
+    """A picture that was sent, as it is kept."""
+
+    id: str
+    width: int
+    height: int
+
+
+class Settings(BaseModel):
+    """The settings that a PNG carries: with them, `POST /v1/generate` makes it again."""
+
+    prompt: str
+    seed: int | None
+    model: str | None
+    quality: str
+    options: dict[str, Any]
+    source: dict[str, Any] | None
+    known: bool = Field(description="whether the model is one of this server's")
+
+
+class Kept(BaseModel):
+    """A generated picture in the history."""
+
+    id: str
+    created: float
+    prompt: str
+    seed: int
+    model: str
+    job: str
+    width: int
+    height: int
+    request: dict[str, Any]
+    settings: dict[str, Any] = Field(description="the record in the PNG")
 
 
 class Problem(BaseModel):

@@ -2,6 +2,7 @@
 
 import itertools
 import sqlite3
+import sys
 import threading
 import time
 from collections import deque
@@ -11,12 +12,13 @@ from typing import Any
 
 from ldm import UserError
 from ldm.serve.history import History, new_id
-from ldm.serve.jobs import FRAMES, Job, Slot, strip_of
+from ldm.serve.jobs import FRAMES, Job, Slot, note_of, strip_of
 from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Task
 from ldm.serve.networks import Networks
 
 KEPT = 200  # ended jobs in memory; the history has all
 PATIENCE = 0.5  # seconds for the step that is being made when the server ends
+NO_ROOM = "the picture can't be stored: the server's log says why"
 ASKED = 8  # questions that wait at most
 
 
@@ -81,6 +83,8 @@ class Service:
         with self._changed:
             if self.closing or not self._thread.is_alive():
                 raise Refused("the server is closing, or has a fault: start it again", status=503)
+            if len(slots) > self.limit:
+                raise Refused(f"{len(slots)} pictures are more than the queue takes, {self.limit}")
             if len(self._waiting) + len(slots) > self.limit:
                 wait = max(1, round(self._speed * len(self._waiting) / self.networks.ready.chunk))
                 raise Refused(
@@ -175,6 +179,8 @@ class Service:
             self._changed.notify_all()
             if self._running:
                 self.networks.stop()
+            for _, future in self._questions:
+                future.set_exception(Refused("the server is closing", status=503))
         self._thread.join(timeout=PATIENCE)
 
     # the thread that feeds the networks
@@ -193,12 +199,11 @@ class Service:
                 elif chunk:
                     self._generate(chunk)
             except EOFError:
-                if self.closing:
-                    return
                 self._lost(question)
-            except (UserError, OSError, sqlite3.Error) as error:  # no room for pictures
+            except (UserError, OSError, sqlite3.Error) as error:
+                print(f"ldm: pictures can't be stored: {error}", file=sys.stderr, flush=True)
                 running, self._running = self._running, []
-                self._fail_each(running, f"the pictures can't be kept ({error})")
+                self._fail_each(running, NO_ROOM)
 
     def _next_chunk(self) -> Chunk:
         """The oldest waiting picture with the next ones that fit beside it."""
@@ -265,6 +270,7 @@ class Service:
                     self.history.delete(name)
                     continue
                 slot.state, slot.picture, slot.frames = "done", name, []
+                job.note = job.note or note_of(settings)
                 self._settle(job)
 
     def _fail(self, failed: Failed, running: list[tuple[Job, Slot]]) -> None:
@@ -290,6 +296,8 @@ class Service:
             running, self._running = self._running, []
             if question:
                 question[1].set_exception(Refused(sentence, status=503))
+            if self.closing:
+                return  # the history marks what was running
         self._fail_each(running, sentence)
         self.networks.restart()
 

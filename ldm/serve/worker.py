@@ -43,7 +43,7 @@ def run(connection: Connection, bundles: Mapping[str, str], chunk: int | None) -
         while (message := connection.recv()) is not None:
             if not isinstance(message, Stop):  # of a chunk that has just ended
                 connection.send(worker.answer(message))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         pass  # the server is gone
 
 
@@ -87,6 +87,8 @@ class Worker:
             return Failed(message.number, "stopped")
         except UserError as error:
             return Failed(message.number, str(error))
+        except ConnectionError:  # the server is gone
+            raise
         except MemoryError:
             return Failed(message.number, "the memory is full: ask for fewer or smaller pictures")
         except Exception:  # the next chunk must still be answered

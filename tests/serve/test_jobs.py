@@ -173,6 +173,19 @@ def test_events_follow_a_job_to_its_end(client):
     assert text.endswith("event: end\ndata: {}\n\n")
 
 
+def test_pictures_that_can_not_be_stored_fail_in_words_and_the_next_ones_are_made(service, make, capsys):
+    folder = service.history.folder / "pictures"
+    folder.write_text("a file in the folder's place")
+    failed = make()
+    assert (failed["state"], failed["error"]) == (
+        "failed",
+        "the picture can't be stored: the server's log says why",
+    )
+    assert str(folder) in capsys.readouterr().err
+    folder.unlink()
+    assert make()["state"] == "finished"
+
+
 @pytest.mark.parametrize("state", ["a file", "another server's"])
 def test_a_folder_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, state, service):
     folder = service.history.folder

@@ -161,6 +161,11 @@ def test_a_picture_and_a_mask_start_a_generation(client, make):
     }
 
 
+def test_a_prompt_that_is_cut_is_said(make):
+    assert make("red apple")["note"] is None
+    assert make("red apple " * 20)["note"] == "the prompt has 42 tokens, and the model reads the first 16"
+
+
 def test_history_lists_thumbnails_and_deletes(client, make):
     first, second = (make(seeds=[seed])["pictures"][0] for seed in (1, 2))
     listed = client.get("/v1/history").json()
@@ -194,16 +199,15 @@ def test_models_say_what_they_offer(client):
 
 
 def test_the_description_of_the_api_is_whole(client):
-    said = client.get("/openapi.json").json()
-    operations = [each for path in said["paths"].values() for each in path.values()]
+    schema = client.get("/openapi.json").json()
+    operations = [each for path in schema["paths"].values() for each in path.values()]
     assert len(operations) > 15
     for each in operations:
         assert each.get("description"), each["operationId"]
         assert {"403", "422", "429"} <= each["responses"].keys()
-        assert each["responses"]["422"]["content"]["application/json"]["schema"] == {
-            "$ref": "#/components/schemas/Problem"
-        }
-    fields = said["components"]["schemas"]["Generate"]["properties"]
+        said = each["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert said == ("Refusal" if "generations" in each["operationId"] else "Problem")
+    fields = schema["components"]["schemas"]["Generate"]["properties"]
     assert fields.keys() == {"prompts", "model", "seeds", "count", "quality", "options", "source"}
 
 
