@@ -71,7 +71,7 @@ class JobNow(BaseModel):
     pictures: list[str | None] = Field(description="ids for `GET /v1/pictures/{id}`")
     previews: list[str | None] = Field(description="addresses of the newest previews")
     error: str | None = Field(description="why it failed, and what to do")
-    note: str | None = Field(None, description="what was done otherwise than asked, such as a prompt that was cut")
+    note: str | None = Field(None, description="what was done otherwise than asked: a prompt was cut")
     request: dict[str, Any]
 
 

@@ -163,7 +163,7 @@ def test_a_picture_and_a_mask_start_a_generation(client, make):
 
 def test_a_prompt_that_is_cut_is_said(make):
     assert make("red apple")["note"] is None
-    assert make("red apple " * 20)["note"] == "the prompt has 42 tokens, and the model reads the first 16"
+    assert make("red apple " * 20)["note"] == "the prompt has 122 tokens, and the model reads the first 16"
 
 
 def test_history_lists_thumbnails_and_deletes(client, make):
