@@ -9,6 +9,7 @@
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
 | a tokenizer of pictures, see `image_tokenizers`    | a bundle of that part                |
 | VQ-Diffusion, see `vq_diffusion`                   | a text-to-image bundle, or a part    |
+| a network on codes, see `code_networks`            | a bundle of that part, or CLIP-GEN's |
 | another kind of model                              | a message that names the kind        |
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from ldm import UserError
 from ldm.exchange.clip import import_openclip, is_openclip
+from ldm.exchange.code_networks import import_code_network, is_code_network
 from ldm.exchange.compvis import (
     averages,
     import_autoencoder,
@@ -85,6 +87,8 @@ def import_weights(source: Source, asked: Asked) -> Imported:
     size = asked.architecture.size if "size" in asked.typed else None
     if is_tokenizer(weights or path):
         return import_tokenizer(weights or path, size=size)
+    if is_code_network(weights or path):
+        return import_code_network(weights or path, size=size)
     if weights is None:
         kind, is_pipeline = class_of(path)
         if kind == PIPELINE:

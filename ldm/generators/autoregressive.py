@@ -233,7 +233,7 @@ def open_autoregressive(bundle: Bundle, **options: Any) -> CodeGenerator:
     """
     check_options(options, OPTIONS, of=f"the generator of {bundle.path}")
     codes = PictureCodes.open(bundle)
-    if codes.sha256 != bundle.entry("codes"):
+    if codes.sha256 != bundle.config.get("codes", codes.sha256):  # an imported bundle names none
         raise BundleError(
             f"bundle {bundle.path}: its image_tokenizer is not the one that its backbone was trained with"
         )

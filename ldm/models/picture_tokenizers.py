@@ -190,6 +190,7 @@ class Trunk:
     level_attention: list[bool] = field(default_factory=list)
     patch: int = 1
     checkpointing: bool = False
+    norm_eps: float = 1e-6  # of the group norms; CLIP-GEN's have 1e-5
 
     def halves(self, features: int) -> tuple[Encoder, Decoder]:
         """Encoder and decoder with `features` channels between them; UserError on sizes that do not fit."""
@@ -206,6 +207,9 @@ class Trunk:
             if does:
                 level.blocks = nn.Sequential(*map(self._attending, level.blocks))
         encoder.middle.checkpointing = decoder.middle.checkpointing = self.checkpointing
+        for norm in [*encoder.modules(), *decoder.modules()]:
+            if isinstance(norm, nn.GroupNorm):
+                norm.eps = self.norm_eps
         return encoder, decoder
 
     def _attending(self, block: nn.Module) -> nn.Sequential:
