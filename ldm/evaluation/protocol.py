@@ -191,7 +191,8 @@ class Protocol:
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.sets]
-        if not names or len(set(names)) < len(names):
+        # without any, the round trip of held-out pictures is all that is measured
+        if len(set(names)) < len(names) or not (names or self.held_out):
             raise UserError(f"a protocol needs caption sets with names of their own, got {names}")
         check_seed(self.seed_base, "seed_base")
         check_seed(self.caption_seed, "caption_seed")

@@ -14,6 +14,7 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.construct import PACKAGES, locate, nearest, own_packages
 from ldm.tokenizers import Tokenizer
 
+TOKENIZER = "ldm.generators.code_bundle.open_tokenizer"  # of bundles that hold nothing else
 LATENT_DIFFUSION = "ldm.generators.diffusion_bundle.open_latent_diffusion"  # of bundles that name none
 
 
@@ -139,7 +140,8 @@ def open_generator(bundle: Bundle, **options: Any) -> Opened:
 
 def target_of(bundle: Bundle) -> str:
     """The name of the callable that makes a bundle's generator."""
-    return str(bundle.config.get("generator", {}).get("_target_", LATENT_DIFFUSION))
+    default = TOKENIZER if bundle.names == ["image_tokenizer"] else LATENT_DIFFUSION
+    return str(bundle.config.get("generator", {}).get("_target_", default))
 
 
 def check_options(given: Iterable[str], known: Iterable[str], *, of: object = "this generator") -> None:

@@ -37,7 +37,10 @@ def ssim(images: UInt8[Tensor, "b c h w"], originals: UInt8[Tensor, "b c h w"]) 
         raise UserError(f"SSIM needs pictures of at least {MIN_SIDE} px, got {tuple(images.shape[-2:])}")
     parts = zip(images.float().split(AT_ONCE), originals.float().split(AT_ONCE), strict=True)
     settings = {"data_range": PEAK, "reduction": "none"}
-    return torch.cat([structural_similarity_index_measure(*pair, **settings).reshape(-1) for pair in parts])
+    # variances are small differences of large means: in bfloat16 a validation's autocast lowers the number
+    with torch.autocast(images.device.type, enabled=False):
+        values = [structural_similarity_index_measure(*pair, **settings).reshape(-1) for pair in parts]
+    return torch.cat(values)
 
 
 class Reconstruction(Metric):

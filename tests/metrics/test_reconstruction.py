@@ -38,6 +38,15 @@ def test_equal_pictures_have_ssim_one_and_others_less():
     assert (ssim(images.flip(-1), images) < 0.5).all()
 
 
+def test_ssim_is_computed_in_float32_whatever_the_precision_of_the_training():
+    torch.manual_seed(0)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    changed = (images * 0.8 + 20).to(torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ssim(changed, images)
+    assert torch.equal(found, ssim(changed, images))  # it was 0.001 off, and 0.08 for blurred pictures
+
+
 def test_metric_is_the_mean_over_pictures_not_over_batches():
     originals, images = pictures(5), pictures(5, seed=1)
     metric = Reconstruction()
