@@ -17,12 +17,14 @@ from ldm.construct import construct
 from ldm.data.codes import CodeData
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
+from ldm.diffusion.discrete import released
 from ldm.distributed.ranks import world_size
 from ldm.generators.clip_pair import load_clip
 from ldm.models.clip import CLIP
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
+from ldm.stages.discrete_diffusion import DiscreteDiffusionStage
 from ldm.stages.image_tokenizer import TokenizerStage
 from ldm.stages.optim import warmup_constant
 from tests.autoregressive.tiny import make_stage, write_clip
@@ -36,6 +38,12 @@ IMAGE_ENCODER = {
     "num_layers": 2,
     "num_heads": 4,
     "embed_dim": 8,
+}
+
+DENOISER = {
+    "_target_": "ldm.models.code_denoiser.CodeDenoiser",
+    **{"num_codes": 16, "grid": 4, "num_steps": 10, "context_dim": 16, "context_length": 16},
+    **{"width": 16, "depth": 1, "num_heads": 2},
 }
 
 
@@ -60,10 +68,11 @@ def train(make_trainer, emoji, codec):
         count = world_size()
         several = {"devices": count, "strategy": DDPStrategy()} if count > 1 else {}
         data = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
-        if hasattr(stage, "codec"):
-            data = LatentData(pictures=data, codec=stage.codec)
-        if hasattr(stage, "codes"):
-            data = CodeData(pictures=data, codes=stage.codes, embedder=stage.embedder)
+        frozen = {
+            name: getattr(stage, name) for name in ("codec", "codes", "embedder") if hasattr(stage, name)
+        }
+        if frozen:
+            data = (CodeData if "codes" in frozen else LatentData)(pictures=data, **frozen)
         first = FirstGradients()
         settings = {"precision": "32-true"} | several | options
         make_trainer(steps, first, *callbacks, **settings).fit(stage, datamodule=data)
@@ -177,6 +186,30 @@ def test_a_network_on_codes_gets_the_same_gradients_and_pictures(
         assert_same(gradients, alone[0])
         assert_same(weights, alone[1])
         assert torch.equal(pictures, alone[2])
+
+
+def test_importance_of_timesteps_follows_the_losses_of_all_ranks(train, codes, codec, build_network, ranks):
+    """Of VQ-Diffusion: the timesteps of the second step depend on the losses of the first."""
+
+    def act(rank):
+        stage = DiscreteDiffusionStage(
+            net=build_network(DENOISER, 3),
+            process=released(num_codes=16, num_steps=10),
+            codes=codes,
+            codec=codec,
+            sampling={"steps": 2},
+            optimizer=partial(torch.optim.SGD, lr=0.1),
+            decay=lambda step: 1.0,
+            importance=True,
+        )
+        stage.history.counts.fill_(11)  # as after a while
+        return [*train(stage, steps=2), {"squares": stage.history.squares}]
+
+    alone, together = act(0), ranks(act)
+    for gradients, weights, history in together:
+        assert_same(gradients, alone[0])
+        assert_same(weights, alone[1])
+        assert_close(history["squares"], alone[2]["squares"], rtol=1e-5, atol=0)
 
 
 FAULTS = {

@@ -14,6 +14,8 @@ from ldm.generators.token_loop import Choice, generate_codes
 from ldm.models.code_transformer import CodeNetwork
 from ldm.models.meta_init import meta_init
 from ldm.models.pixel_prior import PixelPrior
+from ldm.models.quantizers import VectorQuantizer
+from ldm.models.strided_tokenizers import TwoLevelTokenizer
 from ldm.models.two_level import TransformerPrior, TwoLevelPriors
 
 TEXT = {"num_codes": 5, "grid": 4, "width": 16, "num_heads": 2, "context_dim": 6}
@@ -162,3 +164,27 @@ def test_the_papers_sizes():
             net = construct(spec)
         found = sum(weight.numel() for weight in net.parameters()) / 1e6
         assert found == pytest.approx(millions, abs=0.1), name
+
+
+def test_the_pictures_of_bottom_codes_are_worse_with_the_top_codes_of_others(unchecked_shapes):
+    """The tokenizer, after a second on eight pictures of one colour; measured once: 0.31 against 0.14."""
+    torch.manual_seed(1)
+    corners = torch.cartesian_prod(*[torch.tensor([-0.7, 0.7])] * 3)
+    images = corners[:, :, None, None].expand(8, 3, 16, 16).contiguous()
+    levels = {name: VectorQuantizer(num_codes=16, dim=8) for name in ("top", "bottom")}
+    net = TwoLevelTokenizer(size=16, channels=16, residual_blocks=1, residual_channels=8, **levels)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(200):
+        maps, quantized = net(images)
+        loss = F.mse_loss(net.pictures(maps), images) + sum(each.loss for each in quantized)
+        optimizer.zero_grad()
+        loss.backward()
+        for level, each in zip(net.quantizers(), quantized, strict=True):
+            level.update(level.statistics(each, torch.randn(each.codes.shape)))
+        optimizer.step()
+    net.eval()
+    with torch.no_grad():
+        top, bottom = net.encode(images).split([4, 16], dim=1)
+        pictures = [net.decode(torch.cat([each, bottom], dim=1)) for each in (top, top.roll(1, dims=0))]
+    true, shuffled = (F.mse_loss(each, images).item() for each in pictures)
+    assert shuffled > 1.2 * true
