@@ -49,7 +49,7 @@ test: setup  ## run the whole test suite: some ten minutes on 2 cores
 	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal
 
 page: setup  ## the page of ldm.serve in a real browser, some minutes; needs Chromium: apt-get install chromium
-	OMP_NUM_THREADS=1 $(LDM) pytest tests/serve/browser/page_*.py
+	$(LDM) pytest tests/serve/browser/page_*.py; status=$$?; cat runs/page/log.txt; exit $$status
 
 check: setup  ## run ruff, mypy --strict on the core, import contracts
 	$(LDM) ruff check .

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -19,7 +20,7 @@ def make_run(path: Path, *, logged: int = 0, saved: int = 0, finished: bool = Fa
     path.mkdir(parents=True)
     lines = [json.dumps({"step": step, "train/loss": 1 / (step + 1)}) for step in range(logged)]
     (path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    (path / ".lock").write_text("process 1 on elsewhere")
+    (path / ".lock").write_text(f"process 1 on {socket.gethostname()}")
     if saved:
         (path / "checkpoints" / f"step={saved:08d}").mkdir(parents=True)
     if finished:
@@ -92,3 +93,25 @@ def test_a_silent_training_is_said_to_be_silent(held):
     for path in (run / "metrics.jsonl", run / "checkpoints"):
         os.utime(path, (1e9, 1e9))
     assert "it has written nothing for" in state_of(run).sentence
+
+
+def test_a_training_of_another_machine_is_running_while_it_writes(tmp_path):
+    run = make_run(tmp_path / "run", logged=8, saved=5)
+    (run / ".lock").write_text("process 1 on elsewhere")
+    state = state_of(run)
+    assert state.word == "running"
+    assert "can't be seen from this machine" in state.sentence
+    for path in (run / "metrics.jsonl", run / "checkpoints"):
+        os.utime(path, (1e9, 1e9))
+    assert state_of(run).word == "died"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_strange_lock_holds_nothing_and_nobody_up(tmp_path, kind):
+    run = make_run(tmp_path / "run", logged=8, saved=8)
+    lock = run / ".lock"
+    lock.unlink()
+    {"link": lambda: lock.symlink_to("/dev/zero"), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[
+        kind
+    ]()
+    assert state_of(run).word == "stopped"

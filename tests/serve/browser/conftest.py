@@ -61,6 +61,20 @@ class Server:
 
 
 @pytest.fixture(scope="session")
+def log() -> Callable[[str], None]:
+    """`log(line)`: writes a line to `runs/page/log.txt`, which `make page` prints."""
+    file = Path("runs/page/log.txt")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("")
+
+    def write(line: str) -> None:
+        with file.open("a") as stream:
+            stream.write(f"{line}\n")
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Iterator[Path]:
     """A server's folder with a finished, a stopped, a died and a running training."""
     folder = tmp_path_factory.mktemp("served")
@@ -107,7 +121,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(browser, server) -> Iterator[Callable[..., Page]]:
+def visit(browser, server, log, request) -> Iterator[Callable[..., Page]]:
     """`visit(room, **options)`: the page in a window of its own. At the end no request left the machine."""
     contexts: list[BrowserContext] = []
     requests: list[str] = []
@@ -127,5 +141,7 @@ def visit(browser, server) -> Iterator[Callable[..., Page]]:
     yield opened
     for context in contexts:
         context.close()
-    assert [url for url in requests if not url.startswith((server.address, "data:", "blob:"))] == []
+    outside = [url for url in requests if not url.startswith((server.address, "data:", "blob:"))]
+    log(f"{request.node.name}: {len(requests)} requests, {len(outside)} of them to other machines")
+    assert outside == []
     assert faults == []
