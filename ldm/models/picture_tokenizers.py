@@ -73,23 +73,26 @@ class PictureTokenizer(nn.Module, ABC):
     def forward(
         self, images: Float[Tensor, "b 3 H W"], draw: Draw | None = None
     ) -> tuple[Float[Tensor, "b m H W"], tuple[Quantized, ...]]:
-        """Reconstruction as `render` returns it, and the quantized feature maps."""
-        quantized = self.quantize(images, draw)
+        """Reconstruction as `render` returns it, and the quantized feature maps; raises as `checked`."""
+        quantized = self.quantize(self.checked(images), draw)
         return self.render([each.values for each in quantized]), quantized
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b n"]:
-        """The codes of pictures. Raises UserError for pictures of another size."""
-        if images.shape[-2:] != (self.size, self.size):
-            height, width = images.shape[-2:]
-            raise UserError(
-                f"pictures of {height}x{width} pixels: the tokenizer's are {self.size}x{self.size}"
-            )
-        return torch.cat([each.codes.flatten(1) for each in self.quantize(images)], dim=1)
+        """The codes of pictures; raises as `checked`."""
+        return torch.cat([each.codes.flatten(1) for each in self.quantize(self.checked(images))], dim=1)
 
     def decode(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures of codes, about in [-1, 1] and not clipped. Raises UserError as `split` does."""
         pairs = zip(self.quantizers(), self.split(codes), strict=True)
         return self.pictures(self.render([quantizer.lookup(own) for quantizer, own in pairs]))
+
+    def checked(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The same pictures; raises UserError for those of another size."""
+        height, width = images.shape[-2:]
+        if (height, width) != (self.size, self.size):
+            given, own = f"{height}x{width}", f"{self.size}x{self.size}"
+            raise UserError(f"pictures of {given} pixels: the tokenizer's are {own}")
+        return images
 
     def reconstruct(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures through their codes and back."""

@@ -146,7 +146,7 @@ class VectorQuantizer(nn.Module):
         """Counts and sums of a batch, and the vectors with the largest `scores` as candidates."""
         assert quantized.inputs is not None
         rows = rearrange(quantized.inputs, "b d h w -> (b h w) d")
-        codes, order = quantized.codes.flatten(), scores.to(rows.device).flatten()
+        codes, order = quantized.codes.flatten(), scores.flatten()
         sums = rows.new_zeros(self.num_codes, rows.shape[1] + 1)
         ones = F.pad(rows, (0, 1), value=1.0)  # the last column counts
         each = max(1, LOGITS // self.num_codes)

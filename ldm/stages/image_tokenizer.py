@@ -81,8 +81,8 @@ class TokenizerStage(ReconstructionStage):
         found = []
         for level, each in enumerate(quantized):
             if each.inputs is not None:
-                shape = each.codes.shape[1:]
-                scores = keyed.normal(shape, **self._key(positions, f"restart {level}"))
+                key = self._key(positions, f"restart {level}")
+                scores = keyed.normal(each.codes.shape[1:], **key, device=each.codes.device)
                 found.append(self.net.quantizers()[level].statistics(each, scores))
         return found
 
