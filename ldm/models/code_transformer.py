@@ -81,6 +81,10 @@ class CodeTransformer(nn.Module, ABC):
         """Codes of a picture."""
         return self.grid**2
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compiles the trunk: a network on codes has no `forward`, which is what torch would compile."""
+        self.trunk.compile(*args, **options)
+
     def states(
         self, prompt: Prompt, codes: Int[Tensor, "b n"], drop: Drop | None = None
     ) -> Float[Tensor, "b m c"]:

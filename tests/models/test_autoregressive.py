@@ -61,6 +61,13 @@ def test_cached_logits_are_those_of_one_pass(net, condition, codes):
     assert_close(at_once(codes[:, :4]), steps[4], rtol=1e-5, atol=1e-5)
 
 
+def test_to_compile_it_is_to_compile_its_trunk():
+    net = KINDS["CLIP-GEN"]()
+    net.compile(backend="eager")
+    assert net.trunk._compiled_call_impl is not None
+    assert net._compiled_call_impl is None
+
+
 def test_a_code_changes_no_logit_up_to_its_own(net, condition, codes):
     changed = codes.clone()
     changed[:, 4] = (codes[:, 4] + 1) % CODES
