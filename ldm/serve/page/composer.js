@@ -3,7 +3,6 @@ import { byId, el, fill, tip } from "./dom.js";
 import { announce, problem } from "./say.js";
 import { post } from "./server.js";
 import { StartPicture } from "./start_picture.js";
-import { method } from "./words.js";
 
 const DRAFT = "ldm-draft"; // the words being written, so that a reload loses none of them
 const MOST = 64; // pictures of a job
@@ -53,14 +52,12 @@ export class Composer {
         "Which trained network makes the picture.", (id) => this.choose(this.models.find((each) => each.id === id))));
     }
     if (options.has("sampler") && model.choices?.sampler) {
-      const named = [["", `the model's own${own.sampler ? ` (${method(own.sampler)})` : ""}`]];
+      const named = [["", `the model's own (${own.sampler})`]];
       rows.push(this.select("sampler", "Sampler", [...named, ...model.choices.sampler.map((name) => [name, name])], "", SAMPLER));
     }
     for (const [name, words, type, limits, sentence] of FIELDS) {
       if (!options.has(name)) continue;
-      const value = found(own, name);
-      rows.push(labelled(name, words, sentence,
-        el("input", { id: `option-${name}`, type, ...limits, placeholder: value ? String(value) : "" })));
+      rows.push(labelled(name, words, sentence, el("input", { id: `option-${name}`, type, ...limits, placeholder: own[name] ?? "" })));
     }
     rows.push(el("p", { class: "option" }, el("span", {}, "Size"),
       el("span", { class: "value" }, `${model.size} × ${model.size} pixels, the one size of this model`)));
@@ -178,34 +175,24 @@ export class Composer {
     await this.send(() => ({ ...job.request, seeds: job.seeds }));
   }
 
-  /** Takes the settings of a picture over. */
-  restore(picture) {
-    this.write(picture.prompt);
-    const model = this.models.find((each) => each.id === picture.model);
-    if (model) this.choose(model);
-    this.keepSeed(String(picture.seed ?? ""));
+  /** Takes the settings of a picture over: of its request, and the picture and the mask that it started from. */
+  async restore({ prompt, seed, model, quality, options, source }) {
+    this.write(prompt);
+    const known = this.models.find((each) => each.id === model);
+    if (known) this.choose(known);
+    this.keepSeed(String(seed ?? ""));
     byId("count").value = "1";
-    const chosen = picture.options ?? {};
-    for (const [name, field] of Object.entries(this.fields)) {
-      if (field.id.startsWith("option-") && name in chosen) field.value = typeof chosen[name] === "object" ? method(chosen[name]) : chosen[name];
+    if (quality) byId("composer").elements.quality.value = quality;
+    for (const [name, value] of Object.entries(options ?? {})) {
+      if (this.fields[name]) this.fields[name].value = value;
     }
-    this.unfold(Object.keys(chosen).length > 0);
+    this.unfold(Object.keys(options ?? {}).length > 0);
+    this.start.drop();
     byId("prompt").focus();
+    if (source) await this.start.use(source.picture, source);
   }
 }
 
 function labelled(name, words, sentence, field) {
   return el("p", { class: "option" }, el("label", { for: field.id }, words), tip(words.toLowerCase(), sentence), field);
-}
-
-/** The first value of a name in settings, at any depth. */
-function found(settings, name) {
-  if (settings && typeof settings === "object") {
-    if (name in settings) return settings[name];
-    for (const inner of Object.values(settings)) {
-      const value = found(inner, name);
-      if (value !== undefined) return value;
-    }
-  }
-  return undefined;
 }

@@ -31,7 +31,7 @@ async function take(file, composer) {
     if (file.type === "image/png") {
       const found = await settingsIn(file).catch((error) => { if (error.status !== 400 && error.status !== 422) throw error; return null; });
       if (found) {
-        composer.restore(found);
+        await composer.restore(found);
         const model = found.known === false ? " Its model is not loaded here, so the pictures will differ." : "";
         composer.note(`The settings of that picture are back.${model}`);
         return;

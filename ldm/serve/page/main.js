@@ -24,10 +24,10 @@ const actions = {
   open,
   keepSeed: (seed) => { composer.keepSeed(seed); byId("seed").focus(); },
   likeThis: (picture, strength) => composer.likeThis(picture, strength),
-  restore: (picture) => composer.restore({ ...picture, options: picture.options ?? picture.settings }),
+  restore: (picture) => composer.restore({ ...picture.request, ...picture }).catch((error) => composer.complain(error)),
   startFrom: (picture) => {
     composer.write(picture.prompt);
-    composer.start.use(picture.id).then(() => byId("start").scrollIntoView({ block: "center" }));
+    composer.start.use(picture.id).then(() => byId("start").scrollIntoView({ block: "center" })).catch((error) => composer.complain(error));
   },
   deleted: (id) => {
     for (const image of document.querySelectorAll(`.tile img[src="/v1/pictures/${id}"]`)) image.closest(".tile").hidden = true;

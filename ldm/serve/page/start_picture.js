@@ -1,9 +1,10 @@
 // The picture that new ones start from, how much of it may change, and where: a mask painted on it.
 import { button, byId, el, fill, tip } from "./dom.js";
 import { announce } from "./say.js";
-import { get, send } from "./server.js";
+import { Refused, get, send } from "./server.js";
 
 const SHOWN = 288; // side of the canvas on the page
+const PAINT = [18, 102, 90]; // red, green, blue
 export const SUBTLE = 0.35;
 export const STRONG = 0.7;
 
@@ -29,13 +30,23 @@ export class StartPicture {
     announce("The picture is there: choose how much of it may change.");
   }
 
-  /** Starts from a picture made here. */
-  async use(id, strength = this.strength) {
-    const image = new Image();
-    image.src = `/v1/pictures/${id}`;
-    await image.decode();
-    this.strength = strength;
+  /** Starts from a picture of the server, with a strength and a mask if they are known; refused where it is gone. */
+  async use(id, { strength, mask } = {}) {
+    const image = await loaded(id);
+    this.strength = strength ?? this.strength;
     this.show(id, image, image.naturalWidth, image.naturalHeight);
+    if (mask) this.repaint(await loaded(mask));
+    if (strength) this.set(strength);
+  }
+
+  /** Paints where a mask is white, as it was painted once. */
+  repaint(mask) {
+    const context = this.paint.getContext("2d");
+    context.drawImage(mask, 0, 0, this.paint.width, this.paint.height);
+    const pixels = context.getImageData(0, 0, this.paint.width, this.paint.height);
+    for (let at = 0; at < pixels.data.length; at += 4) pixels.data.set([...PAINT, pixels.data[at] > 127 ? 255 : 0], at);
+    context.putImageData(pixels, 0, 0);
+    this.painted = true;
   }
 
   /** Starts from noise again. */
@@ -135,7 +146,7 @@ export class StartPicture {
 
   stroke(from, to) {
     const context = this.paint.getContext("2d");
-    Object.assign(context, { lineCap: "round", lineWidth: Number(this.brush.value), strokeStyle: "#12665a" });
+    Object.assign(context, { lineCap: "round", lineWidth: Number(this.brush.value), strokeStyle: `rgb(${PAINT})` });
     context.beginPath();
     context.moveTo(...from);
     context.lineTo(to[0] + 0.01, to[1]);
@@ -163,6 +174,17 @@ export class StartPicture {
     context.putImageData(pixels, 0, 0);
     return new Promise((resolve) => { canvas.toBlob(resolve, "image/png"); });
   }
+}
+
+async function loaded(id) {
+  const image = new Image();
+  image.src = `/v1/pictures/${id}`;
+  try {
+    await image.decode();
+  } catch {
+    throw new Refused("The picture that it started from, or its mask, is no longer here: start from another one.");
+  }
+  return image;
 }
 
 function inWords(strength) {

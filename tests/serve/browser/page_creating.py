@@ -169,11 +169,19 @@ def test_what_is_not_painted_stays_to_the_last_pixel(visit):
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 10, box["y"] + 20, steps=5)
     page.mouse.up()
-    card = finished(page, make(page, "blue heart"))
-    after = pixels(page, card.locator(".tile.finished img").get_attribute("src"))
+    card = finished(page, make(page, "blue heart", seed=str(SEED)))
+    address = card.locator(".tile.finished img").get_attribute("src")
+    after = pixels(page, address)
     changed = (before != after).any(axis=(1, 2))
     assert changed[:8].any()
     assert not changed[16:].any()
+    # dropped, it brings back the picture that it started from, and the paint
+    other = visit()
+    drop(other, page.request.get(address).body(), "painted.png")
+    expect(other.locator("#note")).to_contain_text("settings of that picture are back")
+    card = finished(other, started(other, lambda: other.click("#go")))
+    again = pixels(other, card.locator(".tile.finished img").get_attribute("src"))
+    assert np.array_equal(again, after)
 
 
 def test_a_mask_can_be_painted_with_keys_alone(visit):
