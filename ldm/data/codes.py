@@ -20,6 +20,7 @@ from ldm.models.picture_tokenizers import CodeLevel
 from ldm.picture_codes import PictureCodes
 
 ENCODED_AT_ONCE = 16  # pictures
+MAX_CODES = 2**16
 
 
 class Embedder(Protocol):
@@ -142,7 +143,13 @@ class CodeData(LatentData):
 
 
 def stored_codes(pictures: PictureDataset, codes: PictureCodes, *, mirrored: bool) -> Recipe:
-    """The codes of each picture, uint16: a row (n,), and if `mirrored` one of the mirrored picture."""
+    """The codes of each picture, uint16: a row (n,), and if `mirrored` one of the mirrored picture.
+
+    Raises UserError for a tokenizer with more codes than that type has.
+    """
+    most = max(num_codes for _, num_codes in codes.net.levels)
+    if most > MAX_CODES:
+        raise UserError(f"the tokenizer has {most} codes: at most {MAX_CODES} can be stored, in 16 bits each")
     made_by = {"image_tokenizer": codes.sha256}
     rows = {"kind": "codes", "dtype": np.uint16, "count": codes.net.length}
     return _of_pictures(pictures, codes.encode_images, made_by, mirrored=mirrored, **rows)

@@ -110,6 +110,12 @@ def test_cached_codes_are_read_again_and_damage_is_named(data, codes):
         fewer[0]
 
 
+def test_more_codes_than_16_bits_have_are_refused(data, codes):
+    codes.net.levels = (CodeLevel(4, 2**16 + 1),)
+    with pytest.raises(UserError, match="has 65537 codes: at most 65536 can be stored"):
+        stored_codes(data.pictures.train, codes, mirrored=False)
+
+
 def test_codes_of_another_tokenizer_lie_in_another_folder(data, codes):
     first = stored_codes(data.pictures.train, codes, mirrored=False)
     net = codes.net
