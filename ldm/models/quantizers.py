@@ -150,9 +150,10 @@ class VectorQuantizer(nn.Module):
         sums = rows.new_zeros(self.num_codes, rows.shape[1] + 1)
         ones = F.pad(rows, (0, 1), value=1.0)  # the last column counts
         each = max(1, LOGITS // self.num_codes)
-        for some, own in zip(ones.split(each), codes.split(each), strict=True):
-            # a product, not index_add_, whose order of summation on a GPU is not repeatable
-            sums += F.one_hot(own, self.num_codes).to(some).T @ some
+        with torch.autocast(rows.device.type, enabled=False):  # bfloat16 can't count beyond 256
+            for some, own in zip(ones.split(each), codes.split(each), strict=True):
+                # a product, not index_add_, whose order of summation on a GPU is not repeatable
+                sums += F.one_hot(own, self.num_codes).to(some).T @ some
         best = order.topk(min(self.num_codes, len(order)) if self.restart_below else 0)
         return Statistics(sums[:, -1], sums[:, :-1], rows[best.indices], best.values)
 
@@ -270,14 +271,18 @@ class GumbelQuantizer(nn.Module):
         self.codebook = nn.Parameter(nn.init.normal_(torch.empty(num_codes, dim)))
 
     def forward(self, features: Float[Tensor, "b c h w"], draw: Draw | None = None) -> Quantized:
-        """Mixtures of the codes' vectors if there is a `draw`, else the vectors of the likeliest codes."""
-        logits = self.to_logits(features).float()
-        codes, divergence = logits.argmax(dim=1), divergence_to_uniform(logits).mean()
-        if draw is None:
-            return Quantized(self.lookup(codes), codes, divergence * self.divergence_weight(0))
-        shares = ((logits + draw.gumbel(logits)) / self.temperature(draw.step)).softmax(dim=1)
-        values = torch.einsum("bkhw,kd->bdhw", shares, self.codebook.float())
-        return Quantized(values, codes, divergence * self.divergence_weight(draw.step))
+        """Mixtures of the codes' vectors if there is a `draw`, else the vectors of the likeliest codes.
+
+        In float32 even under autocast, as OpenAI's layers on both sides of the codes are.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.to_logits(features.float())
+            codes, divergence = logits.argmax(dim=1), divergence_to_uniform(logits).mean()
+            if draw is None:
+                return Quantized(self.lookup(codes), codes, divergence * self.divergence_weight(0))
+            shares = ((logits + draw.gumbel(logits)) / self.temperature(draw.step)).softmax(dim=1)
+            values = torch.einsum("bkhw,kd->bdhw", shares, self.codebook)
+            return Quantized(values, codes, divergence * self.divergence_weight(draw.step))
 
     def lookup(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         """The vectors of codes."""

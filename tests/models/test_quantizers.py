@@ -127,6 +127,16 @@ def test_codes_that_nothing_uses_are_replaced_by_vectors_of_the_batch(features):
     assert len(quantizer(features).codes.unique()) > 30
 
 
+def test_autocast_changes_no_count_and_no_code():
+    quantizer, features = VectorQuantizer(num_codes=6, dim=4), torch.randn(9, 4, 16, 16)
+    expected = quantizer.statistics(quantizer(features), torch.rand(9, 16, 16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = quantizer.statistics(quantizer(features), torch.rand(9, 16, 16))
+    assert torch.equal(found.counts, expected.counts)
+    assert found.counts.max() > 256  # the largest number up to which bfloat16 has every whole one
+    assert torch.equal(found.sums, expected.sums)
+
+
 def learned_colours(restart_below: float) -> tuple[int, float]:
     """Codes in use and decibels of a small network after 200 steps on eight pictures of one colour each."""
     torch.manual_seed(1)
