@@ -14,7 +14,7 @@ from ldm.serve.messages import Failed, Ready, Stop
 from ldm.serve.worker import run
 
 PATIENCE = 0.5  # seconds that the process has to end before it is killed
-PAUSE = 1.0  # seconds between two starts of a process that dies at its start
+PAUSE, MOST = 1.0, 60.0  # seconds between two starts of a process that dies at its start, doubled each time
 
 
 class Networks:
@@ -40,7 +40,7 @@ class Networks:
         self._number = 0
         try:
             message = self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise UserError(f"the process that loads the bundles ended ({self.ending()})") from None
         if isinstance(message, Failed):
             raise UserError(message.sentence)
@@ -48,12 +48,14 @@ class Networks:
 
     def restart(self) -> None:
         """Starts a new process in the place of one that has ended, as often as that takes."""
+        pause = PAUSE
         while not self._closed:
             try:
                 return self._start()
             except UserError as error:
-                print(f"ldm: {error}: it is started again", file=sys.stderr, flush=True)
-                time.sleep(PAUSE)
+                print(f"ldm: {error}: next start in {pause:.0f} s", file=sys.stderr, flush=True)
+                time.sleep(pause)
+                pause = min(2 * pause, MOST)
 
     def send(self, message: Any) -> None:
         """Gives the process something to do; raises EOFError where it is gone."""

@@ -95,7 +95,7 @@ class Model(BaseModel):
 class Health(BaseModel):
     """Whether the server works, and how full its queue is."""
 
-    status: Literal["ok"]
+    status: Literal["ok", "fault"] = Field(description="after a fault the server must be started again")
     version: str
     worker: Literal["alive", "restarting"] = Field(description="the process that has the networks")
     queue: int = Field(description="pictures that wait")

@@ -92,9 +92,11 @@ class Service:
                     status=429,
                     wait=wait,
                 )
+            if not self._store(job):  # else a restart would not know of it
+                raise Refused("the job can't be stored: the server's log says why", status=503)
             self._jobs[job.id] = job
             self._waiting.extend((job, slot) for slot in slots)
-            self._store(job)
+            self._changed.notify_all()
             return self._shown(job)
 
     def job(self, name: str) -> dict[str, Any] | None:
@@ -143,8 +145,9 @@ class Service:
             if also_waiting:
                 self._waiting = deque(each for each in self._waiting if each[0] is not job)
                 job.state = "stopped"
-            self._settle(job)
-            self._stop_if_unwanted()
+            if dropped:
+                self._settle(job)
+                self._stop_if_unwanted()
             return bool(dropped)
 
     def _stop_if_unwanted(self) -> None:
@@ -169,8 +172,12 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """The state of the worker and the queue."""
-        worker = "alive" if self.networks.alive() else "restarting"
-        return {"status": "ok", "worker": worker, "queue": len(self._waiting), "limit": self.limit}
+        return {
+            "status": "ok" if self._thread.is_alive() else "fault",
+            "worker": "alive" if self.networks.alive() else "restarting",
+            "queue": len(self._waiting),
+            "limit": self.limit,
+        }
 
     def close(self) -> None:
         """Accepts nothing more, and stops what is being made; the history marks it when it is closed."""
@@ -201,7 +208,7 @@ class Service:
             except EOFError:
                 self._lost(question)
             except (UserError, OSError, sqlite3.Error) as error:
-                print(f"ldm: pictures can't be stored: {error}", file=sys.stderr, flush=True)
+                report(error)
                 running, self._running = self._running, []
                 self._fail_each(running, NO_ROOM)
 
@@ -312,15 +319,23 @@ class Service:
             job.state = "finished"
         job.version += 1
         self._store(job)
+        self._changed.notify_all()
         if job.ended:
+            for slot in job.slots:
+                slot.frames = []
             ended = [each for each in self._jobs.values() if each.ended]
             for old in ended[:-KEPT]:
                 del self._jobs[old.id]
 
-    def _store(self, job: Job) -> None:
-        if job.kind == "picture":
-            self.history.put_job(self._shown(job))
-        self._changed.notify_all()
+    def _store(self, job: Job) -> bool:
+        """Whether a job could be stored; one of a comparison need not be."""
+        try:
+            if job.kind == "picture":
+                self.history.put_job(self._shown(job))
+        except sqlite3.Error as error:
+            report(error)
+            return False
+        return True
 
     def _shown(self, job: Job) -> dict[str, Any]:
         ahead = None
@@ -329,3 +344,8 @@ class Service:
                 {other.id for other, _ in itertools.takewhile(lambda it: it[0] is not job, self._waiting)}
             )
         return job.shown(ahead)
+
+
+def report(error: Exception) -> None:
+    """Prints why something can't be stored; the answers to clients name no path."""
+    print(f"ldm: can't be stored: {error}", file=sys.stderr, flush=True)

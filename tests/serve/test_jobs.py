@@ -78,17 +78,12 @@ def test_a_full_queue_answers_429_and_when_to_come_again(client, service):
 
 
 def test_a_stopped_job_makes_nothing_more_and_a_neighbour_is_not_harmed(client, service, wait):
-    one, other = (
-        client.post("/v1/generate", json={"prompts": ["fox"], "count": 9, "options": {"steps": 60}}).json()[
-            "id"
-        ]
-        for _ in range(2)
-    )
+    one, other = (post(client, count=6, options={"steps": 10}) for _ in range(2))
     assert client.delete(f"/v1/jobs/{one}").json()["state"] == "stopped"
     ended = wait(other)
     assert ended["state"] == "finished"
     assert None not in ended["pictures"]
-    assert service.job(one)["pictures"].count(None) >= 8
+    assert service.job(one)["pictures"].count(None) >= 2
     again = client.delete(f"/v1/jobs/{one}")
     assert (again.status_code, again.json()["error"]) == (
         409,
@@ -98,7 +93,7 @@ def test_a_stopped_job_makes_nothing_more_and_a_neighbour_is_not_harmed(client, 
 
 
 def test_skip_drops_what_is_being_made_and_goes_on(client, service, wait):
-    job = post(client, count=6, options={"steps": 60})
+    job = post(client, count=6, options={"steps": 25})
     until(lambda: service.job(job)["step"])
     assert client.post(f"/v1/jobs/{job}/skip").status_code == 200
     ended = wait(job)
