@@ -50,11 +50,10 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
         dependencies=[] if token is None else [Depends(HTTPBearer(auto_error=False))],  # describes it
     )
     app.add_middleware(Guard, hosts=() if host in LOOPBACK else None, token=token)
-    app.state.service = service
-    app.include_router(routes.routes)
-    for part in (openai_images, comparisons, look_inside):
-        app.include_router(part.router(service))
-    app.include_router(trainings.router(runs))
+    app.state.service, app.state.runs = service, runs
+    for part in (routes, comparisons, look_inside, trainings):
+        app.include_router(part.routes)
+    app.include_router(openai_images.router(service))
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, failed)

@@ -18,13 +18,14 @@ from ldm.io.reading import parse_json, read_json
 from ldm.io.writing import append, make_folder, write
 from ldm.serve.bradley_terry import Vote, as_json, strengths
 from ldm.serve.requests import RANDOM, model_of, submitted
-from ldm.serve.routes import Id, png
+from ldm.serve.routes import Id, Serving, png
 from ldm.serve.schemas import MAX_PICTURES, Checked, Generate, Seed, Text
 from ldm.serve.service import Refused, Service
 
 QUESTIONS = {"words": "Which one follows the words?", "picture": "Which one is the better picture?"}
 FOR_A = {"a": 1.0, "b": 0.0, "tie": 0.5}
 Side = Literal["left", "right"]
+_LOCK = threading.RLock()  # between reading a comparison and writing it
 
 
 class Compare(Checked):
@@ -45,52 +46,56 @@ class Choice(Checked):
     choice: Literal["left", "right", "tie"]
 
 
-def router(service: Service) -> APIRouter:
-    """The routes of comparisons over a service."""
-    routes, kept = APIRouter(prefix="/v1", tags=["comparisons"]), Comparisons(service)
+routes = APIRouter(prefix="/v1", tags=["comparisons"])
 
-    @routes.post("/comparisons", status_code=201)
-    def compare(asked: Compare) -> dict[str, Any]:
-        """Queues the pictures of a comparison; `GET /v1/comparisons/{id}` says which pairs are ready."""
-        return kept.shown(kept.begin(asked))
 
-    @routes.get("/comparisons/strengths")
-    def get_strengths() -> dict[str, Any]:
-        """The strengths of all models that were voted on, for each question, with 95 % intervals."""
-        return kept.strengths()
+@routes.post("/comparisons", status_code=201)
+def compare(service: Serving, asked: Compare) -> dict[str, Any]:
+    """Queues the pictures of a comparison; `GET /v1/comparisons/{id}` says which pairs are ready."""
+    kept = Comparisons(service)
+    return kept.shown(kept.begin(asked))
 
-    @routes.get("/comparisons/{name}")
-    def read(name: Id) -> dict[str, Any]:
-        """A comparison: its pairs as far as they are ready; the models' names once all votes are given."""
-        return kept.shown(kept.read(name))
 
-    @routes.get("/comparisons/{name}/pairs/{pair}/{side}", response_class=Response)
-    def picture(name: Id, pair: int, side: Side) -> Response:
-        """One picture of a pair, under an address that doesn't name its model."""
-        return png(kept.picture(name, pair, side))
+@routes.get("/comparisons/strengths")
+def get_strengths(service: Serving) -> dict[str, Any]:
+    """The strengths of all models that were voted on, for each question, with 95 % intervals."""
+    return Comparisons(service).strengths()
 
-    @routes.post("/comparisons/{name}/votes")
-    def vote(name: Id, asked: Choice) -> dict[str, Any]:
-        """Keeps an answer; the last one to a question counts. Refused once the models are named."""
-        return kept.vote(name, asked)
 
-    @routes.get("/votes.jsonl", response_class=Response)
-    def votes() -> Response:
-        """All votes, a line each."""
-        text = kept.votes_file.read_bytes() if kept.votes_file.is_file() else b""
-        attached = {"content-disposition": 'attachment; filename="votes.jsonl"'}
-        return Response(text, media_type="application/x-ndjson", headers=attached)
+@routes.get("/comparisons/{name}")
+def read(service: Serving, name: Id) -> dict[str, Any]:
+    """A comparison: its pairs as far as they are ready; the models' names once all votes are given."""
+    kept = Comparisons(service)
+    return kept.shown(kept.read(name))
 
-    return routes
+
+@routes.get("/comparisons/{name}/pairs/{pair}/{side}", response_class=Response)
+def picture(service: Serving, name: Id, pair: int, side: Side) -> Response:
+    """One picture of a pair, under an address that doesn't name its model."""
+    return png(Comparisons(service).picture(name, pair, side))
+
+
+@routes.post("/comparisons/{name}/votes")
+def vote(service: Serving, name: Id, asked: Choice) -> dict[str, Any]:
+    """Keeps an answer; the last one to a question counts. Refused once the models are named."""
+    return Comparisons(service).vote(name, asked)
+
+
+@routes.get("/votes.jsonl", response_class=Response)
+def votes(service: Serving) -> Response:
+    """All votes, a line each."""
+    file = Comparisons(service).votes_file
+    attached = {"content-disposition": 'attachment; filename="votes.jsonl"'}
+    text = file.read_bytes() if file.is_file() else b""
+    return Response(text, media_type="application/x-ndjson", headers=attached)
 
 
 class Comparisons:
-    """The comparisons of one server, by id."""
+    """The comparisons of one server, by id, in files alone."""
 
     def __init__(self, service: Service) -> None:
         self.service, self.folder = service, service.history.folder
         self.votes_file = self.folder / "votes.jsonl"
-        self._lock = threading.RLock()
 
     def begin(self, asked: Compare) -> dict[str, Any]:
         """Queues the pictures of both models; raises Refused for one that is unknown, or no two models."""
@@ -128,7 +133,7 @@ class Comparisons:
 
     def read(self, name: str) -> dict[str, Any]:
         """A stored comparison, with the pictures that are ready; raises Refused where there is none."""
-        with self._lock:
+        with _LOCK:
             try:
                 comparison = read_json(self._path(name))
             except (OSError, ValueError):
@@ -185,7 +190,7 @@ class Comparisons:
 
     def vote(self, name: str, asked: Choice) -> dict[str, Any]:
         """Keeps a vote, and returns the comparison; raises Refused for a pair that can't be voted on."""
-        with self._lock:
+        with _LOCK:
             comparison = self.read(name)
             if self.shown(comparison)["state"] == "finished":
                 raise Refused(

@@ -7,60 +7,54 @@ from typing import Any
 from fastapi import APIRouter, Response
 from PIL import Image
 
-from ldm.serve.routes import Id, png
+from ldm.serve.routes import Id, Serving, found, png
 from ldm.serve.service import Refused, Service
 
 PATIENCE = 120.0  # seconds: the training set is read at the first question
 
 
-def router(service: Service) -> APIRouter:
-    """The routes over a service."""
-    routes, history = APIRouter(prefix="/v1/pictures", tags=["look inside"]), service.history
+routes = APIRouter(prefix="/v1/pictures", tags=["look inside"])
 
-    def facts_of(name: str) -> dict[str, Any]:
-        facts = history.facts(name, "picture")
-        if facts is None:
-            raise Refused("there is no such picture", status=404)
-        if facts["model"] not in service.models:
-            raise Refused(
-                f"the model {facts['model']} of this picture is not loaded: start the server with it",
-                status=409,
-            )
-        return facts
 
-    @routes.get("/{name}/nearest")
-    def nearest(name: Id) -> dict[str, Any]:
-        """The training pictures that a picture is most like; takes a while at the first time."""
-        facts = facts_of(name)
-        return service.ask(facts["model"], nearest_of, str(history.path(name)), wait=PATIENCE)
+def facts_of(service: Service, name: str) -> dict[str, Any]:
+    """What is listed of a picture; raises Refused where there is none, or its model isn't loaded."""
+    facts = found(service.history.facts(name, "picture"))
+    if facts["model"] not in service.models:
+        remedy = "start the server with it"
+        raise Refused(f"the model {facts['model']} of this picture is not loaded: {remedy}", status=409)
+    return facts
 
-    @routes.get("/{name}/attention")
-    def attention(name: Id) -> dict[str, Any]:
-        """For each word a map of where it was read; generates the picture once more."""
-        facts = facts_of(name)
-        return service.ask(facts["model"], attention_of, facts["settings"], wait=PATIENCE)
 
-    @routes.get("/{name}/filmstrip")
-    def filmstrip(name: Id) -> dict[str, Any]:
-        """The previews of a picture's steps: how many there are, and where the strip of them is."""
-        facts_of(name)
-        strip = history.strip(name)
-        if strip is None:
-            return {"sentence": "This system shows no steps, or they were not kept.", "count": 0, "url": None}
-        with Image.open(io.BytesIO(strip), formats=("PNG",)) as picture:
-            count = picture.width // picture.height
-        return {"sentence": "", "count": count, "url": f"/v1/pictures/{name}/filmstrip/strip"}
+@routes.get("/{name}/nearest")
+def nearest(service: Serving, name: Id) -> dict[str, Any]:
+    """The training pictures that a picture is most like; takes a while at the first time."""
+    facts = facts_of(service, name)
+    return service.ask(facts["model"], nearest_of, str(service.history.path(name)), wait=PATIENCE)
 
-    @routes.get("/{name}/filmstrip/strip", response_class=Response)
-    def strip(name: Id) -> Response:
-        """All previews of a picture beside each other, first step first."""
-        facts_of(name)
-        found = history.strip(name)
-        if found is None:
-            raise Refused("no steps of this picture were kept", status=404)
-        return png(found)
 
-    return routes
+@routes.get("/{name}/attention")
+def attention(service: Serving, name: Id) -> dict[str, Any]:
+    """For each word a map of where it was read; generates the picture once more."""
+    facts = facts_of(service, name)
+    return service.ask(facts["model"], attention_of, facts["settings"], wait=PATIENCE)
+
+
+@routes.get("/{name}/filmstrip")
+def filmstrip(service: Serving, name: Id) -> dict[str, Any]:
+    """The previews of a picture's steps: how many there are, and where the strip of them is."""
+    found(service.history.facts(name, "picture"))
+    strip = service.history.strip(name)
+    if strip is None:
+        return {"sentence": "This system shows no steps, or they were not kept.", "count": 0, "url": None}
+    with Image.open(io.BytesIO(strip), formats=("PNG",)) as picture:
+        count = picture.width // picture.height
+    return {"sentence": "", "count": count, "url": f"/v1/pictures/{name}/filmstrip/strip"}
+
+
+@routes.get("/{name}/filmstrip/strip", response_class=Response)
+def strip(service: Serving, name: Id) -> Response:
+    """All previews of a picture beside each other, first step first."""
+    return png(found(service.history.strip(name), "filmstrip"))
 
 
 # Called in the process that has the networks; what they import stays out of the one that answers requests.

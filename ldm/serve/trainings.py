@@ -5,9 +5,9 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from ldm import UserError
 from ldm.checkpoints.training_state import RECORD, facts_of
@@ -26,31 +26,38 @@ MEASURED = ("report.md", "results.json", "*.png")  # of an evaluation
 DEPTHS = ("*", "*/*", "*/*/*")  # where runs and evaluations lie below the folder
 
 
-def router(runs: Path) -> APIRouter:
-    """The routes of the trainings below a folder; it may be missing, and then there are none."""
-    routes = APIRouter(prefix="/v1/runs", tags=["trainings"])
+routes = APIRouter(prefix="/v1/runs", tags=["trainings"])
 
-    @routes.get("")
-    def list_runs() -> dict[str, Any]:
-        """The trainings, those that were active last first, and the evaluations."""
-        found = [summary(runs, name, path) for name, path in folders(runs, RECORD).items()]
-        found.sort(key=lambda each: (each["state"] == "running", each["touched"]), reverse=True)
-        return {"folder": str(runs), "runs": found[:MOST], "evaluations": evaluations(runs)}
 
-    @routes.get("/{run}")
-    def read_run(run: str) -> dict[str, Any]:
-        """A training with its curves, `{name: [[step, value], ...]}`, and all its sheets of samples."""
-        path = named(folders(runs, RECORD), run)
-        curves = {name: thinned(points) for name, points in read_curves(path / LOG).items()}
-        return summary(runs, run, path) | {"curves": curves, "sheets": sheets(run, path)} | origin(path)
+def runs_of(request: Request) -> Path:
+    """The folder of the trainings; it may be missing, and then there are none."""
+    return request.app.state.runs
 
-    @routes.get("/{run}/files/{file}")
-    def read_file(run: str, file: str) -> Response:
-        """A sheet, a figure or a report."""
-        path = named(folders(runs, RECORD) | folders(runs, "results.json"), run)
-        return sent(named(files(path), file), below=runs)
 
-    return routes
+Runs = Annotated[Path, Depends(runs_of)]
+
+
+@routes.get("")
+def list_runs(runs: Runs) -> dict[str, Any]:
+    """The trainings, those that were active last first, and the evaluations."""
+    found = [summary(runs, name, path) for name, path in folders(runs, RECORD).items()]
+    found.sort(key=lambda each: (each["state"] == "running", each["touched"]), reverse=True)
+    return {"folder": str(runs), "runs": found[:MOST], "evaluations": evaluations(runs)}
+
+
+@routes.get("/{run}")
+def read_run(runs: Runs, run: str) -> dict[str, Any]:
+    """A training with its curves, `{name: [[step, value], ...]}`, and all its sheets of samples."""
+    path = named(folders(runs, RECORD), run)
+    curves = {name: thinned(points) for name, points in read_curves(path / LOG).items()}
+    return summary(runs, run, path) | {"curves": curves, "sheets": sheets(run, path)} | origin(path)
+
+
+@routes.get("/{run}/files/{file}", response_class=Response)
+def read_file(runs: Runs, run: str, file: str) -> Response:
+    """A sheet, a figure or a report."""
+    path = named(folders(runs, RECORD) | folders(runs, "results.json"), run)
+    return sent(named(files(path), file), below=runs)
 
 
 def named(found: dict[str, Path], name: str) -> Path:

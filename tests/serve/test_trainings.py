@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm import UserError
 from ldm.serve.app import refused
-from ldm.serve.trainings import POINTS, router, thinned
+from ldm.serve.trainings import POINTS, routes, thinned
 from tests.serve.test_run_states import make_run
 
 
@@ -37,7 +37,8 @@ def runs(tmp_path) -> Path:
 @pytest.fixture
 def client(runs) -> TestClient:
     app = FastAPI()
-    app.include_router(router(runs))
+    app.state.runs = runs
+    app.include_router(routes)
     app.add_exception_handler(UserError, refused)
     return TestClient(app)
 
@@ -109,5 +110,6 @@ def test_a_thinned_curve_keeps_its_peaks_and_its_ends():
 
 def test_a_folder_that_is_not_there_has_no_runs(tmp_path):
     app = FastAPI()
-    app.include_router(router(tmp_path / "none"))
+    app.state.runs = tmp_path / "none"
+    app.include_router(routes)
     assert TestClient(app).get("/v1/runs").json()["runs"] == []
