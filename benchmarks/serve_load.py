@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -157,22 +158,21 @@ def rate(address: str, count: int) -> float:
         return count / (time.monotonic() - began)
 
 
-def rows(folder: Path, requests: int, pictures: int) -> list[Row]:
+def rows(folder: Path, requests: int, pictures: int) -> Iterator[Row]:
     """Every kind of load, one after the other."""
-    found = [first_picture(folder / "first"), full_queue(folder / "queue", 3 * requests)]
+    yield first_picture(folder / "first")
+    yield full_queue(folder / "queue", 3 * requests)
     with serving(folder / "load") as server:
-        found += [
-            same_bytes(server, requests),
-            serve_clients.cancels(server, max(4, requests // 2)),
-            serve_clients.hang_ups(server, max(4, requests // 2)),
-            serve_clients.slow_readers(server, max(4, requests // 5)),
-            serve_clients.traversals(server, TRAVERSALS),
-            serve_clients.malformed(server, BODIES),
-            memory(server, pictures),
-            beside_diffusers(server, folder, min(requests, 32)),
-        ]
-        found[-1].check(server.process.poll() is None, "the server has crashed")
-    return found
+        yield same_bytes(server, requests)
+        yield serve_clients.cancels(server, max(4, requests // 2))
+        yield serve_clients.hang_ups(server, max(4, requests // 2))
+        yield serve_clients.slow_readers(server, max(4, requests // 5))
+        yield serve_clients.traversals(server, TRAVERSALS)
+        yield serve_clients.malformed(server, BODIES)
+        yield memory(server, pictures)
+        last = beside_diffusers(server, folder, min(requests, 32))
+        last.check(server.process.poll() is None, "the server has crashed")
+        yield last
 
 
 def main() -> int:
@@ -182,11 +182,13 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
+    found = []
+    print("| load | tries | wrong | measured |\n| --- | ---: | --- | --- |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        found = rows(Path(folder), options.requests, options.pictures)
-    print("| load | tries | wrong | measured |\n| --- | ---: | --- | --- |")
-    for row in found:
-        print(f"| {row.name} | {row.tries} | {'; '.join(row.failures[:3]) or 'nothing'} | {row.says} |")
+        for row in rows(Path(folder), options.requests, options.pictures):
+            wrong = "; ".join(row.failures[:3]) or "nothing"
+            print(f"| {row.name} | {row.tries} | {wrong} | {row.says} |", flush=True)
+            found.append(row)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
     return int(any(row.failures for row in found))

@@ -58,6 +58,7 @@ def defaults(generator: Generator) -> dict[str, Any]:
     """The options that a page offers, with their values in the settings of a generator."""
     settings = generator.settings()
     found = {"negative": ""} | {option: first(settings, option) for option in ("scale", "steps", *GROUPS)}
+    found |= {option: value for option, value in settings.items() if type(value) in (int, float)}
     return {option: value for option, value in found.items() if value is not None}
 
 

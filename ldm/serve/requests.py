@@ -84,6 +84,11 @@ def options_of(model: Mapping[str, Any], asked: Generate) -> dict[str, Any]:
                 f"there is no {name} {value!r}{nearest(value, known)}; there are: {', '.join(known)}",
                 field=f"options.{name}",
             )
+        default = model["default"][name]
+        if isinstance(default, int):  # 1 and 1.0 are the same number in json
+            if value != int(value):
+                raise Refused(f"{name}={value} must be a whole number", field=f"options.{name}")
+            own[name] = int(value)
     return {**model["presets"][asked.quality], **own}
 
 

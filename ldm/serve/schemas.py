@@ -12,6 +12,7 @@ MAX_STEPS = 250
 Seed = Annotated[int, Field(strict=True, ge=0, lt=SEED_LIMIT)]
 Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Number = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
 Name = Annotated[str, Field(pattern="^[a-z0-9_]{1,40}$")]
 
 
@@ -22,11 +23,18 @@ class Checked(BaseModel):
 
 
 class Options(Checked):
-    """Options of one model, as `GET /v1/models` lists them; those that are left out are the model's."""
+    """Options of one model, as `GET /v1/models` lists them; those that are left out are the model's.
+
+    Further ones are numbers: each system has its own, such as a temperature.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[Name, Number]
 
     negative: Text | None = Field(None, description="what guidance moves away from")
     scale: float | None = Field(None, strict=True, ge=-100, le=100, description="guidance scale")
     steps: int | None = Field(None, strict=True, ge=1, le=MAX_STEPS, description="sampling steps")
+    candidates: int | None = Field(None, strict=True, ge=1, le=16, description="the best one is kept")
     sampler: Name | None = None
     grid: Name | None = None
     guidance: Name | None = None

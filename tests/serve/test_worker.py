@@ -1,6 +1,6 @@
 """Facts about the process that has the networks, run in a thread of this one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 
 import pytest
@@ -11,6 +11,9 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.generators.generator import Opened, check_options
 from ldm.serve.describing import described
 from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Stop, Task
+from ldm.serve.requests import options_of
+from ldm.serve.schemas import Generate
+from ldm.serve.service import Refused
 from ldm.serve.worker import Worker
 
 
@@ -93,6 +96,33 @@ def test_a_generator_that_knows_the_protocol_alone_is_served(plain, ends):
     assert isinstance(made, Made)
     assert len(made.pictures) == 2
     assert not ends[0].poll()
+
+
+@dataclass(frozen=True)
+class Warm(Plain):
+    """The same with an option of its own."""
+
+    warmth: float = 0.5
+
+    def settings(self):
+        return {"warmth": self.warmth, "kind": "warm"}
+
+    def with_options(self, **changes):
+        check_options(changes, ["warmth"])
+        return replace(self, **changes)
+
+
+def test_options_that_only_one_system_has_are_offered(plain):
+    shown = described("warm", Opened(generator=Warm(), bundle=plain.opened("plain").bundle))
+    assert shown["default"] == {"warmth": 0.5}
+    asked = Generate(prompts=["x"], options={"warmth": 2})
+    assert options_of(shown, asked) == {"warmth": 2.0}
+    whole = shown | {"default": {"warmth": 3}}
+    assert type(options_of(whole, asked)["warmth"]) is int
+    with pytest.raises(Refused, match="must be a whole number"):
+        options_of(whole, Generate(prompts=["x"], options={"warmth": 2.5}))
+    with pytest.raises(Refused, match="warm has no option 'heat'; it has warmth"):
+        options_of(shown, Generate(prompts=["x"], options={"heat": 2}))
 
 
 def test_errors_are_answered_and_the_next_chunk_is_made(plain, capsys):
