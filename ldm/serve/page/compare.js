@@ -51,8 +51,10 @@ export class Compare {
     fields.b.selectedIndex = 1;
     const words = el("p", { class: "problem", role: "alert", hidden: true });
     const form = el("form", { class: "card compare-form" },
-      el("p", { class: "option" }, el("label", { for: "model-a" }, "One model"), fields.a),
-      el("p", { class: "option" }, el("label", { for: "model-b" }, "The other model"), fields.b),
+      el("p", { class: "option" }, el("label", { for: "model-a" }, "One model"),
+        tip("the models", "Whose pictures are compared. While you vote you don't see which one is which."), fields.a),
+      el("p", { class: "option" }, el("label", { for: "model-b" }, "The other model"),
+        tip("the other model", "It makes pictures of the same words from the same seeds."), fields.b),
       el("p", { class: "option wide" }, el("label", { for: "compare-prompts" }, "Words, one picture per line"),
         tip("the words", "Both models make a picture of each line, from the same random seed."), fields.prompts),
       words,

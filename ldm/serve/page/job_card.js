@@ -16,7 +16,7 @@ export class JobCard {
   constructor(job, actions) {
     this.actions = actions;
     this.tiles = [];
-    this.title = el("h2", { class: "job-title" });
+    this.title = el("h2", { class: "job-title", tabindex: -1 });
     this.state = el("p", { class: "job-state" });
     this.bar = el("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Progress" }, el("i"));
     this.stop = button("Stop", () => this.ask(() => remove(`/v1/jobs/${job.id}`)), { title: "Ends this job within one step; finished pictures are kept" });
@@ -54,6 +54,7 @@ export class JobCard {
     this.stop.hidden = !active;
     this.skip.hidden = job.state !== "running";
     this.again.hidden = active || job.state === "finished";
+    if (document.activeElement?.hidden && this.element.contains(document.activeElement)) this.title.focus();
     const count = job.seeds?.length ?? job.pictures?.length ?? 0;
     while (this.tiles.length < count) {
       this.tiles.push(new PictureTile(this.actions));
