@@ -18,6 +18,7 @@ from ldm import UserError
 
 LOGITS = 2**24  # distances or similarities to codes that are computed at once: 64 MB
 SMOOTHING = 1e-5  # Laplace smoothing of the counts, as in Sonnet's and rosinality's VQ-VAE
+ANNEALED = 2**31  # a step after any annealing: validations of a training compare
 Schedule = Callable[[int], float]  # step -> value
 
 
@@ -279,7 +280,7 @@ class GumbelQuantizer(nn.Module):
             logits = self.to_logits(features.float())
             codes, divergence = logits.argmax(dim=1), divergence_to_uniform(logits).mean()
             if draw is None:
-                return Quantized(self.lookup(codes), codes, divergence * self.divergence_weight(0))
+                return Quantized(self.lookup(codes), codes, divergence * self.divergence_weight(ANNEALED))
             shares = ((logits + draw.gumbel(logits)) / self.temperature(draw.step)).softmax(dim=1)
             values = torch.einsum("bkhw,kd->bdhw", shares, self.codebook)
             return Quantized(values, codes, divergence * self.divergence_weight(draw.step))
