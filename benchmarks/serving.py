@@ -4,7 +4,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -96,9 +95,10 @@ def asked(count: int, **fields: Any) -> list[dict[str, Any]]:
 
 def ended(client: httpx.Client, job: str) -> dict[str, Any]:
     """A job once it has ended."""
-    while (found := client.get(f"/v1/jobs/{job}").json())["state"] in ("queued", "running"):
-        time.sleep(0.02)
-    return found
+    with client.stream("GET", f"/v1/jobs/{job}/events") as events:
+        for _ in events.iter_lines():  # until the server closes the stream
+            pass
+    return client.get(f"/v1/jobs/{job}").json()
 
 
 def made(client: httpx.Client, request: dict[str, Any]) -> bytes:
