@@ -1,9 +1,5 @@
 """A local page and an HTTP API that generate pictures: `python -m ldm.serve`."""
 
-import os
-import re
-import secrets
-import socket
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,11 +8,7 @@ from omegaconf import DictConfig
 
 from ldm import UserError
 from ldm.config import entry, plain
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-TOKEN = (
-    "LDM_TOKEN"  # environment variable, which other users of the machine can't read, as they can a command
-)
+from ldm.serve.listening import address, listen, token_of
 
 
 @entry("serve")
@@ -36,7 +28,8 @@ def main(config: DictConfig) -> None:
     from ldm.serve.networks import Networks
     from ldm.serve.service import Service
 
-    host, token = options["host"], token_of(options)
+    host = options["host"]
+    token = token_of(host, options["token"])
     with (
         closing(listen(host, options["port"])) as listening,
         closing(History(Path(options["state"]))) as history,
@@ -66,51 +59,18 @@ def bundles_of(options: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(options["bundles"] or [options["bundle"]]))
 
 
-def token_of(options: dict[str, Any]) -> str | None:
-    """The token that requests must have; raises UserError where there must be one and is none."""
-    token = options["token"] or os.environ.get(TOKEN)
-    if token is None and options["host"] not in LOOPBACK:
-        suggested = secrets.token_urlsafe(24)
-        raise UserError(
-            f"host={options['host']} lets other machines in, so that a token is needed: set the environment"
-            f" variable {TOKEN}={suggested}, or leave host out"
-        )
-    if token is not None and not re.fullmatch(r"[\w.~-]{16,200}", token, re.ASCII):
-        raise UserError("the token must have 16 to 200 characters: letters, digits, _ . ~ and -")
-    return token
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound; raises UserError for an address that is taken, or not this machine's."""
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(place)
-        listening.listen(128)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"port={port} at host={host} can't be used ({reason}): take another port") from error
-    return listening
-
-
 def named(bundles: list[str]) -> dict[str, str]:
-    """Paths of bundles by ids, which are made of the last part of a path that tells one from another."""
+    """Paths of bundles by ids: an experiment and its run below `runs/`, elsewhere the name of the folder."""
     found: dict[str, str] = {}
     for path in bundles:
-        parts = [part for part in Path(path).parts if part not in ("/", "runs", "bundle")]
-        name = "-".join(parts[-1:]) or "bundle"
+        parts = [part for part in Path(path).parts if part not in ("/", "bundle")]
+        own = parts[parts.index("runs") + 1 :] if "runs" in parts else parts[-1:]
+        name = "-".join(own) or "bundle"
         name = "".join(each if each.isalnum() and each.isascii() else "-" for each in name.lower())
         while name in found:
             name += "-2"
         found[name] = path
     return found
-
-
-def address(host: str, port: int, token: str | None) -> str:
-    """Where the page is found."""
-    shown = "127.0.0.1" if host in LOOPBACK else host
-    return f"http://{shown}:{port}/" + ("" if token is None else f"?token={token}")
 
 
 if __name__ == "__main__":

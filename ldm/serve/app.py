@@ -17,12 +17,12 @@ from starlette.exceptions import HTTPException
 from ldm import UserError, __version__
 from ldm.serve import comparisons, look_inside, openai_images, routes, trainings
 from ldm.serve.guard import Guard
+from ldm.serve.listening import LOOPBACK
 from ldm.serve.schemas import Problem
 from ldm.serve.service import Refused, Service
 
 PAGE = Path(__file__).with_name("page")
 CONNECTIONS = 1_000  # at the same time; more are answered with 503
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DESCRIPTION = """Pictures from prompts, by the models that this server was started with.
 
 `POST /v1/generate` returns a job; `GET /v1/jobs/{id}/events` follows it; `GET /v1/pictures/{id}` is a PNG
@@ -49,7 +49,9 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
         responses=problems,
         dependencies=[] if token is None else [Depends(HTTPBearer(auto_error=False))],  # describes it
     )
-    app.add_middleware(Guard, hosts=() if host in LOOPBACK else None, token=token)
+    is_local = host in LOOPBACK
+    hosts = () if is_local else (host, socket.gethostname())
+    app.add_middleware(Guard, hosts=hosts, numbers=not is_local, token=token)
     app.state.service, app.state.runs = service, runs
     for part in (routes, comparisons, look_inside, trainings):
         app.include_router(part.routes)

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from ldm import UserError
 from ldm.io.reading import parse_json
+from ldm.serve.listening import LOOPBACK
 
 Scope, Message = MutableMapping[str, Any], MutableMapping[str, Any]
 Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
@@ -44,15 +45,15 @@ class Guard:
     """An ASGI application around another one, which sees only what is allowed.
 
     Args:
-        hosts: names that a Host header may have, beside those of the loopback interface; None allows every
-            address in numbers too, which no attacker can give a page of his own (DNS rebinding needs a name).
+        hosts: names that a Host header may have, beside those of the loopback interface.
+        numbers: whether it may be any address in numbers, which no attacker can give a page of his own: DNS
+            rebinding needs a name.
         token: is demanded of every request where there is one.
     """
 
-    def __init__(self, app: Asgi, *, hosts: Iterable[str] | None, token: str | None) -> None:
+    def __init__(self, app: Asgi, *, hosts: Iterable[str], numbers: bool, token: str | None) -> None:
         self.app, self.token, self.uploads = app, token, 0
-        self.numbers = hosts is None
-        self.hosts = {"localhost", "127.0.0.1", "::1", *(hosts or ())}
+        self.numbers, self.hosts = numbers, {*LOOPBACK, *map(str.lower, hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what is allowed, and answers the rest."""

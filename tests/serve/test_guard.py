@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import itertools
+import socket
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -87,8 +88,10 @@ def test_the_token_opens_the_server_as_a_header_a_cookie_or_once_in_the_address(
     assert client.get("/health").status_code == 200  # by the cookie
 
 
-def test_a_server_for_other_machines_is_asked_by_its_number_only(open_client):
+def test_a_server_for_other_machines_is_asked_by_its_number_or_its_own_name(open_client):
     headers = {"authorization": f"Bearer {TOKEN}"}
+    own = f"http://{socket.gethostname()}:7860"
+    assert open_client(own).get("/health", headers=headers).status_code == 200
     assert open_client("http://10.1.2.3:80").get("/health", headers=headers).status_code == 200
     assert open_client("http://rebound.evil.com").get("/health", headers=headers).status_code == 403
 

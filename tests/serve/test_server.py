@@ -18,6 +18,7 @@ import openai
 import pytest
 from PIL import Image
 
+from ldm.serve.__main__ import named
 from ldm.serve.history import History
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +123,18 @@ def test_help_needs_no_network_library(command):
     said = command("ldm.serve.__main__", "--help").out
     assert "python -m ldm.serve bundle=runs/emoji port=8000" in said
     assert "queue: 256" in said
+
+
+def test_models_are_named_after_their_bundles():
+    paths = [
+        "shipped",
+        "runs/emoji",
+        "/work/runs/emoji/20260101-1/bundle",
+        "bundles/SD 1.5",
+        "/x/shipped/bundle",
+    ]
+    ids = ["shipped", "emoji", "emoji-20260101-1", "sd-1-5", "shipped-2"]
+    assert named(paths) == dict(zip(ids, paths, strict=True))
 
 
 def test_what_can_not_be_served_is_refused_in_a_sentence(command, tmp_path, monkeypatch, bundle_path):
