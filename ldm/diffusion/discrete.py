@@ -21,9 +21,8 @@ from torch import Tensor
 from ldm import UserError, send
 
 LOG_ZERO = -1e4  # exp is 0 in every dtype, and differences stay finite: -inf - -inf would be NaN
-LEAST_LOG = (
-    -70.0
-)  # of a probability that is divided by, and of codes that truncation cuts; the released code's
+LEAST_LOG = -70.0  # of what is divided by, and of codes that truncation cuts; the released code's number
+MOST_STEPS = 10_000
 
 
 class Stretch(NamedTuple):
@@ -101,9 +100,7 @@ class MaskAndReplace:
         keep, replace, mask = (_log(each, log_p) for each in self.stretch(clean, s))
         codes = torch.logaddexp(keep + weight, replace + total)
         codes = codes + self._log_reach(self.stretch(s, t), is_own, is_masked, log_p, least=LOG_ZERO)
-        still = torch.where(
-            is_masked, mask + total, LOG_ZERO
-        )  # a mask never becomes a code in the forward process
+        still = torch.where(is_masked, mask + total, LOG_ZERO)  # only a mask can have been one before
         return torch.cat([codes, still], dim=-1).log_softmax(dim=-1)
 
     def _log_reach(
@@ -147,23 +144,30 @@ def _log(p: Tensor, like: Tensor) -> Tensor:
 
 def paper(*, num_codes: int, num_steps: int = 100) -> MaskAndReplace:
     """The paper's schedule: at T a place is masked by 0.9 and replaced by 0.1 (Gu et al. 2022, sec. 5.1)."""
-    share = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    share = _shares(num_steps)
     return MaskAndReplace(num_codes=num_codes, kept=1 - share, masked=0.9 * share)
 
 
 def released(*, num_codes: int, num_steps: int = 100) -> MaskAndReplace:
     """The schedule of the released code and weights: it replaces by 1e-6 at all t, practically mask-only."""
     first, last = 0.99999, 0.000009
-    kept = torch.linspace(first, last, num_steps, dtype=torch.float64)
-    masked = torch.linspace(last, first, num_steps, dtype=torch.float64)
-    one, zero = kept.new_ones(1), kept.new_zeros(1)
+    share = _shares(num_steps, first=1)
+    kept, masked = first + (last - first) * share, last + (first - last) * share
+    one, zero = share.new_ones(1), share.new_zeros(1)
     return MaskAndReplace(num_codes=num_codes, kept=torch.cat([one, kept]), masked=torch.cat([zero, masked]))
 
 
 def mask_only(*, num_codes: int, num_steps: int = 100) -> MaskAndReplace:
     """No replacement: a place is masked by t / T (the absorbing process; Austin et al. 2021, sec. 3.1)."""
-    share = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    share = _shares(num_steps)
     return MaskAndReplace(num_codes=num_codes, kept=1 - share, masked=share)
+
+
+def _shares(num_steps: int, *, first: int = 0) -> Float[Tensor, " steps"]:
+    """Even steps from 0 at timestep `first` to 1 at T. Raises UserError for too few or too many timesteps."""
+    if not first < num_steps <= MOST_STEPS:
+        raise UserError(f"process: num_steps={num_steps} must lie between {first + 1} and {MOST_STEPS:,}")
+    return torch.linspace(0, 1, num_steps + 1 - first, dtype=torch.float64)
 
 
 def auxiliary(log_p: Float[Tensor, "b n k"], x0: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:

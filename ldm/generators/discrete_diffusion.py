@@ -71,9 +71,8 @@ class DiscreteDiffusion(TextToCodes):
                 made[own] = codes[:count]
                 report(made, own.start // CHUNK * self.steps + number, len(chunks) * self.steps)
 
-            with torch.autocast(
-                self.device.type, enabled=False
-            ):  # float32, whatever the training's precision
+            # float32, whatever the training's precision
+            with torch.autocast(self.device.type, enabled=False):
                 made[own] = self._chunk(filled, few, watch)[: len(rows)]
         return made
 

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ldm import UserError
 from ldm.models.attention import CrossAttention, SelfAttention
 from ldm.models.code_transformer import Nats, cross_entropy, head, table
 from ldm.models.sequence import Drop
@@ -123,6 +124,8 @@ class PixelPrior(nn.Module):
     ) -> None:
         super().__init__()
         check_condition(context_dim, coarse)
+        if kernel % 2 == 0:
+            raise UserError(f"{kernel=} must be odd: a window has its place in the middle")
         self.num_codes, self.grid, self.context_dim = num_codes, grid, context_dim
         self.codes, self.rows, self.columns = table(num_codes, width), table(grid, width), table(grid, width)
         self.coarse = None if coarse is None else Coarse(**coarse, fine=grid, width=width)

@@ -234,7 +234,8 @@ def test_the_end_of_the_bound_is_the_divergence_of_the_start(schedule):
     ("make", "sentence"),
     [
         (lambda: paper(num_codes=0), "num_codes=0"),
-        (lambda: released(num_codes=4, num_steps=0), "num_steps"),
+        (lambda: released(num_codes=4, num_steps=1), "num_steps=1 must lie between 2 and 10,000"),
+        (lambda: paper(num_codes=4, num_steps=10**9), "num_steps=1000000000 must lie between"),
         (lambda: Ancestral(steps=0), "steps=0 must be"),
         (lambda: Ancestral(truncation=0.0), r"truncation=0.0 must lie in \(0, 1\]"),
         (lambda: Ancestral(truncation=1.1), "truncation=1.1"),

@@ -147,6 +147,8 @@ def test_priors_that_do_not_fit_are_refused():
         PixelPrior(**{**FINE, "context_dim": 3}, **KINDS[PixelPrior])
     with pytest.raises(UserError, match=r"bottom reads \(5, 2\)"):
         TwoLevelPriors(top=TransformerPrior(**TEXT, depth=1), bottom=TransformerPrior(**FINE, depth=1))
+    with pytest.raises(UserError, match="kernel=4 must be odd"):
+        PixelPrior(**FINE, **KINDS[PixelPrior] | {"kernel": 4})
     with pytest.raises(UserError, match="no multiple of"):
         TransformerPrior(**{**FINE, "grid": 5}, depth=1)
 
