@@ -137,7 +137,7 @@ class AutoregressiveStage(NetworkStage):
         self.clip.to(self.device)
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
-        """The loss of a batch; logs its mean over the optimizer step, and nats per code and token."""
+        """The loss of a batch; logs its mean over the optimizer step."""
         loss = self._training_loss(batch).mean()
         self.log("train/loss", self._step_mean(loss, self, batch_idx))
         return loss
@@ -145,8 +145,9 @@ class AutoregressiveStage(NetworkStage):
     def _training_loss(self, batch: CodeBatch) -> Float[Tensor, " b"]:
         """The loss of each sample: sequences that are turned round are another call of the network."""
         positions, codes = batch["position"], batch["codes"]
-        condition = self._condition(batch, self._chosen(self.caption_drop, positions, "drop"))
         turned = self._chosen(self.captioning, positions, "turn")
+        dropped = self._chosen(self.caption_drop, positions, "drop") & ~turned  # these are to write theirs
+        condition = self._condition(batch, dropped)
         losses = codes.new_zeros(len(codes), dtype=torch.float32)
         for rows, compute in ((~turned, self._sequence), (turned, self._caption)):
             if rows.any():
@@ -188,13 +189,13 @@ class AutoregressiveStage(NetworkStage):
         The difference of `val/image_from_text` and `val/image` is the modality gap in nats per code.
         """
         net, codes = self.best, batch["codes"]
-        nats = net.nats(self._condition(batch, torch.zeros(len(codes), dtype=torch.bool)), codes)
+        condition = self._condition(batch, torch.zeros(len(codes), dtype=torch.bool))
+        nats = net.nats(condition, codes)
         scores = {"val/loss": self.sequence_loss(nats).mean(), "val/image": nats.image.mean()}
         if nats.text is not None:
             scores["val/text"] = mean_of_text(nats).mean()
         if self.captioning:
-            tokens = self._condition(batch, torch.zeros(len(codes), dtype=torch.bool))
-            scores["val/caption"] = mean_of_text(net.caption_nats(tokens, codes)).mean()
+            scores["val/caption"] = mean_of_text(net.caption_nats(condition, codes)).mean()
         if self.reads_pictures:
             from_text = net.nats(self.clip.embed_texts(batch["captions"]), codes)
             scores["val/image_from_text"] = from_text.image.mean()
@@ -225,10 +226,8 @@ class AutoregressiveStage(NetworkStage):
         state = whole_state(self.best)  # on all ranks: it gathers shards
         if not is_first():
             return path
-        texts, pictures = (
-            Bundle.open(config["codec"]["text_encoder"]),
-            Bundle.open(config["codes"]["image_tokenizer"]),
-        )
+        texts = Bundle.open(config["codec"]["text_encoder"])
+        pictures = Bundle.open(config["codes"]["image_tokenizer"])
         parts = {name: texts.part(name) for name in ("text_encoder", "image_encoder")}
         parts |= {"image_tokenizer": pictures.part("image_tokenizer")}
         return write_bundle(
@@ -254,6 +253,7 @@ def embedding_error(
     """Mean squared distance of CLIP's unit features of pictures and of the likeliest codes, decoded.
 
     That is 2 (1 - cos) / e. The codes are hard, and their gradient is that of the softmax (CLIP-GEN's code).
+    For a dropped feature, which is 0, it is a constant.
     """
     shares = logits.float().softmax(dim=-1)
     hard = F.one_hot(shares.argmax(dim=-1), shares.shape[-1]).to(shares)

@@ -114,6 +114,12 @@ def test_turned_samples_cost_their_captions_likelihood(stage, batch):
     assert_close(one.training_step(batch, 0), expected.mean())
 
 
+def test_turned_samples_keep_their_captions(stage, batch):
+    one = stage("cogview", captioning=1.0, caption_drop=1.0, dropout=0.0)
+    kept = stage("cogview", captioning=1.0, caption_drop=0.0, dropout=0.0)
+    assert torch.equal(one.training_step(batch, 0), kept.training_step(batch, 0))
+
+
 def test_dropout_keeps_the_mean_and_drops_its_share():
     drop = KeyedDropout(0.25, seed=1, positions=torch.arange(3))
     ones = torch.ones(3, 50, 40)
