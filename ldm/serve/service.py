@@ -15,6 +15,7 @@ from ldm.serve.history import History, new_id
 from ldm.serve.jobs import FRAMES, Job, Slot, note_of, strip_of
 from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Task
 from ldm.serve.networks import Networks
+from ldm.serve.waiting import Waiting
 
 KEPT = 200  # ended jobs in memory; the history has all
 PATIENCE = 0.5  # seconds for the step that is being made when the server ends
@@ -54,7 +55,7 @@ class Service:
         self.models = {each["id"]: each | own for each in networks.ready.models}
         self.closing = False
         self._jobs: dict[str, Job] = {}
-        self._waiting: deque[tuple[Job, Slot]] = deque()
+        self._waiting = Waiting()
         self._questions: deque[tuple[Question, Future[Any]]] = deque()
         self._running: list[tuple[Job, Slot]] = []
         self._numbers = itertools.count(1)
@@ -95,7 +96,7 @@ class Service:
             if not self._store(job):  # else a restart would not know of it
                 raise Refused("the job can't be stored: the server's log says why", status=503)
             self._jobs[job.id] = job
-            self._waiting.extend((job, slot) for slot in slots)
+            self._waiting.add(job)
             self._changed.notify_all()
             return self._shown(job)
 
@@ -143,7 +144,7 @@ class Service:
             for slot in dropped:
                 slot.state, slot.frames = "dropped", []
             if also_waiting:
-                self._waiting = deque(each for each in self._waiting if each[0] is not job)
+                self._waiting.drop(job)
                 job.state = "stopped"
             if dropped:
                 self._settle(job)
@@ -213,19 +214,12 @@ class Service:
                 self._fail_each(running, NO_ROOM)
 
     def _next_chunk(self) -> Chunk:
-        """The oldest waiting picture with the next ones that fit beside it."""
-        first, key = self._waiting[0][0], self._waiting[0][0].key()
-        fitting = [each for each in self._waiting if each[0].key() == key][: self.networks.ready.chunk]
-        chosen = {id(slot) for _, slot in fitting}
-        self._waiting = deque(each for each in self._waiting if id(each[1]) not in chosen)
-        self._running = fitting
-        for job, slot in fitting:
+        self._running = self._waiting.take(self.networks.ready.chunk)
+        for job, slot in self._running:
             slot.state, job.state, job.started = "running", "running", job.started or time.time()
-        for job in {job.id: job for job, _ in fitting}.values():
+        for job in {job.id: job for job, _ in self._running}.values():
             self._settle(job)
-        for job, _ in self._waiting:
-            job.version += 1  # their place in the queue has changed
-        tasks = tuple(slot.task for _, slot in fitting)
+        first, tasks = self._running[0][0], tuple(slot.task for _, slot in self._running)
         return Chunk(next(self._numbers), first.model, tasks, first.options, first.strength)
 
     def _answer(self, question: Question, future: "Future[Any]") -> None:
@@ -286,13 +280,11 @@ class Service:
             for job in jobs.values():
                 if len({each.id for each, _ in running}) > 1:
                     job.alone = True  # its neighbour may be to blame
-                    for own, slot in reversed(running):
-                        if own is job and slot.state == "running":
-                            slot.state, slot.step, slot.frames = "waiting", 0, []
-                            self._waiting.appendleft((job, slot))
+                    own = [slot for each, slot in running if each is job and slot.state == "running"]
+                    self._waiting.put_back(job, own)
                 else:
                     job.error = failed.sentence
-                    self._waiting = deque(each for each in self._waiting if each[0] is not job)
+                    self._waiting.drop(job)
                     job.state = "failed"
                 self._settle(job)
 
@@ -338,12 +330,7 @@ class Service:
         return True
 
     def _shown(self, job: Job) -> dict[str, Any]:
-        ahead = None
-        if job.state == "queued":
-            ahead = len(
-                {other.id for other, _ in itertools.takewhile(lambda it: it[0] is not job, self._waiting)}
-            )
-        return job.shown(ahead)
+        return job.shown(self._waiting.ahead(job) if job.state == "queued" else None)
 
 
 def report(error: Exception) -> None:
