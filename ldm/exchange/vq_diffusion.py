@@ -202,7 +202,7 @@ def import_released(weights: Weights) -> Imported:
     fit = Fit(spec=spec, weights=weights, rules=released_rules(), prefix=prefix, drop=RELEASED_BESIDE)
     return Imported.of(
         {"backbone": fit},
-        settings={"process": _released(spec)},
+        settings={"process": _released(spec), "generator": {"_target_": OPENER}},
         left_out=["its CLIP and its VQGAN, if it has them"],
         notes=[f"the file doesn't tell the number of heads: {HEADS} was taken, as in all released configs"],
     )

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.exchange.folder import write_vocabulary
+from ldm.exchange.importing import locate
 from ldm.generators.generator import open_generator
 
 TEXT = {
@@ -155,6 +156,11 @@ def test_every_key_of_a_released_file_is_used_once(pipeline, saved, tiny, tmp_pa
         torch.testing.assert_close(found.parts["backbone"].state[name].float(), tensor)
     assert found.settings["process"] == expected.settings["process"]
     assert "number of heads" in found.notes[0]
+    bundle = Bundle.open(
+        found.write(tmp_path / "bundle", locate(str(tmp_path / "coco.pth")), dtype=torch.float32)
+    )
+    with pytest.raises(UserError, match="has no image_tokenizer; it has backbone"):
+        open_generator(bundle)
     state[f"{'transformer.' * whole}transformer.blocks.0.attn3.weight"] = torch.zeros(2, 2)
     torch.save({"model": state}, tmp_path / "strange.pth")
     with pytest.raises(UserError, match=r"unexpected transformer\.blocks\.0\.attn3\.weight"):
