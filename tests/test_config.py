@@ -1,5 +1,6 @@
 """Facts about what the command line refuses, and about the yaml files of conf/."""
 
+import json
 import re
 import shlex
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from torch import nn
 
 from ldm import UserError, config
 from ldm.checkpoints.provenance import command as recorded_command
@@ -222,22 +224,27 @@ def test_several_values_pass_in_a_sweep():
     check("train", ["steps=5,6"], sweep=True)
 
 
+@cache
+def on_meta(node: str) -> nn.Module:
+    """The network of a node, as json, on the meta device: most experiments share most of theirs."""
+    with torch.device("meta"):
+        return build(json.loads(node))
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_its_networks_build(experiment):
-    chosen = composed("train", f"+experiment={experiment}")
-    resolved = plain(chosen)
+    resolved = plain(composed("train", f"+experiment={experiment}"))
     assert resolved["name"] == experiment
     assert {"stage", "datamodule"} <= resolved["model"].keys()
-    with torch.device("meta"):
-        for name in NETWORKS:
-            assert sum(p.numel() for p in build(chosen[name]).parameters()) > 0
+    own = [name for name in (*NETWORKS, "image_tokenizer") if name in resolved]
+    for name in own:
+        assert sum(p.numel() for p in on_meta(json.dumps(resolved[name])).parameters()) > 0
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_fits_the_networks_that_its_codec_comes_from(experiment):
     own = plain(composed("train", f"+experiment={experiment}"))
-    with torch.device("meta"):
-        net = build(own["backbone"])
+    net = on_meta(json.dumps(own["backbone"]))
     for part, path in own["codec"].items():
         if not path.startswith("runs/"):
             continue
@@ -257,8 +264,7 @@ def test_an_experiment_on_codes_fits_the_tokenizer_that_they_come_from(experimen
     assert own["codes"]["image_tokenizer"] == f"runs/{experiment}_codes"
     first = plain(composed("train", f"+experiment={experiment}_codes"))
     assert first["data"] == own["data"] | {"batch_size": first["data"]["batch_size"]}
-    with torch.device("meta"):
-        net, tokenizer = build(own["backbone"]), build(first["image_tokenizer"])
+    net, tokenizer = (on_meta(json.dumps(x)) for x in (own["backbone"], first["image_tokenizer"]))
     if hasattr(net, "grid"):
         assert (net.grid, net.num_codes) == (tokenizer.grid, tokenizer.num_codes)
 
