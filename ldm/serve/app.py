@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
@@ -28,6 +28,16 @@ DESCRIPTION = """Pictures from prompts, by the models that this server was start
 `POST /v1/generate` returns a job; `GET /v1/jobs/{id}/events` follows it; `GET /v1/pictures/{id}` is a PNG
 whose text chunks say how it was made. The same prompt, seed and options give the same bytes, whatever else is
 asked for meanwhile."""
+
+
+class Files(StaticFiles):
+    """The page's files; a browser asks whether each has changed, so that it never mixes two versions."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """A file, or the answer that it is unchanged."""
+        response = super().file_response(*arguments, **options)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 def create_app(service: Service, *, host: str, token: str | None, runs: Path) -> FastAPI:
@@ -56,7 +66,7 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
     for part in (routes, comparisons, look_inside, trainings):
         app.include_router(part.routes)
     app.include_router(openai_images.router(service))
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.mount("/", Files(directory=PAGE, html=True))
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, failed)
     app.add_exception_handler(UserError, refused)

@@ -88,3 +88,10 @@ def test_every_control_has_a_label_and_every_question_mark_a_sentence(elements):
         if "tip" in (attributes.get("class") or "").split():
             assert attributes["data-about"]
             assert str(attributes["data-tip"]).endswith(".")
+
+
+def test_a_browser_asks_whether_the_page_has_changed(client):
+    answer = client.get("/main.js")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert client.get("/main.js", headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+    assert client.get("/").text == (PAGE / "index.html").read_text()

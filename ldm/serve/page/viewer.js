@@ -16,7 +16,12 @@ export class Viewer {
   /** Shows a picture of the history; `others` are its neighbours, for the arrow keys. */
   open(picture, others = []) {
     const place = others.findIndex((each) => each.id === picture.id);
-    const step = (by) => { const next = others[place + by]; if (next) this.open(next, others); };
+    const step = (by) => {
+      const next = others[place + by];
+      if (!next) return;
+      this.open(next, others);
+      (this.dialog.querySelector(`[data-by="${by}"]:enabled`) ?? this.dialog.querySelector(".close")).focus();
+    };
     this.dialog.onkeydown = (event) => {
       if (event.target.closest("input, textarea, select, canvas, summary")) return;
       if (event.key === "ArrowRight") step(1);
@@ -42,7 +47,11 @@ export class Viewer {
           tip("more like this", "New pictures that start from this one. Subtle keeps most of it; strong keeps only its layout; or paint the part that may change.")),
         words,
         inside(picture),
-        el("p", { class: "row end" }, button("Delete this picture", () => this.delete(picture, words), { class: "link danger" }))),
+        el("p", { class: "row" },
+          el("span", { class: "row tight" },
+            button("Newer", () => step(-1), { "data-by": -1, disabled: !others[place - 1] }),
+            button("Older", () => step(1), { "data-by": 1, disabled: !others[place + 1] })),
+          button("Delete this picture", () => this.delete(picture, words), { class: "link danger" }))),
     );
     if (!this.dialog.open) this.dialog.showModal();
     this.dialog.scrollTop = 0;

@@ -259,6 +259,20 @@ def test_keys_alone_make_open_and_delete_a_picture(visit):
     assert page.request.get(address).status == 404
 
 
+def test_the_viewer_steps_through_the_history_and_keeps_the_focus(visit):
+    page = visit()
+    finished(page, make(page, "owl", count=2))
+    card = finished(page, make(page, "fox"))
+    card.locator(".tile.finished .frame").click()
+    expect(page.locator("#viewer-title")).to_have_text("fox")
+    expect(page.get_by_role("button", name="Newer")).to_be_disabled()
+    page.get_by_role("button", name="Older").click()
+    expect(page.locator("#viewer-title")).to_have_text("owl")
+    expect(page.get_by_role("button", name="Older")).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#viewer-title")).to_have_text("fox")
+
+
 def test_markup_in_words_is_text(visit):
     page = visit()
     words = "<img src=x onerror=document.title='owned'> <b>owl</b>"
