@@ -213,7 +213,7 @@ def train(make_trainer, tmp_path, code_data, stage):
 
 def test_a_training_stopped_at_any_step_resumes_exactly(train, system):
     whole = train(system, "whole")
-    for batch in (0, 2, 4):
+    for batch in (1, 4):
         with pytest.raises(EndedError):
             train(system, "stopped", AtBatch(batch))
     assert differences(compared(whole), compared(train(system, "stopped"))) == []
