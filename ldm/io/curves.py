@@ -16,19 +16,27 @@ class Line(NamedTuple):
     values: dict[str, float]
 
 
-def read_lines(path: Path) -> tuple[list[Line], int]:
-    """The whole lines of a `metrics.jsonl` in their order, and the number of damaged ones."""
-    data = path.read_bytes() if path.is_file() else b""  # a pipe may never end
+def read_lines(path: Path, *, most: int | None = None) -> tuple[list[Line], int]:
+    """The whole lines of a `metrics.jsonl` in their order, and the number of damaged ones.
+
+    Args:
+        most: bytes that are read, those at its end; None: all.
+    """
+    data = b""
+    if path.is_file():  # a pipe may never end
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - most) if most else 0)
+            data = file.read()
     raw = [line.strip(b"\0 \t\r") for line in data.split(b"\n")]  # a loss of power leaves NULs
     lines = [_line(line) for line in raw if line]
     whole = [line for line in lines if line is not None]
     return whole, len(lines) - len(whole)
 
 
-def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a log by name, each a list of (step, value)."""
+def read_curves(path: Path, *, most: int | None = None) -> dict[str, list[tuple[int, float]]]:
+    """Curves of a log by name, each a list of (step, value); `most` as for `read_lines`."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for line in read_lines(path)[0]:
+    for line in read_lines(path, most=most)[0]:
         for name, value in line.values.items():
             curves.setdefault(name, []).append((line.step, value))
     return curves

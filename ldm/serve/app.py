@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ldm.serve import comparisons, look_inside, openai_images, routes, trainings
 from ldm.serve.guard import Guard
 from ldm.serve.listening import LOOPBACK
 from ldm.serve.schemas import Problem
-from ldm.serve.service import Refused, Service
+from ldm.serve.service import Refused, Service, report
 
 PAGE = Path(__file__).with_name("page")
 CONNECTIONS = 1_000  # at the same time; more are answered with 503
@@ -70,6 +71,8 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, failed)
     app.add_exception_handler(UserError, refused)
+    for kind in (OSError, sqlite3.Error):
+        app.add_exception_handler(kind, unstored)
     app.add_exception_handler(Exception, broken)
     return app
 
@@ -80,6 +83,7 @@ def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
         app,
         log_level="warning",
         access_log=False,
+        ws="none",
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
@@ -124,6 +128,12 @@ def refused(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Refused):
         status, field, wait = error.status, error.field, error.wait
     return answered(request, status, str(error), field=field, wait=wait)
+
+
+def unstored(request: Request, error: Exception) -> JSONResponse:
+    """A disk that is full or can't be written to: the server's log says which."""
+    report(error)
+    return answered(request, 503, "this can't be stored now: the server's log says why", wait=60)
 
 
 def broken(request: Request, error: Exception) -> JSONResponse:

@@ -8,18 +8,20 @@ import json
 import secrets
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import Field
 
+from ldm import UserError
 from ldm.io.reading import parse_json, read_json
 from ldm.io.writing import append, make_folder, write
 from ldm.serve.bradley_terry import Vote, as_json, strengths
 from ldm.serve.requests import RANDOM, model_of, submitted
 from ldm.serve.routes import Id, Serving, png
-from ldm.serve.schemas import MAX_PICTURES, Checked, Generate, Seed, Text
+from ldm.serve.schemas import MAX_PICTURES, Checked, Generate, Prompt, Seed
 from ldm.serve.service import Refused, Service
 
 QUESTIONS = {"words": "Which one follows the words?", "picture": "Which one is the better picture?"}
@@ -33,7 +35,7 @@ class Compare(Checked):
 
     a: Annotated[str, Field(max_length=100)]
     b: Annotated[str, Field(max_length=100)]
-    prompts: list[Text] = Field(min_length=1, max_length=MAX_PICTURES)
+    prompts: list[Prompt] = Field(min_length=1, max_length=MAX_PICTURES)
     seeds: list[Seed] | None = Field(None, max_length=8, description="of each prompt; left out: one, random")
     quality: Literal["fast", "balanced", "best"] = "balanced"
 
@@ -84,10 +86,8 @@ def vote(service: Serving, name: Id, asked: Choice) -> dict[str, Any]:
 @routes.get("/votes.jsonl", response_class=Response)
 def votes(service: Serving) -> Response:
     """All votes, a line each."""
-    file = Comparisons(service).votes_file
     attached = {"content-disposition": 'attachment; filename="votes.jsonl"'}
-    text = file.read_bytes() if file.is_file() else b""
-    return Response(text, media_type="application/x-ndjson", headers=attached)
+    return Response(Comparisons(service).lines(), media_type="application/x-ndjson", headers=attached)
 
 
 class Comparisons:
@@ -99,9 +99,9 @@ class Comparisons:
 
     def begin(self, asked: Compare) -> dict[str, Any]:
         """Queues the pictures of both models; raises Refused for one that is unknown, or no two models."""
-        if asked.a == asked.b:
-            raise Refused("both models are the same: choose two different ones", field="b")
         models = [model_of(self.service, name) for name in (asked.a, asked.b)]
+        if models[0]["sha256"] == models[1]["sha256"]:
+            raise Refused("both models are the same: choose two different ones", field="b")
         seeds = asked.seeds or [secrets.randbelow(RANDOM)]
         pairs = [(prompt, seed) for prompt in asked.prompts for seed in seeds]
         if 2 * len(pairs) > MAX_PICTURES:
@@ -212,7 +212,9 @@ class Comparisons:
                 "prompt": pair["prompt"],
                 "seed": pair["seed"],
             }
-            append(self.votes_file, json.dumps(line, ensure_ascii=False) + "\n", below=self.folder)
+            torn = self.lines()[-1:] not in (b"", b"\n")  # by a crash: the new line must not be lost with it
+            text = "\n" * torn + json.dumps(line, ensure_ascii=False) + "\n"
+            append(self.votes_file, text, below=self.folder)
             pair["votes"][asked.question] = asked.choice
             self._write(comparison)
             return self.shown(comparison)
@@ -220,27 +222,27 @@ class Comparisons:
     def strengths(self) -> dict[str, Any]:
         """The strengths of each question; a question about a pair counts once, by its last vote."""
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
-        text = self.votes_file.read_text() if self.votes_file.is_file() else ""
-        for line in text.splitlines():
-            vote = parse_json(line, name=str(self.votes_file))
-            last[vote["comparison"], vote["pair"], vote["question"]] = vote
+        for line in self.lines().split(b"\n"):  # and at no other sign: prompts may have U+2028
+            with suppress(UserError, KeyError, TypeError):  # what a crash has left of a line is no vote
+                vote = parse_json(line, name=self.votes_file.name)
+                if vote["a"]["sha256"] != vote["b"]["sha256"]:
+                    last[vote["comparison"], vote["pair"], vote["question"]] = vote
         names = {vote[side]["sha256"]: vote[side]["name"] for vote in last.values() for side in "ab"}
         found = []
         for question, words in QUESTIONS.items():
             own = [vote for vote in last.values() if vote["question"] == question]
             groups = strengths(
-                Vote(
-                    vote["a"]["sha256"],
-                    vote["b"]["sha256"],
-                    {"a": 1.0, "b": 0.0, "tie": 0.5}[vote["preferred"]],
-                )
-                for vote in own
+                Vote(vote["a"]["sha256"], vote["b"]["sha256"], FOR_A[vote["preferred"]]) for vote in own
             )
             ties = sum(vote["preferred"] == "tie" for vote in own)
             found.append(
                 {"question": words, "votes": len(own), "ties": ties, "groups": as_json(groups, names)}
             )
         return {"questions": found}
+
+    def lines(self) -> bytes:
+        """The bytes of `votes.jsonl`."""
+        return self.votes_file.read_bytes() if self.votes_file.is_file() else b""
 
     def _path(self, name: str) -> Path:
         return self.folder / "comparisons" / f"{name}.json"

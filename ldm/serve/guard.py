@@ -69,7 +69,7 @@ class Guard:
         try:
             self.check_origin(scope)
             self.check_token(scope)
-            if kind_of(scope) != FORM:
+            if kind_of(scope) != FORM or scope["method"] != "POST":
                 return await self.app(scope, await checked_body(scope, receive), _send)
             await self.upload(scope, receive, _send)
         except Denied as denied:
@@ -93,7 +93,7 @@ class Guard:
                 403, f"the host {host[:80]!r} is not this server's: open the address that it printed"
             )
         origin = header(scope, b"origin")
-        if origin and urlsplit(origin).netloc.lower() != host.lower():
+        if origin and origin.partition("://")[2].lower() != host.lower():
             raise Denied(403, "this request comes from a page of another site, which may not use the server")
         if header(scope, b"sec-fetch-site") == "cross-site" and scope["method"] != "GET":
             raise Denied(403, "this request comes from a page of another site, which may not use the server")

@@ -5,6 +5,7 @@ Everything is found by an id that the server has made: no name of a request beco
 
 import io
 import json
+import os
 import secrets
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ldm import UserError
-from ldm.io.links import check_no_link
+from ldm.io.links import LinkRefused, check_no_link, open_plain, opened
 from ldm.io.writing import discard, make_folder, write
 
 # The lock is held until the process ends, however it ends. A killed process loses nothing that was stored; if
@@ -136,20 +137,28 @@ class History:
         """The bytes of a picture; None where there is none."""
         if self.facts(name) is None:
             return None
+        path = self.path(name)
         try:
-            return self.path(name).read_bytes()
-        except FileNotFoundError:
+            with (
+                opened(path.parent, below=self.folder) as folder,
+                os.fdopen(open_plain(folder, path, os.O_RDONLY), "rb") as file,
+            ):
+                return file.read()
+        except (OSError, LinkRefused):
             return None
 
     def thumbnail(self, name: str) -> bytes | None:
-        """A PNG of at most `THUMBNAIL` pixels a side; None where there is no such picture."""
+        """A PNG of at most `THUMBNAIL` pixels a side; None where there is none, or a damaged one."""
         data = self.read(name)
         if data is None:
             return None
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            Image.frombytes(picture.mode, picture.size, picture.tobytes()).save(buffer, "PNG")
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+                picture.thumbnail((THUMBNAIL, THUMBNAIL))
+                buffer = io.BytesIO()
+                Image.frombytes(picture.mode, picture.size, picture.tobytes()).save(buffer, "PNG")
+        except (OSError, SyntaxError):  # as Pillow says of damage
+            return None
         return buffer.getvalue()
 
     def list(self, *, before: float | None = None, limit: int = 50) -> "list[dict[str, Any]]":

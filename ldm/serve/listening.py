@@ -42,6 +42,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def address(host: str, port: int, token: str | None) -> str:
     """Where the page is found."""
-    shown = "127.0.0.1" if host in LOOPBACK else socket.gethostname() if host in EVERY else host
+    shown = socket.gethostname() if host in EVERY else host
     shown = f"[{shown}]" if ":" in shown else shown
     return f"http://{shown}:{port}/" + ("" if token is None else f"?token={token}")

@@ -52,7 +52,7 @@ class Networks:
         while not self._closed:
             try:
                 return self._start()
-            except UserError as error:
+            except (UserError, OSError) as error:  # OSError: the system allows no more processes now
                 print(f"ldm: {error}: next start in {pause:.0f} s", file=sys.stderr, flush=True)
                 time.sleep(pause)
                 pause = min(2 * pause, MOST)
@@ -86,7 +86,9 @@ class Networks:
         """How a process that is gone ended, in words."""
         self._process.join(timeout=5)
         code = self._process.exitcode or 0
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        with suppress(ValueError):  # most real-time signals have no name
+            return signal.Signals(-code).name
+        return f"signal {-code}" if code < 0 else f"exit status {code}"
 
     def close(self) -> None:
         """Ends the process, by force if need be."""

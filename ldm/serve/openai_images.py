@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from ldm.randomness.seeds import SEED_LIMIT
 from ldm.serve.requests import model_of, submitted
-from ldm.serve.schemas import MAX_TEXT, Checked, Generate, Seed
+from ldm.serve.schemas import Checked, Generate, Prompt, Seed, Text
 from ldm.serve.service import Refused, Service
 
 POLL = 0.05  # seconds
@@ -27,8 +28,8 @@ QUALITIES = {
 class Generations(Checked):
     """OpenAI's request, as far as it has a meaning here; anything else is refused, not ignored."""
 
-    prompt: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-    model: str | None = None
+    prompt: Prompt
+    model: Annotated[str, Field(max_length=100)] | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = None
     size: str | None = Field(None, description="`auto`, or the model's own such as `64x64`")
     quality: Literal["low", "medium", "standard", "auto", "high", "hd"] | None = None
@@ -36,7 +37,7 @@ class Generations(Checked):
     output_format: Literal["png"] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
-    user: str | None = None
+    user: Text | None = None
     seed: Seed | None = Field(None, description="of the first picture; not among OpenAI's fields")
 
 
@@ -104,6 +105,8 @@ def translated(service: Service, asked: Generations) -> Generate:
             "response_format=url is not offered: write b64_json, which returns the picture itself",
             field="response_format",
         )
+    if (asked.seed or 0) + count > SEED_LIMIT:
+        raise Refused(f"seed={asked.seed} is too large for {count} pictures", field="seed")
     seeds = None if asked.seed is None else [asked.seed + number for number in range(count)]
     return Generate(
         prompts=[asked.prompt],

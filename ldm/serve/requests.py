@@ -2,6 +2,7 @@
 
 import io
 import secrets
+import struct
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from ldm.serve.worker import REQUEST
 SIDE = 1024  # pixels of an upload's longer side; a larger one is made smaller
 MOST = 2**24  # pixels of a PNG or WebP, which are decoded in full; of a JPEG as few as are wanted
 DECODING = threading.Lock()  # one picture at a time, so that not many large ones are in memory
+# what Pillow raises of a damaged or forged PNG
+DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
 RANDOM = 2**32  # seeds that are chosen here lie below: short enough to be typed
 
 
@@ -192,7 +195,7 @@ def texts_of(data: bytes) -> dict[str, str]:
             with DECODING:
                 picture.load()  # texts may come after the pixels
             return dict(picture.text)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         if isinstance(error, Refused):
             raise
         raise Refused("the file is no PNG: drop a picture that was downloaded here", field="file") from error

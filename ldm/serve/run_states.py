@@ -23,6 +23,7 @@ from ldm.io.curves import read_lines
 from ldm.io.links import open_plain, opened
 
 LOG = "metrics.jsonl"
+END = 2**20  # bytes of a log that are read for its last step
 QUIET = 600  # seconds without a sign of life, after which a running training is said to be silent
 
 
@@ -89,7 +90,7 @@ def logged_steps(log: Path) -> int:
 
 @lru_cache(maxsize=1024)  # a list of runs is asked for every few seconds, and few of their logs have grown
 def _logged_steps(log: Path, size: int, changed: int) -> int:
-    return max((line.step + 1 for line in read_lines(log)[0]), default=0)
+    return max((line.step + 1 for line in read_lines(log, most=END)[0]), default=0)
 
 
 def saved_step(checkpoints: Path) -> int:

@@ -13,6 +13,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=SEED_LIMIT)]
 Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Number = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Name = Annotated[str, Field(pattern="^[a-z0-9_]{1,40}$")]
 
 
@@ -51,9 +52,7 @@ class From(Checked):
 class Generate(Checked):
     """Pictures to be generated: `count` of each prompt."""
 
-    prompts: list[Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]] = Field(
-        min_length=1, max_length=MAX_PICTURES, examples=[["a red apple"]]
-    )
+    prompts: list[Prompt] = Field(min_length=1, max_length=MAX_PICTURES, examples=[["a red apple"]])
     model: Annotated[str, Field(max_length=100)] | None = Field(None, description="an id of `GET /v1/models`")
     seeds: list[Seed | None] | None = Field(
         None, max_length=MAX_PICTURES, description="one for each picture; null: random"

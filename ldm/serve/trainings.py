@@ -19,7 +19,7 @@ from ldm.serve.service import Refused
 
 MOST = 200  # runs that are listed, those that were active last
 POINTS = 400  # of a curve that is sent
-LARGEST = 32 * 2**20  # bytes of a file that is sent
+LARGEST = 32 * 2**20  # bytes of a file that is sent, and at the end of a log that are shown
 KINDS = {".png": "image/png", ".md": "text/plain; charset=utf-8", ".json": "application/json"}
 FILES = ("report.md", "curves.png", "samples/*.png", "reconstructions/*.png")  # of a run
 MEASURED = ("report.md", "results.json", "*.png")  # of an evaluation
@@ -49,7 +49,7 @@ def list_runs(runs: Runs) -> dict[str, Any]:
 def read_run(runs: Runs, run: str) -> dict[str, Any]:
     """A training with its curves, `{name: [[step, value], ...]}`, and all its sheets of samples."""
     path = named(folders(runs, RECORD), run)
-    curves = {name: thinned(points) for name, points in read_curves(path / LOG).items()}
+    curves = {name: thinned(points) for name, points in read_curves(path / LOG, most=LARGEST).items()}
     return summary(runs, run, path) | {"curves": curves, "sheets": sheets(run, path)} | origin(path)
 
 
@@ -117,7 +117,7 @@ def summary(root: Path, name: str, path: Path) -> dict[str, Any]:
     ]
     return {
         "id": name,
-        "name": str(path.relative_to(root)),
+        "name": title_of(path, root),
         "state": state.word,
         "sentence": state.sentence,
         "step": state.step,
@@ -128,9 +128,14 @@ def summary(root: Path, name: str, path: Path) -> dict[str, Any]:
     }
 
 
+def title_of(path: Path, root: Path) -> str:
+    """A path below the root as a text, whatever bytes it has."""
+    return os.fsencode(path.relative_to(root)).decode(errors="replace")
+
+
 def recorded(path: Path) -> Fields:
     """The config of a training, and under `run` its record; empty where they are damaged."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):  # TypeError: the config is no mapping
         return Fields.of(facts_of(path), name=str(path))
     return Fields(str(path), {})
 
@@ -144,8 +149,10 @@ def steps_of(path: Path) -> int | None:
 
 def origin(path: Path) -> dict[str, Any]:
     """The command, commit, machine and start of a training."""
-    record = recorded(path).values.get("run") or {}
-    return {name: record.get(name) for name in ("command", "commit", "host", "started")}
+    record = recorded(path).values.get("run")
+    known = record if isinstance(record, dict) else {}
+    texts = {name: value for name, value in known.items() if isinstance(value, str)}
+    return {name: texts.get(name) for name in ("command", "commit", "host", "started")}
 
 
 def sheets(name: str, path: Path) -> list[dict[str, Any]]:
@@ -164,7 +171,7 @@ def evaluations(root: Path) -> list[dict[str, str]]:
     """Links to the reports of evaluations."""
     found = folders(root, "results.json").items()
     return [
-        {"title": str(path.relative_to(root)), "url": url_of(name, path / "report.md", path)}
+        {"title": title_of(path, root), "url": url_of(name, path / "report.md", path)}
         for name, path in found
         if (path / "report.md").is_file()
     ]

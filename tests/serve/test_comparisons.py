@@ -81,6 +81,23 @@ def test_votes_are_lines_that_say_who_was_preferred(client, compared):
     assert [each["share"] for each in picture["groups"][0]] == pytest.approx([0.5, 0.5])
 
 
+def test_what_a_crash_leaves_of_a_vote_spoils_no_other(client, service, compared):
+    file = service.history.folder / "votes.jsonl"
+    file.write_bytes(b'[]\n{"comparison": "x", "pa\xff')
+    at = compared(["red\u2028apple\x85\r\n🍎"])
+    vote(client, at, 0, "left", "tie")
+    words, picture = client.get("/v1/comparisons/strengths").json()["questions"]
+    assert (words["votes"], picture["votes"]) == (1, 1)
+    (service.history.folder / "comparisons" / f"{at[-16:]}.json").write_text('{"id": ')
+    assert client.get(at).status_code == 404
+
+
+def test_a_bundle_is_not_compared_with_its_copy(client, service, monkeypatch):
+    monkeypatch.setitem(service.models, "copy", {**service.models["tiny"], "id": "copy"})
+    answer = client.post("/v1/comparisons", json={"a": "tiny", "b": "copy", "prompts": ["owl"]})
+    assert (answer.status_code, answer.json()["field"]) == (422, "b")
+
+
 def test_after_the_names_no_vote_is_taken(client, compared):
     at = compared(PROMPTS[:1])
     vote(client, at, 0, "left", "left")
@@ -96,6 +113,7 @@ def test_after_the_names_no_vote_is_taken(client, compared):
         ({"a": "tiny", "b": "none", "prompts": ["owl"]}, 404, "model"),
         ({"a": "tiny", "b": "twin", "prompts": []}, 422, "prompts"),
         ({"a": "tiny", "b": "twin", "prompts": [" "]}, 422, "prompts"),
+        ({"a": "tiny", "b": "twin", "prompts": [""]}, 422, "prompts.0"),
         ({"a": "tiny", "b": "twin", "prompts": ["owl"] * 33}, 422, "prompts"),
         ({"a": "tiny", "b": "twin", "prompts": ["owl"], "seeds": [-1]}, 422, "seeds.0"),
     ],

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from ldm.serve import guard
 from ldm.serve.app import create_app
+from ldm.serve.listening import address
 
 TOKEN = "a-token-of-24-characters"
 GENERATE = {"prompts": ["x"], "quality": "fast"}
@@ -52,6 +53,8 @@ def test_only_names_of_this_server_are_answered(client, host, status):
         ({"origin": "http://localhost:3000"}, 403),  # another program of this machine
         ({"origin": "http://evil.com"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": "127.0.0.1:7860"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"content-type": "text/plain"}, 415),
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
@@ -94,6 +97,33 @@ def test_a_server_for_other_machines_is_asked_by_its_number_or_its_own_name(open
     assert open_client(own).get("/health", headers=headers).status_code == 200
     assert open_client("http://10.1.2.3:80").get("/health", headers=headers).status_code == 200
     assert open_client("http://rebound.evil.com").get("/health", headers=headers).status_code == 403
+
+
+def test_a_server_with_a_name_is_asked_by_that_name_too(service, tmp_path):
+    app = create_app(service, host="Box.lan", token=TOKEN, runs=tmp_path)
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    for host, status in (("box.lan:7860", 200), ("10.1.2.3", 200), ("box.lan.evil.com", 403)):
+        client = TestClient(app, base_url=f"http://{host}")
+        assert client.get("/health", headers=headers).status_code == status
+    assert address("::1", 7, None) == "http://[::1]:7/"
+
+
+def test_a_stream_of_events_takes_no_place_of_an_upload(client):
+    seen = []
+
+    async def inner(scope, receive, send):
+        seen.append(own.uploads)
+
+    own = guard.Guard(inner, hosts=(), numbers=False, token=None)
+    for method in ("GET", "POST"):
+        headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data")]
+        scope = {"type": "http", "method": method, "headers": headers}
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        asyncio.run(own(scope, receive, None))
+    assert seen == [0, 1]
 
 
 def test_pages_may_load_nothing_from_elsewhere(client):

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+import zlib
 
 import pytest
 from PIL import Image
@@ -113,8 +114,10 @@ def test_settings_of_ldm_sample_are_read_too(client, command, bundle_path, tmp_p
         (png(texts={"ldm": json.dumps({"prompt": "x", "bundle": "y", "seed": -1})}), "are damaged"),
         (png(texts={"ldm": json.dumps({"prompt": {"a": "b"}})}), "are damaged"),
         (png()[:50], "no PNG"),
+        (png()[:-12] + b"\0\0\0\1gAMA\0" + zlib.crc32(b"gAMA\0").to_bytes(4) + png()[-12:], "no PNG"),
+        (png()[:-12] + b"\0\0\0\0iCCP" + zlib.crc32(b"iCCP").to_bytes(4) + png()[-12:], "no PNG"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_a_forged_or_foreign_picture_has_no_settings(client, data, sentence):
     answer = upload(client, data, "/v1/settings")
@@ -186,6 +189,29 @@ def test_history_lists_thumbnails_and_deletes(client, make):
     assert client.get(f"/v1/pictures/{first}").status_code == 404
     assert client.delete(f"/v1/pictures/{first}").status_code == 404
     assert client.get(f"/v1/pictures/{second}").status_code == 200
+
+
+def test_what_is_damaged_or_a_link_is_no_picture(client, make, service, tmp_path):
+    (tmp_path / "secret").write_text("the secret")
+    damaged, linked = (make(seeds=[seed])["pictures"][0] for seed in (1, 2))
+    service.history.path(damaged).write_bytes(png()[:40])
+    service.history.path(linked).unlink()
+    service.history.path(linked).symlink_to(tmp_path / "secret")
+    assert client.get(f"/v1/pictures/{damaged}/thumbnail").status_code == 404
+    for path in (linked, f"{linked}/thumbnail"):
+        assert client.get(f"/v1/pictures/{path}").status_code == 404
+    assert b"secret" not in client.get("/v1/pictures.zip").content
+    assert len(client.get("/v1/history").json()) == 2
+
+
+def test_a_disk_that_takes_nothing_is_said_without_its_path(client, service, monkeypatch, capsys):
+    (service.history.folder / "pictures").write_text("a file where the folder should be")
+    answer = upload(client, png())
+    assert (answer.status_code, answer.json()["error"]) == (
+        503,
+        "this can't be stored now: the server's log says why",
+    )
+    assert "pictures" in capsys.readouterr().err
 
 
 def test_models_say_what_they_offer(client):

@@ -73,6 +73,13 @@ def test_openais_own_client_gets_pictures(server):
         ({"n": 11}, openai.UnprocessableEntityError, "n", "less than or equal to 10"),
         ({"model": "dall-e-3"}, openai.NotFoundError, "model", "there is no model 'dall-e-3'"),
         ({"style": "vivid"}, openai.UnprocessableEntityError, "style", "Extra inputs"),
+        (
+            {"n": 2, "extra_body": {"seed": 2**63 - 1}},
+            openai.UnprocessableEntityError,
+            "seed",
+            "is too large",
+        ),
+        ({"model": "x" * 101}, openai.UnprocessableEntityError, "model", "at most 100 characters"),
         ({"prompt": ""}, openai.UnprocessableEntityError, "prompt", "at least 1 character"),
     ],
 )

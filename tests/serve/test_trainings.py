@@ -1,6 +1,7 @@
 """The trainings below a folder, as the page reads them over HTTP."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from ldm import UserError
+from ldm.io.curves import read_curves
+from ldm.serve import run_states
 from ldm.serve.app import refused
 from ldm.serve.trainings import POINTS, routes, thinned
 from tests.serve.test_run_states import make_run
@@ -51,6 +54,32 @@ def test_runs_are_listed_with_state_step_sheet_and_links(client):
     assert listed["emoji/one"]["sheet"]["step"] == 6
     report = client.get(listed["emoji/one"]["links"][0]["url"])
     assert (report.text, report.headers["content-type"]) == ("# <b>report</b>", "text/plain; charset=utf-8")
+
+
+def test_a_run_of_a_stranger_spoils_no_list(client, runs):
+    for name in (b"\xff", b"<b>", b"scalar", b"types"):
+        folder = runs / os.fsdecode(name)
+        folder.mkdir()
+        (folder / "run.json").write_text('["a", 1]')
+    (runs / "scalar" / "config.yaml").write_text("root:x:0")
+    (runs / "types" / "run.json").write_text('{"command": {}, "commit": 1, "host": "here"}')
+    (runs / "<b>" / "metrics.jsonl").write_text(
+        '{"step": 0, "loss": NaN}\n{"step": 1, "loss": Infinity}\n{"st'
+    )
+    listed = {run["name"]: run for run in client.get("/v1/runs").json()["runs"]}
+    assert {"\ufffd", "<b>", "scalar", "types"} < listed.keys()
+    assert listed["<b>"]["step"] == 2
+    read = {name: client.get(f"/v1/runs/{run['id']}").json() for name, run in listed.items()}
+    assert read["<b>"]["curves"] == {"loss": [[0, None], [1, None]]}
+    assert [read["types"][name] for name in ("command", "commit", "host")] == [None, None, "here"]
+
+
+def test_a_long_log_is_read_from_its_end(tmp_path, monkeypatch):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(100)))
+    assert read_curves(log, most=100) == {"loss": [(step, 1.0) for step in (97, 98, 99)]}
+    monkeypatch.setattr(run_states, "END", 100)
+    assert run_states.logged_steps(log) == 100
 
 
 def test_a_run_has_its_curves_sheets_and_command(client):
