@@ -152,6 +152,8 @@ class Comparisons:
         """A comparison as it is sent: without names until every pair that can be voted on has been."""
         jobs = [self.service.job(job) for job in comparison["jobs"].values()]
         active = [job for job in jobs if job and job["state"] in ("queued", "running")]
+        if not active:  # the last pictures may have come since it was read
+            comparison = self.read(comparison["id"])
         ready = [pair for pair in comparison["pairs"] if len(pair["pictures"]) == 2]
         over = not active and bool(ready) and all(len(pair["votes"]) == len(QUESTIONS) for pair in ready)
         pairs = [self._pair(comparison, number, over) for number in range(len(comparison["pairs"]))]

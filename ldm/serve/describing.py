@@ -47,11 +47,17 @@ def examples_of(bundle: Bundle) -> list[str]:
     """Prompts to click on: those of the sample grids of the run that a bundle lies in, if it lies in one."""
     if bundle.place == "shipped":
         return list(SHIPPED)
+    with suppress(UserError):
+        return run_config(bundle).mapping("callbacks").mapping("samples").texts("prompts")[:MOST]
+    return []
+
+
+def run_config(bundle: Bundle) -> Fields:
+    """The config of the run that a bundle lies in; empty where it lies in none, or the config is damaged."""
     config = bundle.path.parent / CONFIG
     with suppress(OSError, UserError):
-        own = Fields.of(read_yaml(config), name=str(config)).mapping("callbacks").mapping("samples")
-        return own.texts("prompts")[:MOST]
-    return []
+        return Fields.of(read_yaml(config), name=str(config))
+    return Fields(str(config), {})
 
 
 def defaults(generator: Generator) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The training pictures that a picture is most like, as it is or mirrored: is it a copy of one?"""
 
 import base64
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.data.index import FILE_NAME
 from ldm.data.shards import PictureDataset
 from ldm.io.pictures import encode_sample
-from ldm.io.reading import read_yaml
 from ldm.metrics.features import Pixels
 from ldm.metrics.mmap_tables import Table, nearest
+from ldm.serve.describing import run_config
 
 SIDE = 32  # pixels at which pictures are compared
 MOST = 20_000  # training pictures that are searched, the first ones
@@ -28,12 +30,10 @@ SHIPPED = "data/emoji"  # where `python -m data_prep.emoji` writes what the ship
 
 def training_root(bundle: Bundle) -> str | None:
     """The folder of the pictures that a bundle was trained on; None where this machine doesn't have it."""
-    config = bundle.path.parent / "config.yaml"  # a bundle that a run has left lies in the run
-    named = SHIPPED if bundle.place == "shipped" else None
-    if named is None and config.is_file():
-        data = read_yaml(config).get("data")
-        named = data.get("root") if isinstance(data, dict) else None
-    return named if isinstance(named, str) and (Path(named) / FILE_NAME).is_file() else None
+    root = SHIPPED if bundle.place == "shipped" else ""
+    with suppress(UserError):
+        root = root or run_config(bundle).mapping("data").text("root")
+    return root if (Path(root) / FILE_NAME).is_file() else None
 
 
 @lru_cache(maxsize=2)

@@ -5,7 +5,7 @@ import { Refused, get, post } from "./server.js";
 import { strengthsOf } from "./strengths.js";
 import { counted } from "./words.js";
 
-const KEY = "ldm-comparison"; // the comparison that is looked at; a reload goes on with it
+const KEY = "ldm-comparison"; // the comparison that is looked at; a reload shows it again
 const EVERY = 1000; // ms, while pictures are made
 const CHOICES = [["left", "The left one"], ["tie", "No difference"], ["right", "The right one"]];
 

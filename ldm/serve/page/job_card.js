@@ -20,7 +20,7 @@ export class JobCard {
     this.state = el("p", { class: "job-state" });
     this.bar = el("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Progress" }, el("i"));
     this.stop = button("Stop", () => this.ask(() => remove(`/v1/jobs/${job.id}`)), { title: "Ends this job within one step; finished pictures are kept" });
-    this.skip = button("Skip", () => this.ask(() => post(`/v1/jobs/${job.id}/skip`)), { title: "Leaves out the pictures now being made and goes on with the rest" });
+    this.skip = button("Skip", () => this.ask(() => post(`/v1/jobs/${job.id}/skip`)), { title: "Leaves out the pictures now being made and continues with the rest" });
     this.again = button("Again", () => actions.again(this.job));
     this.grid = el("ul", { class: "tiles" });
     this.element = el("article", { class: "job", id: `job-${job.id}`, "aria-label": `Pictures of: ${job.request?.prompts?.[0] ?? ""}` },
