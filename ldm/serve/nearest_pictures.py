@@ -33,7 +33,7 @@ def training_root(bundle: Bundle) -> str | None:
     root = SHIPPED if bundle.place == "shipped" else ""
     with suppress(UserError):
         root = root or run_config(bundle).mapping("data").text("root")
-    return root if (Path(root) / FILE_NAME).is_file() else None
+    return root if root and (Path(root) / FILE_NAME).is_file() else None
 
 
 @lru_cache(maxsize=2)
