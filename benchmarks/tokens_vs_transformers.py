@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
 from benchmarks.timing import in_turns
 from ldm.exchange.keymap import Rule, rename, shapes, translate, transpose
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
+    logging.set_verbosity_error()  # its advice would stand inside our lines
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}")
     for name in options.size:
         compare(name, SIZES[name], rounds=options.rounds, device=options.device)
