@@ -50,6 +50,7 @@ NEEDED = {
     "model=discrete_diffusion": [*CODES, "backbone=codes_tiny"],
     "model=two_level": CODES,
     "model=image_tokenizer": ["+image_tokenizer=vqgan_f8_tiny"],
+    "model=image_tokenizer_gan": ["+image_tokenizer=vqgan_f8_tiny"],
 }
 NETWORKS = ("backbone", "autoencoder", "text_encoder", "image_encoder")
 
