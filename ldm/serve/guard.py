@@ -21,7 +21,7 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_JSON = 2**20  # bytes of a body
 MAX_UPLOAD = 2**24  # bytes of a body with a picture
 BODY_SECONDS = 30.0  # that a body may take
-UPLOADS = 4  # bodies with pictures that are read at the same time
+UPLOADS = 2  # bodies with pictures that are read at the same time
 COOKIE = "ldm_token"
 FORM = "multipart/form-data"
 HEADERS = {
@@ -52,7 +52,7 @@ class Guard:
     """
 
     def __init__(self, app: Asgi, *, hosts: Iterable[str], numbers: bool, token: str | None) -> None:
-        self.app, self.token, self.uploads = app, token, 0
+        self.app, self.token, self.room = app, token, asyncio.Semaphore(UPLOADS)
         self.numbers, self.hosts = numbers, {*LOOPBACK, *map(str.lower, hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,13 +77,15 @@ class Guard:
 
     async def upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on a body with a picture; its bytes are held in memory, so that only a few come at once."""
-        if self.uploads >= UPLOADS:
-            raise Denied(503, "too many pictures are sent at once: try again", [(b"retry-after", b"2")])
-        self.uploads += 1
+        try:
+            await asyncio.wait_for(self.room.acquire(), BODY_SECONDS)
+        except TimeoutError:
+            wait = [(b"retry-after", b"5")]
+            raise Denied(503, "too many pictures are sent at once: try again", wait) from None
         try:
             await self.app(scope, await checked_body(scope, receive), send)
         finally:
-            self.uploads -= 1
+            self.room.release()
 
     def check_origin(self, scope: Scope) -> None:
         """Denies requests to another name than ours, and those that a page from elsewhere sends."""

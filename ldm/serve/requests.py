@@ -22,7 +22,8 @@ from ldm.serve.service import Refused, Service
 from ldm.serve.worker import REQUEST
 
 SIDE = 1024  # pixels of an upload's longer side; a larger one is made smaller
-MOST = 2**24  # pixels of a PNG or WebP, which are decoded in full; of a JPEG as few as are wanted
+MOST = 2**24  # pixels of a PNG or WebP, which are decoded in full: 340 MiB at once
+MOST_JPEG = 2**25  # of which as few as are wanted are decoded, but a progressive one holds its frequencies
 DECODING = threading.Lock()  # one picture at a time, so that not many large ones are in memory
 # what Pillow raises of a damaged or forged PNG
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
@@ -123,8 +124,9 @@ def uploaded(history: History, data: bytes) -> dict[str, Any]:
     """A picture of a user, read within the limits of all pictures, stored as PNG; raises Refused."""
     try:
         encoded = EncodedPicture(data)
-        if encoded.format in ("PNG", "WEBP") and encoded.width * encoded.height > MOST:
-            raise UserError(f"too many pixels: {encoded.width} x {encoded.height}, more than {MOST:,}")
+        most = MOST if encoded.format in ("PNG", "WEBP") else MOST_JPEG
+        if encoded.width * encoded.height > most:
+            raise UserError(f"too many pixels: {encoded.width} x {encoded.height}, more than {most:,}")
         scale = min(1.0, SIDE / max(encoded.height, encoded.width))
         size = (max(1, round(encoded.width * scale)), max(1, round(encoded.height * scale)))
         with DECODING:

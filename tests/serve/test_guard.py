@@ -108,11 +108,12 @@ def test_a_server_with_a_name_is_asked_by_that_name_too(service, tmp_path):
     assert address("::1", 7, None) == "http://[::1]:7/"
 
 
-def test_a_stream_of_events_takes_no_place_of_an_upload(client):
+def test_a_stream_of_events_takes_no_place_of_an_upload(monkeypatch):
+    monkeypatch.setattr(guard, "UPLOADS", 1)
     seen = []
 
     async def inner(scope, receive, send):
-        seen.append(own.uploads)
+        seen.append(own.room.locked())
 
     own = guard.Guard(inner, hosts=(), numbers=False, token=None)
     for method in ("GET", "POST"):
@@ -123,7 +124,8 @@ def test_a_stream_of_events_takes_no_place_of_an_upload(client):
             return {"type": "http.request", "body": b"", "more_body": False}
 
         asyncio.run(own(scope, receive, None))
-    assert seen == [0, 1]
+    assert seen == [False, True]
+    assert not own.room.locked()
 
 
 def test_pages_may_load_nothing_from_elsewhere(client):

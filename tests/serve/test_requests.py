@@ -133,8 +133,9 @@ def test_a_forged_or_foreign_picture_has_no_settings(client, data, sentence):
         (png()[:50], "damaged"),
         (png(9000, 8000), "too many pixels"),
         (png(5000, 4000), "too many pixels"),
+        (png(7000, 5000, kind="JPEG"), "too many pixels: 7000 x 5000, more than 33,554,432"),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_an_upload_that_is_no_picture_is_refused(client, data, sentence):
     answer = upload(client, data)
