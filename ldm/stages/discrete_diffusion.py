@@ -50,9 +50,14 @@ class LossHistory(nn.Module):
 
     @torch.no_grad()
     def update(self, t: Int[Tensor, " b"], losses: Float[Tensor, " b"]) -> None:
-        """Adds the losses of the pictures of all ranks; those of the same timestep are averaged."""
-        seen = torch.zeros_like(self.counts).index_add(0, t - 1, torch.ones_like(losses))
-        mean = torch.zeros_like(self.squares).index_add(0, t - 1, losses**2) / seen.clamp(min=1)
+        """Adds the losses of the pictures of all ranks; those of the same timestep are averaged.
+
+        A loss that is not finite is left out: its step is skipped, and would else be remembered forever.
+        """
+        finite = losses.isfinite()
+        squares = torch.where(finite, losses, 0.0) ** 2
+        seen = torch.zeros_like(self.counts).index_add(0, t - 1, finite.to(self.counts))
+        mean = torch.zeros_like(self.squares).index_add(0, t - 1, squares) / seen.clamp(min=1)
         self.squares.lerp_(mean, 0.1 * (seen > 0))
         self.counts.add_(seen)
 

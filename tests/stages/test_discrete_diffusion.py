@@ -132,7 +132,7 @@ def test_importance_follows_the_losses_once_each_timestep_was_seen_often():
     torch.testing.assert_close(
         history.probabilities(), torch.tensor([0.25, 0.25, 0.5]).double(), atol=1e-4, rtol=0
     )
-    history.update(torch.tensor([3]), torch.tensor([6.0]))
+    history.update(torch.tensor([3, 1]), torch.tensor([6.0, torch.nan]))
     torch.testing.assert_close(history.squares, torch.tensor([81.0, 4.0, 0.9 * 16 + 0.1 * 36]))
 
 
