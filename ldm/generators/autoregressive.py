@@ -24,6 +24,7 @@ from ldm.randomness.seeds import SEED_LIMIT, key_of
 from ldm.tokenizers import Tokenizer
 
 CHOICES = ("temperature", "top_k", "top_p", "scale")
+MOST_CANDIDATES = 512  # DALL-E's number: a request of others can't ask for more time and memory than that
 OPTIONS = (*CHOICES, "candidates", "rerank", "negative")
 
 
@@ -45,8 +46,8 @@ class CodeGenerator:
 
     def __post_init__(self) -> None:
         check_match(self.net, self.codes, self.clip)
-        if self.candidates < 1:
-            raise UserError(f"candidates={self.candidates} must be at least 1")
+        if not 1 <= self.candidates <= MOST_CANDIDATES:
+            raise UserError(f"candidates={self.candidates} must lie in 1 to {MOST_CANDIDATES}")
         if self.rerank not in RANKINGS:
             raise UserError(f"rerank={self.rerank} is unknown: write {' or '.join(RANKINGS)}")
         if self.rerank == "caption" and not isinstance(self.net, CogViewTransformer):

@@ -79,7 +79,7 @@ def test_it_is_evaluated_with_its_candidates_and_their_cost(command, run, emoji,
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("+options.candidates=0", "candidates=0 must be at least 1"),
+        ("+options.candidates=0", "candidates=0 must lie in 1 to 512"),
         ("+options.top_p=1.5", "top_p=1.5 must lie in (0, 1]"),
         ("steps=4", "has no option 'steps'"),
         ("+sampler=ddim", "has no option 'sampler'"),

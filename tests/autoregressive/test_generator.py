@@ -103,7 +103,8 @@ def test_settings_make_an_equal_generator(make_generator, system):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"candidates": 0}, "candidates=0 must be at least 1"),
+        ({"candidates": 0}, "candidates=0 must lie in 1 to 512"),
+        ({"candidates": 513}, "candidates=513 must lie in 1 to 512"),
         ({"candidates": 2.5}, "candidates='2.5': it must be int"),
         ({"rerank": "best"}, "rerank=best is unknown: write clip or caption"),
         ({"rerank": "caption"}, "rerank=caption needs CogView's network"),
