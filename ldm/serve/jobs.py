@@ -10,8 +10,6 @@ from PIL import Image
 
 from ldm.serve.messages import Task
 
-FRAMES = 50  # previews that are kept of a picture at most
-
 
 @dataclass
 class Slot:

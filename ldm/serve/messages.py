@@ -48,7 +48,7 @@ class Ready(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A sampling step of a chunk is done; previews are PNG files, one for each task."""
+    """A sampling step of a chunk is done; previews are PNG files, one for each task, or none."""
 
     number: int
     step: int

@@ -12,7 +12,7 @@ from typing import Any
 
 from ldm import UserError
 from ldm.serve.history import History, new_id
-from ldm.serve.jobs import FRAMES, Job, Slot, note_of, strip_of
+from ldm.serve.jobs import Job, Slot, note_of, strip_of
 from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Task
 from ldm.serve.networks import Networks
 from ldm.serve.waiting import Waiting
@@ -247,13 +247,11 @@ class Service:
         self._running = []
 
     def _step(self, message: Step) -> None:
-        every = -(-message.steps // FRAMES)
         with self._changed:
-            for (job, slot), preview in zip(self._running, message.previews, strict=True):
+            for place, (job, slot) in enumerate(self._running):
                 if slot.state == "running":
                     slot.step, job.steps = message.step, message.steps
-                    if message.step % every == 0 or message.step == message.steps:
-                        slot.frames.append(preview)
+                    slot.frames += message.previews[place : place + 1]
                     job.version += 1
 
     def _keep(self, made: Made) -> None:

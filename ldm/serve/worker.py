@@ -20,6 +20,7 @@ from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Ready, Ste
 REQUEST = "ldm serve"  # text chunk of a PNG: the request that it answers
 OPEN = 2  # generators that are kept in memory; a comparison needs two
 SIDE = 128  # pixels of a preview's side at most
+FRAMES = 32  # previews of a picture at most
 
 
 class Stopped(Exception):
@@ -146,7 +147,9 @@ class Worker:
         """What a generator calls after its steps: it sends previews, and raises Stopped when asked to."""
 
         def _watch(progress: Any) -> None:
-            previews = progress.preview()[: len(chunk.tasks)]
+            # a system that decodes codes takes longer for a preview than for a step, of which it has hundreds
+            is_shown = progress.step % -(-progress.steps // FRAMES) == 0 or progress.step == progress.steps
+            previews = progress.preview()[: len(chunk.tasks)] if is_shown else ()
             pictures = tuple(preview_file(each) for each in previews)
             self.connection.send(Step(chunk.number, progress.step, progress.steps, pictures))
             while self.connection.poll():

@@ -75,10 +75,10 @@ def chunk(*prompts: str, **options) -> Chunk:
 
 def test_a_stop_takes_effect_within_a_step(tiny, ends):
     ends[0].send(Stop(7))  # it lies there before the first step is done
-    assert tiny.answer(chunk("fox", steps=100)) == Failed(7, "stopped")
+    assert tiny.answer(chunk("fox", steps=30)) == Failed(7, "stopped")
     step = ends[0].recv()
     assert isinstance(step, Step)
-    assert (step.step, step.steps, len(step.previews)) == (1, 100, 1)
+    assert (step.step, step.steps, len(step.previews)) == (1, 30, 1)
     assert not ends[0].poll()
 
 
