@@ -86,9 +86,15 @@ class Purity(Ancestral):
 
     Places are sampled without replacement in proportion to their purity, the largest probability of a code
     there; codes from p sharpened by 1 + weight x purity (eq. 10 and 11). Open places stay.
+    Raises UserError as `Ancestral`, and for a weight below 0.
     """
 
     weight: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.weight < torch.inf:
+            raise UserError(f"sampler: purity={self.weight} must be a finite number, at least 0")
 
     def start(self, process: MaskAndReplace, places: int, gumbel: Gumbel) -> Int[Tensor, "b n"]:
         """All masked, whatever the schedule: a place that is open would never be mended."""

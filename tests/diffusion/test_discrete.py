@@ -239,6 +239,8 @@ def test_the_end_of_the_bound_is_the_divergence_of_the_start(schedule):
         (lambda: Ancestral(steps=0), "steps=0 must be"),
         (lambda: Ancestral(truncation=0.0), r"truncation=0.0 must lie in \(0, 1\]"),
         (lambda: Ancestral(truncation=1.1), "truncation=1.1"),
+        (lambda: Purity(weight=-1.0), "purity=-1.0 must be"),
+        (lambda: Purity(steps=0), "steps=0 must be"),
         (
             lambda: Ancestral(steps=11).times(paper(num_codes=2, num_steps=10)),
             "more than the process has, 10",
