@@ -24,6 +24,8 @@ from ldm.serve.worker import REQUEST
 SIDE = 1024  # pixels of an upload's longer side; a larger one is made smaller
 MOST = 2**24  # pixels of a PNG or WebP, which are decoded in full: 340 MiB at once
 MOST_JPEG = 2**25  # of which as few as are wanted are decoded, but a progressive one holds its frequencies
+LONGEST = 2**14  # pixels of a side: each row costs memory of its own
+WORK = 2**30  # pixels times scans of a JPEG; cameras and browsers write about ten scans
 DECODING = threading.Lock()  # one picture at a time, so that not many large ones are in memory
 # what Pillow raises of a damaged or forged PNG
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
@@ -124,9 +126,7 @@ def uploaded(history: History, data: bytes) -> dict[str, Any]:
     """A picture of a user, read within the limits of all pictures, stored as PNG; raises Refused."""
     try:
         encoded = EncodedPicture(data)
-        most = MOST if encoded.format in ("PNG", "WEBP") else MOST_JPEG
-        if encoded.width * encoded.height > most:
-            raise UserError(f"too many pixels: {encoded.width} x {encoded.height}, more than {most:,}")
+        check_work(encoded)
         scale = min(1.0, SIDE / max(encoded.height, encoded.width))
         size = (max(1, round(encoded.width * scale)), max(1, round(encoded.height * scale)))
         with DECODING:
@@ -139,6 +139,19 @@ def uploaded(history: History, data: bytes) -> dict[str, Any]:
     (picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)).save(buffer, "PNG")
     facts = {"width": size[0], "height": size[1]}
     return {"id": history.add("upload", buffer.getvalue(), facts)} | facts
+
+
+def check_work(picture: EncodedPicture) -> None:
+    """Raises UserError for a picture that takes minutes or gigabytes to decode, however few its bytes."""
+    size, pixels = f"{picture.width} x {picture.height}", picture.width * picture.height
+    most = MOST if picture.format in ("PNG", "WEBP") else MOST_JPEG
+    if pixels > most:
+        raise UserError(f"too many pixels: {size}, more than {most:,}")
+    if max(picture.width, picture.height) > LONGEST:
+        raise UserError(f"too long a side: {size}, more than {LONGEST:,}")
+    # each scan of a progressive JPEG may change every pixel; these two bytes begin one, and are in none
+    if picture.format in ("JPEG", "MPO") and picture.data.count(b"\xff\xda") * pixels > WORK:
+        raise UserError("too many scans: save it as a plain JPEG")
 
 
 def checked_settings(service: Service, data: bytes) -> dict[str, Any]:
@@ -192,7 +205,7 @@ def texts_of(data: bytes) -> dict[str, str]:
     """The texts in a PNG; raises Refused where the bytes are none."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            if picture.width * picture.height > MOST:
+            if picture.width * picture.height > MOST or max(picture.size) > LONGEST:
                 raise Refused(f"the picture has more than {MOST:,} pixels", status=413, field="file")
             with DECODING:
                 picture.load()  # texts may come after the pixels
