@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ldm import UserError, __version__
 from ldm.serve import comparisons, look_inside, openai_images, routes, trainings
@@ -23,6 +24,7 @@ from ldm.serve.schemas import Problem
 from ldm.serve.service import Refused, Service, report
 
 PAGE = Path(__file__).with_name("page")
+IDLE = 10.0  # seconds that a connection may be open without a request
 CONNECTIONS = 1_000  # at the same time; more are answered with 503
 DESCRIPTION = """Pictures from prompts, by the models that this server was started with.
 
@@ -77,12 +79,30 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
     return app
 
 
+class Connection(H11Protocol):
+    """A connection that ends if for `IDLE` seconds no request is whole: half ones could take all places."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Begins to watch it."""
+        super().connection_made(transport)
+        self.loop.call_later(IDLE, self.watch, None)
+
+    def watch(self, before: Any) -> None:
+        """Closes it if no request is answered now, and none was since the last look."""
+        answers = self.cycle is not None and not self.cycle.response_complete
+        if self.cycle is before and not answers:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.loop.call_later(IDLE, self.watch, self.cycle)
+
+
 def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
     """Answers requests until a signal ends it; streams of events end with it."""
     settings = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
+        http=Connection,
         ws="none",
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=1,

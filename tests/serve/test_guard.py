@@ -8,8 +8,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
+from uvicorn.server import ServerState
 
+from ldm.serve import app as application
 from ldm.serve import guard
 from ldm.serve.app import create_app
 from ldm.serve.listening import address
@@ -178,6 +181,38 @@ def test_a_body_that_claims_or_sends_too_much_is_not_read_to_its_end(client):
         asyncio.run(guard.checked_body(scope, receive))
     assert denied.value.status == 413
     assert len(sent) == 5
+
+
+def test_a_connection_whose_request_does_not_come_is_closed_and_one_that_waits_for_an_answer_is_not(
+    monkeypatch,
+):
+    monkeypatch.setattr(application, "IDLE", 0.05)
+
+    async def slow(scope, receive, send):
+        await asyncio.sleep(0.3)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def said(*requests: bytes) -> list[bytes]:
+        config = uvicorn.Config(slow, http=application.Connection, ws="none", lifespan="off")
+        state = ServerState()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: application.Connection(config, state, {}), "127.0.0.1", 0
+        )
+        answers = []
+        for request in requests:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(request)
+            answers.append(await asyncio.wait_for(reader.read(), 60))  # until it is closed
+            writer.close()
+        server.close()
+        return answers
+
+    none, half, whole = asyncio.run(
+        said(b"", b"GET / HTTP/1.1\r\nHost:", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    )
+    assert (none, half) == (b"", b"")
+    assert whole.startswith(b"HTTP/1.1 204")
 
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch):
