@@ -3,6 +3,7 @@ import { byId, el, fill, tip } from "./dom.js";
 import { announce, problem } from "./say.js";
 import { post } from "./server.js";
 import { StartPicture } from "./start_picture.js";
+import { capital } from "./words.js";
 
 const DRAFT = "ldm-draft"; // the words being written, so that a reload loses none of them
 const MOST = 64; // pictures of a job
@@ -58,6 +59,11 @@ export class Composer {
     for (const [name, words, type, limits, sentence] of FIELDS) {
       if (!options.has(name)) continue;
       rows.push(labelled(name, words, sentence, el("input", { id: `option-${name}`, type, ...limits, placeholder: own[name] ?? "" })));
+    }
+    for (const name of [...options].filter((each) => typeof own[each] === "number" && !FIELDS.some(([known]) => known === each))) {
+      const words = capital(name).replaceAll("_", " ");
+      rows.push(labelled(name, words, `A number of this system's own. Empty: ${own[name]}, the model's.`,
+        el("input", { id: `option-${name}`, type: "number", step: "any", placeholder: own[name] })));
     }
     rows.push(el("p", { class: "option" }, el("span", {}, "Size"),
       el("span", { class: "value" }, `${model.size} × ${model.size} pixels, the one size of this model`)));

@@ -3,7 +3,7 @@ import { button, el } from "./dom.js";
 import { isActive } from "./jobs.js";
 import { Refused, post, remove } from "./server.js";
 import { PictureTile } from "./picture_tile.js";
-import { counted, duration } from "./words.js";
+import { capital, counted, duration } from "./words.js";
 
 const ENDS = {
   finished: () => "",
@@ -43,7 +43,8 @@ export class JobCard {
     const active = isActive(job);
     const [prompt, ...others] = [...new Set(job.request?.prompts ?? [])];
     this.title.textContent = others.length ? `${prompt} and ${counted(others.length, "other text")}` : prompt;
-    this.state.textContent = active ? progress(job) : ENDS[job.state](job);
+    const said = active ? progress(job) : ENDS[job.state](job);
+    this.state.textContent = [said, capital(job.note ?? "")].filter(Boolean).join(" · ");
     this.state.hidden = this.state.textContent === "";
     this.element.dataset.state = job.state;
     const share = job.steps ? job.step / job.steps : 0;

@@ -2,7 +2,7 @@
 import { chart } from "./chart.js";
 import { byId, el, fill, tip } from "./dom.js";
 import { get } from "./server.js";
-import { ago } from "./words.js";
+import { ago, capital } from "./words.js";
 
 const EVERY = 4000; // ms
 const STATES = "Running: a process holds the run. Finished: its model is written. Stopped: it ended, and nothing is lost. Died: it ended without saving its last steps.";
@@ -113,5 +113,3 @@ function rank(name) {
   if (/seconds|memory|samples_per|lr$|grad/.test(name)) return 2;
   return name.startsWith("val/") ? 0 : 1;
 }
-
-const capital = (words) => words.charAt(0).toUpperCase() + words.slice(1);

@@ -3,6 +3,9 @@
 /** A number of things: `1 picture`, `4 pictures`. */
 export const counted = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
 
+/** A text that begins with a capital. */
+export const capital = (words) => words.charAt(0).toUpperCase() + words.slice(1);
+
 /** Seconds as a person says them. */
 export function duration(seconds) {
   if (seconds < 1) return "less than a second";

@@ -273,6 +273,12 @@ def test_the_viewer_steps_through_the_history_and_keeps_the_focus(visit):
     expect(page.locator("#viewer-title")).to_have_text("fox")
 
 
+def test_a_prompt_that_is_cut_is_said_to_be_cut(visit):
+    page = visit()
+    card = finished(page, make(page, "a red apple beside " * 20))
+    expect(card.locator(".job-state")).to_contain_text("the model reads the first 32")
+
+
 def test_markup_in_words_is_text(visit):
     page = visit()
     words = "<img src=x onerror=document.title='owned'> <b>owl</b>"
