@@ -6,7 +6,6 @@ import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -117,7 +116,8 @@ class Guard:
         """Denies requests without the token; one that has it in its address gets a cookie instead."""
         if self.token is None:
             return
-        given = [header(scope, b"authorization").removeprefix("Bearer "), cookie(scope)]
+        scheme, _, bearer = header(scope, b"authorization").partition(" ")
+        given = [bearer if scheme.lower() == "bearer" else "", *cookies(scope)]
         if any(self.fits(each) for each in given):
             return
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
@@ -146,13 +146,10 @@ def kind_of(scope: Scope) -> str:
     return header(scope, b"content-type").partition(";")[0].strip().lower()
 
 
-def cookie(scope: Scope) -> str:
-    """The token in the cookies; empty where there is none."""
-    try:
-        found = SimpleCookie(header(scope, b"cookie")).get(COOKIE)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
+def cookies(scope: Scope) -> list[str]:
+    """The tokens in the cookies, of which servers at other ports of this machine set some, in any form."""
+    pairs = (each.strip().partition("=") for each in header(scope, b"cookie").split(";"))
+    return [value for name, _, value in pairs if name == COOKIE]
 
 
 async def checked_body(scope: Scope, receive: Receive) -> Receive:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from PIL import Image
 
+from ldm import UserError
 from ldm.serve.routes import Id, Serving, found, png
 from ldm.serve.service import Refused, Service
 
@@ -76,6 +77,8 @@ def attention_of(opened: Any, facts: dict[str, Any]) -> dict[str, Any]:
     own = opened.generator.settings()
     changed = {name: value for name, value in settings_of(facts).items() if own.get(name) != value}
     files = {name: Path(facts[name]["file"]) for name in ("image", "mask") if name in facts}
+    if not all(file.is_file() for file in files.values()):
+        raise UserError("the picture that this one was started from was deleted: there are no maps")
     fields = {name: facts[name] for name in ("prompt", "seed", "negative", "strength") if name in facts}
     job = Job(name="again", **fields, **files)
     return heat_maps(opened.with_options(**changed), job)

@@ -92,6 +92,9 @@ def test_the_token_opens_the_server_as_a_header_a_cookie_or_once_in_the_address(
     assert (moved.status_code, moved.headers["location"]) == (303, "/")
     assert {"HttpOnly", "SameSite=Strict"} <= set(moved.headers["set-cookie"].split("; "))
     assert client.get("/health").status_code == 200  # by the cookie
+    others = {"cookie": f'a[]=1; b={{"c": 1}}; ldm_token=old; ldm_token={TOKEN}; d="'}
+    bearer = {"authorization": f"bearer {TOKEN}"}
+    assert [open_client().get("/health", headers=each).status_code for each in (others, bearer)] == [200] * 2
 
 
 def test_a_server_for_other_machines_is_asked_by_its_number_or_its_own_name(open_client):

@@ -156,6 +156,17 @@ def test_the_page_is_told_words_steps_and_neighbours_of_a_picture(client, make):
     assert "not on this machine" in client.get(f"/v1/pictures/{name}/nearest").json()["sentence"]
 
 
+def test_a_source_that_was_deleted_is_said_without_its_path(client, make):
+    (source,) = make()["pictures"]
+    (name,) = make(source={"picture": source})["pictures"]
+    client.delete(f"/v1/pictures/{source}")
+    answer = client.get(f"/v1/pictures/{name}/attention")
+    assert (answer.status_code, answer.json()["error"]) == (
+        422,
+        "the picture that this one was started from was deleted: there are no maps",
+    )
+
+
 @pytest.mark.parametrize("part", ["nearest", "attention", "filmstrip", "filmstrip/strip"])
 def test_what_is_no_picture_has_no_inside(client, part):
     assert client.get(f"/v1/pictures/{'0' * 16}/{part}").status_code == 404
