@@ -170,7 +170,7 @@ async def checked_body(scope: Scope, receive: Receive) -> Receive:
         raise Denied(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
     if body and kind == "application/json":
         try:
-            parse_json(body, name="the body")
+            await asyncio.to_thread(parse_json, body, name="the body")  # a large one takes a while
         except UserError as error:
             raise Denied(400, str(error)) from None
     elif body and kind != FORM:

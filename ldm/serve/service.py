@@ -194,12 +194,14 @@ class Service:
     # the thread that feeds the networks
 
     def _work(self) -> None:
+        question = None
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self.closing or self._waiting or self._questions)
                 if self.closing:
                     return
-                question = self._questions.popleft() if self._questions else None
+                turn = question is None or not self._waiting  # after a question come pictures, if some wait
+                question = self._questions.popleft() if self._questions and turn else None
                 chunk = None if question else self._next_chunk()
             try:
                 if question:

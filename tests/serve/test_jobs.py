@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -90,6 +91,22 @@ def test_a_stopped_job_makes_nothing_more_and_a_neighbour_is_not_harmed(client, 
         "the job is stopped and can't be stopped any more",
     )
     assert client.delete("/v1/jobs/0123456789abcdef").status_code == 404
+
+
+def test_many_questions_do_not_hold_up_pictures(client, service, make, wait):
+    (asked,) = make(PROMPTS[0])["pictures"]
+
+    def answered(_: int) -> float:
+        client.get(f"/v1/pictures/{asked}/attention")
+        return time.time()
+
+    block = post(client, options={"steps": 250})
+    until(lambda: service.job(block)["step"])
+    with ThreadPoolExecutor(4) as pool:
+        times = pool.map(answered, range(4))
+        until(lambda: len(service._questions) == 4)
+        (name,) = wait(post(client, quality="fast"))["pictures"]
+        assert service.history.facts(name)["created"] < sorted(times)[1]
 
 
 def test_skip_drops_what_is_being_made_and_goes_on(client, service, wait):

@@ -81,7 +81,7 @@ function say(job) {
 }
 
 function route() {
-  const name = location.hash.slice(1) in rooms ? location.hash.slice(1) : "create";
+  const name = Object.hasOwn(rooms, location.hash.slice(1)) ? location.hash.slice(1) : "create";
   for (const [each, room] of Object.entries(rooms)) {
     byId(each).hidden = each !== name;
     if (each === name) room.open();

@@ -22,6 +22,11 @@ def test_the_look_inside_shows_steps_words_and_neighbours(visit):
     expect(page.locator(".panel").first).to_contain_text(re.compile("training pictures|not on this machine"))
 
 
+def test_an_address_of_no_room_shows_the_first_one(visit):
+    for name in ("constructor", "__proto__", "<img>"):
+        expect(visit(name).locator("#create")).to_be_visible()
+
+
 def test_a_comparison_is_blind_until_its_last_vote(visit, server):
     page = visit("compare")
     page.fill("#compare-prompts", "owl\nfox")
