@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -195,7 +196,8 @@ def test_a_recording_process_that_hangs_or_dies_is_no_longer_there_at_the_end(
     for step in range(20_000):  # more than the pipe between them holds
         logger.log_metrics({"loss": 1.0}, step=step)
     logger.end()
-    assert "W&B has " in capsys.readouterr().out
+    # a process that died may end the thread in time; what it did not record is said all the same
+    assert re.search(r"W&B (has|was too slow)", capsys.readouterr().out)
     assert wait_for(lambda: not is_alive(core), seconds=10)
 
 
