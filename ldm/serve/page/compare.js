@@ -13,6 +13,12 @@ export class Compare {
   constructor() {
     this.room = byId("compare-room");
     this.models = [];
+    this.asked = Promise.resolve(); // the last request: an old answer must not be shown after a new one
+  }
+
+  /** Calls a function that asks the server once all earlier ones have been answered. */
+  inOrder(ask) {
+    return (this.asked = this.asked.then(ask));
   }
 
   offer(models) {
@@ -75,16 +81,18 @@ export class Compare {
   }
 
   /** Reads a comparison; false where the server has it no more. */
-  async look(name) {
-    try {
-      this.show(await get(`/v1/comparisons/${name}`));
-      return true;
-    } catch (error) {
-      if (error.status === 404) return false;
-      fill(this.room, el("p", { class: "problem", role: "alert" }, error.message));
-      this.later(name, 3 * EVERY);
-      return true;
-    }
+  look(name) {
+    return this.inOrder(async () => {
+      try {
+        this.show(await get(`/v1/comparisons/${name}`));
+        return true;
+      } catch (error) {
+        if (error.status === 404) return false;
+        fill(this.room, el("p", { class: "problem", role: "alert" }, error.message));
+        this.later(name, 3 * EVERY);
+        return true;
+      }
+    });
   }
 
   later(name, wait = EVERY) {
@@ -131,7 +139,7 @@ export class Compare {
   draw(comparison, pair, stamp) {
     this.left = el("p", { class: "hint" });
     const words = el("p", { class: "problem", role: "alert", hidden: true });
-    const vote = async (question, choice) => {
+    const vote = (question, choice) => this.inOrder(async () => {
       try {
         const after = await post(`/v1/comparisons/${comparison.id}/votes`, { pair: pair.number, question, choice });
         announce("Your answer is kept.");
@@ -139,7 +147,7 @@ export class Compare {
       } catch (error) {
         problem(words, error);
       }
-    };
+    });
     const image = (side) => el("figure", {}, el("img", { src: pair[side], alt: `${side} picture of: ${pair.prompt}`, width: 64, height: 64 }), el("figcaption", {}, side === "left" ? "Left" : "Right"));
     const question = ([name, sentence], number) => el("fieldset", { "data-question": name, class: "question" },
       el("legend", {}, sentence),
