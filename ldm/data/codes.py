@@ -172,7 +172,7 @@ def _of_pictures(
     dtype: Any,
     count: int,
 ) -> Recipe:
-    """The recipe of rows of `count` numbers of two bytes that `compute` makes of uint8 pictures."""
+    """The recipe by which `compute` turns each uint8 picture into `count` numbers of two bytes."""
 
     def encode(numbers: range) -> np.ndarray:
         """The rows of each picture, (b, 1 or 2, count)."""

@@ -191,7 +191,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.sets]
-        # without any, the round trip of held-out pictures is all that is measured
+        # without any, only reconstructions of held-out pictures are measured
         if len(set(names)) < len(names) or not (names or self.held_out):
             raise UserError(f"a protocol needs caption sets with names of their own, got {names}")
         check_seed(self.seed_base, "seed_base")

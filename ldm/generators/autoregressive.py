@@ -15,6 +15,7 @@ from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.codec import in_chunks
 from ldm.construct import check_arguments
 from ldm.generators.clip_pair import ClipPair, check_dim
+from ldm.generators.code_bundle import OnCodes
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, Choice, generate_codes
 from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
@@ -29,7 +30,7 @@ OPTIONS = (*CHOICES, "candidates", "rerank", "negative")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeGenerator:
+class CodeGenerator(OnCodes):
     """A network on codes with everything that generating pictures takes (see `generator.Generator`).
 
     Raises UserError for no candidates, an unknown ranking or one that the network lacks, or parts that don't
@@ -37,7 +38,6 @@ class CodeGenerator:
     """
 
     net: CodeTransformer
-    codes: PictureCodes
     clip: ClipPair  # its tokenizer reads the prompts
     choice: Choice = field(default_factory=Choice)
     candidates: int = 1  # pictures made of each prompt and seed, of which the best is kept
@@ -124,19 +124,9 @@ class CodeGenerator:
         watch(Progress(step, steps, lambda: self.codes.decode(codes[:: self.candidates])))
 
     @property
-    def size(self) -> int:
-        """Side of a picture in pixels."""
-        return self.codes.net.size
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """That of CLIP, which reads the prompts."""
         return self.clip.tokenizer
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters of the network on codes."""
-        return sum(parameter.numel() for parameter in self.net.parameters())
 
     @property
     def nfe(self) -> int:
@@ -147,10 +137,6 @@ class CodeGenerator:
     def starts_from_pictures(self) -> bool:
         """It does: some of their codes are kept."""
         return True
-
-    def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Pictures through their codes and back."""
-        return self.codes.reconstruct(images)
 
     def to(self, device: torch.device | str) -> "CodeGenerator":
         """Moves the networks in place; returns self."""

@@ -1,6 +1,6 @@
 """Opening tokenizers of pictures: for a training on their codes, and to measure their round trip."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,36 @@ def load_codes(*, image_tokenizer: str) -> PictureCodes:
 
 def open_tokenizer(bundle: Bundle) -> "RoundTripOnly":
     """The tokenizer of a bundle as far as evaluation can measure it; raises as `PictureCodes.open` does."""
-    return RoundTripOnly(codes=PictureCodes.open(bundle), path=str(bundle.path))
+    codes = PictureCodes.open(bundle)
+    return RoundTripOnly(net=codes.net, codes=codes, path=str(bundle.path))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundTripOnly:
+class OnCodes:
+    """What all generators have whose pictures a tokenizer decodes from codes."""
+
+    net: Any  # the network that was trained
+    codes: PictureCodes
+
+    @property
+    def size(self) -> int:
+        """Side of a picture in pixels."""
+        return self.codes.net.size
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the trained network."""
+        return sum(parameter.numel() for parameter in self.net.parameters())
+
+    def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+        """Pictures through their codes and back."""
+        return self.codes.reconstruct(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTripOnly(OnCodes):
     """A `Generator` that generates nothing, for its reconstructions."""
 
-    codes: PictureCodes
     path: str
     tokenizer: None = None
     nfe: None = None
@@ -42,21 +64,6 @@ class RoundTripOnly:
             f"bundle {self.path} is a tokenizer of pictures, which generates none: protocol=round_trip of"
             " ldm.evaluate measures it, and a system that was trained on its codes generates"
         )
-
-    @property
-    def size(self) -> int:
-        """Side of a picture in pixels."""
-        return self.codes.net.size
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the tokenizer."""
-        return sum(parameter.numel() for parameter in self.codes.net.parameters())
-
-    @property
-    def reconstruct(self) -> Callable[[Tensor], Tensor]:
-        """Pictures through their codes and back."""
-        return self.codes.reconstruct
 
     def to(self, device: torch.device | str) -> "RoundTripOnly":
         """Moves the network in place; returns self."""

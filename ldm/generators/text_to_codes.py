@@ -15,6 +15,7 @@ from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.codec import in_chunks
 from ldm.construct import check_arguments
+from ldm.generators.code_bundle import OnCodes
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK
 from ldm.picture_codes import PART, PictureCodes
@@ -48,13 +49,11 @@ Report = Callable[[Tensor, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToCodes(ABC):
+class TextToCodes(OnCodes, ABC):
     """A generator (see `ldm.generators.generator.Generator`) of rows of codes, which a tokenizer decodes."""
 
     OPTIONS: ClassVar[tuple[str, ...]]
 
-    net: Any  # the trained network
-    codes: PictureCodes
     texts: Texts
 
     @classmethod
@@ -103,28 +102,14 @@ class TextToCodes(ABC):
         return self.codes.device
 
     @property
-    def size(self) -> int:
-        """Side of a picture in pixels."""
-        return self.codes.net.size
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """What reads the prompts."""
         return self.texts.tokenizer
 
     @property
-    def num_parameters(self) -> int:
-        """Parameters of the trained network."""
-        return sum(parameter.numel() for parameter in self.net.parameters())
-
-    @property
     def starts_from_pictures(self) -> bool:
         """It does not."""
         return False
-
-    def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Pictures through their codes and back."""
-        return self.codes.reconstruct(images)
 
     def to(self, device: torch.device | str) -> "TextToCodes":
         """Moves the networks in place; returns self."""

@@ -156,7 +156,7 @@ class CogViewTransformer(CodeTransformer):
         return self._shrunk(self.codes(codes) + self.places(places))
 
     def code_logits(self, states: Float[Tensor, "b n c"]) -> Float[Tensor, "b n k"]:
-        """Logits of codes alone, which are all that may follow [BOI1]."""
+        """Logits of the codes: no other token may follow [BOI1]."""
         return F.linear(states, self.codes.weight)
 
     def nats(
