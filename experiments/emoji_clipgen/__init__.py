@@ -1,0 +1,1 @@
+"""Pictures of CLIP-GEN from the features of pictures."""
