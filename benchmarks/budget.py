@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, as for ldm.train")
     parser.add_argument("--seconds", type=float, required=True, help="budget in processor seconds")
     parser.add_argument("--steps", type=int, nargs=2, default=[10, 50], help="steps of both runs")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     few, many = sorted(options.steps)
     short, long = (processor_seconds(options.experiment, each, options.overrides) for each in (few, many))
     step = (long - short) / (many - few)
