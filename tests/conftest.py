@@ -65,6 +65,12 @@ IMAGE_TOKENIZER = {
     },
     "quantizer": {"_target_": "ldm.models.quantizers.VectorQuantizer", "num_codes": 16, "dim": 8},
 }
+LEVEL = {"_target_": "ldm.models.quantizers.VectorQuantizer", "num_codes": 8, "dim": 4}
+TWO_LEVELS = {
+    "_target_": "ldm.models.strided_tokenizers.TwoLevelTokenizer",
+    **{"size": SIZE, "channels": 8, "residual_blocks": 1, "residual_channels": 4},
+    **{"top": LEVEL, "bottom": LEVEL},
+}
 TEXT_ENCODER = {
     "_target_": "ldm.models.clip.TextTransformer",
     "vocab_size": 640,
@@ -246,11 +252,27 @@ def image_tokenizer() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def codes_path(tmp_path_factory) -> Path:
-    """A bundle of that tokenizer with random weights. Read it, never write to it."""
-    part = Part(spec=IMAGE_TOKENIZER, state=network(IMAGE_TOKENIZER, 5).state_dict())
-    path = tmp_path_factory.mktemp("bundles") / "codes"
-    return write_bundle(path, parts={"image_tokenizer": part}, settings={"size": SIZE, "origin": {}})
+def write_tokenizer(tmp_path_factory) -> Callable[[dict[str, Any]], Path]:
+    """`write_tokenizer(spec)`: a bundle of a tokenizer of pictures with random weights."""
+
+    def write(spec: dict[str, Any]) -> Path:
+        part = Part(spec=spec, state=network(spec, 5).state_dict())
+        path = tmp_path_factory.mktemp("bundles") / "codes"
+        return write_bundle(path, parts={"image_tokenizer": part}, settings={"size": SIZE, "origin": {}})
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def codes_path(write_tokenizer) -> Path:
+    """A bundle of the tiny tokenizer. Read it, never write to it."""
+    return write_tokenizer(IMAGE_TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def two_levels_path(write_tokenizer) -> Path:
+    """A bundle of a tokenizer of two levels, 2x2 and 4x4 of 8 codes. Read it, never write to it."""
+    return write_tokenizer(TWO_LEVELS)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from ldm.data.latents import LatentData
 from ldm.diffusion.discrete import released
 from ldm.distributed.ranks import world_size
 from ldm.generators.clip_pair import load_clip
+from ldm.generators.code_bundle import load_codes
 from ldm.models.clip import CLIP
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
@@ -27,7 +28,9 @@ from ldm.stages.clip import ContrastiveStage
 from ldm.stages.discrete_diffusion import DiscreteDiffusionStage
 from ldm.stages.image_tokenizer import TokenizerStage
 from ldm.stages.optim import warmup_constant
+from ldm.stages.two_level import TwoLevelStage
 from tests.autoregressive.tiny import make_stage, write_clip
+from tests.conftest import IMAGE_TOKENIZER, TWO_LEVELS
 
 BATCH = 8  # of all ranks together
 IMAGE_ENCODER = {
@@ -44,6 +47,15 @@ DENOISER = {
     "_target_": "ldm.models.code_denoiser.CodeDenoiser",
     **{"num_codes": 16, "grid": 4, "num_steps": 10, "context_dim": 16, "context_length": 16},
     **{"width": 16, "depth": 1, "num_heads": 2},
+}
+PRIOR = {
+    "_target_": "ldm.models.two_level.TransformerPrior",
+    **{"num_codes": 8, "width": 16, "depth": 1, "num_heads": 2},
+}
+PRIORS = {
+    "_target_": "ldm.models.two_level.TwoLevelPriors",
+    "top": PRIOR | {"grid": 2, "context_dim": 16},
+    "bottom": PRIOR | {"grid": 4, "coarse": {"num_codes": 8, "grid": 2}},
 }
 
 
@@ -150,20 +162,25 @@ def test_an_autoencoder_and_its_adversary_get_the_same_gradients(train, adversar
         assert_same(weights, alone[1])
 
 
-def test_a_codebook_of_two_ranks_is_that_of_the_batches_of_both(train, build_network, image_tokenizer, ranks):
-    """VQ-VAE-2 3: counts, sums, and the vectors that replace unused codes."""
+@pytest.mark.parametrize(("spec", "accumulated"), [(IMAGE_TOKENIZER, 1), (TWO_LEVELS, 2)])
+def test_codebooks_of_two_ranks_are_those_of_the_batches_of_both(
+    train, build_network, ranks, spec, accumulated
+):
+    """VQ-VAE-2 3: counts, sums, and the vectors that replace unused codes, of each level."""
 
     def act(rank):
         stage = TokenizerStage(
-            net=build_network(image_tokenizer, 11),
+            net=build_network(spec, 11),
             optimizer=partial(torch.optim.SGD, lr=0.1),
             decay=lambda step: 1.0,
             seed=2,
         )
-        return [*train(stage, steps=3), dict(stage.net.quantizer.named_buffers())]
+        return [*train(stage, steps=3, accumulate_grad_batches=accumulated), dict(stage.net.named_buffers())]
 
     alone, together = act(0), ranks(act)
-    assert alone[2]["counts"].min() > 0  # of the 16 codes, those without a picture were replaced
+    counts = [value for name, value in alone[2].items() if name.endswith("counts")]
+    assert len(counts) == len(build_network(spec, 11).levels)
+    assert min(each.min() for each in counts) > 0  # of all codes, those without a picture were replaced
     for gradients, weights, codebook in together:
         assert_same(gradients, alone[0])
         assert_same(weights, alone[1])
@@ -182,6 +199,31 @@ def test_a_network_on_codes_gets_the_same_gradients_and_pictures(
         return [*train(stage, steps=2), stage.generator()(["a cat"], [1])]
 
     alone, together = act(0), ranks(act)
+    for gradients, weights, pictures in together:
+        assert_same(gradients, alone[0])
+        assert_same(weights, alone[1])
+        assert torch.equal(pictures, alone[2])
+
+
+def test_priors_of_two_levels_get_the_same_gradients_and_pictures(
+    train, two_levels_path, codec, build_network, ranks
+):
+    codes = load_codes(image_tokenizer=str(two_levels_path))
+
+    def act(rank):
+        stage = TwoLevelStage(
+            net=build_network(PRIORS, 3),
+            codes=codes,
+            codec=codec,
+            sampling={"top_k": 4},
+            optimizer=partial(torch.optim.SGD, lr=0.1),
+            decay=lambda step: 1.0,
+            caption_drop=0.5,
+        )
+        return [*train(stage, steps=2), stage.generator()(["a cat"], [1])]
+
+    alone, together = act(0), ranks(act)
+    assert {name.split(".")[1] for name in alone[0]} == {"top", "bottom"}
     for gradients, weights, pictures in together:
         assert_same(gradients, alone[0])
         assert_same(weights, alone[1])

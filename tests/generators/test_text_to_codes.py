@@ -5,16 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from ldm.checkpoints.bundle import Bundle, Part
-from ldm.checkpoints.bundle_writer import write_bundle
+from ldm.checkpoints.bundle import Bundle
 from ldm.evaluation.results import read_results
 
-LEVEL = {"_target_": "ldm.models.quantizers.VectorQuantizer", "num_codes": 8, "dim": 4}
-TWO_LEVELS = {
-    "_target_": "ldm.models.strided_tokenizers.TwoLevelTokenizer",
-    **{"size": 16, "channels": 8, "residual_blocks": 1, "residual_channels": 4},
-    **{"top": LEVEL, "bottom": LEVEL},
-}
 PRIOR = ["num_codes=8", "width=16", "depth=1", "num_heads=2"]
 SIZES = {
     "emoji_vqdiffusion": ["num_codes=16", "grid=4", "num_steps=10", "width=16", "depth=1", "num_heads=2"],
@@ -27,12 +20,9 @@ SAMPLING = {"emoji_vqdiffusion": ["steps=3", "truncation=0.9"], "emoji_vqvae2": 
 
 
 @pytest.fixture(scope="module")
-def tokenizers(codes_path, build_network, tmp_path_factory):
+def tokenizers(codes_path, two_levels_path):
     """The bundle of each experiment's tokenizer, with random weights."""
-    path = tmp_path_factory.mktemp("bundles") / "codes"
-    part = Part(spec=TWO_LEVELS, state=build_network(TWO_LEVELS, 5).state_dict())
-    write_bundle(path, parts={"image_tokenizer": part}, settings={"size": 16, "origin": {}})
-    return {"emoji_vqdiffusion": codes_path, "emoji_vqvae2": path}
+    return {"emoji_vqdiffusion": codes_path, "emoji_vqvae2": two_levels_path}
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -12,8 +12,7 @@ from ldm import UserError
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.saving import SaveStates
-from ldm.checkpoints.bundle import Bundle, Part
-from ldm.checkpoints.bundle_writer import write_bundle
+from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.training_state import newest_state
 from ldm.data.codes import CodeData
 from ldm.generators.code_bundle import load_codes
@@ -23,18 +22,6 @@ from ldm.models.two_level import TransformerPrior, TwoLevelPriors
 from ldm.stages.two_level import TwoLevelStage
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
-LEVEL = {"_target_": "ldm.models.quantizers.VectorQuantizer", "num_codes": 8, "dim": 4}
-TOKENIZER = {
-    "_target_": "ldm.models.strided_tokenizers.TwoLevelTokenizer",
-    **{
-        "size": 16,
-        "channels": 8,
-        "residual_blocks": 1,
-        "residual_channels": 4,
-        "top": LEVEL,
-        "bottom": LEVEL,
-    },
-}
 TRANSFORMER = {
     "_target_": "ldm.models.two_level.TransformerPrior",
     **{"num_codes": 8, "width": 16, "depth": 1, "num_heads": 2},
@@ -51,17 +38,9 @@ PIXELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def two_levels(build_network, tmp_path_factory):
-    """A bundle of a tokenizer of two levels with random weights."""
-    path = tmp_path_factory.mktemp("bundles") / "codes"
-    part = Part(spec=TOKENIZER, state=build_network(TOKENIZER, 5).state_dict())
-    return write_bundle(path, parts={"image_tokenizer": part}, settings={"size": 16, "origin": {}})
-
-
 @pytest.fixture
-def codes(two_levels):
-    return load_codes(image_tokenizer=str(two_levels))
+def codes(two_levels_path):
+    return load_codes(image_tokenizer=str(two_levels_path))
 
 
 @pytest.fixture
@@ -101,12 +80,12 @@ def test_a_stopped_training_resumes_to_the_bit(make_stage, data, make_trainer, t
 
 
 def test_the_bundle_generates_what_the_stage_generates_whatever_the_batch(
-    make_stage, data, make_trainer, tmp_path, two_levels, bundle_path
+    make_stage, data, make_trainer, tmp_path, two_levels_path, bundle_path
 ):
     stage = make_stage()
     trainer = make_trainer(2, EMA(decay=0.5), limit_val_batches=1, val_check_interval=2)
     trainer.fit(stage, datamodule=data)
-    config = {"backbone": NET, "name": "test", "codes": {"image_tokenizer": str(two_levels)}}
+    config = {"backbone": NET, "name": "test", "codes": {"image_tokenizer": str(two_levels_path)}}
     config |= {"codec": {"text_encoder": str(bundle_path)}}
     bundle = Bundle.open(stage.write_bundle(tmp_path / "b", config=config, data=data))
     generator = open_generator(bundle).generator
