@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.budget emoji_dalle --seconds 1600 [--steps 10 50] [key=value ...]
 
-Runs the experiment twice, for few steps and for more, with one validation at the end of each. The difference
-is what the further steps cost; what remains of the shorter run is what starting, validating and writing the
-bundle cost. Processor seconds of all threads are counted, which other work on the machine changes little,
-where it can double the wall time.
+Runs the experiment for few steps and for more, with one validation at the end of each. The difference is what
+the further steps cost; what remains of the shorter run is what starting, validating and writing the bundle
+cost. A run of one step comes first and fills the caches. Processor seconds of all threads are counted, which
+other work on the machine changes little, where it can double the wall time.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, nargs=2, default=[10, 50], help="steps of both runs")
     options = parser.parse_intermixed_args(arguments)
     few, many = sorted(options.steps)
-    short, long = (processor_seconds(options.experiment, each, options.overrides) for each in (few, many))
+    _, short, long = (processor_seconds(options.experiment, n, options.overrides) for n in (1, few, many))
     step = (long - short) / (many - few)
     rest = short - few * step
     print(f"{options.experiment}: {step:.3f} s a step, {rest:.1f} s besides")
