@@ -44,7 +44,8 @@ MERGED = {  # modules of earlier versions -> where all other objects of theirs a
     f"ldm.{old}": f"ldm.{new}"
     for new, earlier in {
         "callbacks.ema": "callbacks.power_averages",
-        "callbacks.pace": "callbacks.progress",
+        "callbacks.generation_metrics": "callbacks.round_trip",
+        "callbacks.pace": "callbacks.progress callbacks.target",
         "callbacks.pictures": "callbacks.reconstructions callbacks.retrieved callbacks.sample_grid",
         "data.augment": "data.crops",
         "data.datamodule": "data.buckets",
@@ -58,10 +59,12 @@ MERGED = {  # modules of earlier versions -> where all other objects of theirs a
         "metrics.diversity": "metrics.inception_score metrics.vendi",
         "metrics.features": "metrics.pixels",
         "metrics.kernel_distance": "metrics.cmmd",
-        "metrics.neighbours": "metrics.memorisation metrics.precision_recall",
+        "metrics.neighbours": "metrics.clipped metrics.memorisation metrics.precision_recall",
         "metrics.networks": "metrics.clip_features metrics.dinov2 metrics.inception metrics.lpips "
         "metrics.perceptual",
         "metrics.retrieval": "metrics.clip_score metrics.nearest metrics.r_precision",
+        "models.losses": "models.discriminator models.perceptual",
+        "models.two_level": "models.pixel_prior",
     }.items()
     for old in earlier.split()
 }

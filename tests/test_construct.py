@@ -180,6 +180,12 @@ EARLIER = [  # objects that configs and bundles of earlier versions name
     "ldm.metrics.r_precision.RPrecision",
     "ldm.metrics.vendi.VendiScore",
     "ldm.callbacks.power_averages.PowerAverages",
+    "ldm.callbacks.round_trip.RoundTrip",
+    "ldm.callbacks.target.Target",
+    "ldm.metrics.clipped.ClippedDensityCoverage",
+    "ldm.models.discriminator.PatchDiscriminator",
+    "ldm.models.perceptual.PerceptualDistance",
+    "ldm.models.pixel_prior.PixelPrior",
 ]
 
 

@@ -25,8 +25,18 @@ from ldm.evaluation.protocol import Caption, Protocol, Request, caption_sets, de
 from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
 from ldm.evaluation.reference_statistics import Preparation, Statistics
 from ldm.evaluation.report import csv_text, report, sweep_report
-from ldm.evaluation.results import FILE_NAME, Row, SetResult, numbers_of, results, write_results
-from ldm.evaluation.trainings import Training, bundles_of, check_alike, together
+from ldm.evaluation.results import (
+    FILE_NAME,
+    Row,
+    SetResult,
+    Training,
+    bundles_of,
+    check_alike,
+    numbers_of,
+    results,
+    together,
+    write_results,
+)
 from ldm.io.writing import new_folder, write
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance, gaussian_of

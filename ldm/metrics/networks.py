@@ -20,7 +20,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from ldm import UserError
 from ldm.metrics.features import FeatureIdentity, check_resize, resize_pictures
 from ldm.metrics.weights import check, load_strictly, locate, read_state
-from ldm.models.perceptual import PerceptualDistance
+from ldm.models.losses import PerceptualDistance
 from ldm.tokenizers import clip_bpe
 
 CPU_BATCH = 16  # measured: 110 to 160 pictures/s and core at 128 px, 70 in batches of 64

@@ -13,9 +13,8 @@ from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.loggers import Logger
 
 from ldm import UserError
-from ldm.callbacks.pace import ProgressBar
+from ldm.callbacks.pace import ProgressBar, Target
 from ldm.callbacks.saving import NewOptions
-from ldm.callbacks.target import Target
 from ldm.checkpoints.resuming import check_state, follow_init
 from ldm.checkpoints.run import Run, find_run, new_run
 from ldm.checkpoints.training_state import step_of

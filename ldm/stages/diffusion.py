@@ -18,10 +18,9 @@ from ldm.diffusion.samplers import Sampling
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.denoiser_writer import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
-from ldm.metrics.keyed_mean import KeyedMean
 from ldm.randomness import keyed
 from ldm.stages.optim import Decay, OptimizerFactory
-from ldm.stages.stage import NetworkStage
+from ldm.stages.stage import KeyedMean, NetworkStage
 from ldm.tokenizers import Tokenizer
 
 # Middles of eight equal parts of [0, 1], in whole thousandths: a DDPM table has entries there.

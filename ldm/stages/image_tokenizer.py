@@ -1,19 +1,21 @@
 """Stage of a tokenizer of pictures: codes that a system on tokens will learn (van den Oord et al. 2017)."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from ldm.checkpoints.bundle import Part
 from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.data.stream import PictureBatch
 from ldm.distributed.ranks import is_first
-from ldm.metrics.code_usage import CodeUsage
 from ldm.models.picture_tokenizers import PictureTokenizer
 from ldm.models.quantizers import Draw, Quantized, Statistics
 from ldm.randomness import keyed
@@ -131,3 +133,31 @@ class TokenizerStage(ReconstructionStage):
             # float32: rounded features would have other codes here and there, and codebooks are small
             dtype=torch.float32,
         )
+
+
+class CodeUsage(Metric):
+    """Codes in use and the entropy of their distribution, over all places of all pictures.
+
+    Args:
+        num_codes: size of the codebook.
+        options: of `torchmetrics.Metric`.
+    """
+
+    full_state_update: ClassVar[bool] = False
+    counts: Tensor
+
+    def __init__(self, *, num_codes: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("counts", torch.zeros(num_codes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, codes: Int[Tensor, "*n"]) -> None:
+        """Adds the codes of a batch."""
+        # a comparison at a size, not bincount, whose result on a GPU waits for the largest code
+        places = codes.flatten()
+        self.counts.index_add_(0, places, torch.ones_like(places))
+
+    def compute(self) -> dict[str, Tensor]:
+        """`used`, how many codes occur, and `entropy` of their shares in bits: at most log2 of all codes."""
+        shares = self.counts.double() / self.counts.sum().clamp(min=1)
+        entropy = -torch.special.xlogy(shares, shares).sum() / math.log(2)
+        return {"used": (self.counts > 0).sum().double(), "entropy": entropy}

@@ -16,8 +16,7 @@ from ldm.codec import to_float, to_uint8
 from ldm.data.stream import PictureBatch
 from ldm.distributed.ranks import average
 from ldm.metrics.reconstruction import psnr, ssim
-from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
-from ldm.models.perceptual import PerceptualDistance
+from ldm.models.losses import PatchDiscriminator, PerceptualDistance, adaptive_weight, hinge_loss
 from ldm.stages.optim import parameter_groups
 from ldm.stages.stage import NetworkStage
 

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
+from ldm import UserError
 from ldm.data.stream import PictureBatch
 from ldm.generators.generator import Generator
 from ldm.randomness import keyed
@@ -130,3 +134,33 @@ def example_pictures(count: int, *, size: int) -> PictureBatch:
     # bytes, as a loader hands them on: the stage makes floats of them, and what that takes counts
     image = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
     return PictureBatch(image=image, captions=[ENDLESS] * count, position=numbers, index=numbers)
+
+
+class KeyedMean(Metric):
+    """Mean over pictures of one number each, float64, summed in the order of their keys.
+
+    A picture that comes twice, as when every rank validates on all of them, counts once.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("values", "keys"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, values: Float[Tensor, " b"], keys: Int[Tensor, " b"]) -> None:
+        """Adds the numbers of some pictures, whose keys say which they are."""
+        self.values.append(values.detach().double())
+        self.keys.append(keys)
+
+    def compute(self) -> Float[Tensor, ""]:
+        """The mean; UserError if no picture was added."""
+        if not len(self.keys):
+            raise UserError("a mean over pictures needs at least one picture")
+        keys, values = dim_zero_cat(self.keys), dim_zero_cat(self.values)
+        order = keys.argsort(stable=True)
+        first = torch.ones_like(order, dtype=torch.bool)
+        first[1:] = keys[order].diff() != 0
+        return values[order][first].mean()

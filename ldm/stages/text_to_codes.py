@@ -14,11 +14,10 @@ from ldm.codec import Codec
 from ldm.data.codes import CodeBatch
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.text_to_codes import Texts, TextToCodes, write_parts
-from ldm.metrics.keyed_mean import KeyedMean
 from ldm.picture_codes import PictureCodes
 from ldm.randomness import keyed
 from ldm.stages.optim import Decay, OptimizerFactory
-from ldm.stages.stage import ENDLESS, NetworkStage
+from ldm.stages.stage import ENDLESS, KeyedMean, NetworkStage
 from ldm.tokenizers import Tokenizer
 
 

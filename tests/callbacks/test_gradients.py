@@ -11,7 +11,7 @@ from ldm.callbacks.ema import EMA, PowerAverages
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.training_state import newest_state
-from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.losses import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import LatentDiffusion
 

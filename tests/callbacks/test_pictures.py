@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from ldm.callbacks.ema import EMA
+from ldm.callbacks.generation_metrics import RoundTrip
 from ldm.callbacks.pictures import Reconstructions, RetrievedPictures, SampleGrid
-from ldm.callbacks.round_trip import RoundTrip
 from ldm.codec import to_float, to_uint8
 from ldm.io.pictures import to_picture
 from ldm.metrics.features import FeatureIdentity

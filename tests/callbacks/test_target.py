@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from ldm.callbacks.pace import Target
 from ldm.callbacks.saving import SaveStates
-from ldm.callbacks.target import Target
 from ldm.checkpoints.training_state import newest_state, step_of
 from ldm.io.curves import LOSS
 from ldm.loggers.metrics_log import MetricsLog

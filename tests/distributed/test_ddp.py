@@ -22,7 +22,7 @@ from ldm.distributed.ranks import world_size
 from ldm.generators.clip_pair import load_clip
 from ldm.generators.code_bundle import load_codes
 from ldm.models.clip import CLIP
-from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.losses import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
 from ldm.stages.discrete_diffusion import DiscreteDiffusionStage

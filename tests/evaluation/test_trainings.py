@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.evaluation.trainings import Training, bundles_of, check_alike, together
+from ldm.evaluation.results import Training, bundles_of, check_alike, together
 
 
 def document(sha256, value, **protocol):

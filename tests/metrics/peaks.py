@@ -18,7 +18,6 @@ from ldm.evaluation.feature_pass import FeaturePass, Observers, parts_of
 from ldm.evaluation.protocol import Request
 from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
 from ldm.metrics import mind
-from ldm.metrics.clipped import ClippedDensityCoverage
 from ldm.metrics.copies import CopiedShare
 from ldm.metrics.diversity import CaptionDiversity, InceptionScore, PerceptualDiversity, VendiScore
 from ldm.metrics.features import BothWays, FeatureIdentity, Pixels
@@ -26,7 +25,7 @@ from ldm.metrics.frechet import FrechetDistance
 from ldm.metrics.frechet_ratio import FrechetRatio
 from ldm.metrics.kernel_distance import Cmmd, KernelDistance
 from ldm.metrics.mind import Mind
-from ldm.metrics.neighbours import DensityCoverage, Memorisation, PrecisionRecall
+from ldm.metrics.neighbours import ClippedDensityCoverage, DensityCoverage, Memorisation, PrecisionRecall
 from ldm.metrics.picture_metric import score
 from ldm.metrics.retrieval import ClipScore, PictureRecall, RPrecision
 

@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.metrics.clipped import ClippedDensityCoverage, clipped_density_coverage, expected_coverage
-from ldm.metrics.neighbours import balls_around, density_coverage, radii
+from ldm.metrics.neighbours import (
+    ClippedDensityCoverage,
+    balls_around,
+    clipped_density_coverage,
+    density_coverage,
+    expected_coverage,
+    radii,
+)
 
 DIMS, COUNT = 8, 1000
 

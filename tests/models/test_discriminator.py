@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from ldm.models.losses import PatchDiscriminator, adaptive_weight, hinge_loss
 
 
 @pytest.mark.parametrize(("layers", "patch"), [(1, 16), (2, 34), (3, 70)])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ldm.models.perceptual import PerceptualDistance
+from ldm.models.losses import PerceptualDistance
 
 
 @pytest.fixture

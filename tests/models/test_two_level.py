@@ -13,10 +13,9 @@ from ldm.construct import construct
 from ldm.generators.token_loop import Choice, generate_codes
 from ldm.models.code_transformer import CodeNetwork
 from ldm.models.meta_init import meta_init
-from ldm.models.pixel_prior import PixelPrior
 from ldm.models.quantizers import VectorQuantizer
 from ldm.models.strided_tokenizers import TwoLevelTokenizer
-from ldm.models.two_level import TransformerPrior, TwoLevelPriors
+from ldm.models.two_level import PixelPrior, TransformerPrior, TwoLevelPriors
 
 TEXT = {"num_codes": 5, "grid": 4, "width": 16, "num_heads": 2, "context_dim": 6}
 FINE = {"num_codes": 7, "grid": 4, "width": 16, "num_heads": 2, "coarse": {"num_codes": 5, "grid": 2}}

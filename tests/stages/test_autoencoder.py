@@ -12,8 +12,7 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.codec import to_float, to_uint8
 from ldm.data.datamodule import PictureData
 from ldm.metrics.reconstruction import psnr
-from ldm.models.discriminator import PatchDiscriminator
-from ldm.models.perceptual import PerceptualDistance
+from ldm.models.losses import PatchDiscriminator, PerceptualDistance
 from ldm.stages.autoencoder import STATISTICS_BATCH, AutoencoderStage, measure_latents, sampled
 from ldm.stages.optim import warmup_constant
 

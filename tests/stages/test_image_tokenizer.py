@@ -13,10 +13,9 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.training_state import newest_state
 from ldm.data.augment import shifts
 from ldm.data.datamodule import PictureData
-from ldm.metrics.code_usage import CodeUsage
-from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.losses import PatchDiscriminator
 from ldm.picture_codes import PictureCodes
-from ldm.stages.image_tokenizer import TokenizerStage
+from ldm.stages.image_tokenizer import CodeUsage, TokenizerStage
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 

@@ -16,8 +16,8 @@ from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.training_state import newest_state, save_state
 from ldm.data.augment import turns_and_colours
 from ldm.data.latents import LatentData
-from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.dit import DiT
+from ldm.models.losses import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_cosine

@@ -32,7 +32,7 @@ NET = {
     "bottom": TRANSFORMER | {"grid": 4, "coarse": {"num_codes": 8, "grid": 2}},
 }
 PIXELS = {
-    "_target_": "ldm.models.pixel_prior.PixelPrior",
+    "_target_": "ldm.models.two_level.PixelPrior",
     **{"num_codes": 8, "grid": 4, "width": 16, "blocks": 1, "residuals": 1, "num_heads": 2, "attends": False},
     "coarse": {"num_codes": 8, "grid": 2},
 }
