@@ -1,51 +1,58 @@
-"""Hydra composes each command's config three times; tests remember the two compositions that only look.
+"""Hydra merges some thirty yaml files for each config; tests merge those of each choice of files only once.
 
-Before a command runs, its groups are composed for `ldm.config.check` to compare what is typed with, and Hydra
-composes everything only to see whether it is a sweep. Both depend on nothing but the chosen groups, and on
-Hydra's own keys. The config that the command runs with is composed each time.
+A command composes its config three times: `ldm.config.check` compares what is typed with it, Hydra checks
+whether it is a sweep, and the command runs with it. What the chosen files hold is remembered, as nothing else
+decides it. Hydra then sets the values that are typed in a copy of it, each time.
 """
 
-from functools import wraps
+import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hydra._internal.hydra import Hydra
+from hydra._internal import config_loader_impl as hydra_loader
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from ldm import config
 from ldm.construct import own_confs
 
 
 def compose_once(patch: pytest.MonkeyPatch) -> None:
-    """Remembers both, where all files are those of conf/: a folder of a test's own may change."""
-    composed: dict[Any, DictConfig] = {}
-    modes: dict[Any, Any] = {}
-    compose, get_mode = config.compose, Hydra.get_mode
+    """Remembers what files were chosen and what they hold, where all are of conf/: others may change."""
+    loader = hydra_loader.ConfigLoaderImpl
+    choose, merge = hydra_loader.create_defaults_list, loader._compose_config_from_defaults_list
+    look = loader._process_config_searchpath  # reads the first file, which names no further folders
+    chosen: dict[Any, Any] = {}
+    merged: dict[int, bytes] = {}  # by the identity of a list in `chosen`
 
-    @wraps(compose)
-    def looked_at(name: str, overrides: list[str]) -> DictConfig:
-        key = (config.CONF, name, *overrides)
+    def remembered(*, repo: Any, overrides_list: list[Override], **options: Any) -> Any:
         if own_confs():
-            return compose(name, overrides=overrides)
-        if key not in composed:
-            composed[key] = compose(name, overrides=overrides)
-        return composed[key]
+            return choose(repo=repo, overrides_list=overrides_list, **options)
+        single = [each for each in overrides_list if not each.is_sweep_override()]
+        values = [each for each in single if is_value(each, repo)]
+        choices = [each for each in single if not is_value(each, repo)]
+        sources = (source.path for source in repo.get_sources())
+        key = (*sources, *options.values(), *(each.input_line for each in choices))
+        if key not in chosen:
+            chosen[key] = choose(repo=repo, overrides_list=choices, **options)
+        return replace(chosen[key], config_overrides=values)
 
-    def mode(hydra: Hydra, config_name: str, overrides: list[str]) -> Any:
-        deciding = [each for each in overrides if decides(each)]
-        sources = tuple(each.path for each in hydra.config_loader.get_sources())
-        key = (sources, config_name, *deciding)
+    def copied(self: Any, defaults: list[Any], repo: Any) -> DictConfig:
         if own_confs():
-            return get_mode(hydra, config_name, overrides)
-        if key not in modes:
-            modes[key] = get_mode(hydra, config_name, deciding)
-        return modes[key]
+            return merge(self, defaults, repo)
+        if id(defaults) not in merged:
+            merged[id(defaults)] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(merged[id(defaults)])
 
-    patch.setattr(config, "compose", looked_at)
-    patch.setattr(Hydra, "get_mode", mode)
+    def looked(self: Any, name: str | None, overrides: list[Override], repo: Any) -> None:
+        if own_confs() or any(each.key_or_group == "hydra.searchpath" for each in overrides):
+            look(self, name, overrides, repo)
+
+    patch.setattr(loader, "_process_config_searchpath", looked)
+    patch.setattr(hydra_loader, "create_defaults_list", remembered)
+    patch.setattr(loader, "_compose_config_from_defaults_list", copied)
 
 
-def decides(override: str) -> bool:
-    """Whether an override may make a command a sweep: one of Hydra's own, or a choice of a group's file."""
-    key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-    return key.startswith("hydra") or (config.CONF / key).is_dir()
+def is_value(override: Override, repo: Any) -> bool:
+    """Whether an override sets a value of the config, and does not choose a group's file."""
+    return isinstance(override.value(), dict) or not repo.group_exists(override.key_or_group)
