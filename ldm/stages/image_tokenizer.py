@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Int
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -22,6 +23,7 @@ from ldm.randomness import keyed
 from ldm.randomness.uniforms import gumbel, uniforms
 from ldm.stages.reconstruction import Reconstructed, ReconstructionStage, absolute_error
 
+COLLAPSED = "Such a training seldom recovers: start it again with a smaller optimizer.lr"
 PixelError = Callable[[Tensor, Tensor], Tensor]  # (what the network renders, images) -> scalar
 
 
@@ -119,7 +121,13 @@ class TokenizerStage(ReconstructionStage):
         """Logs how many codes are in use, and their entropy in bits; by level where there are several."""
         for number, usage in enumerate(self.usage):
             of = f"_{number}" if len(self.usage) > 1 else ""
-            self.log_dict({f"val/codes_{name}{of}": value for name, value in usage.compute().items()})
+            values = usage.compute()
+            self.log_dict({f"val/codes_{name}{of}": value for name, value in values.items()})
+            if values["used"] == 1:
+                level = f" of level {number}" if of else ""
+                rank_zero_warn(
+                    f"step {self.global_step}: all held-out pictures have one code{level}. {COLLAPSED}"
+                )
             usage.reset()
 
     def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:

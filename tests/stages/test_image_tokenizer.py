@@ -142,6 +142,15 @@ def test_the_bundle_has_the_codebook_and_the_averaged_weights(
     assert logged["val/psnr"] > 0
 
 
+def test_a_tokenizer_with_one_code_says_so(make_stage, pictures, make_trainer):
+    stage = make_stage()
+    with torch.no_grad():
+        for parameter in stage.net.encoder.parameters():
+            parameter.zero_()  # as where every unit of an encoder is dead
+    with pytest.warns(UserWarning, match=r"have one code\. .* smaller optimizer\.lr"):
+        make_trainer(1, limit_val_batches=1).validate(stage, datamodule=pictures)
+
+
 def test_usage_counts_codes_and_their_entropy():
     usage = CodeUsage(num_codes=8)
     usage.update(torch.tensor([[0, 1], [1, 0]]))
