@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm import UserError
@@ -68,26 +68,45 @@ def attend(
     v: Float[Tensor, "b h m d"],
     *,
     causal: bool = False,
+    allowed: Bool[Tensor, "*rows n m"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
-    """Scaled dot-product attention; the softmax is computed in float32 and rounded once."""
+    """Scaled dot-product attention; the softmax is computed in float32 and rounded once.
+
+    Args:
+        causal: each query attends to the places up to its own.
+        allowed: or to those where this is true, which may be the same for all heads, or for the batch, too.
+    """
     one_head = q.shape[2] * k.shape[2]
     if q.device.type != "cpu" or q.dtype == torch.float32 or one_head > CACHED_LOGITS:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
     # torch's fused kernel takes up to 8 times as long for half precision on a CPU, most of it in its backward
+    if causal:
+        allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     heads = [rows.flatten(0, 1).split(CACHED_LOGITS // one_head) for rows in (q, k, v)]
-    mixed = torch.cat([_attend_in_parts(*few, causal=causal) for few in zip(*heads, strict=True)])
-    return mixed.unflatten(0, q.shape[:2])
+    masks = _of_heads(allowed, q.shape[:2]).split(CACHED_LOGITS // one_head) if allowed is not None else None
+    parts = zip(*heads, masks or [None] * len(heads[0]), strict=True)
+    return torch.cat([_attend_in_parts(*few) for few in parts]).unflatten(0, q.shape[:2])
+
+
+def _of_heads(allowed: Bool[Tensor, "*rows n m"], shape: torch.Size) -> Bool[Tensor, "bh n m"]:
+    """A mask for each of b h heads, without copies where all have the same."""
+    number, sides = shape.numel(), allowed.shape[-2:]
+    if allowed.numel() == sides.numel():
+        return allowed.view(1, *sides).expand(number, -1, -1)
+    return allowed.expand(*shape, *sides).flatten(0, 1)
 
 
 def _attend_in_parts(
-    q: Float[Tensor, "h n d"], k: Float[Tensor, "h m d"], v: Float[Tensor, "h m d"], *, causal: bool
+    q: Float[Tensor, "h n d"],
+    k: Float[Tensor, "h m d"],
+    v: Float[Tensor, "h m d"],
+    allowed: Bool[Tensor, "h n m"] | None,
 ) -> Float[Tensor, "h n d"]:
     """The same as two matrix products around a softmax."""
     # q is scaled, not the logits, which are more numbers and could overflow float16
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # h n m
-    if causal:
-        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        logits = logits.masked_fill(future, -torch.inf)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
     return logits.softmax(dim=-1) @ v  # torch's softmax of half precision computes in float32 and rounds once
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm import UserError
-from ldm.models.attention import CrossAttention, KeysValues
+from ldm.models.attention import CrossAttention, KeysValues, attend
 from ldm.models.blocks import apply
 from ldm.models.clip import Activation, Mlp, gelu
 
@@ -151,8 +151,7 @@ class CausalAttention(nn.Module):
                 allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
             mixed = relaxed_attention(q, k, v, allowed, alpha=self.pb_relax)
         else:
-            causal = allowed is None and q.shape[2] > 1
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
+            mixed = attend(q, k, v, allowed=allowed, causal=allowed is None and q.shape[2] > 1)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

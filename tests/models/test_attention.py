@@ -15,14 +15,22 @@ def inputs(*, heads: int = 3, queries: int = 9, keys: int = 9) -> list[torch.Ten
     return [torch.randn(2, heads, n, 8, generator=generator).bfloat16().requires_grad_() for n in rows]
 
 
-@pytest.mark.parametrize("causal", [False, True])
+BANDS = torch.stack([torch.ones(9, 9).tril(k) - torch.ones(9, 9).tril(-4) for k in (0, 2)]).bool()
+CHOICES = {
+    "all": {},
+    "causal": {"causal": True},
+    "a mask": {"allowed": BANDS[0]},
+    "a mask of each row": {"allowed": BANDS[:, None]},
+}
+
+
+@pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
 @pytest.mark.parametrize("cached", [9 * 9, 2 * 9 * 9, 2**21], ids=["head by head", "two heads", "all heads"])
-def test_attention_in_half_precision_is_that_of_single_precision_rounded(monkeypatch, causal, cached):
+def test_attention_in_half_precision_is_that_of_single_precision_rounded(monkeypatch, options, cached):
     monkeypatch.setattr(attention, "CACHED_LOGITS", cached)
     halves = inputs()
     wholes = [x.detach().float().requires_grad_() for x in halves]
-    ours = attend(*halves, causal=causal)
-    exact = F.scaled_dot_product_attention(*wholes, is_causal=causal)
+    ours, exact = attend(*halves, **options), attend(*wholes, **options)  # the second by torch's own
     assert ours.dtype == torch.bfloat16
     assert_close(ours.float(), exact, atol=2e-2, rtol=2e-2)
     for half, whole in zip(
