@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     stage = build(config.model.stage)
     data = build_data(config, stage)
     check_start(stage, plain(config))
-    check_target(plain(config), data)
+    check_target(plain(config), stage, data)
     needs = needs_of(stage, data, config.runs)
     check_needs(needs)
     print(f"{config.name} can start: it writes {', '.join(f'{need.size} ({need.place})' for need in needs)}")

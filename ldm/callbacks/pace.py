@@ -125,7 +125,7 @@ class Target(Callback):
     Args:
         loss: the target; None ends nothing and logs nothing.
 
-    Raises UserError: a target that isn't a positive number, or a stage that doesn't log this loss.
+    Raises UserError for a target that isn't a positive number.
     """
 
     def __init__(self, *, loss: float | None = None) -> None:
@@ -156,13 +156,9 @@ class Target(Callback):
             pl_module.log_dict(self._spent())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the training once the loss is reached; raises UserError for a stage that logs none."""
+        """Ends the training once the loss is reached."""
         if self.loss is None or trainer.sanity_checking:
             return
-        if LOSS not in trainer.callback_metrics:
-            raise UserError(
-                f"target={self.loss}: this stage logs no {LOSS}, only a denoiser's does: leave it out"
-            )
         self.reached = trainer.callback_metrics[LOSS].item() <= self.loss
         trainer.should_stop |= self.reached  # Lightning ends the training after this step
 

@@ -28,18 +28,22 @@ FIXED = (  # a run keeps its values of these keys and of those below them
     *("backbone", "autoencoder", "text_encoder", "image_encoder", "image_tokenizer"),
     *("tokenizer", "codec", "codes", "init"),
     *("process.schedule", "process.prediction", "process.network_time"),
-    *("model.stage._target_", "model.stage.net", "model.stage.discriminator"),
+    *("model.stage._target_", "model.stage.net", "model.stage.clip", "model.stage.discriminator"),
     *("model.datamodule._target_", "data._target_", "optimizer._target_"),
     *("trainer.accumulate_grad_batches", "callbacks.averages.lengths"),
 )
 # Keys that decide nothing: a name, an option of earlier versions, and the callback of a null `target`.
 NEUTRAL = ("name", "patience", "callbacks.target._target_")
 FREE = ("backbone.checkpointing",)  # may change although it is below a fixed key
-BUNDLES = {  # option with a bundle's path: the entries of the bundle that a training reads
-    "codec.autoencoder": ("parts.autoencoder", "latents"),
-    "codec.text_encoder": ("parts.text_encoder", "tokenizer"),
-    "codes.image_tokenizer": ("parts.image_tokenizer",),
-    "init": ("parts.backbone", "process", "latents", "parts.autoencoder", "parts.text_encoder"),
+BUNDLES = {  # option with a bundle's path: options of the stage that read it, and the entries that these read
+    "codec.autoencoder": (("codec",), ("parts.autoencoder", "latents")),
+    "codec.text_encoder": (("codec", "clip"), ("parts.text_encoder", "tokenizer")),
+    "model.stage.clip.bundle": (("clip",), ("parts.image_encoder",)),
+    "codes.image_tokenizer": (("codes",), ("parts.image_tokenizer",)),
+    "init": (
+        ("initial",),
+        ("parts.backbone", "process", "latents", "parts.autoencoder", "parts.text_encoder"),
+    ),
 }
 
 
@@ -59,8 +63,8 @@ def contents(config: Mapping[str, Any]) -> dict[str, Any]:
     if root is not None and (Path(root) / FILE_NAME).is_file():
         with suppress(DataError):  # building the data raises it again, for the user
             found["data.root"] = ShardIndex.load(root).sha256
-    for key in BUNDLES:
-        if options.get(key) is not None and ("codec" if key != "init" else "initial") in stage:
+    for key, (readers, _) in BUNDLES.items():
+        if options.get(key) is not None and not stage.keys().isdisjoint(readers):
             with suppress(BundleError, OSError):  # building the stage raises it again
                 found[key] = config_hash(_read_at(Bundle.open(options[key]), key))
     return found
@@ -69,7 +73,7 @@ def contents(config: Mapping[str, Any]) -> dict[str, Any]:
 def _read_at(bundle: Bundle, key: str) -> dict[str, Any]:
     """The entries of a bundle that a training reads if an option of `BUNDLES` names it, by dotted key."""
     entries = flat(bundle.config, aside=())
-    return {name: value for name, value in entries.items() if is_below(name, BUNDLES[key])}
+    return {name: value for name, value in entries.items() if is_below(name, BUNDLES[key][1])}
 
 
 def follow_init(config: DictConfig, typed: Sequence[str]) -> Iterator[str]:

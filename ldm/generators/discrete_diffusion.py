@@ -137,8 +137,9 @@ def check_parts(net: CodeDenoiser, process: MaskAndReplace, codes: PictureCodes)
 
 def process_of(bundle: Bundle) -> MaskAndReplace:
     """The process of a bundle; BundleError where its entry describes no mask-and-replace."""
+    node = bundle.entry("process")
     try:
-        process = construct(bundle.entry("process"))
+        process = construct(node)
     except UNBUILDABLE as error:
         raise BundleError(f"bundle {bundle.path}: its process can't be built ({error})") from error
     if not isinstance(process, MaskAndReplace):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-LOSS = "val/loss_fixed"  # over eight fixed timesteps, with noise that no seed changes
+LOSS = "val/loss_fixed"  # of held-out pictures, with noise that no seed changes
 SECONDS, CPU_SECONDS = "val/seconds", "val/cpu_seconds"  # clocks in the log
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ldm import UserError
+from ldm import NotFinite, UserError
 from ldm.models.attention import SpatialAttention
 from ldm.models.blocks import ResnetBlock, level_widths
 from ldm.models.quantizers import Draw, Quantized
@@ -78,8 +78,12 @@ class PictureTokenizer(nn.Module, ABC):
         return self.render([each.values for each in quantized]), quantized
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Int[Tensor, "b n"]:
-        """The codes of pictures; raises as `checked`."""
-        return torch.cat([each.codes.flatten(1) for each in self.quantize(self.checked(images))], dim=1)
+        """The codes of pictures; raises as `checked`, and NotFinite for features that are NaN or infinite."""
+        levels = self.quantize(self.checked(images))
+        # NaN, too, has a nearest code: a whole data set would get it
+        if not torch.stack([each.loss + each.values.sum() for each in levels]).isfinite().all():
+            raise NotFinite("the features of pictures are NaN or infinite: take another image tokenizer")
+        return torch.cat([each.codes.flatten(1) for each in levels], dim=1)
 
     def decode(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures of codes, about in [-1, 1] and not clipped. Raises UserError as `split` does."""
@@ -132,7 +136,10 @@ class PictureTokenizer(nn.Module, ABC):
     @property
     def _only(self) -> CodeLevel:
         if len(self.levels) > 1:
-            raise UserError(f"the tokenizer has {len(self.levels)} levels of codes: give one that has one")
+            raise UserError(
+                f"codes.image_tokenizer has {len(self.levels)} levels of codes, and this system needs one:"
+                " name another"
+            )
         return self.levels[0]
 
 

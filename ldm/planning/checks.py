@@ -17,6 +17,7 @@ from ldm.construct import moved
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.distributed.ranks import world_size
+from ldm.io.curves import LOSS
 from ldm.loggers.background import say
 from ldm.stages.stage import Stage
 
@@ -64,7 +65,8 @@ def _check_shards(stage: Stage, *, compiled: bool, callbacks: Collection[str]) -
     """Refuses what `trainer=fsdp` can't train."""
     if not is_overridden("configure_model", stage):
         raise UserError(
-            "trainer=fsdp shards the denoiser alone, and this stage trains another network: take trainer=ddp"
+            f"trainer=fsdp shards the denoiser of latents alone, and {type(stage).__name__} trains another"
+            " network: take trainer=ddp"
         )
     if compiled:
         raise UserError("compile=true with trainer=fsdp is not supported: take one of them, or trainer=ddp")
@@ -75,11 +77,13 @@ def _check_shards(stage: Stage, *, compiled: bool, callbacks: Collection[str]) -
         )
 
 
-def check_target(config: Mapping[str, Any], data: LightningDataModule) -> None:
+def check_target(config: Mapping[str, Any], stage: Stage, data: LightningDataModule) -> None:
     """Raises UserError for a `target` that no validation of the training would be compared with."""
     if config.get("target") is None:
         return
     words, trainer = f"target={config['target']} is a validation loss", config["trainer"]
+    if not hasattr(stage, "fixed_loss"):
+        raise UserError(f"{words} ({LOSS}), and {type(stage).__name__} has none to be compared: leave it out")
     if not is_validated(data):
         raise UserError(
             f"{words}, and the data have no pictures to validate on: prepare them again with val_share=0.2, "

@@ -131,7 +131,7 @@ def make_stage(config: DictConfig) -> tuple[Stage, LightningDataModule]:
     stage = build(config.model.stage)
     data = build_data(config, stage)
     check_start(stage, plain(config))
-    check_target(plain(config), data)
+    check_target(plain(config), stage, data)
     if is_first():
         check_needs(needs_of_cache(data))
     if config.compile:

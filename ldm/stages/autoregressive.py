@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm import UserError, send
-from ldm.checkpoints.bundle import Bundle, Part
-from ldm.checkpoints.bundle_writer import origin, write_bundle
+from ldm.checkpoints.bundle import Part
 from ldm.data.codes import CodeBatch
 from ldm.distributed.ranks import is_first, whole_state
-from ldm.generators.autoregressive import CodeGenerator, check_match
+from ldm.generators.autoregressive import CodeGenerator
 from ldm.generators.clip_pair import ClipPair
+from ldm.generators.text_to_codes import write_parts
 from ldm.generators.token_loop import Choice
 from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer, Nats, cross_entropy
@@ -24,7 +24,7 @@ from ldm.picture_codes import PictureCodes
 from ldm.randomness import keyed
 from ldm.randomness.uniforms import uniforms
 from ldm.stages.optim import Decay, OptimizerFactory
-from ldm.stages.stage import ENDLESS, NetworkStage
+from ldm.stages.stage import ENDLESS, KeyedMean, NetworkStage
 from ldm.tokenizers import Tokenizer
 
 OPENER = "ldm.generators.autoregressive.open_autoregressive"
@@ -108,7 +108,6 @@ class AutoregressiveStage(NetworkStage):
         seed: int = 0,
     ) -> None:
         super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
-        check_match(net, codes, clip)
         for name, share in (("caption_drop", caption_drop), ("captioning", captioning)):
             if not 0 <= share <= 1:
                 raise UserError(f"{name}={share} must lie in [0, 1]: it is a share of the samples")
@@ -121,10 +120,11 @@ class AutoregressiveStage(NetworkStage):
         self.codes, self.clip, self.sequence_loss = codes, clip, loss
         self.sampling = {"choice": choice, "candidates": candidates, "rerank": rerank}
         self.caption_drop, self.dropout, self.captioning = caption_drop, dropout, captioning
-        self.embedding_weight = embedding_weight
+        self.embedding_weight, self.fixed_loss = embedding_weight, KeyedMean()
         self.embedder = clip if self.reads_pictures else None  # for the data: its features go into batches
         # no caption is read in training: none is cut
         self.tokenizer: Tokenizer | None = None if self.reads_pictures else clip.tokenizer
+        self.generator()  # refuses parts that don't go together and wrong options before the training
 
     @property
     def reads_pictures(self) -> bool:
@@ -186,6 +186,8 @@ class AutoregressiveStage(NetworkStage):
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
         """Loss of the EMA and nats per code and token; for CLIP-GEN also given the text's feature.
 
+        `val/loss_fixed` is the nats per code: what systems on codes compare by.
+
         The difference of `val/image_from_text` and `val/image` is the modality gap in nats per code.
         """
         net, codes = self.best, batch["codes"]
@@ -199,6 +201,7 @@ class AutoregressiveStage(NetworkStage):
         if self.reads_pictures:
             from_text = net.nats(self.clip.embed_texts(batch["captions"]), codes)
             scores["val/image_from_text"] = from_text.image.mean()
+        self._log_fixed(nats.image.mean(dim=1), batch["index"])
         self.log_dict(scores, batch_size=len(codes), sync_dist=True, prog_bar=True)
 
     def example_batch(self, count: int, *, size: int) -> CodeBatch:
@@ -226,24 +229,12 @@ class AutoregressiveStage(NetworkStage):
         state = whole_state(self.best)  # on all ranks: it gathers shards
         if not is_first():
             return path
-        texts = Bundle.open(config["codec"]["text_encoder"])
-        pictures = Bundle.open(config["codes"]["image_tokenizer"])
-        parts = {name: texts.part(name) for name in ("text_encoder", "image_encoder")}
-        parts |= {"image_tokenizer": pictures.part("image_tokenizer")}
-        return write_bundle(
+        return write_parts(
             path,
-            parts={"backbone": Part(spec=config["backbone"], state=state), **parts},
-            tokenizer=self.clip.tokenizer,
-            settings={
-                "generator": {"_target_": OPENER, **self.generator().settings()},
-                "size": self.codes.net.size,
-                "codes": self.codes.sha256,
-                "origin": origin(config),
-                "codec_origin": {
-                    "image_tokenizer": pictures.entry("origin"),
-                    "text_encoder": texts.entry("origin"),
-                },
-            },
+            Part(spec=config["backbone"], state=state),
+            config=config,
+            codes=self.codes,
+            settings={"generator": {"_target_": OPENER, **self.generator().settings()}},
         )
 
 

@@ -130,8 +130,7 @@ class LatentDiffusion(NetworkStage):
             self.log(f"val/loss_bin{number}", losses[-1], batch_size=len(pictures), sync_dist=True)
         mean = torch.stack(losses).mean()
         self.log("val/loss", mean, batch_size=len(pictures), sync_dist=True, prog_bar=True)
-        self.fixed_loss.update(self.loss_at_fixed_times(batch), batch["index"])
-        self.log("val/loss_fixed", self.fixed_loss)
+        self._log_fixed(self.loss_at_fixed_times(batch), batch["index"])
 
     def loss_at_fixed_times(self, batch: LatentBatch) -> Tensor:
         """Mean over `FIXED_TIMES` of each picture's unweighted loss by the EMA: float32, (b,).

@@ -145,7 +145,7 @@ class DiscreteDiffusionStage(TextToCodesStage):
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
         """The bound of -log p(codes) of the EMA in nats per code, and in bits."""
         nats = self.bound(batch)
-        self._log_fixed(nats, batch["index"])
+        self._log_nats(nats, batch["index"])
         self.log("val/bits", nats.mean() / math.log(2), batch_size=len(nats), sync_dist=True)
 
     def bound(self, batch: CodeBatch) -> Float[Tensor, " b"]:

@@ -14,6 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from ldm import UserError
 from ldm.data.stream import PictureBatch
 from ldm.generators.generator import Generator
+from ldm.io.curves import LOSS
 from ldm.randomness import keyed
 from ldm.randomness.seeds import check_seed
 from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure
@@ -69,6 +70,7 @@ class NetworkStage(LightningModule):
     """
 
     tokenizer: Tokenizer | None = None
+    fixed_loss: "KeyedMean"  # only where `_log_fixed` is called
 
     def __init__(
         self,
@@ -92,6 +94,14 @@ class NetworkStage(LightningModule):
     def best(self) -> Any:
         """The network that is validated and saved: its EMA if one is kept."""
         return self.averaged or self.net
+
+    def _log_fixed(self, losses: Tensor, pictures: Tensor) -> None:
+        """Logs the mean of a validation's losses by picture, which `target=` is compared with.
+
+        They may depend on the pictures and the network, but not on the seed, the batch size or the ranks.
+        """
+        self.fixed_loss.update(losses, pictures)
+        self.log(LOSS, self.fixed_loss)
 
     def _augmented(self, batch: PictureBatch) -> Tensor:
         """The pictures of a batch as the network is trained on them: uint8, b 3 h w."""

@@ -72,11 +72,10 @@ class TextToCodesStage(NetworkStage):
         numbers = keyed.uniform(seed=self.seed, positions=positions, stream="drop")
         return send(numbers < self.caption_drop, self.device).view(-1, 1, 1)
 
-    def _log_fixed(self, nats: Tensor, pictures: Tensor) -> None:
-        """Logs the validation loss of pictures, whose random numbers are keyed by the picture alone."""
+    def _log_nats(self, nats: Tensor, pictures: Tensor) -> None:
+        """Logs a validation's mean over pictures of their nats per code."""
         self.log("val/loss", nats.mean(), batch_size=len(nats), sync_dist=True, prog_bar=True)
-        self.fixed_loss.update(nats, pictures)
-        self.log("val/loss_fixed", self.fixed_loss)
+        self._log_fixed(nats, pictures)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -70,7 +70,7 @@ class TwoLevelStage(TextToCodesStage):
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
         """Exact likelihoods of the EMA: nats per code, and bits per code of each level."""
         levels = self.nats(self.best, batch["context"], batch["codes"])
-        self._log_fixed(torch.cat(levels, dim=1).mean(dim=1), batch["index"])
+        self._log_nats(torch.cat(levels, dim=1).mean(dim=1), batch["index"])
         for name, nats in zip(("top", "bottom"), levels, strict=True):
             bits = nats.mean() / math.log(2)
             self.log(f"val/bits_{name}", bits, batch_size=len(nats), sync_dist=True, prog_bar=True)

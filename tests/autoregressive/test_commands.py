@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,15 +15,21 @@ from tests.autoregressive.tiny import BACKBONES, SIZES
 
 
 @pytest.fixture(scope="module")
-def run(command, emoji, codes_path, clip_path, tmp_path_factory):
-    """The folder of a CogView of three steps. Read it, never write to it."""
+def arguments(emoji, codes_path, clip_path, tmp_path_factory):
+    """Those of a training of CogView of three steps."""
     runs = tmp_path_factory.mktemp("runs")
     backbone = [f"backbone.{name}={value}" for name, value in SIZES.items()]
     data = (f"data.root={emoji}", "data.size=16", "batch_size=4", "steps=3", "trainer.val_check_interval=3")
     parts = (f"codes.image_tokenizer={codes_path}", f"codec.text_encoder={clip_path}")
     shown = ("callbacks.samples.prompts=[a cat]", "callbacks.samples.seeds=[0]", f"runs={runs}")
-    command("ldm.train", "+experiment=emoji_cogview", *data, *parts, *backbone, *shown)
-    (folder,) = (runs / "emoji_cogview").iterdir()
+    return ["+experiment=emoji_cogview", *data, *parts, *backbone, *shown]
+
+
+@pytest.fixture(scope="module")
+def run(command, arguments):
+    """The folder of that training. Read it, never write to it."""
+    command("ldm.train", *arguments)
+    (folder,) = (Path(arguments[-1].removeprefix("runs=")) / "emoji_cogview").iterdir()
     return folder
 
 
@@ -104,6 +111,37 @@ def test_another_tokenizer_of_pictures_in_a_bundle_is_refused(run, tmp_path):
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(BundleError, match="is not the one that its backbone was trained with"):
         open_generator(Bundle.open(path))
+
+
+def test_a_run_is_compared_by_the_contents_of_its_tokenizer_and_clip(
+    command, run, arguments, codes_path, clip_path, tmp_path
+):
+    path = shutil.copytree(run, tmp_path / "run")
+    moved = [f"codes.image_tokenizer={shutil.copytree(codes_path, tmp_path / 'codes')}"]
+    moved += [f"codec.text_encoder={shutil.copytree(clip_path, tmp_path / 'clip')}"]
+    assert "is finished" in command("ldm.train", *arguments, *moved, f"resume={path}").out
+    record = json.loads((path / "run.json").read_text())
+    for key in ("codes.image_tokenizer", "codec.text_encoder", "model.stage.clip.bundle"):
+        inputs = record["inputs"] | {key: "0" * 64}
+        (path / "run.json").write_text(json.dumps(record | {"inputs": inputs}))
+        ended = command("ldm.train", *arguments, f"resume={path}", status=1)
+        assert f"trained with {key}=" in ended.sentence
+        assert "(sha256 000000000000) and you ask for" in ended.sentence
+        assert "which can't change within a run" in ended.sentence
+
+
+SHARDED = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1")
+
+
+def test_shards_are_refused_and_its_target_is_nats_per_code(command, arguments, tmp_path):
+    own = (*arguments, f"runs={tmp_path}")
+    ended = command("ldm.train", *own, *SHARDED, status=1)
+    assert "denoiser of latents alone, and AutoregressiveStage trains another network" in ended.sentence
+    assert not list(tmp_path.iterdir())
+    command("ldm.train", *own, "target=9", "trainer.val_check_interval=1")
+    (run,) = (tmp_path / "emoji_cogview").iterdir()
+    assert (run / "metrics.jsonl").read_text().count("val/loss_fixed") == 1  # of three validations
+    assert Bundle.open(run).names[0] == "backbone"
 
 
 def test_a_dry_run_prints_the_parts(command, emoji, codes_path, clip_path, tmp_path):

@@ -173,6 +173,8 @@ def test_the_features_of_the_data_are_clips_of_the_pictures(code_data, clip, cod
         ("dalle", {"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
         ("dalle", {"captioning": 0.1}, "captioning=0.1 needs CogView's network"),
         ("cogview", {"embedding_weight": 0.1}, "embedding_weight=0.1 needs CLIP-GEN's network"),
+        ("clipgen", {"candidates": 0}, "candidates=0 must lie in 1 to 512"),
+        ("dalle", {"rerank": "caption"}, "rerank=caption needs CogView's network"),
     ],
 )
 def test_options_that_a_system_can_not_have_are_refused(stage, system, options, sentence):
@@ -220,11 +222,16 @@ def test_a_training_stopped_at_any_step_resumes_exactly(train, system):
     assert whole["global_step"] == 6
 
 
-def test_validation_reports_nats_by_kind(stage, code_data, make_trainer, system):
+def test_validation_reports_nats_by_kind_whatever_the_seed(stage, code_data, make_trainer, system):
     trainer = make_trainer(1, limit_val_batches=1.0)
     data = code_data(system)
     data.setup("fit")
     (found,) = trainer.validate(stage(system), datamodule=data, verbose=False)
+    assert found.pop("val/loss_fixed") == pytest.approx(found["val/image"], rel=1e-6)
+    data.pictures.seed, data.pictures.batch_size = 9, 3
+    data.setup("fit")
+    (other,) = trainer.validate(stage(system, seed=9), datamodule=data, verbose=False)
+    assert other["val/loss_fixed"] == pytest.approx(found["val/image"], rel=1e-6)
     expected = {
         "dalle": {"val/loss", "val/image", "val/text"},
         "cogview": {"val/loss", "val/image", "val/text", "val/caption"},

@@ -146,7 +146,7 @@ def test_what_wants_whole_weights_is_refused_by_name(diffusion_stage, autoencode
         "callbacks": {},
     }
     check_start(diffusion_stage(), config)
-    with pytest.raises(ValueError, match="trains another network: take trainer=ddp"):
+    with pytest.raises(ValueError, match="AutoencoderStage trains another network: take trainer=ddp"):
         check_start(autoencoder_stage, config)
     with pytest.raises(ValueError, match="compile=true with trainer=fsdp is not supported"):
         check_start(diffusion_stage(), config | {"compile": True})

@@ -26,16 +26,23 @@ def tokenizers(codes_path, two_levels_path):
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def run(request, command, emoji, tokenizers, bundle_path, tmp_path_factory):
-    """The experiment's name and the folder of a run of two steps. Read it, never write to it."""
-    name, runs = request.param, tmp_path_factory.mktemp("runs")
+def arguments(request, emoji, tokenizers, bundle_path):
+    """The experiment's name, and the arguments of a training of two steps."""
+    name = request.param
     options = [f"data.root={emoji}", "data.size=16", "batch_size=4", "steps=2"]
     options += ["trainer.val_check_interval=2"]
     options += [f"codes.image_tokenizer={tokenizers[name]}", f"codec.text_encoder={bundle_path}"]
     options += ["text_encoder.width=16", "text_encoder.context_length=16", "callbacks.samples.seeds=[0]"]
     options += [f"backbone.{size}" for size in SIZES[name]]
     options += [f"model.stage.sampling.{each}" for each in SAMPLING[name]]
-    command("ldm.train", f"+experiment={name}", *options, f"runs={runs}")
+    return name, [f"+experiment={name}", *options]
+
+
+@pytest.fixture(scope="module")
+def run(command, arguments, tmp_path_factory):
+    """The experiment's name and the folder of its run. Read it, never write to it."""
+    (name, options), runs = arguments, tmp_path_factory.mktemp("runs")
+    command("ldm.train", *options, f"runs={runs}")
     (folder,) = (runs / name).iterdir()
     return name, folder
 
@@ -56,7 +63,14 @@ def test_an_experiment_runs_from_training_to_pictures(command, run, tmp_path):
         assert picture.size == (16, 16)
 
 
-@pytest.mark.parametrize("run", ["emoji_vqdiffusion"], indirect=True)
+def test_shards_are_refused_before_anything_is_made(command, arguments, tmp_path):
+    sharded = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", f"runs={tmp_path}")
+    ended = command("ldm.train", *arguments[1], *sharded, status=1)
+    assert "trainer=fsdp shards the denoiser of latents alone" in ended.sentence
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", ["emoji_vqdiffusion"], indirect=True)
 def test_it_is_evaluated(command, run, emoji, tmp_path):
     sets = "protocol.sets=[{name:train,split:train,captions:6,metrics:[nearest]}]"
     options = (f"bundle={run[1]}", f"data.root={emoji}", "protocol=quick", f"out={tmp_path / 'numbers'}")

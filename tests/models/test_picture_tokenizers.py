@@ -1,5 +1,6 @@
 """Facts about tokenizers of pictures: OpenAI's layers, densities of pixels, levels, sizes."""
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
-from ldm import UserError
+from ldm import NotFinite, UserError
 from ldm.construct import construct
 from ldm.models.discrete_vae import DiscreteVAE, logit_laplace, mapped
 from ldm.models.meta_init import meta_init
@@ -47,6 +48,15 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_features_that_overflow_get_no_codes(name):
+    net = deepcopy(NETWORKS[name](size=16))
+    for parameter in net.parameters():
+        parameter.data *= 1e30
+    with pytest.raises(NotFinite, match="the features of pictures are NaN or infinite"):
+        net.encode(torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_decoding_the_codes_is_the_reconstruction_to_the_bit(name):
     net = NETWORKS[name](size=16).eval()
     images = 2 * torch.rand(3, 3, 16, 16) - 1
@@ -66,7 +76,7 @@ def test_the_two_levels_lie_one_after_the_other_the_coarse_one_first():
     quantized = net.quantize(images)
     assert torch.equal(top, quantized[0].codes)
     assert torch.equal(bottom, quantized[1].codes)
-    with pytest.raises(UserError, match="2 levels of codes: give one that has one"):
+    with pytest.raises(UserError, match="has 2 levels of codes, and this system needs one"):
         _ = net.grid
 
 

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from benchmarks.chaos.equality import compared, differences
 from benchmarks.chaos.resumes import AtBatch, EndedError
+from ldm import UserError
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.gradients import Gradients
 from ldm.callbacks.saving import SaveStates
@@ -15,6 +16,7 @@ from ldm.data.augment import shifts
 from ldm.data.datamodule import PictureData
 from ldm.models.losses import PatchDiscriminator
 from ldm.picture_codes import PictureCodes
+from ldm.planning.checks import check_start, check_target
 from ldm.stages.image_tokenizer import CodeUsage, TokenizerStage
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -61,6 +63,14 @@ LEARNED = {
     "codebook_weight": 0.2,
     "normalised": True,
 }
+
+
+def test_shards_and_a_target_are_refused_before_the_training(make_stage, pictures):
+    config = {"trainer": {"strategy": {"_target_": "ldm.distributed.sharding.Sharded"}}, "compile": False}
+    with pytest.raises(UserError, match="and TokenizerStage trains another network: take trainer=ddp"):
+        check_start(make_stage(), config)
+    with pytest.raises(UserError, match=r"\(val/loss_fixed\), and TokenizerStage has none"):
+        check_target({"target": 1.0, "trainer": {}}, make_stage(), pictures)
 
 
 def patches() -> PatchDiscriminator:
