@@ -23,7 +23,7 @@ from benchmarks.configs import add_trained_shape, trained, training_config
 from benchmarks.timing import in_turns
 from ldm.commands.answers import answer_errors
 from ldm.config import build, build_data
-from ldm.data.latents import EncodedPictures
+from ldm.data.streaming import EncodedPictures
 from ldm.planning.fitting import make_trainer
 from ldm.stages.diffusion import LatentDiffusion
 

@@ -8,6 +8,7 @@ Writes the shards of so many made-up pictures to a temporary folder and reads th
 
 import argparse
 import io
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 
 from benchmarks.problem_sizes import EVERY, ProblemSize, add_shape
+from data_prep.making import write_shards
 from ldm.data.index import ShardIndex
 from ldm.data.latents import StoredSplit, collate
-from ldm.data.shards import Sample, write_shards
-from ldm.data.stored import StoredArrays, write_origin
+from ldm.data.shards import Sample
+from ldm.data.stored import ORIGIN, StoredArrays
 from ldm.data.stream import Positions, StreamDataset, StreamLoader
 
 CAPTIONS = 5
@@ -43,7 +45,7 @@ def stored(folder: Path, count: int, shape: tuple[int, ...], dtype: type) -> Sto
     """Written arrays, opened as training opens them."""
     folder.mkdir()
     origin = {"split": "train"}
-    write_origin(folder, origin)
+    (folder / ORIGIN).write_text(json.dumps(origin))
     shards = tuple(write_shards(samples(count, shape, dtype), root=folder, split="train"))
     ShardIndex(root=folder, name=folder.name, shards=shards).save()
     return StoredArrays(folder, origin=origin)
@@ -53,10 +55,9 @@ def split(folder: Path, size: ProblemSize, count: int) -> StoredSplit:
     """The set that is read."""
     channels, side = size.latents
     mean_and_logvar = (1, 2, channels, side, side)  # of one orientation
-    texts = [[f"caption {place} of picture {number}" for place in range(CAPTIONS)] for number in range(count)]
     moments = stored(folder / "moments", count, mean_and_logvar, np.float16)
     tokens = stored(folder / "tokens", count, (CAPTIONS, size.context[0]), np.int32)
-    return StoredSplit(moments, texts, tokens, flips=False, seed=0)
+    return StoredSplit(moments, tokens, flips=False, seed=0)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ WARM = 2  # steps of a turn that are not counted
 WAYS = {"encoded": (False, False), "cached": (True, False), "both": (True, True)}  # ours, theirs: stored?
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 STEADY = ("ema", "gradients", "pace")  # callbacks that are part of every step
-ENCODED = ("model.datamodule._target_=ldm.data.latents.EncodedPictures", "~model.datamodule.texts")
+ENCODED = ("model.datamodule._target_=ldm.data.streaming.EncodedPictures", "~model.datamodule.texts")
 
 
 @dataclass(frozen=True, kw_only=True)

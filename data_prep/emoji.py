@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.making import write_shards
 from ldm import UserError
 from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.index import ShardIndex
-from ldm.data.shards import Sample, write_shards
+from ldm.data.shards import Sample
 from ldm.randomness.seeds import check_seed
 
 ASSETS = Path(__file__).parents[1] / "ldm" / "assets" / "emoji"

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import islice
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -129,6 +130,16 @@ def finished(task: ShardTask) -> ShardNote | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return ShardNote(**(entry | {"shard": shard, "tally": tally}))
+
+
+def write_shards(
+    samples: Iterable[Sample], *, root: Path, split: str, samples_per_shard: int = 1024
+) -> Iterator[Shard]:
+    """Writes `<split>-000000.tar` and so on, and yields each shard's index entry once it is on disk."""
+    samples = iter(samples)
+    chunks = iter(lambda: list(islice(samples, samples_per_shard)), [])
+    for number, chunk in enumerate(chunks):
+        yield write_shard(chunk, root / f"{split}-{number:06d}.tar", split=split)
 
 
 Task = TypeVar("Task")

@@ -20,11 +20,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep.emoji import existing
+from data_prep.making import write_shards
 from ldm import UserError
 from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.index import ShardIndex
-from ldm.data.shards import Sample, write_shards
+from ldm.data.shards import Sample
 from ldm.io.reading import read_json
 from ldm.io.writing import write
 from ldm.randomness.seeds import check_seed

@@ -31,7 +31,10 @@ SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
 LISTS = (Sequence, Iterable, list)
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
 MOVED = {  # objects as configs and bundles of earlier versions name them -> where these are now
+    "ldm.callbacks.pace.Remaining": "ldm.callbacks.remaining.Remaining",
+    "ldm.callbacks.progress.Remaining": "ldm.callbacks.remaining.Remaining",
     "ldm.checkpoints.bundle.load_codec": "ldm.generators.diffusion_bundle.load_codec",
+    "ldm.data.latents.EncodedPictures": "ldm.data.streaming.EncodedPictures",
     "ldm.data.crops.centre": "ldm.data.decode.centre",
     "ldm.data.texts.stored_states": "ldm.data.stored.stored_states",
     "ldm.data.texts.stored_tokens": "ldm.data.stored.stored_tokens",

@@ -21,6 +21,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
+from data_prep.making import write_shards
 from ldm.checkpoints.bundle import Part
 from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.codec import Codec
@@ -29,7 +30,6 @@ from ldm.construct import construct
 from ldm.data.datamodule import PictureData
 from ldm.data.index import ShardIndex
 from ldm.data.latents import LatentData
-from ldm.data.shards import write_shards
 from ldm.generators.code_bundle import load_codes
 from ldm.generators.diffusion_bundle import load_codec
 from ldm.models.attention import AttentionPool

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from data_prep.emoji import ASSETS, draw_validation, read_samples
+from data_prep.making import write_shards
 from ldm.checkpoints.bundle import SHIPPED, Bundle
 from ldm.codec import Codec
 from ldm.data.index import ShardIndex
-from ldm.data.shards import PictureDataset, write_shards
+from ldm.data.shards import PictureDataset
 from ldm.generators.diffusion_bundle import load_codec, open_latent_diffusion
 from ldm.metrics.reconstruction import psnr
 from ldm.models.vae import Posterior

@@ -10,10 +10,10 @@ from pytorch_lightning import Callback
 
 from benchmarks.configs import training_config
 from data_prep.emoji import ASSETS, draw_validation, read_samples
+from data_prep.making import write_shards
 from ldm.checkpoints.training_state import newest_state
 from ldm.config import build, build_data
 from ldm.data.index import ShardIndex
-from ldm.data.shards import write_shards
 from ldm.planning.fitting import make_trainer, quiet
 
 STEPS, BATCH = 40, 4  # an epoch is five steps

@@ -19,9 +19,10 @@ from benchmarks.faults.world import (
     several,
 )
 from benchmarks.harness import Fault
+from data_prep.making import write_shards
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex
-from ldm.data.shards import Sample, write_shards
+from ldm.data.shards import Sample
 
 
 def write_set(root: Path) -> Path:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.emoji import ASSETS, draw_validation, existing, read_samples
+from data_prep.making import write_shards
 from experiments.onset.page import draw_onset, page
 from ldm import UserError
 from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
-from ldm.data.shards import write_shards
 from ldm.evaluation.results import FILE_NAME, read_results
 from ldm.io.curves import read_curves
 from ldm.io.reading import read_json

@@ -5,7 +5,7 @@ Each is keyed by the seed and the sample's position, so that a resumed run makes
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from itertools import permutations
 from typing import Any, Protocol
 
@@ -109,7 +109,7 @@ def shifts(images: Tensor, *, seed: int, positions: Tensor, reach: int = 4) -> T
     return torch.stack(changed)
 
 
-def choose(captions: Sequence[str], *, seed: int, position: int) -> int:
+def choose(captions: Sized, *, seed: int, position: int) -> int:
     """Number of the caption that a picture has at a position."""
     return keyed.integer(len(captions), seed=seed, position=position, stream="caption")
 

@@ -54,7 +54,6 @@ class CodeSplit(Dataset[dict[str, Any]]):
 
     codes: StoredArrays  # of each picture, and mirrored in a second row if `flips`
     levels: Sequence[CodeLevel]  # of a row
-    captions: list[list[str]]  # of each picture
     encoded: StoredArrays | None  # context of each picture's captions, if a codec encodes them
     embedded: StoredArrays | None  # features of each picture, as codes, if there is an embedder
     flips: bool  # whether pictures are mirrored, where their caption allows it
@@ -75,7 +74,8 @@ class CodeSplit(Dataset[dict[str, Any]]):
 
         Raises DataError for codes that the tokenizer doesn't have.
         """
-        captions, key = self.captions[number], {"seed": self.seed, "position": position}
+        captions = self.codes.reader.record(number)["texts"]
+        key = {"seed": self.seed, "position": position}
         choice = choose(captions, **key)
         mirrored = self.flips and flip(**key, text=captions[choice])
         codes = self.codes.read(number)[int(mirrored)].astype(np.int64)
@@ -130,7 +130,6 @@ class CodeData(LatentData):
         return CodeSplit(
             codes=codes.arrays(),
             levels=self.codes.net.levels,
-            captions=codes.pictures.texts(),
             encoded=None if texts is None else texts.arrays(),
             embedded=None if embeddings is None else embeddings.arrays(),
             flips=codes.origin["mirrored"],

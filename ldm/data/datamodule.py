@@ -110,14 +110,14 @@ class PictureData(StreamData):
         self.train = PictureDataset(root, split=train_split, size=size, cache=cache)
         validates = val_split in self.train.index.splits
         self.val = PictureDataset(root, split=val_split, size=size, cache=cache) if validates else None
-        self.shapes = [(size, size)] * len(self.train)  # (height, width) of each picture to train on
+        self.shapes = np.broadcast_to(size, (len(self.train), 2))  # (height, width) of each to train on
 
     def stream(self, trainer: Trainer) -> StreamLoader:
         """Loader over the whole training that a trainer is set up for."""
         size, order = len(self.train), keyed.permutation
         if self.buckets is not None:
             nearest = self.buckets.nearest(self.train.aspects())
-            self.shapes = [self.buckets.shapes[bucket] for bucket in nearest]
+            self.shapes = np.array(self.buckets.shapes)[nearest]
             order = BucketOrder(nearest, self.batch_size * trainer.world_size)
             size = order.size
         return self.loader(trainer, StreamDataset(self._sample, size=size, seed=self.seed, order=order))
@@ -129,7 +129,8 @@ class PictureData(StreamData):
         return DataLoader(range(len(self.val)), batch_size=self.batch_size, collate_fn=self._centres)  # type: ignore[arg-type]
 
     def _sample(self, number: int, position: int) -> dict:
-        view = {"shape": self.shapes[number], "crop": self.crop, "flips": self.flip, "seed": self.seed}
+        shape = tuple(self.shapes[number].tolist())
+        view = {"shape": shape, "crop": self.crop, "flips": self.flip, "seed": self.seed}
         return self._seen(self.train, number, position, **view)
 
     def _centres(self, numbers: list[int]) -> PictureBatch:

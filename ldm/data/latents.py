@@ -1,8 +1,7 @@
-"""What a denoiser is trained on: moments of latents and the context of captions, stored or encoded each step.
+"""What a denoiser is trained on: moments of latents and the context of captions, computed once and stored.
 
-Both data modules give the same batches to the bit at the same seed. The fast one stores either the context of
-a caption (text states, `context_length * width * 2` bytes, for small sets) or its tokens, which take four
-bytes each and a pass of the text encoder at every step.
+`EncodedPictures` of `streaming.py` stores nothing and gives the same batches to the bit. Of a caption either
+its text states are stored (`context_length * width * 2` bytes), or its tokens, encoded at each step.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from ldm.data.datamodule import PictureData
 from ldm.data.decode import centre
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays, stored_moments, stored_states
-from ldm.data.stream import LatentBatch, StreamData, StreamDataset, StreamLoader
+from ldm.data.stream import LatentBatch, StreamDataset, StreamLoader
 
 
 @dataclass(eq=False)
@@ -30,7 +29,6 @@ class StoredSplit(Dataset[dict[str, Any]]):
     """Moments and captions of one split, by picture."""
 
     moments: StoredArrays  # of each picture, and mirrored in a second row if `flips`
-    captions: list[list[str]]  # of each picture, as text
     encoded: StoredArrays  # tokens or context of each picture's captions
     flips: bool  # whether pictures are mirrored, where their caption allows it
     seed: int  # key of the choice of captions and of flips
@@ -48,12 +46,12 @@ class StoredSplit(Dataset[dict[str, Any]]):
 
     def sample(self, number: int, position: int) -> dict[str, Any]:
         """The sample of a position: the picture's moments, and `tokens` or `context` of one caption."""
-        captions, key = self.captions[number], {"seed": self.seed, "position": position}
-        choice = choose(captions, **key)
-        mirrored = self.flips and flip(**key, text=captions[choice])
+        encoded, key = self.encoded.read(number), {"seed": self.seed, "position": position}
+        choice = choose(encoded, **key)
+        mirrored = self.flips and flip(**key, text=self.moments.reader.record(number)["texts"][choice])
         return {
             "moments": self.moments.read(number)[int(mirrored)],
-            self.kind: self.encoded.read(number)[choice],
+            self.kind: encoded[choice],
             "position": position,
             "index": number,
         }
@@ -84,7 +82,7 @@ class LatentData(LightningDataModule):
         elif pictures.crop is not centre or pictures.buckets is not None:
             wrong = "data.crop and data.buckets: latents are stored of centred squares: keep the defaults"
         if wrong:
-            raise UserError(f"{wrong}, or use ldm.data.latents.EncodedPictures, which encodes every batch")
+            raise UserError(f"{wrong}, or use ldm.data.streaming.EncodedPictures, which encodes every batch")
         self.pictures, self.codec, self.texts = pictures, codec, texts
         self.train: StoredSplit | None = None
         self.val: StoredSplit | None = None
@@ -102,8 +100,7 @@ class LatentData(LightningDataModule):
     def split(self, recipes: Mapping[str, Recipe], seed: int) -> Any:
         """One split: its arrays from the disk, or computed now."""
         moments, captions = recipes["latents"], recipes["texts"]
-        stored = (moments.arrays(), moments.pictures.texts(), captions.arrays())
-        return StoredSplit(*stored, flips=moments.origin["mirrored"], seed=seed)
+        return StoredSplit(moments.arrays(), captions.arrays(), flips=moments.origin["mirrored"], seed=seed)
 
     def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
@@ -136,27 +133,6 @@ class LatentData(LightningDataModule):
         """The denoiser's batch; stored tokens become context here, on the device."""
         context = batch["context"] if "context" in batch else self.codec.context(batch["tokens"])
         return latent_batch(batch["moments"], context, batch)
-
-
-class EncodedPictures(LightningDataModule):
-    """The same batches, encoded in every step by the codec of the stage: for sets too large to store."""
-
-    def __init__(self, *, pictures: StreamData, codec: Codec) -> None:
-        super().__init__()
-        self.pictures, self.codec = pictures, codec
-
-    def train_dataloader(self) -> StreamLoader:
-        """Loader over the whole training."""
-        return self.pictures.stream(self.trainer)
-
-    def val_dataloader(self) -> DataLoader[Any] | list:
-        """Those of the pictures."""
-        return self.pictures.val_dataloader()
-
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:
-        """The denoiser's batch."""
-        context = self.codec.context(self.codec.tokenizer.encode(batch["captions"]))
-        return latent_batch(self.codec.moments(batch["image"]), context, batch)
 
 
 def latent_batch(moments: Tensor, context: Tensor, batch: dict[str, Any]) -> LatentBatch:

@@ -7,10 +7,11 @@ import logging
 import os
 import tarfile
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,16 +41,6 @@ class Sample:
     texts: list[str]  # its captions
     comment_nos: list[int]  # the number of each caption, as Flickr30k has them
     metadata: dict[str, object] = field(default_factory=dict)  # whatever else the set knows of the picture
-
-
-def write_shards(
-    samples: Iterable[Sample], *, root: Path, split: str, samples_per_shard: int = 1024
-) -> Iterator[Shard]:
-    """Writes `<split>-000000.tar` and so on, and yields each shard's index entry once it is on disk."""
-    samples = iter(samples)
-    chunks = iter(lambda: list(islice(samples, samples_per_shard)), [])
-    for number, chunk in enumerate(chunks):
-        yield write_shard(chunk, root / f"{split}-{number:06d}.tar", split=split)
 
 
 def write_shard(samples: Iterable[Sample], path: Path, *, split: str, below: Path | None = None) -> Shard:
@@ -123,26 +114,21 @@ class ShardReader:
     def __init__(self, index: ShardIndex, *, split: str) -> None:
         self.root, self.remedy = index.root, index.remedy
         self.shards = index.split(split)
-        old = tuple(shard for shard in self.shards if not shard.checksums)
-        if not replace(index, shards=old).verify_if_small():
-            log.warning(
-                "%s was made by an earlier version, without checksums of samples: a bit that has changed "
-                "since is not noticed as it is read; python -m data_prep.verify root=%s reads a prepared set "
-                "whole",
-                *(index.root, index.root),
-            )
-        self.places = [(shard, row) for shard in self.shards for row in range(shard.count)]
+        old = replace(index, shards=tuple(each for each in self.shards if not len(each.checksums)))
+        if not old.verify_if_small():
+            log.warning("%s was made by an earlier version, without checksums: verify it", index.root)
+        self.ends = [*accumulate(shard.count for shard in self.shards)]
         self._files: dict[str, io.BufferedReader] = {}
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self.ends[-1]
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}}
 
     def keys(self) -> list[str]:
         """The key of each sample."""
-        return [shard.keys[row] for shard, row in self.places]
+        return [shard.key(row) for shard in self.shards for row in range(shard.count)]
 
     def image(self, number: int) -> bytes:
         """The encoded picture. Raises DataError: the bytes are not the ones that were prepared."""
@@ -150,36 +136,44 @@ class ShardReader:
 
     def record(self, number: int) -> dict:
         """The sample's json. Raises DataError: the bytes are not this sample's record."""
-        shard, row = self.places[number]
+        shard, row = self._place(number)
         data = self._read(number, RECORD)
         try:
             record = parse_json(data, name="record")
         except ValueError:
             record = None
-        if not is_record(record, key=shard.keys[row]):
+        if not is_record(record, key=shard.key(row)):
             raise self.damaged(number, "has a damaged record")
         return record
 
     def damaged(self, number: int, what: str) -> DataError:
         """The refusal of a sample, by its shard and key, with the remedy."""
-        shard, row = self.places[number]
-        return DataError(f"shard {self.root / shard.file}: sample {shard.keys[row]!r} {what}: {self.remedy}")
+        shard, row = self._place(number)
+        return DataError(f"shard {self.root / shard.file}: sample {shard.key(row)!r} {what}: {self.remedy}")
+
+    def _place(self, number: int) -> tuple[Shard, int]:
+        """The shard of a sample, and its row there. Raises IndexError: there is none."""
+        number = range(len(self))[number]
+        at = bisect_right(self.ends, number)
+        return self.shards[at], number - self.ends[at] + self.shards[at].count
 
     def _read(self, number: int, half: int) -> bytes:
         """The bytes of a member, if the tar's own header names the sample and no bit of them has changed."""
-        shard, row = self.places[number]
+        shard, row = self._place(number)
         offset, size = (shard.images, shard.records)[half][row]
+        if not shard.holds(offset, size):
+            raise self.damaged(number, "is not where the index says")
         try:
             # not seek and read: forked loader processes share the place in a file that was open before
             block = os.pread(self._open(shard).fileno(), TAR_BLOCK + size, offset - TAR_BLOCK)
         except OSError as error:
             raise DataError(f"shard {self.root / shard.file} can't be read ({error.strerror})") from error
         # a header's name holds 100 bytes of ASCII; the full name, where it is another, lies before it
-        name = f"{shard.keys[row]}.".encode("ascii", "replace")[:100]
+        name = f"{shard.key(row)}.".encode("ascii", "replace")[:100]
         if len(block) != TAR_BLOCK + size or not block.startswith(name):
             raise self.damaged(number, "is not where the index says")
         data = block[TAR_BLOCK:]
-        if shard.checksums and zlib.crc32(data) != shard.checksums[row][half]:
+        if len(shard.checksums) and zlib.crc32(data) != shard.checksums[row][half]:
             raise self.damaged(number, "differs from what was prepared (crc32)")
         return data
 

@@ -111,7 +111,7 @@ class Recipe:
         if not self._is_whole():
             # shared: another training may be computing the same arrays now
             sweep(make_folder(folder, below=below), below=below, shared=True)
-            write_origin(folder, self.origin, below=below)
+            write(folder / ORIGIN, json.dumps(self.origin, indent=1) + "\n", below=below)
             title = f"{self.name if self.kind == 'texts' else self.kind} of {self.pictures.split}"
             with tqdm(total=count, desc=title, unit="picture") as bar:
                 starts = range(0, count, SAMPLES_PER_SHARD)
@@ -236,8 +236,3 @@ def _of_captions(
         origin={"captions": pictures.index.sha256, "split": pictures.split} | made_by,
         bytes_each=round(mean * bytes_each),
     )
-
-
-def write_origin(folder: Path, origin: Mapping[str, Any], *, below: Path | None = None) -> None:
-    """Writes down what the arrays in a folder are made from."""
-    write(folder / ORIGIN, json.dumps(origin, indent=1) + "\n", below=below)

@@ -1,4 +1,4 @@
-"""Sets too large to index, such as LAION: tars from disk or the net, sampled with replacement.
+"""Sets too large to index, such as LAION: tars from disk or the net, sampled with replacement; or to encode.
 
 Every loader process of every rank chooses its own shards, so that all ranks have equal numbers of batches
 whatever the shards hold. A resumed training chooses others: it is not the uninterrupted one to the bit.
@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from ldm import UserError
+from ldm.codec import Codec
 from ldm.data import DataError
 from ldm.data.augment import Crop, sample_at
 from ldm.data.datamodule import PictureData
 from ldm.data.decode import EncodedPicture, centre
-from ldm.data.stream import StreamData, StreamLoader
+from ldm.data.latents import latent_batch
+from ldm.data.stream import LatentBatch, StreamData, StreamLoader
 from ldm.data.tars import PICTURES, read_samples, shard_urls
 from ldm.data.texts import UnusableCaption, sample_captions, usable_caption
 from ldm.randomness import keyed
@@ -68,6 +70,27 @@ class StreamingPictureData(StreamData):
     def val_dataloader(self) -> DataLoader[Any] | list:
         """The batches of the prepared set, if there is one."""
         return self.validation.val_dataloader() if self.validation else []
+
+
+class EncodedPictures(LightningDataModule):
+    """The same batches, encoded in every step by the codec of the stage: for sets too large to store."""
+
+    def __init__(self, *, pictures: StreamData, codec: Codec) -> None:
+        super().__init__()
+        self.pictures, self.codec = pictures, codec
+
+    def train_dataloader(self) -> StreamLoader:
+        """Loader over the whole training."""
+        return self.pictures.stream(self.trainer)
+
+    def val_dataloader(self) -> DataLoader[Any] | list:
+        """Those of the pictures."""
+        return self.pictures.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:
+        """The denoiser's batch."""
+        context = self.codec.context(self.codec.tokenizer.encode(batch["captions"]))
+        return latent_batch(self.codec.moments(batch["image"]), context, batch)
 
 
 class StreamedPictures(Dataset[dict]):

@@ -123,9 +123,10 @@ def caption_lines(stage: Stage, data: LightningDataModule) -> Iterator[str]:
         yield f"captions are streamed: each is cut after {tokenizer.context_length} tokens, uncounted"
     elif tokenizer is not None:
         for split in filter(None, (pictures.train, pictures.val)):
-            texts = [text for own in split.texts() for text in own]
+            every = -(-len(split) // 2**15)  # more would delay each start of a large set's training
+            texts = [text for number in range(0, len(split), every) for text in split.captions(number)]
             if line := tokenizer.cut_line(texts, what="caption"):
-                yield f"{split.split}: {line}"
+                yield f"{split.split}{f', every {every}th picture' * (every > 1)}: {line}"
 
 
 def is_validated(data: LightningDataModule) -> bool:

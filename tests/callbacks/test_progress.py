@@ -3,7 +3,8 @@
 import pytest
 from pytorch_lightning import Callback
 
-from ldm.callbacks.pace import ProgressBar, Remaining
+from ldm.callbacks.pace import ProgressBar
+from ldm.callbacks.remaining import Remaining
 
 
 class Descriptions(Callback):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data_prep.making import write_shards
 from ldm.data.augment import random_resized
 from ldm.data.datamodule import Buckets, PictureData
 from ldm.data.index import ShardIndex
-from ldm.data.shards import Sample, write_shards
+from ldm.data.shards import Sample
 
 
 @pytest.fixture

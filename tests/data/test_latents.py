@@ -15,7 +15,7 @@ from ldm.data import DataError
 from ldm.data.augment import random_resized
 from ldm.data.datamodule import PictureData
 from ldm.data.index import ShardIndex
-from ldm.data.latents import EncodedPictures, LatentData, StoredSplit
+from ldm.data.latents import LatentData, StoredSplit
 from ldm.data.shards import PictureDataset, scan_shard
 from ldm.data.stored import (
     ORIGIN,
@@ -25,7 +25,7 @@ from ldm.data.stored import (
     stored_states,
     stored_tokens,
 )
-from ldm.data.streaming import StreamingPictureData
+from ldm.data.streaming import EncodedPictures, StreamingPictureData
 
 SIZE = 16
 
@@ -79,9 +79,7 @@ def test_states_are_made_of_the_tokens(own_pictures, codec):
 @pytest.mark.parametrize("texts", [stored_states, stored_tokens])
 def test_a_row_has_a_caption_of_its_own_picture(own_pictures, codec, texts):
     moments = stored_moments(own_pictures, codec, mirrored=False).arrays()
-    split = StoredSplit(
-        moments, own_pictures.texts(), texts(own_pictures, codec).arrays(), flips=False, seed=1
-    )
+    split = StoredSplit(moments, texts(own_pictures, codec).arrays(), flips=False, seed=1)
     for number, own in enumerate(own_pictures.texts()):
         possible = codec.context(codec.tokenizer.encode(own))
         for position in range(5):
@@ -324,7 +322,7 @@ def test_a_data_module_that_encodes_is_given_the_codec_of_its_stage_and_no_other
         "batch_size": 2,
     }
     stage = diffusion_stage()
-    for name in ("LatentData", "EncodedPictures"):
-        node = {"_target_": f"ldm.data.latents.{name}", "pictures": pictures}
+    for name in ("latents.LatentData", "streaming.EncodedPictures"):
+        node = {"_target_": f"ldm.data.{name}", "pictures": pictures}
         assert build_data(OmegaConf.create({"model": {"datamodule": node}}), stage).codec is stage.codec
     assert isinstance(build_data(OmegaConf.create({"model": {"datamodule": pictures}}), stage), PictureData)

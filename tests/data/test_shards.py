@@ -13,9 +13,10 @@ import webdataset
 from PIL import Image
 
 from data_prep import emoji as preparation
+from data_prep.making import write_shards
 from ldm.data import DataError
 from ldm.data.index import ShardIndex
-from ldm.data.shards import PictureDataset, Sample, ShardReader, captions, is_record, scan_shard, write_shards
+from ldm.data.shards import PictureDataset, Sample, ShardReader, captions, is_record, scan_shard
 
 
 @pytest.fixture
@@ -122,8 +123,8 @@ def test_an_index_that_is_no_index_is_refused(tmp_path, text):
 
 def test_an_index_of_another_format_is_refused(broken):
     path = broken.root / "shards.json"
-    path.write_text(path.read_text().replace('"format":1', '"format":2'))
-    with pytest.raises(DataError, match="format 2, this version reads 1"):
+    path.write_text(path.read_text().replace('"format":1', '"format":3'))
+    with pytest.raises(DataError, match="format 3, this version reads 1 and 2"):
         ShardIndex.load(broken.root)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data_prep.making import write_shards
 from ldm.data.index import ShardIndex
-from ldm.data.shards import PictureDataset, Sample, write_shards
+from ldm.data.shards import PictureDataset, Sample
 from ldm.evaluation.feature_pass import Observers
 from ldm.evaluation.measure import Evaluator
 from ldm.evaluation.protocol import CaptionSet, Protocol
