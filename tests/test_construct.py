@@ -141,7 +141,7 @@ def test_the_tree_itself_is_left_as_it_was(specs):
 
 EARLIER = [  # objects that configs and bundles of earlier versions name
     *MOVED,
-    "ldm.callbacks.progress.Remaining",
+    "ldm.callbacks.progress.ProgressBar",
     "ldm.callbacks.reconstructions.Reconstructions",
     "ldm.callbacks.retrieved.RetrievedPictures",
     "ldm.callbacks.sample_grid.SampleGrid",
