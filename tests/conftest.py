@@ -1,5 +1,6 @@
 """What the tests share: tiny pictures, networks and a bundle, all of them real, and the commands."""
 
+import gc
 import io
 import json
 import os
@@ -33,7 +34,6 @@ from ldm.data.latents import LatentData
 from ldm.generators.code_bundle import load_codes
 from ldm.generators.diffusion_bundle import load_codec
 from ldm.models.attention import AttentionPool
-from ldm.models.dit import DiT
 from ldm.models.vae import AutoencoderKL
 from ldm.picture_codes import PictureCodes
 from ldm.stages.diffusion import LatentDiffusion
@@ -97,6 +97,17 @@ BACKBONE = {
     },
 }
 
+DENOISER = {  # a transformer of one block: each tensor of a network costs every step and every save time
+    "_target_": "ldm.models.dit.DiT",
+    **{"latent_channels": 4, "context_dim": 16, "width": 32, "depth": 1, "num_heads": 2, "ff_mult": 2},
+    "patch": 1,
+}
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector, in tests and their forks, the million objects that imports have left."""
+    gc.freeze()
+
 
 def option(group: str, name: str, **changes: Any) -> dict[str, Any]:
     """A yaml of conf/ as plain data."""
@@ -129,8 +140,11 @@ class Ended(NamedTuple):
         return line.removeprefix("ldm: ")
 
 
-def run_command(module: str, *arguments: object, status: int = 0) -> Ended:
+def run_command(module: str, *arguments: object, status: int | None = 0) -> Ended:
     """Runs the command `python -m <module> <arguments>` in this process.
+
+    Args:
+        status: the exit status that it must have; None if it may have any.
 
     Raises:
         AssertionError: it ended with another status.
@@ -149,7 +163,7 @@ def run_command(module: str, *arguments: object, status: int = 0) -> Ended:
             found = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             if isinstance(ended.code, str):
                 print(ended.code, file=err)
-    assert found == status, f"{module} ended with status {found}:\n{out.getvalue()}{err.getvalue()}"
+    assert status in (found, None), f"{module} ended with status {found}:\n{out.getvalue()}{err.getvalue()}"
     return Ended(found, out.getvalue(), err.getvalue())
 
 
@@ -241,8 +255,9 @@ def copy_emoji(emoji, tmp_path) -> Callable[[], Path]:
 
 @pytest.fixture(scope="session")
 def specs() -> dict[str, dict[str, Any]]:
-    """The `_target_` trees of the tiny networks."""
-    return {"autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER, "backbone": BACKBONE}
+    """The `_target_` trees of the tiny networks: `backbone` is the bundle's, `denoiser` what stages train."""
+    networks = {"autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER}
+    return networks | {"backbone": BACKBONE, "denoiser": DENOISER}
 
 
 @pytest.fixture(scope="session")
@@ -354,7 +369,7 @@ def diffusion_stage(codec, adamw) -> Callable[..., LatentDiffusion]:
     def make(**options: Any) -> LatentDiffusion:
         torch.manual_seed(5)
         defaults = {
-            "net": construct(BACKBONE),
+            "net": construct(DENOISER),
             "process": construct(option("process", "flow")),
             "sampling": construct(option("sampler", "dpmpp_2m", steps=2)),
             "guidance": construct(option("guidance", "cfg")),
@@ -381,9 +396,7 @@ class FirstStepChecked(Callback):
 
 @pytest.fixture
 def small_stage(diffusion_stage) -> Callable[..., LatentDiffusion]:
-    """`small_stage(seed, eps=...)`: a transformer of one block, trained by AdamW at a constant rate.
-
-    In shards each tensor of a network costs a step and a save milliseconds, whatever its size.
+    """`small_stage(seed, eps=...)`: the denoiser's stage, trained by AdamW at a constant rate.
 
     Args:
         seed: of the first weights.
@@ -391,8 +404,7 @@ def small_stage(diffusion_stage) -> Callable[..., LatentDiffusion]:
 
     def make(seed: int = 5, **options: Any) -> LatentDiffusion:
         torch.manual_seed(seed)
-        net = DiT(latent_channels=4, context_dim=16, width=32, depth=1, num_heads=2, ff_mult=2, patch=1)
-        stage = diffusion_stage(net=net, decay=lambda step: 1.0)
+        stage = diffusion_stage(net=construct(DENOISER), decay=lambda step: 1.0)
         stage.optimizer = partial(torch.optim.AdamW, lr=1e-3, **options)
         return stage
 

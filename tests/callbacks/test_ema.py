@@ -14,19 +14,19 @@ class Watcher(Callback):
         self.raw, self.averaged = [], []
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self.start = pl_module.net.conv_in.weight.detach().clone()
-        assert torch.equal(pl_module.averaged.conv_in.weight, self.start)
+        self.start = pl_module.net.patches_in.weight.detach().clone()
+        assert torch.equal(pl_module.averaged.patches_in.weight, self.start)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.raw.append(pl_module.net.conv_in.weight.detach().clone())
-        self.averaged.append(pl_module.averaged.conv_in.weight.detach().clone())
+        self.raw.append(pl_module.net.patches_in.weight.detach().clone())
+        self.averaged.append(pl_module.averaged.patches_in.weight.detach().clone())
 
 
 @pytest.fixture
 def watch(diffusion_stage, latents, make_trainer, build_network, specs):
     def run(decay: float, steps: int, **options):
         stage, watcher = diffusion_stage(), Watcher()
-        stage.net = build_network(specs["backbone"], 2)
+        stage.net = build_network(specs["denoiser"], 2)
         trainer = make_trainer(steps, EMA(decay=decay), watcher, **options)
         trainer.fit(stage, datamodule=latents)
         return stage, watcher

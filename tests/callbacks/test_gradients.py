@@ -129,12 +129,12 @@ class Steps(Callback):
         self.broken, self.weights = broken, []
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self.weights.append(pl_module.net.conv_out.weight.detach().clone())
+        self.weights.append(pl_module.net.patches_out.weight.detach().clone())
         if self.broken:
-            pl_module.net.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
+            pl_module.net.patches_out.weight.register_hook(lambda gradient: gradient * float("inf"))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.weights.append(pl_module.net.conv_out.weight.detach().clone())
+        self.weights.append(pl_module.net.patches_out.weight.detach().clone())
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_finite_is_refused_though_its_gradients_are(
     stage = diffusion_stage()
     loss = stage.loss
     stage.loss = lambda batch: loss(batch) + float("inf")
-    before = stage.net.conv_out.weight.detach().clone()
+    before = stage.net.patches_out.weight.detach().clone()
     with pytest.raises(FloatingPointError, match="step 0: the losses are not finite"):
         make_trainer(2, Gradients(clip=1.0)).fit(stage, datamodule=latents)
-    assert torch.equal(stage.net.conv_out.weight, before)
+    assert torch.equal(stage.net.patches_out.weight, before)

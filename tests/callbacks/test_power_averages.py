@@ -19,7 +19,7 @@ class Watcher(Callback):
         self.raw = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.raw.append(pl_module.net.conv_in.weight.detach().clone())
+        self.raw.append(pl_module.net.patches_in.weight.detach().clone())
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def train(diffusion_stage, latents, make_trainer, build_network, specs, tmp_path
 
     def run(steps: int, *, name: str = "run", state: int | None = None, lengths=LENGTHS, **options):
         folder, stage, watcher = tmp_path / name, diffusion_stage(), Watcher()
-        stage.net = build_network(specs["backbone"], 2)
+        stage.net = build_network(specs["denoiser"], 2)
         averages = PowerAverages(lengths=lengths, every=2, folder=str(folder / "averages"))
         saving = SaveStates(folder=str(folder / "checkpoints"), every=1, keep=9)
         trainer = make_trainer(steps, EMA(decay=0.9), averages, saving, watcher, **options)
@@ -48,7 +48,7 @@ def test_what_is_written_follows_the_closed_form(train, tmp_path):
         (_, path) = Averages(tmp_path / "run" / "averages").kept(until=4).popitem()
         assert path.name.startswith("step=00000004")
         written = Averages(tmp_path / "run" / "averages").average(Profile(4, length))
-        assert_close(written["conv_in.weight"], expected, rtol=1e-5, atol=1e-6)
+        assert_close(written["patches_in.weight"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_they_are_written_at_intervals_and_at_the_end(train, tmp_path):

@@ -1,9 +1,6 @@
 """The command, with two ranks on the CPU: one run, one voice, and a network as good as one rank's."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,23 +51,16 @@ def alone(command, emoji, tmp_path):
 
 
 @pytest.fixture
-def together(emoji, tmp_path):
-    """`together(*arguments)`: the command as a user types it; what it said, and its run's folder."""
+def together(command, emoji, monkeypatch, capfd, tmp_path):
+    """`together(*arguments)`: the command, which starts the ranks; what they said, and their run's folder."""
 
     def call(*arguments: str) -> tuple[str, Path]:
         runs = tmp_path / "together"
-        done = subprocess.run(
-            [sys.executable, "-m", "ldm.train", f"data.root={emoji}", f"runs={runs}", *arguments],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        command("ldm.train", f"data.root={emoji}", f"runs={runs}", *arguments)
         (run,) = (runs / "tiny").iterdir()
-        return done.stdout, run
+        return capfd.readouterr().out, run
 
     return call
 

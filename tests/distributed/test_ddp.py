@@ -271,7 +271,8 @@ def test_all_ranks_refuse_the_step_at_which_one_is_not_finite(train, diffusion_s
 
         def on_train_start(self, trainer, pl_module) -> None:
             if where == "gradient":
-                pl_module.net.conv_out.weight.register_hook(lambda g: g * (float("inf") if self.due else 1))
+                weight = pl_module.net.patches_out.weight
+                weight.register_hook(lambda g: g * (float("inf") if self.due else 1))
             if where == "loss":  # whose gradients are as they were
                 loss = pl_module.loss
                 pl_module.loss = lambda batch: loss(batch) + (float("nan") if self.due else 0)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch import distributed
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.saving import SaveStates
@@ -43,14 +44,21 @@ def train(make_trainer, small_stage, emoji):
 @pytest.mark.parametrize("save_shards", [False, True])
 def test_a_state_goes_on_to_the_same_bits_and_a_damaged_one_is_not_taken(train, ranks, tmp_path, save_shards):
     """Of a run without a stop, and of one that has the first of its two states."""
-    whole = ranks(lambda _: train(tmp_path / "whole", 5, save_shards=save_shards))
+
+    def act(rank):
+        whole = train(tmp_path / "whole", 5, save_shards=save_shards)
+        if rank == 0:
+            older, _ = states(tmp_path / "whole")
+            shutil.copytree(older, tmp_path / "stopped" / older.name)
+        distributed.barrier()
+        return [whole, train(tmp_path / "stopped", 6, save_shards=save_shards)]
+
+    together = ranks(act)
     older, newer = states(tmp_path / "whole")
     assert is_whole(older)
     files = sorted(older.rglob("*.distcp"))
     assert len(files) == (2 if save_shards else 0)  # one of each rank
-    shutil.copytree(older, tmp_path / "stopped" / older.name)
-    resumed = ranks(lambda _: train(tmp_path / "stopped", 6, save_shards=save_shards))
-    for found, expected in zip(resumed, whole, strict=True):
+    for expected, found in together:
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[name], value) for name, value in theirs.items())

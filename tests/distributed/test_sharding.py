@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import partial
+from itertools import chain
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_weights_gradients_moments_and_average_are_shared_out_and_equal_the_whol
     def act(rank):
         """Three steps of AdamW and an average; the state of all, and bytes held here by each."""
         count = world_size()
-        net = build_network(specs["backbone"], 2)
+        net = build_network(specs["denoiser"], 2)
         average = deepcopy(net).requires_grad_(False)
         if count > 1:
             mesh = init_device_mesh("cpu", (count,))
@@ -123,19 +124,22 @@ def test_a_stage_trains_in_shards_and_its_states_go_on_under_any_trainer(train, 
     """
     path, folder = tmp_path / "state.ckpt", tmp_path / "shards.ckpt"
     whole_run = train(None)
-    sharded = ranks(lambda rank: train(Sharded, save=(2, path)))
-    assert all(found[2] > 10 for found in sharded)
+    strategy = partial(Sharded, save_shards=True)
+
+    def act(rank):
+        return [
+            train(Sharded, save=(2, path)),
+            train(strategy, save=(2, folder)),
+            train(DDPStrategy, state=path),
+        ]
+
+    together = ranks(act)
+    assert all(found[2] > 10 for found, *_ in together)
     assert path.is_file()
     assert {str(value.device) for value in torch.load(path)["state_dict"].values()} == {"cpu"}
-    strategy = partial(Sharded, save_shards=True)
-    ranks(lambda rank: train(strategy, save=(2, folder)))
     assert len(list(folder.glob("*.distcp"))) == 2
-    resumed = [
-        train(None, state=path),
-        *ranks(lambda rank: train(DDPStrategy, state=path)),
-        *ranks(lambda rank: train(strategy, state=folder), 3),
-    ]
-    for found in [*sharded, *resumed]:
+    resumed = [train(None, state=path), *ranks(lambda rank: train(strategy, state=folder), 3)]
+    for found in [*chain.from_iterable(together), *resumed]:
         assert_same(found, whole_run)
 
 
@@ -157,7 +161,7 @@ def test_what_wants_whole_weights_is_refused_by_name(diffusion_stage, autoencode
 
 def test_muon_refuses_shards(ranks, build_network, specs):
     def act(rank):
-        net = shard(build_network(specs["backbone"], 2), init_device_mesh("cpu", (2,)))
+        net = shard(build_network(specs["denoiser"], 2), init_device_mesh("cpu", (2,)))
         try:
             Muon(net.parameters(), lr=1e-3)
         except ValueError as error:

@@ -75,11 +75,12 @@ def text_encoder(folder):
     return {name.removeprefix("text_model."): tensor for name, tensor in load_file(folder / TEXT).items()}
 
 
-def test_a_training_starts_at_the_weights_of_the_bundle(diffusion_stage, bundle_path):
-    stage, bundle = diffusion_stage(initial=str(bundle_path)), Bundle.open(bundle_path)
+def test_a_training_starts_at_the_weights_of_the_bundle(diffusion_stage, bundle_path, specs):
+    net, bundle = construct(specs["backbone"]), Bundle.open(bundle_path)
+    stage = diffusion_stage(net=net, initial=str(bundle_path))
     expected = bundle.part("backbone").state
     assert all(torch.equal(tensor, expected[name]) for name, tensor in stage.net.state_dict().items())
-    fresh = diffusion_stage().net.state_dict()
+    fresh = construct(specs["backbone"]).state_dict()
     assert not all(torch.equal(tensor, expected[name]) for name, tensor in fresh.items())
 
 

@@ -24,7 +24,7 @@ def settings(bundle_path, specs):
     source = Bundle.open(bundle_path).config
     return {
         "name": "tiny",
-        "backbone": specs["backbone"],
+        "backbone": specs["denoiser"],
         "codec": {"autoencoder": str(bundle_path), "text_encoder": str(bundle_path)},
         "data": {"size": source["size"]},
         **{name: source[name] for name in ("process", "sampler", "guidance")},
@@ -37,7 +37,7 @@ def run(diffusion_stage, latents, make_trainer, build_network, specs, settings, 
 
     def train(*callbacks):
         folder, stage = tmp_path / "run", diffusion_stage()
-        stage.net = build_network(specs["backbone"], 2)
+        stage.net = build_network(specs["denoiser"], 2)
         saving = SaveStates(folder=str(folder / "checkpoints"), every=1)
         make_trainer(2, *callbacks, saving).fit(stage, datamodule=latents)
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))

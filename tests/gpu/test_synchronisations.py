@@ -26,7 +26,7 @@ from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
 from ldm.stages.diffusion import LatentDiffusion
 
-STEPS, LOGGED = 6, 5  # the fifth step is logged
+STEPS, LOGGED = 4, 3  # the third step is logged
 
 
 class MetaAccelerator(CPUAccelerator):
@@ -87,7 +87,7 @@ def stages(diffusion_stage, codec, build_network, specs, adamw, tokenizer):
     node = OmegaConf.to_container(OmegaConf.load(CONF / "process" / "sd15.yaml"), resolve=True)
     table = {"process": construct(node)}
     return {
-        "denoiser": denoiser,
+        "denoiser": lambda: denoiser(net=construct(specs["backbone"])),
         "denoiser of a table": lambda: denoiser(**table),
         "autoencoder": autoencoder,
         "clip": clip,

@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from ldm.config import CONF
+from ldm.construct import construct
 from ldm.planning.dry_run import dry_run, made_up_stage
 from ldm.planning.trial import MARGIN, Held, Meter, Trial, Trier, num_bytes, set_checkpointing
 
@@ -27,11 +28,12 @@ def count(module: nn.Module) -> int:
 
 
 @pytest.fixture
-def trier(diffusion_stage, make_trainer) -> Trier:
+def trier(diffusion_stage, make_trainer, specs) -> Trier:
     def trainer(*, callbacks, max_steps):
         return make_trainer(max_steps, *callbacks, precision="32-true")
 
-    return Trier(stage=diffusion_stage(), make_trainer=trainer, size=16, batch_size=2, memory=2**30)
+    stage = diffusion_stage(net=construct(specs["backbone"]))
+    return Trier(stage=stage, make_trainer=trainer, size=16, batch_size=2, memory=2**30)
 
 
 @pytest.mark.parametrize("experiment", SMALL)

@@ -150,7 +150,7 @@ def test_the_loss_at_fixed_times_is_that_of_the_pictures_however_they_come(
     def stage(seed, **changes):
         spec = option("process", process) | changes
         made = diffusion_stage(process=construct(spec), seed=seed)
-        made.net = build_network(specs["backbone"], 2)  # one that starts from no zeros
+        made.net = build_network(specs["denoiser"], 2)  # one that starts from no zeros
         return made
 
     found = validated(stage(3), 4)

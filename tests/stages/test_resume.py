@@ -16,10 +16,8 @@ from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.training_state import newest_state, save_state
 from ldm.data.augment import turns_and_colours
 from ldm.data.latents import LatentData
-from ldm.models.dit import DiT
 from ldm.models.losses import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
-from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_cosine
 
 STEPS = 12  # an epoch is five batches: of 20 pictures, 4 at a time
@@ -30,18 +28,6 @@ class Training(NamedTuple):
 
     state: dict[str, Any]
     positions: list[int]
-
-
-@pytest.fixture
-def diffusion_stage(diffusion_stage):
-    """The stage with a transformer of one block: each tensor of a network costs steps and saves time."""
-
-    def make(**options) -> LatentDiffusion:
-        torch.manual_seed(5)
-        net = DiT(latent_channels=4, context_dim=16, width=32, depth=1, num_heads=2, ff_mult=2, patch=1)
-        return diffusion_stage(net=net, **options)
-
-    return make
 
 
 @pytest.fixture
