@@ -6,7 +6,7 @@ LDM := $(RUN) -m
 DEMO := runs/demo
 # all but the slow ones: orders of convergence, whole trainings, generators from bundles
 QUICK := $(addprefix tests/,commands diffusion io models randomness test_construct.py test_golden.py test_house.py test_style.py)
-QUICK += $(addprefix --ignore=tests/,diffusion/test_samplers.py diffusion/test_conf.py models/test_conditioning.py)
+QUICK += $(addprefix --ignore=tests/,diffusion/test_samplers.py diffusion/test_conf.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve load quick test page check format bench gpu peers weights faults ranks chaos slurm golden report docs
@@ -45,7 +45,7 @@ quick: setup  ## what to run at each save: style, import contracts and the tests
 	$(VENV)/bin/lint-imports
 	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal -q --no-header $(QUICK)
 
-test: setup  ## run the whole test suite: some ten minutes on 2 cores
+test: setup  ## run the whole test suite: some minutes on 2 cores
 	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal
 
 page: setup  ## the page of ldm.serve in a real browser, some minutes; needs Chromium: apt-get install chromium

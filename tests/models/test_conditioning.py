@@ -8,13 +8,9 @@ from ldm.models.unet import UNet
 from ldm.stages.muon import Muon
 from ldm.stages.optim import parameter_groups, warmup_constant
 
-PICTURES, TOKENS, PADS, WIDTH = (
-    32,
-    10,
-    22,
-    32,
-)  # captions as emoji have them: ten tokens of 32, the rest alike
-STEPS, LEARNING_RATE = 70, 5e-3
+PICTURES, SIDE = 16, 4
+TOKENS, PADS, WIDTH = 10, 22, 32  # captions as emoji have them: ten tokens of 32, the rest alike
+STEPS, LEARNING_RATE = 50, 5e-3
 
 
 def unet() -> UNet:
@@ -33,10 +29,13 @@ def captions(generator: torch.Generator) -> torch.Tensor:
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("make", [unet])
 def test_in_a_few_steps_the_text_decides_half_of_the_picture(make):
-    """At pure noise a network that does not read its text has a loss of 1, the variance of the pictures."""
+    """At pure noise a network that does not read its text has a loss of 1, the variance of the pictures.
+
+    Measured once: 0.17 of the variance, and 0.90 if the pool of the text starts at zero.
+    """
     torch.manual_seed(0)
     net, generator = make(), torch.Generator().manual_seed(1)
-    pictures = torch.randn(PICTURES, 4, 8, 8, generator=generator)
+    pictures = torch.randn(PICTURES, 4, SIDE, SIDE, generator=generator)
     context, t = captions(generator), torch.full((PICTURES,), 999.0)
     optimizer = Muon(parameter_groups(net), lr=LEARNING_RATE)
     for step in range(STEPS):
