@@ -123,6 +123,7 @@ class StreamLoader(DataLoader[Any]):
                 self._batches += 1
                 yield batch
         except DataError as error:  # that of a loader process comes wrapped in its traceback
+            _ended(getattr(batches, "_workers", []), kill=True)  # torch would wait five seconds for each
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
         except (RuntimeError, OSError, EOFError) as error:
             if not (ended := _ended(getattr(batches, "_workers", []))):
@@ -137,7 +138,7 @@ class StreamLoader(DataLoader[Any]):
         if not self.num_workers:
             return next(batches, None)
         # DataLoader's own timeout waits for ever if a process stops in the middle of handing over a batch
-        watchdog = Timer(self.patience, _kill, [batches._workers])
+        watchdog = Timer(self.patience, lambda: [worker.kill() for worker in batches._workers])
         watchdog.start()
         try:
             return next(batches, None)
@@ -155,22 +156,18 @@ class StreamLoader(DataLoader[Any]):
         self.positions.done = self._batches = state.get("batches", done)
 
 
-def _kill(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
-
-
-def _ended(processes: list[BaseProcess]) -> list[int]:
+def _ended(processes: list[BaseProcess], *, kill: bool = False) -> list[int]:
     """Those that ended by a signal or an error; the others, which may wait for them, are ended with them."""
     ended: list[int] = []
     while True:
         try:
+            for process in processes if kill or ended else ():
+                process.kill()
             for process in processes:
                 process.join(timeout=0.2)
             ended = ended or [process.pid for process in processes if process.exitcode]
-            if not ended or not any(process.is_alive() for process in processes):
+            if not (kill or ended) or not any(process.is_alive() for process in processes):
                 return ended
-            _kill(processes)
         except RuntimeError:  # torch's handler of SIGCHLD raises it wherever we are
             continue
 
