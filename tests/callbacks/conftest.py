@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from pytorch_lightning import Callback
 
-from ldm.callbacks import pace
+from ldm.callbacks import pace, remaining
 
 
 class Clock(Callback):
@@ -29,11 +29,12 @@ class Clock(Callback):
 
 @pytest.fixture
 def clock(monkeypatch) -> Callable[..., Clock]:
-    """`clock(step=.., validation=..)`: the clock of `ldm.callbacks.pace`; it must be among the callbacks."""
+    """`clock(step=.., validation=..)`: the clock of the callbacks; it must be among the callbacks."""
 
     def start(*, step: float, validation: float) -> Clock:
         made = Clock(step, validation)
-        monkeypatch.setattr(pace, "time", made)
+        for module in (pace, remaining):
+            monkeypatch.setattr(module, "time", made)
         return made
 
     return start
