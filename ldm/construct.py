@@ -5,11 +5,12 @@ start with an allowed prefix and must be *defined* there: an alias such as `ldm.
 foreign as the module that it leads to. The environment variable LDM_PACKAGES adds a user's own packages.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import Parameter, Signature, signature
@@ -30,47 +31,7 @@ SCALARS: dict[Any, tuple[type, ...]] = {  # annotation -> types of a value
 }
 LISTS = (Sequence, Iterable, list)
 NETWORKS = ("ldm.models.", "ldm.diffusion.")
-MOVED = {  # objects as configs and bundles of earlier versions name them -> where these are now
-    "ldm.callbacks.pace.Remaining": "ldm.callbacks.remaining.Remaining",
-    "ldm.callbacks.progress.Remaining": "ldm.callbacks.remaining.Remaining",
-    "ldm.checkpoints.bundle.load_codec": "ldm.generators.diffusion_bundle.load_codec",
-    "ldm.data.latents.EncodedPictures": "ldm.data.streaming.EncodedPictures",
-    "ldm.data.crops.centre": "ldm.data.decode.centre",
-    "ldm.data.texts.stored_states": "ldm.data.stored.stored_states",
-    "ldm.data.texts.stored_tokens": "ldm.data.stored.stored_tokens",
-    "ldm.diffusion.densities.logit_normal": "ldm.diffusion.process.logit_normal_timesteps",
-    "ldm.diffusion.densities.table_entries": "ldm.diffusion.process.table_timesteps",
-    "ldm.diffusion.densities.uniform": "ldm.diffusion.process.uniform_timesteps",
-    "ldm.metrics.features.EfficientNetLite0": "ldm.metrics.networks.EfficientNetLite0",
-}
-MERGED = {  # modules of earlier versions -> where all other objects of theirs are now
-    f"ldm.{old}": f"ldm.{new}"
-    for new, earlier in {
-        "callbacks.ema": "callbacks.power_averages",
-        "callbacks.generation_metrics": "callbacks.round_trip",
-        "callbacks.pace": "callbacks.progress callbacks.target",
-        "callbacks.pictures": "callbacks.reconstructions callbacks.retrieved callbacks.sample_grid",
-        "data.augment": "data.crops",
-        "data.datamodule": "data.buckets",
-        "data.shards": "data.captions",
-        "diffusion.samplers": "diffusion.samplers.ancestral diffusion.samplers.consistency "
-        "diffusion.samplers.corrected diffusion.samplers.edm diffusion.samplers.pseudo_linear "
-        "diffusion.samplers.sampling",
-        "distributed.sharding": "sharding",
-        "loggers.tensorboard_log": "callbacks.tensorboard_log",
-        "loggers.wandb_log": "callbacks.wandb_log",
-        "metrics.diversity": "metrics.inception_score metrics.vendi",
-        "metrics.features": "metrics.pixels",
-        "metrics.kernel_distance": "metrics.cmmd",
-        "metrics.neighbours": "metrics.clipped metrics.memorisation metrics.precision_recall",
-        "metrics.networks": "metrics.clip_features metrics.dinov2 metrics.inception metrics.lpips "
-        "metrics.perceptual",
-        "metrics.retrieval": "metrics.clip_score metrics.nearest metrics.r_precision",
-        "models.losses": "models.discriminator models.perceptual",
-        "models.two_level": "models.pixel_prior",
-    }.items()
-    for old in earlier.split()
-}
+MOVES = Path(__file__).with_name("assets") / "moved.json"
 
 
 def construct(node: Any, *, allowed: Iterable[str] = NETWORKS) -> Any:
@@ -136,7 +97,15 @@ def arguments_of(target: Any) -> Signature:
 def moved(name: str) -> str:
     """Where a name of an earlier version's configs and bundles is now; other texts as they are."""
     module, _, attribute = name.rpartition(".")
-    return MOVED.get(name) or (f"{MERGED[module]}.{attribute}" if module in MERGED else name)
+    now = moves().get(f"{module}.*")  # of a module whose objects are all in another one now
+    return moves().get(name) or (f"{now}.{attribute}" if now else name)
+
+
+@cache
+def moves() -> dict[str, str]:
+    """Objects, and modules as `ldm.module.*`, as earlier versions name them, with their present names."""
+    names: dict[str, str] = json.loads(MOVES.read_text(encoding="utf-8"))
+    return names
 
 
 def own_packages() -> list[str]:

@@ -1,11 +1,10 @@
 """What a system on tokens is trained on: codes of pictures, encoded once and kept, and captions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,7 +14,7 @@ from ldm.data.augment import choose, flip
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.data.shards import PictureDataset
-from ldm.data.stored import Recipe, StoredArrays
+from ldm.data.stored import Recipe, StoredArrays, of_pictures
 from ldm.models.picture_tokenizers import CodeLevel
 from ldm.picture_codes import PictureCodes
 
@@ -151,47 +150,15 @@ def stored_codes(pictures: PictureDataset, codes: PictureCodes, *, mirrored: boo
         raise UserError(f"the tokenizer has {most} codes: at most {MAX_CODES} can be stored, in 16 bits each")
     made_by = {"image_tokenizer": codes.sha256}
     rows = {"kind": "codes", "dtype": np.uint16, "count": codes.net.length}
-    return _of_pictures(pictures, codes.encode_images, made_by, mirrored=mirrored, **rows)
+    return of_pictures(
+        pictures, codes.encode_images, made_by, chunk=ENCODED_AT_ONCE, mirrored=mirrored, **rows
+    )
 
 
 def stored_embeddings(pictures: PictureDataset, embedder: Embedder, *, mirrored: bool) -> Recipe:
     """Features of each picture, float16: a row (e,), and if `mirrored` one of the mirrored picture."""
     made_by = {"image_encoder": embedder.image_fingerprint()}
     rows = {"kind": "embeddings", "dtype": np.float16, "count": embedder.dim}
-    return _of_pictures(pictures, embedder.embed_images, made_by, mirrored=mirrored, **rows)
-
-
-def _of_pictures(
-    pictures: PictureDataset,
-    compute: Callable[[Tensor], Tensor],
-    made_by: Mapping[str, str],
-    *,
-    mirrored: bool,
-    kind: str,
-    dtype: Any,
-    count: int,
-) -> Recipe:
-    """The recipe by which `compute` turns each uint8 picture into `count` numbers of two bytes."""
-
-    def encode(numbers: range) -> np.ndarray:
-        """The rows of each picture, (b, 1 or 2, count)."""
-        images = pictures.images(numbers)
-        orientations = [images, images.flip(-1)] if mirrored else [images]
-        rows = torch.stack([compute(each) for each in orientations], dim=1)
-        return rows.cpu().numpy().astype(dtype)
-
-    return Recipe(
-        pictures=pictures,
-        encode=encode,
-        chunk=ENCODED_AT_ONCE,
-        kind=kind,
-        name=f"{pictures.size}px",
-        origin={
-            **made_by,
-            "pictures": pictures.index.sha256,
-            "split": pictures.split,
-            "transform": pictures.transform,
-            "mirrored": mirrored,
-        },
-        bytes_each=(1 + mirrored) * 2 * count,
+    return of_pictures(
+        pictures, embedder.embed_images, made_by, chunk=ENCODED_AT_ONCE, mirrored=mirrored, **rows
     )

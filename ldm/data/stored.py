@@ -162,27 +162,50 @@ def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) ->
 
     A row (2, c, h, w) is the mean and the log-variance; if `mirrored`, a second row is of the mirrored one.
     """
+    numbers = {"dtype": np.float16, "count": 2 * prod(codec.latent_shape(pictures.size))}
+    made_by, chunk = {"autoencoder": codec.picture_fingerprint()}, codec.chunk
+    return of_pictures(
+        pictures, codec.moments, made_by, kind="latents", chunk=chunk, mirrored=mirrored, **numbers
+    )
+
+
+def of_pictures(
+    pictures: PictureDataset,
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    made_by: Mapping[str, str],
+    *,
+    kind: str,
+    chunk: int,
+    mirrored: bool,
+    dtype: Any,
+    count: int,
+) -> Recipe:
+    """The recipe by which `compute` turns each uint8 picture into a row of `count` numbers of two bytes.
+
+    If `mirrored`, a second row is of the mirrored picture.
+    """
 
     def encode(numbers: range) -> np.ndarray:
-        """The moments of each picture, and mirrored: float16, (b, 1 or 2, 2, c, h, w)."""
+        """The rows of each picture, (b, 1 or 2, ...)."""
         images = pictures.images(numbers)
         orientations = [images, images.flip(-1)] if mirrored else [images]
-        return torch.stack([codec.moments(each) for each in orientations], dim=1).cpu().numpy()
+        rows = torch.stack([compute(each) for each in orientations], dim=1)
+        return rows.cpu().numpy().astype(dtype, copy=False)
 
     return Recipe(
         pictures=pictures,
         encode=encode,
-        chunk=codec.chunk,
-        kind="latents",
+        chunk=chunk,
+        kind=kind,
         name=f"{pictures.size}px",
         origin={
-            "autoencoder": codec.picture_fingerprint(),
+            **made_by,
             "pictures": pictures.index.sha256,
             "split": pictures.split,
             "transform": pictures.transform,
             "mirrored": mirrored,
         },
-        bytes_each=(1 + mirrored) * 2 * prod(codec.latent_shape(pictures.size)) * 2,  # of two bytes each
+        bytes_each=(1 + mirrored) * 2 * count,
     )
 
 

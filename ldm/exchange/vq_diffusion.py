@@ -8,17 +8,13 @@
 A released file knows 2,887 of its tokenizer's codes by their own numbers, which are in a file apart.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from ldm import UserError
 from ldm.exchange import whole_numbers
 from ldm.exchange.clip import hf_text_spec, text_fit
 from ldm.exchange.folder import find_weights, read_vocabulary
-from ldm.exchange.image_tokenizers import PART, Sizes, vq_fit
+from ldm.exchange.image_tokenizers import PART, Joined, Sizes, vq_fit
 from ldm.exchange.imported import Config, Fit, Imported
 from ldm.exchange.keymap import Rule, merge, rename, renames
 from ldm.exchange.weights import Weights
@@ -49,92 +45,48 @@ SCHEDULE = {  # the only one that `released` is
 PLACES = {"emb": "codes", "height_emb": "rows", "width_emb": "columns"}
 
 
+BLOCK = {  # layers of a block of ours -> those of diffusers, and of the released code
+    "norm_self.steps": ("norm1.emb", "ln1.emb"),
+    "norm_self.modulation": ("norm1.linear", "ln1.linear"),
+    "self_attention.out": ("attn1.to_out.0", "attn1.proj"),
+    "norm_cross.steps": ("norm2.emb", "ln1_1.emb"),
+    "norm_cross.modulation": ("norm2.linear", "ln1_1.linear"),
+    "cross_attention.q": ("attn2.to_q", "attn2.query"),
+    "cross_attention.out": ("attn2.to_out.0", "attn2.proj"),
+    "norm_mlp": ("norm3", "ln2"),
+    "mlp.wide": ("ff.net.0.proj", "mlp.0"),
+    "mlp.narrow": ("ff.net.2", "mlp.2"),
+}
+
+
 def diffusers_rules() -> list[Rule]:
-    """Names of Transformer2DModel over codes against ours; the empty text is a file of its own."""
-    block = {
-        "norm1.emb": "norm_self.steps",
-        "norm1.linear": "norm_self.modulation",
-        "attn1.to_out.0": "self_attention.out",
-        "norm2.emb": "norm_cross.steps",
-        "norm2.linear": "norm_cross.modulation",
-        "attn2.to_q": "cross_attention.q",
-        "attn2.to_out.0": "cross_attention.out",
-        "norm3": "norm_mlp",
-        "ff.net.0.proj": "mlp.wide",
-        "ff.net.2": "mlp.narrow",
-    }
-    theirs = "transformer_blocks.{}."
+    """Names of Transformer2DModel over codes against ours; the empty text comes as `empty.embeddings`."""
     return [
         *renames(PLACES, "latent_image_embedding."),
         *renames({"norm_out": "norm_out", "out": "logits"}),
-        rename("embeddings", "empty"),
-        *_block(theirs, block, own=[f"attn1.to_{x}" for x in "qkv"], text=[f"attn2.to_{x}" for x in "kv"]),
+        rename("empty.embeddings", "empty"),
+        *_block("transformer_blocks.{}.", 0, own=[f"to_{x}" for x in "qkv"], text=[f"to_{x}" for x in "kv"]),
     ]
 
 
 def released_rules() -> list[Rule]:
     """Names of the released code against ours, without the prefix `transformer.`; see `RELEASED_BESIDE`."""
-    block = {
-        "ln1.emb": "norm_self.steps",
-        "ln1.linear": "norm_self.modulation",
-        "attn1.proj": "self_attention.out",
-        "ln1_1.emb": "norm_cross.steps",
-        "ln1_1.linear": "norm_cross.modulation",
-        "attn2.query": "cross_attention.q",
-        "attn2.proj": "cross_attention.out",
-        "ln2": "norm_mlp",
-        "mlp.0": "mlp.wide",
-        "mlp.2": "mlp.narrow",
-    }
-    own = [f"attn1.{name}" for name in ("query", "key", "value")]
     return [
         *renames(PLACES, "transformer.content_emb."),
         *renames({"to_logits.0": "norm_out", "to_logits.1": "logits"}, "transformer."),
         rename("empty_text_embed", "empty"),
-        *_block("transformer.blocks.{}.", block, own=own, text=["attn2.key", "attn2.value"]),
+        *_block("transformer.blocks.{}.", 1, own=["query", "key", "value"], text=["key", "value"]),
     ]
 
 
-def _block(theirs: str, names: dict[str, str], *, own: list[str], text: list[str]) -> list[Rule]:
-    """A block: layers under other names, and separate projections of attention as one."""
+def _block(theirs: str, column: int, *, own: list[str], text: list[str]) -> list[Rule]:
+    """A block: layers under the names in a column of BLOCK, and projections of attention as one."""
     ours = "blocks.{}."
     return [
-        *renames(names, theirs, ours),
-        merge([f"{theirs}{name}.*" for name in own], f"{ours}self_attention.qkv.*"),
-        merge([f"{theirs}{name}.*" for name in text], f"{ours}cross_attention.kv.*"),
+        *renames({names[column]: name for name, names in BLOCK.items()}, theirs, ours),
+        merge([f"{theirs}attn1.{name}.*" for name in own], f"{ours}self_attention.qkv.*"),
+        merge([f"{theirs}attn2.{name}.*" for name in text], f"{ours}cross_attention.kv.*"),
     ]
-
-
-@dataclass(frozen=True)
-class Joined:
-    """The tensors of two files, as those of one; see `Weights`."""
-
-    first: Weights
-    second: Weights
-
-    @property
-    def path(self) -> Path:
-        """That of the first."""
-        return self.first.path
-
-    @property
-    def files(self) -> list[Path]:
-        """Those of both."""
-        return [*self.first.files, *self.second.files]
-
-    @property
-    def notes(self) -> list[str]:
-        """Those of both."""
-        return [*self.first.notes, *self.second.notes]
-
-    @property
-    def outline(self) -> dict[str, Tensor]:
-        """The names, shapes and dtypes of both."""
-        return self.first.outline | self.second.outline
-
-    def load(self, only: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The tensors of both, or those among the names in `only`."""
-        return self.first.load(only) | self.second.load(only)
 
 
 def import_vq_diffusion(folder: Path, *, text_state: str | None) -> Imported:
@@ -149,10 +101,11 @@ def import_vq_diffusion(folder: Path, *, text_state: str | None) -> Imported:
     )
     spec = transformer_spec(configs["transformer"], context_length=text.spec["context_length"])
     process = _process(scheduler, spec)
-    weights = Joined(find_weights(folder / "transformer"), find_weights(folder / EMPTY))
+    own = find_weights(folder / "transformer")
+    weights = Joined(own.path, parts={"": own, "empty.": find_weights(folder / EMPTY)})
     factor = 2 ** (len(configs["vqvae"].entries("block_out_channels")) - 1)
     fits = {
-        "backbone": Fit(spec=spec, weights=weights, rules=diffusers_rules()),  # type: ignore[arg-type]
+        "backbone": Fit(spec=spec, weights=weights, rules=diffusers_rules()),
         PART: vq_fit(find_weights(folder / "vqvae"), configs["vqvae"], size=factor * spec["grid"]),
         "text_encoder": text,
     }

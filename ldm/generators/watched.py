@@ -79,13 +79,6 @@ def coloured_shapes(side: int) -> UInt8[Tensor, "n 3 h w"]:
     return to_uint8(2 * pictures - 1)
 
 
-def r_squared(preview: UInt8[Tensor, "b 3 h w"], decoded: UInt8[Tensor, "b 3 h w"]) -> float:
-    """The share of the variance of decoded pixels, about each channel's mean, that previews explain."""
-    wrong, right = preview.double(), decoded.double()
-    spread = (right - right.mean(dim=(0, 2, 3), keepdim=True)).square().sum()
-    return float(1 - (wrong - right).square().sum() / spread)
-
-
 @dataclass(frozen=True, kw_only=True)
 class WatchedSampling(Sampling):
     """A sampling whose denoiser is reported after each call; its samples have the same bits.

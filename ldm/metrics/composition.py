@@ -14,10 +14,10 @@ from ldm.metrics.mmap_tables import blocks
 from ldm.metrics.picture_metric import PromptMetric
 from ldm.shapes.reading import MOST_THINGS, read
 from ldm.shapes.scene import COLOURS, RADII, SHAPES, Thing
-from ldm.shapes.sentences import MOST, RELATIONS, Claim, Group, Verdict, judge, understood
+from ldm.shapes.sentences import Claim, Verdict, judge, understood
 
 THING = 5  # numbers of a thing: shape, colour, size, x, y
-GROUP = 4  # numbers of a group: count, size, colour, shape
+LETTERS = 512  # characters of a caption; the longest that the grammar knows has about half as many
 NOTHING = -1  # in place of a number that isn't there
 SIZES = tuple(RADII)
 PARTS = ("count", "colours", "shapes", "relations", "everything")
@@ -44,9 +44,9 @@ class ShapesReader:
         pictures = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return {"shapes_image": torch.tensor([row_of_things(read(picture).things) for picture in pictures])}
 
-    def read(self, texts: Sequence[str]) -> Float[Tensor, "b 25"]:
-        """A row per caption; UserError for a caption that the grammar doesn't know."""
-        return torch.tensor([row_of_claim(understood(text)) for text in texts])
+    def read(self, texts: Sequence[str]) -> Float[Tensor, "b 512"]:
+        """A row per caption, its characters; UserError for a caption that the grammar doesn't know."""
+        return torch.tensor([row_of_caption(text) for text in texts])
 
 
 def row_of_things(things: Sequence[Thing] | None) -> list[float]:
@@ -71,40 +71,15 @@ def things_of(row: Sequence[float]) -> list[Thing] | None:
     ] or None
 
 
-def row_of_claim(claim: Claim) -> list[float]:
-    """The numbers of at most `MOST` groups, and of one relation fewer."""
-    groups = [
-        number
-        for each in claim.groups
-        for number in (
-            each.count,
-            NOTHING if each.size is None else SIZES.index(each.size),
-            [*COLOURS].index(each.colour),
-            SHAPES.index(each.shape),
-        )
-    ]
-    related = [n for one, how, other in claim.relations for n in (one, RELATIONS.index(how), other)]
-    padded = groups + [NOTHING] * (MOST * GROUP - len(groups))
-    return [float(n) for n in padded + related + [NOTHING] * ((MOST - 1) * 3 - len(related))]
+def row_of_caption(text: str) -> list[float]:
+    """The characters of a caption as numbers, filled up with blanks; UserError as `understood` raises it."""
+    understood(text)
+    return [float(ord(character)) for character in " ".join(text.split()).ljust(LETTERS)]
 
 
 def claim_of(row: Sequence[float]) -> Claim:
-    """The claim in a row."""
-    numbers = [int(number) for number in row]
-    groups = [numbers[k : k + GROUP] for k in range(0, MOST * GROUP, GROUP) if numbers[k] != NOTHING]
-    related = [numbers[k : k + 3] for k in range(MOST * GROUP, len(numbers), 3) if numbers[k] != NOTHING]
-    return Claim(
-        groups=tuple(
-            Group(
-                count=count,
-                size=None if size == NOTHING else SIZES[size],
-                colour=[*COLOURS][colour],
-                shape=SHAPES[shape],
-            )
-            for count, size, colour, shape in groups
-        ),
-        relations=tuple((one, RELATIONS[how], other) for one, how, other in related),
-    )
+    """What the caption in a row says."""
+    return understood("".join(chr(int(number)) for number in row))
 
 
 class Composition(PromptMetric):

@@ -27,11 +27,6 @@ INITIAL_STD = 0.02  # Radford et al. 2018, sec. 4.1
 HEADROOM = 8.0  # released code of CogView: inputs of its norms are divided by an eighth of their maximum
 
 
-def gelu_tanh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """GPT-2's approximation of the Gaussian error linear unit."""
-    return F.gelu(x, approximate="tanh")
-
-
 def dalle_masks(depth: int, *, text: int, grid: int, kernel: int = 11) -> list[Mask]:
     """The masks of a sequence of `text` tokens and then `grid` x `grid` codes, by layer as in ruDALL-E.
 

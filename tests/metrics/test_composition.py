@@ -11,7 +11,7 @@ from data_prep.shapes import HeldOut, Options, composed
 from data_prep.shapes import main as prepare
 from ldm.evaluate import main
 from ldm.evaluation.results import read_results
-from ldm.metrics.composition import Composition, ShapesReader, claim_of, interval, row_of_claim
+from ldm.metrics.composition import Composition, ShapesReader, claim_of, interval, row_of_caption
 from ldm.metrics.picture_metric import Observed
 from ldm.shapes.scene import draw
 from ldm.shapes.sentences import sentences, understood
@@ -54,8 +54,8 @@ def test_a_wilson_interval_in_closed_form() -> None:
 
 
 def test_a_claim_survives_its_row() -> None:
-    claim = understood("a red ring above two large blue stars which are to the left of a pink cross")
-    assert claim_of(row_of_claim(claim)) == claim
+    caption = "a red ring above  two large blue stars which are to the left of a pink cross"
+    assert claim_of(row_of_caption(caption)) == understood(caption)
 
 
 def test_a_folder_of_any_systems_pictures_is_measured(

@@ -15,7 +15,6 @@ from ldm.models.sequence import (
     Trunk,
     column_mask,
     dalle_masks,
-    gelu_tanh,
     relaxed_attention,
     row_mask,
     window_mask,
@@ -116,7 +115,9 @@ def test_pads_inside_a_sequence_are_as_if_they_were_not_there(relax):
 def test_its_states_are_gpt2s():
     config = GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=20, vocab_size=10)
     theirs = shaken(GPT2Model(config))
-    ours = Trunk(width=32, depth=3, num_heads=4, activation=gelu_tanh).eval()
+    ours = Trunk(
+        width=32, depth=3, num_heads=4, activation=partial(nn.functional.gelu, approximate="tanh")
+    ).eval()
     pairs = {"attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out"}
     pairs |= {"mlp.c_fc": "mlp.wide", "mlp.c_proj": "mlp.narrow"}
     rules = [transpose(f"h.{{}}.{a}.weight", f"layers.{{}}.{b}.weight") for a, b in pairs.items()]
