@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from ldm import UserError
 from ldm.config import entry, plain
-from ldm.serve.listening import address, listen, token_of
+from ldm.serve.guard import address, listen, token_of
 
 
 @entry("serve")

@@ -18,8 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ldm import UserError, __version__
 from ldm.serve import comparisons, look_inside, openai_images, routes, trainings
-from ldm.serve.guard import Guard
-from ldm.serve.listening import LOOPBACK
+from ldm.serve.guard import LOOPBACK, Guard
 from ldm.serve.schemas import Problem
 from ldm.serve.service import Refused, Service, report
 

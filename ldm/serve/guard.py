@@ -1,22 +1,27 @@
-"""What every request passes before any route sees it: who may ask, from where, and how much may be sent."""
+"""Who may use the server: where it listens, its token, and what each request passes before any route."""
 
 import asyncio
 import hmac
 import ipaddress
 import json
+import os
 import re
+import secrets
+import socket
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ldm import UserError
 from ldm.io.reading import parse_json
-from ldm.serve.listening import LOOPBACK
 
 Scope, Message = MutableMapping[str, Any], MutableMapping[str, Any]
 Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERY = ("0.0.0.0", "::")  # addresses that stand for all of this machine's
+TOKEN = "LDM_TOKEN"  # environment variable: other users of the machine can read a command, not this
 MAX_JSON = 2**20  # bytes of a body
 MAX_UPLOAD = 2**24  # bytes of a body with a picture
 BODY_SECONDS = 30.0  # that a body may take
@@ -204,3 +209,38 @@ async def answer(send: Send, denied: Denied) -> None:
     headers += [(b"connection", b"close"), *denied.headers]
     await send({"type": "http.response.start", "status": denied.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def token_of(host: str, typed: str | None) -> str | None:
+    """The token that requests must have; raises UserError where there must be one and is none."""
+    token = typed or os.environ.get(TOKEN)
+    if token is None and host not in LOOPBACK:
+        suggested = secrets.token_urlsafe(24)
+        raise UserError(
+            f"host={host} lets other machines in, so that a token is needed: set the environment"
+            f" variable {TOKEN}={suggested}, or leave host out"
+        )
+    if token is not None and not re.fullmatch(r"[\w.~-]{16,200}", token, re.ASCII):
+        raise UserError("the token must have 16 to 200 characters: letters, digits, _ . ~ and -")
+    return token
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound; raises UserError for an address that is taken, or not this machine's."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(place)
+        listening.listen(128)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"port={port} at host={host} can't be used ({reason}): take another port") from error
+    return listening
+
+
+def address(host: str, port: int, token: str | None) -> str:
+    """Where the page is found."""
+    shown = socket.gethostname() if host in EVERY else host
+    shown = f"[{shown}]" if ":" in shown else shown
+    return f"http://{shown}:{port}/" + ("" if token is None else f"?token={token}")

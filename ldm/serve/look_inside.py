@@ -63,7 +63,7 @@ def strip(service: Serving, name: Id) -> Response:
 
 def nearest_of(opened: Any, file: str) -> dict[str, Any]:
     """What `nearest_pictures` returns for a file."""
-    from ldm.serve.nearest_pictures import nearest_pictures
+    from ldm.serve.explanations import nearest_pictures
 
     return nearest_pictures(opened.bundle, Path(file))
 
@@ -72,7 +72,7 @@ def attention_of(opened: Any, facts: dict[str, Any]) -> dict[str, Any]:
     """What `heat_maps` returns for the record of a picture."""
     from ldm.sampling.jobs import Job
     from ldm.sampling.record import settings_of
-    from ldm.serve.attention_maps import heat_maps
+    from ldm.serve.explanations import heat_maps
 
     own = opened.generator.settings()
     changed = {name: value for name, value in settings_of(facts).items() if own.get(name) != value}

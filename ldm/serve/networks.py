@@ -11,8 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ldm import UserError
-from ldm.serve.messages import Failed, Ready, Stop
-from ldm.serve.worker import run
+from ldm.serve.worker import Failed, Ready, Stop, run
 
 PATIENCE = 0.5  # seconds that the process has to end before it is killed
 PAUSE, MOST = 1.0, 60.0  # seconds between two starts of a process that dies at its start, doubled each time

@@ -16,10 +16,9 @@ from ldm.data.decode import EncodedPicture
 from ldm.io.fields import Fields
 from ldm.io.reading import parse_json
 from ldm.serve.history import History
-from ldm.serve.messages import Task
 from ldm.serve.schemas import MAX_PICTURES, Generate
 from ldm.serve.service import Refused, Service
-from ldm.serve.worker import REQUEST
+from ldm.serve.worker import REQUEST, Task
 
 SIDE = 1024  # pixels of an upload's longer side; a larger one is made smaller
 MOST = 2**24  # pixels of a PNG or WebP, which are decoded in full: 340 MiB at once

@@ -12,10 +12,9 @@ from typing import Any
 
 from ldm import UserError
 from ldm.serve.history import History, new_id
-from ldm.serve.jobs import Job, Slot, note_of, strip_of
-from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Task
+from ldm.serve.jobs import Job, Slot, Waiting, note_of, strip_of
 from ldm.serve.networks import Networks
-from ldm.serve.waiting import Waiting
+from ldm.serve.worker import Answer, Chunk, Failed, Made, Question, Step, Task
 
 KEPT = 200  # ended jobs in memory; the history has all
 PATIENCE = 0.5  # seconds for the step that is being made when the server ends

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 from ldm.serve import app as application
 from ldm.serve import guard
 from ldm.serve.app import create_app
-from ldm.serve.listening import address
+from ldm.serve.guard import address
 
 TOKEN = "a-token-of-24-characters"
 GENERATE = {"prompts": ["x"], "quality": "fast"}

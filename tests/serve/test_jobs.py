@@ -13,7 +13,7 @@ from PIL import Image
 from ldm import UserError
 from ldm.serve.history import History
 from ldm.serve.jobs import Job, Slot
-from ldm.serve.messages import Task
+from ldm.serve.worker import Task
 
 DATA = 'data: {"id"'
 PROMPTS = ["red apple", "a cat with a hat", "blue car", "green tree", "pizza", "fox"]

@@ -14,8 +14,17 @@ from ldm.generators.generator import open_generator
 from ldm.io.pictures import save_picture
 from ldm.models.attention import CrossAttention
 from ldm.sampling.jobs import Job
-from ldm.serve.attention_maps import SIDE, heat_maps, networks_of, place_of, spans, watched, weights_of
-from ldm.serve.nearest_pictures import nearest_pictures, training_root
+from ldm.serve.explanations import (
+    SIDE,
+    heat_maps,
+    nearest_pictures,
+    networks_of,
+    place_of,
+    spans,
+    training_root,
+    watched,
+    weights_of,
+)
 from ldm.tokenizers import train
 
 PROMPT = "red apple, green leaf"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ldm.checkpoints.run import hold
-from ldm.serve.run_states import state_of
+from ldm.serve.trainings import state_of
 
 
 def make_run(path: Path, *, logged: int = 0, saved: int = 0, finished: bool = False) -> Path:

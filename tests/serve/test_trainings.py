@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm import UserError
 from ldm.io.curves import read_curves
-from ldm.serve import run_states
+from ldm.serve import trainings
 from ldm.serve.app import refused
 from ldm.serve.trainings import POINTS, routes, thinned
 from tests.serve.test_run_states import make_run
@@ -78,8 +78,8 @@ def test_a_long_log_is_read_from_its_end(tmp_path, monkeypatch):
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(100)))
     assert read_curves(log, most=100) == {"loss": [(step, 1.0) for step in (97, 98, 99)]}
-    monkeypatch.setattr(run_states, "END", 100)
-    assert run_states.logged_steps(log) == 100
+    monkeypatch.setattr(trainings, "END", 100)
+    assert trainings.logged_steps(log) == 100
 
 
 def test_a_run_has_its_curves_sheets_and_command(client):

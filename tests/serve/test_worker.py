@@ -10,11 +10,10 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.generators.generator import Opened, check_options
 from ldm.serve.describing import described
-from ldm.serve.messages import Answer, Chunk, Failed, Made, Question, Step, Stop, Task
 from ldm.serve.requests import options_of
 from ldm.serve.schemas import Generate
 from ldm.serve.service import Refused
-from ldm.serve.worker import Worker
+from ldm.serve.worker import Answer, Chunk, Failed, Made, Question, Step, Stop, Task, Worker
 
 
 @dataclass(frozen=True)
