@@ -75,12 +75,12 @@ class PictureData(StreamData):
 
     Args:
         root: folder with `shards.json`.
-        size, batch_size, seed, num_workers, worker_timeout: as of `StreamData`.
         train_split, val_split: names of the splits; a set without a `val_split` is not validated on.
         crop: what is seen of a picture to train on; of one to validate on it is always the centre.
         flip: mirror half of the pictures to train on, never one whose caption names a side.
         buckets: shapes of the batches to train on; None: squares.
         cache: folder for the latents and text states of a denoiser's training; None: beside the data.
+        others: see `StreamData`.
 
     Attributes:
         train, val: the splits; `val` is None where there is none.
@@ -88,24 +88,20 @@ class PictureData(StreamData):
     Raises DataError: no such data set, or a damaged one.
     """
 
-    def __init__(  # one argument an option of `data`, as a config and a command line name them
+    def __init__(
         self,
         *,
         root: str,
-        size: int,
-        batch_size: int,
-        seed: int = 0,
-        num_workers: int = 0,
-        worker_timeout: float = 60.0,
         train_split: str = "train",
         val_split: str = "val",
         crop: Crop = centre,
         flip: bool = False,
         buckets: Buckets | None = None,
         cache: str | None = None,
+        **others: Any,
     ) -> None:
-        loading = {"num_workers": num_workers, "worker_timeout": worker_timeout}
-        super().__init__(size=size, batch_size=batch_size, seed=seed, **loading)
+        super().__init__(**others)
+        size = self.size
         self.root, self.crop, self.flip, self.buckets = root, crop, flip, buckets
         self.train = PictureDataset(root, split=train_split, size=size, cache=cache)
         validates = val_split in self.train.index.splits

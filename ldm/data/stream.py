@@ -186,7 +186,7 @@ class StreamData(LightningDataModule, ABC):
     """
 
     def __init__(
-        self, *, size: int, batch_size: int, seed: int, num_workers: int, worker_timeout: float
+        self, *, size: int, batch_size: int, seed: int = 0, num_workers: int = 0, worker_timeout: float = 60.0
     ) -> None:
         super().__init__()
         if size < 8:

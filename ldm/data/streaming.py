@@ -31,35 +31,29 @@ log = logging.getLogger(__name__)
 class StreamingPictureData(StreamData):
     """Tars of (picture, txt or json) samples -> batches of pictures, each with one of its captions.
 
-    Options of `PictureData` mean the same here.
-
     Args:
         root: path or URL of the tars, with ranges in braces, or a .txt file that lists them.
-        seed: key of the choice of shards, too.
         shuffle: encoded samples that a process holds to choose the next one from.
         damaged_share: of damaged samples and shards among the samples of a process, above which it stops.
+        crop, flip: as of `PictureData`.
         validation: a prepared set to validate on.
+        others: see `StreamData`; `seed` is the key of the choice of shards, too.
     """
 
-    def __init__(  # one argument an option of `data`, as a config and a command line name them
+    def __init__(
         self,
         *,
         root: str,
-        size: int,
-        batch_size: int,
-        seed: int = 0,
-        num_workers: int = 0,
-        worker_timeout: float = 60.0,
         shuffle: int = 1000,
         damaged_share: float = 0.001,
         crop: Crop = centre,
         flip: bool = False,
         validation: PictureData | None = None,
+        **others: Any,
     ) -> None:
-        loading = {"num_workers": num_workers, "worker_timeout": worker_timeout}
-        super().__init__(size=size, batch_size=batch_size, seed=seed, **loading)
+        super().__init__(**others)
         self.validation = validation
-        view = {"shape": (size, size), "seed": seed, "crop": crop, "flips": flip}
+        view = {"shape": (self.size, self.size), "seed": self.seed, "crop": crop, "flips": flip}
         self.pictures = StreamedPictures(shard_urls(root), view, shuffle=shuffle, damaged_share=damaged_share)
 
     def stream(self, trainer: Trainer) -> StreamLoader:

@@ -116,7 +116,7 @@ class AutoencoderStage(ReconstructionStage):
         statistics_pictures: size of the sample that the scale of the latents is measured on at the end. For
             the shipped autoencoder 2,048 pictures of a larger set would give standard errors of at most 1.4 %
             of a standard deviation (shift) and 0.8 % (scale).
-        others: see `ReconstructionStage` and `NetworkStage`.
+        others: see `ReconstructionStage`.
 
     Raises UserError for fewer than two pictures for the statistics.
     """

@@ -23,8 +23,7 @@ from ldm.models.code_transformer import CodeTransformer, Nats, cross_entropy
 from ldm.picture_codes import PictureCodes
 from ldm.randomness import keyed
 from ldm.randomness.uniforms import uniforms
-from ldm.stages.optim import Decay, OptimizerFactory
-from ldm.stages.stage import ENDLESS, KeyedMean, NetworkStage
+from ldm.stages.stage import ENDLESS, ConditionedStage, check_share
 from ldm.tokenizers import Tokenizer
 
 OPENER = "ldm.generators.autoregressive.open_autoregressive"
@@ -68,7 +67,7 @@ class KeyedDropout:
         return values * kept / (1 - self.rate)
 
 
-class AutoregressiveStage(NetworkStage):
+class AutoregressiveStage(ConditionedStage):
     """Trains a network to predict codes, and the text before them if it reads any.
 
     A network that reads token ids is given captions. One that reads CLIP's features (CLIP-GEN) is given those
@@ -80,11 +79,10 @@ class AutoregressiveStage(NetworkStage):
         clip: frozen: its tokenizer reads captions, its towers make features and rank candidates.
         loss: of a sequence's likelihoods.
         choice, candidates, rerank: how pictures are sampled while training, and by default from the bundle.
-        caption_drop: share of samples trained without their condition, which guidance needs.
         dropout: of embeddings and branches.
         captioning: share of samples that are turned round, caption after picture (CogView), to rank by.
         embedding_weight: of CLIP-GEN's term, see `embedding_error`.
-        optimizer, decay, seed: see `NetworkStage`.
+        others: see `ConditionedStage`.
 
     Raises UserError for shares outside [0, 1], and parts that don't go together.
     """
@@ -97,20 +95,15 @@ class AutoregressiveStage(NetworkStage):
         clip: ClipPair,
         loss: Loss,
         choice: Choice,
-        optimizer: OptimizerFactory,
-        decay: Decay,
         candidates: int = 1,
         rerank: str = "clip",
-        caption_drop: float = 0.1,
         dropout: float = 0.0,
         captioning: float = 0.0,
         embedding_weight: float = 0.0,
-        seed: int = 0,
+        **others: Any,
     ) -> None:
-        super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
-        for name, share in (("caption_drop", caption_drop), ("captioning", captioning)):
-            if not 0 <= share <= 1:
-                raise UserError(f"{name}={share} must lie in [0, 1]: it is a share of the samples")
+        super().__init__(net=net, **others)
+        check_share("captioning", captioning)
         if not 0 <= dropout < 1:
             raise UserError(f"{dropout=} must lie in [0, 1)")
         if captioning and not isinstance(net, CogViewTransformer):
@@ -119,8 +112,7 @@ class AutoregressiveStage(NetworkStage):
             raise UserError(f"{embedding_weight=} needs CLIP-GEN's network: leave it at 0")
         self.codes, self.clip, self.sequence_loss = codes, clip, loss
         self.sampling = {"choice": choice, "candidates": candidates, "rerank": rerank}
-        self.caption_drop, self.dropout, self.captioning = caption_drop, dropout, captioning
-        self.embedding_weight, self.fixed_loss = embedding_weight, KeyedMean()
+        self.dropout, self.captioning, self.embedding_weight = dropout, captioning, embedding_weight
         self.embedder = clip if self.reads_pictures else None  # for the data: its features go into batches
         # no caption is read in training: none is cut
         self.tokenizer: Tokenizer | None = None if self.reads_pictures else clip.tokenizer
@@ -136,14 +128,8 @@ class AutoregressiveStage(NetworkStage):
         self.codes.to(self.device)
         self.clip.to(self.device)
 
-    def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
-        """The loss of a batch; logs its mean over the optimizer step."""
-        loss = self._training_loss(batch).mean()
-        self.log("train/loss", self._step_mean(loss, self, batch_idx))
-        return loss
-
-    def _training_loss(self, batch: CodeBatch) -> Float[Tensor, " b"]:
-        """The loss of each sample: sequences that are turned round are another call of the network."""
+    def loss(self, batch: CodeBatch) -> Tensor:
+        """Mean loss of a batch: sequences that are turned round are another call of the network."""
         positions, codes = batch["position"], batch["codes"]
         turned = self._chosen(self.captioning, positions, "turn")
         dropped = self._chosen(self.caption_drop, positions, "drop") & ~turned  # these are to write theirs
@@ -154,7 +140,7 @@ class AutoregressiveStage(NetworkStage):
                 drop = self._dropout(positions[rows])
                 own = send(rows, codes.device)
                 losses = losses.masked_scatter(own, compute(condition[own], codes[own], drop))
-        return losses
+        return losses.mean()
 
     def _sequence(self, condition: Tensor, codes: Tensor, drop: KeyedDropout | None) -> Float[Tensor, " b"]:
         if not self.embedding_weight:

@@ -15,33 +15,23 @@ from ldm.data.stream import PictureBatch
 from ldm.distributed.ranks import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss
-from ldm.stages.optim import Decay, OptimizerFactory
-from ldm.stages.stage import Augment, NetworkStage
+from ldm.stages.stage import PictureStage
 from ldm.tokenizers import Tokenizer
 
 
-class ContrastiveStage(NetworkStage):
+class ContrastiveStage(PictureStage):
     """Trains CLIP with its symmetric contrastive loss over the batches of all ranks together.
 
     Args:
         net: both encoders.
         tokenizer: of the text encoder's vocabulary size and context length.
-        optimizer, decay, augment, seed: see `NetworkStage`.
+        others: see `PictureStage`.
 
     Raises UserError for a tokenizer that is not the text encoder's.
     """
 
-    def __init__(
-        self,
-        *,
-        net: CLIP,
-        tokenizer: Tokenizer,
-        optimizer: OptimizerFactory,
-        decay: Decay,
-        augment: Augment | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(net=net, optimizer=optimizer, decay=decay, augment=augment, seed=seed)
+    def __init__(self, *, net: CLIP, tokenizer: Tokenizer, **others: Any) -> None:
+        super().__init__(net=net, **others)
         expected = (net.text.vocab_size, net.text.context_length)
         given = (tokenizer.vocab_size, tokenizer.context_length)
         if given != expected:
@@ -54,18 +44,16 @@ class ContrastiveStage(NetworkStage):
         self.retrieval = Retrieval()
         self.retrieval.sync_on_compute = False  # every rank validates on all pictures
 
-    def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
-        """The loss over the batches of all ranks; logs its mean over the optimizer step."""
+    def loss(self, batch: PictureBatch) -> Tensor:
+        """The loss over the batches of all ranks."""
         self.net.clamp_logit_scale()  # before the step: a resumed run clamps what was saved, too
         output = self._compare(self.net, self._augmented(batch), batch["captions"])
         # each rank's pairs are negatives of the others': the loss does not depend on the number of ranks
-        images, texts = map(self._from_all_ranks, (output.image_features, output.text_features))
+        images, texts = map(self._of_all_ranks, (output.image_features, output.text_features))
         # a picture may come twice, with two of its captions: these are no negatives of each other
-        keys = self._from_all_ranks(batch["index"])
-        loss = contrastive_loss(images, texts, output.scale, keys=keys)
-        self.log("train/loss", self._step_mean(loss, self, batch_idx))
+        keys = self._of_all_ranks(batch["index"])
         self.log("train/logit_scale", output.scale)
-        return loss
+        return contrastive_loss(images, texts, output.scale, keys=keys)
 
     def validation_step(self, batch: PictureBatch, batch_idx: int) -> None:
         """Loss of a batch, and its features for recall over all batches."""
@@ -101,8 +89,3 @@ class ContrastiveStage(NetworkStage):
         ends = (tokens == self.tokenizer.eot_id).int().argmax(dim=1)
         tokens = tokens[:, : int(ends.max()) + 1]  # what comes after a text's end cannot reach its feature
         return net(to_float(pictures), send(tokens, self.device))
-
-    def _from_all_ranks(self, rows: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return rows
-        return self.all_gather(rows, sync_grads=rows.is_floating_point()).flatten(0, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm import UserError, send
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.bundle_writer import origin
 from ldm.codec import Codec
@@ -19,8 +19,7 @@ from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.denoiser_writer import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
 from ldm.randomness import keyed
-from ldm.stages.optim import Decay, OptimizerFactory
-from ldm.stages.stage import KeyedMean, NetworkStage
+from ldm.stages.stage import ConditionedStage
 from ldm.tokenizers import Tokenizer
 
 # Middles of eight equal parts of [0, 1], in whole thousandths: a DDPM table has entries there.
@@ -28,7 +27,7 @@ FIXED_TIMES = (0.062, 0.188, 0.312, 0.438, 0.562, 0.688, 0.812, 0.938)
 FIXED_SEED = 0  # of the noise at these timesteps: that of every training, whatever its own seed
 
 
-class LatentDiffusion(NetworkStage):
+class LatentDiffusion(ConditionedStage):
     """Trains a denoiser on cached latents and text states (Rombach et al. 2022, eq. 3).
 
     Every random number (latent, noise, timestep, dropped caption) is a function of the seed and the sample's
@@ -40,13 +39,12 @@ class LatentDiffusion(NetworkStage):
         codec: frozen; it is held as plain data, so it is in no checkpoint and no optimizer.
         sampling, guidance: how pictures are sampled while training, and by default from the bundle.
         size: side of the pictures in pixels.
-        optimizer, decay, seed: see `NetworkStage`.
-        caption_drop: share of samples trained without their caption, which guidance needs.
         time_bins: parts of [0, 1) in t for which the validation loss is reported.
         initial: a bundle whose denoiser's weights `net` starts with; None: its own.
+        others: see `ConditionedStage`.
 
     Raises BundleError for an `initial` that is missing, damaged or of another network, UserError for a `net`
-    of other latents or text states than the codec's, a `caption_drop` outside [0, 1], or no `time_bins`.
+    of other latents or text states than the codec's, or no `time_bins`.
     """
 
     def __init__(  # one parameter per key of conf/model/diffusion.yaml
@@ -58,26 +56,19 @@ class LatentDiffusion(NetworkStage):
         sampling: Sampling,
         guidance: Guidance,
         size: int,
-        optimizer: OptimizerFactory,
-        decay: Decay,
-        caption_drop: float = 0.1,
         time_bins: int = 4,
-        seed: int = 0,
         initial: str | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
+        super().__init__(net=net, **others)
         check_codec(net, codec)
         codec.latent_shape(size)  # refuses a size that the autoencoder can't divide
-        if not 0 <= caption_drop <= 1:
-            raise UserError(f"{caption_drop=} must lie in [0, 1]: it is a share of the samples")
         if time_bins < 1:
             raise UserError(f"{time_bins=} of the validation loss must be at least 1")
         if initial is not None:
             Bundle.open(initial).copy_into(net, "backbone")
         self.process, self.codec, self.size = process, codec, size
-        self.sampling, self.guidance = sampling, guidance
-        self.caption_drop, self.time_bins = caption_drop, time_bins
-        self.fixed_loss = KeyedMean()
+        self.sampling, self.guidance, self.time_bins = sampling, guidance, time_bins
         self._null: Tensor | None = None  # text states of the empty prompt, on the device
 
     def configure_model(self) -> None:
@@ -91,12 +82,6 @@ class LatentDiffusion(NetworkStage):
         self.codec.to(self.device)
         self._null = self.codec.encode_prompts([""])
 
-    def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        """The loss of a batch; logs its mean over the optimizer step."""
-        loss = self.loss(batch)
-        self.log("train/loss", self._step_mean(loss, self, batch_idx))
-        return loss
-
     def loss(self, batch: LatentBatch) -> Tensor:
         """Mean loss of a batch, its random numbers keyed by the samples' positions."""
         positions = batch["position"]
@@ -106,14 +91,9 @@ class LatentDiffusion(NetworkStage):
         # spread evenly over the batch, which lowers the variance of its loss
         times = keyed.spread(seed=self.seed, positions=positions, stream="time")
         # the unconditional denoiser of classifier-free guidance (Ho & Salimans 2022, Alg. 1)
-        context = self._drop_captions(batch["context"], positions)
-        return self.process.loss(self.net, x0, context, noise=noise, uniform=times).mean()
-
-    def _drop_captions(self, context: Tensor, positions: Tensor) -> Tensor:
         assert self._null is not None
-        numbers = keyed.uniform(seed=self.seed, positions=positions, stream="drop")
-        dropped = send(numbers < self.caption_drop, context.device)
-        return torch.where(dropped.view(-1, 1, 1), self._null.to(context), context)
+        context = torch.where(self._dropped(positions), self._null.to(batch["context"]), batch["context"])
+        return self.process.loss(self.net, x0, context, noise=noise, uniform=times).mean()
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """Losses of the EMA, with noise and timesteps that are the same at every validation."""

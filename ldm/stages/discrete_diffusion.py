@@ -18,7 +18,6 @@ from ldm.models.code_denoiser import CodeDenoiser
 from ldm.picture_codes import PictureCodes
 from ldm.randomness import keyed
 from ldm.randomness.uniforms import uniforms
-from ldm.stages.optim import Decay, OptimizerFactory
 from ldm.stages.text_to_codes import TextToCodesStage, check_width
 
 STRATA = 8  # equal parts of the timesteps, each of which a validation looks at for every picture
@@ -68,8 +67,8 @@ class DiscreteDiffusionStage(TextToCodesStage):
     Every random number is a function of the seed and the sample's position, see `LatentDiffusion`.
 
     Args:
-        net, codes, codec, sampling, optimizer, decay, caption_drop, seed: see `TextToCodesStage`; a dropped
-            caption is the network's learned empty text.
+        net, codes, codec, others: see `TextToCodesStage`; a dropped caption is the network's learned empty
+            text.
         process: mask-and-replace.
         auxiliary_weight: of -log p(x_0 | x_t), lambda in eq. 11, times 2 - (t - 1) / T.
         importance: choose timesteps by `LossHistory`; False: spread them evenly over each batch.
@@ -79,24 +78,18 @@ class DiscreteDiffusionStage(TextToCodesStage):
 
     opener = "ldm.generators.discrete_diffusion.open_discrete_diffusion"
 
-    def __init__(  # one parameter per key of conf/model/discrete_diffusion.yaml
+    def __init__(
         self,
         *,
         net: CodeDenoiser,
         process: MaskAndReplace,
         codes: PictureCodes,
         codec: Codec,
-        sampling: Mapping[str, Any],
-        optimizer: OptimizerFactory,
-        decay: Decay,
         auxiliary_weight: float = 5e-4,
-        caption_drop: float = 0.1,
         importance: bool = False,
-        seed: int = 0,
+        **others: Any,
     ) -> None:
-        frozen: dict[str, Any] = {"codes": codes, "codec": codec, "sampling": sampling}
-        training: dict[str, Any] = {"optimizer": optimizer, "decay": decay, "seed": seed}
-        super().__init__(net=net, caption_drop=caption_drop, **frozen, **training)
+        super().__init__(net=net, codes=codes, codec=codec, **others)
         check_parts(net, process, codes)
         check_width("backbone.context_dim", net.context_dim, codec)
         if net.context_length != codec.text_encoder.context_length:
@@ -108,8 +101,8 @@ class DiscreteDiffusionStage(TextToCodesStage):
         self.history = LossHistory(process.num_steps) if importance else None
         self.generator()  # refuses wrong options of sampling before the training
 
-    def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
-        """The loss of a batch; logs its mean over the optimizer step."""
+    def loss(self, batch: CodeBatch) -> Tensor:
+        """Mean loss of a batch in nats per code."""
         positions, steps = batch["position"], self.process.num_steps
         p = evenly(steps) if self.history is None else self.history.probabilities()
         t = timesteps_of(keyed.spread(seed=self.seed, positions=positions, stream="time"), p)
@@ -118,12 +111,10 @@ class DiscreteDiffusionStage(TextToCodesStage):
         context = torch.where(self._dropped(positions), self.net.empty.to(context), context)
         bound, likelihood = self.terms(self.net, batch, t, noise, context)
         if self.history is not None:
-            self.history.update(*self._of_all_ranks(send(t, self.device), bound.detach()))
+            self.history.update(*map(self._of_all_ranks, (send(t, self.device), bound.detach())))
         weight = self.auxiliary_weight * (2 - (t - 1) / steps)
         loss = (bound + send(weight, self.device) * likelihood) / send(p[t - 1].float(), self.device)
-        loss = loss.mean() / batch["codes"].shape[1]
-        self.log("train/loss", self._step_mean(loss, self, batch_idx))
-        return loss
+        return loss.mean() / batch["codes"].shape[1]
 
     def terms(
         self, net: Any, batch: CodeBatch, t: Tensor, noise: Tensor, context: Tensor
@@ -136,11 +127,6 @@ class DiscreteDiffusionStage(TextToCodesStage):
 
     def _noise(self, batch: CodeBatch, **key: Any) -> Float[Tensor, "b 2 n"]:
         return uniforms((2, batch["codes"].shape[1]), **key, device=self.device)
-
-    def _of_all_ranks(self, *rows: Tensor) -> list[Tensor]:
-        if self._trainer is None or self.trainer.world_size == 1:  # null where a step is taken by hand
-            return list(rows)
-        return [self.all_gather(each).flatten(0, 1) for each in rows]
 
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
         """The bound of -log p(codes) of the EMA in nats per code, and in bits."""

@@ -45,7 +45,7 @@ class TokenizerStage(ReconstructionStage):
     Args:
         net: the tokenizer.
         error: of what the network renders against the pictures, mean over values.
-        others: see `ReconstructionStage` and `NetworkStage`.
+        others: see `ReconstructionStage`.
     """
 
     def __init__(self, *, net: PictureTokenizer, error: PixelError = absolute_error, **others: Any) -> None:
@@ -112,10 +112,6 @@ class TokenizerStage(ReconstructionStage):
                     self._of_all_ranks(scores).flatten(),
                 )
             )
-
-    def _of_all_ranks(self, parts: Tensor) -> Tensor:
-        """Those of all ranks one after the other."""
-        return self.all_gather(parts).flatten(0, 1) if self.trainer.world_size > 1 else parts
 
     def on_validation_epoch_end(self) -> None:
         """Logs how many codes are in use, and their entropy in bits; by level where there are several."""

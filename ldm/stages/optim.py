@@ -4,9 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from pytorch_lightning import LightningModule
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -44,23 +42,6 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         # decay would pull the gains of normalisations to 0, which changes what the layers compute
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-class StepMean:
-    """Mean of losses over the micro-batches of an optimizer step so far: of all of them at the last one.
-
-    Lightning logs at a step's last micro-batch, and would log the loss of that one alone.
-    """
-
-    def __init__(self) -> None:
-        self._values: list[Tensor] = []
-
-    def __call__(self, value: Tensor, stage: LightningModule, batch_idx: int) -> Tensor:
-        trainer = stage._trainer  # null where a step is taken by hand
-        if trainer is None or batch_idx % trainer.accumulate_grad_batches == 0:
-            self._values = []
-        self._values.append(value.detach())
-        return torch.stack(self._values).mean(dim=0)
 
 
 def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> tuple[Optimizer, LambdaLR]:

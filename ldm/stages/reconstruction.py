@@ -18,7 +18,7 @@ from ldm.distributed.ranks import average
 from ldm.metrics.reconstruction import psnr, ssim
 from ldm.models.losses import PatchDiscriminator, PerceptualDistance, adaptive_weight, hinge_loss
 from ldm.stages.optim import parameter_groups
-from ldm.stages.stage import NetworkStage
+from ldm.stages.stage import PictureStage
 
 UNLISTED = ("total", "pixel", "perceptual")  # terms that a validation has under other names, or not
 
@@ -36,13 +36,13 @@ class Reconstructed(NamedTuple):
     terms: Any  # a named tuple of scalars: `total` is the loss, `pixel` its error of pixels
 
 
-class ReconstructionStage(NetworkStage, ABC):
+class ReconstructionStage(PictureStage, ABC):
     """Trains a network on pictures to reconstruct them. A subclass says by what loss.
 
     Args:
         perceptual, perceptual_weight: frozen feature distance and its weight.
         discriminator, discriminator_weight, discriminator_start: the adversary, its weight and first step.
-        others: see `NetworkStage`. The last layer of the network must be `net.decoder.conv_out`.
+        others: see `PictureStage`. The last layer of the network must be `net.decoder.conv_out`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ReconstructionStage(NetworkStage, ABC):
         """The loss of a batch; None with a discriminator, whose alternating steps are taken here."""
         images = to_float(self._augmented(batch))
         decoded, terms = self.trained(images, batch["position"])
-        means = type(terms)(*self._step_mean(torch.stack(terms), self, batch_idx))
+        means = type(terms)(*self._step_mean(torch.stack(terms), batch_idx))
         self.log_dict({f"train/{name}": value for name, value in means._asdict().items()}, prog_bar=False)
         if self.automatic_optimization:
             return terms.total

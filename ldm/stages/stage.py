@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from ldm import UserError
+from ldm import UserError, send
 from ldm.data.stream import PictureBatch
 from ldm.generators.generator import Generator
 from ldm.io.curves import LOSS
 from ldm.randomness import keyed
 from ldm.randomness.seeds import check_seed
-from ldm.stages.optim import Decay, OptimizerFactory, StepMean, check_optimizer, configure
+from ldm.stages.optim import Decay, OptimizerFactory, check_optimizer, configure
 from ldm.tokenizers import Tokenizer
 
 Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
@@ -58,61 +58,59 @@ class Stage(Protocol):
 
 
 class NetworkStage(LightningModule):
-    """A stage that trains one network on pictures and generates none, unless a method says otherwise.
+    """A stage that trains one network and generates no pictures, unless a method says otherwise.
 
     Args:
         net: the network that is trained.
         optimizer, decay: the optimizer's constructor, and its learning-rate factor by step.
-        augment: random change of the training pictures, keyed by their positions.
         seed: key of all random numbers, together with the samples' positions.
 
     Raises UserError for a seed, a learning rate or a schedule with wrong values.
     """
 
     tokenizer: Tokenizer | None = None
-    fixed_loss: "KeyedMean"  # only where `_log_fixed` is called
+    loss: Callable[[Any], Tensor]  # the mean loss of a batch, by which `training_step` trains
 
-    def __init__(
-        self,
-        *,
-        net: nn.Module,
-        optimizer: OptimizerFactory,
-        decay: Decay,
-        augment: Augment | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, *, net: nn.Module, optimizer: OptimizerFactory, decay: Decay, seed: int = 0) -> None:
         super().__init__()
         check_optimizer(optimizer, decay)
         check_seed(seed, "model.stage.seed")
         self.net = net
         # not a submodule: the callback sets it past nn.Module, so that no checkpoint holds it twice
         self.averaged: nn.Module | None = None
-        self.optimizer, self.decay, self.augment, self.seed = optimizer, decay, augment, seed
-        self._step_mean = StepMean()
+        self.optimizer, self.decay, self.seed = optimizer, decay, seed
+        self._losses: list[Tensor] = []  # of the optimizer step so far
 
     @property
     def best(self) -> Any:
         """The network that is validated and saved: its EMA if one is kept."""
         return self.averaged or self.net
 
-    def _log_fixed(self, losses: Tensor, pictures: Tensor) -> None:
-        """Logs the mean of a validation's losses by picture, which `target=` is compared with.
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """The loss of a batch; logs its mean over the optimizer step."""
+        loss = self.loss(batch)
+        self.log("train/loss", self._step_mean(loss, batch_idx))
+        return loss
 
-        They may depend on the pictures and the network, but not on the seed, the batch size or the ranks.
-        """
-        self.fixed_loss.update(losses, pictures)
-        self.log(LOSS, self.fixed_loss)
-
-    def _augmented(self, batch: PictureBatch) -> Tensor:
-        """The pictures of a batch as the network is trained on them: uint8, b 3 h w."""
-        if self.augment is None:
-            return batch["image"]
-        return self.augment(batch["image"], seed=self.seed, positions=batch["position"])
+    def _step_mean(self, value: Tensor, batch_idx: int) -> Tensor:
+        """Mean of losses over the micro-batches of an optimizer step so far; at the last one, over all."""
+        # Lightning logs at a step's last micro-batch, and would log the loss of that one alone
+        trainer = self._trainer  # null where a step is taken by hand
+        if trainer is None or batch_idx % trainer.accumulate_grad_batches == 0:
+            self._losses = []
+        self._losses.append(value.detach())
+        return torch.stack(self._losses).mean(dim=0)
 
     def _normal(self, like: Tensor, positions: Tensor, stream: str) -> Tensor:
         """Standard normal noise in a tensor's shape, a function of the seed and the samples' positions."""
         key = {"seed": self.seed, "positions": positions, "stream": stream}
         return keyed.normal(like.shape[1:], **key, device=like.device).to(like)
+
+    def _of_all_ranks(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks one after the other; those that have a gradient pass it on."""
+        if self._trainer is None or self.trainer.world_size == 1:  # null where a step is taken by hand
+            return rows
+        return self.all_gather(rows, sync_grads=rows.requires_grad).flatten(0, 1)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on a device, but for its positions: keys are hashed on the host."""
@@ -125,10 +123,6 @@ class NetworkStage(LightningModule):
         optimizer, schedule = configure(self.net, self.optimizer, self.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def example_batch(self, count: int, *, size: int) -> Mapping[str, Any]:
-        """Random pictures with captions, see `Stage`."""
-        return example_pictures(count, size=size)
-
     def frozen(self) -> dict[str, nn.Module]:
         """None, see `Stage`."""
         return {}
@@ -136,6 +130,65 @@ class NetworkStage(LightningModule):
     def generator(self) -> Generator | None:
         """None, see `Stage`."""
         return None
+
+
+class PictureStage(NetworkStage):
+    """A stage that trains its network on pictures.
+
+    Args:
+        augment: random change of the training pictures, keyed by their positions.
+        others: see `NetworkStage`.
+    """
+
+    def __init__(self, *, augment: Augment | None = None, **others: Any) -> None:
+        super().__init__(**others)
+        self.augment = augment
+
+    def _augmented(self, batch: PictureBatch) -> Tensor:
+        """The pictures of a batch as the network is trained on them: uint8, b 3 h w."""
+        if self.augment is None:
+            return batch["image"]
+        return self.augment(batch["image"], seed=self.seed, positions=batch["position"])
+
+    def example_batch(self, count: int, *, size: int) -> Mapping[str, Any]:
+        """Random pictures with captions, see `Stage`."""
+        return example_pictures(count, size=size)
+
+
+class ConditionedStage(NetworkStage):
+    """A stage that trains some samples without their condition, which guidance needs (Ho & Salimans 2022).
+
+    Args:
+        caption_drop: share of samples trained without it.
+        others: see `NetworkStage`.
+
+    Raises UserError for a share outside [0, 1].
+    """
+
+    def __init__(self, *, caption_drop: float = 0.1, **others: Any) -> None:
+        super().__init__(**others)
+        check_share("caption_drop", caption_drop)
+        self.caption_drop = caption_drop
+        self.fixed_loss = KeyedMean()
+
+    def _dropped(self, positions: Tensor) -> Tensor:
+        """Which samples are trained without their condition: bool, b 1 1."""
+        numbers = keyed.uniform(seed=self.seed, positions=positions, stream="drop")
+        return send(numbers < self.caption_drop, self.device).view(-1, 1, 1)
+
+    def _log_fixed(self, losses: Tensor, pictures: Tensor) -> None:
+        """Logs the mean of a validation's losses by picture, which `target=` is compared with.
+
+        They may depend on the pictures and the network, but not on the seed, the batch size or the ranks.
+        """
+        self.fixed_loss.update(losses, pictures)
+        self.log(LOSS, self.fixed_loss)
+
+
+def check_share(name: str, share: float) -> None:
+    """Raises UserError for a share of the samples outside [0, 1]."""
+    if not 0 <= share <= 1:
+        raise UserError(f"{name}={share} must lie in [0, 1]: it is a share of the samples")
 
 
 def example_pictures(count: int, *, size: int) -> PictureBatch:

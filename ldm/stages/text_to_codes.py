@@ -8,20 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm import UserError, send
+from ldm import UserError
 from ldm.checkpoints.bundle import Part
 from ldm.codec import Codec
 from ldm.data.codes import CodeBatch
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.text_to_codes import Texts, TextToCodes, write_parts
 from ldm.picture_codes import PictureCodes
-from ldm.randomness import keyed
-from ldm.stages.optim import Decay, OptimizerFactory
-from ldm.stages.stage import ENDLESS, KeyedMean, NetworkStage
+from ldm.stages.stage import ENDLESS, ConditionedStage
 from ldm.tokenizers import Tokenizer
 
 
-class TextToCodesStage(NetworkStage):
+class TextToCodesStage(ConditionedStage):
     """Trains a network on cached codes and text states.
 
     Args:
@@ -29,8 +27,7 @@ class TextToCodesStage(NetworkStage):
         codes: the frozen tokenizer of pictures.
         codec: frozen; its text encoder reads the captions.
         sampling: options of the generator while training, and by default from the bundle.
-        optimizer, decay, seed: see `NetworkStage`.
-        caption_drop: share of samples trained without their caption, which guidance needs.
+        others: see `ConditionedStage`.
 
     Raises UserError for text states of another width than the network's, options out of range, or parts that
     do not go together.
@@ -45,18 +42,11 @@ class TextToCodesStage(NetworkStage):
         codes: PictureCodes,
         codec: Codec,
         sampling: Mapping[str, Any],
-        optimizer: OptimizerFactory,
-        decay: Decay,
-        caption_drop: float,
-        seed: int,
+        **others: Any,
     ) -> None:
-        super().__init__(net=net, optimizer=optimizer, decay=decay, seed=seed)
-        if not 0 <= caption_drop <= 1:
-            raise UserError(f"{caption_drop=} must lie in [0, 1]: it is a share of the samples")
+        super().__init__(net=net, **others)
         self.codes, self.codec = codes, codec  # under the names at which the data module looks for them
-        self.sampling, self.caption_drop = dict(sampling), caption_drop
-        self.texts = Texts(codec.text_encoder, codec.tokenizer)
-        self.fixed_loss = KeyedMean()
+        self.sampling, self.texts = dict(sampling), Texts(codec.text_encoder, codec.tokenizer)
 
     @abstractmethod
     def generator(self) -> TextToCodes:
@@ -66,11 +56,6 @@ class TextToCodesStage(NetworkStage):
         """Moves the frozen networks, which Lightning does not know of."""
         self.codes.to(self.device)
         self.codec.to(self.device)
-
-    def _dropped(self, positions: Tensor) -> Tensor:
-        """Which samples are trained without their caption: bool, b 1 1."""
-        numbers = keyed.uniform(seed=self.seed, positions=positions, stream="drop")
-        return send(numbers < self.caption_drop, self.device).view(-1, 1, 1)
 
     def _log_nats(self, nats: Tensor, pictures: Tensor) -> None:
         """Logs a validation's mean over pictures of their nats per code."""

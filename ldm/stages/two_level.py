@@ -1,7 +1,6 @@
 """The stage of VQ-VAE-2's priors (Razavi et al. 2019): coarse codes from text, fine codes from these."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from ldm.generators.text_to_codes import TextToCodes
 from ldm.generators.two_level import TwoLevel, check_levels
 from ldm.models.two_level import TwoLevelPriors
 from ldm.picture_codes import PictureCodes
-from ldm.stages.optim import Decay, OptimizerFactory
 from ldm.stages.text_to_codes import TextToCodesStage, check_width
 
 
@@ -21,29 +19,15 @@ class TwoLevelStage(TextToCodesStage):
     """Trains both priors together; neither's gradient reaches the other.
 
     Args:
-        net, codes, codec, sampling, optimizer, decay, caption_drop, seed: see `TextToCodesStage`; a dropped
-            caption is the empty one.
+        net, codes, codec, others: see `TextToCodesStage`; a dropped caption is the empty one.
 
     Raises UserError as `TextToCodesStage` does.
     """
 
     opener = "ldm.generators.two_level.open_two_level"
 
-    def __init__(  # one parameter per key of conf/model/two_level.yaml
-        self,
-        *,
-        net: TwoLevelPriors,
-        codes: PictureCodes,
-        codec: Codec,
-        sampling: Mapping[str, Any],
-        optimizer: OptimizerFactory,
-        decay: Decay,
-        caption_drop: float = 0.1,
-        seed: int = 0,
-    ) -> None:
-        frozen: dict[str, Any] = {"codes": codes, "codec": codec, "sampling": sampling}
-        training: dict[str, Any] = {"optimizer": optimizer, "decay": decay, "seed": seed}
-        super().__init__(net=net, caption_drop=caption_drop, **frozen, **training)
+    def __init__(self, *, net: TwoLevelPriors, codes: PictureCodes, codec: Codec, **others: Any) -> None:
+        super().__init__(net=net, codes=codes, codec=codec, **others)
         check_levels(net, codes)
         check_width("backbone.top.context_dim", net.top.context_dim, codec)
         self._null: Tensor | None = None  # text states of the empty prompt, on the device
@@ -54,13 +38,11 @@ class TwoLevelStage(TextToCodesStage):
         super().on_fit_start()
         self._null = self.texts.states([""])
 
-    def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
-        """The mean over all codes of both levels of a batch; logs its mean over the optimizer step."""
+    def loss(self, batch: CodeBatch) -> Tensor:
+        """The mean over all codes of both levels of a batch."""
         assert self._null is not None
         context = torch.where(self._dropped(batch["position"]), self._null, batch["context"])
-        loss = torch.cat(self.nats(self.net, context, batch["codes"]), dim=1).mean()
-        self.log("train/loss", self._step_mean(loss, self, batch_idx))
-        return loss
+        return torch.cat(self.nats(self.net, context, batch["codes"]), dim=1).mean()
 
     def nats(self, net: Any, context: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """The exact negative log-likelihood of every code, top and bottom."""
