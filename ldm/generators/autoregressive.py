@@ -1,9 +1,9 @@
 """DALL-E, CogView and CLIP-GEN as generators: prompts and seeds to codes, of which the best are decoded."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,39 +13,38 @@ from torch import Tensor
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.codec import in_chunks
-from ldm.construct import check_arguments
 from ldm.generators.clip_pair import ClipPair, check_dim
-from ldm.generators.code_bundle import OnCodes
+from ldm.generators.code_bundle import CodeByCode
 from ldm.generators.generator import Progress, Source, Watch, check_options
-from ldm.generators.token_loop import CHUNK, Choice, generate_codes
+from ldm.generators.token_loop import CHUNK, generate_codes
 from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer
 from ldm.picture_codes import PictureCodes
 from ldm.randomness.seeds import SEED_LIMIT, key_of
 from ldm.tokenizers import Tokenizer
 
-CHOICES = ("temperature", "top_k", "top_p", "scale")
 MOST_CANDIDATES = 512  # DALL-E's number: a request of others can't ask for more time and memory than that
-OPTIONS = (*CHOICES, "candidates", "rerank", "negative")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeGenerator(OnCodes):
+class CodeGenerator(CodeByCode):
     """A network on codes with everything that generating pictures takes (see `generator.Generator`).
 
     Raises UserError for no candidates, an unknown ranking or one that the network lacks, or parts that don't
     go together.
     """
 
+    OPTIONS: ClassVar = ("temperature", "top_k", "top_p", "scale", "candidates", "rerank", "negative")
+
     net: CodeTransformer
     clip: ClipPair  # its tokenizer reads the prompts
-    choice: Choice = field(default_factory=Choice)
     candidates: int = 1  # pictures made of each prompt and seed, of which the best is kept
     rerank: str = "clip"  # how they are scored: one of RANKINGS
     negative: str = ""  # prompt that guidance moves away from
 
     def __post_init__(self) -> None:
         check_match(self.net, self.codes, self.clip)
+        self.choice()  # refuses wrong options
         if not 1 <= self.candidates <= MOST_CANDIDATES:
             raise UserError(f"candidates={self.candidates} must lie in 1 to {MOST_CANDIDATES}")
         if self.rerank not in RANKINGS:
@@ -72,14 +71,14 @@ class CodeGenerator(OnCodes):
         """
         if len(prompts) != len(seeds):
             raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
-        many = self.candidates
+        many, choice = self.candidates, self.choice()
         texts = [prompt for prompt in prompts for _ in range(many)]
         codes = generate_codes(
             self.net,
             self.conditions(texts),
             [candidate_seed(seed, number) for seed in seeds for number in range(many)],
-            self.choice,
-            empty=self.empty(len(texts)) if self.choice.guided else None,
+            choice,
+            empty=self.empty(len(texts)) if choice.guided else None,
             known=None if source is None else self._known(source, count=len(prompts)),
             watch=None if watch is None else partial(self._report, watch),
         )
@@ -131,7 +130,7 @@ class CodeGenerator(OnCodes):
     @property
     def nfe(self) -> int:
         """Evaluations of the network for a picture: one per code, candidate and condition."""
-        return self.net.length * self.candidates * (2 if self.choice.guided else 1)
+        return self.net.length * self.candidates * (1 + (self.scale != 1))
 
     @property
     def starts_from_pictures(self) -> bool:
@@ -143,21 +142,6 @@ class CodeGenerator(OnCodes):
         for part in (self.net, self.codes, self.clip):
             part.to(device)
         return self
-
-    def settings(self) -> dict[str, Any]:
-        """How codes are chosen, how many candidates are made and how ranked, a negative prompt if any."""
-        ranking = {"candidates": self.candidates, "rerank": self.rerank}
-        negative = {"negative": self.negative} if self.negative else {}
-        return {**asdict(self.choice), **ranking, **negative}
-
-    def with_options(self, **changes: Any) -> "CodeGenerator":
-        """The same networks with other options, some of OPTIONS; raises UserError for any other."""
-        check_options(changes, OPTIONS)
-        own = {name: value for name, value in changes.items() if name in CHOICES}
-        others = {name: value for name, value in changes.items() if name not in CHOICES}
-        for target, given in ((Choice, own), (CodeGenerator, others)):
-            check_arguments(f"{target.__module__}.{target.__name__}", target, given, is_partial=True)
-        return replace(self, choice=replace(self.choice, **own), **others)
 
 
 def candidate_seed(seed: int, number: int) -> int:
@@ -213,12 +197,12 @@ def check_match(net: CodeTransformer, codes: PictureCodes, clip: ClipPair) -> No
 
 
 def open_autoregressive(bundle: Bundle, **options: Any) -> CodeGenerator:
-    """The generator of a bundle, with some of OPTIONS.
+    """The generator of a bundle, with some of its `OPTIONS`.
 
     Raises BundleError for parts that are missing or don't go together, UserError for options that are
     refused.
     """
-    check_options(options, OPTIONS, of=f"the generator of {bundle.path}")
+    check_options(options, CodeGenerator.OPTIONS, of=f"the generator of {bundle.path}")
     codes = PictureCodes.open(bundle)
     if codes.sha256 != bundle.config.get("codes", codes.sha256):  # an imported bundle names none
         raise BundleError(
@@ -227,4 +211,4 @@ def open_autoregressive(bundle: Bundle, **options: Any) -> CodeGenerator:
     net = bundle.network("backbone").requires_grad_(False)
     if not isinstance(net, CodeTransformer):
         raise BundleError(f"bundle {bundle.path}: its backbone is a {type(net).__name__}: it makes no codes")
-    return CodeGenerator(net=net, codes=codes, clip=ClipPair.open(bundle)).with_options(**options)
+    return CodeGenerator.made({"net": net, "codes": codes, "clip": ClipPair.open(bundle)}, options)

@@ -1,17 +1,24 @@
-"""Opening tokenizers of pictures: for a training on their codes, and to measure their round trip."""
+"""Systems on codes of pictures: what their generators share, and how their bundles are opened and written."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Bundle
-from ldm.generators.generator import Source, check_options
-from ldm.picture_codes import PictureCodes
+from ldm.checkpoints.bundle import Bundle, BundleError, Part
+from ldm.checkpoints.bundle_writer import origin, write_bundle
+from ldm.codec import in_chunks
+from ldm.construct import check_arguments
+from ldm.generators.generator import Progress, Source, Watch, check_options
+from ldm.generators.token_loop import CHUNK, Choice
+from ldm.picture_codes import PART, PictureCodes
+from ldm.tokenizers import Tokenizer
 
 
 def load_codes(*, image_tokenizer: str) -> PictureCodes:
@@ -29,8 +36,35 @@ def open_tokenizer(bundle: Bundle) -> "RoundTripOnly":
 class OnCodes:
     """What all generators have whose pictures a tokenizer decodes from codes."""
 
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
+
     net: Any  # the network that was trained
     codes: PictureCodes
+
+    @classmethod
+    def made(cls, parts: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+        """A generator of these parts, and options that anybody may have written.
+
+        Raises UserError for an option that is not among `OPTIONS`, or a value of another type.
+        """
+        check_options(options, cls.OPTIONS)
+        check_arguments(f"{cls.__module__}.{cls.__name__}", cls, options, is_partial=True)
+        return cls(**parts, **options)
+
+    def settings(self) -> dict[str, Any]:
+        """The options; those that are None or empty are off."""
+        own = {name: getattr(self, name) for name in self.OPTIONS}
+        return {name: value for name, value in own.items() if value not in (None, "")}
+
+    def with_options(self, **changes: Any) -> Self:
+        """The same networks with some of `OPTIONS` changed; UserError as of `made`."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return self.made({name: value for name, value in own.items() if name not in changes}, changes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.codes.device
 
     @property
     def size(self) -> int:
@@ -45,6 +79,22 @@ class OnCodes:
     def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
         """Pictures through their codes and back."""
         return self.codes.reconstruct(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeByCode(OnCodes):
+    """A generator that samples one code after the other; its options are those of `Choice`."""
+
+    temperature: float | int = 1.0
+    top_k: int = 0
+    top_p: float | int = 1.0
+    scale: float | int = 1.0  # of guidance; 1: none
+
+    def choice(self, *, scale: float | int | None = None) -> Choice:
+        """How codes are chosen, by default at its own guidance scale; UserError for wrong options."""
+        temperature, top_p, own = float(self.temperature), float(self.top_p), float(self.scale)
+        scale = own if scale is None else float(scale)
+        return Choice(temperature=temperature, top_k=self.top_k, top_p=top_p, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +120,132 @@ class RoundTripOnly(OnCodes):
         self.codes.to(device)
         return self
 
-    def settings(self) -> Mapping[str, Any]:
-        """None."""
-        return {}
 
-    def with_options(self, **changes: Any) -> "RoundTripOnly":
-        """The same; raises UserError for any option."""
-        check_options(changes, ())
+@dataclass(frozen=True)
+class Texts:
+    """A frozen text encoder with its tokenizer. Not a module: a stage holds it outside of its checkpoints."""
+
+    encoder: Any  # `ldm.codec.TextEncoder`
+    tokenizer: Tokenizer
+
+    def __post_init__(self) -> None:
+        self.encoder.eval().requires_grad_(False)
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> "Texts":
+        """Those of a bundle; BundleError where one is missing."""
+        return cls(bundle.network("text_encoder"), bundle.tokenizer())
+
+    @torch.no_grad()
+    def states(self, prompts: Sequence[str]) -> Float[Tensor, "b m d"]:
+        """The states of each prompt, the same whatever its batch."""
+        tokens, device = self.tokenizer.encode(prompts), next(self.encoder.parameters()).device
+        return in_chunks(lambda chunk: self.encoder(chunk).states.float(), tokens, size=CHUNK, device=device)
+
+
+Report = Callable[[Tensor, int, int], None]
+"""(rows of codes as they are expected now, step, number of steps) -> whoever watches knows of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToCodes(OnCodes, ABC):
+    """A generator (see `ldm.generators.generator.Generator`) of rows of codes, which a tokenizer decodes."""
+
+    texts: Texts
+
+    @abstractmethod
+    def sample_codes(
+        self, prompts: Sequence[str], seeds: Sequence[int], report: Report
+    ) -> Int64[Tensor, "b n"]:
+        """A row of codes for each prompt and seed, whatever the batch; `report` is called at each step."""
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        source: Source | None = None,
+        watch: Watch | None = None,
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """One picture for each prompt and seed; it does not depend on its batch, to the byte.
+
+        Raises UserError unless there is one seed per prompt, or for pictures to start from.
+        """
+        if source is not None:
+            raise UserError("this generator starts from no pictures: leave image= and mask= out")
+        if len(prompts) != len(seeds):
+            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
+
+        def report(codes: Tensor, step: int, steps: int) -> None:
+            if watch is not None:
+                watch(Progress(step, steps, partial(self.codes.decode, codes)))
+
+        with torch.no_grad():
+            return self.codes.decode(self.sample_codes(prompts, seeds, report))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What reads the prompts."""
+        return self.texts.tokenizer
+
+    @property
+    def starts_from_pictures(self) -> bool:
+        """It does not."""
+        return False
+
+    def to(self, device: torch.device | str) -> "TextToCodes":
+        """Moves the networks in place; returns self."""
+        for part in (self.net, self.codes, self.texts.encoder):
+            part.to(device)
         return self
+
+
+def open_parts(bundle: Bundle, kind: type[nn.Module]) -> dict[str, Any]:
+    """The network, the tokenizer of pictures and the text encoder of a bundle, as a generator takes them.
+
+    Raises BundleError where one is missing, of another kind, or the tokenizer is not the one of the training.
+    """
+    codes, net = PictureCodes.open(bundle), bundle.network("backbone").requires_grad_(False)
+    if not isinstance(net, kind):
+        raise BundleError(f"bundle {bundle.path}: its backbone is no {kind.__name__}: take another bundle")
+    # weights of others come without the hash
+    if bundle.config.get("codes", codes.sha256) != codes.sha256:
+        raise BundleError(
+            f"bundle {bundle.path}: its {PART} is not the one that its backbone was trained with"
+        )
+    return {"net": net, "codes": codes, "texts": Texts.open(bundle)}
+
+
+def write_parts(
+    path: Any,
+    backbone: Part,
+    *,
+    config: Mapping[str, Any],
+    codes: PictureCodes,
+    settings: Mapping[str, Any],
+) -> Any:
+    """Writes the bundle of such a training: the frozen parts as they came from the bundles of its config.
+
+    Args:
+        settings: the entry `generator`, and others of the system.
+
+    Raises NameTaken where `path` is there already.
+    """
+    pictures, texts = (
+        Bundle.open(config["codes"]["image_tokenizer"]),
+        Bundle.open(config["codec"]["text_encoder"]),
+    )
+    # the image encoder generates nothing; evaluation judges pictures by it
+    kept = [name for name in ("text_encoder", "image_encoder") if name in texts.names]
+    return write_bundle(
+        path,
+        parts={"backbone": backbone, PART: pictures.part(PART), **{name: texts.part(name) for name in kept}},
+        tokenizer=texts.tokenizer(),
+        settings={
+            "size": codes.net.size,
+            "codes": codes.sha256,
+            **settings,
+            "origin": origin(config),
+            "codec_origin": {PART: pictures.entry("origin"), "text_encoder": texts.entry("origin")},
+        },
+    )

@@ -14,7 +14,7 @@ from ldm.checkpoints.bundle import UNBUILDABLE, Bundle, BundleError
 from ldm.construct import construct
 from ldm.diffusion.discrete import MaskAndReplace
 from ldm.diffusion.discrete_sampling import Ancestral, guided
-from ldm.generators.text_to_codes import Report, TextToCodes, open_parts
+from ldm.generators.code_bundle import Report, TextToCodes, open_parts
 from ldm.generators.token_loop import CHUNK
 from ldm.models.code_denoiser import CodeDenoiser
 from ldm.picture_codes import PictureCodes

@@ -10,32 +10,27 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.generators.text_to_codes import Report, TextToCodes, open_parts
-from ldm.generators.token_loop import CHUNK, Choice, generate_codes
+from ldm.generators.code_bundle import CodeByCode, Report, TextToCodes, open_parts
+from ldm.generators.token_loop import CHUNK, generate_codes
 from ldm.models.two_level import TwoLevelPriors
 from ldm.picture_codes import PictureCodes
 from ldm.randomness.seeds import SEED_LIMIT, key_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoLevel(TextToCodes):
-    """The generator. Raises UserError for an option out of range, or parts that do not go together."""
+class TwoLevel(CodeByCode, TextToCodes):
+    """The generator; the top level, which reads the text, has guidance alone.
+
+    Raises UserError for an option out of range, or parts that do not go together.
+    """
 
     OPTIONS: ClassVar = ("temperature", "top_k", "top_p", "scale")
 
     net: TwoLevelPriors
-    temperature: float | int = 1.0  # this and the next two of both levels, see `Choice`
-    top_k: int = 0
-    top_p: float | int = 1.0
-    scale: float | int = 1.0  # of guidance, which the top level has alone: it reads the text
 
     def __post_init__(self) -> None:
         check_levels(self.net, self.codes)
-        self._choice(self.scale)  # refuses wrong options
-
-    def _choice(self, scale: float | int) -> Choice:
-        temperature, top_p = float(self.temperature), float(self.top_p)
-        return Choice(temperature=temperature, top_k=self.top_k, top_p=top_p, scale=float(scale))
+        self.choice()  # refuses wrong options
 
     def sample_codes(
         self, prompts: Sequence[str], seeds: Sequence[int], report: Report
@@ -49,7 +44,7 @@ class TwoLevel(TextToCodes):
             top,
             states[:-1],
             seeds,
-            self._choice(self.scale),
+            self.choice(),
             empty=states[-1:].expand(len(seeds), -1, -1),
             watch=lambda codes, step: report(torch.cat([codes, fine], dim=1), step, steps),
         )
@@ -58,7 +53,7 @@ class TwoLevel(TextToCodes):
             coarse,
             # other numbers than the top level's, place by place
             [key_of(seed, "bottom") % SEED_LIMIT for seed in seeds],
-            self._choice(1.0),
+            self.choice(scale=1.0),
             watch=lambda codes, step: report(torch.cat([coarse, codes], dim=1), before + step, steps),
         )
         return torch.cat([coarse, fine], dim=1)

@@ -1,6 +1,7 @@
 """Stage of the systems that generate code after code: DALL-E, CogView and CLIP-GEN."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from ldm.data.codes import CodeBatch
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.autoregressive import CodeGenerator
 from ldm.generators.clip_pair import ClipPair
-from ldm.generators.text_to_codes import write_parts
+from ldm.generators.code_bundle import write_parts
 from ldm.generators.token_loop import Choice
 from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer, Nats, cross_entropy
@@ -111,7 +112,7 @@ class AutoregressiveStage(ConditionedStage):
         if embedding_weight and not isinstance(net, PrefixTransformer):
             raise UserError(f"{embedding_weight=} needs CLIP-GEN's network: leave it at 0")
         self.codes, self.clip, self.sequence_loss = codes, clip, loss
-        self.sampling = {"choice": choice, "candidates": candidates, "rerank": rerank}
+        self.sampling = {**asdict(choice), "candidates": candidates, "rerank": rerank}
         self.dropout, self.captioning, self.embedding_weight = dropout, captioning, embedding_weight
         self.embedder = clip if self.reads_pictures else None  # for the data: its features go into batches
         # no caption is read in training: none is cut

@@ -12,8 +12,8 @@ from ldm import UserError, send
 from ldm.codec import Codec
 from ldm.data.codes import CodeBatch
 from ldm.diffusion.discrete import MaskAndReplace, auxiliary
+from ldm.generators.code_bundle import TextToCodes
 from ldm.generators.discrete_diffusion import DiscreteDiffusion, check_parts
-from ldm.generators.text_to_codes import TextToCodes
 from ldm.models.code_denoiser import CodeDenoiser
 from ldm.picture_codes import PictureCodes
 from ldm.randomness import keyed

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.codec import Codec
 from ldm.data.codes import CodeBatch
-from ldm.generators.text_to_codes import TextToCodes
+from ldm.generators.code_bundle import TextToCodes
 from ldm.generators.two_level import TwoLevel, check_levels
 from ldm.models.two_level import TwoLevelPriors
 from ldm.picture_codes import PictureCodes

@@ -16,7 +16,7 @@ SEEDS = [1, 2, 3]
 
 
 def test_a_picture_does_not_depend_on_its_batch_to_the_byte(make_generator, system):
-    one = make_generator(system, choice=Choice(scale=1.5), candidates=2)
+    one = make_generator(system, scale=1.5, candidates=2)
     assert isinstance(one, Generator)
     together = one(PROMPTS, SEEDS)
     assert together.shape == (3, 3, SIZE, SIZE)
@@ -56,7 +56,7 @@ def test_the_caption_ranks_by_its_own_likelihood(make_generator):
 
 
 def test_guidance_by_nothing_is_the_empty_caption_or_no_vector(make_generator, system):
-    one = make_generator(system, choice=Choice(scale=2.0))
+    one = make_generator(system, scale=2.0)
     empty = one.empty(2)
     if system == "clipgen":
         assert torch.equal(empty, torch.zeros(2, 8))
@@ -91,7 +91,7 @@ def test_what_a_mask_does_not_touch_stays_to_the_byte(make_generator, pictures):
 
 
 def test_settings_make_an_equal_generator(make_generator, system):
-    one = make_generator(system, choice=Choice(temperature=0.8, top_k=9, top_p=0.9, scale=1.2), candidates=2)
+    one = make_generator(system, temperature=0.8, top_k=9, top_p=0.9, scale=1.2, candidates=2)
     one = one.with_options(negative="fog")
     again = make_generator(system).with_options(**one.settings())
     assert again.settings() == one.settings()
