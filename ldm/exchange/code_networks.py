@@ -20,7 +20,15 @@ from typing import Any
 
 from ldm import UserError
 from ldm.exchange.clip import import_openclip
-from ldm.exchange.image_tokenizers import PART, SIZE, Sizes, learned_codebook, tokenizer_spec
+from ldm.exchange.image_tokenizers import (
+    PART,
+    SIZE,
+    Sizes,
+    codebook,
+    learned_codebook,
+    multipliers,
+    tokenizer_spec,
+)
 from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.keymap import Rule, merge, rename, renames
 from ldm.exchange.weights import Source, Weights
@@ -156,7 +164,7 @@ def _vqgan_fit(weights: Weights, *, size: int) -> Fit:
     blocks = [len(level) // (2 if attending else 1) for level, attending in zip(levels, attends, strict=True)]
     trunk = {
         "channels": channels,
-        "multipliers": [width // channels if width % channels == 0 else width / channels for width in widths],
+        "multipliers": multipliers(widths, channels),
         "blocks_per_level": blocks[0],
         "level_attention": attends,
         "norm_eps": 1e-5,  # torch's default
@@ -212,12 +220,7 @@ def vqgan_rules(attends: list[bool], blocks: int) -> Iterator[Rule]:
         ends = {"conv_in": "conv_in", "final.0": "norm_out", "final.2": "conv_out"}
         yield from renames(ends, f"{side}.", f"{side}.")
     yield from renames({"encoder.final.3": "to_quantizer", "decoder.quant_conv_in": "from_codes"})
-    yield Rule(
-        ("quantizer.embedding.weight",),
-        ("quantizer.codebook", "quantizer.counts"),
-        read=lambda t: [t[0], t[0].new_ones(len(t[0]))],
-        write=lambda t: t[:1],
-    )
+    yield codebook("quantizer.embedding.weight")
 
 
 def _resnet(theirs: str, ours: str) -> list[Rule]:

@@ -62,7 +62,7 @@ def vq_fit(weights: Weights, config: Fields, *, size: int) -> Fit:
     """diffusers' VQModel and its config against ours."""
     spec = vq_spec(config, size=size)
     attention = spec["trunk"]["level_attention"]
-    rules = [*vae_rules(weights.outline, outer=OUTER, attention=attention), _codebook()]
+    rules = [*vae_rules(weights.outline, outer=OUTER, attention=attention), codebook()]
     return Fit(spec=spec, weights=weights, rules=rules)
 
 
@@ -110,6 +110,11 @@ def tokenizer_spec(trunk: Config, *, features: int, size: int, quantizer: Config
     }
 
 
+def multipliers(widths: Sequence[int], channels: int) -> list[int | float]:
+    """The widths of levels in units of the first channels, whole numbers where they are."""
+    return [width // channels if width % channels == 0 else width / channels for width in widths]
+
+
 def learned_codebook(num_codes: int, dim: int) -> Config:
     """The tree of a codebook that was trained by its gradient, with the weights of taming-transformers."""
     sizes = {"num_codes": num_codes, "dim": dim, "learned": True}
@@ -127,7 +132,7 @@ def _vqgan_fit(weights: Weights, *, size: int) -> Fit:
     channels = sizes["encoder.conv_in.weight"][0]
     trunk = {
         "channels": channels,
-        "multipliers": [width // channels if width % channels == 0 else width / channels for width in widths],
+        "multipliers": multipliers(widths, channels),
         "blocks_per_level": sizes.count("encoder.down.0.block.{}.conv1.weight"),
         "mid_attention": "encoder.mid.attn_1.norm.weight" in weights.outline,
         "level_attention": attention,
@@ -150,15 +155,15 @@ def vqgan_rules(attention: Sequence[bool], *, is_gumbel: bool) -> list[Rule]:
     """
     rules = compvis_vae_rules(num_levels=len(attention), outer=OUTER, attention=attention)
     if not is_gumbel:
-        return [*rules, _codebook()]
+        return [*rules, codebook()]
     own = renames({"quantize.proj": "quantizer.to_logits"})
     return [*rules, *own, rename("quantize.embed.weight", "quantizer.codebook")]
 
 
-def _codebook() -> Rule:
+def codebook(theirs: str = "quantize.embedding.weight") -> Rule:
     """A learned codebook; counts of use begin equal, so that training on does not restart its codes."""
     return Rule(
-        ("quantize.embedding.weight",),
+        (theirs,),
         ("quantizer.codebook", "quantizer.counts"),
         read=lambda t: [t[0], t[0].new_ones(len(t[0]))],
         write=lambda t: t[:1],

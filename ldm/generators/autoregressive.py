@@ -14,7 +14,7 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.codec import in_chunks
 from ldm.generators.clip_pair import ClipPair, check_dim
-from ldm.generators.code_bundle import CodeByCode
+from ldm.generators.code_bundle import CodeByCode, check_codes
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, generate_codes
 from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
@@ -179,13 +179,8 @@ def check_match(net: CodeTransformer, codes: PictureCodes, clip: ClipPair) -> No
 
     Raises UserError with the numbers of both.
     """
-    for option in ("grid", "num_codes"):
-        wanted, there = getattr(net, option), getattr(codes.net, option)
-        if wanted != there:
-            raise UserError(
-                f"backbone.{option}={wanted}, but the tokenizer of pictures has {there}: set it to that, or"
-                " take another codes.image_tokenizer"
-            )
+    check_codes("backbone.grid", net.grid, codes.net.grid)
+    check_codes("backbone.num_codes", net.num_codes, codes.net.num_codes)
     if isinstance(net, PrefixTransformer):
         return check_dim(clip, net.prefix_dim)
     for option, own in (("vocab_size", "vocab_size"), ("text_length", "context_length")):

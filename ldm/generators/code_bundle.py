@@ -200,6 +200,15 @@ class TextToCodes(OnCodes, ABC):
         return self
 
 
+def check_codes(option: str, value: int, there: int) -> None:
+    """Raises UserError for an option that is not what the tokenizer of pictures has."""
+    if value != there:
+        raise UserError(
+            f"{option}={value}, but the tokenizer of pictures has {there}: set it to that, or take another"
+            " codes.image_tokenizer"
+        )
+
+
 def open_parts(bundle: Bundle, kind: type[nn.Module]) -> dict[str, Any]:
     """The network, the tokenizer of pictures and the text encoder of a bundle, as a generator takes them.
 

@@ -125,13 +125,14 @@ def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def process_of(bundle: Bundle) -> Process:
-    """The process of a bundle; BundleError where its entry describes none."""
+def process_of(bundle: Bundle, kind: type[Any] = Process) -> Any:
+    """The process of a bundle; BundleError where its entry describes none of a kind."""
+    node = bundle.entry("process")
     try:
-        process = construct(bundle.entry("process"))
+        process = construct(node)
     except UNBUILDABLE as error:
         raise BundleError(f"bundle {bundle.path}: its process can't be built ({error})") from error
-    if not isinstance(process, Process):
+    if not isinstance(process, kind):
         raise BundleError(f"bundle {bundle.path}: its process is a {type(process).__name__}")
     return process
 

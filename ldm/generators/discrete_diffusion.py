@@ -10,12 +10,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ldm import NotFinite, UserError
-from ldm.checkpoints.bundle import UNBUILDABLE, Bundle, BundleError
+from ldm.checkpoints.bundle import Bundle
 from ldm.construct import construct
 from ldm.diffusion.discrete import MaskAndReplace
 from ldm.diffusion.discrete_sampling import Ancestral, guided
-from ldm.generators.code_bundle import Report, TextToCodes, open_parts
-from ldm.generators.token_loop import CHUNK
+from ldm.generators.code_bundle import Report, TextToCodes, check_codes, open_parts
+from ldm.generators.diffusion_bundle import process_of
+from ldm.generators.token_loop import CHUNK, filled
 from ldm.models.code_denoiser import CodeDenoiser
 from ldm.picture_codes import PictureCodes
 from ldm.randomness.uniforms import SeededUniforms, gumbel
@@ -62,9 +63,7 @@ class DiscreteDiffusion(TextToCodes):
             own = slice(start, start + CHUNK)
             # kernels sum in an order that the number of rows decides, and one code changes the picture: the
             # last chunk is filled up
-            few = [*seeds[own], *[seeds[-1]] * (CHUNK - len(seeds[own]))]
-            rows = context[own]
-            filled = torch.cat([rows, rows[-1:].expand(CHUNK - len(rows), -1, -1)])
+            few, rows = [*seeds[own], *[seeds[-1]] * (CHUNK - len(seeds[own]))], context[own]
 
             def watch(number: int, codes: Tensor, own: slice = own, count: int = len(rows)) -> None:
                 """Reports the expected codes of one chunk."""
@@ -73,7 +72,7 @@ class DiscreteDiffusion(TextToCodes):
 
             # float32, whatever the training's precision
             with torch.autocast(self.device.type, enabled=False):
-                made[own] = self._chunk(filled, few, watch)[: len(rows)]
+                made[own] = self._chunk(filled(rows), few, watch)[: len(rows)]
         return made
 
     def _chunk(self, context: Tensor, seeds: list[int], watch: Callable[[int, Tensor], Any]) -> Tensor:
@@ -113,35 +112,17 @@ def open_discrete_diffusion(bundle: Bundle, **options: Any) -> TextToCodes:
 
     Raises UserError for a wrong option. Raises BundleError where parts are missing or do not go together.
     """
-    process = process_of(bundle)  # before the networks: what is refused here has not waited for them
+    process = process_of(bundle, MaskAndReplace)  # first: a refusal does not wait for the networks
     return DiscreteDiffusion.made({"process": process, **open_parts(bundle, CodeDenoiser)}, options)
 
 
 def check_parts(net: CodeDenoiser, process: MaskAndReplace, codes: PictureCodes) -> None:
     """Refuses a network or a process for other codes than the tokenizer's, or for other timesteps."""
-    for what, found, wanted in (
-        ("backbone.num_codes", net.num_codes, codes.net.num_codes),
-        ("backbone.grid", net.grid, codes.net.grid),
-        ("process.num_codes", process.num_codes, codes.net.num_codes),
-    ):
-        if found != wanted:
-            raise UserError(
-                f"{what}={found}, but the tokenizer of pictures has {wanted}: set it to that, or take another"
-                " codes.image_tokenizer"
-            )
+    own = codes.net
+    check_codes("backbone.num_codes", net.num_codes, own.num_codes)
+    check_codes("backbone.grid", net.grid, own.grid)
+    check_codes("process.num_codes", process.num_codes, own.num_codes)
     if process.num_steps != net.num_steps:
         raise UserError(
             f"process.num_steps={process.num_steps}, but backbone.num_steps={net.num_steps}: make them equal"
         )
-
-
-def process_of(bundle: Bundle) -> MaskAndReplace:
-    """The process of a bundle; BundleError where its entry describes no mask-and-replace."""
-    node = bundle.entry("process")
-    try:
-        process = construct(node)
-    except UNBUILDABLE as error:
-        raise BundleError(f"bundle {bundle.path}: its process can't be built ({error})") from error
-    if not isinstance(process, MaskAndReplace):
-        raise BundleError(f"bundle {bundle.path}: its process is a {type(process).__name__}")
-    return process

@@ -116,11 +116,11 @@ def generate_codes(
         drawn = list(seeds[own])
         steps = _chunk(
             net,
-            torch.cat([_filled(each[own]) for each in rows]),
+            torch.cat([filled(each[own]) for each in rows]),
             SeededUniforms(drawn + drawn[-1:] * (CHUNK - len(drawn)), device=made.device),
             choice,
             count=len(rows),
-            known=None if known is None else tuple(_filled(send(each[own], made.device)) for each in known),
+            known=None if known is None else tuple(filled(send(each[own], made.device)) for each in known),
         )
         # float32, whatever the training's precision
         with torch.inference_mode(), torch.autocast(made.device.type, enabled=False):
@@ -131,7 +131,7 @@ def generate_codes(
     return made
 
 
-def _filled(rows: Tensor) -> Tensor:
+def filled(rows: Tensor) -> Tensor:
     """Rows of a chunk, the last one repeated up to its size."""
     return torch.cat([rows, rows[-1:].expand(CHUNK - len(rows), *rows.shape[1:])])
 
