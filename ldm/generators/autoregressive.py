@@ -104,9 +104,7 @@ class CodeGenerator(CodeByCode):
 
     def _known(self, source: Source, *, count: int) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
         """The codes of a source's pictures for all candidates, and which of them are kept."""
-        expected = (count, 3, self.size, self.size)
-        if source.images.shape != expected:
-            raise UserError(f"pictures to start from have shape {tuple(source.images.shape)}, not {expected}")
+        source.check(count=count, size=self.size)
         if not 0 <= source.strength <= 1:
             raise UserError(f"strength={source.strength} must lie in [0, 1]")
         codes, grid = self.codes.encode_images(source.images), self.net.grid

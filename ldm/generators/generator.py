@@ -27,6 +27,12 @@ class Source:
     # the pixels that are generated anew; the others stay as they are, to the byte. None: all are
     redrawn: Bool[Tensor, "b 1 h w"] | None = None
 
+    def check(self, *, count: int, size: int) -> None:
+        """Raises UserError for pictures of another number or size."""
+        expected = (count, 3, size, size)
+        if self.images.shape != expected:
+            raise UserError(f"pictures to start from have shape {tuple(self.images.shape)}, not {expected}")
+
 
 class Progress(NamedTuple):
     """What a generator reports after each sampling step to the `watch=` of its call, if it takes one."""

@@ -86,7 +86,8 @@ class TextToImage:
         schedule, device = self.process.schedule, self.codec.device.type
         x, times = noise.generate(), self.sampling.times(schedule)
         if source is not None:
-            known = self._encoded(source, count=len(prompts))
+            source.check(count=len(prompts), size=self.size)
+            known = self.codec.encode_images(source.images).mean
             # the rest of the same grid: fewer steps, not smaller ones
             times = from_strength(times, source.strength)
             x = noised(known, x, times[0], schedule)
@@ -105,16 +106,6 @@ class TextToImage:
         nothing = self.codec.encode_prompts([self.negative] * len(prompts))
         both = self.process.denoiser(self.net, torch.cat([context, nothing]))
         return self.guidance(cond, batched(both))
-
-    def _encoded(self, source: Source, *, count: int) -> Float[Tensor, "b c h w"]:
-        """The posterior means of a source's scaled latents.
-
-        Raises UserError for pictures of another size or number.
-        """
-        expected = (count, 3, self.size, self.size)
-        if source.images.shape != expected:
-            raise UserError(f"pictures to start from have shape {tuple(source.images.shape)}, not {expected}")
-        return self.codec.encode_images(source.images).mean
 
     def _touched(self, redrawn: Bool[Tensor, "b 1 H W"]) -> Bool[Tensor, "b 1 h w"]:
         """The latents of which at least one pixel is redrawn."""

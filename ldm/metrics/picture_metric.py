@@ -96,7 +96,6 @@ class PictureMetric(Metric):
     """
 
     full_state_update: ClassVar[bool] = False
-    is_differentiable: ClassVar[bool] = False
     reading: str = ""
     references: ClassVar[tuple[Reference, ...]] = ()
     against_real: ClassVar[bool] = True

@@ -59,7 +59,6 @@ class Reconstruction(Metric):
     """
 
     full_state_update: ClassVar[bool] = False
-    is_differentiable: ClassVar[bool] = False
 
     def __init__(
         self,

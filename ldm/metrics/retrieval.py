@@ -75,7 +75,6 @@ class Retrieval(Metric):
     """`caption_recall` over all pairs of a validation, gathered from all ranks."""
 
     full_state_update = False
-    is_differentiable = False
     higher_is_better = True
 
     def __init__(self, *, ks: Sequence[int] = (1, 5)) -> None:

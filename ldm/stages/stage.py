@@ -206,7 +206,6 @@ class KeyedMean(Metric):
     """
 
     full_state_update = False
-    is_differentiable = False
 
     def __init__(self) -> None:
         super().__init__()
