@@ -30,7 +30,7 @@ from ldm.tokenizers import Tokenizer, parse_merge
 
 FORMAT, TOKENIZER_FORMAT = 1, "ldm-tokenizer-1"
 MAX_SIDE = 2**13  # of a picture, in pixels
-# What torch and Python raise where a config describes no network: it is foreign data, so these are no bugs.
+# Errors that torch and Python raise for a config, which is foreign data, that describes no network.
 UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
 SIZES = ("vocab_size", "context_length", "pad_id")  # of a tokenizer

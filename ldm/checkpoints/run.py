@@ -1,4 +1,4 @@
-"""The run directory: one folder per run, found again by the command that made it.
+"""The run directory: one folder per run. The command that made a run finds it again and resumes it.
 
 The process that trains (of several ranks the first) locks its run until it ends, so that no two write to one.
 """

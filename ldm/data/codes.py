@@ -1,4 +1,4 @@
-"""What a system on tokens is trained on: codes of pictures, encoded once and kept, and captions."""
+"""The training data of systems on codes: captions, and codes of pictures that are encoded once and stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What `python -m ldm.evaluate` does once its config has been checked: it measures a subject, or a sweep.
+"""The work of `python -m ldm.evaluate` after its config has been checked: measures a subject or a sweep.
 
 A subject, a bundle or pictures, is measured under a protocol against a reference set; numbers, report and
 figures go into a new folder.

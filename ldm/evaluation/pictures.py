@@ -1,4 +1,4 @@
-"""What is measured: pictures that are there already, in a folder or a split, or that a bundle generates."""
+"""The subjects of an evaluation: pictures of a folder or a split, or the pictures that a bundle generates."""
 
 import hashlib
 from collections import Counter

@@ -144,7 +144,7 @@ class Texts:
 
 
 Report = Callable[[Tensor, int, int], None]
-"""(rows of codes as they are expected now, step, number of steps) -> whoever watches knows of it."""
+"""Receives the codes as the network expects them now (b n), the step, and the number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Fields of a foreign config, each checked when it is read: a forged number costs a sentence, not memory."""
+"""Fields of a foreign config. Each is checked when it is read, so no forged number reaches an allocation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Files that a stranger may have written, read within limits: a forged one costs a sentence, not memory.
+"""Reads files that a stranger may have written. Limits keep a forged one from exhausting memory or time.
 
 Json and yaml are plain data: mappings with unique keys, lists, text that can be encoded, finite numbers. An
 array must claim exactly the bytes that the file has. Nothing in a file is executed. Each reader raises

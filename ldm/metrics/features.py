@@ -1,4 +1,4 @@
-"""What looks at pictures: contracts of feature extractors and distances, and how pictures are resized."""
+"""Contracts of feature extractors and perceptual distances, and the ways to resize pictures for them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a metric of generated pictures reads, declares and returns, and how all of them are fed at once."""
+"""The base classes of metrics of generated pictures, and `score`, which feeds all metrics in one pass."""
 
 import math
 from abc import abstractmethod

@@ -1,1 +1,1 @@
-"""What `ldm.sample` does between its config and its files: prompts, pictures to start from, records."""
+"""Parts of `ldm.sample`: reads prompts and source pictures, generates in batches, writes PNGs with records."""

@@ -1,4 +1,4 @@
-"""The folder of a command's pictures: nothing of an earlier command stays, and no file of the user goes."""
+"""The output folder of `ldm.sample`. Pictures of earlier commands are removed; the user's files never are."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the page and programs are told of a generator, asked of its protocol alone."""
+"""Describes a generator to the page and to API clients, using nothing but the `Generator` protocol."""
 
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What a server keeps: jobs and pictures in a SQLite file, the pictures themselves as PNG files beside it.
+"""The server's storage: a SQLite file lists jobs and pictures; the pictures are PNG files beside it.
 
 Everything is found by an id that the server has made: no name of a request becomes a path.
 """

@@ -1,4 +1,4 @@
-"""What requests may say, field by field, with limits: the OpenAPI description is made of it."""
+"""Schemas of requests and answers, field by field with limits; FastAPI derives the OpenAPI page from them."""
 
 from typing import Annotated, Any, Literal
 
