@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -42,7 +42,7 @@ class OnCodes:
     codes: PictureCodes
 
     @classmethod
-    def made(cls, parts: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+    def made(cls, parts: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
         """A generator of these parts, and options that anybody may have written.
 
         Raises UserError for an option that is not among `OPTIONS`, or a value of another type.
@@ -56,7 +56,7 @@ class OnCodes:
         own = {name: getattr(self, name) for name in self.OPTIONS}
         return {name: value for name, value in own.items() if value not in (None, "")}
 
-    def with_options(self, **changes: Any) -> Self:
+    def with_options(self, **changes: Any) -> Any:
         """The same networks with some of `OPTIONS` changed; UserError as of `made`."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         return self.made({name: value for name, value in own.items() if name not in changes}, changes)

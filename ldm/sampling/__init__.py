@@ -1,1 +1,1 @@
-"""Parts of `ldm.sample`: reads prompts and source pictures, generates in batches, writes PNGs with records."""
+"""Parts of `ldm.sample`: reads prompts and source pictures, generates in batches, writes PNGs and records."""
