@@ -20,8 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ldm import UserError
-from ldm.commands.answers import answer_errors, refuse
-from ldm.commands.help import help_of
+from ldm.commands.answers import answer_errors, help_of, refuse
 from ldm.construct import CONFIG_DIR, SCALARS, construct, locate, nearest, own_confs
 
 PACKAGE = Path(__file__).resolve().parent

@@ -183,6 +183,7 @@ EARLIER = [  # objects that configs and bundles of earlier versions name
     "ldm.callbacks.round_trip.RoundTrip",
     "ldm.callbacks.target.Target",
     "ldm.metrics.clipped.ClippedDensityCoverage",
+    "ldm.generators.clip_pair.load_clip",
     "ldm.models.discriminator.PatchDiscriminator",
     "ldm.models.perceptual.PerceptualDistance",
     "ldm.models.pixel_prior.PixelPrior",

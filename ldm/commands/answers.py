@@ -1,13 +1,19 @@
-"""How a command ends after an error: one sentence for a user's mistake, a traceback for a bug of ours."""
+"""What a command prints instead of doing its work: its help, or one sentence for a user's mistake.
+
+A bug of ours shows its traceback. The help has examples, keys with their comments and groups, all of which
+are read from the command's yaml.
+"""
 
 import errno
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,6 +22,17 @@ from ldm.io.links import FULL
 
 # Errors that no bug causes: the disk is full, read-only, somebody else's, broken, or gone.
 DISK = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
+# groups that a command reads without naming them in its defaults: +group=name
+ADDED = {
+    "train": ("experiment", "sweep"),
+    "sample": ("sampler", "grid", "guidance"),
+    "evaluate": ("sampler", "grid", "guidance", "sweep"),
+    "export": ("sampler", "grid"),
+    "serve": (),
+}
+PAGES = {"train": "train", "sample": "sample", "evaluate": "evaluate", "export": "weights", "serve": "serve"}
+HYDRA_BLOCK = re.compile(r"^hydra:\n(?:[ \t].*\n|\n)*", re.MULTILINE)
+WIDTH = 110
 
 
 def answer_errors(action: Callable[[], None], named: Callable[[], Iterable[str]] = tuple) -> None:
@@ -64,3 +81,35 @@ def refuse(sentence: str) -> NoReturn:
     """Ends the program with a sentence on standard error."""
     print(f"ldm: {sentence}", file=sys.stderr)
     sys.exit(1)
+
+
+def help_of(name: str, conf: Path) -> str:
+    """The help of the command whose config is `<conf>/<name>.yaml`."""
+    text = (conf / f"{name}.yaml").read_text(encoding="utf-8")
+    document = yaml.safe_load(text)
+    header = document["hydra"]["help"]["header"].rstrip()
+    keys = text[HYDRA_BLOCK.search(text).end() :].rstrip()  # type: ignore[union-attr]
+    return f"""{header}
+
+== Keys: key=value ==
+{keys}
+
+== Groups: group=name; the default is in brackets ==
+{_groups(name, conf, document["defaults"])}
+
+Every field of a group is a key, too: backbone.channels=192. --cfg job prints all of them with their values
+and runs nothing. Documentation: docs/{PAGES[name]}.md in the repository; `make docs` makes it a web site."""
+
+
+def _groups(name: str, conf: Path, defaults: list[str | dict[str, str | list[str]]]) -> str:
+    """A line per group with its options, the default in brackets; of the sweeps only those of the command."""
+    chosen = {group: value for entry in defaults if isinstance(entry, dict) for group, value in entry.items()}
+    lines = []
+    for group, default in (chosen | {f"+{group}": "" for group in ADDED[name]}).items():
+        paths = sorted((conf / group.lstrip("+")).glob("*.yaml"))
+        if group == "+sweep":
+            paths = [path for path in paths if f"ldm.{name} " in path.read_text(encoding="utf-8")]
+        names = ", ".join(f"[{path.stem}]" if path.stem == default else path.stem for path in paths)
+        line = f"{group}: {names}"
+        lines.append(textwrap.fill(line, width=WIDTH, subsequent_indent="    ", break_on_hyphens=False))
+    return "\n".join(lines)

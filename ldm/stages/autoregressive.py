@@ -15,8 +15,7 @@ from ldm import UserError, send
 from ldm.checkpoints.bundle import Part
 from ldm.data.codes import CodeBatch
 from ldm.distributed.ranks import is_first, whole_state
-from ldm.generators.autoregressive import CodeGenerator
-from ldm.generators.clip_pair import ClipPair
+from ldm.generators.autoregressive import ClipPair, CodeGenerator
 from ldm.generators.code_bundle import write_parts
 from ldm.generators.token_loop import Choice
 from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer

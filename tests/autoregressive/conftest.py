@@ -3,8 +3,7 @@
 import pytest
 
 from ldm.data.codes import CodeData
-from ldm.generators.autoregressive import CodeGenerator
-from ldm.generators.clip_pair import load_clip
+from ldm.generators.autoregressive import CodeGenerator, load_clip
 from tests.autoregressive.tiny import BACKBONES, make_stage, write_clip
 from tests.conftest import network
 

@@ -9,7 +9,7 @@ import torch
 from ldm.checkpoints.bundle import Part
 from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.construct import construct
-from ldm.generators.clip_pair import ClipPair
+from ldm.generators.autoregressive import ClipPair
 from ldm.generators.token_loop import Choice
 from ldm.picture_codes import PictureCodes
 from ldm.stages.autoregressive import AutoregressiveStage, apart, together

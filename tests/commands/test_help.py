@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ldm.commands.help import PAGES, help_of
+from ldm.commands.answers import PAGES, help_of
 from ldm.config import CONF, check
 
 COMMANDS = sorted(PAGES)

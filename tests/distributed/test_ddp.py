@@ -19,7 +19,7 @@ from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.diffusion.discrete import released
 from ldm.distributed.ranks import world_size
-from ldm.generators.clip_pair import load_clip
+from ldm.generators.autoregressive import load_clip
 from ldm.generators.code_bundle import load_codes
 from ldm.models.clip import CLIP
 from ldm.models.losses import PatchDiscriminator
