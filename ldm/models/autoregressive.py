@@ -1,6 +1,7 @@
 """The networks of DALL-E, CogView and CLIP-GEN: text and codes in one sequence, or codes after one vector."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.models.code_transformer import CodeTransformer, Nats, Prompt, cross_entropy, head, table
-from ldm.models.sequence import Drop, Trunk, dalle_masks
+from ldm.models.sequence import Drop, dalle_masks
 
 
 class DalleTransformer(CodeTransformer):
@@ -19,15 +20,14 @@ class DalleTransformer(CodeTransformer):
 
     Args:
         vocab_size, text_length: of the text's tokens, the last of which is the end token.
-        num_codes, grid: of the picture's codes.
-        width, depth, num_heads, checkpointing: see `Trunk`.
         sparse: DALL-E's masks; False: every layer sees the whole past, as in minDALL-E.
         kernel: side of the window of the last layer's mask.
         axial: code positions as row plus column; False: a table of all of them, as in minDALL-E.
         own_pads: a learned token for each place of a pad; False: pads are the end token, and learned as such.
+        others: see `CodeTransformer`.
     """
 
-    def __init__(  # one argument an option of conf/backbone/dalle_*.yaml
+    def __init__(
         self,
         *,
         vocab_size: int,
@@ -35,21 +35,15 @@ class DalleTransformer(CodeTransformer):
         num_codes: int,
         grid: int,
         width: int,
-        depth: int,
-        num_heads: int,
         sparse: bool = True,
         kernel: int = 11,
         axial: bool = True,
         own_pads: bool = True,
-        checkpointing: bool = False,
+        **others: Any,
     ) -> None:
-        super().__init__()
-        self.vocab_size, self.text_length, self.own_pads = vocab_size, text_length, own_pads
-        self.num_codes, self.grid = num_codes, grid
         masks = partial(dalle_masks, text=text_length, grid=grid, kernel=kernel) if sparse else None
-        self.trunk = Trunk(
-            width=width, depth=depth, num_heads=num_heads, masks=masks, checkpointing=checkpointing
-        )
+        super().__init__(num_codes=num_codes, grid=grid, width=width, trunk={"masks": masks}, **others)
+        self.vocab_size, self.text_length, self.own_pads = vocab_size, text_length, own_pads
         words = vocab_size + (text_length if own_pads else 0)
         self.text, self.codes = table(words, width), table(num_codes, width)
         self.text_places = table(text_length, width)
@@ -102,13 +96,13 @@ class CogViewTransformer(CodeTransformer):
     caption. Pads between text and [BOI1] are as if they were not there. The output embedding is the input's.
 
     Args:
-        vocab_size, text_length, num_codes, grid, width, depth, num_heads, checkpointing: as of
-            `DalleTransformer`.
+        vocab_size, text_length: as of `DalleTransformer`.
         sandwich, pb_relax: see `Trunk`.
         shrink: share of their gradient that embeddings get (ibid., sec. 2.4).
+        others: see `CodeTransformer`.
     """
 
-    def __init__(  # one argument an option of conf/backbone/cogview_*.yaml
+    def __init__(
         self,
         *,
         vocab_size: int,
@@ -116,24 +110,14 @@ class CogViewTransformer(CodeTransformer):
         num_codes: int,
         grid: int,
         width: int,
-        depth: int,
-        num_heads: int,
         sandwich: bool = True,
         pb_relax: float | None = 32.0,
         shrink: float = 0.1,
-        checkpointing: bool = False,
+        **others: Any,
     ) -> None:
-        super().__init__()
+        trunk = {"sandwich": sandwich, "pb_relax": pb_relax}
+        super().__init__(num_codes=num_codes, grid=grid, width=width, trunk=trunk, **others)
         self.vocab_size, self.text_length, self.shrink = vocab_size, text_length, shrink
-        self.num_codes, self.grid = num_codes, grid
-        self.trunk = Trunk(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            sandwich=sandwich,
-            pb_relax=pb_relax,
-            checkpointing=checkpointing,
-        )
         self.begin_image, self.end_image = vocab_size, vocab_size + 1  # [BOI1], [EOI1]
         self.text, self.codes = table(vocab_size + 2, width), table(num_codes, width)
         self.places = table(text_length + grid**2 + 2, width)  # the caption after the codes takes most
@@ -215,23 +199,12 @@ class PrefixTransformer(CodeTransformer):
 
     Args:
         prefix_dim: of the vector, CLIP's.
-        num_codes, grid, width, depth, num_heads, checkpointing: as of `DalleTransformer`.
+        others: see `CodeTransformer`.
     """
 
-    def __init__(
-        self,
-        *,
-        prefix_dim: int,
-        num_codes: int,
-        grid: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        checkpointing: bool = False,
-    ) -> None:
-        super().__init__()
-        self.prefix_dim, self.num_codes, self.grid = prefix_dim, num_codes, grid
-        self.trunk = Trunk(width=width, depth=depth, num_heads=num_heads, checkpointing=checkpointing)
+    def __init__(self, *, prefix_dim: int, num_codes: int, grid: int, width: int, **others: Any) -> None:
+        super().__init__(num_codes=num_codes, grid=grid, width=width, **others)
+        self.prefix_dim = prefix_dim
         self.prefix = nn.Linear(prefix_dim, width)
         self.codes, self.places = table(num_codes, width), table(grid**2, width)
         self.head = head(width, num_codes, bias=True)

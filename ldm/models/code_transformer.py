@@ -5,8 +5,9 @@ logits off the trunk's states. Training evaluates all codes in one pass, samplin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -58,11 +59,29 @@ class CodeNetwork(Protocol):
 
 
 class CodeTransformer(nn.Module, ABC):
-    """A causal trunk that predicts the codes of a picture, `grid` x `grid` of them, after a prompt."""
+    """A causal trunk that predicts the codes of a picture, `grid` x `grid` of them, after a prompt.
 
-    trunk: Trunk
-    num_codes: int
-    grid: int
+    Args:
+        num_codes, grid: of the picture's codes.
+        width, depth, num_heads, checkpointing: see `Trunk`.
+        trunk: further options of it, which a subclass sets.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_codes: int,
+        grid: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        checkpointing: bool = False,
+        trunk: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        super().__init__()
+        self.num_codes, self.grid = num_codes, grid
+        sizes: dict[str, Any] = {"width": width, "depth": depth, "num_heads": num_heads}
+        self.trunk = Trunk(**sizes, checkpointing=checkpointing, **trunk)
 
     @abstractmethod
     def prompt(self, condition: Any) -> Prompt:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ldm import UserError
 from ldm.models.attention import CrossAttention, SelfAttention
 from ldm.models.code_transformer import CodeNetwork, CodeTransformer, Nats, Prompt, cross_entropy, head, table
-from ldm.models.sequence import Drop, Trunk
+from ldm.models.sequence import Drop
 
 
 class Coarse(nn.Module):
@@ -66,36 +66,27 @@ class TransformerPrior(CodeTransformer):
     """Codes by a causal transformer, from text by cross-attention or from coarse codes.
 
     Args:
-        num_codes, grid: of the codes.
-        width, depth, num_heads, checkpointing: see `Trunk`.
         context_dim: of the text states; None: there is no text.
         coarse: `num_codes` and `grid` of the codes that it is conditioned on; None: there are none.
+        others: see `CodeTransformer`.
 
     Raises UserError unless exactly one of the conditions is given.
     """
 
-    def __init__(  # one argument an option of conf/backbone/vqvae2_*.yaml
+    def __init__(
         self,
         *,
         num_codes: int,
         grid: int,
         width: int,
-        depth: int,
-        num_heads: int,
         context_dim: int | None = None,
         coarse: dict[str, int] | None = None,
-        checkpointing: bool = False,
+        **others: Any,
     ) -> None:
-        super().__init__()
         check_condition(context_dim, coarse)
-        self.num_codes, self.grid, self.context_dim = num_codes, grid, context_dim
-        self.trunk = Trunk(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            context_dim=context_dim,
-            checkpointing=checkpointing,
-        )
+        trunk = {"context_dim": context_dim}
+        super().__init__(num_codes=num_codes, grid=grid, width=width, trunk=trunk, **others)
+        self.context_dim = context_dim
         self.start = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.codes, self.rows, self.columns = table(num_codes, width), table(grid, width), table(grid, width)
         self.coarse = None if coarse is None else Coarse(**coarse, fine=grid, width=width)
