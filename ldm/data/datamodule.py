@@ -75,7 +75,7 @@ class PictureData(StreamData):
 
     Args:
         root: folder with `shards.json`.
-        train_split, val_split: names of the splits; a set without a `val_split` is not validated on.
+        val_split: name of the split to validate on; a set without it is not validated on.
         crop: what is seen of a picture to train on; of one to validate on it is always the centre.
         flip: mirror half of the pictures to train on, never one whose caption names a side.
         buckets: shapes of the batches to train on; None: squares.
@@ -92,7 +92,6 @@ class PictureData(StreamData):
         self,
         *,
         root: str,
-        train_split: str = "train",
         val_split: str = "val",
         crop: Crop = centre,
         flip: bool = False,
@@ -103,7 +102,7 @@ class PictureData(StreamData):
         super().__init__(**others)
         size = self.size
         self.root, self.crop, self.flip, self.buckets = root, crop, flip, buckets
-        self.train = PictureDataset(root, split=train_split, size=size, cache=cache)
+        self.train = PictureDataset(root, split="train", size=size, cache=cache)
         validates = val_split in self.train.index.splits
         self.val = PictureDataset(root, split=val_split, size=size, cache=cache) if validates else None
         self.shapes = np.broadcast_to(size, (len(self.train), 2))  # (height, width) of each to train on

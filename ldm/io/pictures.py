@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # a command that only lists pictures does not import torch
 
 FIGURE = "ldm figure"  # keyword of a text in a PNG: readers of folders leave such a file out
 NO_SAMPLE = "to be looked at; no sample"
+ZOOM, GAP = 2, 4  # of a sheet: how much its pictures are enlarged, and pixels between them
 HEAD = 8192  # bytes of a PNG of ours in which its texts begin
 TEXT = (b"tEXt", b"iTXt")  # kinds of chunks
 
@@ -37,22 +38,14 @@ def encode_sample(image: "Tensor", *, texts: Mapping[str, str]) -> bytes:
     return encode_png(to_picture(image), pnginfo=note)
 
 
-def save_sheet(
-    images: Sequence["Tensor"],
-    path: Path,
-    *,
-    columns: int,
-    gap: int = 4,
-    zoom: int = 2,
-    below: Path | None = None,
-) -> None:
+def save_sheet(images: Sequence["Tensor"], path: Path, *, columns: int, below: Path | None = None) -> None:
     """Writes a PNG with all pictures, row by row, enlarged without smoothing."""
-    height, width = (side * zoom for side in images[0].shape[-2:])
+    height, width = (side * ZOOM for side in images[0].shape[-2:])
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
-        place = (gap + column * (width + gap), gap + row * (height + gap))
+        place = (GAP + column * (width + GAP), GAP + row * (height + GAP))
         sheet.paste(to_picture(image).resize((width, height), Image.Resampling.NEAREST), place)
     write_png(sheet, path, below=below)
 

@@ -24,6 +24,7 @@ from ldm.tokenizers import Tokenizer
 
 # Middles of eight equal parts of [0, 1], in whole thousandths: a DDPM table has entries there.
 FIXED_TIMES = (0.062, 0.188, 0.312, 0.438, 0.562, 0.688, 0.812, 0.938)
+TIME_BINS = 4  # equal parts of [0, 1) in t for which the validation loss is reported
 FIXED_SEED = 0  # of the noise at these timesteps: that of every training, whatever its own seed
 
 
@@ -39,12 +40,11 @@ class LatentDiffusion(ConditionedStage):
         codec: frozen; it is held as plain data, so it is in no checkpoint and no optimizer.
         sampling, guidance: how pictures are sampled while training, and by default from the bundle.
         size: side of the pictures in pixels.
-        time_bins: parts of [0, 1) in t for which the validation loss is reported.
         initial: a bundle whose denoiser's weights `net` starts with; None: its own.
         others: see `ConditionedStage`.
 
     Raises BundleError for an `initial` that is missing, damaged or of another network, UserError for a `net`
-    of other latents or text states than the codec's, or no `time_bins`.
+    of other latents or text states than the codec's.
     """
 
     def __init__(  # one parameter per key of conf/model/diffusion.yaml
@@ -56,19 +56,16 @@ class LatentDiffusion(ConditionedStage):
         sampling: Sampling,
         guidance: Guidance,
         size: int,
-        time_bins: int = 4,
         initial: str | None = None,
         **others: Any,
     ) -> None:
         super().__init__(net=net, **others)
         check_codec(net, codec)
         codec.latent_shape(size)  # refuses a size that the autoencoder can't divide
-        if time_bins < 1:
-            raise UserError(f"{time_bins=} of the validation loss must be at least 1")
         if initial is not None:
             Bundle.open(initial).copy_into(net, "backbone")
         self.process, self.codec, self.size = process, codec, size
-        self.sampling, self.guidance, self.time_bins = sampling, guidance, time_bins
+        self.sampling, self.guidance = sampling, guidance
         self._null: Tensor | None = None  # text states of the empty prompt, on the device
 
     def configure_model(self) -> None:
@@ -103,8 +100,8 @@ class LatentDiffusion(ConditionedStage):
         place = keyed.spread(seed=self.seed, positions=pictures, stream="val/time")
         losses = []
         # strata of t: the loss varies more with t than with anything else
-        for number in range(self.time_bins):
-            uniform = (number + place) / self.time_bins
+        for number in range(TIME_BINS):
+            uniform = (number + place) / TIME_BINS
             loss = self.process.loss(self.best, batch["mean"], batch["context"], noise=noise, uniform=uniform)
             losses.append(loss.mean())
             self.log(f"val/loss_bin{number}", losses[-1], batch_size=len(pictures), sync_dist=True)
