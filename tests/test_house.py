@@ -11,13 +11,13 @@ from benchmarks.house import measures
 ROOT = Path(__file__).parents[1]
 # (value, lines) of `python -m benchmarks.house` at most; to be lowered as the house shrinks
 LIMITS: dict[str, tuple[float, int]] = {
-    # 24 of the files and 3,400 lines are the page's, 35 and 5,700 those of the systems on codes
-    "files of ldm": (219, 33_400),
+    # 19 of the files and 3,300 lines are the page's
+    "files of ldm": (203, 33_070),
     "modules at the top of ldm": (10, 0),
-    "modules of a DDIM sample from a bundle": (27, 3_900),
-    "modules of one FID of two folders": (34, 5_900),
-    "modules of a training until its first step": (65, 9_900),
-    "functions with more than 8 parameters": (13, 0),
+    "modules of a DDIM sample from a bundle": (26, 3_890),
+    "modules of one FID of two folders": (32, 5_890),
+    "modules of a training until its first step": (62, 9_900),
+    "functions with more than 8 parameters": (8, 0),
     "public definitions without a docstring": (5, 0),
 }
 
