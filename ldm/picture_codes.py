@@ -18,7 +18,7 @@ PART = "image_tokenizer"  # what bundles call it
 
 
 class Networks(Protocol):
-    """What is needed of a bundle."""
+    """The part of a `Bundle` that opening a tokenizer uses."""
 
     @property
     def path(self) -> Path:

@@ -1,1 +1,1 @@
-"""What happens around a training loop: averaging, saving, sampling, measuring."""
+"""Callbacks of a training: EMA, checkpoints, samples, metrics, pace."""

@@ -38,7 +38,7 @@ class ProgressBar(TQDMProgressBar):
         return bar
 
     def get_metrics(self, *of: Any) -> dict[str, Any]:
-        """What stands behind the bar: all but `v_num`, Lightning's number of a run."""
+        """The metrics behind the bar, without `v_num`, Lightning's number of a run."""
         return {name: value for name, value in super().get_metrics(*of).items() if name != "v_num"}
 
 

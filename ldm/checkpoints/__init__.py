@@ -1,1 +1,1 @@
-"""What is kept: bundles, runs and training states."""
+"""Files of trainings: bundles, run directories and checkpoints."""

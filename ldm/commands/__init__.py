@@ -1,1 +1,1 @@
-"""What the commands share: the answers they give, and options that are typed as `key=value`."""
+"""Shared by all commands: help, error messages, and options that are typed as `key=value`."""

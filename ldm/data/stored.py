@@ -84,7 +84,7 @@ def is_finite(values: np.ndarray) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is computed of each picture of a split, and where it is kept."""
+    """An array to compute from each picture of a split, and the folder that stores the arrays."""
 
     pictures: PictureDataset
     encode: Callable[[range], Iterable[np.ndarray]]  # numbers of pictures -> an array for each

@@ -157,7 +157,7 @@ class StreamLoader(DataLoader[Any]):
 
 
 def _ended(processes: list[BaseProcess], *, kill: bool = False) -> list[int]:
-    """Those that ended by a signal or an error; the others, which may wait for them, are ended with them."""
+    """Ids of processes that ended by a signal or an error. The others may wait for these, and are killed."""
     ended: list[int] = []
     while True:
         try:

@@ -57,7 +57,7 @@ class Rank:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """The name of the rank in messages."""
         return f"rank {self.number} (process {self.process.pid})"
 
     @property

@@ -60,7 +60,7 @@ class Export:
     results: Mapping[str, Any] | None = None  # measured numbers of the bundle, for the model card
 
     def record(self, dtype: torch.dtype) -> tuple[Config, dict[str, Tensor]]:
-        """What the written files lack: the record's json and tensors."""
+        """The record of everything that the written files can't hold: json and tensors."""
         exported = from_configs({name: Fields(name, config) for name, config in self.configs.items()})
         parts = {name: Part(spec=getattr(exported, name), state=self.states[name]) for name in PARTS}
         return make_record(self.own, Imported(parts=parts, settings=exported.settings()), dtype)

@@ -286,7 +286,7 @@ class Joined(Weights):
 
     @property
     def notes(self) -> list[str]:
-        """Those of all files."""
+        """The notes on all files."""
         return [note for part in self.parts.values() for note in part.notes]
 
     def load(self, only: Collection[str] | None = None) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ class ClipPair:
 
     @classmethod
     def open(cls, bundle: Bundle) -> "ClipPair":
-        """That of a bundle. Raises BundleError where a tower or the tokenizer is missing."""
+        """The CLIP of a bundle. Raises BundleError where a tower or the tokenizer is missing."""
         text, image = (bundle.network(name) for name in ("text_encoder", "image_encoder"))
         return cls(text=text, image=image, tokenizer=bundle.tokenizer())
 
@@ -161,7 +161,7 @@ class CodeGenerator(CodeByCode):
         return torch.where(source.redrawn.to(made.device), made, source.images.to(made.device))
 
     def conditions(self, texts: Sequence[str]) -> Tensor:
-        """What the network reads of texts: token ids, or CLIP's feature."""
+        """The network's input for texts: token ids, or their features by CLIP."""
         if isinstance(self.net, PrefixTransformer):
             return self.clip.embed_texts(texts)
         return self.clip.tokenizer.encode(texts).to(self.codes.device)
@@ -192,7 +192,7 @@ class CodeGenerator(CodeByCode):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of CLIP, which reads the prompts."""
+        """CLIP's tokenizer, which reads the prompts."""
         return self.clip.tokenizer
 
     @property
@@ -202,7 +202,7 @@ class CodeGenerator(CodeByCode):
 
     @property
     def starts_from_pictures(self) -> bool:
-        """It does: some of their codes are kept."""
+        """True: some codes of the source picture are kept."""
         return True
 
     def to(self, device: torch.device | str) -> "CodeGenerator":

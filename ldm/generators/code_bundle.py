@@ -34,7 +34,7 @@ def open_tokenizer(bundle: Bundle) -> "RoundTripOnly":
 
 @dataclass(frozen=True, kw_only=True)
 class OnCodes:
-    """What all generators have whose pictures a tokenizer decodes from codes."""
+    """The base class of generators whose pictures are decoded from codes by a tokenizer."""
 
     OPTIONS: ClassVar[tuple[str, ...]] = ()
 
@@ -133,7 +133,7 @@ class Texts:
 
     @classmethod
     def open(cls, bundle: Bundle) -> "Texts":
-        """Those of a bundle; BundleError where one is missing."""
+        """The text encoder and tokenizer of a bundle; BundleError where one is missing."""
         return cls(bundle.network("text_encoder"), bundle.tokenizer())
 
     @torch.no_grad()
@@ -185,12 +185,12 @@ class TextToCodes(OnCodes, ABC):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What reads the prompts."""
+        """The tokenizer that reads the prompts."""
         return self.texts.tokenizer
 
     @property
     def starts_from_pictures(self) -> bool:
-        """It does not."""
+        """False: it generates from prompts alone."""
         return False
 
     def to(self, device: torch.device | str) -> "TextToCodes":

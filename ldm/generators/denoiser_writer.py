@@ -30,12 +30,12 @@ class CodecBundles(NamedTuple):
 
     @classmethod
     def named(cls, config: Mapping[str, Any]) -> "CodecBundles":
-        """Those that a training's config names."""
+        """The bundles that a training's config names under `codec`."""
         return cls(*(Bundle.open(config["codec"][name]) for name in ("autoencoder", "text_encoder")))
 
     @property
     def origins(self) -> dict[str, Any]:
-        """What is recorded of their trainings."""
+        """The records of their trainings, by part."""
         return {"autoencoder": self.pictures.entry("origin"), "text_encoder": self.texts.entry("origin")}
 
 

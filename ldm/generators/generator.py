@@ -1,4 +1,4 @@
-"""What a system that generates pictures from prompts must offer, and how a bundle's generator is opened."""
+"""The protocol of systems that generate pictures from prompts, and the opener of a bundle's generator."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ class Generator(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What reads the prompts, so that one that is cut is reported; None where none is cut."""
+        """The tokenizer of the prompts, which tells the ones that are cut; None if no prompt is ever cut."""
 
     @property
     def num_parameters(self) -> int | None:

@@ -142,7 +142,7 @@ class TextToImage:
 
     @property
     def starts_from_pictures(self) -> bool:
-        """It does: a picture is encoded and noised."""
+        """True: a source picture is encoded and noised."""
         return True
 
     def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:

@@ -131,7 +131,7 @@ class BackgroundLogger(RunLogger):
 
 
 def background_loggers(loggers: Iterable[Logger]) -> list[BackgroundLogger]:
-    """Those of some loggers that take pictures, tables and bundles besides numbers."""
+    """The background loggers among some loggers: they take pictures, tables and bundles besides numbers."""
     return [logger for logger in loggers if isinstance(logger, BackgroundLogger)]
 
 

@@ -36,7 +36,7 @@ class ShapesReader:
     )
 
     def to(self, device: torch.device) -> "ShapesReader":
-        """Itself: nothing of it is on a device."""
+        """Returns itself: it has no weights to move."""
         return self
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b 40"]]:
@@ -78,7 +78,7 @@ def row_of_caption(text: str) -> list[float]:
 
 
 def claim_of(row: Sequence[float]) -> Claim:
-    """What the caption in a row says."""
+    """The claim of the caption in a row."""
     return understood("".join(chr(int(number)) for number in row))
 
 

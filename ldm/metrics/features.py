@@ -46,7 +46,7 @@ class FeatureExtractor(Protocol):
 
     @property
     def dims(self) -> Mapping[str, int]:
-        """See above."""
+        """Width of each kind of features by its name."""
         ...
 
     @property

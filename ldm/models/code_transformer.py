@@ -1,4 +1,4 @@
-"""What networks that generate a picture code after code share; a network of one's own needs three methods.
+"""The base class of networks that generate a picture code after code; a new one needs three methods.
 
 It turns its condition into a prompt, the embeddings that stand before the first code, embeds codes, and reads
 logits off the trunk's states. Training evaluates all codes in one pass, sampling one at a time from a cache.

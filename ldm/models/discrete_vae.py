@@ -120,7 +120,7 @@ class DiscreteVAE(OneLevel):
         )
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """Those of the mapped pixels."""
+        """The encoder's features of the mapped pixels."""
         return self.encoder(mapped(images))
 
     def pictures(self, maps: Float[Tensor, "b 6 H W"]) -> Float[Tensor, "b 3 H W"]:

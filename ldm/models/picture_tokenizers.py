@@ -177,7 +177,7 @@ class OneLevel(PictureTokenizer):
         return (self.quantizer(self.features(images), draw),)
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """What the quantizer is given."""
+        """The features that go into the quantizer."""
         return self.encoder(images)
 
     def render(self, values: Sequence[Float[Tensor, "b d h w"]]) -> Float[Tensor, "b m H W"]:

@@ -157,7 +157,7 @@ class TwoLevelTokenizer(PictureTokenizer):
         self.levels = tuple(map(CodeLevel, grids, sizes))
 
     def quantizers(self) -> tuple[Quantizer, ...]:
-        """Those of top and bottom."""
+        """The quantizers of top and bottom."""
         return self.top, self.bottom  # type: ignore[return-value]  # torch knows them as modules
 
     def quantize(self, images: Float[Tensor, "b 3 H W"], draw: Draw | None = None) -> tuple[Quantized, ...]:

@@ -136,13 +136,13 @@ def invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def failed(request: Request, error: Exception) -> JSONResponse:
-    """What the framework refuses: an unknown address, another method, a broken body."""
+    """Answers an error of the framework: an unknown address, another method, a broken body."""
     assert isinstance(error, HTTPException)
     return answered(request, error.status_code, str(error.detail))
 
 
 def refused(request: Request, error: Exception) -> JSONResponse:
-    """What we refuse."""
+    """Answers a `UserError` with its sentence; `Refused` also sets status, field and waiting time."""
     status, field, wait = (422, None, None)
     if isinstance(error, Refused):
         status, field, wait = error.status, error.field, error.wait

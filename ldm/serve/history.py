@@ -121,7 +121,7 @@ class History:
         return self.folder / "pictures" / name[:2] / f"{name}.png"
 
     def facts(self, name: str, kind: str | None = None) -> dict[str, Any] | None:
-        """What is listed of a picture; None where there is none, or none of this kind."""
+        """The entry of a picture in the list; None if there is no such picture, or it is of another kind."""
         found = self._select(
             "select content from pictures where id = ? and kind = coalesce(?, kind)", [name, kind]
         )

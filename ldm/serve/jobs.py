@@ -93,7 +93,7 @@ class Job:
 
 
 def note_of(facts: Mapping[str, Any]) -> str | None:
-    """What a user should know of a picture with this record: that its prompt was cut."""
+    """A sentence for the user if the prompt of a picture with this record was cut; None if it was not."""
     tokens = facts.get("tokens") or {}
     for name, read in (("prompt", "read"), ("negative", "negative_read")):
         if tokens.get(name, 0) > tokens.get(read, 0):

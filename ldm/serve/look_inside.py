@@ -18,7 +18,7 @@ routes = APIRouter(prefix="/v1/pictures", tags=["look inside"])
 
 
 def facts_of(service: Service, name: str) -> dict[str, Any]:
-    """What is listed of a picture; raises Refused where there is none, or its model isn't loaded."""
+    """The entry of a picture in the list; raises Refused if it is missing, or its model isn't loaded."""
     facts = found(service.history.facts(name, "picture"))
     if facts["model"] not in service.models:
         remedy = "start the server with it"

@@ -69,7 +69,7 @@ class Networks:
             raise EOFError from error
 
     def receive(self) -> Any:
-        """What the process says next; raises EOFError where it is gone."""
+        """Waits for the next message of the process; raises EOFError if the process has ended."""
         try:
             return self._connection.recv()
         except OSError as error:

@@ -35,7 +35,7 @@ Serving = Annotated[Service, Depends(service_of)]
 
 
 def found(what: Any, name: str = "picture") -> Any:
-    """What was looked for; raises Refused where there is none."""
+    """The object, if it was found; raises Refused with status 404 for None and False."""
     if what is None or what is False:
         raise Refused(f"there is no such {name}", status=404)
     return what
@@ -169,7 +169,7 @@ class Pieces(io.RawIOBase):
         self.pieces: list[bytes] = []
 
     def writable(self) -> bool:
-        """It is."""
+        """True: `zipfile` asks before it writes."""
         return True
 
     def write(self, piece: Any) -> int:

@@ -153,7 +153,7 @@ class Worker:
         return [described(name, self.opened(name)) for name in self.bundles]
 
     def answer(self, message: Chunk | Question) -> Made | Answer | Failed:
-        """What came of a chunk or a question; errors are answered in words, bugs are printed as well."""
+        """The result of a chunk or a question; an error becomes a sentence, and bugs are printed as well."""
         try:
             if isinstance(message, Question):
                 value = message.function(self.opened(message.model), message.payload)

@@ -126,7 +126,7 @@ class LatentDiffusion(ConditionedStage):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the codec."""
+        """The codec's tokenizer, which reads the captions."""
         return self.codec.tokenizer
 
     def example_batch(self, count: int, *, size: int) -> LatentBatch:

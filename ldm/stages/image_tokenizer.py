@@ -81,7 +81,7 @@ class TokenizerStage(ReconstructionStage):
         return gumbel(uniforms(like.shape[1:], **self._key(positions, "gumbel"), device=like.device)).to(like)
 
     def _statistics(self, quantized: tuple[Quantized, ...], positions: Tensor) -> list[Statistics]:
-        """Those of each level whose quantizer keeps any."""
+        """The statistics of each level whose quantizer keeps moving averages."""
         found = []
         for level, each in enumerate(quantized):
             if each.inputs is not None:

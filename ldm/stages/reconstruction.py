@@ -1,4 +1,4 @@
-"""What the stages of autoencoders share: a pixel error, a perceptual term and a patch discriminator.
+"""The base class of autoencoder stages: a pixel error, a perceptual term and a patch discriminator.
 
 With a discriminator the optimisation is manual and alternates; its adversarial term starts at
 `discriminator_start`, with the adaptive weight of Esser et al. 2021.

@@ -1,4 +1,4 @@
-"""What the stages of systems share that read text states and generate codes: VQ-Diffusion and VQ-VAE-2."""
+"""The base class of stages that train codes conditioned on text states: VQ-Diffusion's and VQ-VAE-2's."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ class TextToCodesStage(ConditionedStage):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the captions."""
+        """The tokenizer of the captions."""
         return self.codec.tokenizer
 
     def example_batch(self, count: int, *, size: int) -> CodeBatch:
