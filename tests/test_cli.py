@@ -11,44 +11,27 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm.sample import main as sample
-from ldm.train import main as train
-
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """`run(main, *arguments)`: a command in this process, from the repository's root."""
-
-    def call(main, *arguments) -> None:
-        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
-        main()
-
-    return call
-
-
-@pytest.fixture
-def draw(run, bundle_path, tmp_path):
+def draw(command, bundle_path, tmp_path):
     """`draw(*arguments)`: four pictures by the tiny bundle, their folder is returned."""
 
     def call(*arguments) -> Path:
         out = tmp_path / "pictures"
-        run(sample, f"bundle={bundle_path}", f"out={out}", "num_pictures=4", "steps=1", *arguments)
+        command("ldm.sample", f"bundle={bundle_path}", f"out={out}", "num_pictures=4", "steps=1", *arguments)
         return out
 
     return call
 
 
 @pytest.fixture
-def refused(run, capsys):
-    """`refused(main, *arguments)`: the one sentence with which a command ends with status 1."""
+def refused(command):
+    """`refused(module, *arguments)`: the one line with which a command ends with status 1."""
 
-    def call(main, *arguments) -> str:
-        with pytest.raises(SystemExit) as ended:
-            run(main, *arguments)
-        assert ended.value.code == 1
-        (line,) = capsys.readouterr().err.splitlines()
+    def call(module, *arguments) -> str:
+        (line,) = command(module, *arguments, status=1).err.splitlines()
         return line.removeprefix("ldm: ")
 
     return call
@@ -134,7 +117,7 @@ def test_a_prompt_that_holds_no_text_or_too_much_is_refused(
     refused, bundle_path, tmp_path, argument, sentence
 ):
     started = time.process_time()
-    assert sentence in refused(sample, f"bundle={bundle_path}", f"out={tmp_path / 'new'}", argument)
+    assert sentence in refused("ldm.sample", f"bundle={bundle_path}", f"out={tmp_path / 'new'}", argument)
     assert time.process_time() - started < 5
     assert not (tmp_path / "new").exists()
 
@@ -173,7 +156,7 @@ def test_sampler_guidance_steps_and_scale_can_be_chosen(draw):
 )
 def test_an_output_that_is_no_folder_is_refused(refused, bundle_path, tmp_path, out, sentence):
     (tmp_path / "file").write_text("mine")
-    assert sentence in refused(sample, f"bundle={bundle_path}", f"out={tmp_path / out}", "steps=1")
+    assert sentence in refused("ldm.sample", f"bundle={bundle_path}", f"out={tmp_path / out}", "steps=1")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -181,13 +164,13 @@ def test_pictures_are_not_overwritten_where_that_is_refused(draw, refused, bundl
     out = draw()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     arguments = (f"bundle={bundle_path}", f"out={out}", "overwrite=false", "seed=5", "steps=1")
-    assert "holds pictures already" in refused(sample, *arguments)
+    assert "holds pictures already" in refused("ldm.sample", *arguments)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_missing_bundle_is_refused_and_nothing_is_made(refused, tmp_path):
     arguments = (f"bundle={tmp_path / 'nowhere'}", f"out={tmp_path / 'new'}")
-    assert "there is no bundle at" in refused(sample, *arguments)
+    assert "there is no bundle at" in refused("ldm.sample", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,7 +178,9 @@ def test_a_damaged_bundle_is_refused_and_nothing_is_made(refused, write_tiny_bun
     bundle = write_tiny_bundle(tmp_path / "bundle")
     file = bundle / "backbone.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert "backbone.safetensors is damaged" in refused(sample, f"bundle={bundle}", f"out={tmp_path / 'new'}")
+    assert "backbone.safetensors is damaged" in refused(
+        "ldm.sample", f"bundle={bundle}", f"out={tmp_path / 'new'}"
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -212,7 +197,7 @@ def test_a_damaged_bundle_is_refused_and_nothing_is_made(refused, write_tiny_bun
 )
 def test_options_that_can_not_be_followed_are_refused(refused, bundle_path, tmp_path, argument, sentence):
     out = [] if argument.startswith("out") else [f"out={tmp_path / 'new'}"]
-    assert sentence in refused(sample, f"bundle={bundle_path}", *out, *argument.split())
+    assert sentence in refused("ldm.sample", f"bundle={bundle_path}", *out, *argument.split())
     assert not (tmp_path / "new").exists()
 
 
@@ -230,34 +215,32 @@ TINY = (
 )
 
 
-def test_training_writes_a_run_and_a_bundle_once(run, capsys, emoji, tmp_path):
+def test_training_writes_a_run_and_a_bundle_once(command, emoji, tmp_path):
     arguments = (*TINY, "name=tiny", f"runs={tmp_path}", f"data.root={emoji}")
-    run(train, *arguments)
+    command("ldm.train", *arguments)
     (folder,) = (tmp_path / "tiny").iterdir()
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "run.json", "metrics.jsonl", "samples", "checkpoints", "bundle"} <= names
     assert (folder / "samples" / "step=000003.png").is_file()
     assert not list(folder.rglob(".tmp*"))
-    run(train, *arguments)
-    assert f"{folder} is finished" in capsys.readouterr().out
+    assert f"{folder} is finished" in command("ldm.train", *arguments).out
     assert len(list((tmp_path / "tiny").iterdir())) == 1
 
 
-def test_a_run_that_died_before_its_bundle_was_whole_writes_the_same_one(run, capsys, emoji, tmp_path):
+def test_a_run_that_died_before_its_bundle_was_whole_writes_the_same_one(command, emoji, tmp_path):
     arguments = (*TINY, "name=tiny", f"runs={tmp_path}", f"data.root={emoji}")
-    run(train, *arguments)
+    command("ldm.train", *arguments)
     (folder,) = (tmp_path / "tiny").iterdir()
     first = (folder / "bundle" / "autoencoder.safetensors").read_bytes()
     metrics = (folder / "metrics.jsonl").read_text()
     shutil.rmtree(folder / "bundle")
-    run(train, *arguments)
-    assert f"continuing {folder}" in capsys.readouterr().out
+    assert f"continuing {folder}" in command("ldm.train", *arguments).out
     assert (folder / "bundle" / "autoencoder.safetensors").read_bytes() == first
     assert (folder / "metrics.jsonl").read_text() == metrics
 
 
 def test_training_without_data_leaves_no_bundle_and_says_how_to_get_data(refused, tmp_path):
-    sentence = refused(train, *TINY, "name=x", f"runs={tmp_path}", f"data.root={tmp_path / 'none'}")
+    sentence = refused("ldm.train", *TINY, "name=x", f"runs={tmp_path}", f"data.root={tmp_path / 'none'}")
     assert "prepare one with python -m data_prep" in sentence
     assert not (tmp_path / "x").exists()
 
@@ -274,5 +257,5 @@ def test_training_without_data_leaves_no_bundle_and_says_how_to_get_data(refused
     ],
 )
 def test_trainings_that_can_not_be_are_refused(refused, emoji, tmp_path, arguments, sentence):
-    assert sentence in refused(train, *TINY, f"runs={tmp_path}", f"data.root={emoji}", *arguments)
+    assert sentence in refused("ldm.train", *TINY, f"runs={tmp_path}", f"data.root={emoji}", *arguments)
     assert not list(tmp_path.rglob("bundle"))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,32 +14,23 @@ from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.exchange.exporting import open_export, write_diffusers
 from ldm.exchange.keymap import reverse, translate
 from ldm.exchange.names import compvis_vae_rules
-from ldm.export import main as export
 from ldm.generators.diffusion_bundle import codec_of, load_codec
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """`run(*arguments)`: the command in this process."""
-
-    def call(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["ldm.export", *arguments])
-        export()
-
-    return call
+def run(command):
+    """`run(*arguments, status=0)`: the command, and what it printed."""
+    return partial(command, "ldm.export")
 
 
 @pytest.fixture
-def refused(run, capsys):
-    """`refused(*arguments)`: the one sentence with which the command ends with status 1."""
+def refused(run):
+    """`refused(*arguments)`: the one line with which the command ends with status 1."""
 
     def call(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as ended:
-            run(*arguments)
-        assert ended.value.code == 1
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = run(*arguments, status=1).err.splitlines()
         return line.removeprefix("ldm: ")
 
     return call

@@ -12,7 +12,6 @@ import yaml
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.resuming import differences, flat, source_of
 from ldm.checkpoints.run import Run
-from ldm.train import main as train
 
 STEPS = 4
 SAME = {"read": {}, "reads": {}, "aliases": {}}  # what `differences` gets of two configs without data
@@ -30,23 +29,12 @@ def options(write_emoji, bundle_path, tiny_backbone, tmp_path_factory) -> list[s
     ]
 
 
-def ended(*arguments: str) -> object:
-    """How a training ended: 0, or what it says at its exit."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["ldm.train", *arguments])
-        try:
-            train()
-        except SystemExit as exit_:
-            return exit_.code
-    return 0
-
-
 @pytest.fixture(scope="module")
-def begun(options, tmp_path_factory) -> Path:
+def begun(command, options, tmp_path_factory) -> Path:
     """Folder of runs with one that has taken a step; what ended it is taken out of its config."""
     runs = tmp_path_factory.mktemp("begun")
-    status = ended(*options, f"runs={runs}", "+trainer.limit_train_batches=1")
-    assert status == f"the training ended at step 1 of {STEPS}; the same command resumes the training"
+    ended = command("ldm.train", *options, f"runs={runs}", "+trainer.limit_train_batches=1", status=1)
+    assert f"the training ended at step 1 of {STEPS}; the same command resumes the training\n" in ended.err
     (path,) = (runs / "default").iterdir()
     config = yaml.safe_load((path / "config.yaml").read_text())
     del config["trainer"]["limit_train_batches"]
@@ -62,13 +50,12 @@ def stopped(begun, tmp_path) -> Run:
 
 
 @pytest.fixture
-def call(options, capsys, tmp_path):
+def call(command, options, tmp_path):
     """`call(*arguments)`: how a training ended, 0 or its sentence, and what it printed."""
 
-    def run(*arguments: str) -> tuple[object, str]:
-        status = ended(*options, f"runs={tmp_path / 'runs'}", *arguments)
-        printed = capsys.readouterr()
-        return (printed.err if status == 1 else status), printed.out
+    def run(*arguments: str) -> tuple[int | str, str]:
+        ended = command("ldm.train", *options, f"runs={tmp_path / 'runs'}", *arguments, status=None)
+        return (ended.err if ended.status else 0), ended.out
 
     return run
 

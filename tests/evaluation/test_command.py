@@ -3,7 +3,7 @@
 import csv
 import re
 import shutil
-import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +14,7 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.config import CONF
-from ldm.evaluate import check_options, main
+from ldm.evaluate import check_options
 from ldm.evaluation.command import print_cuts
 from ldm.evaluation.pictures import Subject
 from ldm.evaluation.protocol import Caption
@@ -54,27 +54,14 @@ def bundle(bundle_path, build_network, tmp_path_factory):
 
 
 @pytest.fixture
-def command(bundle, emoji, monkeypatch):
-    def run(*arguments):
-        defaults = [f"bundle={bundle}", f"data.root={emoji}", "protocol=quick", f"protocol.sets={SETS}"]
-        defaults.append("protocol.extractors.efficientnet_lite0.size=32")
-        monkeypatch.setattr(sys, "argv", ["ldm.evaluate", *defaults, *arguments])
-        main()
-
-    return run
-
-
-def refusal(command, capsys, *arguments):
-    """What the command says when it ends with status 1, in one line."""
-    with pytest.raises(SystemExit) as ended:
-        command(*arguments)
-    assert ended.value.code == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ldm: ")]
-    return line
+def evaluate(command, bundle, emoji):
+    """`evaluate(*arguments, status=0)`: the command with this bundle, and what it printed."""
+    chosen = [f"bundle={bundle}", f"data.root={emoji}", "protocol=quick", f"protocol.sets={SETS}"]
+    return partial(command, "ldm.evaluate", *chosen, "protocol.extractors.efficientnet_lite0.size=32")
 
 
 def test_a_weak_bundle_is_in_the_protocol_by_its_content_and_not_by_its_place(
-    command, bundle_path, build_network, specs, tmp_path
+    evaluate, bundle_path, build_network, specs, tmp_path
 ):
     shutil.copytree(bundle_path, tmp_path / "a")
     shutil.copytree(bundle_path, tmp_path / "b")
@@ -90,7 +77,7 @@ def test_a_weak_bundle_is_in_the_protocol_by_its_content_and_not_by_its_place(
     sets = "protocol.sets=[{name:train,split:train,captions:4,metrics:[nearest]}]"
     found = {}
     for name in "abc":
-        command(
+        evaluate(
             *("+guidance=autoguidance", f"guidance.weak={tmp_path / name}", "scale=3", "steps=1", sets),
             f"out={tmp_path / 'out' / name}",
         )
@@ -117,10 +104,10 @@ def test_captions_longer_than_the_model_or_a_judge_reads_are_told(tokenizer, cap
     assert clip.startswith("train read by clip: caption 3 has 92 tokens, the model reads 77: what follows")
 
 
-def test_a_bundle_becomes_results_report_and_figures_twice_the_same(command, tmp_path):
+def test_a_bundle_becomes_results_report_and_figures_twice_the_same(evaluate, tmp_path):
     found = []
     for name in ("first", "second"):
-        command(f"out={tmp_path / name}", "steps=1", "scale=2", "batch_size=5")
+        evaluate(f"out={tmp_path / name}", "steps=1", "scale=2", "batch_size=5")
         found.append(read_results(tmp_path / name / "results.json"))
     assert sorted(file.name for file in (tmp_path / "first").iterdir()) == [
         "report.md",
@@ -148,10 +135,10 @@ def test_a_bundle_becomes_results_report_and_figures_twice_the_same(command, tmp
     assert "steps=1" in found[0]["protocol"]["sampler"]
 
 
-def test_a_folder_with_a_bundles_pictures_gets_the_bundles_numbers(command, bundle, tmp_path):
+def test_a_folder_with_a_bundles_pictures_gets_the_bundles_numbers(evaluate, bundle, tmp_path):
     one_set = "protocol.sets=[{name:train,split:train,captions:6,metrics:[nearest,diversity],samples:2}]"
-    command(one_set, "steps=1", f"out={tmp_path / 'drawn'}")
-    command(one_set, f"list_prompts={tmp_path / 'prompts.csv'}")
+    evaluate(one_set, "steps=1", f"out={tmp_path / 'drawn'}")
+    evaluate(one_set, f"list_prompts={tmp_path / 'prompts.csv'}")
     with (tmp_path / "prompts.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     pictures = open_latent_diffusion(Bundle.open(bundle), steps=1)(
@@ -161,7 +148,7 @@ def test_a_folder_with_a_bundles_pictures_gets_the_bundles_numbers(command, bund
         path = tmp_path / "theirs" / line["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
         to_picture(picture).save(path)
-    command(one_set, f"pictures={tmp_path / 'theirs'}", f"out={tmp_path / 'found'}")
+    evaluate(one_set, f"pictures={tmp_path / 'theirs'}", f"out={tmp_path / 'found'}")
     drawn, found = (read_results(tmp_path / name / "results.json") for name in ("drawn", "found"))
     assert values(found) == pytest.approx(
         {name: value for name, value in values(drawn).items() if name.startswith("train/")}, rel=1e-4
@@ -172,10 +159,10 @@ def test_a_folder_with_a_bundles_pictures_gets_the_bundles_numbers(command, bund
     assert found["bundle"]["kind"] == "pictures"
 
 
-def test_two_folders_need_no_captions_and_equal_ones_are_no_distance_apart(command, save_pictures, tmp_path):
+def test_two_folders_need_no_captions_and_equal_ones_are_no_distance_apart(evaluate, save_pictures, tmp_path):
     colours = {f"p{number}": (number * 20, 255 - number * 20, number) for number in range(6)}
     folders = [save_pictures(tmp_path / name, colours) for name in ("ours", "theirs")]
-    command(
+    evaluate(
         "protocol=pictures",
         "protocol.sets=[{name:pictures,split:null,captions:null,metrics:[frechet],few:[frechet]}]",
         "protocol.extractors.efficientnet_lite0.size=32",
@@ -188,7 +175,7 @@ def test_two_folders_need_no_captions_and_equal_ones_are_no_distance_apart(comma
     assert found["rows"][0]["few"]
 
 
-def test_statistics_stand_for_the_pictures_that_they_were_taken_of(command, capsys, save_pictures, tmp_path):
+def test_statistics_stand_for_the_pictures_that_they_were_taken_of(evaluate, save_pictures, tmp_path):
     colours = [{f"p{n}": (n * 20, 255 - n * step, n) for n in range(6)} for step in (20, 30)]
     ours, theirs = (save_pictures(tmp_path / str(number), each) for number, each in enumerate(colours))
     common = [
@@ -198,25 +185,24 @@ def test_statistics_stand_for_the_pictures_that_they_were_taken_of(command, caps
         "data.size=16",
     ]
     path = tmp_path / "real.npz"
-    command(*common, f"reference={theirs}", f"write_statistics={path}")
-    assert "efficientnet_lite0 of 6 pictures" in capsys.readouterr().out
+    said = evaluate(*common, f"reference={theirs}", f"write_statistics={path}").out
+    assert "efficientnet_lite0 of 6 pictures" in said
     for name, reference in (("pictures", f"reference={theirs}"), ("numbers", f"statistics={path}")):
-        command(*common, f"pictures={ours}", reference, f"out={tmp_path / name}")
+        evaluate(*common, f"pictures={ours}", reference, f"out={tmp_path / name}")
     whole, alone = (read_results(tmp_path / name / "results.json") for name in ("pictures", "numbers"))
     name = "pictures/fd_efficientnet_lite0"
     assert list(values(alone)) == [name]
     assert values(alone)[name] == pytest.approx(values(whole)[name], rel=1e-9)
     assert alone["protocol"]["reference"] == whole["protocol"]["reference"]
     other = [*common[:2], "protocol.extractors.efficientnet_lite0.size=64", f"pictures={ours}"]
-    assert "network size '32', the protocol has '64'" in refusal(
-        command, capsys, *other, f"statistics={path}", f"out={tmp_path / 'new'}"
-    )
+    ended = evaluate(*other, f"statistics={path}", f"out={tmp_path / 'new'}", status=1)
+    assert "network size '32', the protocol has '64'" in ended.sentence
 
 
-def test_a_sweep_measures_each_point_and_draws_curves(command, tmp_path):
+def test_a_sweep_measures_each_point_and_draws_curves(evaluate, tmp_path):
     one_set = "protocol.sets=[{name:train,split:train,captions:4,metrics:[frechet,clip_score],few:[frechet]}]"
     out = tmp_path / "sweep"
-    command(one_set, "sweep.num_steps=[1,2]", "sweep.scales=[1,2]", "sweep.samplers=[ddim]", f"out={out}")
+    evaluate(one_set, "sweep.num_steps=[1,2]", "sweep.scales=[1,2]", "sweep.samplers=[ddim]", f"out={out}")
     with (out / "sweep.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert len(lines) == 8
@@ -265,7 +251,7 @@ def test_what_is_there_already_is_not_written_again(options, name, tmp_path):
         check_options(OmegaConf.merge(options, {name: str(tmp_path / "a.npz")}))
 
 
-def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, capsys, tmp_path):
+def test_what_cannot_be_measured_is_refused_and_nothing_is_written(evaluate, tmp_path):
     new = f"out={tmp_path / 'new'}"
     too_few = "protocol.sets=[{name:x,split:train,captions:4,metrics:[frechet]}]"
     of_pictures = "protocol.sets=[{name:x,split:null,captions:4,metrics:[nearest]}]"
@@ -279,12 +265,12 @@ def test_what_cannot_be_measured_is_refused_and_nothing_is_written(command, caps
         too_few: "take more, or name it",
         of_pictures: "pictures=<folder>",
     }.items():
-        assert sentence in refusal(command, capsys, argument, new)
+        assert sentence in evaluate(argument, new, status=1).sentence
     assert list(tmp_path.iterdir()) == []
 
 
 def test_trainings_of_one_recipe_are_one_subject_with_both_spreads(
-    command, bundle, build_network, specs, tmp_path, capsys
+    evaluate, bundle, build_network, specs, tmp_path
 ):
     source = Bundle.open(bundle)
     state = build_network(specs["backbone"], 9).state_dict()
@@ -298,7 +284,7 @@ def test_trainings_of_one_recipe_are_one_subject_with_both_spreads(
     sets = "protocol.sets=[{name:train,split:train,captions:4,metrics:[nearest,clip_score]}]"
     common = ["steps=1", "protocol.seeds=2", sets]
     for name, value in {"first": bundle, "second": other, "both": f"[{bundle},{other}]"}.items():
-        command(f"bundle={value}", f"out={tmp_path / 'out' / name}", *common)
+        ended = evaluate(f"bundle={value}", f"out={tmp_path / 'out' / name}", *common)
     one, two, both = (
         read_results(tmp_path / "out" / name / "results.json") for name in ("first", "second", "both")
     )
@@ -313,7 +299,7 @@ def test_trainings_of_one_recipe_are_one_subject_with_both_spreads(
         assert row["sd"] == pytest.approx(((own["sd"] ** 2 + others["sd"] ** 2) / 2) ** 0.5)
         assert (row["trainings"], row["seeds"]) == (2, 2)
     assert "between trainings" in (tmp_path / "out" / "both" / "report.md").read_text()
-    assert "2 trainings" in capsys.readouterr().out
+    assert "2 trainings" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -327,6 +313,6 @@ def test_trainings_of_one_recipe_are_one_subject_with_both_spreads(
         ("bundle=[shipped,shipped] real=val", "a list of bundles is one subject"),
     ],
 )
-def test_lists_that_are_no_trainings_are_refused(command, capsys, tmp_path, typed, sentence):
-    assert re.search(sentence, refusal(command, capsys, *typed.split(), f"out={tmp_path / 'out'}"))
+def test_lists_that_are_no_trainings_are_refused(evaluate, tmp_path, typed, sentence):
+    assert re.search(sentence, evaluate(*typed.split(), f"out={tmp_path / 'out'}", status=1).sentence)
     assert not (tmp_path / "out").exists()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from ldm.io.pictures import save_sheet
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import TensorBoardRecorder
 from ldm.loggers.wandb_log import WandbRecorder
-from ldm.sample import main as sample
 
 PIXELS = torch.zeros(3, 8, 8, dtype=torch.uint8)
 
@@ -150,20 +148,6 @@ def test_a_link_in_the_place_of_a_sets_features_is_refused(victim, copy_emoji):
     assert state(victim) == before
 
 
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """`refused(main, *arguments)`: the one sentence with which a command ends."""
-
-    def call(main, *arguments):
-        monkeypatch.setattr(sys, "argv", ["ldm", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 1
-        return capsys.readouterr().err.strip().splitlines()[-1]
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -171,12 +155,12 @@ def refused(monkeypatch, capsys):
         ("0000.png", "out={out} holds 0000.png, which ldm.sample has not written"),
     ],
 )
-def test_links_among_generated_pictures_are_refused(name, sentence, victim, tmp_path, bundle_path, refused):
+def test_links_among_generated_pictures_are_refused(name, sentence, victim, tmp_path, bundle_path, command):
     out = tmp_path / "out"
     link(out / name, victim / "notes.txt")
     before = state(victim)
     options = [f"bundle={bundle_path}", f"out={out}", "prompts=[a hat]", "per_prompt=1", "steps=1"]
-    assert sentence.format(out=out) in refused(sample, *options, "overwrite=true")
+    assert sentence.format(out=out) in command("ldm.sample", *options, "overwrite=true", status=1).sentence
     assert state(victim) == before
 
 

@@ -1,6 +1,5 @@
 """The metric `composition`: its rows, its shares in closed form, and the command on real pictures."""
 
-import sys
 from pathlib import Path
 from random import Random
 
@@ -9,7 +8,6 @@ import torch
 
 from data_prep.shapes import HeldOut, Options, composed
 from data_prep.shapes import main as prepare
-from ldm.evaluate import main
 from ldm.evaluation.results import read_results
 from ldm.metrics.composition import Composition, ShapesReader, claim_of, interval, row_of_caption
 from ldm.metrics.picture_metric import Observed
@@ -58,17 +56,14 @@ def test_a_claim_survives_its_row() -> None:
     assert claim_of(row_of_caption(caption)) == understood(caption)
 
 
-def test_a_folder_of_any_systems_pictures_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_any_systems_pictures_is_measured(command: Callable[..., object], tmp_path: Path) -> None:
     prepare(Options(out=str(tmp_path / "data"), count=200))
     common = [
         "data=shapes", f"data.root={tmp_path / 'data'}", f"cache={tmp_path / 'features'}", "protocol=shapes",
         "protocol.seeds=1",
         "protocol.sets=[{name: seen, split: seen, captions: null, metrics: [composition]}]",
     ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["ldm.evaluate", *common, "real=seen", f"out={tmp_path / 'out'}"])
-    main()
+    command("ldm.evaluate", *common, "real=seen", f"out={tmp_path / 'out'}")
     rows = {row["metric"]: row for row in read_results(tmp_path / "out" / "results.json")["rows"]}
     assert rows["composition_everything"]["value"] == rows["composition_everything"]["real"] == 1
     assert rows["composition_unreadable"]["value"] == 0

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import tracemalloc
 import zlib
 
@@ -13,53 +12,48 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import UserError
-from ldm.sample import main
 from ldm.sampling.batches import batches
 from ldm.sampling.jobs import Job
 from ldm.sampling.record import read_facts, reopen
 
 
 @pytest.fixture
-def sample(monkeypatch, bundle_path, tmp_path):
-    """`sample(*arguments)`: the command with the tiny bundle and two steps; returns its folder."""
+def run(command, bundle_path, tmp_path):
+    """`run(*arguments, status=0)`: the command with the tiny bundle and two steps, and what it printed."""
+
+    def call(*arguments, status=0):
+        own = any(each.startswith(("again", "bundle")) for each in arguments)
+        chosen = [] if own else [f"bundle={bundle_path}", "steps=2"]
+        return command("ldm.sample", f"out={tmp_path / 'out'}", *chosen, *arguments, status=status)
+
+    return call
+
+
+@pytest.fixture
+def sample(run, tmp_path):
+    """`sample(*arguments)`: the same; returns its folder."""
 
     def call(*arguments):
-        out = tmp_path / "out"
-        chosen = (
-            []
-            if any(each.startswith(("again", "bundle")) for each in arguments)
-            else [
-                f"bundle={bundle_path}",
-                "steps=2",
-            ]
-        )
-        monkeypatch.setattr(sys, "argv", ["ldm.sample", f"out={out}", *chosen, *arguments])
-        main()
-        return out
+        run(*arguments)
+        return tmp_path / "out"
 
     return call
 
 
 @pytest.fixture(scope="module")
-def drawn(bundle_path, tmp_path_factory):
+def drawn(command, bundle_path, tmp_path_factory):
     """A picture of the command. Read it, never write to it."""
     out = tmp_path_factory.mktemp("drawn")
-    arguments = [f"bundle={bundle_path}", f"out={out}", "prompts=[a hat]", "per_prompt=1", "steps=1"]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["ldm.sample", *arguments])
-        main()
+    command("ldm.sample", f"bundle={bundle_path}", f"out={out}", "prompts=[a hat]", "per_prompt=1", "steps=1")
     return out / "0000.png"
 
 
 @pytest.fixture
-def refused(sample, capsys):
-    """`refused(*arguments)`: the sentence with which the command ends."""
+def refused(run):
+    """`refused(*arguments)`: the line with which the command ends."""
 
     def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            sample(*arguments)
-        assert ended.value.code == 1
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = run(*arguments, status=1).err.splitlines()
         return line
 
     return call
@@ -100,15 +94,16 @@ def test_a_mask_keeps_the_bytes_of_a_picture_and_redraws_the_rest(sample, draw_p
 
 
 def test_a_picture_of_another_size_is_prepared_like_training_pictures_and_that_is_said(
-    sample, draw_picture, capsys
+    run, draw_picture, tmp_path
 ):
     image, black = draw_picture("a.png", size=(40, 24)), draw_picture("mask.png", size=(40, 24), left=40)
-    out = sample("prompts=[a hat]", f"image={image}", f"mask={black}", "per_prompt=1")
-    assert "a.png: the largest square in the middle, resized to 16 x 16 px" in capsys.readouterr().out
+    said = run("prompts=[a hat]", f"image={image}", f"mask={black}", "per_prompt=1").out
+    assert "a.png: the largest square in the middle, resized to 16 x 16 px" in said
     with Image.open(image) as picture:
         expected = picture.crop((8, 0, 32, 24)).resize((16, 16), Image.Resampling.BICUBIC)
     # PIL rounds its weights to 8 bits of fraction
-    assert np.abs(pixels(out / "0000.png").astype(int) - np.array(expected)).max() <= 1
+    found = pixels(tmp_path / "out" / "0000.png").astype(int)
+    assert np.abs(found - np.array(expected)).max() <= 1
 
 
 def test_a_mask_must_be_drawn_over_its_picture(refused, draw_picture, tmp_path):
@@ -170,11 +165,11 @@ def test_batches_hold_what_one_call_can_generate_and_no_more(tmp_path):
     assert all(len({int(job.name) % 4 for job in batch}) == 1 for batch in found)
 
 
-def test_prompts_that_the_model_does_not_read_whole_are_told(sample, capsys, tmp_path):
+def test_prompts_that_the_model_does_not_read_whole_are_told(run, tmp_path):
     long = "a red apple on a table " * 12
-    out = sample(f'prompts=["{long}cat"]', "per_prompt=1", f"negative={long}", "steps=1")
-    told = [line for line in capsys.readouterr().out.splitlines() if "tokens" in line]
-    facts = read_facts(out / "0000.png")
+    said = run(f'prompts=["{long}cat"]', "per_prompt=1", f"negative={long}", "steps=1").out
+    told = [line for line in said.splitlines() if "tokens" in line]
+    facts = read_facts(tmp_path / "out" / "0000.png")
     assert facts["prompt"] == f"{long}cat"
     count = facts["tokens"]["prompt"]
     assert (count > 60, facts["tokens"]["read"]) == (True, 16)
@@ -183,10 +178,10 @@ def test_prompts_that_the_model_does_not_read_whole_are_told(sample, capsys, tmp
     assert told[0].endswith("' is not seen")
     assert told[1].startswith("negative prompt has ")
     (tmp_path / "list.txt").write_text(f"a cat\n{long}\na dog\n{long}{long}\n")
-    out = sample(f"prompts={tmp_path / 'list.txt'}", "per_prompt=2", "steps=1", "overwrite=true")
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "tokens" in line]
+    said = run(f"prompts={tmp_path / 'list.txt'}", "per_prompt=2", "steps=1", "overwrite=true").out
+    (line,) = [line for line in said.splitlines() if "tokens" in line]
     assert line.startswith("2 of 4 prompts (50 %) are cut; the longest, prompt 4, has ")
-    tokens = read_facts(out / "0000.png")["tokens"]
+    tokens = read_facts(tmp_path / "out" / "0000.png")["tokens"]
     assert tokens["prompt"] == tokens["read"] < 16
 
 
@@ -219,17 +214,17 @@ def test_a_picture_tells_programs_and_people_how_it_was_made(sample, draw_pictur
         ("image", "mask"),
     ],
 )
-def test_a_picture_is_reproduced_to_the_byte_from_what_it_carries(sample, draw_picture, capsys, kind):
+def test_a_picture_is_reproduced_to_the_byte_from_what_it_carries(sample, run, draw_picture, kind):
     arguments = ["prompts=[red apple,a cat]", "negative=fog", "seed=5", "per_prompt=1"]
     if kind[:1] == ("image",):
         kind = (f"image={draw_picture('a.png')}", f"mask={draw_picture('mask.png', left=5)}", "strength=0.8")
     out = sample(*arguments, *kind)
-    sample(f"again={out / '0001.png'}")
-    assert f"every pixel is that of {out / '0001.png'}" in capsys.readouterr().out
+    said = run(f"again={out / '0001.png'}").out
+    assert f"every pixel is that of {out / '0001.png'}" in said
     assert (out / "0001_again.png").read_bytes() == (out / "0001.png").read_bytes()
 
 
-def test_a_picture_of_the_earlier_generator_is_reproduced_by_it(sample, capsys, tmp_path):
+def test_a_picture_of_the_earlier_generator_is_reproduced_by_it(sample, run, tmp_path):
     arguments = ("prompts=[a hat]", "seed=5", "per_prompt=1", "+sampler=ddpm")
     new = pixels(sample(*arguments) / "0000.png")
     out = sample(*arguments, "generator=mt19937")
@@ -238,8 +233,7 @@ def test_a_picture_of_the_earlier_generator_is_reproduced_by_it(sample, capsys, 
     assert facts.pop("generator") == "mt19937"  # records of version 0.1.0 didn't name it
     earlier = tmp_path / "earlier.png"
     told(out / "0000.png", earlier, json.dumps(facts))
-    sample(f"again={earlier}")
-    assert f"every pixel is that of {earlier}" in capsys.readouterr().out
+    assert f"every pixel is that of {earlier}" in run(f"again={earlier}").out
     assert read_facts(out / "earlier_again.png")["generator"] == "mt19937"
 
 

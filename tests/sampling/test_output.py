@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from functools import partial
 
 import pytest
@@ -11,16 +10,16 @@ from PIL import Image
 
 from ldm import UserError
 from ldm.evaluation.pictures import PictureFolder
-from ldm.sample import main
 from ldm.sampling.jobs import asked_lines, jobs_of
 from ldm.sampling.output import DOOMED, SHEET, check_output, clear
 
 
 @pytest.fixture(scope="module")
-def four(bundle_path, tmp_path_factory):
+def four(command, bundle_path, tmp_path_factory):
     """The folder of a command that generated four pictures. Read it, never write to it."""
     out = tmp_path_factory.mktemp("four") / "out"
-    command(f"bundle={bundle_path}", f"out={out}", "steps=1", "num_pictures=4", "prompts=[a hat]")
+    chosen = (f"bundle={bundle_path}", f"out={out}", "steps=1", "num_pictures=4", "prompts=[a hat]")
+    command("ldm.sample", *chosen)
     return out
 
 
@@ -31,15 +30,10 @@ def out(four, tmp_path):
 
 
 @pytest.fixture
-def sample(bundle_path, out):
+def sample(command, bundle_path, out):
     """`sample(*arguments)`: one more command into the folder, for one picture in one step."""
-    return partial(command, f"bundle={bundle_path}", f"out={out}", "steps=1", "num_pictures=1")
-
-
-def command(*arguments):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["ldm.sample", *arguments])
-        main()
+    chosen = (f"bundle={bundle_path}", f"out={out}", "steps=1", "num_pictures=1")
+    return partial(command, "ldm.sample", *chosen)
 
 
 def refused(folder, *, sheet=None, **fields):
@@ -99,14 +93,13 @@ def test_a_list_that_names_what_is_gone_is_refused(out):
         PictureFolder(out)
 
 
-def test_a_command_that_stops_halfway_leaves_a_list_that_is_true(sample, out, tmp_path, capsys):
+def test_a_command_that_stops_halfway_leaves_a_list_that_is_true(sample, out, tmp_path):
     Image.effect_noise((16, 16), 90).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[:-60])  # its header is whole
     (tmp_path / "list.csv").write_text("prompt,image\na hat,a.png\na cat,cut.png\n")
-    with pytest.raises(SystemExit):
-        sample(f"prompts={tmp_path / 'list.csv'}", "batch_size=1", "per_prompt=1")
-    assert "cut.png can't be decoded" in capsys.readouterr().err
+    ended = sample(f"prompts={tmp_path / 'list.csv'}", "batch_size=1", "per_prompt=1", status=1)
+    assert "cut.png can't be decoded" in ended.sentence
     assert listed(out) == ["0000.png"]
     assert names(out) == ["0000.png", "pictures.jsonl"]
 
@@ -154,11 +147,10 @@ def test_the_folder_of_a_sheet_must_be_there(tmp_path):
     assert f"make {tmp_path / 'none'} first" in refused(tmp_path, sheet=tmp_path / "none" / "a.png")
 
 
-def test_a_picture_that_is_reproduced_takes_no_users_place(out, bundle_path, capsys):
+def test_a_picture_that_is_reproduced_takes_no_users_place(command, out):
     (out / "0000_again.png").write_bytes(b"mine")
-    with pytest.raises(SystemExit):
-        command(f"again={out / '0000.png'}", f"out={out}")
-    assert "holds 0000_again.png, which ldm.sample has not written" in capsys.readouterr().err
+    ended = command("ldm.sample", f"again={out / '0000.png'}", f"out={out}", status=1)
+    assert "holds 0000_again.png, which ldm.sample has not written" in ended.sentence
     assert (out / "0000_again.png").read_bytes() == b"mine"
 
 

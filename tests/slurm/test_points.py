@@ -2,8 +2,6 @@
 
 import os
 import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -280,7 +278,7 @@ def test_every_value_of_a_shipped_sweep_is_one_of_its_command(path):
     assert path.stem in Path(config.hydra.sweep.dir).parts
 
 
-def test_a_sweep_goes_on_with_unfinished_points_only_and_names_them(tmp_path, emoji):
+def test_a_sweep_goes_on_with_unfinished_points_only_and_names_them(command, tmp_path, emoji):
     arguments = [
         *(
             "hydra/launcher=local",
@@ -292,14 +290,10 @@ def test_a_sweep_goes_on_with_unfinished_points_only_and_names_them(tmp_path, em
         *("data.size=16", "batch_size=4", "steps=2", "trainer.precision=32", f"data.root={emoji}"),
     ]
 
-    def sweep(rates: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ldm.train", "-m", *arguments, f"optimizer.lr={rates}"]
-        return subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)
-
-    assert "1 of 1 points to run" in sweep("choice(1e-3)").stdout
-    again = sweep("1e-3,-1")
-    assert "1 of 2 points to run" in again.stdout
-    assert again.returncode == 1
-    assert "ldm: 1 of 2 points did not finish: optimizer.lr_-1; " in again.stderr
+    first = command("ldm.train", "-m", *arguments, "optimizer.lr=choice(1e-3)")
+    assert "1 of 1 points to run" in first.out
+    again = command("ldm.train", "-m", *arguments, "optimizer.lr=1e-3,-1", status=1)
+    assert "1 of 2 points to run" in again.out
+    assert again.sentence.startswith("1 of 2 points did not finish: optimizer.lr_-1; ")
     assert "must be a finite number above 0" in (tmp_path / "optimizer.lr_-1" / "output.txt").read_text()
     assert len(list(tmp_path.glob("*/*/*/bundle/config.yaml"))) == 1

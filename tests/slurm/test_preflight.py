@@ -12,8 +12,6 @@ from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.planning.checks import Need, check_needs, needs_of
 from ldm.preflight import check_tasks
-from ldm.preflight import main as preflight
-from ldm.train import main as train
 
 TINY = ("batch_size=4", "data.size=16")
 
@@ -121,16 +119,12 @@ def test_a_probe_leaves_nothing_behind(needs, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """`call(command, *arguments)`: exit status of a command and what it said."""
+def call(command, tmp_path):
+    """`call(module, *arguments)`: exit status of a command and what it said."""
 
-    def run(command, *arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["command", *TINY, f"runs={tmp_path / 'runs'}", *arguments])
-        try:
-            command()
-        except SystemExit as ended:
-            return ended.code, capsys.readouterr().err
-        return 0, capsys.readouterr().out
+    def run(module, *arguments: str) -> tuple[int, str]:
+        ended = command(module, *TINY, f"runs={tmp_path / 'runs'}", *arguments, status=None)
+        return ended.status, ended.err if ended.status else ended.out
 
     return run
 
@@ -138,7 +132,7 @@ def call(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def check(call):
     """`check(*arguments)`: exit status of the preflight and what it said."""
-    return partial(call, preflight)
+    return partial(call, "ldm.preflight")
 
 
 def test_a_folder_that_can_not_be_written_is_refused_by_all_and_leaves_no_run(
@@ -147,13 +141,13 @@ def test_a_folder_that_can_not_be_written_is_refused_by_all_and_leaves_no_run(
     root = copy_emoji()
     before = sorted(root.rglob("*"))
     small = ("steps=1", *tiny_backbone, "trainer.precision=32", f"data.root={root}")
-    for command, options in ((preflight, ()), (train, ("dry_run=true",)), (train, ())):
-        status, said = call(command, *small, "data.cache=/proc/nowhere", *options)
+    for module, options in (("ldm.preflight", ()), ("ldm.train", ("dry_run=true",)), ("ldm.train", ())):
+        status, said = call(module, *small, "data.cache=/proc/nowhere", *options)
         assert status == 1
         assert "data.cache=/proc/nowhere can't be written" in said
         assert "MB of latents and texts there: name a folder for them with data.cache=<folder>" in said
     assert not (tmp_path / "runs").exists()
-    status, _ = call(train, *small, f"data.cache={tmp_path / 'cache'}")
+    status, _ = call("ldm.train", *small, f"data.cache={tmp_path / 'cache'}")
     assert status == 0
     assert sorted(root.rglob("*")) == before
 
@@ -165,11 +159,11 @@ def test_a_set_without_pictures_to_validate_on_is_trained_on_and_said(
     train_only = tuple(shard for shard in index.shards if shard.split == "train")
     replace(index, shards=train_only).save()
     small = ("steps=2", *tiny_backbone, "trainer.val_check_interval=1", f"data.root={index.root}")
-    status, said = call(train, *small)
+    status, said = call("ldm.train", *small)
     assert status == 0
     assert "has no pictures to validate on: trained without validation (to hold some out, prepare" in said
-    for command in (preflight, train):
-        status, said = call(command, *small, "target=0.5")
+    for module in ("ldm.preflight", "ldm.train"):
+        status, said = call(module, *small, "target=0.5")
         assert status == 1
         assert "target=0.5 is a validation loss, and the data have no pictures to validate on" in said
 
