@@ -1,9 +1,11 @@
 """Foreign weights at tiny size: a Stable Diffusion of diffusers' own classes, saved by diffusers itself."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,26 +63,40 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def with_scheduler(folder: Path, scheduler: Any) -> Path:
+    """A pipeline's folder, whose scheduler is replaced."""
+    scheduler.save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
 @pytest.fixture(scope="session")
-def save_pipeline(tokenizer: Tokenizer) -> Callable[..., Path]:
+def save_pipeline(tokenizer: Tokenizer, tmp_path_factory) -> Callable[..., Path]:
     """`save_pipeline(folder, unet={...}, scheduler=...)`: a random pipeline, saved as diffusers saves it."""
 
-    def save(folder: Path, *, unet: dict[str, Any] | None = None, scheduler: Any = None) -> Path:
+    def write(folder: Path, unet: dict[str, Any]) -> Path:
         torch.manual_seed(3)
         write_vocabulary(tokenizer, folder / "own")
-        ddim = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing")
         pipeline = diffusers.StableDiffusionPipeline(
             vae=diffusers.AutoencoderKL(**VAE),
             text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)),
             tokenizer=CLIPTokenizer.from_pretrained(folder / "own"),
-            unet=diffusers.UNet2DConditionModel(**(UNET | (unet or {}))),
-            scheduler=scheduler or ddim,
+            unet=diffusers.UNet2DConditionModel(**(UNET | unet)),
+            scheduler=diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing"),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(folder / "saved")
         return folder / "saved"
+
+    plain = cache(lambda: write(tmp_path_factory.mktemp("pipelines"), {}))
+
+    def save(folder: Path, *, unet: dict[str, Any] | None = None, scheduler: Any = None) -> Path:
+        saved = write(folder, unet) if unet else shutil.copytree(plain(), folder / "saved")
+        return with_scheduler(saved, scheduler) if scheduler else saved
 
     return save
 
