@@ -1,7 +1,6 @@
 """The work of `python -m ldm.evaluate` after its config has been checked: measures a subject or a sweep.
 
-A subject, a bundle or pictures, is measured under a protocol against a reference set; numbers, report and
-figures go into a new folder.
+Numbers, report and figures of a bundle or of pictures, measured under a protocol, go into a new folder.
 """
 
 import time
