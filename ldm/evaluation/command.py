@@ -276,8 +276,7 @@ class Command:
 
     def _statistics(self, extractors: Extractors, metrics: Metrics, size: int) -> Statistics | None:
         """The reference where it is a file, given to the distances in its features."""
-        source = self.options["statistics"]
-        if source is None:
+        if (source := self.options["statistics"]) is None:
             return None
         statistics = Statistics.read(Path(source))
         statistics.check(preparations(extractors, size=size), source=source)
