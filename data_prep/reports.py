@@ -12,7 +12,7 @@ from PIL import features
 from data_prep.making import ShardNote
 from data_prep.pairing import Collection
 from data_prep.tally import Ledger, counts, total
-from ldm.checkpoints.provenance import command, environment, git_state
+from ldm.checkpoints.provenance import command, environment, git_state, published
 from ldm.data import DataError
 from ldm.io.reading import read_json
 from ldm.io.writing import write
@@ -129,7 +129,7 @@ def example(ledger: Ledger) -> str:
 
 def write_report(root: Path, report: dict) -> None:
     """Puts the report beside the shards."""
-    text = json.dumps(report, ensure_ascii=False, indent=1)
+    text = json.dumps(published(report), ensure_ascii=False, indent=1)
     write(root / FILE_NAME, text.encode("utf-8", "backslashreplace"))
 
 

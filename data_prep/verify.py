@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data_prep import splits
 from data_prep.making import over_processes
 from data_prep.reports import read_report
+from ldm.checkpoints.provenance import published
 from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.decode import EncodedPicture
@@ -151,7 +152,7 @@ def summarise(index: ShardIndex, found: list[Findings]) -> dict:
         for key, digest in findings.hashes.items():
             keys.setdefault(digest, []).append(key)
     return {
-        "root": str(index.root),
+        "root": published(str(index.root)),
         "sha256": index.sha256,
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),

@@ -5,6 +5,7 @@
 the run that show it.
 """
 
+import hashlib
 import json
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ldm import UserError
+from ldm.checkpoints.provenance import published
 from ldm.checkpoints.training_state import CONFIG, facts_of, flat
 from ldm.commands.options import command_line, option
 from ldm.io.curves import CPU_SECONDS, LOSS, SECONDS, Line, read_lines
@@ -135,9 +137,14 @@ def record_of(run: Path) -> Record:
         cpu_seconds=line.values[CPU_SECONDS],
         data=made["inputs"].get("data.root", ""),
         machine=f"{made['machine']}, torch {made['torch']}",
-        files={name: hash_file(run / name) for name in (CONFIG, LOG)},
-        **{name: made[name] for name in ("command", "commit", "dirty")},
+        files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in shown_files(run).items()},
+        **published({name: made[name] for name in ("command", "commit", "dirty")}),
     )
+
+
+def shown_files(run: Path) -> dict[str, str]:
+    """Config and log of a run, by name, with paths as `published` shows them."""
+    return {name: published((run / name).read_text(encoding="utf-8")) for name in (CONFIG, LOG)}
 
 
 def add(run: Path, folder: Path) -> Record:
@@ -146,7 +153,7 @@ def add(run: Path, folder: Path) -> Record:
     check_track(run / CONFIG, record)
     with new_folder(folder) as made:
         for name in record.files:
-            write(made / name, (run / name).read_bytes())
+            write(made / name, shown_files(run)[name])
         write(made / RECORD, json.dumps(asdict(record), indent=2) + "\n")
     return record
 

@@ -73,17 +73,6 @@ def locate(name: object, *, allowed: Iterable[str]) -> Any:
     return found
 
 
-def defaults_of(name: object) -> dict[str, Any]:
-    """The defaults of a target's arguments that are plain data, by name; empty where there is no target."""
-    try:
-        known = arguments_of(locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim.")))
-    except ValueError:  # a UserError of `locate`, or a function that is written in C
-        return {}
-    found = {key: each.default for key, each in known.parameters.items()}
-    found |= {key: list(value) for key, value in found.items() if isinstance(value, tuple)}
-    return {key: value for key, value in found.items() if isinstance(value, str | int | float | list)}
-
-
 def arguments_of(target: Any) -> Signature:
     """The signature of a callable; in that of a class, `**others` are the arguments of the class above it."""
     known = signature(target)

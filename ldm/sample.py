@@ -11,7 +11,7 @@ from ldm.sampling.jobs import asked_jobs
 
 SHEET_LIMIT = 512  # pictures on one sheet: the first ones
 OPTIONS = ("sampler", "guidance", "grid", "steps", "scale", "precision", "generator")  # of a generator
-WITH_AGAIN = ("again", "bundle", "out", "overwrite")
+WITH_AGAIN = ("again", "out", "overwrite")  # and where the files lie that it was generated from
 
 
 @entry("sample")
@@ -61,17 +61,18 @@ def generate(config: DictConfig) -> None:
 def reproduce(config: DictConfig) -> None:
     """Generates one picture from its record, and prints whether it is the same."""
     typed = {each.lstrip("+~").partition("=")[0] for each in overrides()}
-    if extra := sorted(typed - set(WITH_AGAIN)):
-        raise UserError(f"again= takes all settings from the picture: leave out {', '.join(extra)}")
 
     from ldm.io.pictures import save_picture
     from ldm.sampling.batches import check_jobs, generate_batch
     from ldm.sampling.output import check_place, open_output
-    from ldm.sampling.record import chunks, compared, read_facts, reopen
+    from ldm.sampling.record import FILES, WEAK, chunks, compared, read_facts, reopen
 
-    path = Path(config.again)
+    named = {"guidance"} if WEAK in typed else set()  # the key is there once its group is chosen
+    if extra := sorted(typed - {*WITH_AGAIN, *FILES, *named}):
+        raise UserError(f"again= takes all settings from the picture: leave out {', '.join(extra)}")
+    path, given = Path(config.again), typed & {*FILES}
     facts = read_facts(path)
-    opened, job = reopen(path, facts, bundle=config.bundle if "bundle" in typed else None)
+    opened, job = reopen(path, facts, {name: str(OmegaConf.select(config, name)) for name in given})
     file = open_output(config.out, overwrite=True) / f"{path.stem}_again.png"
     if file.exists() and not config.overwrite:
         raise UserError(f"{file} is there already: name another folder or set overwrite=true")

@@ -18,6 +18,7 @@ from data_prep.emoji import ASSETS, draw_validation, existing, read_samples
 from data_prep.making import write_shards
 from experiments.onset.page import draw_onset, page
 from ldm import UserError
+from ldm.checkpoints.provenance import published
 from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
 from ldm.evaluation.results import FILE_NAME, read_results
@@ -101,7 +102,7 @@ def recorded(run: Path, results: Path) -> dict[str, Any]:
         "dirty": about["dirty"],
         "config_hash": about["config_hash"],
         "protocol": document["protocol"]["hash"],
-        "commands": [about["command"], document["provenance"]["command"]],
+        "commands": published([about["command"], document["provenance"]["command"]]),
     }
 
 

@@ -9,6 +9,7 @@ import yaml
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
+from ldm.checkpoints.provenance import published
 from ldm.checkpoints.training_state import facts_of
 from ldm.evaluation.figures import LITERATURE, Curves, literature_beside, save_curves
 from ldm.evaluation.report import markdown_table
@@ -43,7 +44,7 @@ def write_run_report(folder: Path) -> Path:
 
     Raises UserError where nothing was logged. Raises OSError where there is no `metrics.jsonl`, or no room.
     """
-    curves, facts = read_curves(folder / LOG), facts_of(folder)
+    curves, facts = read_curves(folder / LOG), published(facts_of(folder))
     figure = save_curves(curves, folder / "curves.png", title=str(folder))
     run = facts.pop("run", {})
     parts = [
@@ -60,7 +61,7 @@ def write_run_report(folder: Path) -> Path:
 
 
 def _origin(run: Mapping[str, Any]) -> str:
-    """When, where, with which code and by which command the training was started and resumed."""
+    """When, with which code and by which command the training was started and resumed."""
     if not run:
         return ""
     commit = "an unknown commit" if run["commit"] is None else f"commit {run['commit'][:12]}"
@@ -71,7 +72,7 @@ def _origin(run: Mapping[str, Any]) -> str:
         for key, (old, new) in start["changed"].items()
     ]
     return (
-        f"Started {run['started'][:16].replace('T', ' ')} UTC on {run['host']}, at {commit}{changed}, torch "
+        f"Started {run['started'][:16].replace('T', ' ')} UTC at {commit}{changed}, torch "
         f"{run['torch']}, config {run['config_hash'][:12]}:\n\n```\n{run['command']}\n```" + "".join(changes)
     )
 

@@ -1,10 +1,11 @@
 """Writes a bundle whole or not at all, with the model card that hubs read.
 
-A card is for publishing: of a path of this machine it shows the last name alone. Text from the bundles of
+A card is for publishing: it shows paths as `published` does. Text from the bundles of
 others goes into it as plain text.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ import yaml
 from torch import Tensor
 
 from ldm.checkpoints.bundle import CONFIG, FORMAT, TOKENIZER, Part, content_of
-from ldm.checkpoints.provenance import command, config_hash, git_state
+from ldm.checkpoints.provenance import command, config_hash, git_state, published
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.io.reading import hash_file, read_json
-from ldm.io.writing import new_folder, save_tensors, write
+from ldm.io.writing import new_folder, write
 from ldm.tokenizers import Tokenizer
 
 CARD = "README.md"
@@ -40,9 +41,6 @@ LIMITS = """The model reproduces what is common in its training set, including i
 may reproduce single training pictures. Nothing filters prompts or pictures. Do not use it to deceive, to
 depict real persons without their consent, or where a wrong picture does harm. Measure it on your
 own data first."""
-# In a word of a command: an absolute path up to its last name, of a list up to that of the last path. A path
-# that is relative, and the slashes of https://host/name, are left.
-ABSOLUTE = re.compile(r"""(?:^|(?<=[=,:\['" ])|(?<=file://))~?/(?!/)(?:.*/)?""")
 UNMEASURED = "Not measured yet: `python -m ldm.evaluate bundle=<this folder>` does it."
 VALIDATED = "The validation numbers are in `report.md` of the training's run directory."
 
@@ -75,6 +73,25 @@ def write_bundle(
         write(draft / CARD, model_card(config))
         write(draft / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return path
+
+
+def save_tensors(
+    tensors: Mapping[str, Any], path: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes contiguous tensors to a safetensors file; raises the system's own OSError.
+
+    The library reports that error as text alone, from which a full disk could not be told.
+    """
+    from safetensors import SafetensorError  # imports torch, which most files do not need
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> Path:
@@ -159,7 +176,7 @@ def _training(config: Mapping[str, Any]) -> str:
     codec = _mapping(config, "codec_origin")
     origins = {"model": _mapping(config, "origin"), **{name: _mapping(codec, name) for name in codec}}
     lines = [f"- {_plain(name).replace('_', ' ')}: {_origin(own)}" for name, own in origins.items() if own]
-    typed = command(lambda word: ABSOLUTE.sub(".../", " ".join(word.split())).replace("`", "'"))
+    typed = command(lambda word: published(" ".join(word.split())).replace("`", "'"))
     return "\n".join(lines) + f"\n\nWritten by:\n\n```sh\n{typed}\n```"
 
 

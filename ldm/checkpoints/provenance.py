@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import subprocess
@@ -21,6 +22,27 @@ VERSIONED = (  # packages whose versions can change a number
     *("pillow", "simplejpeg"),  # decode pictures
     *("tokenizers", "ftfy", "regex", "open-clip-torch", "timm"),  # read texts, hold feature networks
 )
+
+START = r"""(?:^|(?<=[=,:\['"\s(])|(?<=file://))"""  # of a path in a text
+# An absolute path up to its last name, of several in a line up to that of the last one. A path that is
+# relative, and the slashes of https://host/name, are left.
+ABSOLUTE = re.compile(rf"{START}~?/(?![/\s])(?:.*/)?", re.MULTILINE)
+
+
+def published(value: Any) -> Any:
+    """A text, or all texts in plain data, as a file may say them that is shared with others.
+
+    A path in the working directory becomes relative to it; of any other absolute one, which may name a
+    person's home folder, the last name alone is left: `.../name`.
+    """
+    if isinstance(value, Mapping):
+        return {name: published(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [published(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    here = re.compile(f"{START}{re.escape(os.getcwd().rstrip('/'))}/(?!/)", re.MULTILINE)
+    return ABSOLUTE.sub(".../", here.sub("", value))
 
 
 def git_state() -> dict[str, Any]:

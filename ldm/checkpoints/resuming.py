@@ -17,7 +17,7 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, differing
 from ldm.checkpoints.provenance import config_hash
 from ldm.checkpoints.training_state import flat, read_state
-from ldm.construct import defaults_of, moved
+from ldm.construct import arguments_of, locate, moved
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.diffusion.process import READ_BY_DENOISER
@@ -211,3 +211,14 @@ def source_of(key: str, aliases: Mapping[str, str]) -> str:
 def is_below(key: str, keys: Sequence[str]) -> bool:
     """Whether a key is one of some keys, or lies below one."""
     return any(key == each or key.startswith(f"{each}.") for each in keys)
+
+
+def defaults_of(name: object) -> dict[str, Any]:
+    """The defaults of a target's arguments that are plain data, by name; empty where there is no target."""
+    try:
+        known = arguments_of(locate(name, allowed=("ldm.", "pytorch_lightning.", "torch.optim.")))
+    except ValueError:  # a UserError of `locate`, or a function that is written in C
+        return {}
+    found = {key: each.default for key, each in known.parameters.items()}
+    found |= {key: list(value) for key, value in found.items() if isinstance(value, tuple)}
+    return {key: value for key, value in found.items() if isinstance(value, str | int | float | list)}

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm import UserError
-from ldm.checkpoints.provenance import config_hash
+from ldm.checkpoints.provenance import config_hash, published
 from ldm.evaluation.feature_pass import Observers, Ranks, batched
 from ldm.evaluation.figures import save_figures, save_sweep
 from ldm.evaluation.measure import Evaluator, needs
@@ -125,7 +125,7 @@ class Command:
                     given["sampler"] = samplers[given["sampler"]]
                 document, _ = self._with(**given)._evaluated(with_autoencoder=False)
                 ruler = document["protocol"]["ruler"]
-                lines += [{**point, **numbers_of(row), "ruler": ruler} for row in document["rows"]]
+                lines += [{**published(point), **numbers_of(row), "ruler": ruler} for row in document["rows"]]
                 if folder is not None:
                     write_results(folder / f"point_{number:03d}.json", document)
             if folder is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ldm import UserError
+from ldm.checkpoints.provenance import published
 from ldm.evaluation.report import Figure, memorisation_sentence
 from ldm.evaluation.results import Block, SetResult, spreads
 from ldm.io.curves import read_curves
@@ -120,7 +121,7 @@ def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
         panel.grid(alpha=0.3)
     for panel in axes.flat[len(names) :]:
         panel.set_visible(False)
-    drawing.suptitle(title, fontsize=10)
+    drawing.suptitle(published(title), fontsize=10)
     return save_figure(drawing, path, dpi=90)
 
 

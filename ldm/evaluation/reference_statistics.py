@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ldm import UserError
-from ldm.io.reading import parse_json, read_arrays
+from ldm.io.reading import parse_array, parse_json
 from ldm.io.writing import writing
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.frechet import Gaussian
 
 FORMAT = 2
+MAX_ARRAYS = 2**29  # bytes of all arrays in a file; a covariance of 8,192 features has as many
 ROUNDING = 1e-6  # of the trace: what float32 sums leave of an asymmetry or of a negative variance
 FOREIGN_FEATURES = "inception"  # of other calculators' files, which don't say how pictures were resized
 
@@ -163,3 +166,20 @@ def _flat(preparation: Preparation) -> dict[str, Any]:
     """Every field with a name that a sentence can hold."""
     network = {f"network {name}": value for name, value in asdict(preparation.network).items()}
     return network | {"picture size": preparation.size, "picture resize": preparation.resize}
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise UserError("it is compressed in another way than numpy's")
+            if sum(entry.file_size for entry in entries) > MAX_ARRAYS:
+                raise UserError(f"its arrays take more than {MAX_ARRAYS} bytes")
+            read = {entry.filename.removesuffix(".npy"): archive.read(entry) for entry in entries}
+        return {name: parse_array(data, name=f"array {name!r}") for name, data in read.items()}
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is no npz file of numbers ({error})") from error

@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ldm.checkpoints.provenance import published
+
 COLUMNS = ("set", "metric", "value", "floor", "ceiling", "real", "images", "NFE", "s", "params")
 SWEPT = ("bundle", "sampler", "steps", "scale", "nfe", "set", "metric", "value", "floor", "ceiling")
 READING = (
@@ -45,6 +47,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def report(document: Mapping[str, Any], *, figures: Iterable[Figure]) -> str:
     """The report of a results document in Markdown."""
+    document = published(document)
     protocol, bundle, origin = document["protocol"], document["bundle"], document["provenance"]
     commit = "unknown" if origin["commit"] is None else origin["commit"][:12]
     changed = " with changes" if origin["dirty"] else ""

@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm import UserError
-from ldm.checkpoints.provenance import command, environment, git_state, peak_memory_mb
+from ldm.checkpoints.provenance import command, environment, git_state, peak_memory_mb, published
 from ldm.io.fields import Fields
 from ldm.io.reading import read_json
 from ldm.io.writing import write
@@ -204,9 +204,9 @@ def values(document: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write_results(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes the document, whole or not at all; UserError for a number that is NaN or infinite."""
+    """Writes the document, paths as `published` shows them; UserError for a number that isn't finite."""
     try:
-        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(published(document), indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise UserError(f"{path} is not written: a result is NaN or infinite") from error
     write(path, NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")

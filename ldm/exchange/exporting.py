@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
-from ldm.checkpoints.bundle_writer import CARD, model_card, results_of
+from ldm.checkpoints.bundle_writer import CARD, model_card, results_of, save_tensors
 from ldm.exchange.compvis import OWN, header
 from ldm.exchange.compvis import networks as compvis_networks
 from ldm.exchange.diffusers import Architecture, from_configs, to_configs
@@ -24,7 +24,7 @@ from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.names import text_rules, unet_rules, vae_rules
 from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.fields import Fields
-from ldm.io.writing import NameTaken, drafting, new_folder, save_tensors
+from ldm.io.writing import NameTaken, drafting, new_folder
 from ldm.tokenizers import Tokenizer
 
 Config = dict[str, Any]

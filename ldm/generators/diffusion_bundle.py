@@ -162,7 +162,7 @@ def weak_bundle(bundle: Bundle, guidance: Mapping[str, Any]) -> Bundle | None:
     weak = Bundle.open(str(named["path"]))
     # a record names its weak bundle by content: another one at that path would give other pictures
     if named.get("sha256", weak.sha256) != weak.sha256:
-        raise UserError(f"guidance.weak={weak.path} is another bundle now: put back the one it was")
+        raise UserError(f"guidance.weak={weak.path} is another bundle than it was: name that one")
     # compared before its network is read, which takes seconds
     own, other = fingerprint(bundle), fingerprint(weak)
     different = [name for name in own if own[name] != other[name]]

@@ -11,8 +11,6 @@ import io
 import json
 import math
 import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,6 @@ from ldm import UserError
 
 MAX_JSON = 64 * 2**20  # bytes; the index of a million pictures has about as many
 MAX_YAML = 2**18  # bytes, which take the parser some seconds; a bundle's config has 2**13
-MAX_ARRAYS = 2**29  # bytes of all arrays in a file; a covariance of 8,192 features has as many
 MAX_NESTING = 100
 MAX_NODES = 100_000  # of a yaml document, an alias counted with all that it stands for
 MAX_DIGITS = 32  # of a whole number
@@ -77,23 +74,6 @@ def parse_yaml(text: str | bytes, *, name: str) -> Any:
         value = None if node is None else loader.construct_document(node)
         _check(value)
         return value
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise UserError("it is compressed in another way than numpy's")
-            if sum(entry.file_size for entry in entries) > MAX_ARRAYS:
-                raise UserError(f"its arrays take more than {MAX_ARRAYS} bytes")
-            read = {entry.filename.removesuffix(".npy"): archive.read(entry) for entry in entries}
-        return {name: parse_array(data, name=f"array {name!r}") for name, data in read.items()}
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is no npz file of numbers ({error})") from error
 
 
 def parse_array(data: bytes, *, name: str) -> np.ndarray:

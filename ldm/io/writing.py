@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,25 +90,6 @@ def write(path: Path, content: str | bytes, *, below: Path | None = None) -> Pat
     with writing(path, below=below, size=len(data)) as stream:
         stream.write(data)
     return path
-
-
-def save_tensors(
-    tensors: Mapping[str, Any], path: Path, *, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes contiguous tensors to a safetensors file; raises the system's own OSError.
-
-    The library reports that error as text alone, from which a full disk could not be told.
-    """
-    from safetensors import SafetensorError  # imports torch, which most files do not need
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 @contextmanager

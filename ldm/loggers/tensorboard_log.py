@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from ldm.checkpoints.provenance import published
 from ldm.checkpoints.training_state import facts_of
 from ldm.evaluation.report import markdown_table
 from ldm.io.writing import make_folder
@@ -69,7 +70,7 @@ class TensorBoardRecorder:
 
             place = make_folder(self.folder / "tensorboard", below=self.folder)
             self._writer = SummaryWriter(str(place), purge_step=purge_step)
-            facts = yaml.safe_dump(facts_of(self.folder), sort_keys=False, allow_unicode=True)
+            facts = yaml.safe_dump(published(facts_of(self.folder)), sort_keys=False, allow_unicode=True)
             self._writer.add_text("config", f"```yaml\n{facts}```")
             panels = {name: ["Multiline", [f"val/{name}$", f"literature/{name}/.*"]] for name in LITERATURE}
             self._writer.add_custom_scalars({"beside the literature": panels})

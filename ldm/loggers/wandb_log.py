@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoints.provenance import published
 from ldm.checkpoints.training_state import facts_of
 from ldm.io.writing import append, make_folder
 from ldm.loggers.background import BackgroundLogger, Rows, check_patience, say
@@ -63,7 +64,7 @@ class WandbRecorder:
             id=earlier[-1].name.rpartition("-")[2] if earlier else uuid.uuid4().hex[:8],
             resume="allow",
             mode="offline",
-            config=facts_of(folder),
+            config=published(facts_of(folder)),
             # console off: a print must not wait for W&B; no `.wandb`, which could be a link out of the folder
             settings=wandb.Settings(console="off", silent=True, use_dot_wandb=False),
         )

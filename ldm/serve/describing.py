@@ -7,6 +7,7 @@ from typing import Any
 
 from ldm import UserError
 from ldm.checkpoints.bundle import CONFIG, Bundle
+from ldm.checkpoints.provenance import published
 from ldm.config import options
 from ldm.generators.generator import Generator, Opened
 from ldm.io.fields import Fields
@@ -29,7 +30,7 @@ def described(name: str, opened: Opened) -> dict[str, Any]:
     known = [option for option, value in default.items() if takes(generator, option, value)]
     return {
         "id": name,
-        "name": opened.bundle.place,
+        "name": published(opened.bundle.place),
         "sha256": opened.bundle.sha256,
         "size": generator.size,
         "parameters": generator.num_parameters,

@@ -14,15 +14,16 @@ from ldm.loggers.metrics_log import MetricsLog
 @pytest.fixture
 def run(tmp_path):
     """A run directory with two sheets of pictures."""
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"name": "tiny", "summary": "a short one"}))
+    config = {"name": "tiny", "summary": "a short one", "data": {"root": "/secret/birds"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     record = {
         "commit": "0123456789abcdef",
         "dirty": True,
         "started": "2026-11-25T03:15:00+00:00",
-        "host": "here",
+        "host": "secret",
         "torch": "2.14.1",
         "config_hash": "f" * 64,
-        "command": "python -m ldm.train",
+        "command": "python -m ldm.train data.root=/secret/birds",
     }
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "samples").mkdir()
@@ -48,6 +49,9 @@ def test_the_page_of_a_training(diffusion_stage, latents, make_trainer, run):
     assert "at commit 0123456789ab with changes" in page
     assert "# tiny\n\na short one\n" in page
     assert "(samples/step=1000.png)" in page
+    assert "python -m ldm.train data.root=.../birds\n" in page
+    assert "root: .../birds\n" in page
+    assert "secret" not in page  # neither folders nor the machine's name: the page is shared
     with Image.open(run / "curves.png") as figure:
         assert figure.width > 200
 

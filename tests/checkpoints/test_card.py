@@ -9,6 +9,7 @@ import yaml
 
 from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.bundle_writer import PLACES, model_card, origin, results_of
+from ldm.checkpoints.provenance import published
 from ldm.construct import CONFIG_DIR
 from ldm.data.index import ShardIndex
 
@@ -69,6 +70,19 @@ def test_a_card_tells_the_command_without_the_folders_of_its_paths(typed, shown,
     monkeypatch.delenv(CONFIG_DIR, raising=False)
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "ldm.train", typed])
     assert f"\npython -m ldm.train {shlex.quote(shown)}\n" in model_card(CONFIG)
+
+
+def test_a_path_in_the_working_folder_is_shown_relative_to_it_and_others_by_their_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = {
+        "root": f"{tmp_path}/data/birds",
+        "all": ["/home/me/a b/c.png", "a / b", 3],
+        "url": "https://a/b",
+    }
+    shown = {"root": "data/birds", "all": [".../c.png", "a / b", 3], "url": "https://a/b"}
+    assert published(found) == shown
+    assert published(f"data.root={tmp_path}2/x out=/home/me/y") == "data.root=.../y"  # no path in the folder
+    assert published("- /home/me/x\n- a: '/home/me/y'") == "- .../x\n- a: '.../y'"
 
 
 def test_a_card_tells_the_users_own_config_folder_by_its_name(monkeypatch):

@@ -9,15 +9,14 @@ import zipfile
 import numpy as np
 import pytest
 
+from ldm.evaluation.reference_statistics import MAX_ARRAYS, read_arrays
 from ldm.io.reading import (
-    MAX_ARRAYS,
     MAX_JSON,
     MAX_NESTING,
     MAX_YAML,
     is_plain_name,
     parse_array,
     parse_json,
-    read_arrays,
     read_json,
     read_yaml,
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.checkpoints.bundle_writer import save_tensors
 from ldm.io.links import LinkRefused, opened
 from ldm.io.writing import (
     DRAFT,
@@ -21,7 +22,6 @@ from ldm.io.writing import (
     drafting,
     make_folder,
     new_folder,
-    save_tensors,
     sweep,
     write,
     writing,
