@@ -33,7 +33,8 @@ from data_prep.tally import LeftOut, Tally
 from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.picture_files import files_under, find_pictures
-from ldm.data.texts import numbered_lines, read_text, sample_captions
+from ldm.data.tars import sample_captions
+from ldm.data.texts import numbered_lines, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 BESIDE = (".caption", ".txt", ".json")

@@ -14,7 +14,7 @@ from data_prep.parquet import Cell
 from data_prep.splits import join_splits, key_of
 from data_prep.tally import LeftOut, Tally
 from ldm.data.decode import MAX_BYTES
-from ldm.data.texts import UnusableCaption, usable_caption
+from ldm.data.tars import UnusableCaption, usable_caption
 
 SEVERAL = "several pictures or captions of one name"
 

@@ -21,8 +21,7 @@ from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.picture_files import is_hidden
 from ldm.data.shards import is_plain, tar_members
-from ldm.data.tars import FIRST_DOT, PICTURES, TEXTS, beyond_first_dot, expanded, part_of
-from ldm.data.texts import sample_captions
+from ldm.data.tars import FIRST_DOT, PICTURES, TEXTS, beyond_first_dot, expanded, part_of, sample_captions
 
 SPLIT_NAME = re.compile(r"(train|validation|val|test)(?![a-z])")
 

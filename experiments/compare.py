@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.intervals import estimate
-from experiments.sides import Side, read_side
+from experiments.sides import FIXED, Side, read_side
 from experiments.verdicts import Verdict, judged
 from ldm import UserError
 from ldm.commands.options import command_line, option
@@ -56,6 +56,10 @@ def main(options: Options) -> None:
         f"{len(found)} measures at {options.level:.0%} together (Holm); intervals are at the level that "
         f"decided them."
     )
+    if others := [name for name in a.measures if name in b.measures and name not in found]:
+        print(
+            f"Means over timesteps that are chosen in different ways are not compared: {', '.join(others)}."
+        )
     if left_out := sorted({*a.undirected} | {*b.undirected}):
         print(f"Neither direction is better: {', '.join(left_out)}.")
 
@@ -72,7 +76,7 @@ def compared(a: Side, b: Side, *, level: float = 0.95, hash_of: str = "hash") ->
     """
     documents = {**a.documents, **b.documents}
     check_one_protocol(documents, hash_of=hash_of)
-    names = [name for name in a.measures if name in b.measures]
+    names = in_common(a, b)
     if not names:
         raise UserError(f"{a.name} and {b.name} have no measure in common: evaluate both under one protocol")
     same_seeds = len({document["protocol"]["hash"] for document in documents.values()}) == 1
@@ -81,6 +85,18 @@ def compared(a: Side, b: Side, *, level: float = 0.95, hash_of: str = "hash") ->
         higher_is_better={name: a.measures[name].higher_is_better for name in names},
         level=level,
     )
+
+
+def in_common(a: Side, b: Side) -> list[str]:
+    """Names of the measures that both sides have.
+
+    Of trainings that choose or weigh timesteps in different ways, only the loss at fixed timesteps is: the
+    other losses are means over timesteps of their own.
+    """
+    ways = [document.get("trained") for document in (*a.documents.values(), *b.documents.values())]
+    alike = all(way == ways[0] for way in ways)
+    both = [name for name in a.measures if name in b.measures]
+    return [name for name in both if alike or FIXED in name or not name.startswith("val/")]
 
 
 def table(found: Mapping[str, Verdict], a: Side, b: Side) -> list[Sequence[str]]:

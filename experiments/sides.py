@@ -19,6 +19,8 @@ from ldm.io.curves import read_curves
 
 LOG, EVALUATION = "metrics.jsonl", "evaluation"
 DECIDING = ("process", "codec", "autoencoder", "tokenizer")  # parts of a config that losses depend on
+TRAINED = ("process.times", "process.weight")  # how it was trained, on which all losses but this one depend
+FIXED = "loss_fixed"
 WORDS = {"higher is better": True, "lower is better": False}  # in the readings of earlier versions
 AUTOENCODER = "autoencoder"  # the rows that no training of a denoiser changes
 
@@ -114,6 +116,7 @@ def validation_of(log: Path) -> dict[str, Any]:
     decides = flat(completed({name: facts[name] for name in DECIDING if name in facts} | {"data": data}))
     read = facts.get("run", {}).get("inputs", {})  # contents of data and bundles, wherever these lie
     decides = {name: read.get(name, value) for name, value in decides.items()}
+    trained = {name: decides.pop(name) for name in list(decides) if name.startswith(TRAINED)}
     digest = config_hash(decides)
     rows = [
         {"set": "val", "metric": name, "value": value, "per_seed": [[value]], "higher_is_better": False}
@@ -123,6 +126,7 @@ def validation_of(log: Path) -> dict[str, Any]:
         "rows": rows,
         "bundle": {"sha256": str(log.resolve()), "origin": {"seed": facts.get("seed")}},
         "protocol": decides | {"hash": digest, "ruler": digest},
+        "trained": trained,
     }
 
 

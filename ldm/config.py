@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm import UserError
 from ldm.commands.answers import answer_errors, help_of, refuse
@@ -40,6 +40,8 @@ TARGETS = (
 OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
 EVERY = {"evaluate": "metric"}  # command -> a group of which it gets every file: a new one needs no list
 LISTS = {"evaluate": ("bundle",)}  # keys of a command that take a list beside what their default is
+OFF = ("callbacks", "logger")  # groups that a command does without, and so without any member of theirs
+PARTS = (*OFF, "metric")  # groups without whose members, if they are null, a command does
 READERS = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
 ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
@@ -52,6 +54,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], No
 def _command(name: str, function: Callable[[DictConfig], None]) -> Callable[[], None]:
     @wraps(function)
     def _task(config: DictConfig) -> None:
+        leave_out(config)
         answer_errors(
             lambda: function(config), named=lambda: _texts(OmegaConf.to_container(config, resolve=False))
         )
@@ -61,7 +64,7 @@ def _command(name: str, function: Callable[[DictConfig], None]) -> Callable[[], 
     @wraps(function)
     def _run() -> None:
         # options first: argparse refuses overrides on both sides of one, as slurm/env.sh makes them
-        sys.argv[1:] = sorted(map(quoted_path, sys.argv[1:]), key=is_override)
+        sys.argv[1:] = sorted(map(without_null, map(quoted_path, sys.argv[1:])), key=is_override)
         arguments = get_args_parser().parse_args()
         if arguments.help:
             return print(help_of(name, CONF))
@@ -77,6 +80,23 @@ def _command(name: str, function: Callable[[DictConfig], None]) -> Callable[[], 
         answer_errors(run)
 
     return _run
+
+
+def without_null(argument: str) -> str:
+    """`~group` for `group=null`, which Hydra can't read, and `group={}`, which it takes for no change."""
+    group, _, value = argument.partition("=")
+    return f"~{group}" if group in OFF and value in ("null", "{}") else argument
+
+
+def leave_out(config: DictConfig) -> None:
+    """Takes members that are null out of the groups in `PARTS`; one of `OFF` that is not there is empty."""
+    with open_dict(config):
+        for group in PARTS:
+            node = config.get(group)
+            if node is None and group in OFF:
+                config[group] = {}
+            for name in [name for name in node or () if OmegaConf.is_dict(node) and node[name] is None]:
+                del node[name]
 
 
 def build(node: Any) -> Any:
@@ -189,6 +209,8 @@ def check_group(override: Override, command: str) -> None:
     names = options(group)
     if group in OPTIONAL_GROUPS and not override.is_add() and not override.is_delete():
         raise UserError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
+    if (value is None or override.is_delete()) and group not in (*OFF, *OPTIONAL_GROUPS):
+        raise UserError(f"{group} can't be left out: the command reads it; there are: {', '.join(names)}")
     if isinstance(value, str) and value not in names:
         there = f"{nearest(value, names)}; there are: {', '.join(names)}"
         raise UserError(f"there is no {group} {value!r}{there}")
@@ -206,11 +228,17 @@ def check_value(override: Override, config: DictConfig, *, lists: Sequence[str] 
         raise UserError(f"there is no key {key!r}{nearest(key, names)}")
     if override.is_delete() and not parent:
         raise UserError(f"{key} can't be removed: the command reads it")
+    node = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+    is_null = override.is_delete() or (not override.is_sweep_override() and override.value() is None)
+    # of an argument, the constructor that takes it decides
+    is_needed = parent and parent not in PARTS and "_target_" not in OmegaConf.select(config, parent)
+    if is_null and is_needed and OmegaConf.is_dict(node) and "_target_" in node:
+        raise UserError(f"{key} can't be left out: the command reads it")
     if override.is_delete() or override.is_sweep_override() or key not in known:
         return
     if key in lists and isinstance(override.value(), list):
         return
-    check_type(key, override.value(), OmegaConf.select(config, key, throw_on_resolution_failure=False))
+    check_type(key, override.value(), node)
 
 
 def check_type(key: str, value: Any, default: Any) -> None:

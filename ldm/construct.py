@@ -190,6 +190,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return any(_fits(value, each) for each in inner)
     if is_function(annotation):
         return accepts(value, annotation)
+    if value is None and isinstance(annotation, type):
+        return annotation is object
     if not isinstance(value, str | int | float | list | Mapping | None):
         return True
     if origin in LISTS:

@@ -22,9 +22,11 @@ from ldm.config import (
     check_group,
     every,
     key_paths,
+    leave_out,
     options,
     parsed,
     plain,
+    without_null,
 )
 from ldm.construct import CONFIG_DIR, PACKAGES, construct
 from ldm.distributed.launch import launch
@@ -106,6 +108,10 @@ def test_a_group_that_a_command_would_not_look_at_is_refused():
         ("batch_size={a: 1}", "is dict, expected int"),
         ("steps=5,6", "steps=5,6 lists several values"),
         ("~steps", "steps can't be removed"),
+        ("model.stage=null", "model.stage can't be left out: the command reads it"),
+        ("~model.datamodule", "model.datamodule can't be left out: the command reads it"),
+        ("optimizer=null", "optimizer can't be left out: the command reads it; there are: adamw"),
+        ("~backbone", "backbone can't be left out: the command reads it; there are: "),
     ],
 )
 def test_a_value_of_another_type_is_refused(argument, sentence):
@@ -133,7 +139,7 @@ def test_a_data_set_refuses_options_out_of_range(target, options, sentence):
         build(node | options)
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf"), None])
 def test_an_optimizer_refuses_a_learning_rate_out_of_range(rate):
     with pytest.raises(UserError, match=f"optimizer.lr={rate} must be a finite number above 0"):
         check_optimizer(build(ADAMW | {"lr": rate}), lambda step: 1.0)
@@ -211,6 +217,37 @@ def test_a_line_that_is_no_override_is_refused(argument):
 )
 def test_what_is_right_passes(arguments):
     check("train", arguments)
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        ("callbacks.ema=null", {"averages", "gradients", "pace", "saving", "target", "report"}),
+        ("~callbacks.ema", {"averages", "gradients", "pace", "saving", "target", "report"}),
+        *((argument, set()) for argument in ("callbacks={}", "callbacks=null", "~callbacks")),
+    ],
+)
+def test_a_callback_that_is_null_is_left_out(typed, left):
+    check("train", [without_null(typed)])
+    config = composed("train", without_null(typed))
+    leave_out(config)
+    assert set(config.callbacks) == left
+
+
+@pytest.mark.parametrize("typed", ["logger=null", "~logger", "logger={}", "logger=none"])
+def test_a_logger_that_is_null_is_left_out(typed):
+    config = composed("train", without_null(typed))
+    leave_out(config)
+    assert not config.logger
+    metrics = composed("evaluate", "metric=[fid,kid]", "metric.kid=null")
+    leave_out(metrics)
+    assert set(metrics.metric) == {"fid"}
+
+
+def test_null_is_no_object_unless_the_constructor_takes_it():
+    process = plain(composed("train").process) | {"prediction": None}
+    with pytest.raises(ValueError, match="can't be called with prediction='None': it must be "):
+        build(process)
 
 
 def test_a_list_of_bundles_is_evaluated_and_never_sampled():

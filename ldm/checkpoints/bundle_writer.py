@@ -18,12 +18,11 @@ from torch import Tensor
 from ldm.checkpoints.bundle import CONFIG, FORMAT, TOKENIZER, Part, content_of
 from ldm.checkpoints.provenance import command, config_hash, git_state, published
 from ldm.data.index import FILE_NAME, ShardIndex
-from ldm.io.reading import hash_file, read_json
+from ldm.io.reading import hash_file
 from ldm.io.writing import new_folder, write
 from ldm.tokenizers import Tokenizer
 
 CARD = "README.md"
-PLACES = ("results.json", "../evaluation/results.json")  # of measured numbers, from a bundle's folder
 KINDS = {  # entry or part that a bundle is named for: title, tags
     "generator": ("A text-to-image model", ("text-to-image",)),
     "backbone": ("A text-to-image latent diffusion model", ("text-to-image", "latent-diffusion")),
@@ -157,18 +156,6 @@ def model_card(
     }
     body = [f"{heading}\n\n{text}" for heading, text in sections.items() if text]
     return "\n\n".join(["\n".join(front), *body]) + "\n"
-
-
-def results_of(bundle: Path, sha256: str) -> dict[str, Any] | None:
-    """The measured numbers of a bundle, from its folder or `evaluation` beside it; None if there are none."""
-    for place in PLACES:
-        try:
-            found = read_json(bundle / place)
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, Mapping) and _mapping(found, "bundle").get("sha256") == sha256:
-            return dict(found)
-    return None
 
 
 def _training(config: Mapping[str, Any]) -> str:

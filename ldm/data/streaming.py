@@ -20,8 +20,14 @@ from ldm.data.datamodule import PictureData
 from ldm.data.decode import EncodedPicture, centre
 from ldm.data.latents import latent_batch
 from ldm.data.stream import LatentBatch, StreamData, StreamLoader
-from ldm.data.tars import PICTURES, read_samples, shard_urls
-from ldm.data.texts import UnusableCaption, sample_captions, usable_caption
+from ldm.data.tars import (
+    PICTURES,
+    UnusableCaption,
+    read_samples,
+    sample_captions,
+    shard_urls,
+    usable_caption,
+)
 from ldm.randomness import keyed
 
 FEW = 10  # damaged samples or shards that are passed over whatever their share
@@ -154,7 +160,7 @@ def picture(sample: dict) -> bytes:
 
 
 def captions(sample: dict) -> list[str]:
-    """The captions of a sample that `ldm/data/texts.py` calls usable. Raises UserError: it has none."""
+    """The captions of a sample that `usable_caption` keeps. Raises UserError: it has none."""
     kept, reason = {}, "it has no caption"
     for number, text in sample_captions(sample):
         try:

@@ -1,19 +1,20 @@
-"""Samples out of tars from anywhere: streamed, never extracted, and nothing in them is run.
+"""Samples out of tars from anywhere: streamed, never extracted, and nothing in them is run; their captions.
 
 A list of shards may come from a stranger, so only paths and URLs of listed protocols are opened. fsspec knows
 more: `reference://` renders templates, which in some releases runs any code in them and in others sends the
 environment to a server, and `::` joins protocols.
 """
 
+import json
 import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from itertools import chain, groupby, islice
 from math import prod
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import fsspec
 from braceexpand import UnbalancedBracesError, braceexpand
@@ -24,7 +25,7 @@ from ldm.data import DataError
 from ldm.data.decode import MAX_BYTES
 from ldm.data.picture_files import SUFFIXES, is_hidden
 from ldm.data.shards import is_plain
-from ldm.data.texts import numbered_lines
+from ldm.data.texts import SURROGATE, decode, numbered_lines
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 TEXTS = ("txt", "json")
@@ -38,6 +39,8 @@ MOST_UNPACKED = 200  # bytes of one byte of a compressed tar; pictures give one,
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
 LOCAL = ("file", "local", "memory")  # this machine, and this process
 REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")  # servers of objects, each read as bytes
+CONTROL = re.compile("\r\n|[\x01-\x1f\x7f-\x9f]")
+MAX_CHARACTERS = 10_000  # of a caption; rules in docs/data_rules.md
 Answer = TypeVar("Answer")
 
 
@@ -215,3 +218,54 @@ class _Member(tarfile.TarInfo):
         if self.type in HEADERS and self.size > MAX_HEADER:
             raise tarfile.ReadError(f"a header in it claims {self.size} bytes")
         return super()._proc_member(archive)
+
+
+class UnusableCaption(UserError):
+    """A caption that is left out; the message is the reason, one of those in docs/data_rules.md."""
+
+
+class Caption(NamedTuple):
+    """A caption as it is stored, and what was changed in it, in words."""
+
+    text: str
+    healed: list[str]
+
+
+def usable_caption(text: object) -> Caption:
+    """Applies the rules to one caption. Raises UnusableCaption: it is left out."""
+    if not isinstance(text, str):
+        raise UnusableCaption("not a text")
+    if SURROGATE.search(text):
+        raise UnusableCaption("not UTF-8")
+    if "\0" in text:
+        raise UnusableCaption("NUL")
+    healed = []
+    text = text.strip()
+    if CONTROL.search(text):
+        healed.append("control characters")
+        text = CONTROL.sub(" ", text).strip()
+    if not text:
+        raise UnusableCaption("blank")
+    if len(text) > MAX_CHARACTERS:
+        healed.append(f"cut at {MAX_CHARACTERS} characters")
+        text = text[:MAX_CHARACTERS].rstrip()
+    return Caption(text, healed)
+
+
+def sample_captions(members: Mapping[str, bytes]) -> list[tuple[int, object]]:
+    """(number from 0, caption) of each caption in a sample's `json` or `txt`, not judged yet."""
+    try:
+        # not parse_json: one odd caption or number in it is left out alone, not the whole record
+        record = json.loads(decode(members.get("json", b"")))
+    except (ValueError, RecursionError):
+        record = {}
+    record = record if isinstance(record, dict) else {}
+    texts, numbers = record.get("texts"), record.get("comment_nos")
+    if isinstance(texts, list) and texts:
+        is_numbered = isinstance(numbers, list) and all(type(each) is int and each >= 0 for each in numbers)
+        if not is_numbered or len(numbers) != len(texts):
+            numbers = range(len(texts))
+        return list(zip(numbers, texts, strict=True))
+    if "txt" in members:
+        return [(0, decode(members["txt"]))]
+    return [(0, record["caption"])] if "caption" in record else []

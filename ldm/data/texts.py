@@ -1,27 +1,20 @@
-"""Files and tables of captions and prompts, and which captions are usable (docs/data_rules.md).
-
-A caption is plain text: nothing in it is ever formatted, escaped or interpreted.
-"""
+"""Files and tables of captions and prompts, in which nothing is formatted, escaped or interpreted."""
 
 import csv
 import io
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm import UserError
 from ldm.data import DataError
 from ldm.data.picture_files import SUFFIXES
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # usual ones, by suffix
 LINE_END = re.compile(r"\r\n|\n|\r")
 SURROGATE = re.compile("[\ud800-\udfff]")
-CONTROL = re.compile("\r\n|[\x01-\x1f\x7f-\x9f]")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-MAX_CHARACTERS = 10_000
 
 csv.field_size_limit(2**24)  # its own limit, 2**17, would refuse long captions before our rule cuts them
 
@@ -158,54 +151,3 @@ def _kind(cell: str) -> str:
         return "picture"
     shape = re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell.strip()))
     return shape if re.search(r"[^a\s]", shape) else ""
-
-
-class UnusableCaption(UserError):
-    """A caption that is left out; the message is the reason, one of those in docs/data_rules.md."""
-
-
-class Caption(NamedTuple):
-    """A caption as it is stored, and what was changed in it, in words."""
-
-    text: str
-    healed: list[str]
-
-
-def usable_caption(text: object) -> Caption:
-    """Applies the rules to one caption. Raises UnusableCaption: it is left out."""
-    if not isinstance(text, str):
-        raise UnusableCaption("not a text")
-    if SURROGATE.search(text):
-        raise UnusableCaption("not UTF-8")
-    if "\0" in text:
-        raise UnusableCaption("NUL")
-    healed = []
-    text = text.strip()
-    if CONTROL.search(text):
-        healed.append("control characters")
-        text = CONTROL.sub(" ", text).strip()
-    if not text:
-        raise UnusableCaption("blank")
-    if len(text) > MAX_CHARACTERS:
-        healed.append(f"cut at {MAX_CHARACTERS} characters")
-        text = text[:MAX_CHARACTERS].rstrip()
-    return Caption(text, healed)
-
-
-def sample_captions(members: Mapping[str, bytes]) -> list[tuple[int, object]]:
-    """(number from 0, caption) of each caption in a sample's `json` or `txt`, not judged yet."""
-    try:
-        # not parse_json: one odd caption or number in it is left out alone, not the whole record
-        record = json.loads(decode(members.get("json", b"")))
-    except (ValueError, RecursionError):
-        record = {}
-    record = record if isinstance(record, dict) else {}
-    texts, numbers = record.get("texts"), record.get("comment_nos")
-    if isinstance(texts, list) and texts:
-        is_numbered = isinstance(numbers, list) and all(type(each) is int and each >= 0 for each in numbers)
-        if not is_numbered or len(numbers) != len(texts):
-            numbers = range(len(texts))
-        return list(zip(numbers, texts, strict=True))
-    if "txt" in members:
-        return [(0, decode(members["txt"]))]
-    return [(0, record["caption"])] if "caption" in record else []

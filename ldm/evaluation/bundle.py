@@ -10,11 +10,13 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from ldm.checkpoints.bundle import Bundle
+from ldm import UserError
+from ldm.checkpoints.bundle import Bundle, find
+from ldm.checkpoints.run import Run
 from ldm.evaluation.feature_pass import Features, Observers, generate_with
 from ldm.evaluation.pictures import Subject
 from ldm.evaluation.protocol import describe
-from ldm.generators.denoiser_writer import bundle_of_length
+from ldm.generators.denoiser_writer import bundle_of_state
 from ldm.generators.generator import Opened, open_generator
 from ldm.metrics.features import OWN_CLIP, FeatureIdentity, resize_pictures
 
@@ -34,6 +36,24 @@ def open_bundle(options: Mapping[str, Any], *, device: torch.device) -> Iterator
         chosen = {name: options.get(name) for name in OPTIONS} | options.get("options", {})
         opened = open_generator(Bundle.open(path), **chosen).to(device)
         yield bundle_subject(opened, device=device, batch_size=options["batch_size"])
+
+
+def bundle_of_length(bundle: str, out: Path, *, length: float) -> Path:
+    """Writes a run's newest bundle with an average of another length.
+
+    Args:
+        bundle: as in `Bundle.open`.
+
+    Raises BundleError where there is no bundle. Raises UserError where it lies in no run with a whole
+    checkpoint, or no such average can be made.
+    """
+    found = find(Path(bundle))
+    state = Run(path=found.parent).state()
+    if state is None:
+        raise UserError(
+            f"ema_length={length} needs the run that bundle {found} came from, and its newest checkpoint"
+        )
+    return bundle_of_state(state, out, length=length)
 
 
 def bundle_subject(opened: Opened, *, device: torch.device, batch_size: int) -> Subject:

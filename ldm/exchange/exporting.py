@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
-from ldm.checkpoints.bundle_writer import CARD, model_card, results_of, save_tensors
+from ldm.checkpoints.bundle_writer import CARD, model_card, save_tensors
 from ldm.exchange.compvis import OWN, header
 from ldm.exchange.compvis import networks as compvis_networks
 from ldm.exchange.diffusers import Architecture, from_configs, to_configs
@@ -24,6 +24,7 @@ from ldm.exchange.keymap import Rule, reverse, translate
 from ldm.exchange.names import text_rules, unet_rules, vae_rules
 from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.fields import Fields
+from ldm.io.reading import read_json
 from ldm.io.writing import NameTaken, drafting, new_folder
 from ldm.tokenizers import Tokenizer
 
@@ -31,6 +32,7 @@ Config = dict[str, Any]
 State = Mapping[str, Tensor]
 
 DIFFUSERS = "0.42.1"  # the version that writes such files
+PLACES = ("results.json", "../evaluation/results.json")  # of measured numbers, from a bundle's folder
 PARTS = ("backbone", "autoencoder", "text_encoder")
 NOT_SETTINGS = ("format", "parts", "tokenizer")
 LIBRARIES = {"text_encoder": "transformers", "tokenizer": "transformers"}
@@ -215,3 +217,16 @@ def _scale(guidance: Mapping[str, Any]) -> float:
 
 def _write_json(path: Path, content: Config) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def results_of(bundle: Path, sha256: str) -> dict[str, Any] | None:
+    """The measured numbers of a bundle, from its folder or `evaluation` beside it; None if there are none."""
+    for place in PLACES:
+        try:
+            found = read_json(bundle / place)
+        except (OSError, ValueError):
+            continue
+        own = found.get("bundle") if isinstance(found, Mapping) else None
+        if isinstance(own, Mapping) and own.get("sha256") == sha256:
+            return dict(found)
+    return None

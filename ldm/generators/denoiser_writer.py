@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Bundle, Part, find
+from ldm.checkpoints.bundle import Bundle, Part
 from ldm.checkpoints.bundle_writer import write_bundle
 from ldm.checkpoints.power_average import Averages, Profile
 from ldm.checkpoints.run import Run
@@ -119,24 +119,6 @@ def bundle_of_state(
         codec_origin=own.entry("codec_origin") if own else codec.origins,
         dtype=dtype,
     )
-
-
-def bundle_of_length(bundle: str, out: Path, *, length: float) -> Path:
-    """Writes a run's newest bundle with an average of another length.
-
-    Args:
-        bundle: as in `Bundle.open`.
-
-    Raises BundleError where there is no bundle. Raises UserError where it lies in no run with a whole
-    checkpoint, or no such average can be made.
-    """
-    found = find(Path(bundle))
-    state = Run(path=found.parent).state()
-    if state is None:
-        raise UserError(
-            f"ema_length={length} needs the run that bundle {found} came from, and its newest checkpoint"
-        )
-    return bundle_of_state(state, out, length=length)
 
 
 def averaged_weights(state: Path) -> dict[str, Tensor]:

@@ -84,6 +84,8 @@ def check_target(config: Mapping[str, Any], stage: Stage, data: LightningDataMod
     words, trainer = f"target={config['target']} is a validation loss", config["trainer"]
     if not hasattr(stage, "fixed_loss"):
         raise UserError(f"{words} ({LOSS}), and {type(stage).__name__} has none to be compared: leave it out")
+    if "target" not in config.get("callbacks", {}):
+        raise UserError(f"{words}, at which callbacks.target ends the training: leave it in")
     if not is_validated(data):
         raise UserError(
             f"{words}, and the data have no pictures to validate on: prepare them again with val_share=0.2, "

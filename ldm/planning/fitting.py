@@ -158,8 +158,7 @@ def begin(
 def trainer_of_run(config: DictConfig, run: Run, data: LightningDataModule, state: Path | None) -> Trainer:
     """The trainer with all callbacks and loggers of the config; the log is cut back to the checkpoint."""
     log = MetricsLog(run.path / "metrics.jsonl")
-    if state is not None:
-        log.rewind(step_of(state.parent))
+    log.rewind(0 if state is None else step_of(state.parent))  # a run that never saved begins anew
     callbacks = [ProgressBar(config.name), *build(config.callbacks).values()]
     return make_trainer(
         config,

@@ -56,8 +56,8 @@ def configure(module: nn.Module, optimizer: OptimizerFactory, decay: Decay) -> t
     return made, LambdaLR(made, decay)
 
 
-def _check_rate(rate: float) -> None:
-    if not 0 < rate < math.inf:
+def _check_rate(rate: object) -> None:
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise UserError(f"optimizer.lr={rate} must be a finite number above 0")
 
 

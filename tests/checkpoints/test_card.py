@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.checkpoints.bundle_writer import PLACES, model_card, origin, results_of
+from ldm.checkpoints.bundle_writer import model_card, origin
 from ldm.checkpoints.provenance import published
 from ldm.construct import CONFIG_DIR
 from ldm.data.index import ShardIndex
+from ldm.exchange.exporting import PLACES, results_of
 
 CONFIG = {"parts": {"backbone": {}, "autoencoder": {}}, "size": 64, "origin": {"experiment": "mine"}}
 

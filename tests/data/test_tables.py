@@ -10,8 +10,8 @@ from benchmarks.faults.world import encoded, flat
 from data_prep import webdataset
 from ldm.data import DataError
 from ldm.data.streaming import captions
-from ldm.data.tars import read_samples
-from ldm.data.texts import numbered_lines, read_table, read_text, sample_captions, usable_caption
+from ldm.data.tars import read_samples, sample_captions, usable_caption
+from ldm.data.texts import numbered_lines, read_table, read_text
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from ldm.callbacks.ema import EMA, PowerAverages
 from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.power_average import Averages, Profile
-from ldm.generators.denoiser_writer import bundle_of_length, bundle_of_state
+from ldm.evaluation.bundle import bundle_of_length
+from ldm.generators.denoiser_writer import bundle_of_state
 from ldm.generators.diffusion_bundle import open_latent_diffusion, sampling_nodes
 
 GUIDED = {"_target_": "ldm.diffusion.guidance.autoguidance", "_partial_": True, "scale": 2.0}
