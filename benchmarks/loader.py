@@ -31,8 +31,8 @@ from torchvision.transforms import v2
 
 from benchmarks.problem_sizes import SIZES
 from benchmarks.timing import in_turns
+from data_prep.command_line import command_line, option
 from data_prep.making import write_shards
-from ldm.commands.options import command_line, option
 from ldm.data.datamodule import PictureData
 from ldm.data.decode import centre
 from ldm.data.index import ShardIndex

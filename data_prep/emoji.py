@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.command_line import command_line, option
 from data_prep.making import write_shards
 from ldm import UserError
-from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.index import ShardIndex
 from ldm.data.shards import Sample

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.caption_files import UNREADABLE, Columns, caption_rows, placed_lines
+from data_prep.command_line import command_line, option
 from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.splits import find_lists, key_of, read_lists
 from data_prep.tally import Tally
-from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.picture_files import SUFFIXES, files_under
 from ldm.data.texts import LINE_END, read_table, read_text

@@ -25,12 +25,12 @@ from pathlib import Path
 
 from data_prep import parquet, webdataset
 from data_prep.caption_files import READERS, Columns, caption_rows, form_of, rows_of_entry
+from data_prep.command_line import command_line, option
 from data_prep.options import PreparationOptions
 from data_prep.pairing import Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.splits import find_lists, folder_splits, read_lists
 from data_prep.tally import LeftOut, Tally
-from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.picture_files import files_under, find_pictures
 from ldm.data.tars import sample_captions

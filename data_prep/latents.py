@@ -10,8 +10,8 @@ import sys
 import time
 from dataclasses import dataclass
 
+from data_prep.command_line import command_line, option
 from ldm import UserError
-from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
 from ldm.data.shards import PictureDataset
 

@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.command_line import option
 from data_prep.pictures import PictureRules
 from ldm import UserError
-from ldm.commands.options import option
 from ldm.randomness.seeds import check_seed
 
 LISTED = ("listed", "karpathy")

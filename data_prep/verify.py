@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from data_prep import splits
+from data_prep.command_line import command_line, option
 from data_prep.making import over_processes
 from data_prep.reports import read_report
 from ldm.checkpoints.provenance import published
-from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.decode import EncodedPicture
 from ldm.data.index import Shard, ShardIndex

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from data_prep.command_line import command_line, option
 from data_prep.options import PreparationOptions
 from data_prep.pairing import SEVERAL, Collection, Place, Row, pair
 from data_prep.preparation import prepare
 from data_prep.tally import LeftOut, Tally, total
-from ldm.commands.options import command_line, option
 from ldm.data import DataError
 from ldm.data.picture_files import is_hidden
 from ldm.data.shards import is_plain, tar_members

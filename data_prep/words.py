@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.command_line import command_line, option
 from ldm import UserError
-from ldm.commands.options import command_line, option
 from ldm.construct import construct
 from ldm.data.shards import captions
 

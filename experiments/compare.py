@@ -9,11 +9,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from data_prep.command_line import command_line, option
 from experiments.intervals import estimate
 from experiments.sides import FIXED, Side, read_side
 from experiments.verdicts import Verdict, judged
 from ldm import UserError
-from ldm.commands.options import command_line, option
 from ldm.evaluation.report import csv_text
 from ldm.evaluation.results import check_one_protocol
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.command_line import command_line, option
 from experiments.figures import draw_literature, draw_measured
 from experiments.tables import UNVERIFIED, Table, literature_table, measured_table
-from ldm.commands.options import command_line, option
 from ldm.evaluation.published import PublishedRow, read_published
 from ldm.evaluation.report import markdown_table
 from ldm.evaluation.results import FILE_NAME, read_results

@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from data_prep.command_line import command_line, option
 from experiments.sweep_figure import draw_sweep, is_number
 from experiments.tables import Table
 from hydra_plugins.ldm_sweeps.points import Point, newest, numbers, read_points
 from ldm import UserError
-from ldm.commands.options import command_line, option
 from ldm.evaluation.report import csv_text, markdown_table
 from ldm.evaluation.results import read_results
 from ldm.io.reading import read_json

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from ldm.commands.options import read_options
+from data_prep.command_line import read_options
 from ldm.config import CONF, check
 
 ROOT = Path(__file__).parents[1]

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.same_hour.race import RACES, Race, spend, used
+from data_prep.command_line import command_line, option
 from ldm import UserError
 from ldm.checkpoints.provenance import git_state
-from ldm.commands.options import command_line, option
 from ldm.evaluation.report import markdown_table
 from ldm.io.curves import read_curves
 from ldm.io.reading import read_yaml

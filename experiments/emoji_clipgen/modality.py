@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data_prep.command_line import command_line, option
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.commands.options import command_line, option
 from ldm.data.shards import PictureDataset
 from ldm.generators.autoregressive import CodeGenerator, open_autoregressive
 from ldm.io.pictures import save_picture

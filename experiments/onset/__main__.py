@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.command_line import command_line, option
 from data_prep.emoji import ASSETS, draw_validation, existing, read_samples
 from data_prep.making import write_shards
 from experiments.onset.page import draw_onset, page
 from ldm import UserError
 from ldm.checkpoints.provenance import published
-from ldm.commands.options import command_line, option
 from ldm.data.index import ShardIndex
 from ldm.evaluation.results import FILE_NAME, read_results
 from ldm.io.curves import read_curves

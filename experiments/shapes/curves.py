@@ -16,8 +16,8 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_prep.command_line import command_line, option
 from ldm import UserError
-from ldm.commands.options import command_line, option
 from ldm.io.pictures import save_figure
 from ldm.io.reading import read_yaml
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from data_prep.command_line import command_line, option
 from experiments.samplers.figures import GAP
 from ldm.checkpoints.bundle import Bundle
-from ldm.commands.options import command_line, option
 from ldm.evaluation.figures import INK, PAPER, save_png
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.io.pictures import to_picture

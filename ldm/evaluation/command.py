@@ -107,8 +107,9 @@ class Command:
             if folder is not None:
                 log = Path(document["bundle"]["path"]).parent / "metrics.jsonl"  # of the run it lies in
                 curves = log if document["bundle"]["kind"] == "bundle" else None
-                text = report(document, figures=save_figures(folder, sets, curves=curves))
-                write(folder / "report.md", text)
+                write(
+                    folder / "report.md", report(document, figures=save_figures(folder, sets, curves=curves))
+                )
                 write_results(folder / FILE_NAME, document)
         return document
 

@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.faults.world import write_pictures
 from data_prep import emoji, flickr30k, folder, latents, verify, webdataset
+from data_prep.command_line import KINDS, command_line, help_of, option, read_options
 from experiments import report, sweeps
 from ldm import UserError
-from ldm.commands.options import KINDS, command_line, help_of, option, read_options
 from ldm.data.index import ShardIndex
 
 

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.faults.captions import bar_file
 from benchmarks.faults.world import NUM_PICTURES, caption, name_of, wrong_pairs
 from data_prep import flickr30k
+from data_prep.command_line import help_of
 from data_prep.reports import read_report
-from ldm.commands.options import help_of
 from ldm.data import DataError
 from ldm.data.shards import ShardReader
 
