@@ -105,11 +105,9 @@ class Command:
             found = [self._with(bundle=each)._evaluated(with_autoencoder=True) for each in bundles]
             document, sets = together([each for each, _ in found]), found[0][1]
             if folder is not None:
-                log = Path(document["bundle"]["path"]).parent / "metrics.jsonl"  # of the run it lies in
-                curves = log if document["bundle"]["kind"] == "bundle" else None
-                write(
-                    folder / "report.md", report(document, figures=save_figures(folder, sets, curves=curves))
-                )
+                kind, path = document["bundle"]["kind"], Path(document["bundle"]["path"])
+                log = path.parent / "metrics.jsonl" if kind == "bundle" else None  # of the run it lies in
+                write(folder / "report.md", report(document, figures=save_figures(folder, sets, curves=log)))
                 write_results(folder / FILE_NAME, document)
         return document
 
@@ -125,8 +123,8 @@ class Command:
                 if "sampler" in given:
                     given["sampler"] = samplers[given["sampler"]]
                 document, _ = self._with(**given)._evaluated(with_autoencoder=False)
-                ruler = document["protocol"]["ruler"]
-                lines += [{**published(point), **numbers_of(row), "ruler": ruler} for row in document["rows"]]
+                shown = {"ruler": document["protocol"]["ruler"]}
+                lines += [{**published(point), **numbers_of(row), **shown} for row in document["rows"]]
                 if folder is not None:
                     write_results(folder / f"point_{number:03d}.json", document)
             if folder is not None:
