@@ -36,6 +36,8 @@ FRAME = 12  # bytes of a chunk beside its data: size, kind and checksum (PNG, th
 DEPTH = 24  # byte of a PNG that holds the bits of a sample
 MAX_PROFILE = 2**22  # bytes; printers' largest have two million
 UNREADABLE = b"?"
+WORK = 2**30  # pixels times scans of a JPEG; cameras and browsers write about ten scans
+MAX_CHUNKS = 2**16  # of a PNG; libpng writes one for each 8 KiB of its largest
 OVERSAMPLING = 1.4  # a JPEG is decoded to at least so many times the pixels that are wanted
 
 
@@ -73,6 +75,9 @@ class EncodedPicture:
         if width * height > MAX_PIXELS:
             raise PictureError("too many pixels", f"{width} x {height}, more than {MAX_PIXELS:,}")
         self.format, self.mode = picture.format, picture.mode
+        # each scan of a progressive JPEG may change every pixel; these two bytes begin one, and are in none
+        if picture.format in ("JPEG", "MPO") and data.count(b"\xff\xda") * width * height > WORK:
+            raise PictureError("too many scans", "save it as a plain JPEG")
         self.metadata = {*picture.info}
         self.changes = ["first frame of several"] if frames > 1 or b"acTL" in around else []
         self._orientation = self._read_orientation(around.get(b"eXIf") or picture.info.get("exif"))
@@ -268,7 +273,7 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 def _take_apart(data: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     """A PNG, cut or whole, of its pixels alone; and what was around them: the first chunk of each kind."""
     # PIL reads a PNG's texts, EXIF and profile at places of its choice, and unpacks them without a limit
-    kept, start, around = [SIGNATURE], len(SIGNATURE), {}
+    kept, start, around, count = [SIGNATURE], len(SIGNATURE), {}, 0
     while start + FRAME <= len(data):
         size, kind = struct.unpack_from(">I4s", data, start)
         end = start + FRAME + size
@@ -276,7 +281,9 @@ def _take_apart(data: bytes) -> tuple[bytes, dict[bytes, bytes]]:
             kept.append(data[start:end])
         else:
             around.setdefault(kind, data[start + 8 : end - 4])
-        start = end
+        start, count = end, count + 1
+        if count > MAX_CHUNKS:
+            raise PictureError("too many chunks", f"more than {MAX_CHUNKS:,}: save it again")
     return (b"".join(kept) if around else data), around
 
 

@@ -1,5 +1,6 @@
 """The web application over a service: guard, routes, page, and errors in words."""
 
+import logging
 import signal
 import socket
 import sqlite3
@@ -112,6 +113,8 @@ def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
             service.closing = True
             super().handle_exit(*caught)
 
+    # of what is still open when the server ends, uvicorn logs a traceback that says so
+    logging.getLogger("uvicorn.error").addFilter(lambda _: not service.closing)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):  # uvicorn raises its signal again after an orderly end
         Server(settings).run(sockets=[listening])

@@ -25,6 +25,7 @@ TOKEN = "LDM_TOKEN"  # environment variable: other users of the machine can read
 MAX_JSON = 2**20  # bytes of a body
 MAX_UPLOAD = 2**24  # bytes of a body with a picture
 BODY_SECONDS = 30.0  # that a body may take
+WINDOW, LEAST = 5.0, 2**16  # seconds in which so many bytes of a body, or its end, must come
 UPLOADS = 2  # bodies with pictures that are read at the same time
 COOKIE = "ldm_token"
 FORM = "multipart/form-data"
@@ -64,8 +65,11 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        begun = []
+
         async def _send(message: Message) -> None:
             if message["type"] == "http.response.start":
+                begun.append(True)
                 own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*message.get("headers", []), *own]
             await send(message)
@@ -78,6 +82,9 @@ class Guard:
             await self.upload(scope, receive, _send)
         except Denied as denied:
             await answer(_send, denied)
+        except asyncio.CancelledError:  # the server ends, and has waited for a second
+            if not begun:
+                await answer(_send, Denied(503, "the server is closing: start it again"))
 
     async def upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on a body with a picture; its bytes are held in memory, so that only a few come at once."""
@@ -189,14 +196,22 @@ async def checked_body(scope: Scope, receive: Receive) -> Receive:
 
 
 async def read(receive: Receive, *, most: int) -> bytes:
-    """A whole body; raises Denied once it is longer than `most`, or its sender has gone."""
+    """A whole body; raises Denied once it is longer than `most`, comes too slowly, or its sender has gone."""
     body, more = bytearray(), True
     while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Denied(400, "the connection ended before the body did")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
+        wanted = len(body) + LEAST
+        try:
+            async with asyncio.timeout(WINDOW):
+                while more and len(body) < wanted:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Denied(400, "the connection ended before the body did")
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+        except TimeoutError:  # else a few that send a byte now and then would take all places of uploads
+            raise Denied(
+                408, f"fewer than {LEAST:,} bytes of the body came in {WINDOW:.0f} seconds"
+            ) from None
         if len(body) > most:
             raise Denied(413, f"the body has more than {most:,} bytes")
     return bytes(body)

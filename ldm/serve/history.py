@@ -4,6 +4,7 @@ Everything is found by an id that the server has made: no name of a request beco
 """
 
 import io
+import itertools
 import json
 import os
 import secrets
@@ -37,6 +38,13 @@ delete from jobs where id not in (select id from jobs order by created desc limi
 commit;
 """
 THUMBNAIL = 256
+UNLISTED, UNLISTED_BYTES = 2_000, 2**31  # uploads and pictures of comparisons that are kept
+# uploads that a picture in the history, or a job, was started from
+SOURCES = " union ".join(
+    f"select json_extract(content, '$.request.source.{field}') from {table}"
+    for field in ("picture", "mask")
+    for table in ("pictures", "jobs")
+)
 UNFINISHED = ("queued", "running")
 RESTARTED = "the server was stopped before this was finished: generate it again"
 
@@ -108,13 +116,28 @@ class History:
         """
         name, created = new_id(), time.time()
         write(self.path(name), picture, below=self.folder)
-        content = {"id": name, "created": created, **facts}
+        content = {"id": name, "created": created, "bytes": len(picture), **facts}
         with self._lock:  # after its files: what is listed is there
             row = (name, created, facts.get("job"), kind, json.dumps(content))
             self._base.execute("insert into pictures values (?, ?, ?, ?, ?)", row)
             if strip:
                 self._base.execute("insert into strips values (?, ?)", (name, strip))
+        if kind != "picture":
+            self._sweep()
         return name
+
+    def _sweep(self) -> None:
+        """Removes the oldest pictures beyond the limits that no history lists and no job started from."""
+        query = "select id, json_extract(content, '$.bytes') from pictures where kind != 'picture'"
+        with self._lock:
+            found = self._base.execute(f"{query} order by created desc").fetchall()
+            sums = itertools.accumulate(size or 0 for _, size in found)
+            beyond = (place >= UNLISTED or held > UNLISTED_BYTES for place, held in enumerate(sums))
+            old = [row[0] for row, is_beyond in zip(found, beyond, strict=True) if is_beyond]
+            used = {row[0] for row in self._base.execute(SOURCES)} if old else set()
+        for name in old:
+            if name not in used:
+                self.delete(name)
 
     def path(self, name: str) -> Path:
         """The file of an id that `facts` knows."""

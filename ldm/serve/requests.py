@@ -24,7 +24,6 @@ SIDE = 1024  # pixels of an upload's longer side; a larger one is made smaller
 MOST = 2**24  # pixels of a PNG or WebP, which are decoded in full: 340 MiB at once
 MOST_JPEG = 2**25  # of which as few as are wanted are decoded, but a progressive one holds its frequencies
 LONGEST = 2**14  # pixels of a side: each row costs memory of its own
-WORK = 2**30  # pixels times scans of a JPEG; cameras and browsers write about ten scans
 DECODING = threading.Lock()  # one picture at a time, so that not many large ones are in memory
 # what Pillow raises of a damaged or forged PNG
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
@@ -148,9 +147,6 @@ def check_work(picture: EncodedPicture) -> None:
         raise UserError(f"too many pixels: {size}, more than {most:,}")
     if max(picture.width, picture.height) > LONGEST:
         raise UserError(f"too long a side: {size}, more than {LONGEST:,}")
-    # each scan of a progressive JPEG may change every pixel; these two bytes begin one, and are in none
-    if picture.format in ("JPEG", "MPO") and picture.data.count(b"\xff\xda") * pixels > WORK:
-        raise UserError("too many scans: save it as a plain JPEG")
 
 
 def checked_settings(service: Service, data: bytes) -> dict[str, Any]:

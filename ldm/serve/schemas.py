@@ -1,15 +1,23 @@
 """Schemas of requests and answers, field by field with limits; FastAPI derives the OpenAPI page from them."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ldm.randomness.seeds import SEED_LIMIT
 
 MAX_PICTURES = 64  # of a job
 MAX_TEXT = 2_000  # characters of a prompt; a text encoder reads some 300
 MAX_STEPS = 250
-Seed = Annotated[int, Field(strict=True, ge=0, lt=SEED_LIMIT)]
+
+
+def whole_of(value: Any) -> Any:
+    """The number of a text of digits, as the page sends seeds that JavaScript's numbers can't hold."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{16,19}", value) else value
+
+
+Seed = Annotated[int, BeforeValidator(whole_of), Field(strict=True, ge=0, lt=SEED_LIMIT)]
 Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Number = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]

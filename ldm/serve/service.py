@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from ldm import UserError
@@ -19,6 +20,7 @@ from ldm.serve.worker import Answer, Chunk, Failed, Made, Question, Step, Task
 KEPT = 200  # ended jobs in memory; the history has all
 PATIENCE = 0.5  # seconds for the step that is being made when the server ends
 NO_ROOM = "the picture can't be stored: the server's log says why"
+LOOK = 0.25  # seconds between two looks at whether the server is closing
 ASKED = 8  # questions that wait at most
 
 
@@ -165,10 +167,12 @@ class Service:
                 raise Refused("too much is asked at once: try again", status=503, wait=2)
             self._questions.append((Question(next(self._numbers), model, function, payload), future))
             self._changed.notify_all()
-        try:
-            return future.result(timeout=wait)
-        except TimeoutError:
-            raise Refused("the networks are busy: try again", status=503, wait=5) from None
+        for _ in range(round(wait / LOOK)):
+            with suppress(TimeoutError):
+                return future.result(timeout=LOOK)
+            if self.closing:  # the server ends before this thread's answer would come
+                raise Refused("the server is closing", status=503)
+        raise Refused("the networks are busy: try again", status=503, wait=5)
 
     def health(self) -> dict[str, Any]:
         """The state of the worker and the queue."""
@@ -186,8 +190,6 @@ class Service:
             self._changed.notify_all()
             if self._running:
                 self.networks.stop()
-            for _, future in self._questions:
-                future.set_exception(Refused("the server is closing", status=503))
         self._thread.join(timeout=PATIENCE)
 
     # the thread that feeds the networks

@@ -148,6 +148,8 @@ REFUSED = {
     "zero bytes": b"",
     "not JPEG, PNG or WebP": encoded(flat(9, 9, 9), "GIF"),
     "damaged": encoded(scene(SIDE, SIDE), "PNG")[:-40],
+    "too many scans": encoded(scene(512, 512), "JPEG") + b"\xff\xda" * 4096,
+    "too many chunks": with_chunk(1, b"teXt", b"") + png_chunk(b"teXt", b"") * 2**16,
     "too many pixels": b"\x89PNG\r\n\x1a\n"
     + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0))
     + png_chunk(b"IDAT", b""),

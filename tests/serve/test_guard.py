@@ -230,6 +230,22 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch):
     assert denied.value.status == 408
 
 
+def test_a_body_that_comes_byte_by_byte_gives_its_place_back(monkeypatch):
+    monkeypatch.setattr(guard, "WINDOW", 0.01)
+    monkeypatch.setattr(guard, "LEAST", 4)
+    sizes = iter((4, 5, 1, 1, 1))  # the first two windows have enough bytes, and then no more come
+
+    async def receive():
+        if (size := next(sizes, None)) is None:
+            await asyncio.sleep(100)
+        return {"type": "http.request", "body": bytes(size), "more_body": True}
+
+    with pytest.raises(guard.Denied, match="fewer than 4 bytes of the body came in 0 s") as denied:
+        asyncio.run(guard.read(receive, most=100))
+    assert denied.value.status == 408
+    assert next(sizes, None) is None
+
+
 async def got(app, path: str) -> tuple[int, bytes]:
     """Status and body of a request whose path no client has tidied up."""
     host = [(b"host", b"127.0.0.1")]

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from PIL import Image
@@ -206,3 +207,19 @@ def test_a_folder_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, state, 
         folder.write_text("")
     with pytest.raises((UserError, OSError), match="another server uses it" if state != "a file" else "file"):
         History(folder)
+
+
+def test_the_oldest_pictures_that_no_history_lists_are_removed_beyond_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("ldm.serve.history.UNLISTED", 3)
+    monkeypatch.setattr("ldm.serve.history.UNLISTED_BYTES", 1000)
+    with closing(History(tmp_path)) as history:
+        source, mask = (history.add("upload", bytes(10), {}) for _ in range(2))
+        shown = history.add("picture", b"x", {"request": {"source": {"picture": source, "mask": mask}}})
+        others = [history.add(kind, bytes(10), {}) for kind in ("upload", "comparison", "upload", "upload")]
+        assert [history.facts(name) is not None for name in others] == [False, True, True, True]
+        large = history.add("upload", bytes(990), {})  # beyond the limit of bytes with all but the newest one
+        there = [name for name in (source, mask, shown, *others, large) if history.path(name).is_file()]
+        assert there == [source, mask, shown, others[-1], large]
+        history.delete(shown)
+        history.add("upload", bytes(1), {})
+        assert not history.path(source).is_file()  # nothing that is shown started from it any more

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 import zlib
 
@@ -10,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.checkpoints.bundle import Bundle
+from ldm.serve.app import PAGE
 from ldm.serve.describing import examples_of
 from ldm.serve.schemas import MAX_STEPS, MAX_TEXT
 
@@ -173,6 +175,22 @@ def test_a_picture_and_a_mask_start_a_generation(client, make):
 def test_a_prompt_that_is_cut_is_said(make):
     assert make("red apple")["note"] is None
     assert make("red apple " * 20)["note"] == "the prompt has 122 tokens, and the model reads the first 16"
+
+
+def test_a_seed_that_javascript_would_round_is_kept_to_the_last_digit(client, make, picture):
+    long = 2**63 - 1
+    job = make(seeds=[str(long)])  # as the page sends it
+    assert job["seeds"] == job["request"]["seeds"] == [long]
+    with picture(seeds=[long]).open("rb") as file:
+        found = client.post("/v1/settings", files={"file": file}).json()
+    assert found["seed"] == long
+    # what the page does to an answer before it reads it: texts stay, and long numbers become texts
+    pattern = re.search(r"const LONG = /(.*)/g;", (PAGE / "server.js").read_text())[1]
+    answer = json.dumps(
+        {"prompt": f'a "{long}" {long}', "seeds": [7, long], "at": [1.5, 0.1234567890123456789]}
+    )
+    quoted = re.sub(pattern, lambda found: found[0] if found[0][0] == '"' else f'"{found[0]}"', answer)
+    assert json.loads(quoted) == json.loads(answer) | {"seeds": [7, str(long)]}
 
 
 def test_history_lists_thumbnails_and_deletes(client, make):

@@ -30,16 +30,18 @@ class Running(NamedTuple):
 
     process: subprocess.Popen[str]
     address: str
+    log: Path  # what it printed as errors
 
 
-def started(*options: object) -> Running:
+def started(*options: object, log: Path) -> Running:
     command = [sys.executable, "-m", "ldm.serve", "port=0", *map(str, options)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.match(r"open (http://127\.0\.0\.1:\d+)/", line)
     assert found, line
-    return Running(process, found[1])
+    return Running(process, found[1], log)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,9 @@ def state(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(bundle_path, state) -> Iterator[Running]:
-    running = started(f"bundle={bundle_path}", f"state={state}")
+def server(bundle_path, state, tmp_path_factory) -> Iterator[Running]:
+    log = tmp_path_factory.mktemp("log") / "errors"
+    running = started(f"bundle={bundle_path}", f"state={state}", log=log)
     yield running
     running.process.kill()
     running.process.wait()
@@ -122,13 +125,22 @@ def test_a_client_that_hangs_up_frees_the_networks(server):
     assert job["state"] in ("stopped", "finished")  # finished, where ten tiny pictures took less time
 
 
-def test_ctrl_c_ends_it_and_what_ran_is_marked(server, state):
+def test_ctrl_c_ends_it_quietly_and_what_ran_is_marked(server, state):
     asked = {"prompts": ["fox"], "count": 64, "options": {"steps": 250}}
     job = httpx.post(f"{server.address}/v1/generate", json=asked).json()["id"]
-    with httpx.stream("GET", f"{server.address}/v1/jobs/{job}/events") as events:  # a page that is open
+    half = "POST /v1/uploads HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=x\r\n"
+    place = ("127.0.0.1", int(server.address.rpartition(":")[2]))
+    with (
+        httpx.stream("GET", f"{server.address}/v1/jobs/{job}/events") as events,  # a page that is open
+        socket.create_connection(place) as upload,
+    ):
         next(events.iter_lines())
+        upload.sendall(f"{half}content-length: 1000\r\n\r\nsome".encode())
+        httpx.get(f"{server.address}/health")  # the half upload has come before it
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(timeout=60) == 0
+        assert b"503" in upload.recv(100)
+    assert server.log.read_text() == ""  # no traceback of what was open
     with closing(History(state)) as history:  # as the next server opens it
         found = history.job(job)
     assert found["state"] == "interrupted"

@@ -7,6 +7,9 @@ import { capital } from "./words.js";
 
 const DRAFT = "ldm-draft"; // the words being written, so that a reload loses none of them
 const MOST = 64; // pictures of a job
+
+/** A seed as the server takes it: a text of digits where a number would round it. */
+const sent = (seed) => (seed < 10n ** 15n ? Number(seed) : String(seed));
 const FIELDS = [
   ["steps", "Sampling steps", "number", { min: 1, max: 1000, step: 1 }, "How often the picture is denoised. Empty: what the quality asks for."],
   ["scale", "Guidance scale", "number", { step: "any" }, "How closely the picture follows the words; too much makes it harsh. Empty: the model's own."],
@@ -137,8 +140,8 @@ export class Composer {
   wrong() {
     const [prompt, seed] = [byId("prompt").value, byId("seed").value].map((text) => text.trim());
     if (!prompt) return { message: "Write a few words first: they say what the picture shows.", field: "prompt" };
-    if (seed && !(/^\d+$/.test(seed) && Number.isSafeInteger(Number(seed) + MOST))) {
-      return { message: `The seed "${seed}" is no whole number below 2^53: write digits, or leave it empty for a random one.`, field: "seed" };
+    if (seed && !(/^\d+$/.test(seed) && BigInt(seed) + BigInt(MOST) < 2n ** 63n)) {
+      return { message: `The seed "${seed}" is no whole number below 2^63: write digits, or leave it empty for a random one.`, field: "seed" };
     }
     return null;
   }
@@ -152,7 +155,7 @@ export class Composer {
       count,
       quality: byId("composer").elements.quality.value,
       options: this.options,
-      seeds: seed ? Array.from({ length: count }, (_, number) => Number(seed) + number) : undefined,
+      seeds: seed ? Array.from({ length: count }, (_, number) => sent(BigInt(seed) + BigInt(number))) : undefined,
     };
   }
 

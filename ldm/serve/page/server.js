@@ -10,6 +10,12 @@ export class Refused extends Error {
 
 const AWAY = "The server does not answer. Pictures that it has begun are not lost; if it was closed, start it again.";
 
+// A text, or a whole number of 16 digits or more, which a number of JavaScript would round.
+const LONG = /"(?:[^"\\]|\\.)*"|(?<![\d.eE+-])\d{16,}(?![\d.eE])/g;
+
+/** The value of a json text, with seeds that are too long for a number as texts; the server takes both. */
+const parsed = (text) => JSON.parse(text.replace(LONG, (found) => (found[0] === '"' ? found : `"${found}"`)));
+
 async function ask(method, path, body) {
   const form = body instanceof FormData;
   const request = { method, headers: {} };
@@ -24,7 +30,7 @@ async function ask(method, path, body) {
     throw new Refused(AWAY);
   }
   const json = answer.status !== 204 && answer.headers.get("Content-Type")?.includes("json");
-  const value = json ? await answer.json() : null;
+  const value = json ? parsed(await answer.text()) : null;
   if (answer.ok) return value;
   const wait = answer.headers.get("Retry-After");
   const words = typeof value?.error === "string" ? value.error : `The server refused this (${answer.status}).`;
@@ -45,7 +51,7 @@ export function send(path, file, name = "picture.png") {
 /** Calls `change` with a job at each of its changes until it ends; returns what stops listening. */
 export function follow(id, change) {
   const source = new EventSource(`/v1/jobs/${id}/events`);
-  source.addEventListener("job", (event) => change(JSON.parse(event.data)));
+  source.addEventListener("job", (event) => change(parsed(event.data)));
   source.addEventListener("end", () => source.close());
   return () => source.close();
 }
