@@ -138,8 +138,8 @@ class AutoregressiveStage(ConditionedStage):
         for rows, compute in ((~turned, self._sequence), (turned, self._caption)):
             if rows.any():
                 drop = self._dropout(positions[rows])
-                own = send(rows, codes.device)
-                losses = losses.masked_scatter(own, compute(condition[own], codes[own], drop))
+                own = send(rows.nonzero()[:, 0], codes.device)  # for a mask the host would wait for its sum
+                losses = losses.index_copy(0, own, compute(condition[own], codes[own], drop))
         return losses.mean()
 
     def _sequence(self, condition: Tensor, codes: Tensor, drop: KeyedDropout | None) -> Float[Tensor, " b"]:

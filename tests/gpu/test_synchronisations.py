@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -18,13 +19,20 @@ from ldm.callbacks.pace import Pace
 from ldm.callbacks.saving import SaveStates
 from ldm.config import CONF
 from ldm.construct import construct
-from ldm.data.augment import turns_and_colours
+from ldm.data.augment import shifts, turns_and_colours
+from ldm.data.codes import CodeData
+from ldm.diffusion.discrete import released
+from ldm.generators.autoregressive import load_clip
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.models.clip import CLIP, VisionTransformer
 from ldm.randomness import keyed
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
 from ldm.stages.diffusion import LatentDiffusion
+from ldm.stages.discrete_diffusion import DiscreteDiffusionStage
+from ldm.stages.image_tokenizer import TokenizerStage
+from tests.autoregressive.tiny import make_stage, write_clip
+from tests.stages.test_discrete_diffusion import NET
 
 STEPS, LOGGED = 4, 3  # the third step is logged
 
@@ -92,6 +100,46 @@ def stages(diffusion_stage, codec, build_network, specs, adamw, tokenizer):
         "autoencoder": autoencoder,
         "clip": clip,
     }
+
+
+@pytest.fixture
+def systems(codes, codec, clip, pictures, build_network, image_tokenizer, adamw):
+    """A stage of each kind on codes and its data, by its name; the frozen parts move to the device."""
+    common = {"optimizer": adamw, "decay": lambda step: 1.0, "seed": 3}
+    data = partial(CodeData, pictures=pictures, codes=codes)
+
+    def discrete() -> DiscreteDiffusionStage:
+        return DiscreteDiffusionStage(
+            net=build_network(NET, 3),
+            process=released(num_codes=16, num_steps=10),
+            sampling={"steps": 4, "scale": 2.0, "truncation": 0.9},
+            **{"codes": deepcopy(codes), "codec": deepcopy(codec), "caption_drop": 0.5},
+            **common,
+        )
+
+    systems = {
+        name: (partial(make_stage, name, deepcopy(codes), deepcopy(clip), adamw), partial(data, embedder=own))
+        for name, own in {"dalle": None, "cogview": None, "clipgen": clip}.items()
+    }
+    tokenizer = partial(TokenizerStage, net=build_network(image_tokenizer, 11), augment=shifts, **common)
+    return systems | {
+        "vqdiffusion": (discrete, partial(data, codec=codec)),
+        "image tokenizer": (tokenizer, lambda: pictures),
+    }
+
+
+@pytest.fixture(scope="session")
+def clip(tokenizer, tmp_path_factory):
+    return load_clip(bundle=str(write_clip(tmp_path_factory.mktemp("bundles") / "clip", tokenizer)))
+
+
+@pytest.mark.parametrize("name", ["dalle", "cogview", "clipgen", "vqdiffusion", "image tokenizer"])
+def test_a_steady_step_of_a_system_on_codes_waits_for_nothing(train_on_meta, systems, name):
+    stage, data = systems[name]
+    by_steps, mode = train_on_meta(stage(), data())
+    waited = {number: found for number, found in enumerate(by_steps.steps) if found}
+    assert waited.keys() - {0, 1} == {LOGGED}, waited
+    assert torch.float64 not in mode.dtypes
 
 
 @pytest.mark.parametrize("name", ["denoiser", "denoiser of a table", "autoencoder", "clip"])
