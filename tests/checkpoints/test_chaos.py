@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from benchmarks.chaos import ranks, resumes, saver
+from benchmarks.chaos import ranks, resumes, saver, trainings, world
 from benchmarks.chaos.__main__ import FAULTS, main
 from benchmarks.chaos.disk import damage, flip
 from benchmarks.chaos.kills import kill
@@ -16,6 +16,14 @@ from ldm.checkpoints import training_state
 FAST = {"saves", "disk"}  # of the resumes, those of one process are in tests/stages/test_resume.py
 CHOSEN = {"SIGKILL to a training", "SIGTERM to a training", "two ranks, SIGTERM to one"}
 SHARE = [kind for kind in FAULTS if kind.area in FAST or kind.name in CHOSEN]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps():
+    """Trainings of 16 steps, three epochs, are killed and stopped; those of the long form take 40."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainings, "SMALL", (*world.SMALL, "steps=16"))
+        yield
 
 
 def test_the_long_form_is_long_enough():
