@@ -30,7 +30,6 @@ from ldm.config import (
 )
 from ldm.construct import CONFIG_DIR, PACKAGES, construct
 from ldm.distributed.launch import launch
-from ldm.evaluate import main as evaluate
 from ldm.loggers.tensorboard_log import tensorboard_logger
 from ldm.planning.checks import check_steps
 from ldm.stages.optim import check_optimizer
@@ -351,14 +350,10 @@ def test_a_folder_of_ones_own_adds_options_to_the_groups(tmp_path, monkeypatch):
     check("sample", ["+sampler=mine"])
 
 
-def test_a_folder_of_ones_own_that_is_not_there_is_refused(monkeypatch, capsys):
+def test_a_folder_of_ones_own_that_is_not_there_is_refused(command, monkeypatch):
     monkeypatch.setenv(CONFIG_DIR, "")
-    monkeypatch.setattr(sys, "argv", ["ldm.evaluate", "out=x", "--config-dir=nowhere", "bundle=shipped"])
-    with pytest.raises(SystemExit):
-        evaluate()
-    assert re.search(
-        r"^ldm: --config-dir=\S+/nowhere: there is no such folder$", capsys.readouterr().err, re.M
-    )
+    ended = command("ldm.evaluate", "out=x", "--config-dir=nowhere", "bundle=shipped", status=1)
+    assert re.fullmatch(r"--config-dir=\S+/nowhere: there is no such folder", ended.sentence)
 
 
 def test_the_config_folder_does_not_hang_on_the_working_directory():

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from benchmarks.chaos import ranks, resumes, saver, trainings, world
-from benchmarks.chaos.__main__ import FAULTS, main
+from benchmarks.chaos.__main__ import FAULTS
 from benchmarks.chaos.disk import damage, flip
 from benchmarks.chaos.kills import kill
 from benchmarks.chaos.world import STEPS
@@ -51,13 +51,10 @@ def test_nothing_is_lost(kind):
     assert verdict.tries >= kind.tries[1] or "lines" in verdict.says
 
 
-def test_the_command_prints_a_table_and_writes_results(monkeypatch, capsys, tmp_path):
+def test_the_command_prints_a_table_and_writes_results(command, tmp_path):
     out = tmp_path / "chaos.json"
-    monkeypatch.setattr("sys.argv", ["chaos", "--short", "--area", "disk", "--out", str(out)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    assert "| disk | one bit flipped | 8 | 0 | 1 of 1 |" in capsys.readouterr().out
+    said = command("benchmarks.chaos.__main__", "--short", "--area", "disk", "--out", out).out
+    assert "| disk | one bit flipped | 8 | 0 | 1 of 1 |" in said
     document = json.loads(out.read_text())
     assert {row["name"] for row in document["results"]} >= {"disk full", "folder read-only", "file cut"}
     assert document["provenance"]["commit"]

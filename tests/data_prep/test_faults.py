@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.injected_faults import FAULTS, main, run
+from benchmarks.injected_faults import FAULTS, run
 
 BY_BENCHMARK = {  # too slow for here
     "PNG with 100 MB of text in 100 kB",
@@ -27,11 +27,7 @@ def test_damage_has_its_answer_and_no_pair_is_wrong(fault):
     assert (verdict.answer, verdict.wrong_pairs) == (fault.answer, 0), verdict.says
 
 
-def test_the_benchmark_prints_a_table_and_the_totals(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["injected_faults", "--area", "splits"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    lines = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 0
+def test_the_benchmark_prints_a_table_and_the_totals(command):
+    lines = command("benchmarks.injected_faults", "--area", "splits").out.splitlines()
     assert "| splits | picture in two lists | 1 | 0 | refused |" in "\n".join(lines)
     assert {"crashes: 0", "hangs: 0", "silent wrong pairs: 0"} <= set(lines)
