@@ -12,7 +12,7 @@ from hydra_plugins.ldm_sweeps.points import RECORD as POINT
 from ldm import UserError
 from ldm.checkpoints.provenance import config_hash
 from ldm.checkpoints.resuming import defaults_of
-from ldm.checkpoints.training_state import facts_of, flat
+from ldm.checkpoints.run_files import facts_of, flat
 from ldm.construct import moved
 from ldm.evaluation.results import FILE_NAME, read_results
 from ldm.io.curves import read_curves

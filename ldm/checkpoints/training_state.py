@@ -1,4 +1,4 @@
-"""Checkpoints of a training, each of which exists whole or not at all, and what the files of its run record.
+"""Checkpoints of a training, each of which exists whole or not at all.
 
 Order of a save: a temporary folder; the checkpoint and its manifest with sha256 and size, both on disk; the
 folder's name; the pointer to it; and only then the oldest are removed. Only the process that holds the run
@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from errno import ENOSPC
 from functools import cache, partial
 from pathlib import Path
@@ -17,15 +17,9 @@ from typing import Any
 
 from ldm import UserError
 from ldm.io.links import CannotWrite
-from ldm.io.reading import hash_file, read_json, read_yaml
+from ldm.io.reading import hash_file, read_json
 from ldm.io.writing import discard, make_folder, new_folder, sweep, write
 
-RECORD, CONFIG, LOCK = "run.json", "config.yaml", ".lock"  # of a run
-ASIDE = {  # keys, at any depth, that change what a training costs or prints, but not its result
-    *("num_workers", "worker_timeout", "cache", "max_time"),
-    *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
-    *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved", "round_trip"),
-}
 STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
 NAME = re.compile(r"step=(\d{8})")
 PARTS = {"state_dict", "loops", "global_step"}  # what Lightning resumes from
@@ -196,21 +190,3 @@ def _failure(error: OSError, root: Path, step: int) -> CannotWrite:
         f"{root}: saving the checkpoint of step {step} failed ({error.strerror or error}; {room}); earlier"
         " ones are unchanged: make room, or make the folder writable, and run the same command again"
     )
-
-
-def flat(node: Mapping[str, Any], prefix: str = "", *, aside: Collection[str] = ASIDE) -> dict[str, Any]:
-    """Values of nested mappings by dotted key, without null ones and those below a key of `aside`."""
-    found = {}
-    for key, value in node.items():
-        if key in aside or value is None:
-            continue
-        inner = isinstance(value, Mapping) and value
-        found |= flat(value, f"{prefix}{key}.", aside=aside) if inner else {f"{prefix}{key}": value}
-    return found
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    """Contents of a run's `config.yaml`, and under `run` those of its `run.json`, if they exist."""
-    config, record = folder / CONFIG, folder / RECORD
-    facts = read_yaml(config) if config.is_file() else {}
-    return facts | ({"run": read_json(record)} if record.is_file() else {})

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from ldm.checkpoints.provenance import published
-from ldm.checkpoints.training_state import facts_of
+from ldm.checkpoints.run_files import facts_of
 from ldm.evaluation.report import markdown_table
 from ldm.io.writing import make_folder
 from ldm.loggers.background import BackgroundLogger, Rows, check_patience

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.provenance import published
-from ldm.checkpoints.training_state import facts_of
+from ldm.checkpoints.run_files import facts_of
 from ldm.io.writing import append, make_folder
 from ldm.loggers.background import BackgroundLogger, Rows, check_patience, say
 from ldm.loggers.wandb_sending import Sending, own_settings, unsendable
