@@ -90,6 +90,12 @@ class PictureTokenizer(nn.Module, ABC):
         pairs = zip(self.quantizers(), self.split(codes), strict=True)
         return self.pictures(self.render([quantizer.lookup(own) for quantizer, own in pairs]))
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compiles encoders and decoders: what quantizers are given changes at every step."""
+        for child in self.children():
+            if child not in self.quantizers() and any(child.children()):
+                child.compile(*args, **options)
+
     def checked(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """The same pictures; raises UserError for those of another size."""
         height, width = images.shape[-2:]

@@ -128,7 +128,7 @@ class CausalAttention(nn.Module):
         """Every token as a mixture of the places that it attends to, without residual.
 
         Args:
-            allowed: which those are; None: for several tokens all up to their own, for one all.
+            allowed: which those are; None: all up to their own.
             cached: keys and values; those of the tokens are written to their places.
             start: place of the first token.
         """
@@ -141,11 +141,11 @@ class CausalAttention(nn.Module):
         else:
             q, k, v = qkv.unbind(0)
         if self.pb_relax is not None:
-            if allowed is None and q.shape[2] > 1:
+            if allowed is None and start == 0:
                 allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
             mixed = relaxed_attention(q, k, v, allowed, alpha=self.pb_relax)
         else:
-            mixed = attend(q, k, v, allowed=allowed, causal=allowed is None and q.shape[2] > 1)
+            mixed = attend(q, k, v, allowed=allowed, causal=allowed is None and start == 0)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

@@ -7,7 +7,7 @@ needs one over a single place: that makes it the second choice.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,11 @@ class TwoLevelPriors(nn.Module):
                 f"backbone: bottom reads {wanted or 'no'} coarse codes (num_codes, grid), but top has"
                 f" {(top.num_codes, top.grid)}: give both the same"
             )
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compiles what each prior compiles: this network has no `forward`."""
+        for prior in (self.top, self.bottom):
+            cast(nn.Module, prior).compile(*args, **options)
 
     def nats(
         self,
@@ -276,6 +281,11 @@ class PixelPrior(nn.Module):
     def length(self) -> int:
         """Codes of a picture."""
         return self.grid**2
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compiles the blocks: this network has no `forward`."""
+        for block in self.blocks:
+            block.compile(*args, **options)
 
     def logits(
         self, condition: Tensor, codes: Int[Tensor, "b n"], drop: Drop | None = None

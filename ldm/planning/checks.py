@@ -57,6 +57,11 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
         raise UserError(
             f"callbacks.{generating} generates pictures, which {type(stage).__name__} does not: remove it"
         )
+    if config.get("compile") and (dropout := getattr(stage, "dropout", 0)):
+        raise UserError(
+            f"compile=true: the keys of model.stage.dropout={dropout} can't be compiled: set it to 0 or leave"
+            " compile out"
+        )
     if moved(str(trainer.get("strategy", {}).get("_target_", ""))) == SHARDED:
         _check_shards(stage, compiled=config["compile"], callbacks=callbacks.values())
 

@@ -17,6 +17,7 @@ from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.training_state import newest_state
 from ldm.models.autoregressive import DalleTransformer
 from ldm.models.code_transformer import Nats
+from ldm.planning.checks import check_start
 from ldm.stages.autoregressive import KeyedDropout, apart, embedding_error, together
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -180,6 +181,12 @@ def test_the_features_of_the_data_are_clips_of_the_pictures(code_data, clip, cod
 def test_options_that_a_system_can_not_have_are_refused(stage, system, options, sentence):
     with pytest.raises(UserError, match=sentence):
         stage(system, **options)
+
+
+def test_dropout_is_not_compiled(stage):
+    check_start(stage("dalle"), {"trainer": {}, "compile": True})
+    with pytest.raises(UserError, match=r"compile=true: the keys of model\.stage\.dropout=0\.1"):
+        check_start(stage("cogview"), {"trainer": {}, "compile": True})
 
 
 def test_a_network_for_other_codes_is_refused(stage):

@@ -57,6 +57,16 @@ def test_features_that_overflow_get_no_codes(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_are_encoders_and_decoders(name):
+    """What quantizers are given in training, noise and a step, would be compiled again at every step."""
+    net = deepcopy(NETWORKS[name](size=16))
+    net.compile(backend="eager")
+    compiled = {own for own, module in net.named_modules() if module._compiled_call_impl is not None}
+    two = {"encoder_bottom", "encoder_top", "decoder_top", "decoder"}
+    assert compiled == (two if name == "two levels" else {"encoder", "decoder"})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_decoding_the_codes_is_the_reconstruction_to_the_bit(name):
     net = NETWORKS[name](size=16).eval()
     images = 2 * torch.rand(3, 3, 16, 16) - 1

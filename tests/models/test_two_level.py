@@ -1,6 +1,7 @@
 """Facts of VQ-VAE-2's priors, transformer and masked convolutions: causality, likelihoods, sampled codes."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,19 @@ def test_a_picture_has_the_same_codes_whatever_its_batch(prior):
     alone = generate_codes(net, rows[2:3], [5], Choice())
     assert torch.equal(together[2:3], alone)
     assert not torch.equal(together[0], together[3])
+
+
+def test_compiled_are_trunks_and_blocks():
+    fine = {"num_codes": 8, "grid": 4, "coarse": {"num_codes": 8, "grid": 2}, "width": 16, "num_heads": 2}
+    top = TransformerPrior(num_codes=8, grid=2, context_dim=16, width=16, depth=1, num_heads=2)
+    for bottom, parts in (
+        (TransformerPrior(**fine, depth=1), {"bottom.trunk"}),
+        (PixelPrior(**fine, blocks=2, residuals=1), {"bottom.blocks.0", "bottom.blocks.1"}),
+    ):
+        net = TwoLevelPriors(top=deepcopy(top), bottom=bottom)
+        net.compile(backend="eager")
+        compiled = {own for own, module in net.named_modules() if module._compiled_call_impl is not None}
+        assert compiled == {"top.trunk"} | parts
 
 
 def test_priors_that_do_not_fit_are_refused():
