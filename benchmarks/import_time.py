@@ -4,7 +4,8 @@
 
 Prints for each verb the least wall and processor seconds of its `--help`, the modules that it imports, and
 the slowest imports with their own time. The last row generates eight pictures of the shipped model, with the
-most memory that was resident. The limit of `--help` is half a second on an idle machine.
+most memory that was resident; the row before it is torch alone. The limit of `--help` is half a second on an
+idle machine.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from ldm.evaluation.report import markdown_table
 
 PREPARED = ("emoji", "flickr30k", "folder", "latents", "shapes", "verify", "webdataset", "words")
 VERBS = (
-    *(f"ldm.{name}" for name in ("train", "sample", "evaluate", "export", "preflight")),
+    *(f"ldm.{name}" for name in ("train", "sample", "evaluate", "export", "serve", "preflight")),
     *(f"data_prep.{name}" for name in PREPARED),
     *(f"experiments.{name}" for name in ("compare", "records", "report", "sweeps")),
 )
+FLOOR = "import torch"  # below which no picture is generated
 EIGHT = 'prompts=["red apple","a cat","a dog","a tree","a car","the sun","the moon","a star"]'
 LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \|\s+(\S+)")  # own microseconds, all, module
 
@@ -72,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--top", type=int, default=3, help="imports that are named")
-    parser.add_argument("--only", nargs="+", default=[*VERBS, "eight pictures"], help="verbs")
+    parser.add_argument("--only", nargs="+", default=[*VERBS, FLOOR, "eight pictures"], help="verbs")
     options = parser.parse_args()
     rows = []
     for verb in options.only:
@@ -81,6 +83,8 @@ def main() -> None:
             if verb == "eight pictures":
                 out = Path(folder) / "samples"
                 arguments = ["-m", "ldm.sample", EIGHT, f"out={out}", "overwrite=true"]
+            elif verb == FLOOR:
+                arguments = ["-c", verb]
             rows.append(row(verb, [cost_of(arguments) for _ in range(options.rounds)], top=options.top))
     titles = ["command", "wall, s", "processor, s", "peak memory", "modules", "slowest imports, s"]
     print(markdown_table(titles, rows))

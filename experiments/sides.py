@@ -11,7 +11,6 @@ from experiments.intervals import Measured
 from hydra_plugins.ldm_sweeps.points import RECORD as POINT
 from ldm import UserError
 from ldm.checkpoints.provenance import config_hash
-from ldm.checkpoints.resuming import defaults_of
 from ldm.checkpoints.run_files import facts_of, flat
 from ldm.construct import moved
 from ldm.evaluation.results import FILE_NAME, read_results
@@ -136,6 +135,8 @@ def completed(node: Any) -> Any:
         return node
     found = {name: completed(child) for name, child in node.items()}
     if "_target_" in found:
+        from ldm.checkpoints.resuming import defaults_of  # imports torch, seconds that --help does without
+
         found = defaults_of(found["_target_"]) | found | {"_target_": moved(found["_target_"])}
     return found
 
