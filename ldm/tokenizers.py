@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import regex
@@ -25,6 +26,8 @@ from ldm import UserError
 
 Merge = tuple[str, str]
 
+TOKENIZER_FORMAT = "ldm-tokenizer-1"
+SIZES = ("vocab_size", "context_length", "pad_id")
 WORD_END = "</w>"
 NUM_CONTROL = 2  # start and end
 NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
@@ -126,6 +129,11 @@ class Tokenizer:
         """Everything that decides which ids a text gets."""
         sizes = f"{self.vocab_size} {self.context_length} {self.pad_id}"
         return [sizes, *(" ".join(merge) for merge in self.merges)]
+
+    def content(self) -> dict[str, Any]:
+        """The tokenizer as plain data, for a bundle's file."""
+        sizes = {name: getattr(self, name) for name in SIZES}
+        return {"format": TOKENIZER_FORMAT, **sizes, "merges": [" ".join(merge) for merge in self.merges]}
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._bpe.encode(words(text), is_pretokenized=True, add_special_tokens=False).ids

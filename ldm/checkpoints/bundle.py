@@ -10,7 +10,7 @@ bundle/README.md              model card; nothing reads it
 Anybody may have written the folder: reading it executes nothing, and every value is checked before its use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,14 +26,13 @@ from ldm.construct import construct
 from ldm.io.fields import MAX_FLOAT, MAX_WIDTH, Fields, check_tree
 from ldm.io.reading import MAX_YAML, hash_file, is_plain_name, read_json, read_yaml
 from ldm.models.meta_init import meta_init
-from ldm.tokenizers import Tokenizer, parse_merge
+from ldm.tokenizers import SIZES, TOKENIZER_FORMAT, Tokenizer, parse_merge
 
-FORMAT, TOKENIZER_FORMAT = 1, "ldm-tokenizer-1"
+FORMAT = 1
 MAX_SIDE = 2**13  # of a picture, in pixels
 # Errors that torch and Python raise for a config, which is foreign data, that describes no network.
 UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
-SIZES = ("vocab_size", "context_length", "pad_id")  # of a tokenizer
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "emoji" / "bundle"
 
 
@@ -132,9 +131,9 @@ class Bundle:
             )
         net.load_state_dict(state)
 
-    def tokenizer(self) -> Tokenizer:
-        """Its tokenizer; BundleError if it is missing or changed."""
-        return load_tokenizer(self._checked(TOKENIZER, self.entry("tokenizer")["sha256"]))
+    def tokenizer(self, read: Callable[[Path], Tokenizer] | None = None) -> Tokenizer:
+        """Its tokenizer, by default as `load_tokenizer` reads it; BundleError if it is missing or changed."""
+        return (read or load_tokenizer)(self._checked(TOKENIZER, self.entry("tokenizer")["sha256"]))
 
     def _checked(self, file: str, sha256: str) -> Path:
         """The path of a file; BundleError if it is missing or not the one that was written."""
@@ -222,12 +221,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or Inf; the extremes tell, thirty times as fast as a test of each value."""
     return tensor.numel() == 0 or all(extreme.isfinite() for extreme in tensor.aminmax())
-
-
-def content_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer as plain data, the inverse of `tokenizer_of`."""
-    sizes = {name: getattr(tokenizer, name) for name in SIZES}
-    return {"format": TOKENIZER_FORMAT, **sizes, "merges": [" ".join(merge) for merge in tokenizer.merges]}
 
 
 def tokenizer_of(content: Any, *, name: str) -> Tokenizer:

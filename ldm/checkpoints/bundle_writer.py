@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ldm.checkpoints.bundle import CONFIG, FORMAT, TOKENIZER, Part, content_of
+from ldm.checkpoints.bundle import CONFIG, FORMAT, TOKENIZER, Part
 from ldm.checkpoints.provenance import command, config_hash, git_state, published
 from ldm.data.index import FILE_NAME, ShardIndex
 from ldm.io.reading import hash_file
@@ -95,7 +95,7 @@ def save_tensors(
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> Path:
     """Writes the json file that `load_tokenizer` reads; returns its path."""
-    return write(path, json.dumps(content_of(tokenizer), indent=1, ensure_ascii=False) + "\n")
+    return write(path, json.dumps(tokenizer.content(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

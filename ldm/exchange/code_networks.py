@@ -6,10 +6,10 @@
 | CLIP-GEN's `vqgan_*.pt`                                          | its tokenizer, a `VQAutoencoder`   |
 | a folder with one of each and OpenAI's `ViT-B-32.pt`             | a text-to-image bundle: CLIP-GEN   |
 | minDALL-E's second stage: one file                               | `DalleTransformer`                 |
+| a folder with both of its stages and its tokenizer of captions   | a text-to-image bundle: minDALL-E  |
 
 A file's sizes are read off the shapes of its weights, and every weight is used exactly once. CLIP-GEN's
-discriminator and masks are left out. minDALL-E's tokenizer of captions is of another kind than ours, so that
-its network can be continued, but not given prompts.
+discriminator and masks are left out.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,14 @@ from typing import Any
 
 from ldm import UserError
 from ldm.exchange.clip import import_openclip
+from ldm.exchange.folder import tables
 from ldm.exchange.image_tokenizers import (
     PART,
     SIZE,
     Sizes,
     codebook,
+    import_tokenizer,
+    is_tokenizer,
     learned_codebook,
     multipliers,
     tokenizer_spec,
@@ -32,28 +35,32 @@ from ldm.exchange.image_tokenizers import (
 from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.keymap import Rule, merge, rename, renames
 from ldm.exchange.weights import Source, Weights
+from ldm.generators.code_bundle import CharacterTokenizer
 
 NETWORKS = "ldm.models.autoregressive"
 HEAD_WIDTH = 64  # of all of these networks, as of GPT-2
 PREFIX_MARK, TEXT_MARK, VQGAN_MARK = "cond_proj.weight", "tok_emb_txt.weight", "encoder.down.0.block.0.weight"
 MASKS, CRITIC = ("blocks.*.mask",), ("discriminator.*",)
 FILES = {"backbone": "gpt_*.pt", PART: "vqgan_*.pt"}  # of CLIP-GEN
+STAGES = {"backbone": "stage2*.ckpt", PART: "stage1*.ckpt"}  # of minDALL-E
 CLIP_FILE, CLIP_MODEL = "ViT-B-32.pt", "ViT-B-32-quickgelu"  # its conditions are of this CLIP
 SAMPLING = {"top_k": 500, "top_p": 0.95}  # of its demo
+MIN_DALLE = "ldm.generators.autoregressive.open_min_dalle"
 RESNET = {"block.0": "norm_in", "block.2": "conv_in", "block.3": "norm_out", "block.6": "conv_out"}
 
 
 def is_code_network(source: Path | Weights) -> bool:
     """Whether a file's weights, or a folder, are one of these."""
     if isinstance(source, Path):
-        return source.is_dir() and all(any(source.glob(name)) for name in FILES.values())
+        return any(all(any(source.glob(name)) for name in files.values()) for files in (FILES, STAGES))
     return bool(source.outline.keys() & {PREFIX_MARK, TEXT_MARK, VQGAN_MARK})
 
 
 def import_code_network(source: Path | Weights, *, size: int | None) -> Imported:
-    """The network in a file, or CLIP-GEN in a folder; `size` of the pictures is 256 px unless it is given."""
+    """The network in a file, or the system in a folder; pictures have 256 px unless `size` is given."""
     if isinstance(source, Path):
-        return _clip_gen(source, size=size or SIZE)
+        is_min_dalle = any(source.glob(STAGES["backbone"]))
+        return (_min_dalle if is_min_dalle else _clip_gen)(source, size=size or SIZE)
     part, fit = _fit(source, size=size or SIZE)
     left_out = [glob for glob in fit.drop if any(fnmatchcase(name, glob) for name in source.outline)]
     settings = {"size": size or SIZE} if part == PART else {}
@@ -70,12 +77,10 @@ def _clip_gen(folder: Path, *, size: int) -> Imported:
     """CLIP-GEN: its two files, and the CLIP that makes its conditions."""
     fits = {}
     for part, pattern in FILES.items():
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            raise UserError(f"{folder} has {len(found)} files {pattern}: keep one of them there")
-        made, fits[part] = _fit(Weights(found[0]), size=size)
+        weights = _only(folder, pattern)
+        made, fits[part] = _fit(weights, size=size)
         if made != part:
-            raise UserError(f"{found[0]} holds no {part} of CLIP-GEN but a network of another kind")
+            raise UserError(f"{weights.path} holds no {part} of CLIP-GEN but a network of another kind")
     path = folder / CLIP_FILE
     if not path.is_file():
         raise UserError(f"{folder} lacks {CLIP_FILE}: put OpenAI's file there, CLIP-GEN's conditions are its")
@@ -89,6 +94,30 @@ def _clip_gen(folder: Path, *, size: int) -> Imported:
         notes=clip.notes,
     )
     return replace(own, parts={**own.parts, **clip.parts}, files=sorted([*own.files, *clip.files]))
+
+
+def _only(folder: Path, pattern: str) -> Weights:
+    """The file of a name in a folder; UserError for several."""
+    found = sorted(folder.glob(pattern))
+    if len(found) > 1:
+        raise UserError(f"{folder} has {len(found)} files {pattern}: keep one of them there")
+    return Weights(found[0])
+
+
+def _min_dalle(folder: Path, *, size: int) -> Imported:
+    """minDALL-E: its two stages, and its tokenizer of captions, which is no CLIP's."""
+    stages = {part: _only(folder, pattern) for part, pattern in STAGES.items()}
+    if TEXT_MARK not in stages["backbone"].outline or not is_tokenizer(stages[PART]):
+        raise UserError(f"{folder}: its stage1 and stage2 are no tokenizer and no network of minDALL-E")
+    fit, pictures = _text_fit(stages["backbone"]), import_tokenizer(stages[PART], size=size)
+    sizes = {"vocab_size": fit.spec["vocab_size"], "context_length": fit.spec["text_length"]}
+    own = Imported.of(
+        {"backbone": fit},
+        tokenizer=CharacterTokenizer(*tables(folder / "tokenizer", "bpe-16k-"), **sizes),
+        settings={"generator": {"_target_": MIN_DALLE, "top_k": 256}, "size": size},  # that of its demo
+        **{"left_out": pictures.left_out, "notes": pictures.notes},
+    )
+    return replace(own, parts={**own.parts, **pictures.parts}, files=sorted([*own.files, *pictures.files]))
 
 
 def _prefix_fit(weights: Weights) -> Fit:

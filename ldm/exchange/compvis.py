@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ldm import UserError
-from ldm.checkpoints.bundle import content_of, tokenizer_of
+from ldm.checkpoints.bundle import tokenizer_of
 from ldm.exchange.clip import text_fit
 from ldm.exchange.declared import PREDICTION, SCALE, Asked, chosen, is_mark, read_declared, settled
 from ldm.exchange.diffusers import CONFIGS, Architecture, from_configs, refuse_channels
@@ -126,7 +126,7 @@ def networks(architecture: Architecture) -> dict[str, tuple[str, list[Rule]]]:
 
 def header(configs: Mapping[str, Any], tokenizer: Tokenizer, record: Mapping[str, Any]) -> dict[str, str]:
     """The entries of a safetensors header that describe the pipeline in the file."""
-    return {HEADER: json.dumps({**configs, "tokenizer": content_of(tokenizer), "record": record})}
+    return {HEADER: json.dumps({**configs, "tokenizer": tokenizer.content(), "record": record})}
 
 
 def _read_header(text: str, weights: Weights) -> tuple[Architecture, Tokenizer, Any]:

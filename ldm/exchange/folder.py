@@ -109,7 +109,7 @@ def read_vocabulary(folder: Path, *, context_length: int, vocab_size: int) -> To
     Args:
         context_length, vocab_size: of the text encoder, with which the files must agree.
     """
-    vocabulary, merges = _tables(folder)
+    vocabulary, merges = tables(folder)
     wanted = ids(merges, vocab_size=vocab_size)
     if vocabulary != wanted:
         strange, _ = min(vocabulary.items() ^ wanted.items(), key=str)
@@ -147,11 +147,14 @@ def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
-    """Ids and merges, from vocab.json and merges.txt, or from the tokenizer.json of transformers 5."""
-    if (folder / "vocab.json").is_file():
-        vocabulary = dict(Fields.read(folder / "vocab.json").values)
-        path = folder / "merges.txt"
+def tables(folder: Path, prefix: str = "") -> tuple[dict[str, int], list[Merge]]:
+    """Ids and merges, from vocab.json and merges.txt, or from the tokenizer.json of transformers 5.
+
+    The names of the first two may begin with a prefix.
+    """
+    if prefix or (folder / "vocab.json").is_file():
+        vocabulary = dict(Fields.read(folder / f"{prefix}vocab.json").values)
+        path = folder / f"{prefix}merges.txt"
         if not path.is_file() or path.stat().st_size > MAX_JSON:
             raise UserError(f"{path} is missing or has more than {MAX_JSON} bytes: fetch the folder again")
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ldm import UserError
-from ldm.checkpoints.bundle import Bundle, BundleError
+from ldm.checkpoints.bundle import Bundle
 from ldm.codec import hash_of, in_chunks, to_float
-from ldm.generators.code_bundle import CodeByCode, check_codes
+from ldm.generators.code_bundle import CharacterTokenizer, CodeByCode, check_codes, open_network
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, generate_codes
-from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
+from ldm.models.autoregressive import CogViewTransformer, DalleTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer
 from ldm.picture_codes import PictureCodes
 from ldm.randomness.seeds import SEED_LIMIT, key_of
@@ -29,12 +29,12 @@ MOST_CANDIDATES = 512  # DALL-E's number: a request of others can't ask for more
 class ClipPair:
     """Both towers of a CLIP and its tokenizer. Not a module, so that it is in no checkpoint of a stage."""
 
-    text: Any  # `ldm.models.clip.TextTransformer`
-    image: Any  # `ldm.models.clip.VisionTransformer`
+    text: Any  # `ldm.models.clip.TextTransformer`; None: there is only a tokenizer
+    image: Any  # `ldm.models.clip.VisionTransformer`; None with `text`
     tokenizer: Tokenizer
 
     def __post_init__(self) -> None:
-        for tower in (self.text, self.image):
+        for tower in filter(None, (self.text, self.image)):
             tower.eval().requires_grad_(False)
 
     @classmethod
@@ -55,7 +55,7 @@ class ClipPair:
 
     def to(self, device: torch.device | str) -> "ClipPair":
         """Moves the towers in place; returns self."""
-        for tower in (self.text, self.image):
+        for tower in filter(None, (self.text, self.image)):
             tower.to(device)
         return self
 
@@ -119,6 +119,8 @@ class CodeGenerator(CodeByCode):
             raise UserError(f"candidates={self.candidates} must lie in 1 to {MOST_CANDIDATES}")
         if self.rerank not in RANKINGS:
             raise UserError(f"rerank={self.rerank} is unknown: write {' or '.join(RANKINGS)}")
+        if self.candidates > 1 and self.rerank == "clip" and self.clip.image is None:
+            raise UserError(f"candidates={self.candidates} need a CLIP that ranks them: write 1")
         if self.rerank == "caption" and not isinstance(self.net, CogViewTransformer):
             raise UserError(
                 "rerank=caption needs CogView's network, which writes captions: write rerank=clip"
@@ -266,12 +268,11 @@ def open_autoregressive(bundle: Bundle, **options: Any) -> CodeGenerator:
     refused.
     """
     check_options(options, CodeGenerator.OPTIONS, of=f"the generator of {bundle.path}")
-    codes = PictureCodes.open(bundle)
-    if codes.sha256 != bundle.config.get("codes", codes.sha256):  # an imported bundle names none
-        raise BundleError(
-            f"bundle {bundle.path}: its image_tokenizer is not the one that its backbone was trained with"
-        )
-    net = bundle.network("backbone").requires_grad_(False)
-    if not isinstance(net, CodeTransformer):
-        raise BundleError(f"bundle {bundle.path}: its backbone is a {type(net).__name__}: it makes no codes")
-    return CodeGenerator.made({"net": net, "codes": codes, "clip": ClipPair.open(bundle)}, options)
+    parts = open_network(bundle, CodeTransformer)
+    return CodeGenerator.made({**parts, "clip": ClipPair.open(bundle)}, options)
+
+
+def open_min_dalle(bundle: Bundle, **options: Any) -> CodeGenerator:
+    """The generator of an imported minDALL-E, which has no CLIP; raises as `open_autoregressive` does."""
+    clip = ClipPair(text=None, image=None, tokenizer=bundle.tokenizer(CharacterTokenizer.read))
+    return CodeGenerator.made({**open_network(bundle, DalleTransformer), "clip": clip}, options)

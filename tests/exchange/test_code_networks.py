@@ -5,6 +5,7 @@ import json
 import open_clip
 import pytest
 import torch
+from tokenizers.implementations import CharBPETokenizer
 from torch import nn
 from torch.testing import assert_close
 
@@ -12,10 +13,13 @@ from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.construct import construct
 from ldm.exchange import code_networks
+from ldm.exchange.image_tokenizers import vqgan_rules
 from ldm.exchange.importing import locate
 from ldm.exchange.keymap import reverse, translate
 from ldm.generators.generator import open_generator
 from ldm.models.autoregressive import DalleTransformer
+from ldm.models.picture_tokenizers import Trunk, VQAutoencoder
+from ldm.models.quantizers import VectorQuantizer
 
 WIDTH, DEPTH, CODES, GRID = 128, 2, 24, 4
 SIDE = 16  # of the pictures: codes of a quarter of it
@@ -177,6 +181,77 @@ def test_every_weight_of_min_dalle_is_used_once(tiny, tmp_path):
     torch.save({"state_dict": state | {"extra.weight": torch.zeros(2, 2)}}, tmp_path / "more.ckpt")
     with pytest.raises(UserError, match=r"unexpected extra\.weight"):
         tiny(tmp_path / "more.ckpt")
+
+
+CAPTIONS = ["a red apple", "An old tower by the sea", "the cat's hat, red!", "three cats and a hat"]
+
+
+@pytest.fixture
+def min_dalle(tmp_path):
+    """minDALL-E's folder: both stages under their names, and a vocabulary of the captions' characters."""
+    folder = tmp_path / "min_dalle"
+    (folder / "tokenizer").mkdir(parents=True)
+    captions = CharBPETokenizer(unk_token="[UNK]", lowercase=True)
+    captions.train_from_iterator(CAPTIONS, vocab_size=60, special_tokens=["[PAD]", "[UNK]"])
+    captions.save_model(str(folder / "tokenizer"), "bpe-16k")
+    attends = [False, False, True]
+    trunk = Trunk(channels=32, multipliers=[1, 1, 1], blocks_per_level=1, level_attention=attends)
+    codebook = VectorQuantizer(num_codes=CODES, dim=6, learned=True, codebook_weight=0.25)
+    stage1 = random(VQAutoencoder(trunk=trunk, features=6, quantizer=codebook, size=SIDE))
+    names = reverse(vqgan_rules(attends, is_gumbel=False))
+    torch.save({"state_dict": translate(stage1.state_dict(), names)}, folder / "stage1_last.ckpt")
+    sizes = {"vocab_size": 64, "text_length": 8, "num_codes": CODES, "grid": GRID, "width": WIDTH}
+    options = {"sparse": False, "axial": False, "own_pads": False}
+    stage2 = random(DalleTransformer(**sizes, depth=1, num_heads=2, **options))
+    names = reverse(code_networks.text_rules())
+    torch.save({"state_dict": translate(stage2.state_dict(), names)}, folder / "stage2_last.ckpt")
+    return folder
+
+
+def test_min_dalles_captions_have_the_ids_of_its_own_tokenizer(tiny, min_dalle, tmp_path):
+    """The released code: CharBPETokenizer with lower case, cut and padded to the context by the library."""
+    files = [str(min_dalle / "tokenizer" / f"bpe-16k-{name}") for name in ("vocab.json", "merges.txt")]
+    theirs = CharBPETokenizer.from_file(*files, unk_token="[UNK]", lowercase=True)
+    theirs.add_special_tokens(["[PAD]"])
+    theirs.enable_padding(length=8, pad_id=theirs.token_to_id("[PAD]"))
+    theirs.enable_truncation(max_length=8)
+    texts = [*CAPTIONS, "", "x", "ÉTÉ 12 \u732b hats", "A [PAD] cat", "  two\nlines "]
+    tiny(min_dalle, typed=["size"]).write(tmp_path / "bundle", locate(str(min_dalle)), dtype=torch.float32)
+    one = open_generator(Bundle.open(tmp_path / "bundle")).generator
+    assert one.tokenizer.encode(texts).tolist() == [theirs.encode(text).ids for text in texts]
+    assert one.tokenizer.cut("red cat") is None
+    theirs.no_truncation()
+    theirs.no_padding()
+    cut = one.tokenizer.cut(CAPTIONS[1])
+    assert (cut.tokens, cut.limit) == (len(theirs.encode(CAPTIONS[1]).ids), 8)
+    assert CAPTIONS[1].startswith(cut.seen)
+    # and it is sampled by prompts
+    pictures = one(["a red apple", "a tower"], [3, 3])
+    assert pictures.shape == (2, 3, SIDE, SIDE)
+    assert not torch.equal(pictures[0], pictures[1])
+    assert one.settings()["top_k"] == 256
+    with pytest.raises(UserError, match="candidates=4 need a CLIP that ranks them: write 1"):
+        one.with_options(candidates=4)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        ("vocab.json", lambda text: text.replace("[PAD]", "<pad>"), r"no id in 0 to 63 for '\[PAD\]'"),
+        ("vocab.json", lambda text: text.replace(":5,", ":64,"), "no id in 0 to 63 for "),
+        ("merges.txt", lambda text: text + "q q\n", "no id in 0 to 63 for 'q'"),
+        ("merges.txt", lambda text: text + "q\n", "the merges are damaged"),
+        ("merges.txt", None, r"merges.txt is missing"),
+    ],
+)
+def test_a_damaged_vocabulary_of_min_dalle_is_refused(tiny, min_dalle, file, change, sentence):
+    path = min_dalle / "tokenizer" / f"bpe-16k-{file}"
+    text = path.read_text()
+    path.unlink()
+    if change is not None:
+        path.write_text(change(text))
+    with pytest.raises(UserError, match=sentence):
+        tiny(min_dalle, typed=["size"])
 
 
 @pytest.fixture
