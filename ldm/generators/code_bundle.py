@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, Int64, UInt8
-from tokenizers.implementations import CharBPETokenizer
+from tokenizers.implementations.char_level_bpe import CharBPETokenizer
 from torch import Tensor, nn
 
 from ldm import UserError

@@ -92,8 +92,9 @@ class PictureTokenizer(nn.Module, ABC):
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compiles encoders and decoders: what quantizers are given changes at every step."""
+        quantizers = list(map(id, self.quantizers()))
         for child in self.children():
-            if child not in self.quantizers() and any(child.children()):
+            if id(child) not in quantizers and any(child.children()):
                 child.compile(*args, **options)
 
     def checked(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
