@@ -60,7 +60,7 @@ def test_pictures_are_sampled_with_options_and_reproduced_from_their_records(com
     expected = {"scale": 1.5, "negative": "fog", "candidates": 2, "top_p": 0.9, "rerank": "caption"}
     assert expected.items() <= facts[1].items()
     assert facts[1]["steps"] is None
-    said = command("ldm.sample", f"again={out / '0001.png'}", f"out={out}").out
+    said = command("ldm.sample", f"again={out / '0001.png'}", f"bundle={run}", f"out={out}").out
     assert f"every pixel is that of {out / '0001.png'}" in said
     with Image.open(out / "0000.png") as picture:
         assert "Top_p: 0.9" in picture.text["parameters"]

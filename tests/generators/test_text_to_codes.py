@@ -57,7 +57,7 @@ def test_an_experiment_runs_from_training_to_pictures(command, run, tmp_path):
     command("ldm.sample", f"bundle={folder}", *asked, f"out={out}")
     facts = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
     assert [(each["prompt"], each["scale"]) for each in facts] == [("a cat", 2), ("a hat", 2)]
-    said = command("ldm.sample", f"again={out / '0001.png'}", f"out={out}").out
+    said = command("ldm.sample", f"again={out / '0001.png'}", f"bundle={folder}", f"out={out}").out
     assert f"every pixel is that of {out / '0001.png'}" in said
     with Image.open(out / "0001.png") as picture:
         assert picture.size == (16, 16)
