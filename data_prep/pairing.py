@@ -217,5 +217,5 @@ def match_names(named: Iterable[str], pictures: Iterable[str]) -> tuple[dict[str
     sentences = []
     for rule, number in Counter(match.rule for match in found.values()).items():
         name, match = next((name, match) for name, match in found.items() if match.rule == rule)
-        sentences.append(f"{number} names matched by {rule}: {name} is {match.picture}")
+        sentences.append(f"{number} names matched by {rule}: {match.picture} for {name}")
     return {name: match.picture for name, match in found.items()}, sentences

@@ -156,9 +156,7 @@ class Codec:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
         """Text states, one row per prompt; the empty prompt is the unconditional one."""
-        tokens = self.tokenizer.encode(prompts).to(self.device)
-        with torch.autocast(self.device.type, enabled=False):  # as the states that a denoiser is trained on
-            return self.text_encoder(tokens).states.float()
+        return self.text_encoder(self.tokenizer.encode(prompts).to(self.device)).states.float()
 
     @torch.no_grad()
     def moments(self, images: UInt8[Tensor, "b 3 H W"]) -> Float16[Tensor, "b 2 c h w"]:

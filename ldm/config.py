@@ -41,7 +41,8 @@ OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group 
 EVERY = {"evaluate": "metric"}  # command -> a group of which it gets every file: a new one needs no list
 LISTS = {"evaluate": ("bundle",)}  # keys of a command that take a list beside what their default is
 OFF = ("callbacks", "logger")  # groups that a command does without, and so without any member of theirs
-PARTS = (*OFF, "metric")  # groups without whose members, if they are null, a command does
+# tables of parts, of which a command goes without those that are null
+PARTS = (*OFF, "metric", "protocol.extractors", "protocol.distances")
 READERS = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
 ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
@@ -92,7 +93,7 @@ def leave_out(config: DictConfig) -> None:
     """Takes members that are null out of the groups in `PARTS`; one of `OFF` that is not there is empty."""
     with open_dict(config):
         for group in PARTS:
-            node = config.get(group)
+            node = OmegaConf.select(config, group)
             if node is None and group in OFF:
                 config[group] = {}
             for name in [name for name in node or () if OmegaConf.is_dict(node) and node[name] is None]:

@@ -50,7 +50,7 @@ def test_the_page_of_a_training(diffusion_stage, latents, make_trainer, run):
     assert "# tiny\n\na short one\n" in page
     assert "(samples/step=1000.png)" in page
     assert "python -m ldm.train data.root=.../birds\n" in page
-    assert "root: .../birds\n" in page
+    assert "root: '.../birds'\n" in page
     assert "secret" not in page  # neither folders nor the machine's name: the page is shared
     with Image.open(run / "curves.png") as figure:
         assert figure.width > 200

@@ -78,8 +78,8 @@ def test_the_start_that_is_dropped_is_the_same_for_all_names():
 
 
 NAMES = {
-    "/data/flickr/i/{}": "16 names matched by the end of the path: /data/flickr/i/p00.jpg is i/p00.jpg",
-    "{}": "16 names matched by the file in its folder: p00.jpg is i/p00.jpg",
+    "/data/flickr/i/{}": "16 names matched by the end of the path: i/p00.jpg for .../p00.jpg",
+    "{}": "16 names matched by the file in its folder: i/p00.jpg for p00.jpg",
 }
 
 

@@ -91,7 +91,7 @@ def test_it_is_sampled_and_a_picture_is_reproduced_from_its_record(command, run,
     assert [(each["prompt"], each["nearest"]) for each in facts] == [("a cat", 2), ("a hat", 2)]
     with Image.open(out / "0001.png") as picture:
         assert "Nearest: 2, Seed: 0, Size: 16x16" in picture.text["parameters"]
-    said = command("ldm.sample", f"again={out / '0001.png'}", f"out={out}").out
+    said = command("ldm.sample", f"again={out / '0001.png'}", f"bundle={run}", f"out={out}").out
     assert f"every pixel is that of {out / '0001.png'}" in said
     assert pixels(out / "0001_again.png") == pixels(out / "0001.png")
 

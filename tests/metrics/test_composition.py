@@ -1,5 +1,6 @@
 """The metric `composition`: its rows, its shares in closed form, and the command on real pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 

@@ -50,7 +50,7 @@ def loaded(state, rules, **options):
 
 
 def test_it_computes_what_diffusers_computes(theirs):
-    state = random_weights(theirs).state_dict() | {"embeddings": torch.zeros(7, 24)}
+    state = random_weights(theirs).state_dict() | {"empty.embeddings": torch.zeros(7, 24)}
     net = loaded(state, diffusers_rules())
     x, context = torch.randint(6, (3, 16)), torch.randn(3, 7, 24)
     for t in (1, 4, 10):  # theirs counts from 0

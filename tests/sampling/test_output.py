@@ -147,9 +147,11 @@ def test_the_folder_of_a_sheet_must_be_there(tmp_path):
     assert f"make {tmp_path / 'none'} first" in refused(tmp_path, sheet=tmp_path / "none" / "a.png")
 
 
-def test_a_picture_that_is_reproduced_takes_no_users_place(command, out):
+def test_a_picture_that_is_reproduced_takes_no_users_place(command, bundle_path, out):
     (out / "0000_again.png").write_bytes(b"mine")
-    ended = command("ldm.sample", f"again={out / '0000.png'}", f"out={out}", status=1)
+    ended = command(
+        "ldm.sample", f"again={out / '0000.png'}", f"bundle={bundle_path}", f"out={out}", status=1
+    )
     assert "holds 0000_again.png, which ldm.sample has not written" in ended.sentence
     assert (out / "0000_again.png").read_bytes() == b"mine"
 
