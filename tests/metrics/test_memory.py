@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# both fill more than two blocks of rows, and half of either is more than DIMS, so that no way differs
-ROWS, DIMS, FEW, MANY = 128, 256, 530, 1_500
+# Both counts fill more than two blocks of rows. With half of all that, the noise is as large as the limit.
+ROWS, DIMS, FEW, MANY = 256, 512, 1_060, 2_500
 TABLE = 4 * DIMS * (MANY - FEW)  # bytes of the features that MANY pictures have more, of one side
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # larger pieces go back to the system at once: less noise
 
