@@ -35,7 +35,7 @@ from ldm.exchange.image_tokenizers import (
 from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.keymap import Rule, merge, rename, renames
 from ldm.exchange.weights import Source, Weights
-from ldm.generators.code_bundle import CharacterTokenizer
+from ldm.generators.character_tokenizer import CharacterTokenizer
 
 NETWORKS = "ldm.models.autoregressive"
 HEAD_WIDTH = 64  # of all of these networks, as of GPT-2

@@ -13,7 +13,8 @@ from torch import Tensor
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.codec import hash_of, in_chunks, to_float
-from ldm.generators.code_bundle import CharacterTokenizer, CodeByCode, check_codes, open_network
+from ldm.generators.character_tokenizer import CharacterTokenizer
+from ldm.generators.code_bundle import CodeByCode, check_codes, open_network
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, generate_codes
 from ldm.models.autoregressive import CogViewTransformer, DalleTransformer, PrefixTransformer

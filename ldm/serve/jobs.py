@@ -1,4 +1,4 @@
-"""Jobs: pictures that a request asks for, each in a slot that is filled on its own, and their queue."""
+"""The queue of jobs. A job is one request; it has a slot for each of its pictures, filled one by one."""
 
 import io
 import time

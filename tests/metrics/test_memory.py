@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Both counts fill more than two blocks of rows. With half of all that, the noise is as large as the limit.
+# Both counts fill more than two blocks of rows. At half these sizes chance alone fails the test.
 ROWS, DIMS, FEW, MANY = 256, 512, 1_060, 2_500
 TABLE = 4 * DIMS * (MANY - FEW)  # bytes of the features that MANY pictures have more, of one side
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # larger pieces go back to the system at once: less noise
