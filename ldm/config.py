@@ -62,7 +62,6 @@ def _command(name: str, function: Callable[[DictConfig], None]) -> Callable[[], 
 
     run = hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(_task)
 
-    @wraps(function)
     def _run() -> None:
         # options first: argparse refuses overrides on both sides of one, as slurm/env.sh makes them
         sys.argv[1:] = sorted(map(without_null, map(quoted_path, sys.argv[1:])), key=is_override)
@@ -73,14 +72,14 @@ def _command(name: str, function: Callable[[DictConfig], None]) -> Callable[[], 
             os.environ[CONFIG_DIR] = os.path.abspath(arguments.config_dir)
         if arguments.multirun and (arguments.cfg or arguments.info):
             refuse("a sweep has one config per point: leave out -m to see one with --cfg or --info")
-        answer_errors(lambda: check(name, arguments.overrides, sweep=arguments.multirun))
+        check(name, arguments.overrides, sweep=arguments.multirun)
         # before what is typed, which may choose some of them
         place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
         sys.argv[place:place] = every(name)
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
-        answer_errors(run)
+        run()
 
-    return _run
+    return wraps(function)(partial(answer_errors, _run))
 
 
 def without_null(argument: str) -> str:

@@ -160,12 +160,17 @@ def test_a_training_refuses_a_number_of_steps_out_of_range(steps):
 
 @pytest.mark.parametrize("patience", [0.0, float("inf"), float("nan")])
 def test_who_waits_refuses_to_wait_forever_or_not_at_all(patience, tmp_path):
-    sentence = f"patience={patience} must be a finite number of seconds, at least 1"
-    with pytest.raises(UserError, match=f"logger.{sentence}"):
+    sentence = f"patience={patience} must be a finite number of seconds, at least"
+    with pytest.raises(UserError, match=f"^logger.{sentence} 1$"):
         tensorboard_logger(folder=str(tmp_path), patience=patience)
-    with pytest.raises(UserError, match=f"^{sentence}"):
+    with pytest.raises(UserError, match=f"^{sentence} 2$"):
         launch(["false"], 2, patience=patience)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_watches_ranks_waits_for_longer_than_the_second_between_two_looks():
+    with pytest.raises(UserError, match=r"^patience=1.0 must be a finite number of seconds, at least 2$"):
+        launch(["true"], 2, patience=1.0)
 
 
 def test_the_exponential_moving_average_refuses_a_decay_out_of_range():

@@ -43,6 +43,7 @@ def answer_errors(action: Callable[[], None], named: Callable[[], Iterable[str]]
     """
     try:
         action()
+        sys.stdout.flush()  # else Python itself meets the closed pipe, at its end
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

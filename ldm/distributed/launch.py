@@ -154,10 +154,11 @@ def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int,
     Args:
         patience: seconds after which ranks are ended if none of them is active.
 
-    Raises UserError for a patience that is no finite number of seconds, at least 1.
+    Raises UserError for a patience that is no finite number of seconds, at least 2.
     """
-    if not 1 <= patience < math.inf:
-        raise UserError(f"{patience=} must be a finite number of seconds, at least 1")
+    # a rank is looked at once per second: after one second it would seem idle, whatever it does
+    if not 2 <= patience < math.inf:
+        raise UserError(f"{patience=} must be a finite number of seconds, at least 2")
     with ExitStack() as stack:  # whatever happens: ranks are killed, signals given back, files removed
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ldm-")))
         ranks: list[Rank] = []

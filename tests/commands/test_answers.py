@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,18 @@ def test_a_relative_path_is_that_of_the_working_directory(tmp_path, monkeypatch)
         answer_errors(opening(tmp_path / "runs" / "config.yaml"), named=lambda: ["runs"])
     with pytest.raises(FileNotFoundError):
         answer_errors(opening(Path("config.yaml")), named=lambda: ["runs"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "unbuffered"), [("ldm.evaluate", ""), ("ldm.evaluate", "1"), ("data_prep.emoji", "")]
+)
+def test_a_reader_that_has_gone_ends_a_command_without_a_traceback(verb, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)  # as in `| head`, which reads no further
+    command, environment = (
+        [sys.executable, "-m", verb, "--help"],
+        os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
