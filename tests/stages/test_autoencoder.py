@@ -64,6 +64,14 @@ def test_the_loss_is_the_sum_of_its_terms(make_stage, perceptual, batch):
     assert stage.net.decoder.conv_out.weight.grad.abs().sum() > 0
 
 
+def test_a_perceptual_term_of_weight_0_changes_nothing(make_stage, perceptual, batch):
+    stages = [make_stage(), make_stage(perceptual=perceptual)]
+    for stage in stages:
+        stage.training_step(batch, 0).backward()
+    gradients = [[p.grad for p in stage.net.parameters()] for stage in stages]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_the_losses_of_a_step_are_the_means_over_its_accumulated_batches(
     make_stage, copy_emoji, make_trainer
 ):
