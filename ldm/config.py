@@ -44,7 +44,7 @@ OFF = ("callbacks", "logger")  # groups that a command does without, and so with
 # tables of parts, of which a command goes without those that are null
 PARTS = (*OFF, "metric", "protocol.extractors", "protocol.distances")
 # groups that some commands alone read
-READERS = {"grid": ("sample", "evaluate", "export"), "perceptual": ("train",)}
+READERS = {"grid": ("sample", "evaluate", "export"), "perceptual": ("train",), "equivariance": ("train",)}
 ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
 

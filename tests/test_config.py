@@ -44,6 +44,7 @@ NOT_ALONE = {
     "image_tokenizer",
     "codes",
     "perceptual",
+    "equivariance",
 }  # added to others, or Hydra's
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_ALONE)
 CODES = ["+codes=trained", "codes.image_tokenizer=runs/x"]  # no tokenizer of pictures ships

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import UserError
+
 
 class PatchDiscriminator(nn.Module):
     """Convolutions of stride 2 that end in one logit a patch (Isola et al. 2017, app. 6.1.2).
@@ -18,6 +20,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, *, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
+        self.strides = layers
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i, width in enumerate(widths[1:]):
@@ -38,7 +41,11 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 p q"]:
-        """Logits of p x q patches: above 0 for real pictures."""
+        """Logits of p x q patches: above 0 for real pictures; UserError for pictures without a patch."""
+        least = 3 << self.strides  # two kernels of 4, padded by 1, follow the strides
+        if min(images.shape[-2:]) < least:
+            shape = "x".join(map(str, images.shape[-2:]))
+            raise UserError(f"the discriminator got {shape} pixels, needs {least}: give it fewer layers")
         return self.layers(images)
 
 

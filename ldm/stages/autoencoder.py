@@ -1,12 +1,14 @@
 """First stage: a KL autoencoder whose latents the denoiser will learn (Rombach et al. 2022, app. G)."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
@@ -21,8 +23,12 @@ from ldm.distributed.ranks import is_first
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.randomness import keyed
 from ldm.stages.reconstruction import Reconstructed, ReconstructionStage, absolute_error
+from ldm.stages.stage import check_share
 
 STATISTICS_BATCH = 16  # pictures encoded at once for the statistics of the latents
+Equivariance = Callable[
+    ..., tuple[Tensor, Tensor]
+]  # (latents, pictures, *, seed, step) -> the same, transformed
 
 
 class Terms(NamedTuple):
@@ -105,6 +111,54 @@ def measure_latents(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScalesAndTurns:
+    """Latents and pictures of a step, both scaled down by one factor and turned by one angle.
+
+    A decoder that must give the transformed picture makes the latents of a picture transform as it does, and
+    these are smoother and easier to generate (EQ-VAE; Kouzelis et al. 2025, sec. 3).
+
+    Args:
+        share: of the steps that are transformed. The first never is: a dry run must see the most memory.
+        smallest: factor; the sides of the scaled latents are whole numbers, uniform between it and 1.
+        turns: by 0, 90, 180 or 270 degrees; else scaled alone.
+
+    Raises UserError for a share outside [0, 1] or a smallest factor outside (0, 1].
+    """
+
+    share: float = 0.5
+    smallest: float = 0.25
+    turns: bool = True
+
+    def __post_init__(self) -> None:
+        check_share("equivariance.share", self.share)
+        if not 0 < self.smallest <= 1:
+            raise UserError(f"equivariance.smallest={self.smallest} must lie in (0, 1], a factor of sides")
+
+    def __call__(
+        self, latents: Float[Tensor, "b c h w"], pictures: Float[Tensor, "b 3 H W"], *, seed: int, step: int
+    ) -> tuple[Float[Tensor, "b c i j"], Float[Tensor, "b 3 I J"]]:
+        """Both transformed, or as they are: a function of the seed and the step alone."""
+        streams = [f"equivariance {name}" for name in ("share", "scale", "turn")]
+        chance, scale, turn = (keyed.real(seed=seed, position=step, stream=each) for each in streams)
+        if step == 0 or chance >= self.share:
+            return latents, pictures
+        rows, columns = latents.shape[-2:]
+        fewest = math.ceil(self.smallest * rows)
+        scaled = fewest + int(scale * (rows + 1 - fewest))
+        shape = scaled, max(1, round(columns * scaled / rows))
+        factor, quarters = pictures.shape[-1] // columns, int(4 * turn) if self.turns else 0
+        large = factor * shape[0], factor * shape[1]
+        return _transformed(latents, shape, quarters), _transformed(pictures, large, quarters)
+
+
+def _transformed(maps: Tensor, shape: tuple[int, int], quarters: int) -> Tensor:
+    if shape != maps.shape[-2:]:
+        # antialiased: what is too fine for the smaller map would else fold into it
+        maps = F.interpolate(maps, shape, mode="bilinear", antialias=True)
+    return torch.rot90(maps, quarters, dims=(2, 3))
+
+
 class AutoencoderStage(ReconstructionStage):
     """Trains an autoencoder on L1 + KL, with a perceptual term and a patch discriminator if they are given.
 
@@ -116,6 +170,8 @@ class AutoencoderStage(ReconstructionStage):
         statistics_pictures: size of the sample that the scale of the latents is measured on at the end. For
             the shipped autoencoder 2,048 pictures of a larger set would give standard errors of at most 1.4 %
             of a standard deviation (shift) and 0.8 % (scale).
+        equivariance: changes the latents and the pictures of a training step alike, such as
+            `ScalesAndTurns`; None: never.
         others: see `ReconstructionStage`.
 
     Raises UserError for fewer than two pictures for the statistics.
@@ -128,6 +184,7 @@ class AutoencoderStage(ReconstructionStage):
         kl_weight: float,
         squared_weight: float = 0.0,
         statistics_pictures: int = 2048,
+        equivariance: Equivariance | None = None,
         **others: Any,
     ) -> None:
         super().__init__(net=net, **others)
@@ -135,21 +192,24 @@ class AutoencoderStage(ReconstructionStage):
             raise UserError(
                 f"{statistics_pictures=} must be at least 2: the scale of latents is measured on them"
             )
-        self.statistics_pictures = statistics_pictures
+        self.statistics_pictures, self.equivariance = statistics_pictures, equivariance
         self.kl_weight, self.squared_weight = kl_weight, squared_weight
 
     def trained(self, images: Tensor, positions: Tensor) -> Reconstructed:
-        """The reconstruction from a sample of the posterior."""
+        """The reconstruction from a sample of the posterior; of some steps, both are transformed."""
         posterior = self.net.posterior(images)
-        noise = self._normal(posterior.mean, positions, "posterior")
-        decoded = self.net.decode(posterior.sample(noise))
-        return Reconstructed(decoded, self.terms(images, decoded, posterior))
+        latents = posterior.sample(self._normal(posterior.mean, positions, "posterior"))
+        if self.equivariance is not None:
+            # by the step, not by positions: pictures of one batch, and of all ranks, have one size
+            latents, images = self.equivariance(latents, images, seed=self.seed, step=self.global_step)
+        decoded = self.net.decode(latents)
+        return Reconstructed(decoded, images, self.terms(images, decoded, posterior))
 
     def validated(self, images: Tensor) -> Reconstructed:
         """The reconstruction from the posterior's mean."""
         posterior = self.best.posterior(images)
         decoded = self.best.decode(posterior.mean)
-        return Reconstructed(decoded, self.terms(images, decoded, posterior))
+        return Reconstructed(decoded, images, self.terms(images, decoded, posterior))
 
     def terms(self, images: Tensor, decoded: Tensor, posterior: Posterior) -> Terms:
         """The loss without the adversarial term: errors per value, KL per latent, perceptual distance."""

@@ -75,7 +75,7 @@ class TokenizerStage(ReconstructionStage):
         perceptual = self.perceived(decoded, images)
         total = pixel + loss + self.perceptual_weight * perceptual
         terms = Terms(total=total, pixel=pixel, quantizer=loss, perceptual=perceptual)
-        return Reconstructed(decoded, terms)
+        return Reconstructed(decoded, images, terms)
 
     def _gumbel(self, positions: Tensor, like: Tensor) -> Tensor:
         return gumbel(uniforms(like.shape[1:], **self._key(positions, "gumbel"), device=like.device)).to(like)

@@ -33,6 +33,7 @@ class Reconstructed(NamedTuple):
     """A batch through the network and back."""
 
     pictures: Tensor  # float, b 3 h w
+    originals: Tensor  # what they are compared with
     terms: Any  # a named tuple of scalars: `total` is the loss, `pixel` its error of pixels
 
 
@@ -86,7 +87,7 @@ class ReconstructionStage(PictureStage, ABC):
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor | None:
         """The loss of a batch; None with a discriminator, whose alternating steps are taken here."""
         images = to_float(self._augmented(batch))
-        decoded, terms = self.trained(images, batch["position"])
+        decoded, images, terms = self.trained(images, batch["position"])
         means = type(terms)(*self._step_mean(torch.stack(terms), batch_idx))
         self.log_dict({f"train/{name}": value for name, value in means._asdict().items()}, prog_bar=False)
         if self.automatic_optimization:
@@ -97,7 +98,7 @@ class ReconstructionStage(PictureStage, ABC):
     def validation_step(self, batch: PictureBatch, batch_idx: int) -> None:
         """Loss, PSNR and SSIM of reconstructions by the EMA."""
         images = to_float(batch["image"])
-        decoded, terms = self.validated(images)
+        decoded, _, terms = self.validated(images)
         pictures = to_uint8(decoded)
         scores = {"val/loss": terms.total}
         scores |= {f"val/{name}": term for name, term in terms._asdict().items() if name not in UNLISTED}

@@ -54,3 +54,11 @@ def test_the_adaptive_weight_is_bounded_where_the_adversary_has_no_gradient():
     layer = nn.Conv2d(3, 3, 1)
     made = layer(torch.rand(1, 3, 4, 4))
     assert adaptive_weight(1e6 * made.square().mean(), 0 * made.mean(), layer.weight) == 1e4
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_pictures_without_a_whole_patch_are_refused(layers):
+    discriminator, least = PatchDiscriminator(channels=2, layers=layers), 3 * 2**layers
+    assert discriminator(torch.zeros(1, 3, least, least)).shape[2:] == (1, 1)
+    with pytest.raises(ValueError, match=f"{least}x{least - 1} pixels, needs {least}"):
+        discriminator(torch.zeros(1, 3, least, least - 1))

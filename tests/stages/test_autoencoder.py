@@ -13,7 +13,13 @@ from ldm.codec import to_float, to_uint8
 from ldm.data.datamodule import PictureData
 from ldm.metrics.reconstruction import psnr
 from ldm.models.losses import PatchDiscriminator, PerceptualDistance
-from ldm.stages.autoencoder import STATISTICS_BATCH, AutoencoderStage, measure_latents, sampled
+from ldm.stages.autoencoder import (
+    STATISTICS_BATCH,
+    AutoencoderStage,
+    ScalesAndTurns,
+    measure_latents,
+    sampled,
+)
 from ldm.stages.optim import warmup_constant
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -72,19 +78,62 @@ def test_a_perceptual_term_of_weight_0_changes_nothing(make_stage, perceptual, b
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+def test_an_equivariant_codec_decodes_transformed_latents_to_transformed_pictures():
+    """Its latents are its pixels, their channels mixed and moved: that commutes with every transformation."""
+    pictures = torch.rand(2, 3, 16, 24, dtype=torch.float64)
+    mixing, shift = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0], 0.3
+    transform, changed = ScalesAndTurns(), 0
+    for step in range(40):
+        latents = torch.einsum("dc, b c h w -> b d h w", mixing, pictures) + shift
+        latents, expected = transform(latents, pictures, seed=1, step=step)
+        decoded = torch.einsum("dc, b d h w -> b c h w", mixing, latents - shift)
+        assert_close(decoded, expected, atol=1e-12, rtol=0)
+        changed += expected.shape != pictures.shape or not torch.equal(expected, pictures)
+    assert 10 < changed < 30  # half of 40, five standard deviations at most from it
+
+
+def test_latents_and_pictures_keep_their_factor_and_a_mean():
+    latents, pictures = torch.full((1, 4, 4, 6), 0.2), torch.full((1, 3, 16, 24), 0.7)
+    transform, shapes = ScalesAndTurns(share=1.0, smallest=0.5), set()
+    for step in range(1, 60):
+        small, scaled = transform(latents, pictures, seed=0, step=step)
+        assert [4 * side for side in small.shape[2:]] == list(scaled.shape[2:])
+        assert_close((small, scaled), (small * 0 + 0.2, scaled * 0 + 0.7))
+        shapes.add(tuple(small.shape[2:]))
+    turned = {(6, 4), (4, 3), (3, 2)}
+    assert shapes == {(4, 6), (3, 4), (2, 3)} | turned  # beside 3 rows stand 4.5 columns, rounded to even
+    upright = ScalesAndTurns(share=1.0, smallest=1.0, turns=False)
+    assert torch.equal(upright(latents, pictures, seed=0, step=5)[1], pictures)
+
+
+def test_a_step_that_is_not_transformed_is_that_without_the_option(make_stage, batch):
+    plain = make_stage().training_step(batch, 0)
+    never, first = (make_stage(equivariance=ScalesAndTurns(share=share)) for share in (0.0, 1.0))
+    assert torch.equal(never.training_step(batch, 0), plain)
+    assert torch.equal(first.training_step(batch, 0), plain)  # step 0
+
+
+@pytest.mark.parametrize("options", [{"share": 1.1}, {"share": -0.1}, {"smallest": 0.0}, {"smallest": 1.5}])
+def test_a_transformation_out_of_range_is_refused(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"equivariance.{name}={value} must lie in"):
+        ScalesAndTurns(**options)
+
+
+@pytest.mark.parametrize("equivariance", [None, ScalesAndTurns(share=1.0)])
 def test_the_losses_of_a_step_are_the_means_over_its_accumulated_batches(
-    make_stage, copy_emoji, make_trainer
+    make_stage, copy_emoji, make_trainer, equivariance
 ):
     def logged(batch_size: int, accumulated: int) -> dict[str, float]:
         pictures = PictureData(root=str(root), size=16, batch_size=batch_size, seed=3)
         trainer = make_trainer(
-            1, precision="32-true", accumulate_grad_batches=accumulated, log_every_n_steps=1
+            2, precision="32-true", accumulate_grad_batches=accumulated, log_every_n_steps=1
         )
-        trainer.fit(make_stage(), datamodule=pictures)
+        trainer.fit(make_stage(equivariance=equivariance), datamodule=pictures)
         return {name: float(trainer.callback_metrics[f"train/{name}"]) for name in ("total", "pixel", "kl")}
 
     root = copy_emoji()
-    assert logged(4, 2) == pytest.approx(logged(8, 1), rel=1e-5)  # the same eight samples
+    assert logged(4, 2) == pytest.approx(logged(8, 1), rel=1e-5)  # the same samples
 
 
 def test_frozen_features_are_in_no_state_and_get_no_gradient(make_stage, perceptual, batch):

@@ -17,7 +17,7 @@ from ldm.checkpoints.training_state import newest_state, save_state
 from ldm.data.augment import turns_and_colours
 from ldm.data.latents import LatentData
 from ldm.models.losses import PatchDiscriminator
-from ldm.stages.autoencoder import AutoencoderStage
+from ldm.stages.autoencoder import AutoencoderStage, ScalesAndTurns
 from ldm.stages.optim import warmup_cosine
 
 STEPS = 12  # an epoch is five batches: of 20 pictures, 4 at a time
@@ -98,7 +98,10 @@ def adversarial_stage(autoencoder_stage):
     def make() -> AutoencoderStage:
         torch.manual_seed(1)
         discriminator = PatchDiscriminator(channels=4, layers=1)
-        return autoencoder_stage(discriminator=discriminator, discriminator_start=4)
+        equivariance = ScalesAndTurns(smallest=0.5)
+        return autoencoder_stage(
+            discriminator=discriminator, discriminator_start=4, equivariance=equivariance
+        )
 
     return make
 
@@ -196,6 +199,7 @@ def test_an_autoencoder_and_its_adversary_resume_exactly(
 
 
 def test_an_autoencoder_resumes_exactly(train, train_with_stops, autoencoder_stage, pictures):
-    whole = train(autoencoder_stage(), pictures, "whole")
-    stopped = train_with_stops(autoencoder_stage, lambda: pictures, "stopped", AtBatch(6))
+    make = partial(autoencoder_stage, equivariance=ScalesAndTurns())
+    whole = train(make(), pictures, "whole")
+    stopped = train_with_stops(make, lambda: pictures, "stopped", AtBatch(6))
     assert differences(compared(whole.state), compared(stopped.state)) == []
