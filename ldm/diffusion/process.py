@@ -62,6 +62,21 @@ def logit_normal_timesteps(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Noised:
+    """Samples at their training timesteps, and what the network is to output for them, in float32."""
+
+    x: Float[Tensor, "b c h w"]
+    time: Float[Tensor, " b"]  # network time
+    target: Float[Tensor, "b c h w"]
+    weight: Float[Tensor, "b 1 1 1"]  # of the squared error
+
+    def error(self, output: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """Weighted squared error of each sample's output, mean over its elements, in float32."""
+        # the error is that of the output, not of x0, which eps divides by an alpha that may be almost 0
+        return (self.weight * (output.float() - self.target) ** 2).mean(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Process:
     """How pictures are noised and what the network predicts; it has no randomness of its own.
 
@@ -98,7 +113,14 @@ class Process:
         noise: Float[Tensor, "b c h w"],
         uniform: Float[Tensor, " b"],
     ) -> Float[Tensor, " b"]:
-        """Weighted squared error of each sample, mean over its elements, in float32.
+        """Weighted squared error of each sample at its timestep, see `noised` and `Noised.error`."""
+        noised = self.noised(x0, noise=noise, uniform=uniform)
+        return noised.error(net(noised.x, noised.time, context))
+
+    def noised(
+        self, x0: Float[Tensor, "b c h w"], *, noise: Float[Tensor, "b c h w"], uniform: Float[Tensor, " b"]
+    ) -> Noised:
+        """The samples at their timesteps.
 
         `uniform` holds numbers in [0, 1) that `times` maps to timesteps: pass fixed ones to measure the loss
         at fixed timesteps. They stay on the CPU: a device computes in float64 slowly or not at all.
@@ -108,10 +130,12 @@ class Process:
         numbers = torch.stack([self.network_time(t), *self.schedule(t)]).float()
         network_time, alpha, sigma = send(numbers, x0.device)  # one copy
         alpha, sigma = per_sample(alpha, x0), per_sample(sigma, x0)
-        output = net(alpha * x0 + sigma * noise, network_time, context).float()
-        # the error is that of the output, not of x0, which eps divides by an alpha that may be almost 0
-        error = output - self.prediction.target(x0, noise, alpha, sigma)
-        return (self.weight(self.prediction, alpha, sigma) * error**2).mean(dim=(1, 2, 3))
+        return Noised(
+            x=alpha * x0 + sigma * noise,
+            time=network_time,
+            target=self.prediction.target(x0, noise, alpha, sigma),
+            weight=self.weight(self.prediction, alpha, sigma),
+        )
 
     def at_given_timesteps(self) -> "Process":
         """The same process with timesteps that are given, as `uniform` of its `loss`, and not weighted.

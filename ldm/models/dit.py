@@ -5,6 +5,7 @@ The blocks are DiT's (Peebles & Xie 2023) with PixArt-α's shared modulation and
 sec. 3.1).
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -71,6 +72,10 @@ class DiT(nn.Module):
     Squares of ``patch`` x ``patch`` latents are the tokens. With ``long_skips`` each block of the second half
     reads the output of its counterpart in the first. ``checkpointing`` is activation checkpointing of the
     blocks. Raises UserError on sizes that do not fit.
+
+    Attributes:
+        hidden: (channels, latents along a side of one place) of each hidden state that `forward` returns when
+            asked: the outputs of the blocks, from block0 on.
     """
 
     def __init__(  # one parameter per key of conf/backbone/dit_*.yaml
@@ -98,6 +103,7 @@ class DiT(nn.Module):
         self.head_dim = width // num_heads
         self.patch = self.factor = patch
         self.checkpointing = checkpointing
+        self.hidden = {f"block{number}": (width, patch) for number in range(depth)}
 
         self.time = TimeEmbedding(TIME_CHANNELS, width)
         self.pool = AttentionPool(context_dim, width, num_heads=1)
@@ -138,8 +144,12 @@ class DiT(nn.Module):
         x: Float[Tensor, "b c h w"],
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
-    ) -> Float[Tensor, "b c h w"]:
-        """The prediction; `context` may be projected already, as it is for all steps of a sampler."""
+        hidden: Sequence[str] = (),
+    ) -> Float[Tensor, "b c h w"] | tuple[Tensor, dict[str, Tensor]]:
+        """The prediction; `context` may be projected already, as it is for all steps of a sampler.
+
+        With names of `hidden` states, also those by name, (b, channels, rows, columns).
+        """
         check_divides(x, self.patch)
         if isinstance(context, Tensor):
             context = self.project_context(context)
@@ -151,24 +161,34 @@ class DiT(nn.Module):
         tokens = self.patches_in(
             rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         )
-        tokens = self._transform(tokens, modulation, angles, context.keys_values)
+        tokens, states = self._transform(tokens, modulation, angles, context.keys_values, hidden)
         shift, scale = self.modulation_out(time).unsqueeze(1).chunk(2, dim=-1)  # b 1 c
         patches = self.patches_out(self.norm_out(tokens) * (1 + scale) + shift)
-        return rearrange(
+        out = rearrange(
             patches, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=self.patch, q=self.patch
         )
+        maps = {name: rearrange(state, "b (h w) c -> b c h w", h=rows) for name, state in states.items()}
+        return (out, maps) if hidden else out
 
     def _transform(
-        self, tokens: Tensor, time: Tensor, angles: Tensor, pairs: tuple[KeysValues, ...]
-    ) -> Tensor:
+        self,
+        tokens: Tensor,
+        time: Tensor,
+        angles: Tensor,
+        pairs: tuple[KeysValues, ...],
+        hidden: Sequence[str],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         outputs: list[Tensor] = []
-        for block, pair in zip(self._blocks(), pairs, strict=True):
+        states: dict[str, Tensor] = {}
+        for number, (block, pair) in enumerate(zip(self._blocks(), pairs, strict=True)):
             # a stack: the last block of the first half is read first, as in a U-Net
             earlier = outputs.pop() if block.merge is not None else None
             tokens = apply(block, tokens, time, angles, pair, earlier, recompute=self.checkpointing)
             if len(outputs) < self.skips and block.merge is None:
                 outputs.append(tokens)
-        return tokens
+            if (name := f"block{number}") in hidden:
+                states[name] = tokens
+        return tokens, states
 
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]

@@ -102,6 +102,11 @@ class UNet(nn.Module):
     ``multipliers`` of ``channels``, one per resolution, may be fractions. ``patch`` folds squares of latents
     into channels at the input and back at the output. ``checkpointing`` is activation checkpointing of the
     units.
+
+    Attributes:
+        hidden: (channels, latents along a side of one place) of each hidden state that `forward` returns when
+            asked: at the end of each level on the way down, of the middle, of each level on the way up. Level
+            0 is the finest.
     """
 
     def __init__(
@@ -127,6 +132,9 @@ class UNet(nn.Module):
         self.checkpointing = checkpointing
         self.patch = patch
         self.factor = patch * 2 ** (len(widths) - 1)
+        sizes = [(width, patch * 2**i) for i, width in enumerate(widths)]
+        self.hidden = {f"down{i}": size for i, size in enumerate(sizes)} | {"middle": sizes[-1]}
+        self.hidden |= {f"up{i}": sizes[i] for i in reversed(range(len(sizes)))}
         # channels-last makes feature maps tokens without a copy, but wants wide groups
         vectorised = min(widths) // norm_groups >= VECTOR
         self.memory_format = torch.channels_last if vectorised else torch.contiguous_format
@@ -168,8 +176,12 @@ class UNet(nn.Module):
         x: Float[Tensor, "b c h w"],
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
-    ) -> Float[Tensor, "b c h w"]:
-        """The prediction; `context` may be projected already, as it is for all steps of a sampler."""
+        hidden: Sequence[str] = (),
+    ) -> Float[Tensor, "b c h w"] | tuple[Tensor, dict[str, Tensor]]:
+        """The prediction; `context` may be projected already, as it is for all steps of a sampler.
+
+        With names of `hidden` states, also those by name, (b, channels, rows, columns).
+        """
         check_divides(x, self.factor)
         if isinstance(context, Tensor):
             context = self.project_context(context)
@@ -181,22 +193,27 @@ class UNet(nn.Module):
 
         patches = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         h = self.conv_in(patches.contiguous(memory_format=self.memory_format))
-        skips = [h]
-        for level in levels(self.down):
+        skips, states = [h], {}
+        for i, level in enumerate(levels(self.down)):
             for unit in level.units:
                 h = run(unit, h)
                 skips.append(h)
+            states[f"down{i}"] = h
             if not isinstance(level.resample, nn.Identity):
                 h = level.resample(h)
                 skips.append(h)
         for unit in self.middle:
             h = run(unit, h)
-        for level in levels(self.up):
+        states["middle"] = h
+        for i, level in enumerate(levels(self.up)):
             for unit in level.units:
                 h = run(unit, torch.cat([h, skips.pop()], dim=1))  # in Stable Diffusion's order of channels
+            if (name := f"up{len(self.up) - 1 - i}") in hidden:  # else not kept until the end
+                states[name] = h
             h = level.resample(h)
         out = self.conv_out(F.silu(self.norm_out(h)))
-        return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
+        out = F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
+        return (out, {name: states[name] for name in hidden}) if hidden else out
 
     def _run(self, unit: nn.Module, x: Tensor, *, time: Tensor, pairs: Iterator[KeysValues]) -> Tensor:
         context = tuple(islice(pairs, cast(Unit, unit).depth))

@@ -13,7 +13,7 @@ from ldm.checkpoints.bundle_writer import origin
 from ldm.codec import Codec
 from ldm.data.stream import LatentBatch
 from ldm.diffusion import Guidance
-from ldm.diffusion.process import Process
+from ldm.diffusion.process import Noised, Process
 from ldm.diffusion.samplers import Sampling
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.denoiser_writer import CodecBundles, write_denoiser
@@ -80,7 +80,12 @@ class LatentDiffusion(ConditionedStage):
         self._null = self.codec.encode_prompts([""])
 
     def loss(self, batch: LatentBatch) -> Tensor:
-        """Mean loss of a batch, its random numbers keyed by the samples' positions."""
+        """Mean loss of a batch."""
+        noised, context = self.noised(batch)
+        return noised.error(self.net(noised.x, noised.time, context)).mean()
+
+    def noised(self, batch: LatentBatch) -> tuple[Noised, Tensor]:
+        """Latents of a batch at their timesteps, and the context; random numbers keyed by the positions."""
         positions = batch["position"]
         # a new latent of the posterior at each step: the mean alone would hide the autoencoder's uncertainty
         x0 = batch["mean"] + batch["std"] * self._normal(batch["mean"], positions, "posterior")
@@ -90,7 +95,7 @@ class LatentDiffusion(ConditionedStage):
         # the unconditional denoiser of classifier-free guidance (Ho & Salimans 2022, Alg. 1)
         assert self._null is not None
         context = torch.where(self._dropped(positions), self._null.to(batch["context"]), batch["context"])
-        return self.process.loss(self.net, x0, context, noise=noise, uniform=times).mean()
+        return self.process.noised(x0, noise=noise, uniform=times), context
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """Losses of the EMA, with noise and timesteps that are the same at every validation."""
