@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -12,28 +12,14 @@ from ldm import UserError
 from ldm.codec import Codec
 from ldm.data.augment import choose, flip
 from ldm.data.datamodule import PictureData
+from ldm.data.features import ENCODED_AT_ONCE, Embedder, stored_embeddings
 from ldm.data.latents import LatentData
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays, of_pictures
 from ldm.models.picture_tokenizers import CodeLevel
 from ldm.picture_codes import PictureCodes
 
-ENCODED_AT_ONCE = 16  # pictures
 MAX_CODES = 2**16
-
-
-class Embedder(Protocol):
-    """A frozen network that makes features of pictures."""
-
-    @property
-    def dim(self) -> int:
-        """Numbers of a feature."""
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """The feature of each picture, (b, dim), whatever its batch."""
-
-    def image_fingerprint(self) -> str:
-        """sha256 of everything that decides it."""
 
 
 class CodeBatch(TypedDict):
@@ -152,13 +138,4 @@ def stored_codes(pictures: PictureDataset, codes: PictureCodes, *, mirrored: boo
     rows = {"kind": "codes", "dtype": np.uint16, "count": codes.net.length}
     return of_pictures(
         pictures, codes.encode_images, made_by, chunk=ENCODED_AT_ONCE, mirrored=mirrored, **rows
-    )
-
-
-def stored_embeddings(pictures: PictureDataset, embedder: Embedder, *, mirrored: bool) -> Recipe:
-    """Features of each picture, float16: a row (e,), and if `mirrored` one of the mirrored picture."""
-    made_by = {"image_encoder": embedder.image_fingerprint()}
-    rows = {"kind": "embeddings", "dtype": np.float16, "count": embedder.dim}
-    return of_pictures(
-        pictures, embedder.embed_images, made_by, chunk=ENCODED_AT_ONCE, mirrored=mirrored, **rows
     )

@@ -32,6 +32,7 @@ class StoredSplit(Dataset[dict[str, Any]]):
     encoded: StoredArrays  # tokens or context of each picture's captions
     flips: bool  # whether pictures are mirrored, where their caption allows it
     seed: int  # key of the choice of captions and of flips
+    embedded: StoredArrays | None = None  # features of each picture, in rows as `moments`
 
     @property
     def kind(self) -> str:
@@ -49,12 +50,9 @@ class StoredSplit(Dataset[dict[str, Any]]):
         encoded, key = self.encoded.read(number), {"seed": self.seed, "position": position}
         choice = choose(encoded, **key)
         mirrored = self.flips and flip(**key, text=self.moments.reader.record(number)["texts"][choice])
-        return {
-            "moments": self.moments.read(number)[int(mirrored)],
-            self.kind: encoded[choice],
-            "position": position,
-            "index": number,
-        }
+        arrays = {"moments": self.moments, "embedding": self.embedded}
+        rows = {name: each.read(number)[int(mirrored)] for name, each in arrays.items() if each is not None}
+        return rows | {self.kind: encoded[choice], "position": position, "index": number}
 
 
 class LatentData(LightningDataModule):

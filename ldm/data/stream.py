@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from threading import Timer
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class LatentBatch(TypedDict):
     mean: Tensor  # float32, b c h w
     std: Tensor  # float32, b c h w
     context: Tensor  # float32, b n d
+    embedding: NotRequired[Tensor]  # float32, b c h w: features of the pictures, where an embedder makes them
     position: Tensor  # int64, b
     index: Tensor  # int64, b
 

@@ -18,6 +18,7 @@ from ldm.data import DataError
 from ldm.data.augment import Crop, sample_at
 from ldm.data.datamodule import PictureData
 from ldm.data.decode import EncodedPicture, centre
+from ldm.data.features import Embedder, with_embedding
 from ldm.data.latents import latent_batch
 from ldm.data.stream import LatentBatch, StreamData, StreamLoader
 from ldm.data.tars import (
@@ -75,9 +76,9 @@ class StreamingPictureData(StreamData):
 class EncodedPictures(LightningDataModule):
     """The same batches, encoded in every step by the codec of the stage: for sets too large to store."""
 
-    def __init__(self, *, pictures: StreamData, codec: Codec) -> None:
+    def __init__(self, *, pictures: StreamData, codec: Codec, embedder: Embedder | None = None) -> None:
         super().__init__()
-        self.pictures, self.codec = pictures, codec
+        self.pictures, self.codec, self.embedder = pictures, codec, embedder
 
     def train_dataloader(self) -> StreamLoader:
         """Loader over the whole training."""
@@ -90,7 +91,9 @@ class EncodedPictures(LightningDataModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:
         """The denoiser's batch."""
         context = self.codec.context(self.codec.tokenizer.encode(batch["captions"]))
-        return latent_batch(self.codec.moments(batch["image"]), context, batch)
+        made = latent_batch(self.codec.moments(batch["image"]), context, batch)
+        # in half precision, as `FeaturedLatents` stores them
+        return with_embedding(made, self.embedder and self.embedder.embed_images(batch["image"]).half())
 
 
 class StreamedPictures(Dataset[dict]):

@@ -54,6 +54,11 @@ class ClipPair:
         """Length of a feature."""
         return int(self.image.projection.out_features)
 
+    @property
+    def shape(self) -> tuple[int]:
+        """The shape of a feature."""
+        return (self.dim,)
+
     def to(self, device: torch.device | str) -> "ClipPair":
         """Moves the towers in place; returns self."""
         for tower in filter(None, (self.text, self.image)):
