@@ -37,14 +37,15 @@ TARGETS = (
     "pytorch_lightning.plugins.",
     "torchmetrics.",
 )
-OPTIONAL_GROUPS = ("experiment",)  # chosen with +group=name; every other group is in the defaults list
+OPTIONAL_GROUPS = ("experiment", "term")  # chosen with +group=name; every other group is in the defaults list
 EVERY = {"evaluate": "metric"}  # command -> a group of which it gets every file: a new one needs no list
 LISTS = {"evaluate": ("bundle",)}  # keys of a command that take a list beside what their default is
 OFF = ("callbacks", "logger")  # groups that a command does without, and so without any member of theirs
 # tables of parts, of which a command goes without those that are null
 PARTS = (*OFF, "metric", "protocol.extractors", "protocol.distances")
 # groups that some commands alone read
-READERS = {"grid": ("sample", "evaluate", "export"), "perceptual": ("train",), "equivariance": ("train",)}
+READERS = {"grid": ("sample", "evaluate", "export")}
+READERS |= dict.fromkeys(("perceptual", "equivariance", "term"), ("train",))
 ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
 
@@ -212,9 +213,10 @@ def check_group(override: Override, command: str) -> None:
         raise UserError(f"write +{group}={value}, with a plus: no {group} is chosen by default")
     if (value is None or override.is_delete()) and group not in (*OFF, *OPTIONAL_GROUPS):
         raise UserError(f"{group} can't be left out: the command reads it; there are: {', '.join(names)}")
-    if isinstance(value, str) and value not in names:
-        there = f"{nearest(value, names)}; there are: {', '.join(names)}"
-        raise UserError(f"there is no {group} {value!r}{there}")
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, str) and each not in names:
+            there = f"{nearest(each, names)}; there are: {', '.join(names)}"
+            raise UserError(f"there is no {group} {each!r}{there}")
     if command not in READERS.get(group, (command,)):
         raise UserError(f"{group} has no place in ldm.{command}, only in {', '.join(READERS[group])}")
 

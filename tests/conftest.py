@@ -37,6 +37,7 @@ from ldm.models.attention import AttentionPool
 from ldm.models.vae import AutoencoderKL
 from ldm.picture_codes import PictureCodes
 from ldm.stages.diffusion import LatentDiffusion
+from ldm.stages.diffusion_with_terms import DiffusionWithTerms
 from ldm.stages.optim import warmup_constant
 from ldm.tokenizers import Tokenizer, train
 from tests.composing import compose_once
@@ -364,7 +365,10 @@ def adamw() -> Callable[..., torch.optim.Optimizer]:
 
 @pytest.fixture
 def diffusion_stage(codec, adamw) -> Callable[..., LatentDiffusion]:
-    """`diffusion_stage(**options)`: the denoiser's stage, always with the same first weights."""
+    """`diffusion_stage(**options)`: the denoiser's stage, always with the same first weights.
+
+    With `terms` it is the stage that adds them to its loss.
+    """
 
     def make(**options: Any) -> LatentDiffusion:
         torch.manual_seed(5)
@@ -376,7 +380,8 @@ def diffusion_stage(codec, adamw) -> Callable[..., LatentDiffusion]:
             "decay": partial(warmup_constant, warmup=4),
             "seed": 3,
         }
-        return LatentDiffusion(codec=codec, size=SIZE, optimizer=adamw, **(defaults | options))
+        kind = DiffusionWithTerms if "terms" in options else LatentDiffusion
+        return kind(codec=codec, size=SIZE, **({"optimizer": adamw} | defaults | options))
 
     return make
 

@@ -1,5 +1,6 @@
 """Two ranks with a batch each train as one rank does with the batch of both."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from ldm.checkpoints.training_state import states, step_of
 from ldm.construct import construct
 from ldm.data.codes import CodeData
 from ldm.data.datamodule import PictureData
-from ldm.data.latents import LatentData
+from ldm.data.features import FeaturedLatents
 from ldm.diffusion.discrete import released
 from ldm.distributed.ranks import world_size
 from ldm.generators.autoregressive import load_clip
@@ -28,6 +29,7 @@ from ldm.stages.clip import ContrastiveStage
 from ldm.stages.discrete_diffusion import DiscreteDiffusionStage
 from ldm.stages.image_tokenizer import TokenizerStage
 from ldm.stages.optim import warmup_constant
+from ldm.stages.terms import LatentAlignment, LayerSync
 from ldm.stages.two_level import TwoLevelStage
 from tests.autoregressive.tiny import make_stage, write_clip
 from tests.conftest import IMAGE_TOKENIZER, TWO_LEVELS
@@ -84,7 +86,7 @@ def train(make_trainer, emoji, codec):
             name: getattr(stage, name) for name in ("codec", "codes", "embedder") if hasattr(stage, name)
         }
         if frozen:
-            data = (CodeData if "codes" in frozen else LatentData)(pictures=data, **frozen)
+            data = (CodeData if "codes" in frozen else FeaturedLatents)(pictures=data, **frozen)
         first = FirstGradients()
         settings = {"precision": "32-true"} | several | options
         make_trainer(steps, first, *callbacks, **settings).fit(stage, datamodule=data)
@@ -145,6 +147,24 @@ def test_a_denoiser_gets_the_same_gradients_and_draws_the_same(train, diffusion_
         assert_same(weights, alone[1])
         assert_close(latents, alone[2], rtol=0, atol=1e-5)
     assert all(torch.equal(together[0][1][name], value) for name, value in together[1][1].items())
+
+
+def test_terms_and_their_projectors_get_the_same_gradients(
+    train, diffusion_stage, ranks, build_network, specs
+):
+    net = build_network(specs["denoiser"] | {"depth": 2}, 2)
+
+    def act(rank):
+        terms = {"sra": partial(LatentAlignment, inner=8), "layersync": LayerSync}
+        stage = diffusion_stage(net=deepcopy(net), terms=terms, decay=lambda step: 1.0)
+        stage.optimizer = partial(torch.optim.SGD, lr=0.1)
+        return train(stage, steps=2)
+
+    alone, together = act(0), ranks(act)
+    assert {name.partition(".")[0] for name in alone[0]} == {"net", "terms"}
+    for gradients, weights in together:
+        assert_same(gradients, alone[0])
+        assert_same(weights, alone[1])
 
 
 def test_clip_gets_the_gradients_of_one_big_batch(train, clip_stage, ranks):

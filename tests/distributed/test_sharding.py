@@ -23,6 +23,7 @@ from ldm.planning.checks import check_start
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.muon import Muon
 from ldm.stages.optim import parameter_groups
+from ldm.stages.terms import LatentAlignment
 
 BATCH = 6  # of all ranks together
 STEPS = 4
@@ -94,12 +95,14 @@ class SaveAt(Callback):
 
 
 @pytest.fixture
-def train(make_trainer, small_stage, emoji):
+def train(make_trainer, small_stage, diffusion_stage, emoji):
     """`train(strategy, ...)`: weights and average at the end, whole, and how many weights were shards."""
 
-    def run(strategy, *, state=None, save=None):
+    def run(strategy, *, state=None, save=None, terms=None):
         count = world_size()
         stage = small_stage(6 if state else 5, eps=1e-3)
+        if terms:
+            stage = diffusion_stage(net=stage.net, optimizer=stage.optimizer, decay=stage.decay, terms=terms)
         pictures = PictureData(root=str(emoji), size=16, batch_size=BATCH // count, seed=3)
         data = LatentData(pictures=pictures, codec=stage.codec)
         callbacks = [EMA(decay=0.5), Gradients(clip=0.1), *([SaveAt(*save)] if save else [])]
@@ -140,6 +143,14 @@ def test_a_stage_trains_in_shards_and_its_states_go_on_under_any_trainer(train, 
     assert len(list(folder.glob("*.distcp"))) == 2
     resumed = [train(None, state=path), *ranks(lambda rank: train(strategy, state=folder), 3)]
     for found in [*chain.from_iterable(together), *resumed]:
+        assert_same(found, whole_run)
+
+
+def test_the_projector_of_a_term_trains_in_shards(train, ranks):
+    terms = {"sra": partial(LatentAlignment, inner=8)}
+    whole_run, together = train(None, terms=terms), ranks(lambda rank: train(Sharded, terms=terms))
+    assert "terms.sra.projector.0.weight" in whole_run[0]
+    for found in together:
         assert_same(found, whole_run)
 
 

@@ -18,7 +18,9 @@ from ldm.data.augment import turns_and_colours
 from ldm.data.latents import LatentData
 from ldm.models.losses import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage, ScalesAndTurns
+from ldm.stages.diffusion_with_terms import DiffusionWithTerms
 from ldm.stages.optim import warmup_cosine
+from ldm.stages.terms import LatentAlignment
 
 STEPS = 12  # an epoch is five batches: of 20 pictures, 4 at a time
 
@@ -147,6 +149,17 @@ def test_another_number_of_loader_processes_changes_nothing(
     stopped = train_with_stops(diffusion_stage, lambda: data(next(numbers)), "stopped", AtBatch(7))
     assert differences(compared(whole.state), compared(stopped.state)) == []
     assert stopped.positions == whole.positions[-len(stopped.positions) :]
+
+
+def test_the_projector_of_a_term_resumes_exactly(train, train_with_stops, diffusion_stage, pictures, codec):
+    def stage() -> DiffusionWithTerms:
+        return diffusion_stage(terms={"sra": partial(LatentAlignment, inner=8)})
+
+    data = partial(LatentData, pictures=pictures, codec=codec)
+    whole = train(stage(), data(), "whole", steps=6)
+    stopped = train_with_stops(stage, data, "stopped", AtBatch(4), steps=6)
+    assert "terms.sra.projector.0.weight" in whole.state["state_dict"]
+    assert differences(compared(whole.state), compared(stopped.state)) == []
 
 
 def test_a_finished_training_goes_on_when_it_is_given_more_steps(train, diffusion_stage, latents):

@@ -1,0 +1,187 @@
+"""Terms that a training adds to the denoising loss: what the network's hidden states should look like.
+
+A term is built for the denoiser that it trains, so that it knows the widths of the hidden states and has a
+projector that fits. Projectors are trained beside the denoiser: they are in the checkpoint, in no EMA and in
+no bundle.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm import UserError
+from ldm.data.features import Embedder
+from ldm.data.stream import LatentBatch
+from ldm.diffusion.process import Noised
+
+FEATURED = "ldm.data.features.FeaturedLatents"  # the data module whose batches have features of pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A batch and what the network has made of it."""
+
+    batch: LatentBatch
+    noised: Noised
+    output: Float[Tensor, "b c h w"]
+    hidden: Mapping[str, Tensor]  # the states that a term asks for by its `layers`
+
+
+class Term(nn.Module, ABC):
+    """A number that is added to the denoising loss, times its weight.
+
+    Attributes:
+        weight: its factor in the loss.
+        layers: names of the denoiser's hidden states that it reads.
+        embedder: makes the features of pictures that it needs in each batch; None: it needs none.
+    """
+
+    layers: tuple[str, ...] = ()
+    embedder: Embedder | None = None
+
+    def __init__(self, *, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @abstractmethod
+    def forward(self, seen: Seen) -> Float[Tensor, ""]:
+        """The term of a batch, not yet weighted, in float32."""
+
+
+def similarity(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, ""]:
+    """Mean cosine of two maps' vectors over the places of the coarser grid, to which the finer is pooled."""
+    side = [min(sizes) for sizes in zip(ours.shape[-2:], theirs.shape[-2:], strict=True)]
+    maps = [F.adaptive_avg_pool2d(each.float(), side) for each in (ours, theirs)]
+    return F.cosine_similarity(*maps, dim=1).mean()
+
+
+def layer_of(net: nn.Module, name: str | None, *, default: int, key: str = "layer") -> str:
+    """The name of one of a denoiser's hidden states; `default` is the number of the one that None stands for.
+
+    Raises UserError for a denoiser without hidden states, and a name that it doesn't have.
+    """
+    names = list(getattr(net, "hidden", {}))
+    if not names:
+        raise UserError(f"term: {type(net).__name__} returns no hidden states: take one of ldm.models")
+    if name is not None and name not in names:
+        raise UserError(f"term: there is no {key} {name!r}; the backbone has {', '.join(names)}")
+    return names[default] if name is None else name
+
+
+class Alignment(Term):
+    """Minus the mean cosine of a hidden state and a map of the clean picture, through a trained projector.
+
+    The projector is two linear layers at each place; that of Yu et al. 2025 has three.
+
+    Args:
+        net: the denoiser.
+        layer: name of the hidden state; None: the one in the middle.
+
+    Attributes:
+        projector: from the state's channels, last axis, to those of the map; a subclass makes it.
+
+    Raises UserError for a layer that the denoiser doesn't have.
+    """
+
+    projector: nn.Module
+
+    def __init__(self, *, net: nn.Module, weight: float = 0.5, layer: str | None = None) -> None:
+        super().__init__(weight=weight)
+        name = layer_of(net, layer, default=len(getattr(net, "hidden", ())) // 2)
+        self.layers = (name,)
+        self.channels, self.factor = net.hidden[name]
+
+    @abstractmethod
+    def target(self, seen: Seen) -> Float[Tensor, "b c h w"]:
+        """The map of the clean picture that the state is compared with."""
+
+    def forward(self, seen: Seen) -> Float[Tensor, ""]:
+        """Between -1, where all directions agree, and 1."""
+        projected = self.projector(seen.hidden[self.layers[0]].movedim(1, -1)).movedim(-1, 1)
+        return -similarity(projected, self.target(seen))
+
+
+def projector(channels: int, inner: int, width: int) -> nn.Sequential:
+    """Two linear layers over the last axis, `inner` channels between them."""
+    return nn.Sequential(nn.Linear(channels, inner), nn.SiLU(), nn.Linear(inner, width))
+
+
+class FeatureAlignment(Alignment):
+    """REPA: alignment to a frozen network's features of the clean picture (Yu et al. 2025, eq. 8).
+
+    Args:
+        features: the network, whose outputs are computed once and come with each batch.
+        inner: channels of the projector's hidden layer.
+        others: see `Alignment`.
+    """
+
+    def __init__(self, *, features: Embedder, inner: int = 512, **others: Any) -> None:
+        super().__init__(**others)
+        self.embedder = features
+        self.projector = projector(self.channels, inner, features.shape[0])
+
+    def target(self, seen: Seen) -> Float[Tensor, "b c h w"]:
+        """The features; UserError if the data module adds none to its batches."""
+        if "embedding" not in seen.batch:
+            raise UserError(
+                f"term: the batches have no features of pictures: write model.datamodule._target_={FEATURED}"
+            )
+        return seen.batch["embedding"]
+
+
+class LatentAlignment(Alignment):
+    """SRA 2: alignment to the autoencoder's latents of the clean picture (Wang et al. 2026).
+
+    Where a place of the hidden state stands for several latents, their channels are joined.
+
+    Args:
+        inner: channels of the projector's hidden layer.
+        others: see `Alignment`.
+    """
+
+    def __init__(self, *, net: nn.Module, inner: int = 512, **others: Any) -> None:
+        super().__init__(net=net, **others)
+        self.projector = projector(self.channels, inner, net.latent_channels * self.factor**2)
+
+    def target(self, seen: Seen) -> Float[Tensor, "b c h w"]:
+        """The latents' means, joined to the places of the hidden state."""
+        return F.pixel_unshuffle(seen.batch["mean"], self.factor)
+
+
+class LayerSync(Term):
+    """Minus the mean cosine of an early hidden state and a later one, which gets no gradient of it.
+
+    Haghighi et al. 2025, arXiv 2510.12581. It needs no projector and no other network.
+
+    Args:
+        net: the denoiser.
+        early, late: names of the states; None: at a quarter of their list from its start and from its end,
+            which is the same level of a U-Net on its ways down and up.
+
+    Raises UserError for layers that the denoiser doesn't have, or that differ in their channels.
+    """
+
+    def __init__(
+        self, *, net: nn.Module, weight: float = 0.2, early: str | None = None, late: str | None = None
+    ) -> None:
+        super().__init__(weight=weight)
+        quarter = (len(getattr(net, "hidden", ())) - 1) // 4
+        first = layer_of(net, early, default=quarter, key="early")
+        second = layer_of(net, late, default=-1 - quarter, key="late")
+        channels = {name: net.hidden[name][0] for name in (first, second)}
+        if first == second or len(set(channels.values())) > 1:
+            raise UserError(
+                f"term: early={first} and late={second} have "
+                f"{' and '.join(map(str, channels.values()))} channels: name two layers of the same number"
+            )
+        self.layers = (first, second)
+
+    def forward(self, seen: Seen) -> Float[Tensor, ""]:
+        """Between -1, where all directions agree, and 1."""
+        early, late = (seen.hidden[name] for name in self.layers)
+        return -similarity(early, late.detach())
