@@ -9,21 +9,19 @@ are most of a U-Net, and vectors, for which it would take a second optimizer bes
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 
-from ldm import UserError
+from ldm.stages.matrix_optimizer import MatrixOptimizer
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, keeps singular values near 1
 ADAM_SIZE = 0.2  # root mean square of an Adam step per learning rate (Liu et al. 2025)
 
 
-class Muon(Optimizer):
+class Muon(MatrixOptimizer):
     """Orthogonalised momentum for matrices and kernels, AdamW for vectors.
 
     Args:
@@ -48,27 +46,8 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         iterations: int = 5,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps}
-        super().__init__(params, defaults | {"weight_decay": weight_decay, "iterations": iterations})
-        if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
-            raise UserError(
-                "optimizer=muon makes whole matrices orthogonal, and trainer=fsdp leaves each rank a shard "
-                "of them: take optimizer=adamw or trainer=ddp"
-            )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, after a call of `closure` that computes the gradients; returns what that returns."""
-        with torch.enable_grad():
-            loss = closure() if closure else None
-        for group in self.param_groups:
-            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            # decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019)
-            # _foreach: a few kernel launches in place of one per parameter
-            torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
-            self._step_matrices([p for p in trained if p.ndim >= 2], group)
-            self._step_vectors([p for p in trained if p.ndim < 2], group)
-        return loss
+        adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, adam | {"momentum": momentum, "iterations": iterations})
 
     def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         stacks: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
@@ -88,19 +67,6 @@ class Muon(Optimizer):
             directions = orthogonal(matrices, iterations=group["iterations"])
             for p, direction in zip(stack, directions, strict=True):
                 p.sub_(direction.view_as(p), alpha=length)
-
-    def _step_vectors(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        fast, slow = group["betas"]
-        for p in parameters:
-            state = self.state[p]
-            if not state:
-                state |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-            state["step"] += 1
-            state["mean"].lerp_(p.grad, 1 - fast)
-            state["square"].lerp_(p.grad.square(), 1 - slow)
-            mean = state["mean"] / (1 - fast ** state["step"])
-            square = state["square"] / (1 - slow ** state["step"])
-            p.addcdiv_(mean, square.sqrt() + group["eps"], value=-group["lr"])
 
 
 def orthogonal(matrices: Tensor, *, iterations: int) -> Tensor:

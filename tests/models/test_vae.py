@@ -60,6 +60,7 @@ def test_equals_diffusers_with_the_same_weights(mid_attention):
         ("kl_f4", 55_312_063, 4),
         ("kl_f8_tiny", 1_031_667, 8),
         ("kl_f4_tiny", 856_212, 4),
+        ("kl_f8_patch_tiny", 1_347_020, 8),
     ],
 )
 def test_presets_have_their_sizes(preset, parameters, factor):
