@@ -21,8 +21,8 @@ from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.flops import Action, convolution_peak, gflop
 from benchmarks.problem_sizes import EVERY, SIZES, ProblemSize, add_shape
 from benchmarks.timing import in_turns
 from ldm.construct import construct
@@ -34,7 +34,6 @@ from ldm.models.unet import UNet
 TINY = Path(__file__).parents[1] / "conf" / "backbone" / "unet_tiny.yaml"
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-Action = Callable[[], object]
 
 
 class Inputs(NamedTuple):
@@ -93,23 +92,6 @@ def sample(
         for t in torch.linspace(999, 0, steps, device=x.device):
             x = x - call(x, t.expand(len(x)), context) / steps
     return x
-
-
-def gflop(action: Action) -> float:
-    """Billions of multiplications and additions of one call, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        action()
-    return counter.get_total_flops() / 1e9
-
-
-@torch.inference_mode()
-def convolution_peak(*, rounds: int = 10) -> float:
-    """Best GFLOP/s of a 3x3 convolution of 64x128x16x16 in bfloat16, channels-last."""
-    layout = torch.channels_last
-    conv = nn.Conv2d(128, 128, 3, padding=1).to(torch.bfloat16, memory_format=layout)
-    x = torch.randn(64, 128, 16, 16, dtype=torch.bfloat16).contiguous(memory_format=layout)
-    action = partial(conv, x)
-    return gflop(action) / min(in_turns({"": action}, rounds=rounds)[""])
 
 
 def compare(name: str, shape: ProblemSize, *, rounds: int, compile_ours: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.flops import gflop
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.rows import Row, foretold
 from benchmarks.scaling_model import (
@@ -23,7 +24,6 @@ from benchmarks.scaling_model import (
     Training,
     step,
 )
-from benchmarks.unet_vs_diffusers import gflop
 from ldm.config import build
 from ldm.planning.dry_run import ALONE, made_up_stage
 from ldm.planning.fitting import make_trainer

@@ -7,11 +7,12 @@ from statistics import median
 import torch
 from torch import nn
 
+from benchmarks.flops import gflop
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.rows import Row
 from benchmarks.problem_sizes import ProblemSize
 from benchmarks.scaling_model import PEAK
-from benchmarks.unet_vs_diffusers import Inputs, gflop, inputs, pair, sample, training_step
+from benchmarks.unet_vs_diffusers import Inputs, inputs, pair, sample, training_step
 
 BACKEND = {"cuda": "inductor", "cpu": "eager"}  # a rehearsal shows that the graphs are made, in seconds
 
