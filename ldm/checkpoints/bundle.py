@@ -22,17 +22,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm import UserError
-from ldm.construct import construct
-from ldm.io.fields import MAX_FLOAT, MAX_WIDTH, Fields, check_tree
+from ldm.construct import construct, locate
+from ldm.io.fields import MAX_FLOAT, Fields, check_tree
 from ldm.io.reading import MAX_YAML, hash_file, is_plain_name, read_json, read_yaml
 from ldm.models.meta_init import meta_init
-from ldm.tokenizers import SIZES, TOKENIZER_FORMAT, Tokenizer, parse_merge
+from ldm.tokenizers import TOKENIZER_FORMAT, Tokenizer
 
 FORMAT = 1
 MAX_SIDE = 2**13  # of a picture, in pixels
 # Errors that torch and Python raise for a config, which is foreign data, that describes no network.
 UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
+TOKENIZERS = {  # by the format of their file
+    TOKENIZER_FORMAT: "ldm.tokenizers.Tokenizer",
+    "ldm-word-pieces-1": "ldm.tokenizers.word_pieces.WordPieces",
+}
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "emoji" / "bundle"
 
 
@@ -227,10 +231,9 @@ def tokenizer_of(content: Any, *, name: str) -> Tokenizer:
     """The tokenizer that plain data describes, which messages call `name`; UserError if it describes none."""
     try:
         fields = Fields.of(content, name=name)
-        if fields.text("format") != TOKENIZER_FORMAT:
-            raise UserError(f"format {fields.text('format')!r} is not {TOKENIZER_FORMAT!r}")
-        sizes = {each: fields.whole(each, low=0, high=MAX_WIDTH) for each in SIZES}
-        return Tokenizer([parse_merge(line) for line in fields.texts("merges")], **sizes)
+        kind = locate(fields.choice("format", TOKENIZERS), allowed=("ldm.tokenizers.",))
+        found: Tokenizer = kind.of(fields)
+        return found
     except ValueError as error:  # Python's own where a line is no merge
         raise UserError(f"{name} is not a tokenizer of ldm ({error}): train or copy it again") from None
 

@@ -33,7 +33,7 @@ from ldm.models.attention import CrossAttention, KeysValues
 from ldm.sampling.batches import generate_batch
 from ldm.sampling.jobs import Job
 from ldm.serve.describing import run_config
-from ldm.tokenizers import Tokenizer, words
+from ldm.tokenizers import Tokenizer
 
 SIDE = 32  # of a map
 PIXELS = 32  # pixels at which pictures are compared
@@ -131,7 +131,7 @@ def heat_maps(opened: Opened, job: Job) -> dict[str, Any]:
 def spans(prompt: str, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
     """The words of a prompt with the positions of their tokens, as far as they are read."""
     found, start = [], 1  # the first token is the start
-    for word in words(prompt):
+    for word in tokenizer.words(prompt):
         count = tokenizer.count(word) - 2
         positions = [each for each in range(start, start + count) if each < tokenizer.context_length - 1]
         if any(letter.isalnum() for letter in word):

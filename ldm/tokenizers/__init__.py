@@ -29,6 +29,7 @@ Merge = tuple[str, str]
 TOKENIZER_FORMAT = "ldm-tokenizer-1"
 SIZES = ("vocab_size", "context_length", "pad_id")
 WORD_END = "</w>"
+MAX_IDS = 2**17  # of a vocabulary, and of a text's tokens, in a file of others; CLIP's vocabulary has 49,408
 NUM_CONTROL = 2  # start and end
 NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
 CLIP_VOCAB_SIZE = 49_408  # Radford et al. 2021, section 2.4
@@ -81,6 +82,15 @@ class Tokenizer:
         self.eot_id = vocab_size - 1
         self._bpe = _byte_pairs(self.merges)
 
+    @classmethod
+    def of(cls, fields: Any) -> Tokenizer:
+        """The tokenizer that a bundle's file describes, by its `ldm.io.fields.Fields`.
+
+        Raises ValueError, of which UserError is one, where they describe none.
+        """
+        sizes = {name: fields.whole(name, low=0, high=MAX_IDS) for name in SIZES}
+        return cls([parse_merge(line) for line in fields.texts("merges")], **sizes)
+
     def encode(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
         """Start, text, end, pads up to the context length; a long text loses its tail, not the end token."""
         if isinstance(texts, str):
@@ -124,6 +134,10 @@ class Tokenizer:
             return f"{name} {longest}"
         share = f"{100 * len(cuts) / len(texts):.2g} %"
         return f"{len(cuts)} of {len(texts)} {what}s ({share}) are cut; the longest, {name}, {longest}"
+
+    def words(self, text: str) -> list[str]:
+        """The words of a text, in order; no token reaches over their ends."""
+        return words(text)
 
     def fingerprint(self) -> list[str]:
         """Everything that decides which ids a text gets."""
