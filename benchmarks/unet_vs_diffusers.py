@@ -129,7 +129,7 @@ def row(name: str, actions: Sequence[Action], *, rounds: int) -> None:
 
 def preset(*, rounds: int, compile_ours: bool) -> None:
     """Prints how much of this machine the tiny preset's own training step uses."""
-    net = construct(OmegaConf.to_container(OmegaConf.load(TINY)))
+    net = construct(OmegaConf.to_container(OmegaConf.load(TINY), resolve=True))
     shape = SIZES["tiny"]
     side = shape.latents[1] * net.patch
     data = inputs(replace(shape, latents=(net.latent_channels, side)))

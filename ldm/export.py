@@ -68,6 +68,7 @@ def import_foreign(config: DictConfig) -> None:
         tokenizer=partial(build, config.tokenizer),
         clip=options["architecture"],
         text_state=options["text_state"],
+        context_length=options["context_length"],
         averaged=config.weights == "ema",
         typed={re.split(r"[.=]", typed.lstrip("+~"))[0] for typed in overrides()},
         trusted=config.declared == "take",

@@ -46,6 +46,7 @@ NOT_ALONE = {
     "perceptual",
     "equivariance",
     "term",
+    "text",
 }  # added to others, or Hydra's
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_ALONE)
 CODES = ["+codes=trained", "codes.image_tokenizer=runs/x"]  # no tokenizer of pictures ships
@@ -301,6 +302,15 @@ def test_an_experiment_fits_the_networks_that_its_codec_comes_from(experiment):
             part
         ]
         assert theirs[given] == getattr(net, option, theirs[given])  # a network on codes reads neither
+
+
+@pytest.mark.parametrize("experiment", ["flickr_cpu", "flickr_dit", "flickr_base", "shapes", "demo"])
+def test_a_pretrained_text_encoder_fits_every_backbone_of_our_own(experiment):
+    own = plain(composed("train", f"+experiment={experiment}", "+text=minilm"))
+    assert own["codec"]["text_encoder"] == "bundles/minilm"
+    published = {"vocab_size": 30522, "context_length": 64, "width": 384, "num_layers": 6, "num_heads": 12}
+    assert own["text_encoder"] == {"_target_": "ldm.models.bert.SentenceEncoder", **published}
+    assert on_meta(json.dumps(own["backbone"])).context_dim == 384
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if f"{name}_codes" in EXPERIMENTS])

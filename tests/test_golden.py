@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from ldm.construct import construct
 from ldm.diffusion import samplers, schedules
@@ -38,7 +38,7 @@ METHODS = {
 
 
 def spec(group: str, name: str) -> dict:
-    return yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text())
+    return OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml"), resolve=True)
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:

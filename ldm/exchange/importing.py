@@ -7,6 +7,7 @@
 | a file of their autoencoder alone                  | a bundle of that part                |
 | a folder of one diffusers or transformers network  | a bundle of that part                |
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
+| a folder of a BERT, see `bert`                     | a bundle of that text encoder        |
 | a tokenizer of pictures, see `image_tokenizers`    | a bundle of that part                |
 | VQ-Diffusion, see `vq_diffusion`                   | a text-to-image bundle, or a part    |
 | a network on codes, see `code_networks`            | a bundle of that part, or CLIP-GEN's |
@@ -20,6 +21,7 @@ from itertools import product
 from pathlib import Path
 
 from ldm import UserError
+from ldm.exchange.bert import import_bert, is_bert
 from ldm.exchange.clip import import_openclip, is_openclip
 from ldm.exchange.code_networks import import_code_network, is_code_network
 from ldm.exchange.compvis import (
@@ -36,6 +38,7 @@ from ldm.exchange.image_tokenizers import import_tokenizer, import_vq_model, is_
 from ldm.exchange.imported import Imported
 from ldm.exchange.vq_diffusion import PIPELINE, import_released, import_vq_diffusion, is_released
 from ldm.exchange.weights import Source, Weights
+from ldm.exchange.wheels import SCHEME, wheel_folder
 from ldm.io.fields import Fields
 
 PINNED = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?:/(.+))?")
@@ -84,6 +87,10 @@ def import_weights(source: Source, asked: Asked) -> Imported:
     ema = averages(weights.outline) if asked.averaged and weights else {}
     if asked.averaged and (not weights or not ema or ema.keys() - weights.outline.keys()):
         raise UserError(f"{path} does not hold the EMA (model_ema.*) of each weight: leave weights=ema out")
+    if is_bert(path):
+        return import_bert(path, context_length=asked.context_length)
+    if asked.context_length is not None:
+        raise UserError(f"context_length= is for a BERT, which {path} is not: leave it out")
     size = asked.architecture.size if "size" in asked.typed else None
     if is_tokenizer(weights or path):
         return import_tokenizer(weights or path, size=size)
@@ -114,11 +121,13 @@ def import_weights(source: Source, asked: Asked) -> Imported:
 
 
 def locate(name: str) -> Source:
-    """Finds weights by their path, `hf://owner/name@commit[/file]` or `open_clip://model/tag`."""
+    """Finds weights by path, `hf://owner/name@commit[/file]`, `open_clip://model/tag` or `wheel://package`."""
     if name.startswith("hf://"):
         return Source(path=_fetch(name), name=name)
     if name.startswith("open_clip://"):
         return _tagged(name)
+    if name.startswith(SCHEME):
+        return Source(path=wheel_folder(name), name=name)
     path = Path(name)
     if not path.exists():
         raise UserError(

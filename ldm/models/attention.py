@@ -147,15 +147,19 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, tokens: Float[Tensor, "b n c"], angles: Float[Tensor, "n half"] | None = None
+        self,
+        tokens: Float[Tensor, "b n c"],
+        angles: Float[Tensor, "n half"] | None = None,
+        *,
+        allowed: Bool[Tensor, "*rows n n"] | None = None,
     ) -> Float[Tensor, "b n c"]:
-        """Every token as a mixture of all tokens, without residual."""
+        """Every token as a mixture of all tokens, or of those that are `allowed`; without residual."""
         q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         q, k = self.norm_q(q), self.norm_k(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         # norms and rotations return float32; torch's kernels want one dtype
-        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, causal=self.causal)
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, causal=self.causal, allowed=allowed)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
 

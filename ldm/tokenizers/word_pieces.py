@@ -1,4 +1,4 @@
-"""BERT's tokenizer: words in pieces of a fixed vocabulary (Devlin et al. 2019, sec. 3; Wu et al. 2016, sec. 4.1)."""
+"""BERT's tokenizer: words in pieces of a fixed vocabulary (Devlin et al. 2019, sec. 3; Wu et al. 2016)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def pictures(count: int) -> torch.Tensor:
 
 def preset(group: str, name: str) -> dict:
     spec = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
-    return {key: 128 if value == "${text_encoder.embed_dim}" else value for key, value in spec.items()}
+    return {key: 128 if "text_encoder.embed_dim" in str(value) else value for key, value in spec.items()}
 
 
 def built(text: str, image: str) -> CLIP:

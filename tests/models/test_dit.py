@@ -48,11 +48,9 @@ def block_inputs(block: Block) -> tuple:
 
 
 def count(preset: str) -> int:
+    spec = OmegaConf.to_container(OmegaConf.load(CONF / f"{preset}.yaml"), resolve=True)
     with torch.device("meta"):
-        return sum(
-            p.numel()
-            for p in construct(OmegaConf.to_container(OmegaConf.load(CONF / f"{preset}.yaml"))).parameters()
-        )
+        return sum(p.numel() for p in construct(spec).parameters())
 
 
 @pytest.mark.parametrize(

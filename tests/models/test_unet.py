@@ -75,7 +75,7 @@ def test_equals_diffusers_with_the_same_weights(linear, depth, num_heads, pool):
     [("unet_sd15", 859_520_964), ("unet_base", 69_333_892), ("unet_tiny", 6_970_144)],
 )
 def test_presets_have_their_sizes(preset, parameters):
-    options = OmegaConf.to_container(OmegaConf.load(CONF / f"{preset}.yaml"))
+    options = OmegaConf.to_container(OmegaConf.load(CONF / f"{preset}.yaml"), resolve=True)
     assert options.pop("_target_") == "ldm.models.unet.UNet"
     spec = options.pop("transformer")
     assert spec.pop("_target_") == "ldm.models.attention.TransformerSpec"
