@@ -26,7 +26,7 @@ def make_pipeline(folder: Path, size: ProblemSize) -> None:
 
     from ldm.exchange.folder import import_pipeline, write_vocabulary
     from ldm.exchange.weights import Source
-    from ldm.tokenizers import clip_bpe
+    from ldm.tokenizers.clip_vocabulary import clip_bpe
 
     if (folder / "bundle").is_dir():
         return

@@ -28,7 +28,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
 from ldm.exchange.folder import write_vocabulary
-from ldm.tokenizers import Tokenizer, clean, clip_bpe
+from ldm.tokenizers import Tokenizer, clean
+from ldm.tokenizers.clip_vocabulary import clip_bpe
 
 CHUNK = 5_000  # strings that are compared at a time
 CONTEXT, END = 77, 49_407

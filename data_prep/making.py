@@ -189,6 +189,6 @@ def printable(path: str) -> str:
 
 @lru_cache(maxsize=1)
 def _clip() -> "Tokenizer":
-    from ldm.tokenizers import clip_bpe  # imports torch, seconds that --help does without
+    from ldm.tokenizers.clip_vocabulary import clip_bpe  # imports torch, seconds that --help does without
 
     return clip_bpe()

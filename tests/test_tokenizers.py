@@ -13,7 +13,8 @@ import torch
 from benchmarks.tokenizer_identity import fuzzed
 from ldm.checkpoints.bundle import load_tokenizer
 from ldm.checkpoints.bundle_writer import save_tokenizer
-from ldm.tokenizers import Tokenizer, clean, clip_bpe, train
+from ldm.tokenizers import Tokenizer, clean, train
+from ldm.tokenizers.clip_vocabulary import clip_bpe
 
 CAPTIONS = Path(__file__).parent.parent / "ldm/assets/emoji/captions.json"
 TEXTS = [
@@ -76,7 +77,8 @@ def test_letters_are_those_of_clips_own_code(clip):
 def elsewhere() -> dict[str, Any]:
     """Facts of another process: the merges of `ours` trained there, and whether open_clip was imported."""
     code = (
-        "import json, sys; from ldm.tokenizers import clip_bpe, train; texts = json.load(sys.stdin); "
+        "import json, sys; from ldm.tokenizers import train; "
+        "from ldm.tokenizers.clip_vocabulary import clip_bpe; texts = json.load(sys.stdin); "
         "merges = train(texts, vocab_size=1024, context_length=16).merges; clip_bpe(); "
         "print(json.dumps({'merges': merges, 'open_clip': 'open_clip' in sys.modules}))"
     )

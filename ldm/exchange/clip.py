@@ -18,7 +18,8 @@ from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.names import clip_rules, openclip_rules, openclip_text_rules, text_rules, vision_rules
 from ldm.exchange.weights import Source, Weights
 from ldm.io.fields import MAX_WIDTH, Fields
-from ldm.tokenizers import CLIP_VOCAB_SIZE, Tokenizer, clip_bpe
+from ldm.tokenizers import Tokenizer
+from ldm.tokenizers.clip_vocabulary import CLIP_VOCAB_SIZE, clip_bpe
 
 Config = dict[str, Any]
 

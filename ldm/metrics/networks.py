@@ -20,7 +20,7 @@ from ldm import UserError
 from ldm.metrics.features import FeatureIdentity, check_resize, resize_pictures
 from ldm.metrics.weights import check, freeze, load_strictly, locate, read_state
 from ldm.models.losses import PerceptualDistance
-from ldm.tokenizers import clip_bpe
+from ldm.tokenizers.clip_vocabulary import clip_bpe
 
 CPU_BATCH = 16  # measured: 110 to 160 pictures/s and core at 128 px, 70 in batches of 64
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of the channels

@@ -21,7 +21,7 @@ from ldm.evaluation.protocol import Caption
 from ldm.evaluation.results import read_results, values
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.io.pictures import to_picture
-from ldm.tokenizers import clip_bpe
+from ldm.tokenizers.clip_vocabulary import clip_bpe
 
 VISION = {
     "_target_": "ldm.models.clip.VisionTransformer",

@@ -8,7 +8,8 @@ from transformers import CLIPTokenizer
 
 from ldm import UserError
 from ldm.exchange.folder import read_vocabulary, write_vocabulary
-from ldm.tokenizers import Tokenizer, clip_bpe
+from ldm.tokenizers import Tokenizer
+from ldm.tokenizers.clip_vocabulary import clip_bpe
 
 TEXTS = ["", "a red apple", "Café's 12 cats!!", "日本 🙂 emoji", "word " * 40, "  tabs\tand\nlines  "]
 
