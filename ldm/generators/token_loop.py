@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm import NotFinite, UserError, send
 from ldm.models.code_transformer import CodeNetwork
+from ldm.models.packed import packed
 from ldm.randomness.uniforms import SeededUniforms, gumbel
 
 CHUNK = 8  # pictures that a network sees at once; a last chunk is filled up
@@ -111,19 +112,21 @@ def generate_codes(
     """
     rows = [each for each in (condition, empty if choice.guided else None) if each is not None]
     made = torch.zeros(len(condition), net.length, dtype=torch.int64, device=condition.device)
-    for start in range(0, len(made), CHUNK):
-        own = slice(start, start + CHUNK)
-        drawn = list(seeds[own])
-        steps = _chunk(
-            net,
-            torch.cat([filled(each[own]) for each in rows]),
-            SeededUniforms(drawn + drawn[-1:] * (CHUNK - len(drawn)), device=made.device),
-            choice,
-            count=len(rows),
-            known=None if known is None else tuple(filled(send(each[own], made.device)) for each in known),
-        )
-        # float32, whatever the training's precision
-        with torch.inference_mode(), torch.autocast(made.device.type, enabled=False):
+    # float32, whatever the training's precision
+    with torch.inference_mode(), torch.autocast(made.device.type, enabled=False), packed(net):
+        for start in range(0, len(made), CHUNK):
+            own = slice(start, start + CHUNK)
+            drawn = list(seeds[own])
+            steps = _chunk(
+                net,
+                torch.cat([filled(each[own]) for each in rows]),
+                SeededUniforms(drawn + drawn[-1:] * (CHUNK - len(drawn)), device=made.device),
+                choice,
+                count=len(rows),
+                known=None
+                if known is None
+                else tuple(filled(send(each[own], made.device)) for each in known),
+            )
             for place, codes in enumerate(steps):
                 made[own, place] = codes[: len(drawn)]
                 if watch is not None:

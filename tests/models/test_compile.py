@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from ldm.models.attention import AttentionPool, CrossAttention, SelfAttention, TransformerSpec
 from ldm.models.clip import CLIP, TextTransformer, VisionTransformer, contrastive_loss
 from ldm.models.dit import DiT
+from ldm.models.packed import packed
 from ldm.models.unet import UNet
 from ldm.models.vae import AutoencoderKL
 
@@ -70,6 +71,9 @@ def compile_all() -> None:
         torch.testing.assert_close(found, expected)
         found.backward()
         assert all(p.grad is not None for p in net.parameters()), build
+    net.compile(backend="aot_eager")
+    with torch.no_grad(), packed(net):  # a packed layer would be traced again, and the compiler can't read it
+        assert not any("forward" in vars(module) for module in net.modules())
 
 
 def test_networks_are_one_graph_forward_and_backward():
