@@ -1,4 +1,4 @@
-"""Facts about packed weights: the same products to rounding, nothing left behind, nothing where it can't be."""
+"""Facts about packed weights: the same products to rounding, and nothing left behind."""
 
 import pytest
 import torch
