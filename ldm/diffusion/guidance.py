@@ -22,9 +22,9 @@ def batched(both: Denoiser) -> Pair:
     One call of twice the rows reads the network's weights once.
     """
 
-    def pair(x: State, t: Time) -> tuple[State, State]:
-        """The conditional and the unconditional x0 of the same x."""
-        cond, uncond = both(torch.cat([x, x]), t).chunk(2)  # the order in which the contexts are joined
+    def pair(x: State, t: Time, **asked: float) -> tuple[State, State]:
+        """The conditional and the unconditional x0 of the same x; for `asked` see `Process.denoiser`."""
+        cond, uncond = both(torch.cat([x, x]), t, **asked).chunk(2)  # in the order of their contexts
         return cond, uncond
 
     return pair
@@ -32,7 +32,7 @@ def batched(both: Denoiser) -> Pair:
 
 def apart(cond: Denoiser, uncond: Denoiser) -> Pair:
     """The pair from two networks, which can't share a call."""
-    return lambda x, t: (cond(x, t), uncond(x, t))
+    return lambda x, t, **asked: (cond(x, t, **asked), uncond(x, t))
 
 
 def conditional(cond: Denoiser, pair: Pair) -> Denoiser:

@@ -105,13 +105,7 @@ class Process:
             )
 
     def loss(
-        self,
-        net: Network,
-        x0: Float[Tensor, "b c h w"],
-        context: object,
-        *,
-        noise: Float[Tensor, "b c h w"],
-        uniform: Float[Tensor, " b"],
+        self, net: Network, x0: Float[Tensor, "b c h w"], context: object, *, noise: Tensor, uniform: Tensor
     ) -> Float[Tensor, " b"]:
         """Weighted squared error of each sample at its timestep, see `noised` and `Noised.error`."""
         noised = self.noised(x0, noise=noise, uniform=uniform)
@@ -149,18 +143,19 @@ class Process:
 
         The network sees float32 (under autocast, its dtype), whatever the dtype of x; x0 comes back in
         the dtype of x. A network with `project_context` projects the context here, once for all steps.
+        Arguments by name, such as `early=1.4` of a DiT, are passed on to the network.
         """
         # not required: any callable of (x, t, context) is a network
         project = getattr(net, "project_context", None)
         if project is not None:  # keys and values of the context are the same at every step
             context = project(context)
 
-        def denoise(x: State, t: Time) -> State:
+        def denoise(x: State, t: Time, **asked: object) -> State:
             """x0 as the network estimates it, at one timestep for the whole batch."""
             alpha, sigma = self.schedule(t)
             # a sampler's x is float64, for which a network would take twice the time and memory
             network_time = self.network_time(t).to(x.device, torch.float32).expand(len(x))
-            output = net(x.float(), network_time, context)
+            output = net(x.float(), network_time, context, **asked)
             return self.prediction.x0(output.to(x.dtype), x, alpha, sigma)
 
         return denoise

@@ -56,6 +56,9 @@ class TextToImage:
             )
         # A guidance checks its options when it gets denoisers: here, before a command writes anything.
         self.guidance(_unasked, apart(_unasked, _unasked))
+        is_internal = "ldm.diffusion.internal." in str(node_of(self.guidance))  # also inside another one
+        if is_internal and getattr(self.net, "early_head", None) is None:
+            raise UserError("guidance=internal needs a network with an early head, trained by +term=internal")
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], *, source: Source | None = None
@@ -130,7 +133,7 @@ class TextToImage:
         """
         count = 0
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
+        def denoise(x: Tensor, t: Tensor, **_: object) -> Tensor:
             """Zeros; counts the call."""
             nonlocal count
             count += 1

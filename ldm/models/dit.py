@@ -70,8 +70,9 @@ class DiT(nn.Module):
     """Noisy latents, network times (about 0 to 1000) and a context to a prediction shaped like the latents.
 
     Squares of ``patch`` x ``patch`` latents are the tokens. With ``long_skips`` each block of the second half
-    reads the output of its counterpart in the first. ``checkpointing`` is activation checkpointing of the
-    blocks. Raises UserError on sizes that do not fit.
+    reads the output of its counterpart in the first. ``early_head`` is the number of blocks after which a
+    second head predicts, too, for internal guidance (arXiv 2512.24176); None: there is none.
+    ``checkpointing`` is activation checkpointing of the blocks. Raises UserError on sizes that do not fit.
 
     Attributes:
         hidden: (channels, latents along a side of one place) of each hidden state that `forward` returns when
@@ -89,6 +90,7 @@ class DiT(nn.Module):
         ff_mult: int,
         patch: int,
         long_skips: bool = False,
+        early_head: int | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -99,7 +101,9 @@ class DiT(nn.Module):
             )
         if long_skips and depth % 2 == 0:
             raise UserError(f"depth={depth} with long_skips has no middle block; make it odd.")
-        self.latent_channels, self.context_dim = latent_channels, context_dim
+        if early_head is not None and not 0 < early_head < depth:
+            raise UserError(f"{early_head=} must lie between 1 and {depth - 1}, below depth={depth}")
+        self.latent_channels, self.context_dim, self.early_head = latent_channels, context_dim, early_head
         self.head_dim = width // num_heads
         self.patch = self.factor = patch
         self.checkpointing = checkpointing
@@ -119,6 +123,9 @@ class DiT(nn.Module):
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patches_out = nn.Linear(width, latent_channels * patch**2)
+        if early_head is not None:  # after all others, whose first weights are as without it
+            self.early_modulation = nn.Linear(width, 2 * width)
+            self.early_out = nn.Linear(width, latent_channels * patch**2)
         self.initialise()
 
     def initialise(self) -> None:
@@ -127,6 +134,9 @@ class DiT(nn.Module):
         zero(self.modulation)
         zero(self.modulation_out)
         zero(self.patches_out)  # the first prediction is 0, the mean of every target
+        if self.early_head is not None:
+            zero(self.early_modulation)
+            zero(self.early_out)
         for block in self._blocks():
             zero(block.cross_attention.out)  # no gate here: it is this zero that adds nothing at first
             if block.merge is not None:
@@ -145,11 +155,16 @@ class DiT(nn.Module):
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
         hidden: Sequence[str] = (),
+        early: float = 1.0,
     ) -> Float[Tensor, "b c h w"] | tuple[Tensor, dict[str, Tensor]]:
         """The prediction; `context` may be projected already, as it is for all steps of a sampler.
 
-        With names of `hidden` states, also those by name, (b, channels, rows, columns).
+        With names of `hidden` states, also those by name, (b, channels, rows, columns); `early` is the early
+        head's prediction. With a number `early`, the prediction is E + early (P - E) of both heads' E and P.
+
+        Raises UserError where there is no early head, or where it would be left untrained.
         """
+        self._check_early(asked="early" in hidden or early != 1)
         check_divides(x, self.patch)
         if isinstance(context, Tensor):
             context = self.project_context(context)
@@ -161,14 +176,32 @@ class DiT(nn.Module):
         tokens = self.patches_in(
             rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         )
-        tokens, states = self._transform(tokens, modulation, angles, context.keys_values, hidden)
-        shift, scale = self.modulation_out(time).unsqueeze(1).chunk(2, dim=-1)  # b 1 c
-        patches = self.patches_out(self.norm_out(tokens) * (1 + scale) + shift)
-        out = rearrange(
-            patches, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=self.patch, q=self.patch
-        )
+        kept = (*hidden, "early") if early != 1 else hidden
+        tokens, states = self._transform(tokens, modulation, angles, context.keys_values, kept)
+        out = self._latents(tokens, self.modulation_out(time), self.patches_out, rows=rows)
         maps = {name: rearrange(state, "b (h w) c -> b c h w", h=rows) for name, state in states.items()}
-        return (out, maps) if hidden else out
+        if "early" in states:
+            maps["early"] = self._latents(
+                states["early"], self.early_modulation(time), self.early_out, rows=rows
+            )
+        if early != 1:
+            out = torch.lerp(maps["early"].float(), out.float(), early)
+        return (out, {name: maps[name] for name in hidden}) if hidden else out
+
+    def _latents(self, tokens: Tensor, modulation: Tensor, head: nn.Module, *, rows: int) -> Tensor:
+        shift, scale = modulation.unsqueeze(1).chunk(2, dim=-1)  # b 1 c
+        patches: Tensor = head(self.norm_out(tokens) * (1 + scale) + shift)
+        return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=self.patch, q=self.patch)
+
+    def _check_early(self, *, asked: bool) -> None:
+        if asked and self.early_head is None:
+            raise UserError("the DiT has no early head to guide by: train one with +term=internal")
+        trains = self.training and torch.is_grad_enabled()
+        if trains and not asked and self.early_head is not None:
+            raise UserError(
+                f"backbone.early_head={self.early_head} is trained by +term=internal: add that, or write "
+                "backbone.early_head=null"
+            )
 
     def _transform(
         self,
@@ -188,6 +221,8 @@ class DiT(nn.Module):
                 outputs.append(tokens)
             if (name := f"block{number}") in hidden:
                 states[name] = tokens
+            if number + 1 == self.early_head and "early" in hidden:
+                states["early"] = tokens
         return tokens, states
 
     def _blocks(self) -> list[Block]:

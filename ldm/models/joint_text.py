@@ -5,7 +5,6 @@ transformer layers over those vectors in front of a denoiser; they are weights o
 The same layers may stand over the states of a CLIP.
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -57,6 +56,7 @@ class ReadingDenoiser(nn.Module):
         self.net = net
         self.latent_channels, self.context_dim = cast(int, net.latent_channels), cast(int, net.context_dim)
         self.hidden: dict[str, tuple[int, int]] = getattr(net, "hidden", {})
+        self.early_head: int | None = getattr(net, "early_head", None)
         self.positions = nn.Parameter(torch.empty(context_length, self.context_dim).normal_().mul_(0.1))
         self.blocks = nn.ModuleList(
             Block(self.context_dim, num_heads=num_heads, causal=False, activation=gelu)
@@ -86,11 +86,10 @@ class ReadingDenoiser(nn.Module):
         x: Float[Tensor, "b c h w"],
         t: Float[Tensor, " b"],
         context: Float[Tensor, "b m e"] | ProjectedContext,
-        hidden: Sequence[str] = (),
+        **asked: Any,
     ) -> Float[Tensor, "b c h w"] | tuple[Tensor, dict[str, Tensor]]:
-        """The denoiser's output; the text is read once for all steps of a sampler."""
+        """What the denoiser returns, for `asked` of it; the text is read once for all steps of a sampler."""
         if isinstance(context, Tensor):
             context = self.project_context(context)
-        asked = (hidden,) if hidden else ()  # a denoiser of another package may have no hidden states
-        out: Tensor | tuple[Tensor, dict[str, Tensor]] = self.net(x, t, context, *asked)
+        out: Tensor | tuple[Tensor, dict[str, Tensor]] = self.net(x, t, context, **asked)
         return out

@@ -15,7 +15,7 @@ from ldm.io.reading import read_yaml
 from ldm.sampling.record import first, short
 
 GROUPS = ("sampler", "grid", "guidance")  # options that name a file of conf/
-NEEDS_BUNDLE = "autoguidance"  # names a path, which a request can't
+NOT_OFFERED = ("autoguidance", "internal")  # need a path, or a network with an early head
 MOST = 12  # prompts to click on
 SHIPPED = (  # prompts that the shipped model follows well from any seed
     *("red apple", "sailboat", "owl", "birthday cake", "fox"),
@@ -81,7 +81,9 @@ def takes(generator: Generator, option: str, value: Any) -> bool:
 def choices(known: list[str]) -> dict[str, list[str]]:
     """The names that a request may choose from, for the options that have names."""
     return {
-        group: [name for name in options(group) if name != NEEDS_BUNDLE] for group in GROUPS if group in known
+        group: [name for name in options(group) if name not in NOT_OFFERED]
+        for group in GROUPS
+        if group in known
     }
 
 

@@ -73,9 +73,10 @@ class DiffusionWithTerms(LatentDiffusion):
     def losses(self, batch: LatentBatch) -> dict[str, Tensor]:
         """The mean denoising loss of a batch under the name "", and each term by its name, not weighted."""
         noised, context = self.noised(batch)
-        made = self.net(noised.x, noised.time, context, *([self.hidden] if self.hidden else []))
+        made = self.net(noised.x, noised.time, context, **({"hidden": self.hidden} if self.hidden else {}))
         output, hidden = made if self.hidden else (made, {})
-        seen = Seen(batch=batch, noised=noised, output=output, hidden=hidden)
+        facts = {"batch": batch, "noised": noised, "output": output, "hidden": hidden}
+        seen = Seen(gather=self._of_all_ranks, **facts)
         return {"": noised.error(output).mean()} | {name: term(seen) for name, term in self.terms.items()}
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:

@@ -6,10 +6,11 @@ no bundle.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ldm import UserError
 from ldm.data.features import Embedder
 from ldm.data.stream import LatentBatch
 from ldm.diffusion.process import Noised
+from ldm.distributed.ranks import rank
 
 FEATURED = "ldm.data.features.FeaturedLatents"  # the data module whose batches have features of pictures
 
@@ -30,6 +32,7 @@ class Seen:
     noised: Noised
     output: Float[Tensor, "b c h w"]
     hidden: Mapping[str, Tensor]  # the states that a term asks for by its `layers`
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows  # all ranks' rows, rank after rank
 
 
 class Term(nn.Module, ABC):
@@ -185,3 +188,53 @@ class LayerSync(Term):
         """Between -1, where all directions agree, and 1."""
         early, late = (seen.hidden[name] for name in self.layers)
         return -similarity(early, late.detach())
+
+
+class ContrastiveFlow(Term):
+    """Minus the weighted squared error to the target of another sample (Stoica et al. 2025, eq. 5).
+
+    The other one is the next sample of the batch of all ranks, and for the last one the first. It pushes
+    predictions of different captions apart; a large weight makes them diverge.
+
+    Args:
+        net: the denoiser, of which it asks nothing.
+    """
+
+    def __init__(self, *, net: nn.Module, weight: float = 0.05) -> None:
+        super().__init__(weight=weight)
+
+    def forward(self, seen: Seen) -> Float[Tensor, ""]:
+        """At most 0; 0 for a batch of one sample, which has no other."""
+        noised, everyone = seen.noised, seen.gather(seen.noised.target)
+        world = len(everyone) // len(noised.target)
+        # ranks take turns: sample k of rank r stands at k * world + r of the whole batch
+        in_order = everyone.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
+        if len(in_order) == 1:
+            return torch.zeros((), device=everyone.device)
+        others = in_order.roll(-1, 0)[rank() % world :: world]
+        return -replace(noised, target=others).error(seen.output).mean()
+
+
+class EarlyPrediction(Term):
+    """The denoising loss of the network's early head, by which it guides itself (arXiv 2512.24176).
+
+    Args:
+        net: the denoiser.
+
+    Raises UserError for a denoiser without an early head.
+    """
+
+    layers = ("early",)
+
+    def __init__(self, *, net: nn.Module, weight: float = 0.5) -> None:
+        super().__init__(weight=weight)
+        if getattr(net, "early_head", None) is None:
+            depth = len(getattr(net, "hidden", ()))
+            raise UserError(
+                "term: the backbone has no early head: take a DiT, as in backbone=dit_tiny, and write "
+                f"backbone.early_head={max(1, round(0.3 * depth))}, at about a third of its blocks"
+            )
+
+    def forward(self, seen: Seen) -> Float[Tensor, ""]:
+        """The mean weighted squared error of the early prediction."""
+        return seen.noised.error(seen.hidden["early"]).mean()

@@ -29,7 +29,7 @@ from ldm.stages.clip import ContrastiveStage
 from ldm.stages.discrete_diffusion import DiscreteDiffusionStage
 from ldm.stages.image_tokenizer import TokenizerStage
 from ldm.stages.optim import warmup_constant
-from ldm.stages.terms import LatentAlignment, LayerSync
+from ldm.stages.terms import ContrastiveFlow, LatentAlignment, LayerSync
 from ldm.stages.two_level import TwoLevelStage
 from tests.autoregressive.tiny import make_stage, write_clip
 from tests.conftest import IMAGE_TOKENIZER, TWO_LEVELS
@@ -155,7 +155,7 @@ def test_terms_and_their_projectors_get_the_same_gradients(
     net = build_network(specs["denoiser"] | {"depth": 2}, 2)
 
     def act(rank):
-        terms = {"sra": partial(LatentAlignment, inner=8), "layersync": LayerSync}
+        terms = {"sra": partial(LatentAlignment, inner=8), "sync": LayerSync, "contrastive": ContrastiveFlow}
         stage = diffusion_stage(net=deepcopy(net), terms=terms, decay=lambda step: 1.0)
         stage.optimizer = partial(torch.optim.SGD, lr=0.1)
         return train(stage, steps=2)

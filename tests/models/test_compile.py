@@ -25,6 +25,8 @@ def unet(checkpointing: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def dit(checkpointing: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
     sizes = {"width": 32, "depth": 1, "num_heads": 2, "ff_mult": 2, "patch": 2}
+    if not checkpointing:
+        sizes |= {"depth": 2, "early_head": 1}
     net = DiT(latent_channels=4, context_dim=16, **sizes, checkpointing=checkpointing)
     return net, (torch.randn(2, 4, 8, 8), torch.rand(2), torch.randn(2, 3, 16))
 
@@ -66,7 +68,8 @@ def compile_all() -> None:
         net, inputs = build(checkpointing)
         compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
         if hasattr(net, "hidden"):  # with its hidden states, which terms of a training read
-            inputs = (*inputs, tuple(net.hidden))
+            early = ("early",) if getattr(net, "early_head", None) else ()
+            inputs = (*inputs, (*net.hidden, *early))
         expected, found = loss_of(net, net(*inputs)), loss_of(net, compiled(*inputs))
         torch.testing.assert_close(found, expected)
         found.backward()
@@ -101,7 +104,7 @@ class Attentions(TorchFunctionMode):
 def test_attention_on_a_device_is_one_call_without_a_mask(build):
     net, inputs = build(False)
     there = [each.to("meta") for each in inputs]
-    with Attentions() as mode:
+    with Attentions() as mode, torch.no_grad():
         net.to("meta")(*there)
     kinds = (SelfAttention, CrossAttention, AttentionPool)
     assert len(mode.options) == sum(isinstance(module, kinds) for module in net.modules())

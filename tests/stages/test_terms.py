@@ -17,7 +17,15 @@ from ldm.data.features import FeaturedLatents
 from ldm.data.streaming import EncodedPictures
 from ldm.diffusion.process import Noised
 from ldm.metrics.feature_maps import FeatureMaps
-from ldm.stages.terms import FeatureAlignment, LatentAlignment, LayerSync, Seen, similarity
+from ldm.stages.terms import (
+    ContrastiveFlow,
+    EarlyPrediction,
+    FeatureAlignment,
+    LatentAlignment,
+    LayerSync,
+    Seen,
+    similarity,
+)
 from tests.conftest import BACKBONE, DENOISER
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -216,9 +224,51 @@ def test_missing_features_are_answered_with_what_makes_them(stage, maps, monkeyp
         FeatureMaps(size=32)
 
 
+def test_the_contrastive_term_is_minus_the_error_to_the_next_samples_target(monkeypatch):
+    targets, output = torch.randn(6, 4, 4, 4), torch.randn(6, 4, 4, 4)
+    weight = torch.rand(6, 1, 1, 1)
+    term = ContrastiveFlow(net=torch.nn.Identity())
+
+    def value(rows, **options):
+        time = torch.ones(len(output[rows]))
+        noised = Noised(x=output[rows], time=time, target=targets[rows], weight=weight[rows])
+        return term(Seen(batch={}, noised=noised, output=output[rows], hidden={}, **options))
+
+    expected = -(weight * (output - targets.roll(-1, 0)) ** 2).mean()
+    assert_close(value(slice(None)), expected)
+    assert value(slice(1)) == 0  # there is no other sample
+    for count in (2, 3):  # ranks that take turns
+        gathered = torch.cat([targets[number::count] for number in range(count)])
+        parts = []
+        for number in range(count):
+            monkeypatch.setattr("ldm.stages.terms.rank", lambda number=number: number)
+            parts.append(value(slice(number, None, count), gather=lambda rows, own=gathered: own))
+        assert_close(torch.stack(parts).mean(), expected)
+
+
+def test_the_early_head_is_trained_by_its_own_denoising_loss(stage, diffusion_stage, build_network):
+    spec = DEEP | {"early_head": 1}
+    made = diffusion_stage(net=build_network(spec, 2), terms={"internal": EarlyPrediction})
+    made.on_fit_start()
+    batch = made.example_batch(2, size=16)
+    noised, context = made.noised(batch)
+    early = made.net(noised.x, noised.time, context, hidden=["early"])[1]["early"]
+    losses = made.losses(batch)
+    assert_close(losses["internal"], noised.error(early).mean())
+    made.loss(batch).backward()
+    assert made.net.early_out.weight.grad.abs().sum() > 0
+    with pytest.raises(UserError, match=r"early_head=1 is trained by \+term=internal: add that"):
+        made.net(noised.x, noised.time, context)
+    with pytest.raises(UserError, match=r"no early head: take a DiT.*write backbone\.early_head=1,"):
+        stage(internal=EarlyPrediction)
+
+
 def test_terms_are_chosen_on_the_command_line_one_or_several():
     check("train", ["+term=repa", "model.stage.terms.repa.weight=0.1"])
-    check("train", ["+term=[repa,layersync,sra2]", "model.stage.terms.layersync.early=block1"])
+    check(
+        "train",
+        ["+term=[repa,contrastive,layersync,sra2,internal]", "model.stage.terms.layersync.early=block1"],
+    )
     with pytest.raises(UserError, match="no term 'layersink', did you mean 'layersync'"):
         check("train", ["+term=[repa,layersink]"])
     with pytest.raises(UserError, match=r"term has no place in ldm\.sample"):
