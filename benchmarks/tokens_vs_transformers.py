@@ -1,6 +1,6 @@
 """Our networks on codes against transformers' GPT-2 with the same weights, in one process, in turns.
 
-    python -m benchmarks.tokens_vs_transformers [--size tiny small] [--rounds 5] [--device cpu]
+    python -m benchmarks.tokens_vs_transformers [--size tiny small medium] [--rounds 5] [--device cpu]
 
 Prints, for each size, the largest difference of the logits in float32; then codes per second of sampling with
 a cache (`ldm.generators.token_loop.generate_codes` against `GPT2LMHeadModel.generate`) and seconds of a
@@ -42,6 +42,7 @@ class Size(NamedTuple):
 SIZES = {
     "tiny": Size(width=192, depth=6, num_heads=4, num_codes=1024, grid=8, batch=32),
     "small": Size(width=512, depth=8, num_heads=8, num_codes=1024, grid=16, batch=8),
+    "medium": Size(width=1024, depth=12, num_heads=16, num_codes=1024, grid=16, batch=2),
 }
 
 
@@ -126,14 +127,14 @@ def compare(name: str, size: Size, *, rounds: int, device: torch.device) -> None
     """Prints the rows of one size."""
     ours, theirs = (net.to(device).eval() for net in pair(size))
     generator = torch.Generator().manual_seed(1)
+    few = torch.randint(WORDS, (CHUNK, TEXT), generator=generator).to(device)
     texts = torch.randint(WORDS, (size.batch, TEXT), generator=generator).to(device)
     codes = torch.randint(size.num_codes, (size.batch, ours.length), generator=generator).to(device)
     count = sum(parameter.numel() for parameter in ours.parameters())
     print(f"{name}: {count / 1e6:.1f} M parameters, {TEXT} tokens and {ours.length} codes; ", end="")
     print(f"largest difference of the logits {difference(ours, theirs, texts, codes):.1e} (limit 1e-4)")
-    few, seeds = texts[:CHUNK], range(CHUNK)
     loops = [
-        lambda: generate_codes(ours, few, seeds, Choice()),
+        lambda: generate_codes(ours, few, range(CHUNK), Choice()),
         partial(sampled, theirs, few, length=ours.length),
     ]
     row(f"  sampling, {CHUNK} pictures", loops, rounds=rounds, codes=CHUNK * ours.length)
