@@ -168,7 +168,8 @@ def unet_config(spec: Mapping[str, Any], *, latent_size: int, linear_projection:
     attention = arguments(net["transformer"], target=TRANSFORMER, what="the backbone's transformer")
     options = net | {f"transformer.{key}": value for key, value in attention.items()}
     options["multipliers[0]"] = net["multipliers"][0]
-    _refuse_options("the backbone", options, {"patch": 1, "multipliers[0]": 1, "transformer.ff_mult": 4})
+    only = {"patch": 1, "multipliers[0]": 1, "transformer.ff_mult": 4, "transformer.qk_norm": False}
+    _refuse_options("the backbone", options, only)
     widths = _widths(net)
     *heads, pool_heads = (
         attention.get("num_heads") or width // attention["head_dim"]

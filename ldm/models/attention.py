@@ -41,6 +41,7 @@ class TransformerSpec:
     head_dim: int | None = None
     depth: int = 1
     ff_mult: int = 4
+    qk_norm: bool = False  # whether queries and keys are normalised, as `HeadNorm` does
 
     def heads(self, width: int) -> int:
         """Number of heads at a level of ``width`` channels."""
@@ -142,8 +143,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.causal = causal
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)  # one product: the tokens are read once
-        self.norm_q = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
-        self.norm_k = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.norm_q, self.norm_k = (HeadNorm(width // num_heads) if qk_norm else nn.Identity() for _ in "qk")
         self.out = nn.Linear(width, width)
 
     def forward(
@@ -173,8 +173,7 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.q = nn.Linear(width, width, bias=bias)  # without, as in Stable Diffusion
         self.kv = nn.Linear(context_dim, 2 * width, bias=bias)
-        self.norm_q = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
-        self.norm_k = HeadNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.norm_q, self.norm_k = (HeadNorm(width // num_heads) if qk_norm else nn.Identity() for _ in "qk")
         self.out = nn.Linear(width, width)
 
     def project(self, context: Float[Tensor, "b m e"]) -> KeysValues:
@@ -206,14 +205,15 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm self-attention, cross-attention and feed-forward."""
 
-    def __init__(self, width: int, context_dim: int, *, num_heads: int, ff_mult: int) -> None:
+    def __init__(self, width: int, *, spec: TransformerSpec) -> None:
         super().__init__()
         self.norm_self = nn.LayerNorm(width)
-        self.self_attention = SelfAttention(width, num_heads=num_heads)
+        heads, qk_norm = spec.heads(width), spec.qk_norm
+        self.self_attention = SelfAttention(width, num_heads=heads, qk_norm=qk_norm)
         self.norm_cross = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, context_dim, num_heads=num_heads)
+        self.cross_attention = CrossAttention(width, spec.context_dim, num_heads=heads, qk_norm=qk_norm)
         self.norm_ff = nn.LayerNorm(width)
-        self.ff = FeedForward(width, mult=ff_mult)
+        self.ff = FeedForward(width, mult=spec.ff_mult)
 
     def forward(self, tokens: Float[Tensor, "b n c"], context: KeysValues) -> Float[Tensor, "b n c"]:
         """Tokens after the three residual branches."""
@@ -227,13 +227,9 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, *, spec: TransformerSpec, norm_groups: int = 32) -> None:
         super().__init__()
-        heads = spec.heads(channels)
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)  # Stable Diffusion's eps
         self.proj_in = nn.Linear(channels, channels)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(channels, spec.context_dim, num_heads=heads, ff_mult=spec.ff_mult)
-            for _ in range(spec.depth)
-        )
+        self.blocks = nn.ModuleList(TransformerBlock(channels, spec=spec) for _ in range(spec.depth))
         self.proj_out = nn.Linear(channels, channels)
 
     def project(self, context: Float[Tensor, "b m e"]) -> tuple[KeysValues, ...]:

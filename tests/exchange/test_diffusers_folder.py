@@ -172,10 +172,11 @@ def test_options_without_a_place_are_refused_by_their_names(imported, tmp_path):
     config = OmegaConf.load(bundle / "config.yaml")
     config.parts.backbone.spec.patch = 2
     config.parts.backbone.spec.transformer.ff_mult = 2
+    config.parts.backbone.spec.transformer.qk_norm = True
     OmegaConf.save(config, bundle / "config.yaml")
     with pytest.raises(ValueError, match="backbone can't be written") as refused:
         open_export(Bundle.open(bundle), {})
-    for option in ("patch=2", "transformer.ff_mult=2"):
+    for option in ("patch=2", "transformer.ff_mult=2", "transformer.qk_norm=True"):
         assert option in str(refused.value)
 
 

@@ -17,10 +17,9 @@ from ldm.models.unet import UNet
 CONF = Path(__file__).parents[2] / "conf" / "backbone"
 
 
-def tiny(*, levels=(True, False), num_heads=4, depth=1, pool_context=False, **changes) -> UNet:
-    spec = TransformerSpec(
-        context_dim=24, levels=list(levels), pool_context=pool_context, num_heads=num_heads, depth=depth
-    )
+def tiny(*, levels=(True, False), num_heads=4, **changes) -> UNet:
+    of_transformer = {key: changes.pop(key) for key in ("depth", "pool_context", "qk_norm") if key in changes}
+    spec = TransformerSpec(context_dim=24, levels=list(levels), num_heads=num_heads, **of_transformer)
     options = {"latent_channels": 4, "channels": 32, "multipliers": [1, 2], "blocks_per_level": 2}
     return UNet(transformer=spec, **(options | changes))
 
@@ -86,6 +85,19 @@ def test_presets_have_their_sizes(preset, parameters):
 
 def test_starts_with_a_prediction_of_zero():
     assert tiny()(*inputs()).abs().max() == 0
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_normalised_queries_and_keys_have_no_length(qk_norm):
+    net = shaken(tiny(qk_norm=qk_norm))
+    before = net(*inputs())
+    for name, weight in net.named_parameters():
+        if name.endswith("qkv.weight"):
+            weight.data[: 2 * len(weight) // 3] *= 7  # the rows of q and k
+        elif name.endswith("cross_attention.q.weight"):
+            weight.data *= 7
+    # HeadNorm's eps is 1e-6 of a mean square
+    assert torch.allclose(net(*inputs()), before, atol=1e-4) == qk_norm
 
 
 @pytest.mark.parametrize("pool_context", [False, True])
