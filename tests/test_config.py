@@ -47,6 +47,7 @@ NOT_ALONE = {
     "equivariance",
     "term",
     "text",
+    "captions",
 }  # added to others, or Hydra's
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_ALONE)
 CODES = ["+codes=trained", "codes.image_tokenizer=runs/x"]  # no tokenizer of pictures ships

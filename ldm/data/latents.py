@@ -33,6 +33,7 @@ class StoredSplit(Dataset[dict[str, Any]]):
     flips: bool  # whether pictures are mirrored, where their caption allows it
     seed: int  # key of the choice of captions and of flips
     embedded: StoredArrays | None = None  # features of each picture, in rows as `moments`
+    choose: Callable[..., int] = choose  # the row of `encoded` that a position has, see `Recipe`
 
     @property
     def kind(self) -> str:
@@ -48,8 +49,8 @@ class StoredSplit(Dataset[dict[str, Any]]):
     def sample(self, number: int, position: int) -> dict[str, Any]:
         """The sample of a position: the picture's moments, and `tokens` or `context` of one caption."""
         encoded, key = self.encoded.read(number), {"seed": self.seed, "position": position}
-        choice = choose(encoded, **key)
-        mirrored = self.flips and flip(**key, text=self.moments.reader.record(number)["texts"][choice])
+        choice = self.choose(encoded, **key)
+        mirrored = self.flips and flip(**key, text=self.encoded.reader.record(number)["texts"][choice])
         arrays = {"moments": self.moments, "embedding": self.embedded}
         rows = {name: each.read(number)[int(mirrored)] for name, each in arrays.items() if each is not None}
         return rows | {self.kind: encoded[choice], "position": position, "index": number}
@@ -61,7 +62,7 @@ class LatentData(LightningDataModule):
     Args:
         pictures: the data set; its batch size, seed, workers and flips are used.
         codec: what encodes them: that of the stage that is trained.
-        texts: how captions are kept: `stored_states` or `stored_tokens`.
+        texts: how captions are kept: `stored_states`, `stored_tokens` or `ldm.data.joined.JoinedCaptions`.
 
     Raises UserError: pictures that are streamed, or cut otherwise than to centred squares.
     """
@@ -98,7 +99,8 @@ class LatentData(LightningDataModule):
     def split(self, recipes: Mapping[str, Recipe], seed: int) -> Any:
         """One split: its arrays from the disk, or computed now."""
         moments, captions = recipes["latents"], recipes["texts"]
-        return StoredSplit(moments.arrays(), captions.arrays(), flips=moments.origin["mirrored"], seed=seed)
+        own = {"flips": moments.origin["mirrored"], "seed": seed, "choose": captions.choose}
+        return StoredSplit(moments.arrays(), captions.arrays(), **own)
 
     def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""

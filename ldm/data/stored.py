@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ldm import UserError
 from ldm.codec import Codec
 from ldm.data import DataError
+from ldm.data.augment import choose
 from ldm.data.index import FILE_NAME, Shard, ShardIndex
 from ldm.data.shards import PictureDataset, Sample, ShardReader, scan_shard, write_shard
 from ldm.io.fields import Fields
@@ -93,6 +94,8 @@ class Recipe:
     name: str  # part of the folder's name, for its readers
     origin: Mapping[str, Any]  # everything that decides the arrays
     bytes_each: int  # about what the arrays of one picture take on the disk
+    texts: Callable[[int], list[str]] | None = None  # of a picture's rows; None: its captions
+    choose: Callable[..., int] = choose  # (rows, seed=, position=) -> the row that a position has
 
     @property
     def folder(self) -> Path:
@@ -153,6 +156,9 @@ class Recipe:
                 # version 1: its header is the one that `StoredArrays.read` knows
                 np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
                 own = {name: record[name] for name in ("key", "texts", "comment_nos")}
+                if self.texts is not None:
+                    texts = self.texts(number)
+                    own |= {"texts": texts, "comment_nos": [*range(len(texts))]}
                 yield Sample(image=buffer.getvalue(), extension="npy", **own)
                 bar.update()
 
@@ -209,10 +215,16 @@ def of_pictures(
     )
 
 
-def stored_states(pictures: PictureDataset, codec: Codec) -> Recipe:
-    """The context of every caption, its text states: float16, (captions, n, d) a picture."""
+def stored_states(
+    pictures: PictureDataset, codec: Codec, *, texts: Callable[[int], list[str]] | None = None
+) -> Recipe:
+    """The context of every caption, its text states: float16, (captions, n, d) a picture.
+
+    `texts` gives other texts than the captions of the picture with a number.
+    """
     return _of_captions(
         pictures,
+        texts,
         "states",
         lambda captions: codec.context(codec.tokenizer.encode(captions)).cpu().numpy(),
         {"text_encoder": codec.text_fingerprint(), "dtype": "float16"},
@@ -220,11 +232,14 @@ def stored_states(pictures: PictureDataset, codec: Codec) -> Recipe:
     )
 
 
-def stored_tokens(pictures: PictureDataset, codec: Codec) -> Recipe:
+def stored_tokens(
+    pictures: PictureDataset, codec: Codec, *, texts: Callable[[int], list[str]] | None = None
+) -> Recipe:
     """The tokens of every caption: int32, (captions, n) a picture; `LatentData` encodes those of a batch."""
     tokenizer = hashlib.sha256("\n".join(codec.tokenizer.fingerprint()).encode()).hexdigest()
     return _of_captions(
         pictures,
+        texts,
         "tokens",
         lambda captions: codec.tokenizer.encode(captions).numpy().astype(np.int32),
         {"tokenizer": tokenizer, "dtype": "int32"},
@@ -234,22 +249,24 @@ def stored_tokens(pictures: PictureDataset, codec: Codec) -> Recipe:
 
 def _of_captions(
     pictures: PictureDataset,
+    texts: Callable[[int], list[str]] | None,
     name: str,
     encode: Callable[[Sequence[str]], np.ndarray],
     made_by: dict[str, Any],
     *,
     bytes_each: int,
 ) -> Recipe:
-    """The recipe that applies `encode` to all captions of a picture, each of which takes `bytes_each`."""
+    """The recipe that applies `encode` to all texts of a picture, each of which takes `bytes_each`."""
+    captions_of = texts or pictures.captions
 
     def encode_pictures(numbers: range) -> list[np.ndarray]:
         """The captions of all these pictures in one call, and their rows picture by picture again."""
-        captions = [pictures.captions(number) for number in numbers]
+        captions = [captions_of(number) for number in numbers]
         encoded = encode([caption for own in captions for caption in own])
         return np.split(encoded, np.cumsum([len(own) for own in captions])[:-1])
 
     counted = range(0, len(pictures), max(1, len(pictures) // COUNTED))
-    mean = sum(len(pictures.captions(number)) for number in counted) / len(counted)
+    mean = sum(len(captions_of(number)) for number in counted) / len(counted)
     return Recipe(
         pictures=pictures,
         encode=encode_pictures,
@@ -258,4 +275,5 @@ def _of_captions(
         name=name,
         origin={"captions": pictures.index.sha256, "split": pictures.split} | made_by,
         bytes_each=round(mean * bytes_each),
+        texts=texts,
     )
