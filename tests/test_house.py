@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # (value, lines) of `python -m benchmarks.house` at most; to be lowered as the house shrinks
 LIMITS: dict[str, tuple[float, int]] = {
     # 19 of the files and 3,300 lines are the page's
-    "files of ldm": (217, 34_450),
+    "files of ldm": (218, 34_580),
     "modules at the top of ldm": (10, 0),
     "modules of a DDIM sample from a bundle": (26, 3_890),
     "modules of one FID of two folders": (32, 5_890),
