@@ -25,7 +25,7 @@ def packed(net: object) -> Iterator[None]:
     layers = _layers(net) if _is_fast() else []
     for layer in layers:
         # an attribute hides the method of the class: no layer is replaced, and `state_dict` stays the same
-        layer.forward = partial(_product, _pack(layer.weight), layer.bias)
+        layer.forward = partial(_product, _pack(layer.weight), layer.bias)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -35,7 +35,7 @@ def packed(net: object) -> Iterator[None]:
 
 def _is_fast() -> bool:
     """Whether this CPU and the way the network is called profit; torch has the operators for its compiler."""
-    return (
+    return bool(
         torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
