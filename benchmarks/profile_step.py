@@ -83,7 +83,9 @@ def group_of(name: str) -> str:
 def network(name: str, *, batch: int, side: int, **sizes: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A network of `conf/`, with other sizes where they are given, and random inputs for it."""
     group = NETWORKS[name][0]
-    net = construct(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")) | sizes)
+    net = construct(
+        OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True) | sizes
+    )
     torch.manual_seed(0)
     if group == "autoencoder":
         latent = (batch, net.latent_channels, side // net.factor, side // net.factor)

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from benchmarks.profile_step import AFTER, GROUPS, group_of, groups, network, profiled, report, training_step
+from benchmarks.profile_step import (
+    AFTER,
+    GROUPS,
+    NETWORKS,
+    group_of,
+    groups,
+    network,
+    profiled,
+    report,
+    training_step,
+)
 
 SMALL = {"channels": 16, "multipliers": [1], "blocks_per_level": 1, "norm_groups": 4, "mid_attention": False}
 
@@ -36,6 +46,13 @@ def test_the_tables_have_a_row_for_each_group_and_the_dearest_operators(step):
     assert "% of a convolution's 100." in lines[2]
     operators = lines[max(n for n, line in enumerate(lines) if line.startswith("| operator")) :]
     assert len(operators) == 2 + 3
+
+
+@pytest.mark.parametrize("name", ["unet_tiny", "dit_tiny", "kl_f8_tiny"])
+def test_a_network_fits_its_inputs(name):
+    net, inputs = network(name, batch=1, side=NETWORKS[name][2])
+    output = net(*inputs)
+    assert (output[0] if isinstance(output, tuple) else output).shape == inputs[0].shape
 
 
 @pytest.mark.parametrize(
