@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.flops import gflop
 from benchmarks.profile_step import (
     AFTER,
     GROUPS,
@@ -32,6 +33,7 @@ def test_the_groups_of_a_step_have_all_its_operators_and_their_work(step):
     for name in ("seconds", "calls", "gflop"):
         total = sum(getattr(own, name) for own in operators)
         assert sum(getattr(own, name) for own in found.values()) == pytest.approx(total)
+    assert sum(own.gflop for own in operators) == pytest.approx(gflop(step))
     # all work of this network is that of its convolutions, which count twice as much backward as forward but
     # for the first one, whose input needs no gradient
     convolved = {own.name: own.gflop for own in operators if own.group == "convolutions"}
