@@ -18,6 +18,7 @@ from ldm.construct import construct
 from ldm.data.codes import CodeData
 from ldm.data.datamodule import PictureData
 from ldm.data.features import FeaturedLatents
+from ldm.data.latents import LatentData
 from ldm.diffusion.discrete import released
 from ldm.distributed.ranks import world_size
 from ldm.generators.autoregressive import load_clip
