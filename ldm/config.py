@@ -37,7 +37,7 @@ TARGETS = (
     "pytorch_lightning.plugins.",
     "torchmetrics.",
 )
-OPTIONAL_GROUPS = ("experiment", "term")  # chosen with +group=name; every other group is in the defaults list
+OPTIONAL_GROUPS = ("experiment", "term", "captions", "equivariance", "text")  # with +group=name alone
 EVERY = {"evaluate": "metric"}  # command -> a group of which it gets every file: a new one needs no list
 LISTS = {"evaluate": ("bundle",)}  # keys of a command that take a list beside what their default is
 OFF = ("callbacks", "logger")  # groups that a command does without, and so without any member of theirs
@@ -45,7 +45,7 @@ OFF = ("callbacks", "logger")  # groups that a command does without, and so with
 PARTS = (*OFF, "metric", "protocol.extractors", "protocol.distances")
 # groups that some commands alone read
 READERS = {"grid": ("sample", "evaluate", "export")}
-READERS |= dict.fromkeys(("perceptual", "equivariance", "term"), ("train",))
+READERS |= dict.fromkeys(("perceptual", "equivariance", "term", "captions", "text"), ("train",))
 ACCEPTED = SCALARS | {str: (str, int, float)}  # type of a key's default -> types of values: "7" is typed as 7
 
 

@@ -105,6 +105,7 @@ def read_word_pieces(folder: Path, *, context_length: int) -> WordPieces:
     fields = Fields.read(folder / "tokenizer.json")
     model, normalizer = fields.mapping("model"), fields.mapping("normalizer")
     model.only({"type": "WordPiece", "unk_token": UNKNOWN, "continuing_subword_prefix": "##"})
+    model.only({"max_input_chars_per_word": 100})  # longer ones are unknown
     normalizer.only({"type": "BertNormalizer", "lowercase": True, "clean_text": True})
     normalizer.only({"handle_chinese_chars": True, "strip_accents": None})
     fields.mapping("pre_tokenizer").only({"type": "BertPreTokenizer"})
