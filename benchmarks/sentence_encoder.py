@@ -39,7 +39,8 @@ def main() -> None:
     net.load_state_dict(part.state, assign=True)
     theirs, their_tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     texts = [*NAMES, *(captions(root=str(options.root), split="train") if options.root else ())][:MOST]
-    other = state = pooled = seconds = 0.0
+    other = seconds = 0.0
+    states, means = [], []
     for start in range(0, len(texts), BATCH):
         few = texts[start : start + BATCH]
         ids = tokenizer.encode(few)
@@ -56,12 +57,13 @@ def main() -> None:
             real = (ids != tokenizer.pad_id).long()
             expected = theirs(input_ids=ids, attention_mask=real).last_hidden_state
         mean = (expected * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
-        state = max(state, (own.states - expected)[real.bool()].abs().max().item())
-        pooled = max(pooled, (normalize(own.pooled) - normalize(mean)).abs().max().item())
+        states.append((own.states - expected)[real.bool()].abs().max())
+        means.append((normalize(own.pooled) - normalize(mean)).abs().max())
+    state, pooled = (torch.stack(each).max().item() for each in (states, means))  # NaN stays NaN
     print("| texts | other ids | states differ by | sentence vectors by | texts per CPU second |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     print(f"| {len(texts)} | {other:.0f} | {state:.1e} | {pooled:.1e} | {len(texts) / seconds:.0f} |")
-    sys.exit(bool(other or state > LIMIT or pooled > LIMIT))
+    sys.exit(bool(other) or not (state <= LIMIT and pooled <= LIMIT))
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ def model_card(
     """
     kind = next((name for name in KINDS if name in config["parts"] or name in config), "")
     title, tags = KINDS.get(kind, ("A model", ()))
+    if kind == "text_encoder" and "image_encoder" in config["parts"]:
+        title, tags = "A CLIP model", ("clip",)
     generates = kind in GENERATING
     front = ["---", f"license: {licence}", f"library_name: {library}"]
     front += ["pipeline_tag: text-to-image"] if generates else []

@@ -72,6 +72,10 @@ def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict
     nodes = sampling_nodes(bundle, options)
     if "weak" in nodes["guidance"]:
         raise UserError("guidance.weak can't be written for ONNX, which has one U-Net: use another bundle")
+    if "ldm.diffusion.internal." in str(nodes["guidance"]):
+        raise UserError(
+            "guidance=internal can't be written for ONNX, whose graph has one head: type +guidance=cfg"
+        )
     codec, size, differences = codec_of(bundle, bundle), bundle.entry("size"), {}
     latent = codec.latent_shape(size)
     networks = {

@@ -102,7 +102,7 @@ class DiT(nn.Module):
         if long_skips and depth % 2 == 0:
             raise UserError(f"depth={depth} with long_skips has no middle block; make it odd.")
         if early_head is not None and not 0 < early_head < depth:
-            raise UserError(f"{early_head=} must lie between 1 and {depth - 1}, below depth={depth}")
+            raise UserError(f"{early_head=} must be at least 1 and below depth={depth}")
         self.latent_channels, self.context_dim, self.early_head = latent_channels, context_dim, early_head
         self.head_dim = width // num_heads
         self.patch = self.factor = patch

@@ -40,6 +40,7 @@ def _is_fast() -> bool:
         and torch.backends.mkldnn.enabled
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and not torch.is_grad_enabled()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # private, so a later torch may lack it
         and not torch.is_autocast_enabled("cpu")
     )
 

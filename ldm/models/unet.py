@@ -198,7 +198,8 @@ class UNet(nn.Module):
             for unit in level.units:
                 h = run(unit, h)
                 skips.append(h)
-            states[f"down{i}"] = h
+            if (name := f"down{i}") in hidden:  # else not kept until the end
+                states[name] = h
             if not isinstance(level.resample, nn.Identity):
                 h = level.resample(h)
                 skips.append(h)
@@ -208,7 +209,7 @@ class UNet(nn.Module):
         for i, level in enumerate(levels(self.up)):
             for unit in level.units:
                 h = run(unit, torch.cat([h, skips.pop()], dim=1))  # in Stable Diffusion's order of channels
-            if (name := f"up{len(self.up) - 1 - i}") in hidden:  # else not kept until the end
+            if (name := f"up{len(self.up) - 1 - i}") in hidden:
                 states[name] = h
             h = level.resample(h)
         out = self.conv_out(F.silu(self.norm_out(h)))

@@ -15,8 +15,6 @@ from ldm import UserError
 class MatrixOptimizer(Optimizer, ABC):
     """Decoupled weight decay, a step of the subclass for matrices and kernels, AdamW for all else.
 
-    All parameters of a group with `vectors: true` take AdamW steps, whatever their shape.
-
     Args:
         params: parameters or groups of them.
         defaults: options of a group; `lr`, `betas` and `eps` of AdamW and `weight_decay` are among them.
@@ -46,10 +44,9 @@ class MatrixOptimizer(Optimizer, ABC):
             # decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019)
             # _foreach: a few kernel launches in place of one per parameter
             torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
-            matrices = [p for p in trained if p.ndim >= 2 and not group.get("vectors")]
-            self._step_matrices(matrices, group)
+            self._step_matrices([p for p in trained if p.ndim >= 2], group)
             for p in trained:
-                if p.ndim < 2 or group.get("vectors"):
+                if p.ndim < 2:
                     _adam(p, self.state[p], group)
         return loss
 

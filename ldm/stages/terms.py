@@ -70,9 +70,11 @@ def layer_of(net: nn.Module, name: str | None, *, default: int, key: str = "laye
     """
     names = list(getattr(net, "hidden", {}))
     if not names:
-        raise UserError(f"term: {type(net).__name__} returns no hidden states: take one of ldm.models")
+        raise UserError(
+            f"model.stage.terms: {type(net).__name__} returns no hidden states: take one of ldm.models"
+        )
     if name is not None and name not in names:
-        raise UserError(f"term: there is no {key} {name!r}; the backbone has {', '.join(names)}")
+        raise UserError(f"model.stage.terms: there is no {key} {name!r}; the backbone has {', '.join(names)}")
     return names[default] if name is None else name
 
 
@@ -132,7 +134,8 @@ class FeatureAlignment(Alignment):
         """The features; UserError if the data module adds none to its batches."""
         if "embedding" not in seen.batch:
             raise UserError(
-                f"term: the batches have no features of pictures: write model.datamodule._target_={FEATURED}"
+                "model.stage.terms: the batches have no features of pictures: write "
+                f"model.datamodule._target_={FEATURED}"
             )
         return seen.batch["embedding"]
 
@@ -179,8 +182,9 @@ class LayerSync(Term):
         channels = {name: net.hidden[name][0] for name in (first, second)}
         if first == second or len(set(channels.values())) > 1:
             raise UserError(
-                f"term: early={first} and late={second} have "
-                f"{' and '.join(map(str, channels.values()))} channels: name two layers of the same number"
+                f"model.stage.terms: early={first} and late={second} have "
+                f"{' and '.join(map(str, channels.values()))} channels: name two different layers of equal "
+                "width"
             )
         self.layers = (first, second)
 
@@ -193,8 +197,9 @@ class LayerSync(Term):
 class ContrastiveFlow(Term):
     """Minus the weighted squared error to the target of another sample (Stoica et al. 2025, eq. 5).
 
-    The other one is the next sample of the batch of all ranks, and for the last one the first. It pushes
-    predictions of different captions apart; a large weight makes them diverge.
+    The other one is the next sample of the batch of all ranks, and for the last one the first; with
+    accumulation, of the micro-batch. It pushes predictions of different captions apart; a large weight makes
+    them diverge.
 
     Args:
         net: the denoiser, of which it asks nothing.
@@ -231,8 +236,8 @@ class EarlyPrediction(Term):
         if getattr(net, "early_head", None) is None:
             depth = len(getattr(net, "hidden", ()))
             raise UserError(
-                "term: the backbone has no early head: take a DiT, as in backbone=dit_tiny, and write "
-                f"backbone.early_head={max(1, round(0.3 * depth))}, at about a third of its blocks"
+                "model.stage.terms: the backbone has no early head: take a DiT, as in backbone=dit_tiny, and "
+                f"write backbone.early_head={max(1, round(0.3 * depth))}, at about a third of its blocks"
             )
 
     def forward(self, seen: Seen) -> Float[Tensor, ""]:

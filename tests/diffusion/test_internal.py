@@ -112,7 +112,7 @@ def test_a_network_without_an_early_head_is_refused_before_anything_is_sampled(d
 
 @pytest.mark.parametrize("blocks", [0, 3])
 def test_an_early_head_that_is_not_early_is_refused(blocks):
-    with pytest.raises(UserError, match=f"early_head={blocks} must lie between 1 and 2, below depth=3"):
+    with pytest.raises(UserError, match=f"early_head={blocks} must be at least 1 and below depth=3"):
         construct(SPEC | {"early_head": blocks})
 
 

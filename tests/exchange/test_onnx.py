@@ -79,11 +79,17 @@ def test_the_batch_is_free(graph, imported):
     assert len(five) == 5
 
 
-def test_a_second_network_has_no_place(imported, tmp_path):
-    weak = {"_target_": "ldm.diffusion.guidance.autoguidance", "_partial_": True, "scale": 2.0, "weak": "x"}
+@pytest.mark.parametrize(
+    ("guidance", "refused"),
+    [
+        ({"_target_": "ldm.diffusion.guidance.autoguidance", "scale": 2.0, "weak": "x"}, "guidance.weak"),
+        ({"_target_": "ldm.diffusion.internal.internal", "scale": 1.4}, "guidance=internal"),
+    ],
+)
+def test_a_second_network_or_head_has_no_place(imported, tmp_path, guidance, refused):
     bundle = Bundle.open(imported)
-    config = bundle.config | {"guidance": weak}
-    with pytest.raises(ValueError, match=r"guidance\.weak can't be written for ONNX"):
+    config = bundle.config | {"guidance": guidance | {"_partial_": True}}
+    with pytest.raises(ValueError, match=f"{refused} can't be written for ONNX"):
         write_onnx(Bundle(path=bundle.path, config=config), tmp_path / "out", options={})
     assert list(tmp_path.iterdir()) == []
 

@@ -27,19 +27,6 @@ def test_a_step_of_a_vector_is_adamws(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_of_vectors_takes_adamw_steps_whatever_its_shapes(kind):
-    ours, theirs = (nn.Parameter(torch.ones(4, 3)) for _ in range(2))
-    mine = kind([{"params": [ours], "vectors": True}], lr=0.02, betas=(0.8, 0.9))
-    reference = torch.optim.AdamW([theirs], lr=0.02, betas=(0.8, 0.9), weight_decay=0.0)
-    for _ in range(3):
-        gradient = torch.randn(4, 3)
-        for parameter, optimizer in ((ours, mine), (theirs, reference)):
-            parameter.grad = gradient.clone()
-            optimizer.step()
-    assert_close(ours, theirs, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_state_goes_on_to_the_bit(kind):
     def network() -> nn.Module:
         torch.manual_seed(3)

@@ -192,7 +192,7 @@ def test_hidden_states_change_no_output_and_are_those_of_a_recomputed_network(bu
             "no layer 'block9'; the backbone has block0, block1",
         ),
         (partial(LayerSync, early="middle"), "no early 'middle'; the backbone has block0"),
-        (partial(LayerSync, early="block1", late="block1"), "name two layers of the same number"),
+        (partial(LayerSync, early="block1", late="block1"), "name two different layers of equal width"),
     ],
 )
 def test_a_layer_that_does_not_exist_is_answered_with_those_that_do(stage, make, sentence):
