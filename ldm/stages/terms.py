@@ -31,7 +31,7 @@ class Seen:
     batch: LatentBatch
     noised: Noised
     output: Float[Tensor, "b c h w"]
-    hidden: Mapping[str, Tensor]  # the states that a term asks for by its `layers`
+    hidden: Mapping[str, Tensor]  # hidden states by the names in `layers`
     gather: Callable[[Tensor], Tensor] = lambda rows: rows  # all ranks' rows, rank after rank
 
 
