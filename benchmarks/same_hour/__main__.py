@@ -1,7 +1,7 @@
 """The same seconds on the same cores: diffusers' recipe, that recipe with every option, and ours.
 
     python -m benchmarks.same_hour data=flickr30k seconds=3600 seeds=3 out=runs/same_hour/flickr30k
-    python -m benchmarks.same_hour data=emoji seconds=240            # a quarter of an hour in all
+    python -m benchmarks.same_hour data=emoji seconds=150 captions=64    # a quarter of an hour in all
 
 Sides, one after the other: `recipe` is diffusers' text-to-image script (noise prediction, AdamW 1e-4, EMA
 0.9999, pictures and texts encoded at each step); `careful` has what a careful user would switch on (stored
@@ -87,7 +87,7 @@ def main(options: Options) -> None:
     for side in options.sides.split(","):
         for seed in range(options.seeds if side == OURS else 1):
             found += raced(plan, side, seed)
-    write_page(plan, found)
+    write_page(plan, found, ceilings(plan))
 
 
 def raced(plan: Plan, side: str, seed: int) -> list[dict[str, Any]]:
@@ -156,6 +156,19 @@ def evaluate(plan: Plan, piece: Path, side: str, seed: int, scale: float | None,
     run("ldm.evaluate", *plan.race.measured(plan.root), f"pictures={pictures}", f"out={results}")
 
 
+def ceilings(plan: Plan) -> dict[str, float]:
+    """Measures of the right pictures after the autoencoder that all sides share; empty without our side."""
+    results, trained = plan.out / "ceilings", plan.out / f"{OURS}_0" / "training.json"
+    if not results.is_dir():
+        if not trained.is_file():
+            return {}
+        bundle = json.loads(trained.read_text())["bundle"]
+        # of one sampling step: the generated pictures do not matter here
+        run("ldm.evaluate", *plan.race.measured(plan.root), f"bundle={bundle}", "steps=1", f"out={results}")
+    rows = json.loads((results / "results.json").read_text())["rows"]
+    return {row["metric"]: row["ceiling"] for row in rows if row.get("ceiling") is not None}
+
+
 def task(plan: Plan, piece: Path, side: str, seed: int) -> dict[str, Any]:
     """The peer's command as plain data: its folder, side, seed, seconds, and our overrides."""
     about = {"piece": str(piece), "side": side, "seed": seed, "seconds": plan.seconds}
@@ -183,7 +196,7 @@ def timed(piece: Path, module: str, *arguments: str) -> None:
         raise subprocess.CalledProcessError(status, module)
 
 
-def write_page(plan: Plan, found: Sequence[Mapping[str, Any]]) -> None:
+def write_page(plan: Plan, found: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float]) -> None:
     """Writes `README.md` and `results.json`, and prints the page."""
     names = list(found[0]["numbers"])
     table = [
@@ -191,16 +204,18 @@ def write_page(plan: Plan, found: Sequence[Mapping[str, Any]]) -> None:
         + [f"{each['numbers'][name]['value']:.4g}" for name in names]
         for each in found
     ]
-    numbers = found[0]["numbers"]
-    for bound in ("floor", "ceiling"):
-        values = [numbers[name].get(bound) for name in names]
-        table.append([bound, "", "", "", *("" if value is None else f"{value:.4g}" for value in values)])
+    floors = {name: found[0]["numbers"][name].get("floor") for name in names}
+    for bound, values in {"floor": floors, "ceiling": ceilings}.items():
+        cells = (values.get(name) for name in names)
+        table.append([bound, "", "", "", *("" if value is None else f"{value:.4g}" for value in cells)])
     titles = ["side and seed", "scale", "seconds", "steps", *names]
     parts = [f"# The same {plan.seconds:.0f} seconds", markdown_table(titles, table), *verdicts(found)]
     page = "\n\n".join(parts) + "\n"
     (plan.out / "README.md").write_text(page)
     about = {**git_state(), "seconds": plan.seconds, "overrides": plan.overrides, "command": sys.orig_argv}
-    (plan.out / "results.json").write_text(json.dumps(about | {"rows": found}, indent=1))
+    (plan.out / "results.json").write_text(
+        json.dumps(about | {"rows": found, "ceilings": ceilings}, indent=1)
+    )
     print(page)
 
 

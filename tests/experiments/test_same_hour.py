@@ -77,9 +77,11 @@ def peer_batches(peer):
 
 def test_the_page_has_a_row_for_each_piece_and_the_bounds(tmp_path):
     plan = Plan(race=RACES["emoji"], root="", out=tmp_path, seconds=9.0, scales=(1.0,), overrides=())
-    numbers = {"kd_efficientnet_lite0": {"value": 0.5, "floor": 0.0, "ceiling": None}}
+    numbers = {"kd_efficientnet_lite0": {"value": 0.5, "floor": 0.0}}
     row = {"side": "recipe", "seed": 0, "scale": "1", "seconds": 9.2, "steps": 12, "results": "x"}
-    write_page(plan, [row | {"numbers": numbers}])
+    write_page(plan, [row | {"numbers": numbers}], {"kd_efficientnet_lite0": 0.0125})
     page = (tmp_path / "README.md").read_text()
     assert "| recipe 0 | 1 | 9 | 12 | 0.5 |" in page
+    assert "| floor |  |  |  | 0 |" in page
+    assert "| ceiling |  |  |  | 0.0125 |" in page
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["steps"] == 12
