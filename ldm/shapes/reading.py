@@ -1,9 +1,11 @@
-"""The exact reader: what a picture of shapes shows, found by fitting the stencils that it was drawn with.
+"""The exact reader: what a picture of shapes shows, explained by the stencils that it was drawn with.
 
 1. The background is a plane of colour, fitted to the picture's border.
 2. A pixel that differs from it belongs to the colour whose mixture with the background is nearest.
-3. Pixels of one colour that touch are a spot. The stencil that covers it best gives shape, size and place.
-4. A picture with a spot that no stencil fits is unreadable, and so is one whose background is no plane.
+3. Pixels that touch are a spot. The stencil that explains it best, as sharp as drawn or softened as a codec
+   softens, gives shape, size and place; least squares give its colour.
+4. A picture in which these shapes leave more than a speck unexplained is unreadable, and so is one whose
+   background is no plane.
 
 No network takes part, so nothing can be trained to please it but showing the right shapes.
 """
@@ -15,32 +17,27 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from scipy import ndimage
 
-from ldm.shapes.scene import (
-    COLOURS,
-    FINE,
-    RADII,
-    SHAPES,
-    UNIT,
-    Shape,
-    Size,
-    Thing,
-    check_side,
-    placed,
-    reach,
-    stencils,
-)
+from ldm.shapes.scene import COLOURS, FINE, RADII, SHAPES, UNIT, Shape, Size, Thing, check_side, stencils
 
 MOST_THINGS = 8
 BORDER = 2 / UNIT  # of the side: no scene reaches so far out
 ROUGH = 16.0  # levels: the root mean square that noise and compression leave around a plane
-DIFFERENT = 0.42  # a pixel's share of a colour from which on it belongs to a spot
+DIFFERENT = 0.36  # a pixel's share of a colour from which on it belongs to a spot
+PURE = 0.7  # and from which on it votes for that colour where shapes of two touch
 SPECK = 14 / UNIT**2  # of the picture: a smaller spot is an artefact; the smallest shape has 35 / UNIT**2
 MISFIT = 0.25  # 1 - the squared correlation of a spot with its stencil, from which on it is none
-WASHED = 0.5  # share of a difference of colour that a thin line keeps, at least
-WRONG_COLOUR = 60.0  # between a spot and the nearest colour, as `SEEN` weighs levels
-STRANGE = 90.0  # levels of change from the background that some stencil must explain
+GOOD = 0.1  # a misfit that ends the search for a better division of a spot
+BLURS = (0.0, 0.5, 0.7, 0.9)  # pixels: standard deviations of the softness that a stencil is tried with
+MARGIN = 2  # pixels that a soft stencil is wider on each side
+FADING = 0.6  # what brightness counts in a shape's colour: codecs change that of thin lines
+WASHED = (0.8, 1.2)  # shares of a shape's difference of colour that a codec may leave
+WRONG_COLOUR = 32.0  # between a spot and the nearest colour, as `SEEN` weighs levels
+UNEXPLAINED = 0.36  # a pixel's share of contrast, from which on a shape would have to explain it
+FAINT = 122.0  # the least contrast of a colour to the background of a scene: yellow on white
+LUMP = 7 / UNIT**2  # of the picture: so much may stay unexplained
 CANDIDATES = 4  # looks that are fitted closely
 NAMES = tuple(COLOURS)
 # brightness counts more than the two differences of colour, which pictures store coarsely (JPEG, codecs)
@@ -68,7 +65,9 @@ def read(picture: UInt8[np.ndarray, "side side 3"]) -> Reading:
 
     Raises UserError where the side is outside what the reader resolves.
     """
-    check_side(len(picture))
+    check_side(side := len(picture))
+    if (fold := side // UNIT) > 1:  # all there is to see is seen at 64 to 127 pixels
+        picture = np.asarray(Image.fromarray(picture).resize((round(side / fold),) * 2, Image.Resampling.BOX))
     try:
         return Reading(things=tuple(_things(picture.transpose(2, 0, 1).astype(np.float32))))
     except _Unreadable as unreadable:
@@ -77,22 +76,12 @@ def read(picture: UInt8[np.ndarray, "side side 3"]) -> Reading:
 
 def _things(picture: Float[np.ndarray, "3 s s"]) -> list[Thing]:
     # channels come first in all arrays: numpy adds three planes faster than three neighbours at every pixel
-    behind = _background(picture)
-    change, colours = _seen(picture - behind), _seen(PALETTE[:, :, None, None] - behind)
-    lengths = np.square(colours).sum(axis=1)
-    share = (colours * change).sum(axis=1) / lengths
-    # |change - used * colour|^2 without its first term |change|^2, in which the colours don't differ
-    used = share.clip(0, 1.2)
-    nearest = (lengths * used * (used - 2 * share)).argmin(axis=0)
-    covered = np.take_along_axis(share, nearest[None], axis=0)[0] > DIFFERENT
-    view = _View(change=change, behind=behind, nearest=nearest)
-    fits = [fit for spot in _parts(covered, across=1) for fit in _fitted(spot, covered & ~spot, view)]
-    # without this, a circle beside a face would be read as a circle alone
-    strange = np.square(picture - behind).sum(axis=0) > STRANGE**2
-    for fit in fits:
-        strange[fit.window(margin=2)] = False
-    if strange.sum() > max(4, SPECK * strange.size):
-        raise _Unreadable("it shows something that has none of the colours")
+    view = _View.of(picture)
+    fits = [fit for spot in _parts(view.covered, across=2) for fit in _fitted(spot, view)]
+    strange = view.unexplained(fits)
+    if (strange > 1).sum() > LUMP * strange.size:
+        row, column = np.unravel_index(strange.argmax(), strange.shape)
+        raise _Unreadable(f"what is at column {column}, row {row} is no shape in one of the colours")
     if not fits:
         raise _Unreadable("there is nothing but a background")
     if len(fits) > MOST_THINGS:
@@ -142,72 +131,92 @@ def _parts(mask: Bool[np.ndarray, "s s"], *, across: int = 0) -> Iterator[Bool[n
 
 
 def _grown(mask: Bool[np.ndarray, "s s"], pixels: int) -> Bool[np.ndarray, "s s"]:
-    """A mask and all within so many rows and columns of it; scipy's dilation takes five times as long."""
-    for _ in range(pixels):
-        taller = mask.copy()
-        taller[1:] |= mask[:-1]
-        taller[:-1] |= mask[1:]
-        mask = taller.copy()
-        mask[:, 1:] |= taller[:, :-1]
-        mask[:, :-1] |= taller[:, 1:]
-    return mask
+    """A mask and all within so many rows and columns of it; scipy's dilation takes twice as long."""
+    return ndimage.maximum_filter(mask, 2 * pixels + 1)
 
 
-def _fitted(spot: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> list["_Fit"]:
-    """The shapes that a spot is, by the first division of it whose pieces all are shapes.
-
-    Raises _Unreadable where no stencil fits, or something has none of the colours.
-    """
-    reason = ""
+def _fitted(spot: Bool[np.ndarray, "s s"], view: "_View") -> list["_Fit"]:
+    """The shapes of its first division into pieces that fit well, else of the one that fits best, if any."""
+    best, least = list[_Fit](), MISFIT
     for pieces in _divisions(spot, view):
-        try:
-            return [_shape_of(piece, others | (spot & ~piece), view) for piece in pieces]
-        except _Unreadable as unreadable:
-            reason = reason or str(unreadable)
-    raise _Unreadable(reason)
+        fits = [_shape_of(piece, view) for piece in pieces]
+        if pieces and (worst := max(fit.misfit for fit in fits)) < least:
+            best, least = fits, worst
+        if least < GOOD:
+            break
+    return best
 
 
 def _divisions(spot: Bool[np.ndarray, "s s"], view: "_View") -> Iterator[list[Bool[np.ndarray, "s s"]]]:
-    """Its parts, all of it where thin lines are broken, the parts of each colour where shapes touch."""
-    yield list(_parts(spot))
-    yield [spot]
-    own = (spot & (view.nearest == colour) for colour in np.unique(view.nearest[spot]))
-    yield [part for each in own for part in _parts(each, across=1)]
+    """Its parts, fewer of them where thin lines are broken, the parts of each colour where shapes touch."""
+    for across in (0, 1, 2):
+        yield list(_parts(spot, across=across))
+    pure = view.nearest[spot & (view.share > PURE)]
+    colours = np.flatnonzero(np.bincount(pure, minlength=len(NAMES)) >= SPECK * spot.size)
+    if len(colours) > 1:
+        nearest = colours[view.misses[colours].argmin(axis=0)]
+        yield [part for colour in colours for part in _parts(spot & (nearest == colour), across=1)]
 
 
-def _shape_of(piece: Bool[np.ndarray, "s s"], others: Bool[np.ndarray, "s s"], view: "_View") -> "_Fit":
-    """The one shape that a piece is; _Unreadable where no stencil fits, or it has none of the colours."""
-    rim = _grown(piece, 2) & ~others  # the pixels that a shape covers in part count, too
-    best = _best_fit(np.where(rim, view.change[0], 0))
-    wrong, colour = view.colour_of(best)
-    if best.misfit > MISFIT or wrong > WRONG_COLOUR:
-        what = "shapes" if best.misfit > MISFIT else "colours"
-        raise _Unreadable(f"what is at column {best.column:.0f}, row {best.row:.0f} has none of the {what}")
-    return best._replace(colour=colour)
+def _shape_of(piece: Bool[np.ndarray, "s s"], view: "_View") -> "_Fit":
+    """The shape that a piece resembles most; with a misfit of 1 where it has none of the colours."""
+    rim = _grown(piece, 2) & ~(view.covered & ~piece)  # the pixels that a shape covers in part count, too
+    mean = view.change[:, piece].mean(axis=1)
+    best = _best_fit(np.where(rim, np.tensordot(mean / (mean @ mean + 1), view.change, axes=1), 0))
+    wrong, coloured = view.coloured(best)
+    return coloured._replace(misfit=1.0) if wrong > WRONG_COLOUR else coloured
 
 
 class _View(NamedTuple):
     """A picture as the reader looks at it."""
 
     change: Float[np.ndarray, "3 s s"]  # from the background, as `SEEN` weighs it; brightness comes first
-    behind: Float[np.ndarray, "3 s s"]  # RGB of the background
+    colours: Float[np.ndarray, "8 3 s s"]  # what the change would be if all were of one colour
+    misses: Float[np.ndarray, "8 s s"]  # of a mixture with each colour: squared distance of change
     nearest: Int[np.ndarray, "s s"]  # the number of each pixel's colour
+    share: Float[np.ndarray, "s s"]  # of that colour
+    covered: Bool[np.ndarray, "s s"]  # where there is something before the background
 
-    def colour_of(self, fit: "_Fit") -> tuple[float, int]:
-        """How far the stencil's colour is from the nearest one in the palette, and the number of that.
+    @classmethod
+    def of(cls, picture: Float[np.ndarray, "3 s s"]) -> "_View":
+        """Looks at a picture (RGB); _Unreadable where its border is no plane."""
+        behind = _background(picture)
+        change, colours = _seen(picture - behind), _seen(PALETTE[:, :, None, None] - behind)
+        lengths = np.square(colours).sum(axis=1) + 1  # 1: the background may have one of the colours
+        share = (colours * change).sum(axis=1) / lengths
+        # |change - used * colour|^2 without its first term |change|^2, in which the colours don't differ
+        used = share.clip(0, 1.2)
+        misses = lengths * used * (used - 2 * share)
+        nearest = misses.argmin(axis=0)
+        share = np.take_along_axis(share, nearest[None], axis=0)[0]
+        return cls(change, colours, misses, nearest, share, share > DIFFERENT)
 
-        Brightness is compared as it is. Differences of colour may be washed out by half: JPEG and codecs
-        store them at half the resolution, and a thin line keeps no more.
+    def coloured(self, fit: "_Fit") -> tuple[float, "_Fit"]:
+        """How far the colour that a stencil has here is from the nearest one, and the fit with that colour.
+
+        Differences of colour may be softer than brightness, and washed out: JPEG halves their resolution.
         """
-        stencil, (rows, columns) = fit.stencil()
-        found = (self.change[:, rows, columns] * stencil).sum(axis=(1, 2)) / np.square(stencil).sum()
-        row, column = (min(max(int(place), 0), fit.side - 1) for place in (fit.row, fit.column))
-        pure = (PALETTE - self.behind[:, row, column]) @ SEEN.T
-        washed = (pure[:, 1:] @ found[1:] / np.square(pure[:, 1:]).sum(axis=1)).clip(WASHED, 1.1)
-        off = np.square(found[1:] - washed[:, None] * pure[:, 1:]).sum(axis=1) + np.square(
-            found[0] - pure[:, 0]
-        )
-        return float(np.sqrt(off.min())), int(off.argmin())
+        levels = fit.levels(self.change)[0]
+        soft = (fit._replace(blur=blur).levels(self.change) for blur in BLURS)
+        levels[1:] = max(soft, key=lambda found: np.square(found[0][1:]).sum() * found[1])[0][1:]
+        row, column = (min(max(place // FINE, 0), fit.side - 1) for place in (fit.row, fit.column))
+        pure = self.colours[:, :, row, column]
+        washed = (pure[:, 1:] @ levels[1:] / (np.square(pure[:, 1:]).sum(axis=1) + 1)).clip(*WASHED)
+        off = np.square(levels[1:] - washed[:, None] * pure[:, 1:]).sum(axis=1)
+        off += np.square(FADING * (levels[0] - pure[:, 0]))
+        best = int(off.argmin())
+        return float(np.sqrt(off[best])), fit._replace(colour=best, contrast=levels)
+
+    def unexplained(self, fits: list["_Fit"]) -> Float[np.ndarray, "s s"]:
+        """How much more than allowed the picture differs from these shapes, averaged over 3x3 pixels."""
+        left = self.change.copy()
+        allowed = np.full_like(self.share, FAINT)
+        for fit in fits:
+            stencil, (rows, columns) = fit.stencil()
+            left[:, rows, columns] -= fit.contrast[:, None, None] * stencil
+            allowed[rows, columns][stencil > 0] = max(FAINT, np.linalg.norm(fit.contrast))
+        even = ndimage.uniform_filter(left, size=(0, 3, 3))
+        return np.sqrt(np.square(even).sum(axis=0)) / (UNEXPLAINED * allowed)
 
 
 class _Fit(NamedTuple):
@@ -216,57 +225,68 @@ class _Fit(NamedTuple):
     misfit: float  # 1 - the squared correlation of the spot with the stencil
     shape: Shape
     size: Size
-    row: float  # of its centre, in pixels
-    column: float
+    row: int  # of its centre, in fine steps
+    column: int
     side: int  # of the picture, in pixels
+    blur: float = BLURS[1]  # standard deviation of its softness, in pixels
     colour: int = -1  # its number in `NAMES`, once it is known
+    contrast: Float[np.ndarray, "3"] = np.zeros(3)  # to the background, as `SEEN` weighs it
 
     def thing(self) -> Thing:
         """What was found, in shares of the side."""
-        x, y = self.column / self.side, self.row / self.side
+        x, y = (place / FINE / self.side for place in (self.column, self.row))
         return Thing(shape=self.shape, colour=NAMES[self.colour], size=self.size, x=x, y=y)
 
     def stencil(self) -> tuple[Float[np.ndarray, "h w"], tuple[slice, slice]]:
         """The part of the stencil that lies in the picture, and its rows and columns there."""
-        whole, top, left = placed(self.shape, self.size, self.column, self.row, side=self.side)
+        down, right = self.row % FINE, self.column % FINE
+        whole = soft(self.shape, self.size, self.side, down, right, self.blur)
+        half = len(whole) // 2
+        top, left = self.row // FINE - half, self.column // FINE - half
         # a slice ends with its array, but a negative start would count from the end
         part = whole[max(0, -top) : max(0, self.side - top), max(0, -left) : max(0, self.side - left)]
         high, wide = part.shape
         top, left = max(0, top), max(0, left)
         return part, (slice(top, top + high), slice(left, left + wide))
 
-    def window(self, *, margin: int = 0) -> tuple[slice, slice]:
-        """The rows and columns of the picture that the stencil reaches, and some more."""
-        far = reach(self.shape, self.size) * self.side / UNIT + margin
-        rows, columns = (
-            slice(max(0, round(place - far)), max(0, round(place + far))) for place in (self.row, self.column)
-        )
-        return rows, columns
+    def levels(self, change: Float[np.ndarray, "3 s s"]) -> tuple[Float[np.ndarray, "3"], float]:
+        """The least squares contrast with which it explains a change, and the stencil's squared length."""
+        stencil, (rows, columns) = self.stencil()
+        length = float(np.vdot(stencil, stencil))
+        return (change[:, rows, columns] * stencil).sum(axis=(1, 2)) / length, length
 
 
 def _best_fit(spot: Float[np.ndarray, "s s"]) -> _Fit:
-    """The stencil nearest to a spot: each look at its likeliest place, then the best ones around theirs.
-
-    Args:
-        spot: change of brightness, 0 outside of the spot and its rim.
-    """
-    spot = spot * np.sign(spot.sum())
+    """The stencil nearest to a spot: its pixels' shares of its colour, 0 outside of it and its rim."""
     weight, energy = spot.clip(0), float(np.vdot(spot, spot))
     places = np.arange(len(spot)) + 0.5
-    row, column = (float(weight.sum(axis=k) @ places / weight.sum()) for k in (1, 0))
+    row, column = (float(weight.sum(axis=k) @ places / (weight.sum() + 1e-9)) for k in (1, 0))
 
-    def fit(look: tuple[Shape, Size], down: int, right: int) -> _Fit:
-        """A look where its weight lies on the spot's, moved by some fine steps."""
-        lower, further = weight_of(*look, len(spot))
-        at = round((row - lower) * FINE + down) / FINE, round((column - further) * FINE + right) / FINE
-        stencil, window = (tried := _Fit(1.0, *look, *at, len(spot))).stencil()
+    def tried(fit: _Fit) -> _Fit:
+        """A fit with its misfit."""
+        stencil, window = fit.stencil()
         common = max(0.0, float(np.vdot(spot[window], stencil)))
-        return tried._replace(misfit=1 - common**2 / (energy * float(np.vdot(stencil, stencil)) + 1e-9))
+        return fit._replace(misfit=1 - common**2 / (energy * float(np.vdot(stencil, stencil)) + 1e-9))
 
+    first = []
+    for shape, size in LOOKS:  # where its weight lies on the spot's
+        lower, further = weight_of(shape, size, len(spot))
+        at = round((row - lower) * FINE), round((column - further) * FINE)
+        first.append(tried(_Fit(1.0, shape, size, *at, len(spot))))
     # 16 looks at one place each, then the best four around theirs: a third of the work of all nine places
-    first = sorted(fit(look, 0, 0) for look in LOOKS)[:CANDIDATES]
-    steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
-    return min(*first, *(fit((each.shape, each.size), *step) for each in first for step in steps))
+    steps = [(down, right) for down in (0, -1, 1) for right in (0, -1, 1)]
+    near = [
+        min(tried(fit._replace(row=fit.row + down, column=fit.column + right)) for down, right in steps)
+        for fit in sorted(first)[:CANDIDATES]
+    ]
+    return min(tried(fit._replace(blur=blur)) for fit in near for blur in BLURS)
+
+
+@cache
+def soft(shape: Shape, size: Size, side: int, down: int, right: int, blur: float) -> Float[np.ndarray, "s s"]:
+    """A stencil, moved by fine steps, with soft edges and `MARGIN` more on each side."""
+    wider = np.pad(stencils(shape, size, side)[down][right], MARGIN)
+    return ndimage.gaussian_filter(wider, blur) if blur else wider
 
 
 @cache
