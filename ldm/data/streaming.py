@@ -21,14 +21,7 @@ from ldm.data.decode import EncodedPicture, centre
 from ldm.data.features import Embedder, with_embedding
 from ldm.data.latents import latent_batch
 from ldm.data.stream import LatentBatch, StreamData, StreamLoader
-from ldm.data.tars import (
-    PICTURES,
-    UnusableCaption,
-    read_samples,
-    sample_captions,
-    shard_urls,
-    usable_caption,
-)
+from ldm.data.tars import PICTURES, UnusableCaption, read_samples, sample_captions, shard_urls, usable_caption
 from ldm.randomness import keyed
 
 FEW = 10  # damaged samples or shards that are passed over whatever their share

@@ -231,12 +231,7 @@ def open_network(bundle: Bundle, kind: type[nn.Module]) -> dict[str, Any]:
 
 
 def write_parts(
-    path: Any,
-    backbone: Part,
-    *,
-    config: Mapping[str, Any],
-    codes: PictureCodes,
-    settings: Mapping[str, Any],
+    path: Any, backbone: Part, *, config: Mapping[str, Any], codes: PictureCodes, settings: Mapping[str, Any]
 ) -> Any:
     """Writes the bundle of such a training: the frozen parts as they came from the bundles of its config.
 

@@ -257,13 +257,7 @@ class GumbelQuantizer(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        channels: int,
-        num_codes: int,
-        dim: int,
-        temperature: Schedule,
-        divergence_weight: Schedule,
+        self, *, channels: int, num_codes: int, dim: int, temperature: Schedule, divergence_weight: Schedule
     ) -> None:
         super().__init__()
         self.channels, self.num_codes, self.dim = channels, num_codes, dim

@@ -44,12 +44,7 @@ class Service:
     """
 
     def __init__(
-        self,
-        networks: Networks,
-        history: History,
-        *,
-        limit: int,
-        examples: Sequence[str] | None = None,
+        self, networks: Networks, history: History, *, limit: int, examples: Sequence[str] | None = None
     ) -> None:
         self.networks, self.history, self.limit = networks, history, limit
         own = {} if examples is None else {"examples": list(examples)}

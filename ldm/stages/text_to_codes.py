@@ -36,13 +36,7 @@ class TextToCodesStage(ConditionedStage):
     opener: str  # the callable that opens a bundle's generator
 
     def __init__(
-        self,
-        *,
-        net: nn.Module,
-        codes: PictureCodes,
-        codec: Codec,
-        sampling: Mapping[str, Any],
-        **others: Any,
+        self, *, net: nn.Module, codes: PictureCodes, codec: Codec, sampling: Mapping[str, Any], **others: Any
     ) -> None:
         super().__init__(net=net, **others)
         self.codes, self.codec = codes, codec  # under the names at which the data module looks for them
