@@ -1,15 +1,19 @@
 """Optimizers that treat matrices apart: a subclass says how a matrix steps; vectors take AdamW steps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ldm import UserError
+from ldm.distributed.ranks import rank, world_size
+
+T = TypeVar("T")
 
 
 class MatrixOptimizer(Optimizer, ABC):
@@ -44,7 +48,8 @@ class MatrixOptimizer(Optimizer, ABC):
             # decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019)
             # _foreach: a few kernel launches in place of one per parameter
             torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
-            self._step_matrices([p for p in trained if p.ndim >= 2], group)
+            if matrices := [p for p in trained if p.ndim >= 2]:
+                self._step_matrices(matrices, group)
             for p in trained:
                 if p.ndim < 2:
                     _adam(p, self.state[p], group)
@@ -61,3 +66,36 @@ def _adam(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     mean = state["mean"] / (1 - fast ** state["step"])
     square = state["square"] / (1 - slow ** state["step"])
     p.addcdiv_(mean, square.sqrt() + group["eps"], value=-group["lr"])
+
+
+def share_out(
+    stacks: Sequence[list[Tensor]],
+    compute: Callable[[list[Tensor]], Tensor],
+    *,
+    cost: Callable[[list[Tensor]], int],
+    dtype: torch.dtype,
+) -> Iterable[tuple[list[Tensor], Tensor]]:
+    """Each stack with its result of as many values, computed on one rank and exchanged by one all-gather.
+
+    All ranks must call it, with the same stacks. Several get flat results in `dtype`, one what is computed.
+    """
+    if world_size() == 1:
+        return ((stack, compute(stack)) for stack in stacks)
+    shares = balanced(stacks, world_size(), cost=cost)
+    sizes = [[sum(tensor.numel() for tensor in stack) for stack in share] for share in shares]
+    flat = torch.empty(len(shares), max(map(sum, sizes)), dtype=dtype, device=stacks[0][0].device)
+    places = [row[: sum(lengths)].split(lengths) for row, lengths in zip(flat, sizes, strict=True)]
+    for stack, place in zip(shares[rank()], places[rank()], strict=True):
+        place.copy_(compute(stack).flatten())
+    distributed.all_gather_into_tensor(flat.view(-1), flat[rank()])
+    return zip(chain(*shares), chain(*places), strict=True)
+
+
+def balanced(items: Iterable[T], count: int, *, cost: Callable[[T], int]) -> list[list[T]]:
+    """`count` shares that cost about the same: the dearest item first, each to the cheapest share so far."""
+    shares, loads = [list[T]() for _ in range(count)], [0] * count
+    for item in sorted(items, key=cost, reverse=True):
+        cheapest = loads.index(min(loads))
+        shares[cheapest].append(item)
+        loads[cheapest] += cost(item)
+    return shares

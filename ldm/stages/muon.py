@@ -5,17 +5,19 @@ direction gets the same length. Vectors take AdamW steps. Steps of matrices are 
 have (Liu et al. 2025, eq. 4), so both live under one learning rate and one weight decay.
 
 It is our own, as `torch.optim.Muon` refuses every parameter that isn't 2-D: kernels of convolutions, which
-are most of a U-Net, and vectors, for which it would take a second optimizer beside it.
+are most of a U-Net, and vectors, for which it would take a second optimizer beside it. Each rank makes
+whole stacks of matrices orthogonal, for a product's last bit may depend on what else is in its batch.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.stages.matrix_optimizer import MatrixOptimizer
+from ldm.stages.matrix_optimizer import MatrixOptimizer, share_out
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, keeps singular values near 1
 ADAM_SIZE = 0.2  # root mean square of an Adam step per learning rate (Liu et al. 2025)
@@ -56,17 +58,26 @@ class Muon(MatrixOptimizer):
             stacks[tuple(p.flatten(1).shape)].append(p)
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        # Each rank makes all of them orthogonal. To share that out would save two CPU ranks a twelfth of a
-        # step of `shapes`, before they exchange the results. Those of one shape run as one batch.
-        for shape, stack in sorted(stacks.items()):
-            moments, gradients = [self.state[p]["momentum"] for p in stack], [p.grad for p in stack]
-            torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, moments, group["momentum"])  # Nesterov's look ahead
-            matrices = torch.stack([direction.flatten(1) for direction in ahead])
-            length = group["lr"] * ADAM_SIZE * max(shape) ** 0.5
-            directions = orthogonal(matrices, iterations=group["iterations"])
-            for p, direction in zip(stack, directions, strict=True):
-                p.sub_(direction.view_as(p), alpha=length)
+        moments = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(moments, [p.grad for p in parameters], 1 - group["momentum"])
+        directions = partial(self._directions, group=group)
+        for stack, found in share_out([*stacks.values()], directions, cost=_operations, dtype=torch.bfloat16):
+            shape = stack[0].flatten(1).shape
+            for p, direction in zip(stack, found.view(len(stack), *shape), strict=True):
+                p.sub_(direction.view_as(p), alpha=group["lr"] * ADAM_SIZE * max(shape) ** 0.5)
+
+    def _directions(self, stack: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """The orthogonal directions of parameters that are matrices of one shape; b m n."""
+        moments = [self.state[p]["momentum"] for p in stack]
+        ahead = torch._foreach_lerp([p.grad for p in stack], moments, group["momentum"])  # Nesterov's
+        matrices = torch.stack([direction.flatten(1) for direction in ahead])
+        return orthogonal(matrices, iterations=group["iterations"])
+
+
+def _operations(stack: list[Tensor]) -> int:
+    """Multiplications of an iteration: the Gram matrix, its square, and a polynomial of it by the matrix."""
+    short, long = sorted(stack[0].flatten(1).shape)
+    return len(stack) * short**2 * (2 * long + short)
 
 
 def orthogonal(matrices: Tensor, *, iterations: int) -> Tensor:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.testing import assert_close
 
+from ldm.stages.matrix_optimizer import balanced
 from ldm.stages.muon import Muon
 from ldm.stages.optim import parameter_groups
 from ldm.stages.soap import Soap
@@ -62,3 +63,13 @@ def test_a_closure_is_called_with_gradients_and_its_value_returned(kind):
 
     assert [optimizer.step(closure), optimizer.step(closure)] == [7.0, 7.0]  # SOAP's first moves nothing
     assert not torch.equal(parameter, torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+def test_shares_cost_the_same_up_to_one_item(count):
+    costs = [number**3 % 41 for number in range(24)]
+    shares = balanced(enumerate(costs), count, cost=lambda item: item[1])
+    loads = [sum(cost for _, cost in share) for share in shares]
+    assert len(shares) == count
+    assert sorted(item for share in shares for item in share) == [*enumerate(costs)]
+    assert max(loads) - min(loads) <= max(costs)
