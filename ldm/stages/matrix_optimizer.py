@@ -87,7 +87,7 @@ def share_out(
     places = [row[: sum(lengths)].split(lengths) for row, lengths in zip(flat, sizes, strict=True)]
     for stack, place in zip(shares[rank()], places[rank()], strict=True):
         place.copy_(compute(stack).flatten())
-    distributed.all_gather_into_tensor(flat.view(-1), flat[rank()])
+    distributed.all_gather([*flat], flat[rank()])
     return zip(chain(*shares), chain(*places), strict=True)
 
 
