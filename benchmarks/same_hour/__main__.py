@@ -11,7 +11,8 @@ same. A training's seconds count from the start of its process: imports, encodin
 The number of our steps is chosen from a short trial before, and the table has the seconds that were used.
 
 Each side is measured by one protocol on held-out captions, the peers with every guidance scale of `scales`;
-the verdicts are against the best of these. A piece that is finished is kept, a killed one is resumed.
+the verdicts are against the best of these, and need `seeds=3` of ours to have an interval. A finished piece
+is kept, a killed one is resumed.
 """
 
 import json

@@ -26,19 +26,18 @@ class Race:
     experiment: str
     protocol: str
     captions: int | None  # held out; None: one per held-out picture
-    seeds: int  # sampling seeds
 
     def measured(self, root: str) -> list[str]:
-        """Overrides of `ldm.evaluate`."""
+        """Overrides of `ldm.evaluate`; a listed picture is generated once."""
         sets = SETS % ("null" if self.captions is None else self.captions)
         data = "emoji" if self.experiment == "emoji" else "flickr30k"
         shared = [f"data={data}", f"data.root={root}", "data.size=64", f"protocol={self.protocol}"]
-        return [*shared, f"protocol.sets={sets}", f"protocol.seeds={self.seeds}"]
+        return [*shared, f"protocol.sets={sets}", "protocol.seeds=1"]
 
 
 RACES = {
-    "emoji": Race(experiment="emoji", protocol="emoji", captions=None, seeds=2),
-    "flickr30k": Race(experiment="flickr_cpu", protocol="flickr_cpu", captions=600, seeds=3),
+    "emoji": Race(experiment="emoji", protocol="emoji", captions=None),
+    "flickr30k": Race(experiment="flickr_cpu", protocol="flickr_cpu", captions=600),
 }
 Generate = Callable[[Sequence[str], Sequence[int]], Tensor]  # captions, seeds -> uint8, b 3 h w
 
