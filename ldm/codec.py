@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float16, Int, UInt8
@@ -77,39 +77,60 @@ class TextEncoder(Network, Protocol):
     def __call__(self, tokens: Tensor, /) -> Any: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Codec:
-    """Frozen autoencoder, text encoder and tokenizer, and the only home of the latent shift and scale.
+class Frozen:
+    """The base class of dataclasses that hold frozen networks.
 
     Not a module: held by a stage it stays out of checkpoints, optimizer, gradient reduction and averages.
+    """
+
+    NETWORKS: ClassVar[tuple[str, ...]]  # names of the fields with networks, some of which may be None
+    CHUNKS: ClassVar = (CPU_CHUNK, GPU_CHUNK)
+
+    def __post_init__(self) -> None:
+        for net in self.networks:
+            net.eval().requires_grad_(False)
+
+    @property
+    def networks(self) -> list[Any]:
+        """Those that are there."""
+        return [net for name in self.NETWORKS if (net := getattr(self, name)) is not None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return next(self.networks[0].parameters()).device
+
+    @property
+    def chunk(self) -> int:
+        """Rows that one of them sees at once."""
+        return self.CHUNKS[self.device.type != "cpu"]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves them in place, as modules do; returns self."""
+        for net in self.networks:
+            net.to(device)
+        return self
+
+    @torch.no_grad()
+    def in_chunks(self, compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """`compute` of a chunk of rows at a time: each row gets the same bits whatever its batch."""
+        return in_chunks(compute, rows, self.chunk, self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec(Frozen):
+    """Frozen autoencoder, text encoder and tokenizer, and the only home of the latent shift and scale.
+
     A scaled latent is (latent - shift) * scale, per channel.
     """
+
+    NETWORKS: ClassVar = ("autoencoder", "text_encoder")
 
     autoencoder: Autoencoder
     text_encoder: TextEncoder
     tokenizer: Tokenizer
     latent_shift: Float[Tensor, " c"]
     latent_scale: Float[Tensor, " c"]
-
-    def __post_init__(self) -> None:
-        for part in (self.autoencoder, self.text_encoder):
-            part.eval().requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where its networks are."""
-        return next(self.autoencoder.parameters()).device
-
-    @property
-    def chunk(self) -> int:
-        """Rows that a network of this codec sees at once."""
-        return CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK
-
-    def to(self, device: torch.device | str) -> "Codec":
-        """Moves the networks (in place, as modules do); returns self."""
-        self.autoencoder.to(device)
-        self.text_encoder.to(device)
-        return self
 
     def picture_fingerprint(self) -> str:
         """sha256 of everything that decides the latents of a picture."""
@@ -158,7 +179,6 @@ class Codec:
         """Text states, one row per prompt; the empty prompt is the unconditional one."""
         return self.text_encoder(self.tokenizer.encode(prompts).to(self.device)).states.float()
 
-    @torch.no_grad()
     def moments(self, images: UInt8[Tensor, "b 3 H W"]) -> Float16[Tensor, "b 2 c h w"]:
         """Means and log-variances of the scaled latents, as a denoiser is trained on them.
 
@@ -170,12 +190,11 @@ class Codec:
             posterior = self.encode_images(chunk)
             return torch.stack([posterior.mean, posterior.logvar], dim=1).half()
 
-        return in_chunks(encode, images, self.chunk, self.device)
+        return self.in_chunks(encode, images)
 
-    @torch.no_grad()
     def context(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
         """Text states of token ids, as a denoiser is trained on them, with the same care as `moments`."""
-        return in_chunks(lambda ids: self.text_encoder(ids).states.half(), tokens, self.chunk, self.device)
+        return self.in_chunks(lambda ids: self.text_encoder(ids).states.half(), tokens)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # sent at each use: a codec is no module, whose buffers would move along

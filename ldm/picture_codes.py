@@ -1,17 +1,15 @@
 """A frozen tokenizer of pictures: 8-bit pictures to rows of codes and back."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from ldm import NotFinite, UserError
-from ldm.codec import CPU_CHUNK, GPU_CHUNK, hash_of, in_chunks, to_float, to_uint8
+from ldm.codec import Frozen, hash_of, to_float, to_uint8
 from ldm.models.picture_tokenizers import PictureTokenizer
 
 PART = "image_tokenizer"  # what bundles call it
@@ -29,16 +27,15 @@ class Networks(Protocol):
 
 
 @dataclass(frozen=True)
-class PictureCodes:
-    """A frozen tokenizer with its identity. Not a module: a stage that holds it has it in no checkpoint.
+class PictureCodes(Frozen):
+    """A frozen tokenizer with its identity.
 
     A picture gets the same codes, and a row of codes the same picture, whatever else is in their batch.
     """
 
-    net: PictureTokenizer
+    NETWORKS: ClassVar = ("net",)
 
-    def __post_init__(self) -> None:
-        self.net.eval().requires_grad_(False)
+    net: PictureTokenizer
 
     @classmethod
     def open(cls, bundle: Networks) -> "PictureCodes":
@@ -50,16 +47,6 @@ class PictureCodes:
             )
         return cls(net)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.net.parameters()).device
-
-    def to(self, device: torch.device | str) -> "PictureCodes":
-        """Moves the network in place; returns self."""
-        self.net.to(device)
-        return self
-
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that decides codes and pictures."""
@@ -68,7 +55,7 @@ class PictureCodes:
 
     def encode_images(self, images: UInt8[Tensor, "b 3 h w"]) -> Int64[Tensor, "b n"]:
         """The codes of each picture, one row: see `PictureTokenizer`."""
-        return self._in_chunks(lambda chunk: self.net.encode(to_float(chunk)), images)
+        return self.in_chunks(lambda chunk: self.net.encode(to_float(chunk)), images)
 
     def decode(self, codes: Int64[Tensor, "b n"]) -> UInt8[Tensor, "b 3 h w"]:
         """The pictures of rows of codes.
@@ -84,13 +71,8 @@ class PictureCodes:
                 raise NotFinite("the pictures are NaN or infinite: take another bundle of the tokenizer")
             return to_uint8(pictures)
 
-        return self._in_chunks(render, codes)
+        return self.in_chunks(render, codes)
 
     def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
         """Pictures through their codes and back."""
         return self.decode(self.encode_images(images))
-
-    @torch.no_grad()
-    def _in_chunks(self, compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        size = CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK
-        return in_chunks(compute, rows, size, self.device)

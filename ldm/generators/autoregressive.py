@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.codec import hash_of, in_chunks, to_float
+from ldm.codec import Frozen, hash_of, in_chunks, to_float
 from ldm.generators.character_tokenizer import CharacterTokenizer
 from ldm.generators.code_bundle import CodeByCode, check_codes, open_network
 from ldm.generators.generator import Progress, Source, Watch, check_options
@@ -27,27 +27,21 @@ MOST_CANDIDATES = 512  # DALL-E's number: a request of others can't ask for more
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipPair:
-    """Both towers of a CLIP and its tokenizer. Not a module, so that it is in no checkpoint of a stage."""
+class ClipPair(Frozen):
+    """Both towers of a CLIP and its tokenizer."""
+
+    NETWORKS: ClassVar = ("text", "image")
+    CHUNKS: ClassVar = (CHUNK, CHUNK)
 
     text: Any  # `ldm.models.clip.TextTransformer`; None: there is only a tokenizer
     image: Any  # `ldm.models.clip.VisionTransformer`; None with `text`
     tokenizer: Tokenizer
-
-    def __post_init__(self) -> None:
-        for tower in filter(None, (self.text, self.image)):
-            tower.eval().requires_grad_(False)
 
     @classmethod
     def open(cls, bundle: Bundle) -> "ClipPair":
         """The CLIP of a bundle. Raises BundleError where a tower or the tokenizer is missing."""
         text, image = (bundle.network(name) for name in ("text_encoder", "image_encoder"))
         return cls(text=text, image=image, tokenizer=bundle.tokenizer())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the towers are."""
-        return next(self.text.parameters()).device
 
     @property
     def dim(self) -> int:
@@ -59,26 +53,18 @@ class ClipPair:
         """The shape of a feature."""
         return (self.dim,)
 
-    def to(self, device: torch.device | str) -> "ClipPair":
-        """Moves the towers in place; returns self."""
-        for tower in filter(None, (self.text, self.image)):
-            tower.to(device)
-        return self
-
     def image_fingerprint(self) -> str:
         """sha256 of everything that decides the feature of a picture."""
         return hash_of(self.image.state_dict(), repr((self.image.image_size, self.image.pixels)))
 
-    @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
         """Unit features of texts."""
         tokens = self.tokenizer.encode(texts)
-        return self._in_chunks(lambda rows: F.normalize(self.text(rows).pooled, dim=-1), tokens)
+        return self.in_chunks(lambda rows: F.normalize(self.text(rows).pooled, dim=-1), tokens)
 
-    @torch.no_grad()
     def embed_images(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
         """Unit features of pictures of any size."""
-        return self._in_chunks(lambda rows: self.features(to_float(rows)), images)
+        return self.in_chunks(lambda rows: self.features(to_float(rows)), images)
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
         """Unit features of pictures in [-1, 1], with their gradient."""
@@ -86,9 +72,6 @@ class ClipPair:
         if images.shape[-2:] != (side, side):
             images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
         return F.normalize(self.image(images), dim=-1)
-
-    def _in_chunks(self, compute: Any, rows: Tensor) -> Tensor:
-        return in_chunks(compute, rows, size=CHUNK, device=self.device)
 
 
 def load_clip(*, bundle: str) -> ClipPair:

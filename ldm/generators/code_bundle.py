@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.bundle_writer import origin, write_bundle
-from ldm.codec import in_chunks
+from ldm.codec import Frozen
 from ldm.construct import check_arguments
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, Choice
@@ -122,25 +122,24 @@ class RoundTripOnly(OnCodes):
 
 
 @dataclass(frozen=True)
-class Texts:
-    """A frozen text encoder with its tokenizer. Not a module: a stage holds it outside of its checkpoints."""
+class Texts(Frozen):
+    """A frozen text encoder with its tokenizer."""
+
+    NETWORKS: ClassVar = ("encoder",)
+    CHUNKS: ClassVar = (CHUNK, CHUNK)
 
     encoder: Any  # `ldm.codec.TextEncoder`
     tokenizer: Tokenizer
-
-    def __post_init__(self) -> None:
-        self.encoder.eval().requires_grad_(False)
 
     @classmethod
     def open(cls, bundle: Bundle) -> "Texts":
         """The text encoder and tokenizer of a bundle; BundleError where one is missing."""
         return cls(bundle.network("text_encoder"), bundle.tokenizer())
 
-    @torch.no_grad()
     def states(self, prompts: Sequence[str]) -> Float[Tensor, "b m d"]:
         """The states of each prompt, the same whatever its batch."""
-        tokens, device = self.tokenizer.encode(prompts), next(self.encoder.parameters()).device
-        return in_chunks(lambda chunk: self.encoder(chunk).states.float(), tokens, size=CHUNK, device=device)
+        tokens = self.tokenizer.encode(prompts)
+        return self.in_chunks(lambda chunk: self.encoder(chunk).states.float(), tokens)
 
 
 Report = Callable[[Tensor, int, int], None]

@@ -1,7 +1,8 @@
 """Latent diffusion as a generator: a denoiser turns prompts and seeds into latents, a codec decodes them."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from ldm import UserError
 from ldm.codec import Codec
 from ldm.construct import accepts, construct
-from ldm.diffusion import Denoiser, Guidance
+from ldm.diffusion import Denoiser, Guidance, Times
 from ldm.diffusion.grids import from_strength
 from ldm.diffusion.guidance import apart, batched, keeping
 from ldm.diffusion.process import Process
 from ldm.diffusion.samplers import Sampling
 from ldm.diffusion.schedules import noised
-from ldm.generators.generator import Source, check_options
+from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.randomness.noise import SeededNoise, noise_of
 from ldm.tokenizers import Tokenizer
 
@@ -47,6 +48,7 @@ class TextToImage:
     weak_bundle: Mapping[str, str] | None = None  # path and sha256 of the bundle that it is from
     precision: torch.dtype = torch.float32  # of the network's matrix products
     noise: type[SeededNoise] = SeededNoise  # noise of seeds; the earlier one reproduces older pictures
+    preview: Callable[[Tensor], Tensor] | None = None  # scaled latents to pictures; None: the decoder
 
     def __post_init__(self) -> None:
         if self.weak is not None and self.negative:
@@ -61,7 +63,12 @@ class TextToImage:
             raise UserError("guidance=internal needs a network with an early head, trained by +term=internal")
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, source: Source | None = None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        source: Source | None = None,
+        watch: Watch | None = None,
     ) -> UInt8[Tensor, "b 3 h w"]:
         """One picture for each prompt and seed, from noise alone or from the pictures of a source.
 
@@ -69,10 +76,13 @@ class TextToImage:
         batch only by rounding: kernels sum in an order that the size of a batch decides, which may change a
         value of a picture by 1 of 255 here and there.
 
+        `watch` receives each call of the guided denoiser, so that a step takes the same time with every
+        method: Heun's calls it twice between two timesteps, all but a few others once.
+
         Raises UserError unless there is one seed per prompt, and one picture if there are any; for a seed or
         strength out of range; for a source of another size.
         """
-        made = self.codec.decode(self.latents(prompts, seeds, source=source))
+        made = self.codec.decode(self.latents(prompts, seeds, source=source, watch=watch))
         if source is None or source.redrawn is None:
             return made
         # the pixels too: a decoder changes those around a latent, and encoding alone loses details
@@ -80,7 +90,12 @@ class TextToImage:
 
     @torch.no_grad()
     def latents(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, source: Source | None = None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        source: Source | None = None,
+        watch: Watch | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """The scaled latents of the pictures."""
         if len(prompts) != len(seeds):
@@ -98,6 +113,8 @@ class TextToImage:
             denoise = self._denoiser(prompts)
             if source is not None and source.redrawn is not None:
                 denoise = keeping(denoise, known, self._touched(source.redrawn).expand_as(known))
+            if watch is not None:
+                denoise = self._reported(denoise, watch, steps=self._calls(lambda each: each, times))
             return self.sampling(denoise, schedule, x, noise=noise, times=times)
 
     def _denoiser(self, prompts: Sequence[str]) -> Denoiser:
@@ -109,6 +126,34 @@ class TextToImage:
         nothing = self.codec.encode_prompts([self.negative] * len(prompts))
         both = self.process.denoiser(self.net, torch.cat([context, nothing]))
         return self.guidance(cond, batched(both))
+
+    def _reported(self, denoise: Denoiser, watch: Watch, *, steps: int) -> Denoiser:
+        """A denoiser whose calls are reported, each with the pictures that it expects."""
+        count, preview = itertools.count(1), self.preview or self.codec.decode
+
+        def reported(x: Tensor, t: Tensor) -> Tensor:
+            x0 = denoise(x, t)
+            watch(Progress(next(count), steps, partial(preview, x0)))
+            return x0
+
+        return reported
+
+    def _calls(self, around: Callable[[Denoiser], Denoiser], times: Times | None = None) -> int:
+        """How often a denoiser is called by sampling with what `around` makes of it, here four numbers.
+
+        No formula knows how often a sampler or a guidance calls its denoiser; to count is always right.
+        """
+        count = 0
+
+        def denoise(x: Tensor, t: Tensor, **_: object) -> Tensor:
+            """Zeros; counts the call."""
+            nonlocal count
+            count += 1
+            return torch.zeros_like(x)
+
+        x, schedule = torch.zeros(1, 1, 2, 2), self.process.schedule
+        self.sampling(around(denoise), schedule, x, noise=torch.zeros_like, times=times)
+        return count
 
     def _touched(self, redrawn: Bool[Tensor, "b 1 H W"]) -> Bool[Tensor, "b 1 h w"]:
         """The latents of which at least one pixel is redrawn."""
@@ -127,21 +172,8 @@ class TextToImage:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations for a picture, both of guidance's counted: by sampling four numbers.
-
-        No formula knows how often a sampler or a guidance calls its denoiser; to count is always right.
-        """
-        count = 0
-
-        def denoise(x: Tensor, t: Tensor, **_: object) -> Tensor:
-            """Zeros; counts the call."""
-            nonlocal count
-            count += 1
-            return torch.zeros_like(x)
-
-        guided = self.guidance(denoise, apart(denoise, denoise))
-        self.sampling(guided, self.process.schedule, torch.zeros(1, 1, 2, 2), noise=torch.zeros_like)
-        return count
+        """Network evaluations for a picture, both of guidance's counted."""
+        return self._calls(lambda denoise: self.guidance(denoise, apart(denoise, denoise)))
 
     @property
     def starts_from_pictures(self) -> bool:

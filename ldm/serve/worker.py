@@ -141,7 +141,7 @@ class Worker:
 
         from ldm.checkpoints.bundle import Bundle
         from ldm.generators.generator import open_generator
-        from ldm.generators.watched import watchable
+        from ldm.generators.preview import watchable
 
         opened = open_generator(Bundle.open(self.bundles[model])).to(self.device)
         return replace(opened, generator=watchable(opened.generator))

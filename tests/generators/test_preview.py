@@ -10,7 +10,7 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.data.decode import EncodedPicture, centre_square
 from ldm.generators.diffusion_bundle import load_codec, open_latent_diffusion
 from ldm.generators.generator import Source, open_generator
-from ldm.generators.watched import coloured_shapes, fit_preview, watchable
+from ldm.generators.preview import coloured_shapes, fit_preview, watchable
 from ldm.serve.worker import nodes_of
 
 PROMPTS, SEEDS = ["red apple", "a cat with a hat"], [0, 1]
