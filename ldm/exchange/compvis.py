@@ -101,12 +101,9 @@ def import_autoencoder(weights: Weights, asked: Asked) -> Imported:
     declared = read_declared(weights, trusted=asked.trusted)
     architecture, notes = settled(declared.only([SCALE]), asked)
     drop = (*AUTOENCODER_BESIDE, *LEFT_OUT)
-    return Imported.of(
-        {"autoencoder": replace(_fit("autoencoder", architecture, weights), prefix="", drop=drop)},
-        settings={"latents": dict(architecture.latents)},
-        left_out=[glob for glob in drop if any(fnmatchcase(name, glob) for name in weights.outline)],
-        notes=notes,
-    )
+    fit = replace(_fit("autoencoder", architecture, weights), prefix="", drop=drop)
+    settings = {"latents": dict(architecture.latents)}
+    return Imported.of({"autoencoder": fit}, settings=settings, left_out=fit.left_out, notes=notes)
 
 
 def networks(architecture: Architecture) -> dict[str, tuple[str, list[Rule]]]:

@@ -6,56 +6,50 @@
 | a folder of diffusers' VQModel                               | `VQAutoencoder`                    |
 | OpenAI's discrete VAE: a folder with encoder and decoder.pkl | `DiscreteVAE`                      |
 | rosinality's VQ-VAE-2: one file                              | `TwoLevelTokenizer`                |
+| CLIP-GEN's `vqgan_*.pt`                                      | `VQAutoencoder`                    |
 
 A file's sizes are read off the shapes of its weights, and every weight is used exactly once. What these
 trainings keep beside the network, such as VQGAN's discriminator, is left out.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from functools import cached_property
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from ldm import UserError
 from ldm.exchange import whole_numbers
 from ldm.exchange.diffusers import QUANT, VAE_DOWN, VAE_FIXED, VAE_NUMBERS, VAE_UP, levels_of
 from ldm.exchange.imported import Config, Fit, Imported
 from ldm.exchange.keymap import Rule, rename, renames, transpose
-from ldm.exchange.names import compvis_vae_rules, vae_rules
-from ldm.exchange.weights import Weights
+from ldm.exchange.names import compvis_vae_rules, fused, vae_rules
+from ldm.exchange.weights import Joined, Weights
 from ldm.io.fields import MAX_WIDTH, Fields
 
 PART = "image_tokenizer"
 PICKLES = ("encoder", "decoder")  # of OpenAI's release: <name>.pkl
 SIZE = 256  # pixels of a side that all of these were trained with
-VQGAN_MARK, VQVAE2_MARK = "quantize.", "quantize_t."
 VQGAN_BESIDE = ("loss.*", "colorize")  # the discriminator, its features, and a projection for segmentations
 OUTER = ("to_quantizer", "from_codes")
+CLIP_GEN_RESNET = {"block.0": "norm_in", "block.2": "conv_in", "block.3": "norm_out", "block.6": "conv_out"}
+CLIP_GEN_RESNET |= {"shortcut": "shortcut"}
+CLIP_GEN_ENDS = {"conv_in": "conv_in", "final.0": "norm_out", "final.2": "conv_out"}
 COSINE = {"_target_": "ldm.models.quantizers.cosine", "_partial_": True, "steps": 1}
 
 
-def is_tokenizer(source: Path | Weights) -> bool:
-    """Whether a folder, or a file with its weights, holds one of these tokenizers."""
+def tokenizer_fit(source: Path | Weights, *, size: int) -> Fit | None:
+    """The tokenizer in a folder or file, for pictures of `size` px; None where it holds another kind."""
     if isinstance(source, Path):
-        return all((source / f"{name}.pkl").is_file() for name in PICKLES)
-    return any(name.startswith((VQGAN_MARK, VQVAE2_MARK)) for name in source.outline)
+        is_dvae = all((source / f"{name}.pkl").is_file() for name in PICKLES)
+        return _dvae_fit(source, size=size) if is_dvae else None
+    for mark, fit in FILES.items():
+        if any(name.startswith(mark) for name in source.outline):
+            return fit(source, size=size)
+    return None
 
 
-def import_tokenizer(source: Path | Weights, *, size: int | None) -> Imported:
-    """The tokenizer of such a folder or file, for pictures of `size` px; None: as it was trained."""
-    size = size or SIZE
-    if isinstance(source, Path):
-        return _imported(_dvae_fit(source, size=size))
-    is_two_level = any(name.startswith(VQVAE2_MARK) for name in source.outline)
-    return _imported((_two_level_fit if is_two_level else _vqgan_fit)(source, size=size))
-
-
-def import_vq_model(weights: Weights, config: Fields, size: int | None) -> Imported:
-    """The network of a diffusers folder."""
-    return _imported(vq_fit(weights, config, size=size or SIZE))
+def import_tokenizer(fit: Fit) -> Imported:
+    """The tokenizer as the contents of a bundle."""
+    return Imported.of({PART: fit}, settings={"size": fit.spec["size"]}, left_out=fit.left_out)
 
 
 def vq_fit(weights: Weights, config: Fields, *, size: int) -> Fit:
@@ -64,11 +58,6 @@ def vq_fit(weights: Weights, config: Fields, *, size: int) -> Fit:
     attention = spec["trunk"]["level_attention"]
     rules = [*vae_rules(weights.outline, outer=OUTER, attention=attention), codebook()]
     return Fit(spec=spec, weights=weights, rules=rules)
-
-
-def _imported(fit: Fit) -> Imported:
-    left_out = [glob for glob in fit.drop if any(fnmatchcase(name, glob) for name in fit.weights.outline)]
-    return Imported.of({PART: fit}, settings={"size": fit.spec["size"]}, left_out=left_out)
 
 
 def vq_spec(fields: Fields, *, size: int) -> Config:
@@ -124,25 +113,24 @@ def learned_codebook(num_codes: int, dim: int) -> Config:
 
 def _vqgan_fit(weights: Weights, *, size: int) -> Fit:
     """taming-transformers' VQModel or GumbelVQ; its group norms have 32 groups."""
-    sizes = Sizes(weights)
     is_gumbel = "quantize.proj.weight" in weights.outline
-    levels = sizes.count("encoder.down.{}.block.0.conv1.weight")
-    widths = [sizes[f"encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)]
-    attention = [f"encoder.down.{level}.attn.0.norm.weight" in weights.outline for level in range(levels)]
-    channels = sizes["encoder.conv_in.weight"][0]
+    levels = range(weights.count("encoder.down.{}.block.0.conv1.weight"))
+    widths = [weights.sizes(f"encoder.down.{level}.block.0.conv2.weight")[0] for level in levels]
+    attention = [f"encoder.down.{level}.attn.0.norm.weight" in weights.outline for level in levels]
+    channels = weights.sizes("encoder.conv_in.weight")[0]
     trunk = {
         "channels": channels,
         "multipliers": multipliers(widths, channels),
-        "blocks_per_level": sizes.count("encoder.down.0.block.{}.conv1.weight"),
+        "blocks_per_level": weights.count("encoder.down.0.block.{}.conv1.weight"),
         "mid_attention": "encoder.mid.attn_1.norm.weight" in weights.outline,
         "level_attention": attention,
     }
     if is_gumbel:
-        num_codes, inputs, *_ = sizes["quantize.proj.weight"]
-        quantizer = gumbel(num_codes, channels=inputs, dim=sizes["quantize.embed.weight"][1])
+        num_codes, inputs, *_ = weights.sizes("quantize.proj.weight")
+        quantizer = gumbel(num_codes, channels=inputs, dim=weights.sizes("quantize.embed.weight")[1])
     else:
-        quantizer = learned_codebook(*sizes["quantize.embedding.weight"][:2])
-    features = sizes["encoder.conv_out.weight"][0]
+        quantizer = learned_codebook(*weights.sizes("quantize.embedding.weight")[:2])
+    features = weights.sizes("encoder.conv_out.weight")[0]
     spec = tokenizer_spec(trunk, features=features, size=size, quantizer=quantizer)
     rules = vqgan_rules(attention, is_gumbel=is_gumbel)
     return Fit(spec=spec, weights=weights, rules=rules, drop=VQGAN_BESIDE)
@@ -182,19 +170,16 @@ def gumbel(num_codes: int, *, channels: int, dim: int) -> Config:
 
 def _two_level_fit(weights: Weights, *, size: int) -> Fit:
     """rosinality's VQVAE."""
-    sizes = Sizes(weights)
-    dim, channels = sizes["quantize_conv_t.weight"][:2]
-    blocks = sizes.count("enc_t.blocks.{}.conv.1.weight", first=3)
+    dim, channels = weights.sizes("quantize_conv_t.weight")[:2]
+    blocks = weights.count("enc_t.blocks.{}.conv.1.weight", first=3)
     quantizer = {"_target_": "ldm.models.quantizers.VectorQuantizer", "dim": dim}
-    spec = {
+    spec: Config = {
         "_target_": "ldm.models.strided_tokenizers.TwoLevelTokenizer",
         **{"size": size, "channels": channels, "residual_blocks": blocks},
-        "residual_channels": sizes["enc_t.blocks.3.conv.1.weight"][0] if blocks else 1,
-        **{
-            name: {**quantizer, "num_codes": sizes[f"quantize_{name[0]}.embed"][1]}
-            for name in ("top", "bottom")
-        },
+        "residual_channels": weights.sizes("enc_t.blocks.3.conv.1.weight")[0] if blocks else 1,
     }
+    for name in ("top", "bottom"):
+        spec[name] = {**quantizer, "num_codes": weights.sizes(f"quantize_{name[0]}.embed")[1]}
     return Fit(spec=spec, weights=weights, rules=list(two_level_rules(blocks)))
 
 
@@ -231,17 +216,17 @@ def _strided(theirs: str, ours: str, layers: Mapping[int, str], *, first: int, b
 def _dvae_fit(folder: Path, *, size: int) -> Fit:
     """OpenAI's pickles."""
     weights = Joined(folder / "encoder.pkl", parts={f"{x}.": Weights(folder / f"{x}.pkl") for x in PICKLES})
-    sizes = Sizes(weights)
-    groups = sizes.count("encoder.blocks.group_{}.block_1.res_path.conv_1.w", first=1)
-    blocks = sizes.count("encoder.blocks.group_1.block_{}.res_path.conv_1.w", first=1)
-    channels = sizes["encoder.blocks.input.w"][0]
-    widths = [sizes[f"encoder.blocks.group_{n + 1}.block_1.res_path.conv_4.w"][0] for n in range(groups)]
-    num_codes, last, *_ = sizes["encoder.blocks.output.conv.w"]
+    block = "encoder.blocks.group_{}.block_{}.res_path.conv_{}.w"
+    groups = weights.count(block.format("{}", 1, 1), first=1)
+    blocks = weights.count(block.format(1, "{}", 1), first=1)
+    channels = weights.sizes("encoder.blocks.input.w")[0]
+    widths = [weights.sizes(block.format(n + 1, 1, 4))[0] for n in range(groups)]
+    num_codes, last, *_ = weights.sizes("encoder.blocks.output.conv.w")
     spec = {
         "_target_": "ldm.models.discrete_vae.DiscreteVAE",
         **{"size": size, "channels": channels, "multipliers": [width // channels for width in widths]},
         "blocks_per_group": blocks,
-        "quantizer": gumbel(num_codes, channels=last, dim=sizes["decoder.blocks.input.w"][0]),
+        "quantizer": gumbel(num_codes, channels=last, dim=weights.sizes("decoder.blocks.input.w")[0]),
     }
     return Fit(spec=spec, weights=weights, rules=list(dvae_rules(groups, blocks)))
 
@@ -268,52 +253,64 @@ def dvae_rules(groups: int, blocks: int) -> Iterator[Rule]:
     )
 
 
-@dataclass(frozen=True)
-class Joined(Weights):
-    """The tensors of several files, each file's under a prefix."""
+def _clip_gen_fit(weights: Weights, *, size: int) -> Fit:
+    """CLIP-GEN's VQGAN, whose layers on a side are numbered straight through."""
+    levels: list[list[int]] = [[]]
+    numbers = {int(name.split(".")[2]) for name in weights.outline if name.startswith("encoder.down.")}
+    for number in sorted(numbers):  # a convolution ends a level of blocks and attentions
+        if f"encoder.down.{number}.conv.weight" in weights.outline:
+            levels.append([])
+        else:
+            levels[-1].append(number)
+    if not all(levels):
+        raise UserError(f"{weights.path} has a level without blocks: it is no VQGAN of CLIP-GEN")
+    widths = [weights.sizes(f"encoder.down.{level[0]}.block.6.weight")[0] for level in levels]
+    attends = [f"encoder.down.{level[-1]}.norm.weight" in weights.outline for level in levels]
+    channels, blocks = weights.sizes("encoder.conv_in.weight")[0], len(levels[0]) // (1 + attends[0])
+    trunk = {
+        "channels": channels,
+        "multipliers": multipliers(widths, channels),
+        "blocks_per_level": blocks,
+        "level_attention": attends,
+        "norm_eps": 1e-5,  # torch's default
+    }
+    quantizer = learned_codebook(*weights.sizes("quantizer.embedding.weight")[:2]) | {"codebook_weight": 0.2}
+    features = weights.sizes("encoder.final.3.weight")[0]
+    spec = tokenizer_spec(trunk, features=features, size=size, quantizer=quantizer)
+    rules = list(clip_gen_rules(attends, blocks))
+    return Fit(spec=spec, weights=weights, rules=rules, drop=("discriminator.*",))
 
-    parts: Mapping[str, Weights] = field(default_factory=dict, hash=False)
 
-    @property
-    def files(self) -> list[Path]:
-        """All files."""
-        return [file for part in self.parts.values() for file in part.files]
+def clip_gen_rules(attends: list[bool], blocks: int) -> Iterator[Rule]:
+    """Names of CLIP-GEN's VQGAN against :class:`ldm.models.picture_tokenizers.VQAutoencoder`.
 
-    @cached_property
-    def outline(self) -> dict[str, Tensor]:
-        """All tensors, on the meta device."""
-        return {prefix + name: x for prefix, part in self.parts.items() for name, x in part.outline.items()}
-
-    @property
-    def notes(self) -> list[str]:
-        """The notes on all files."""
-        return [note for part in self.parts.values() for note in part.notes]
-
-    def load(self, only: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The tensors, or those among the names in `only`."""
-        loaded = {prefix + name: x for prefix, part in self.parts.items() for name, x in part.load().items()}
-        return {name: x for name, x in loaded.items() if only is None or name in only}
-
-
-class Sizes:
-    """The shapes of a file's tensors, which give the sizes of a network.
-
-    Raises UserError for a tensor that is not there.
+    Args:
+        attends: whether each level has attention, the finest first.
+        blocks: of a level of the encoder; the decoder's have one more.
     """
+    for side, way, order in (("encoder", "down", attends), ("decoder", "up", attends[::-1])):
+        theirs, middle = map(f"{side}.{way}.{{}}.".format, itertools.count()), f"{side}.middle."
+        for level, attending in enumerate(order):
+            ours = f"{side}.levels.{level}."
+            for block in range(blocks + (side == "decoder")):
+                yield from renames(CLIP_GEN_RESNET, next(theirs), f"{ours}blocks.{block}." + "0." * attending)
+                yield from _clip_gen_attention(next(theirs), f"{ours}blocks.{block}.1.") if attending else ()
+            if level + 1 < len(order):
+                yield rename(f"{next(theirs)}conv.*", f"{ours}resample.conv.*")
+        yield from renames(CLIP_GEN_RESNET, f"{side}.mid.0.", f"{middle}block_in.")
+        yield from _clip_gen_attention(f"{side}.mid.1.", f"{middle}attention.")
+        yield from renames(CLIP_GEN_RESNET, f"{side}.mid.2.", f"{middle}block_out.")
+        yield from renames(CLIP_GEN_ENDS, f"{side}.", f"{side}.")
+    yield from renames({"encoder.final.3": "to_quantizer", "decoder.quant_conv_in": "from_codes"})
+    yield codebook("quantizer.embedding.weight")
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
 
-    def __getitem__(self, name: str) -> Sequence[int]:
-        """The shape of a tensor of at least two dimensions."""
-        shape = self.weights.outline[name].shape if name in self.weights.outline else ()
-        if len(shape) < 2:
-            raise UserError(f"{self.weights.path} lacks the matrix {name}, which tells its network's sizes")
-        return list(shape)
+def _clip_gen_attention(theirs: str, ours: str) -> list[Rule]:
+    return [rename(f"{theirs}norm.*", f"{ours}norm.*"), *fused(f"{theirs}attn.", f"{ours}attention.")]
 
-    def count(self, name: str, *, first: int = 0) -> int:
-        """How many names there are with consecutive numbers from `first` on in place of `{}`."""
-        number = first
-        while name.format(number) in self.weights.outline:
-            number += 1
-        return number - first
+
+FILES = {  # by the beginning of a tensor's name
+    "quantize_t.": _two_level_fit,
+    "quantize.": _vqgan_fit,
+    "encoder.down.0.block.0.weight": _clip_gen_fit,
+}

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ class Fit:
     rules: Sequence[Rule]  # their names against ours
     prefix: str = ""  # of the network's tensors; a file may hold other networks beside it
     drop: Sequence[str] = ()  # globs of the network's tensors that are left out on purpose
+
+    @property
+    def left_out(self) -> list[str]:
+        """The globs of `drop` that name a tensor of the file."""
+        return [glob for glob in self.drop if any(fnmatchcase(name, glob) for name in self.weights.outline)]
 
     def check(self) -> None:
         """Compares names, shapes and dtypes; no weight is read. One message lists every difference."""

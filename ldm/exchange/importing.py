@@ -9,8 +9,7 @@
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
 | a folder of a BERT, see `bert`                     | a bundle of that text encoder        |
 | a tokenizer of pictures, see `image_tokenizers`    | a bundle of that part                |
-| VQ-Diffusion, see `vq_diffusion`                   | a text-to-image bundle, or a part    |
-| a network on codes, see `code_networks`            | a bundle of that part, or CLIP-GEN's |
+| a network on codes, see `code_networks`            | a bundle of that part or its system  |
 | another kind of model                              | a message that names the kind        |
 """
 
@@ -23,7 +22,7 @@ from pathlib import Path
 from ldm import UserError
 from ldm.exchange.bert import import_bert, is_bert
 from ldm.exchange.clip import import_openclip, is_openclip
-from ldm.exchange.code_networks import import_code_network, is_code_network
+from ldm.exchange.code_networks import PIPELINE, import_code_network, import_vq_diffusion
 from ldm.exchange.compvis import (
     averages,
     import_autoencoder,
@@ -34,9 +33,8 @@ from ldm.exchange.compvis import (
 from ldm.exchange.declared import Asked, chosen
 from ldm.exchange.diffusers import INPAINTING, INSTRUCT
 from ldm.exchange.folder import class_of, find_weights, import_network, import_pipeline
-from ldm.exchange.image_tokenizers import import_tokenizer, import_vq_model, is_tokenizer
+from ldm.exchange.image_tokenizers import SIZE, import_tokenizer, tokenizer_fit, vq_fit
 from ldm.exchange.imported import Imported
-from ldm.exchange.vq_diffusion import PIPELINE, import_released, import_vq_diffusion, is_released
 from ldm.exchange.weights import Source, Weights
 from ldm.exchange.wheels import SCHEME, wheel_folder
 from ldm.io.fields import Fields
@@ -91,17 +89,17 @@ def import_weights(source: Source, asked: Asked) -> Imported:
         return import_bert(path, context_length=asked.context_length)
     if asked.context_length is not None:
         raise UserError(f"context_length= is for a BERT, which {path} is not: leave it out")
-    size = asked.architecture.size if "size" in asked.typed else None
-    if is_tokenizer(weights or path):
-        return import_tokenizer(weights or path, size=size)
-    if is_code_network(weights or path):
-        return import_code_network(weights or path, size=size)
+    size = asked.architecture.size if "size" in asked.typed else SIZE
+    if fit := tokenizer_fit(weights or path, size=size):
+        return import_tokenizer(fit)
+    if found := import_code_network(weights or path, size=size):
+        return found
     if weights is None:
         kind, is_pipeline = class_of(path)
         if kind == PIPELINE:
             return import_vq_diffusion(path, text_state=asked.text_state)
         if kind == "VQModel":
-            return import_vq_model(find_weights(path), Fields.read(path / "config.json"), size)
+            return import_tokenizer(vq_fit(find_weights(path), Fields.read(path / "config.json"), size=size))
         _refuse_kinds(path, [kind], CLASSES)
         found = (import_pipeline if is_pipeline else import_network)(path, text_state=asked.text_state)
         return replace(found, settings=chosen(found.settings, asked, path))
@@ -112,8 +110,6 @@ def import_weights(source: Source, asked: Asked) -> Imported:
         return import_single_file(replace(weights, renamed=ema), asked)
     if is_autoencoder_file(weights):
         return import_autoencoder(weights, asked)
-    if is_released(weights):
-        return import_released(weights)
     if is_openclip(weights):
         return import_openclip(source, weights, model=asked.clip)
     some = ", ".join(sorted(weights.outline)[:3])

@@ -42,13 +42,7 @@ CLIP_LAYER = {
     "mlp.fc1": "mlp.wide",
     "mlp.fc2": "mlp.narrow",
 }
-OPENCLIP_LAYER = {
-    "ln_1": "norm1",
-    "attn.out_proj": "attention.out",
-    "ln_2": "norm2",
-    "mlp.c_fc": "mlp.wide",
-    "mlp.c_proj": "mlp.narrow",
-}
+OPENCLIP_LAYER = {"ln_1": "norm1", "ln_2": "norm2", "mlp.c_fc": "mlp.wide", "mlp.c_proj": "mlp.narrow"}
 
 
 def unet_rules(*, linear_projection: bool = False) -> list[Rule]:
@@ -267,8 +261,11 @@ def _layers(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
+def fused(theirs: str, ours: str) -> list[Rule]:
+    """torch.nn.MultiheadAttention against our attention, whose rows are q, k, v, too."""
+    return [rename(f"{theirs}in_proj_*", f"{ours}qkv.*"), rename(f"{theirs}out_proj.*", f"{ours}out.*")]
+
+
 def _openclip_layers(theirs: str, ours: str) -> list[Rule]:
-    return [
-        *renames(OPENCLIP_LAYER, f"{theirs}.{{}}.", f"{ours}.{{}}."),
-        rename(f"{theirs}.{{}}.attn.in_proj_*", f"{ours}.{{}}.attention.qkv.*"),  # rows q, k, v in both
-    ]
+    layers = renames(OPENCLIP_LAYER, f"{theirs}.{{}}.", f"{ours}.{{}}.")
+    return [*layers, *fused(f"{theirs}.{{}}.attn.", f"{ours}.{{}}.attention.")]

@@ -6,6 +6,7 @@ archives (OpenAI's CLIP) are copied without their code. An inert class stands in
 for those of whole modules that were pickled (OpenAI's discrete VAE).
 """
 
+import itertools
 import re
 import shutil
 import zipfile
@@ -101,14 +102,28 @@ class Weights:
         assert self._stored is not None  # a file that is damaged is refused first
         if self.files != [self.path] or zipfile.is_zipfile(self.path):
             return {}
-        with _safetensors(self.path) as file:
+        with safe_open(self.path, framework="np") as file:
             return dict(file.metadata() or {})
 
     @property
     def entries(self) -> Mapping[Any, Any]:
         """The plain values that a torch file has beside its weights, such as `hyper_parameters`."""
-        content = _unpickled(self.path, "meta")[0] if zipfile.is_zipfile(self.path) else {}
+        content = _unpickled(self.path, "meta") if zipfile.is_zipfile(self.path) else {}
         return content if isinstance(content, Mapping) else {}
+
+    def sizes(self, name: str) -> list[int]:
+        """The shape of a tensor of two dimensions or more, by which a network's sizes are known.
+
+        Raises UserError for a tensor that is not there.
+        """
+        shape = self.outline[name].shape if name in self.outline else ()
+        if len(shape) < 2:
+            raise UserError(f"{self.path} lacks the matrix {name}, which tells its network's sizes")
+        return list(shape)
+
+    def count(self, name: str, *, first: int = 0) -> int:
+        """How many names there are with consecutive numbers from `first` on in place of `{}`."""
+        return next(n for n in itertools.count() if name.format(first + n) not in self.outline)
 
     def load(self, only: Collection[str] | None = None) -> dict[str, Tensor]:
         """The tensors, or those among the names in `only`; mapped from the file where that is possible."""
@@ -134,6 +149,33 @@ class Weights:
                     )
             whole |= part
         return whole
+
+
+@dataclass(frozen=True)
+class Joined(Weights):
+    """The tensors of several files, each file's under a prefix."""
+
+    parts: Mapping[str, Weights] = field(default_factory=dict, hash=False)
+
+    @property
+    def files(self) -> list[Path]:
+        """All files."""
+        return [file for part in self.parts.values() for file in part.files]
+
+    @cached_property
+    def outline(self) -> dict[str, Tensor]:
+        """All tensors, on the meta device."""
+        return {prefix + name: x for prefix, part in self.parts.items() for name, x in part.outline.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes on all files."""
+        return [note for part in self.parts.values() for note in part.notes]
+
+    def load(self, only: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The tensors, or those among the names in `only`."""
+        loaded = {prefix + name: x for prefix, part in self.parts.items() for name, x in part.load().items()}
+        return {name: x for name, x in loaded.items() if only is None or name in only}
 
 
 class Inert:
@@ -177,16 +219,13 @@ def _listed(index: Path) -> dict[Path, set[str] | None]:
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f"{index}: weight_map must name the file of each tensor: fetch it again")
     listed = sorted(set(table.values()))
-    outside = [name for name in listed if not is_plain_name(name)]
-    if outside:
+    if outside := [name for name in listed if not is_plain_name(name)]:
         raise UserError(f"{index} names {outside[0]!r}, which is no file of its folder: fetch it again")
-    missing = [name for name in listed if not (index.parent / name).is_file()]
-    if missing:
+    if missing := [name for name in listed if not (index.parent / name).is_file()]:
         raise UserError(f"{index.parent} lacks {_few(missing)}, of {len(listed)} files: fetch them")
     kinds = {match.groups() for match in map(SHARD.fullmatch, listed) if match}
     there = ((path.name, SHARD.fullmatch(path.name)) for path in sorted(index.parent.iterdir()))
-    extra = [name for name, match in there if match and match.groups() in kinds and name not in listed]
-    if extra:
+    if extra := [name for name, match in there if match and match.groups() in kinds and name not in listed]:
         raise UserError(f"{index} does not list {_few(extra)}, which lies beside it: fetch the folder again")
     return {index.parent / name: {key for key, value in table.items() if value == name} for name in listed}
 
@@ -196,7 +235,7 @@ def _outline(path: Path) -> dict[str, Tensor]:
     if zipfile.is_zipfile(path):
         return _named_tensors(path, "meta")
     try:
-        with _safetensors(path) as file:
+        with safe_open(path, framework="np") as file:  # torch's reader would claim memory for the whole file
             names = file.keys()
             if len(names) > MAX_TENSORS:
                 raise UserError(f"{path} has {len(names)} tensors, the limit for a network is {MAX_TENSORS}")
@@ -205,10 +244,6 @@ def _outline(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is neither a whole safetensors file nor a zip of torch.save ({error}): fetch it again"
         ) from None
-
-
-def _safetensors(path: Path) -> Any:
-    return safe_open(path, framework="np")  # the reader for torch would claim memory for the whole file
 
 
 def _meta(path: Path, name: str, view: Any) -> Tensor:
@@ -229,9 +264,8 @@ def _tensors(path: Path, kept: Collection[str]) -> dict[str, Tensor]:
 
 def _named_tensors(path: Path, device: str) -> dict[str, Tensor]:
     """The tensors of a torch file: of a state dict, a checkpoint with one, or a TorchScript module tree."""
-    content, _ = _unpickled(path, device)
-    is_tree = isinstance(content, Inert)
-    tensors = dict(module_tensors(content)) if is_tree else _state_dict(content, path)
+    content = _unpickled(path, device)
+    tensors = dict(module_tensors(content)) if isinstance(content, Inert) else _state_dict(content, path)
     claimed = sum(tensor.nbytes for tensor in tensors.values())
     if claimed > path.stat().st_size:
         raise UserError(f"{path} is forged: its tensors claim {claimed} bytes, more than the file has")
@@ -257,8 +291,8 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(x, Tensor) for x in value.values())
 
 
-def _unpickled(path: Path, device: str) -> tuple[Any, bool]:
-    """The content of an archive's pickle, and whether the archive is TorchScript's."""
+def _unpickled(path: Path, device: str) -> Any:
+    """The content of an archive's pickle."""
     with _archive(path) as (archive, is_scripted):
         try:
             named = get_unsafe_globals_in_checkpoint(str(archive))
@@ -273,7 +307,7 @@ def _unpickled(path: Path, device: str) -> tuple[Any, bool]:
                 f"{path} is refused because it holds more than weights or is damaged ({reason}): "
                 "use the .safetensors file of the same weights"
             ) from None
-        return content, is_scripted
+        return content
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def released(pipeline):
 
 @pytest.mark.parametrize("whole", [False, True], ids=["an EMA", "a whole model"])
 def test_every_key_of_a_released_file_is_used_once(pipeline, saved, tiny, tmp_path, monkeypatch, whole):
-    monkeypatch.setattr("ldm.exchange.vq_diffusion.HEADS", 2)
+    monkeypatch.setattr("ldm.exchange.code_networks.HEADS", 2)
     state = released(pipeline)
     if whole:
         state = {f"transformer.{name}": tensor for name, tensor in state.items()}

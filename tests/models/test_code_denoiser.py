@@ -8,8 +8,8 @@ import yaml
 from diffusers import Transformer2DModel
 
 from ldm.construct import construct
+from ldm.exchange.code_networks import RELEASED_BESIDE, diffusers_rules, released_rules
 from ldm.exchange.keymap import shapes, translate
-from ldm.exchange.vq_diffusion import RELEASED_BESIDE, diffusers_rules, released_rules
 from ldm.models.code_denoiser import CodeDenoiser
 from ldm.models.meta_init import meta_init
 
