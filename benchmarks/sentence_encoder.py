@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from ldm.checkpoints.bundle import meta_network
 from ldm.data.shards import captions
 from ldm.exchange.bert import import_bert
-from ldm.exchange.wheels import wheel_folder
+from ldm.exchange.importing import wheel_folder
 
 LIMIT = 1e-5
 NAMES = ("", "a [SEP] b", "Café déjà-vu, naïve!", "日本 2026's #1", "x" * 120)

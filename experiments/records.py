@@ -18,8 +18,7 @@ from tempfile import TemporaryDirectory
 
 from data_prep.command_line import command_line, option
 from ldm import UserError
-from ldm.checkpoints.provenance import published
-from ldm.checkpoints.run_files import CONFIG, facts_of, flat
+from ldm.checkpoints.provenance import CONFIG, facts_of, flat, published
 from ldm.io.curves import CPU_SECONDS, LOSS, SECONDS, Line, read_lines
 from ldm.io.fields import Fields
 from ldm.io.reading import hash_file, read_json, read_yaml

@@ -10,8 +10,7 @@ import numpy as np
 from experiments.intervals import Measured
 from hydra_plugins.ldm_sweeps.points import RECORD as POINT
 from ldm import UserError
-from ldm.checkpoints.provenance import config_hash
-from ldm.checkpoints.run_files import facts_of, flat
+from ldm.checkpoints.provenance import config_hash, facts_of, flat
 from ldm.construct import moved
 from ldm.evaluation.results import FILE_NAME, read_results
 from ldm.io.curves import read_curves

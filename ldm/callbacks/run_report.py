@@ -9,8 +9,7 @@ import yaml
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from ldm.checkpoints.provenance import published
-from ldm.checkpoints.run_files import facts_of
+from ldm.checkpoints.provenance import facts_of, published
 from ldm.evaluation.figures import LITERATURE, Curves, literature_beside, save_curves
 from ldm.evaluation.report import markdown_table
 from ldm.io.curves import read_curves

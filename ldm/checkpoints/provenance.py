@@ -1,4 +1,4 @@
-"""Where a number or a file comes from: commit, command, versions, hashes, and the memory that it took."""
+"""Where a number or a file comes from: commit, command, versions, hashes, memory, and what a run records."""
 
 import hashlib
 import json
@@ -9,12 +9,13 @@ import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ldm.construct import CONFIG_DIR, PACKAGES
+from ldm.io.reading import read_json, read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VERSIONED = (  # packages whose versions can change a number
@@ -22,6 +23,12 @@ VERSIONED = (  # packages whose versions can change a number
     *("pillow", "simplejpeg"),  # decode pictures
     *("tokenizers", "ftfy", "regex", "open-clip-torch", "timm"),  # read texts, hold feature networks
 )
+RECORD, CONFIG, LOCK = "run.json", "config.yaml", ".lock"  # of a run
+ASIDE = {  # keys, at any depth, that change what a training costs or prints, but not its result
+    *("num_workers", "worker_timeout", "cache", "max_time"),
+    *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "summary"),
+    *("saving", "pace", "report", "remaining", "samples", "reconstructions", "retrieved", "round_trip"),
+}
 
 START = r"""(?:^|(?<=[=,:\['"\s(])|(?<=file://))"""  # of a path in a text
 # An absolute path up to its last name, of several in a line up to that of the last one. A path that is
@@ -84,6 +91,24 @@ def peak_memory_mb() -> dict[str, float]:
     if torch.cuda.is_available():
         peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
     return peak
+
+
+def flat(node: Mapping[str, Any], prefix: str = "", *, aside: Collection[str] = ASIDE) -> dict[str, Any]:
+    """Values of nested mappings by dotted key, without null ones and those below a key of `aside`."""
+    found = {}
+    for key, value in node.items():
+        if key in aside or value is None:
+            continue
+        inner = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{key}.", aside=aside) if inner else {f"{prefix}{key}": value}
+    return found
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Contents of a run's `config.yaml`, and under `run` those of its `run.json`, if they exist."""
+    config, record = folder / CONFIG, folder / RECORD
+    facts = read_yaml(config) if config.is_file() else {}
+    return facts | ({"run": read_json(record)} if record.is_file() else {})
 
 
 def _git(*arguments: str) -> str | None:

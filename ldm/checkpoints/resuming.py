@@ -15,8 +15,7 @@ from torch import nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, differing
-from ldm.checkpoints.provenance import config_hash
-from ldm.checkpoints.run_files import flat
+from ldm.checkpoints.provenance import config_hash, flat
 from ldm.checkpoints.training_state import read_state
 from ldm.construct import arguments_of, locate, moved
 from ldm.data import DataError

@@ -21,9 +21,8 @@ from typing import Any
 import yaml
 
 from ldm import UserError
-from ldm.checkpoints.provenance import command, config_hash, environment, git_state
+from ldm.checkpoints.provenance import CONFIG, LOCK, RECORD, command, config_hash, environment, git_state
 from ldm.checkpoints.resuming import Difference, check_changes, contents, differences, is_below, replaced
-from ldm.checkpoints.run_files import CONFIG, LOCK, RECORD
 from ldm.checkpoints.training_state import POINTER, is_readable, newest_state
 from ldm.io.fields import Fields
 from ldm.io.links import check_no_link, open_plain, opened

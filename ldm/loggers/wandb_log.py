@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.provenance import published
-from ldm.checkpoints.run_files import facts_of
+from ldm.checkpoints.provenance import facts_of, published
 from ldm.io.writing import append, make_folder
 from ldm.loggers.background import BackgroundLogger, Rows, check_patience, say
 from ldm.loggers.wandb_sending import Sending, own_settings, unsendable

@@ -23,7 +23,7 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Depends, Request, Response
 
 from ldm import UserError
-from ldm.checkpoints.run_files import LOCK, RECORD, facts_of
+from ldm.checkpoints.provenance import LOCK, RECORD, facts_of
 from ldm.checkpoints.training_state import NAME
 from ldm.io.curves import read_curves, read_lines
 from ldm.io.fields import Fields

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, load_tokenizer
 from ldm.checkpoints.bundle_writer import save_tokenizer
-from ldm.exchange import wheels
+from ldm.exchange import importing
 from ldm.exchange.weights import Source
 from ldm.generators.diffusion_bundle import load_codec
 from ldm.io.reading import hash_file
@@ -164,8 +164,8 @@ def wheel(copied, tmp_path, monkeypatch):
     files = ("model.safetensors", "config.json", "tokenizer.json")
     (info / "RECORD").write_text("".join(f"carrier/model/{name},,\n" for name in files))
     hashes = {name: hash_file(copied / name) for name in files}
-    known = {"carrier": wheels.Wheel("0.1.0", "carrier/model", hashes)}
-    monkeypatch.setattr(wheels, "WHEELS", known)
+    known = {"carrier": importing.Wheel("0.1.0", "carrier/model", hashes)}
+    monkeypatch.setattr(importing, "WHEELS", known)
     monkeypatch.syspath_prepend(str(site))
     return site / "carrier" / "model"
 
@@ -192,7 +192,7 @@ def test_a_wheel_that_is_not_there_names_the_command(tiny, monkeypatch):
     def absent(name: str):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(wheels, "files", absent)
+    monkeypatch.setattr(importing, "files", absent)
     with pytest.raises(UserError, match=f"is not installed: pip install --no-deps {PACKAGE}==0.1.0"):
         tiny(f"wheel://{PACKAGE}")
     with pytest.raises(UserError, match="wheel://torch is unknown; the wheels with weights are"):
