@@ -35,7 +35,7 @@ UNBUILDABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeErr
 CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
 TOKENIZERS = {  # by the format of their file
     TOKENIZER_FORMAT: "ldm.tokenizers.Tokenizer",
-    "ldm-word-pieces-1": "ldm.tokenizers.word_pieces.WordPieces",
+    "ldm-word-pieces-1": "ldm.tokenizers.listed.WordPieces",
 }
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "emoji" / "bundle"
 

@@ -9,7 +9,7 @@ from ldm.exchange.folder import class_of, find_weights
 from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.keymap import Rule, merge, rename, renames
 from ldm.io.fields import MAX_WIDTH, Fields
-from ldm.tokenizers.word_pieces import UNKNOWN, WordPieces
+from ldm.tokenizers.listed import UNKNOWN, WordPieces
 
 KIND = "bert"
 CONTEXT_LENGTH = 64  # four captions of a dozen words; BERT's own 512 would cost a denoiser 8 times as much

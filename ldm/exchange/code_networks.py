@@ -27,8 +27,8 @@ from ldm.exchange.imported import Config, Fit, Imported
 from ldm.exchange.keymap import Rule, merge, rename, renames
 from ldm.exchange.names import fused
 from ldm.exchange.weights import Joined, Source, Weights
-from ldm.generators.character_tokenizer import CharacterTokenizer
 from ldm.io.fields import MAX_WIDTH, Fields
+from ldm.tokenizers.listed import CharacterTokenizer
 
 MODELS = "ldm.models.autoregressive"
 HEAD_WIDTH = 64  # of all of these networks, as of GPT-2

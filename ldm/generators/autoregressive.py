@@ -13,15 +13,16 @@ from torch import Tensor
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.codec import Frozen, hash_of, in_chunks, to_float
-from ldm.generators.character_tokenizer import CharacterTokenizer
 from ldm.generators.code_bundle import CodeByCode, check_codes, open_network
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, generate_codes
+from ldm.io.fields import Fields
 from ldm.models.autoregressive import CogViewTransformer, DalleTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer
 from ldm.picture_codes import PictureCodes
 from ldm.randomness.seeds import SEED_LIMIT, key_of
 from ldm.tokenizers import Tokenizer
+from ldm.tokenizers.listed import CharacterTokenizer
 
 MOST_CANDIDATES = 512  # DALL-E's number: a request of others can't ask for more time and memory than that
 
@@ -263,5 +264,6 @@ def open_autoregressive(bundle: Bundle, **options: Any) -> CodeGenerator:
 
 def open_min_dalle(bundle: Bundle, **options: Any) -> CodeGenerator:
     """The generator of an imported minDALL-E, which has no CLIP; raises as `open_autoregressive` does."""
-    clip = ClipPair(text=None, image=None, tokenizer=bundle.tokenizer(CharacterTokenizer.read))
+    tokenizer = bundle.tokenizer(lambda path: CharacterTokenizer.of(Fields.read(path)))
+    clip = ClipPair(text=None, image=None, tokenizer=tokenizer)
     return CodeGenerator.made({**open_network(bundle, DalleTransformer), "clip": clip}, options)
