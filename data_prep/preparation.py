@@ -34,8 +34,7 @@ from data_prep.reports import Speed, check_left_out, describe, read_report, writ
 from data_prep.splits import SPLITS, draw_splits, read_splits, write_splits
 from ldm.data import DataError
 from ldm.data.index import FILE_NAME, ShardIndex
-from ldm.io.links import open_plain, opened
-from ldm.io.writing import DiskFull, discard, make_folder, sweep
+from ldm.io.writing import DiskFull, discard, make_folder, open_plain, opened, sweep
 
 RULES = 3  # counts changes of the rules for pictures and captions
 

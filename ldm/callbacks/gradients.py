@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 
 from ldm import NotFinite
 from ldm.distributed.ranks import all_gather, any_rank, is_first, whole
-from ldm.io.links import LinkRefused
-from ldm.io.writing import write
+from ldm.io.writing import LinkRefused, write
 
 RECORD = "refused.json"
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm import UserError
-from ldm.io.links import CannotWrite
 from ldm.io.reading import hash_file, read_json
-from ldm.io.writing import discard, make_folder, new_folder, sweep, write
+from ldm.io.writing import CannotWrite, discard, make_folder, new_folder, sweep, write
 
 STATE, MANIFEST, POINTER = "state.ckpt", "manifest.json", "newest"
 NAME = re.compile(r"step=(\d{8})")

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm import UserError
-from ldm.io.links import FULL
+from ldm.io.writing import FULL
 
 # Errors that no bug causes: the disk is full, read-only, somebody else's, broken, or gone.
 DISK = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)

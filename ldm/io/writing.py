@@ -1,9 +1,9 @@
 """Files and folders that appear whole, stay on disk, and are never written or removed through a link.
 
 The rule begins below the folder that the user named, `below`, by default the one that holds the file: it may
-itself be a link or lie under links, as people link their data disks, but no name inside it is followed
-(`links.py`). Everything works on descriptors of folders, since a name could be swapped for a link between a
-check of its path and its use.
+itself be a link or lie under links, as people link their data disks, but no name inside it is followed.
+Everything works on descriptors of folders, since a name could be swapped for a link between a check of its
+path and its use.
 """
 
 import errno
@@ -19,20 +19,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldm import UserError
-from ldm.io.links import (
-    DESCRIPTORS,
-    FULL,
-    OWN,
-    CannotWrite,
-    enter,
-    open_plain,
-    opened,
-    reachable,
-    refuse_link,
-)
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DESCRIPTORS = Path("/proc/self/fd")  # by number, what this process has open
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+OWN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a pipe in a file's place must not hang
 DRAFT = ".tmp-"  # what the names of unfinished files and folders begin with
 LEFTOVER = re.compile(r"\.tmp(-.*|\w{6})")  # the second form is that of the safetensors library
+
+
+class LinkRefused(UserError):
+    """A link, pipe or device has the name of a file or folder that is to be written."""
+
+
+class CannotWrite(OSError, UserError):
+    """The system refuses to write a file or folder."""
 
 
 class DiskFull(CannotWrite):
@@ -62,8 +63,7 @@ def writing(path: Path, *, below: Path | None = None, size: int = 0) -> Iterator
     """A stream whose bytes replace the file once the block ends without an error.
 
     Args:
-        below: the folder that the user named; folders between it and the file are made. A link on the way
-            raises LinkRefused.
+        below: the folder that the user named; what lacks between it and the file is made (or LinkRefused).
         size: bytes that will be written, if known: their room is claimed first, or DiskFull is raised.
     """
     with _replacing(path, below, size) as (_, stream):
@@ -125,14 +125,13 @@ def new_folder(
     """A folder to fill, which gets its name once the block ends without an error, and else is removed.
 
     Args:
-        below: the folder that the user named.
         size: bytes that will be written, if known; DiskFull if fewer are free.
         claim: called once the folder is filled; frees the name, or returns False to have the folder dropped.
             Without a claim the name must be free from the start, or NameTaken is raised.
     """
     with explain_full_disk(path, size), opened(path.parent, below=below, make=True) as parent:
         _check_room(parent, size)
-        if claim is None and _exists(parent, path.name):
+        if claim is None and path.name in os.listdir(parent):
             raise NameTaken(f"{path} exists already: name another folder or remove it")
         name = DRAFT + uuid.uuid4().hex
         os.mkdir(name, dir_fd=parent)
@@ -149,7 +148,7 @@ def new_folder(
                 os.rename(name, path.name, src_dir_fd=parent, dst_dir_fd=parent)
                 os.fsync(parent)
         finally:
-            if _exists(parent, name):
+            if name in os.listdir(parent):
                 shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
 
 
@@ -167,8 +166,7 @@ def discard(path: Path, *, below: Path | None = None) -> None:
 def sweep(folder: Path, *, below: Path | None = None, shared: bool = False) -> None:
     """Removes what interrupted writers left in a folder, if it exists.
 
-    Args:
-        shared: other processes may be writing there now; their unfinished files stay.
+    In one that is `shared` other processes may be writing now, and their unfinished files stay.
     """
     with suppress(FileNotFoundError), opened(folder, below=below) as descriptor:
         for name in os.listdir(descriptor):
@@ -196,6 +194,91 @@ def explain_full_disk(path: Path, size: int = 0) -> Iterator[None]:
         if isinstance(error.filename, str) and LEFTOVER.fullmatch(error.filename):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextmanager
+def opened(folder: Path, *, below: Path | None = None, make: bool = False) -> Iterator[int]:
+    """Descriptor of a folder, reached from `below` (by default itself); LinkRefused if a link is on the way.
+
+    `make` makes what is missing, with the names on disk.
+    """
+    base = folder if below is None else below
+    if make:
+        _make_base(base)
+    descriptor, place = os.open(base, FOLDER), base
+    try:
+        for part in folder.relative_to(base).parts:
+            place /= part
+            inner = enter(descriptor, place, make=make)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def enter(folder: int, place: Path, *, make: bool = False) -> int:
+    """Descriptor of the folder `place`, opened by its name in an open folder; LinkRefused if it is a link."""
+    if place.name in ("", ".."):
+        raise LinkRefused(f"{place} leads out of its folder: name a folder inside it")
+    if make:
+        with suppress(FileExistsError):
+            os.mkdir(place.name, dir_fd=folder)
+            os.fsync(folder)
+    try:
+        return os.open(place.name, FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        refuse_link(folder, place)
+        raise OSError(error.errno, error.strerror, str(place)) from None
+
+
+def open_plain(folder: int, path: Path, flags: int) -> int:
+    """Descriptor of a file, opened by its name in an open folder; LinkRefused for a link, pipe or device."""
+    try:
+        descriptor = os.open(path.name, flags | OWN, 0o666, dir_fd=folder)
+    except OSError as error:
+        refuse_link(folder, path)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise LinkRefused(f"{path} is a pipe or a device, and nothing is written to it: remove it")
+    return descriptor
+
+
+def refuse_link(folder: int, path: Path) -> None:
+    """Raises LinkRefused, with the link's target, if the name of `path` in an open folder is a link."""
+    with suppress(OSError):  # it is no link
+        target = os.readlink(path.name, dir_fd=folder)
+        raise LinkRefused(
+            f"{path} is a link to {target}, and nothing is written, locked or removed through a link: "
+            "put a file or folder in its place, or name another folder"
+        )
+
+
+def check_no_link(path: Path) -> None:
+    """Raises LinkRefused if a file is a link, so that a command can end before its work, not after it."""
+    with opened(path.parent) as folder:
+        refuse_link(folder, path)
+
+
+def reachable(descriptor: int, path: Path) -> Path:
+    """A path to an open folder that no swapped link can redirect; its own path on systems without /proc."""
+    own = DESCRIPTORS / str(descriptor)
+    return own if own.exists() else path
+
+
+def _make_base(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_base(folder.parent)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise CannotWrite(f"{folder} can't be made ({error.strerror}): name another folder") from error
+    with opened(folder.parent) as parent:
+        os.fsync(parent)
 
 
 @contextmanager
@@ -249,19 +332,9 @@ def _check_room(descriptor: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _exists(folder: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def _remove(folder: int, name: str) -> None:
-    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-        shutil.rmtree(name, dir_fd=folder)
-    else:
-        os.unlink(name, dir_fd=folder)
+    is_folder = stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    (shutil.rmtree if is_folder else os.unlink)(name, dir_fd=folder)
 
 
 def _settle(folder: int) -> None:
@@ -273,8 +346,5 @@ def _settle(folder: int) -> None:
 
 
 def _settle_file(folder: int, name: str) -> None:
-    descriptor = os.open(name, os.O_RDONLY | OWN, dir_fd=folder)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.open(name, os.O_RDONLY | OWN, dir_fd=folder), "rb") as file:
+        os.fsync(file)

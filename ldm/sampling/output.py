@@ -7,10 +7,9 @@ from pathlib import Path
 
 from ldm import UserError
 from ldm.data.picture_files import LIST, listed_pictures
-from ldm.io.links import check_no_link
 from ldm.io.pictures import FIGURE, carries, save_picture
 from ldm.io.reading import is_plain_name, read_json
-from ldm.io.writing import append, discard, write
+from ldm.io.writing import append, check_no_link, discard, write
 from ldm.sampling.batches import Sample
 from ldm.sampling.jobs import Job
 from ldm.sampling.record import FIELD, chunks

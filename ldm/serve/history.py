@@ -19,8 +19,7 @@ from typing import Any
 from PIL import Image
 
 from ldm import UserError
-from ldm.io.links import LinkRefused, check_no_link, open_plain, opened
-from ldm.io.writing import discard, make_folder, write
+from ldm.io.writing import LinkRefused, check_no_link, discard, make_folder, open_plain, opened, write
 
 # The lock is held until the process ends, however it ends. A killed process loses nothing that was stored; if
 # the power fails the last entries may go, whose files are then unlisted.

@@ -10,7 +10,7 @@ import pytest
 
 from ldm.checkpoints import training_state
 from ldm.checkpoints.training_state import discard_damaged, newest_state, save_state
-from ldm.io.links import LinkRefused
+from ldm.io.writing import LinkRefused
 
 
 def save(root: Path, step: int, content: bytes = b"state", *, keep: int = 2) -> Path:

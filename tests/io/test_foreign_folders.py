@@ -17,8 +17,8 @@ from ldm.data.shards import PictureDataset
 from ldm.data.stored import ORIGIN, stored_moments
 from ldm.evaluation.command import write_prompts
 from ldm.evaluation.reference_set import FeatureCache
-from ldm.io.links import LinkRefused
 from ldm.io.pictures import save_sheet
+from ldm.io.writing import LinkRefused
 from ldm.loggers.metrics_log import MetricsLog
 from ldm.loggers.tensorboard_log import TensorBoardRecorder
 from ldm.loggers.wandb_log import WandbRecorder

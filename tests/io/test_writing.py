@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from ldm.checkpoints.bundle_writer import save_tensors
-from ldm.io.links import LinkRefused, opened
 from ldm.io.writing import (
     DRAFT,
     DiskFull,
+    LinkRefused,
     append,
     discard,
     drafting,
     make_folder,
     new_folder,
+    opened,
     sweep,
     write,
     writing,
