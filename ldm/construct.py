@@ -145,10 +145,8 @@ def accepts(function: Any, contract: Any) -> bool:
 def check_arguments(name: str, target: Any, arguments: Mapping[str, Any], *, is_partial: bool) -> None:
     """Compares arguments with the signature of what they are for, before it is called.
 
-    Args:
-        is_partial: whether other arguments may follow.
-
-    Raises UserError for an argument that is missing, of another type, or unknown, with the nearest known one.
+    Raises UserError for an argument that is missing (unless others may follow: `is_partial`), of another
+    type, or unknown, with the nearest known one.
     """
     try:
         known = arguments_of(target)

@@ -80,10 +80,7 @@ def follow_init(config: DictConfig, typed: Sequence[str]) -> Iterator[str]:
     """Sets process and codec of a config to those of its `init` bundle; yields a line for each change.
 
     Weights are meaningful only with the process, the latents and the text states that they were trained with,
-    whatever an experiment says.
-
-    Args:
-        typed: overrides of the command line. A key among them stays as it is, and the line says so.
+    whatever an experiment says. A key among the overrides that were `typed` stays, and the line says so.
     """
     if config.get("init") is None or "initial" not in config.model.stage:
         return

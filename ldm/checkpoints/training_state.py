@@ -89,11 +89,7 @@ def _print_once(sentence: str) -> None:
 
 
 def newest_state(root: Path, *, usable: Callable[[Path], bool] = Path.exists) -> Path | None:
-    """The newest whole checkpoint, or None; prints one line about damaged or missing newer ones.
-
-    Args:
-        usable: whether a checkpoint whose manifest matches can be resumed from.
-    """
+    """The newest whole checkpoint that is `usable`, or None; prints one line about newer ones that aren't."""
     found, passed = None, []
     for folder in reversed(states(root)):
         if not is_whole(folder):

@@ -39,10 +39,7 @@ def open_bundle(options: Mapping[str, Any], *, device: torch.device) -> Iterator
 
 
 def bundle_of_length(bundle: str, out: Path, *, length: float) -> Path:
-    """Writes a run's newest bundle with an average of another length.
-
-    Args:
-        bundle: as in `Bundle.open`.
+    """Writes a run's newest bundle, named as in `Bundle.open`, with an average of another length.
 
     Raises BundleError where there is no bundle. Raises UserError where it lies in no run with a whole
     checkpoint, or no such average can be made.

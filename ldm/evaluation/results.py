@@ -168,10 +168,7 @@ def spreads(row: Mapping[str, Any]) -> list[tuple[float, str]]:
 
 
 def check_one_protocol(documents: Mapping[str, Mapping[str, Any]], *, hash_of: str = "hash") -> None:
-    """Refuses results, by name, that can't be compared.
-
-    Args:
-        hash_of: "hash", or "ruler" where the pictures may be generated in different ways.
+    """Refuses results, by name, that can't be compared: by "hash", or "ruler" if generation may differ.
 
     Raises UserError: two of them have different hashes; names both, and the first field that differs.
     """
@@ -253,8 +250,7 @@ def bundles_of(bundle: str | Sequence[str]) -> list[str]:
 def check_alike(trainings: Sequence[Training]) -> None:
     """Refuses trainings that can't be measured as one subject.
 
-    Raises:
-        UserError: one that is listed twice, or generators with different settings, which share no protocol.
+    Raises UserError: one listed twice, or generators with different settings, which share no protocol.
     """
     if (count := len({each.sha256 for each in trainings})) < len(trainings):
         raise UserError(

@@ -47,10 +47,9 @@ def is_bert(path: Path) -> bool:
 
 
 def import_bert(folder: Path, *, context_length: int | None) -> Imported:
-    """A sentence encoder with its tokenizer.
+    """A sentence encoder with its tokenizer, which reads `context_length` tokens of a text.
 
-    Args:
-        context_length: tokens that are read of a text; None: 64, or as many as the file has positions for.
+    None stands for 64, or as many as the file has positions for.
     """
     config = Fields.read(folder / "config.json")
     config.only(FIXED)

@@ -130,8 +130,7 @@ def is_openclip(weights: Weights) -> bool:
 def import_openclip(source: Source, weights: Weights, *, model: str | None) -> Imported:
     """The towers in a file of OpenAI's or open_clip's.
 
-    Args:
-        model: open_clip's name of the model, or a json file with its config; not needed for a tag.
+    `model` is open_clip's name of the model, or a json file with its config; a tag does without.
     """
     name = source.model or model
     config = openclip_config(name) if name is not None else None

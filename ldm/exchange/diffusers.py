@@ -257,11 +257,7 @@ def _widths(net: Mapping[str, Any]) -> list[int]:
 
 
 def _refuse_others(fields: Fields, written: Config, beside: set[str]) -> None:
-    """Refuses a config that differs from the one that we would write for what was read from it.
-
-    Args:
-        beside: fields with any values, which may be missing.
-    """
+    """Refuses a config that differs, beyond the fields `beside`, from what we'd write for what was read."""
     expected = {key: value for key, value in written.items() if key not in beside}
     for key, value in expected.items():
         found = fields.values.get(key)

@@ -71,8 +71,7 @@ class Export:
 def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
     """A bundle's pipeline with diffusers' configs; an option that diffusers lacks is refused by its name.
 
-    Args:
-        options: `sampler`, `grid` and `steps` to write instead of the bundle's own.
+    The options are `sampler`, `grid` and `steps` to write instead of the bundle's own.
     """
     nodes = sampling_nodes(bundle, options)
     architecture = Architecture(

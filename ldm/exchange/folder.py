@@ -104,11 +104,7 @@ def padding(tokenizer: Tokenizer) -> str:
 
 
 def read_vocabulary(folder: Path, *, context_length: int, vocab_size: int) -> Tokenizer:
-    """The tokenizer in the files of a CLIPTokenizer, whose ids must be in our order.
-
-    Args:
-        context_length, vocab_size: of the text encoder, with which the files must agree.
-    """
+    """The tokenizer in the files of a CLIPTokenizer: ids in our order, sizes as the text encoder's."""
     vocabulary, merges = tables(folder)
     wanted = ids(merges, vocab_size=vocab_size)
     if vocabulary != wanted:

@@ -60,14 +60,10 @@ class Decoder(nn.Module):
 
 
 def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict[str, float | None]:
-    """Writes the folder whole or not at all; NameTaken if it exists.
+    """Writes the folder whole or not at all; NameTaken if it exists. Options are as of `open_export`.
 
-    Args:
-        options: `sampler`, `grid` and `steps` to write instead of the bundle's own.
-
-    Returns:
-        By the name of each graph, the difference of onnxruntime's output from the network's as a share of the
-        largest value, which LIMIT bounds; None without onnxruntime.
+    Returns by the name of each graph the difference of onnxruntime's output from the network's as a share of
+    the largest value, which LIMIT bounds; None without onnxruntime.
     """
     nodes = sampling_nodes(bundle, options)
     if "weak" in nodes["guidance"]:

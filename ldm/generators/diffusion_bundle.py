@@ -31,10 +31,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def open_latent_diffusion(bundle: Bundle, **options: Any) -> TextToImage:
     """The generator of a bundle.
 
-    Args:
-        options: `sampler`, `grid`, `steps`, `guidance` and `scale`, as in `sampling_nodes`; `precision` of
-            the denoiser's matrix products, float32 or bfloat16; `negative`, the prompt that guidance moves
-            away from; `generator` of noise, see `noise_of`.
+    Options are those of `sampling_nodes`; `precision` of the denoiser's matrix products, float32 or bfloat16;
+    `negative`, the prompt that guidance moves away from; `generator` of noise, see `noise_of`.
 
     Raises BundleError for a bundle without a denoiser, or a weak one that doesn't go with it. Raises
     UserError for an unknown option or precision, or a scale for a guidance that has none.
@@ -100,9 +98,7 @@ def codec_of(pictures: Bundle, texts: Bundle) -> Codec:
 def sampling_nodes(bundle: Bundle, options: Mapping[str, Any]) -> dict[str, Any]:
     """The config nodes `sampler` and `guidance` to sample with: a command's, or the bundle's with changes.
 
-    Args:
-        options: may hold `sampler` and `guidance`, and `grid`, `steps`, `scale` that change whichever is
-            used; what is None is as if it were not there.
+    Options are `sampler` and `guidance`, and `grid`, `steps`, `scale` that change whichever is used, or None.
 
     Raises BundleError for a bundle of another system, or without a denoiser. Raises UserError for a scale for
     a guidance that has none, or a node that is no mapping.

@@ -120,8 +120,7 @@ class Opened:
 def open_generator(bundle: Bundle, **options: Any) -> Opened:
     """The generator of a bundle: what its entry `generator` names, called with the bundle and options.
 
-    Args:
-        options: those that are None are the bundle's own: further keys of its entry `generator`, or defaults.
+    Options that are None are the bundle's own: further keys of its entry `generator`, or defaults.
 
     Raises UserError for a callable of a package that LDM_PACKAGES doesn't name; an option that it doesn't
     have. Raises BundleError for a bundle that it can't generate from.

@@ -205,11 +205,9 @@ class TextToImage:
         }
 
     def with_options(self, **changes: Any) -> "TextToImage":
-        """The same networks with other options.
+        """The same networks, a weak one among them, with some of `OPTIONS` changed.
 
-        Args:
-            changes: some of `OPTIONS`: `sampler`, `grid` and `guidance` are config nodes, `generator` is a
-                name of `noise_of`. A weak network stays if there is one.
+        `sampler`, `grid` and `guidance` are config nodes, `generator` is a name of `noise_of`.
 
         Raises UserError for an option that is unknown or of another kind, or a scale that a guidance lacks.
         """

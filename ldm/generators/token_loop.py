@@ -150,8 +150,7 @@ def _chunk(
 ) -> Iterator[Int[Tensor, " b"]]:
     """The next code of each picture of a chunk, place by place.
 
-    Args:
-        condition: of the pictures, and after them the empty one for each of them if `count` is 2.
+    The condition is that of the pictures, and after it the empty one for each of them if `count` is 2.
     """
     following, codes, noise = net.continuation(condition), None, torch.empty(0)
     at_once, total = max(1, NUMBERS // net.num_codes), torch.zeros((), device=condition.device)

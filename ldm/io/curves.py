@@ -17,11 +17,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path, *, most: int | None = None) -> tuple[list[Line], int]:
-    """The whole lines of a `metrics.jsonl` in their order, and the number of damaged ones.
-
-    Args:
-        most: bytes that are read, those at its end; None: all.
-    """
+    """The whole lines in the last `most` bytes of a `metrics.jsonl`, and the number of damaged ones."""
     data = b""
     if path.is_file():  # a pipe may never end
         with path.open("rb") as file:

@@ -42,11 +42,7 @@ def hash_file(path: Path) -> str:
 
 
 def read_json(path: Path, *, constants: Callable[[str], Any] = float) -> Any:
-    """The value in a json file.
-
-    Args:
-        constants: what `Infinity` and `NaN` become; as numbers they are refused, `str` reads them as texts.
-    """
+    """The value in a json file; `Infinity` and `NaN` are refused unless `constants` makes texts of them."""
     return parse_json(_bytes(path, most=MAX_JSON), name=str(path), constants=constants)
 
 
