@@ -61,6 +61,7 @@ HF_FIXED: Config = {"layer_norm_eps": 1e-05, "attention_dropout": 0.0, "num_chan
 COUNTERS = ("*position_ids",)  # 0, 1, 2, ... in files of earlier versions of transformers
 TEXT_PROJECTION, PICTURE_PROJECTION = "text_projection.weight", "visual_projection.weight"
 OPENCLIP_ROOT = {"embed_dim", "quick_gelu", "text_cfg", "vision_cfg"}
+OPENCLIP_MARKS = {"text_projection", "visual.proj"}  # tensors in files of OpenAI and open_clip
 OPENCLIP_CONFIG, PREPROCESSOR = "open_clip_config.json", "preprocessor_config.json"  # beside weights of a hub
 OPENAI = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's TorchScript files
 BESIDE = (*OPENAI, "attn_mask")  # tensors of TorchScript files that are no weights
@@ -114,17 +115,12 @@ def openclip_config(name: str) -> Fields:
     if name.endswith(".json"):
         return Fields.read(Path(name))
     package = find_spec("open_clip")  # found, but not imported, which takes seconds
-    folders = package.submodule_search_locations or [] if package else []
+    folders = (package and package.submodule_search_locations) or ()
     found = {path.stem: path for folder in folders for path in Path(folder).glob("model_configs/*.json")}
     if name not in found:
         known = ", ".join(sorted(each for each in found if each.startswith("ViT-")))
         raise UserError(f"open_clip has no model {name!r}; those of our kind are among {known}")
     return Fields.read(found[name])
-
-
-def is_openclip(weights: Weights) -> bool:
-    """Whether a file has OpenAI's and open_clip's names."""
-    return {"text_projection", "visual.proj"} <= weights.outline.keys()
 
 
 def import_openclip(source: Source, weights: Weights, *, model: str | None) -> Imported:
@@ -212,7 +208,7 @@ def text_fit(
     if openclip:
         blocks, rules, beside = "transformer.resblocks", openclip_text_rules(), OPENCLIP_BESIDE
     else:
-        names = "text_model." * any(name.startswith(f"{prefix}text_model.") for name in weights.outline)
+        names = "text_model." * weights.has(f"{prefix}text_model.")
         rules = text_rules(prefix=names, projection=spec.get("embed_dim") is not None)
         blocks, beside = f"{names}encoder.layers", COUNTERS
     drop = [*beside, *(f"{blocks}.{layer}.*" for layer in range(kept, layers))]  # some files lack the layer

@@ -45,20 +45,10 @@ def averages(names: Iterable[str]) -> dict[str, str]:
     return {EMA + name.removeprefix("model.").replace(".", ""): name for name in weights}
 
 
-def is_single_file(weights: Weights) -> bool:
-    """Whether a file has the names of a whole pipeline."""
-    return _has(weights, BACKBONE)
-
-
-def is_autoencoder_file(weights: Weights) -> bool:
-    """Whether a file has the names of CompVis' autoencoder, without a pipeline's prefixes."""
-    return AUTOENCODER_MARK in weights.outline
-
-
 def import_single_file(weights: Weights, asked: Asked) -> Imported:
     """The pipeline in a file."""
     architecture, text_state, own = asked.architecture, asked.text_state, weights.metadata.get(HEADER)
-    openclip, record, notes = _has(weights, OPENCLIP), None, []
+    openclip, record, notes = weights.has(OPENCLIP), None, []
     if own is not None:
         architecture, vocabulary, record = _read_header(own, weights)
     else:
@@ -141,10 +131,6 @@ def _read_header(text: str, weights: Weights) -> tuple[Architecture, Tokenizer, 
 def _fit(part: str, architecture: Architecture, weights: Weights) -> Fit:
     prefix, rules = networks(architecture)[part]
     return Fit(spec=getattr(architecture, part), weights=weights, rules=rules, prefix=prefix)
-
-
-def _has(weights: Weights, prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in weights.outline)
 
 
 def _check_sizes(weights: Weights, architecture: Architecture) -> None:

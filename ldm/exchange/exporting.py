@@ -4,7 +4,7 @@ What the format can't express is refused before anything is written, or goes int
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ldm.exchange.compvis import networks as compvis_networks
 from ldm.exchange.diffusers import Architecture, from_configs, to_configs
 from ldm.exchange.folder import END, INDEX, padding, write_vocabulary
 from ldm.exchange.imported import RECORD, TENSORS, Imported, make_record
-from ldm.exchange.keymap import Rule, reverse, translate
+from ldm.exchange.keymap import reverse, translate
 from ldm.exchange.names import text_rules, unet_rules, vae_rules
 from ldm.generators.diffusion_bundle import sampling_nodes
 from ldm.io.fields import Fields
@@ -56,7 +56,6 @@ class Export:
     configs: dict[str, Config]  # the same as diffusers' configs, by the names of its folders
     states: Mapping[str, State]  # weights of backbone, autoencoder and text encoder, under our names
     tokenizer: Tokenizer
-    guidance: float  # the guidance scale, 1 without guidance
     own: Imported  # the bundle's settings and parts
     notes: list[str] = field(default_factory=list)  # what was left out or changed
     results: Mapping[str, Any] | None = None  # measured numbers of the bundle, for the model card
@@ -108,7 +107,6 @@ def open_export(bundle: Bundle, options: Mapping[str, Any]) -> Export:
         configs=configs,
         states=states,
         tokenizer=tokenizer,
-        guidance=_scale(nodes["guidance"]),
         own=Imported(parts=own, settings=settings),
         notes=notes,
         results=results_of(bundle.path, bundle.sha256),
@@ -131,10 +129,11 @@ def write_diffusers(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
             file = "scheduler_config" if name == "scheduler" else "config"
             _write_json(folder / name / f"{file}.json", config)
         for file, (part, rules) in networks.items():
-            _save(folder / f"{file}.safetensors", _theirs(export.states[part], rules), dtype)
+            _save(folder / f"{file}.safetensors", translate(export.states[part], reverse(rules)), dtype)
         write_vocabulary(export.tokenizer, folder / "tokenizer")
         _write_json(folder / INDEX, _index(export.configs))
-        usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=export.guidance)
+        guidance = _scale(export.own.settings["guidance"])  # 1 without guidance
+        usage = USAGE.format(steps=export.architecture.sampler["steps"], guidance=guidance)
         options = {"usage": usage, "library": "diffusers", "notes": export.notes, "results": export.results}
         card = model_card({**export.own.settings, "parts": export.own.parts}, **options)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -151,7 +150,8 @@ def write_single_file(export: Export, out: Path, *, dtype: torch.dtype) -> Path:
     record, tensors = export.record(dtype)
     state = {f"{OWN}{name}": tensor for name, tensor in tensors.items()}
     for part, (prefix, rules) in compvis_networks(export.architecture).items():
-        state |= {f"{prefix}{name}": x for name, x in _theirs(export.states[part], rules).items()}
+        theirs = translate(export.states[part], reverse(rules))
+        state |= {f"{prefix}{name}": tensor for name, tensor in theirs.items()}
     if out.exists():
         raise NameTaken(f"{out} exists already: name another or remove it")
     with drafting(out, size=_bytes(state, dtype)) as file:
@@ -177,14 +177,6 @@ def folded(state: State, latents: Mapping[str, list[float]]) -> dict[str, Tensor
         write_bias + write[:, :, 0, 0] @ shift,
     )
     return {**state, **{name: x.to(state[name].dtype) for name, x in zip(names, changed, strict=True)}}
-
-
-def _theirs(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Our weights under their names; reading them back must give the same weights."""
-    written = translate(state, reverse(rules))
-    back = translate(written, rules, expected={name: tensor.shape for name, tensor in state.items()})
-    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
-    return written
 
 
 def _save(path: Path, state: State, dtype: torch.dtype, metadata: dict[str, str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Folders of diffusers and transformers: a pipeline, one network with its config, and a tokenizer's files."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ def import_pipeline(folder: Path, *, text_state: str | None) -> Imported:
     pipeline = from_configs(configs)
     text = text_fit(pipeline.text_encoder, find_weights(folder / "text_encoder"), state=text_state)
     fits = {
-        "backbone": _unet(find_weights(folder / "unet"), pipeline.backbone, pipeline.linear_projection),
-        "autoencoder": _vae(find_weights(folder / "vae"), pipeline.autoencoder),
+        "backbone": _unet(find_weights(folder / "unet"), configs["unet"]),
+        "autoencoder": _vae(find_weights(folder / "vae"), configs["vae"]),
         "text_encoder": text,
     }
     sizes = {name: text.spec[name] for name in ("context_length", "vocab_size")}
@@ -189,23 +189,22 @@ def _other_class(scheduler: Fields, index: Fields) -> list[str]:
     return [f"{INDEX} names a {named}, scheduler_config.json a {own}: the latter was read"]
 
 
-def _unet(weights: Weights, spec: Mapping[str, Any], linear_projection: bool) -> Fit:
-    return Fit(spec=spec, weights=weights, rules=unet_rules(linear_projection=linear_projection))
+def _unet(weights: Weights, config: Fields) -> Fit:
+    rules = unet_rules(linear_projection=config.flag("use_linear_projection"))
+    return Fit(spec=unet_spec(config), weights=weights, rules=rules)
 
 
-def _vae(weights: Weights, spec: Mapping[str, Any]) -> Fit:
-    return Fit(spec=spec, weights=weights, rules=vae_rules(weights.outline))
+def _vae(weights: Weights, config: Fields) -> Fit:
+    return Fit(spec=vae_spec(config), weights=weights, rules=vae_rules(weights.outline))
 
 
 def _import_unet(weights: Weights, config: Fields, _: str | None) -> Imported:
-    linear = config.flag("use_linear_projection")
-    fits = {"backbone": _unet(weights, unet_spec(config), linear)}
-    return Imported.of(fits, settings={"linear_projection": linear})
+    settings = {"linear_projection": config.flag("use_linear_projection")}
+    return Imported.of({"backbone": _unet(weights, config)}, settings=settings)
 
 
 def _import_vae(weights: Weights, config: Fields, _: str | None) -> Imported:
-    fits = {"autoencoder": _vae(weights, vae_spec(config))}
-    return Imported.of(fits, settings={"latents": vae_latents(config)})
+    return Imported.of({"autoencoder": _vae(weights, config)}, settings={"latents": vae_latents(config)})
 
 
 NETWORKS: dict[str, Callable[[Weights, Fields, str | None], Imported]] = {  # by class or type of model

@@ -42,7 +42,7 @@ def tokenizer_fit(source: Path | Weights, *, size: int) -> Fit | None:
         is_dvae = all((source / f"{name}.pkl").is_file() for name in PICKLES)
         return _dvae_fit(source, size=size) if is_dvae else None
     for mark, fit in FILES.items():
-        if any(name.startswith(mark) for name in source.outline):
+        if source.has(mark):
             return fit(source, size=size)
     return None
 

@@ -23,15 +23,9 @@ from typing import NamedTuple
 
 from ldm import UserError
 from ldm.exchange.bert import import_bert, is_bert
-from ldm.exchange.clip import import_openclip, is_openclip
+from ldm.exchange.clip import OPENCLIP_MARKS, import_openclip
 from ldm.exchange.code_networks import PIPELINE, import_code_network, import_vq_diffusion
-from ldm.exchange.compvis import (
-    averages,
-    import_autoencoder,
-    import_single_file,
-    is_autoencoder_file,
-    is_single_file,
-)
+from ldm.exchange.compvis import AUTOENCODER_MARK, BACKBONE, averages, import_autoencoder, import_single_file
 from ldm.exchange.declared import Asked, chosen
 from ldm.exchange.diffusers import INPAINTING, INSTRUCT
 from ldm.exchange.folder import class_of, find_weights, import_network, import_pipeline
@@ -136,11 +130,11 @@ def import_weights(source: Source, asked: Asked) -> Imported:
     header = weights.metadata
     _refuse_kinds(path, weights.outline, NAMES)
     _refuse_kinds(path, [header[key].lower() for key in HEADER if key in header], ARCHITECTURES)
-    if is_single_file(weights):
+    if weights.has(BACKBONE):
         return import_single_file(replace(weights, renamed=ema), asked)
-    if is_autoencoder_file(weights):
+    if AUTOENCODER_MARK in weights.outline:
         return import_autoencoder(weights, asked)
-    if is_openclip(weights):
+    if weights.outline.keys() >= OPENCLIP_MARKS:
         return import_openclip(source, weights, model=asked.clip)
     some = ", ".join(sorted(weights.outline)[:3])
     raise UserError(f"{path} holds no Stable Diffusion, autoencoder or CLIP: its tensors are {some}, ...")
@@ -178,11 +172,9 @@ def _fetch(name: str) -> Path:
     repository, commit, file = match.groups()
     target = f"models/{repository.partition('/')[2]}"
     command = f"hf download {repository} {file or ''} --revision {commit} --local-dir {target}"
-    try:
-        from huggingface_hub import hf_hub_download, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise UserError(f"from={name} needs huggingface_hub: pip install huggingface_hub") from error
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
         if file:
             return Path(hf_hub_download(repository, file, revision=commit))

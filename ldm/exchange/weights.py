@@ -69,11 +69,6 @@ class Weights:
         if not self.path.is_file():
             raise UserError(f"there are no weights at {self.path}: fetch the file or folder again")
 
-    @property
-    def files(self) -> list[Path]:
-        """The file itself, or the shards of an index."""
-        return list(self._files)
-
     @cached_property
     def outline(self) -> dict[str, Tensor]:
         """Every tensor's name, shape and dtype, on the meta device."""
@@ -100,7 +95,7 @@ class Weights:
     def metadata(self) -> dict[str, str]:
         """The texts in a safetensors header; none in other files."""
         assert self._stored is not None  # a file that is damaged is refused first
-        if self.files != [self.path] or zipfile.is_zipfile(self.path):
+        if self.path not in self.files or zipfile.is_zipfile(self.path):
             return {}
         with safe_open(self.path, framework="np") as file:
             return dict(file.metadata() or {})
@@ -110,6 +105,10 @@ class Weights:
         """The plain values that a torch file has beside its weights, such as `hyper_parameters`."""
         content = _unpickled(self.path, "meta") if zipfile.is_zipfile(self.path) else {}
         return content if isinstance(content, Mapping) else {}
+
+    def has(self, prefix: str) -> bool:
+        """Whether a name begins so."""
+        return any(name.startswith(prefix) for name in self.outline)
 
     def sizes(self, name: str) -> list[int]:
         """The shape of a tensor of two dimensions or more, by which a network's sizes are known.
@@ -131,15 +130,15 @@ class Weights:
         return {self.names[name]: x for path in self.files for name, x in _tensors(path, kept).items()}
 
     @cached_property
-    def _files(self) -> dict[Path, set[str] | None]:
-        """The files, each with the names that an index lists for it, or None without an index."""
+    def files(self) -> Mapping[Path, set[str] | None]:
+        """The file itself, or the shards of an index, each with the names that it lists."""
         return _listed(self.path) if INDEX.fullmatch(self.path.name) else {self.path: None}
 
     @cached_property
     def _stored(self) -> dict[str, Tensor]:
         """The outline under the names in the file."""
         whole: dict[str, Tensor] = {}
-        for path, listed in self._files.items():
+        for path, listed in self.files.items():
             part = _outline(path)
             wanted = part.keys() if listed is None else listed
             for names, fault in ((wanted - part.keys(), "lacks"), (part.keys() - wanted, "holds also")):
@@ -157,10 +156,10 @@ class Joined(Weights):
 
     parts: Mapping[str, Weights] = field(default_factory=dict, hash=False)
 
-    @property
-    def files(self) -> list[Path]:
+    @cached_property
+    def files(self) -> Mapping[Path, set[str] | None]:
         """All files."""
-        return [file for part in self.parts.values() for file in part.files]
+        return {file: None for part in self.parts.values() for file in part.files}
 
     @cached_property
     def outline(self) -> dict[str, Tensor]:
