@@ -1,12 +1,13 @@
-"""The frozen parts around a denoiser: pictures to latents and back, prompts to conditioning states."""
+"""The frozen parts around what is trained: pictures to latents or codes and back, prompts to states."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float16, Int, UInt8
+from jaxtyping import Float, Float16, Int, Int64, UInt8
 from torch import Tensor
 
 from ldm import NotFinite, UserError, send
@@ -201,6 +202,48 @@ class Codec(Frozen):
         affine = send(torch.stack([self.latent_shift, self.latent_scale]), like.device).to(like.dtype)
         shift, scale = affine.view(2, 1, -1, 1, 1)
         return shift, scale
+
+
+@dataclass(frozen=True)
+class PictureCodes(Frozen):
+    """A frozen tokenizer with its identity.
+
+    A picture gets the same codes, and a row of codes the same picture, whatever else is in their batch.
+    """
+
+    NETWORKS: ClassVar = ("net",)
+
+    net: Any  # a `ldm.models.picture_tokenizers.PictureTokenizer`
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of everything that decides codes and pictures."""
+        sizes = repr((self.net.size, self.net.levels))
+        return hash_of(self.net.state_dict(), type(self.net).__name__, sizes)
+
+    def encode_images(self, images: UInt8[Tensor, "b 3 h w"]) -> Int64[Tensor, "b n"]:
+        """The codes of each picture, one row: see `PictureTokenizer`."""
+        return self.in_chunks(lambda chunk: self.net.encode(to_float(chunk)), images)
+
+    def decode(self, codes: Int64[Tensor, "b n"]) -> UInt8[Tensor, "b 3 h w"]:
+        """The pictures of rows of codes.
+
+        Raises UserError for codes that are not the tokenizer's, NotFinite for pictures that are NaN or
+        infinite.
+        """
+        self.net.split(codes)  # refuses wrong ones before they are sent to a device
+
+        def render(chunk: Tensor) -> Tensor:
+            pictures = self.net.decode(chunk)
+            if not pictures.isfinite().all():
+                raise NotFinite("the pictures are NaN or infinite: take another bundle of the tokenizer")
+            return to_uint8(pictures)
+
+        return self.in_chunks(render, codes)
+
+    def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+        """Pictures through their codes and back."""
+        return self.decode(self.encode_images(images))
 
 
 def in_chunks(compute: Callable[[Tensor], Tensor], rows: Tensor, size: int, device: Any) -> Tensor:

@@ -25,7 +25,7 @@ from data_prep.emoji import ASSETS, draw_validation, read_samples
 from data_prep.making import write_shards
 from ldm.checkpoints.bundle import Part
 from ldm.checkpoints.bundle_writer import write_bundle
-from ldm.codec import Codec
+from ldm.codec import Codec, PictureCodes
 from ldm.config import CONF
 from ldm.construct import construct
 from ldm.data.datamodule import PictureData
@@ -35,7 +35,6 @@ from ldm.generators.code_bundle import load_codes
 from ldm.generators.diffusion_bundle import load_codec
 from ldm.models.attention import AttentionPool
 from ldm.models.vae import AutoencoderKL
-from ldm.picture_codes import PictureCodes
 from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.diffusion_with_terms import DiffusionWithTerms
 from ldm.stages.optim import warmup_constant

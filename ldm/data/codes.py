@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm import UserError
-from ldm.codec import Codec
+from ldm.codec import Codec, PictureCodes
 from ldm.data.augment import choose, flip
 from ldm.data.datamodule import PictureData
 from ldm.data.features import ENCODED_AT_ONCE, Embedder, stored_embeddings
@@ -17,7 +17,6 @@ from ldm.data.latents import LatentData
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import Recipe, StoredArrays, of_pictures
 from ldm.models.picture_tokenizers import CodeLevel
-from ldm.picture_codes import PictureCodes
 
 MAX_CODES = 2**16
 

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
-from ldm.codec import Frozen, hash_of, in_chunks, to_float
+from ldm.codec import Frozen, PictureCodes, hash_of, in_chunks, to_float
 from ldm.generators.code_bundle import CodeByCode, check_codes, open_network
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, generate_codes
 from ldm.io.fields import Fields
 from ldm.models.autoregressive import CogViewTransformer, DalleTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer
-from ldm.picture_codes import PictureCodes
 from ldm.randomness.seeds import SEED_LIMIT, key_of
 from ldm.tokenizers import Tokenizer
 from ldm.tokenizers.listed import CharacterTokenizer

@@ -13,22 +13,32 @@ from torch import Tensor, nn
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.bundle_writer import origin, write_bundle
-from ldm.codec import Frozen
+from ldm.codec import Frozen, PictureCodes
 from ldm.construct import check_arguments
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, Choice
-from ldm.picture_codes import PART, PictureCodes
+from ldm.models.picture_tokenizers import PictureTokenizer
 from ldm.tokenizers import Tokenizer
+
+PART = "image_tokenizer"  # what bundles call a tokenizer of pictures
+
+
+def open_codes(bundle: Bundle) -> PictureCodes:
+    """The tokenizer of a bundle; BundleError without one, UserError for another kind of network."""
+    net = bundle.network(PART)
+    if not isinstance(net, PictureTokenizer):
+        raise UserError(f"bundle {bundle.path}: its {PART} is a {type(net).__name__}, which makes no codes")
+    return PictureCodes(net)
 
 
 def load_codes(*, image_tokenizer: str) -> PictureCodes:
-    """The tokenizer of the bundle at a path; raises as `PictureCodes.open` does."""
-    return PictureCodes.open(Bundle.open(image_tokenizer))
+    """The tokenizer of the bundle at a path; raises as `open_codes` does."""
+    return open_codes(Bundle.open(image_tokenizer))
 
 
 def open_tokenizer(bundle: Bundle) -> "RoundTripOnly":
-    """The tokenizer of a bundle as far as evaluation can measure it; raises as `PictureCodes.open` does."""
-    codes = PictureCodes.open(bundle)
+    """The tokenizer of a bundle as far as evaluation can measure it; raises as `open_codes` does."""
+    codes = open_codes(bundle)
     return RoundTripOnly(net=codes.net, codes=codes, path=str(bundle.path))
 
 
@@ -218,7 +228,7 @@ def open_network(bundle: Bundle, kind: type[nn.Module]) -> dict[str, Any]:
 
     Raises BundleError where one is missing, of another kind, or the tokenizer is not the one of the training.
     """
-    codes, net = PictureCodes.open(bundle), bundle.network("backbone").requires_grad_(False)
+    codes, net = open_codes(bundle), bundle.network("backbone").requires_grad_(False)
     if not isinstance(net, kind):
         raise BundleError(f"bundle {bundle.path}: its backbone is no {kind.__name__}: take another bundle")
     # weights of others come without the hash

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm import NotFinite, UserError
 from ldm.checkpoints.bundle import Bundle
+from ldm.codec import PictureCodes
 from ldm.construct import construct
 from ldm.diffusion.discrete import MaskAndReplace
 from ldm.diffusion.discrete_sampling import Ancestral, guided
@@ -18,7 +19,6 @@ from ldm.generators.code_bundle import Report, TextToCodes, check_codes, open_pa
 from ldm.generators.diffusion_bundle import process_of
 from ldm.generators.token_loop import CHUNK, filled
 from ldm.models.code_denoiser import CodeDenoiser
-from ldm.picture_codes import PictureCodes
 from ldm.randomness.uniforms import SeededUniforms, gumbel
 
 SAMPLERS = "ldm.diffusion.discrete_sampling"

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
+from ldm.codec import PictureCodes
 from ldm.generators.code_bundle import CodeByCode, Report, TextToCodes, open_parts
 from ldm.generators.token_loop import CHUNK, generate_codes
 from ldm.models.two_level import TwoLevelPriors
-from ldm.picture_codes import PictureCodes
 from ldm.randomness.seeds import SEED_LIMIT, key_of
 
 

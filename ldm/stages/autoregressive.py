@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm import UserError, send
 from ldm.checkpoints.bundle import Part
+from ldm.codec import PictureCodes
 from ldm.data.codes import CodeBatch
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.autoregressive import ClipPair, CodeGenerator
@@ -20,7 +21,6 @@ from ldm.generators.code_bundle import write_parts
 from ldm.generators.token_loop import Choice
 from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer, Nats, cross_entropy
-from ldm.picture_codes import PictureCodes
 from ldm.randomness import keyed
 from ldm.randomness.uniforms import uniforms
 from ldm.stages.stage import ENDLESS, ConditionedStage, check_share

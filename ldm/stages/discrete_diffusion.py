@@ -9,13 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ldm import UserError, send
-from ldm.codec import Codec
+from ldm.codec import Codec, PictureCodes
 from ldm.data.codes import CodeBatch
 from ldm.diffusion.discrete import MaskAndReplace, auxiliary
 from ldm.generators.code_bundle import TextToCodes
 from ldm.generators.discrete_diffusion import DiscreteDiffusion, check_parts
 from ldm.models.code_denoiser import CodeDenoiser
-from ldm.picture_codes import PictureCodes
 from ldm.randomness import keyed
 from ldm.randomness.uniforms import uniforms
 from ldm.stages.text_to_codes import TextToCodesStage, check_width

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Part
-from ldm.codec import Codec
+from ldm.codec import Codec, PictureCodes
 from ldm.data.codes import CodeBatch
 from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.code_bundle import Texts, TextToCodes, write_parts
-from ldm.picture_codes import PictureCodes
 from ldm.stages.stage import ENDLESS, ConditionedStage
 from ldm.tokenizers import Tokenizer
 

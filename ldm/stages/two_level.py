@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.codec import Codec
+from ldm.codec import Codec, PictureCodes
 from ldm.data.codes import CodeBatch
 from ldm.generators.code_bundle import TextToCodes
 from ldm.generators.two_level import TwoLevel, check_levels
 from ldm.models.two_level import TwoLevelPriors
-from ldm.picture_codes import PictureCodes
 from ldm.stages.text_to_codes import TextToCodesStage, check_width
 
 

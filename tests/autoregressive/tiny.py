@@ -8,10 +8,10 @@ import torch
 
 from ldm.checkpoints.bundle import Part
 from ldm.checkpoints.bundle_writer import write_bundle
+from ldm.codec import PictureCodes
 from ldm.construct import construct
 from ldm.generators.autoregressive import ClipPair
 from ldm.generators.token_loop import Choice
-from ldm.picture_codes import PictureCodes
 from ldm.stages.autoregressive import AutoregressiveStage, apart, together
 from tests.conftest import SIZE, TEXT_ENCODER, network
 

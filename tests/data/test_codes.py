@@ -8,13 +8,13 @@ import torch
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError
-from ldm.codec import to_float, to_uint8
+from ldm.codec import PictureCodes, to_float, to_uint8
 from ldm.data import DataError
 from ldm.data.codes import CodeData, stored_codes
 from ldm.data.datamodule import PictureData
 from ldm.data.stored import ORIGIN
+from ldm.generators.code_bundle import open_codes
 from ldm.models.picture_tokenizers import CodeLevel
-from ldm.picture_codes import PictureCodes
 
 
 def test_a_picture_has_the_same_codes_and_codes_the_same_picture_whatever_their_batch(codes, pictures):
@@ -31,8 +31,8 @@ def test_a_picture_has_the_same_codes_and_codes_the_same_picture_whatever_their_
 
 
 def test_the_hash_is_of_weights_and_sizes(codes, codes_path):
-    assert codes.sha256 == PictureCodes.open(Bundle.open(codes_path)).sha256
-    net = PictureCodes.open(Bundle.open(codes_path)).net
+    assert codes.sha256 == open_codes(Bundle.open(codes_path)).sha256
+    net = open_codes(Bundle.open(codes_path)).net
     net.quantizer.codebook[3, 2] += 1e-3
     assert PictureCodes(net).sha256 != codes.sha256
 
@@ -54,7 +54,7 @@ def test_pictures_of_another_size_and_other_bundles_are_refused(codes, bundle_pa
     with pytest.raises(UserError, match=r"32x32 pixels: the tokenizer's are 16x16"):
         codes.encode_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(BundleError, match="has no image_tokenizer"):
-        PictureCodes.open(Bundle.open(bundle_path))
+        open_codes(Bundle.open(bundle_path))
     data = PictureData(root=str(emoji), size=32, batch_size=4)
     with pytest.raises(UserError, match=r"data\.size=32: the tokenizer of pictures was trained on 16 px"):
         CodeData(pictures=data, codes=codes)

@@ -22,9 +22,9 @@ from ldm.exchange.image_tokenizers import (
 )
 from ldm.exchange.keymap import reverse, translate
 from ldm.exchange.weights import Weights
+from ldm.generators.code_bundle import open_codes
 from ldm.models.discrete_vae import mapped
 from ldm.models.picture_tokenizers import PictureTokenizer
-from ldm.picture_codes import PictureCodes
 
 
 def random(net: nn.Module) -> nn.Module:
@@ -220,6 +220,6 @@ def test_a_file_that_lacks_or_has_too_much_is_refused(tiny, openai, tmp_path):
 
 
 def test_a_bundle_is_written_and_opened(tiny, bundle_of, openai):
-    net = PictureCodes.open(Bundle.open(bundle_of(openai[2], typed={"size"}))).net
+    net = open_codes(Bundle.open(bundle_of(openai[2], typed={"size"}))).net
     assert net.size == tiny(openai[2], typed={"size"}).parts["image_tokenizer"].spec["size"]
     assert net.encode(torch.zeros(1, 3, net.size, net.size)).shape == (1, (net.size // 8) ** 2)

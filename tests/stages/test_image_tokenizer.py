@@ -14,8 +14,8 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.training_state import newest_state
 from ldm.data.augment import shifts
 from ldm.data.datamodule import PictureData
+from ldm.generators.code_bundle import open_codes
 from ldm.models.losses import PatchDiscriminator
-from ldm.picture_codes import PictureCodes
 from ldm.planning.checks import check_start, check_target
 from ldm.stages.image_tokenizer import CodeUsage, TokenizerStage
 
@@ -141,7 +141,7 @@ def test_the_bundle_has_the_codebook_and_the_averaged_weights(
     trainer.fit(stage, datamodule=pictures)
     config = {"image_tokenizer": image_tokenizer, "name": "codes"}
     bundle = Bundle.open(stage.write_bundle(tmp_path / "bundle", config=config, data=pictures))
-    codes = PictureCodes.open(bundle)
+    codes = open_codes(bundle)
     assert torch.equal(codes.net.quantizer.codebook, stage.net.quantizer.codebook)
     assert torch.equal(codes.net.from_codes.weight, stage.averaged.from_codes.weight)
     assert not torch.equal(codes.net.from_codes.weight, stage.net.from_codes.weight)
