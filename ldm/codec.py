@@ -1,7 +1,7 @@
 """The frozen parts around what is trained: pictures to latents or codes and back, prompts to states."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -15,25 +15,6 @@ from ldm.tokenizers import Tokenizer
 
 # Rows that a frozen network sees at once. The last chunk is filled up; a CPU is as fast with 4 as with more.
 CPU_CHUNK, GPU_CHUNK = 4, 16
-
-
-class Network(Protocol):
-    """What a codec needs of any `torch.nn.Module`."""
-
-    def eval(self) -> Any:
-        """Turns off dropout and the like; returns the network."""
-
-    def requires_grad_(self, requires_grad: bool = True) -> Any:
-        """Whether the weights get gradients; returns the network."""
-
-    def to(self, device: torch.device | str) -> Any:
-        """Moves the weights in place; returns the network."""
-
-    def parameters(self) -> Iterator[Tensor]:
-        """The weights."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and buffers by name."""
 
 
 @runtime_checkable
@@ -52,7 +33,7 @@ class Posterior(Protocol):
 
 
 @runtime_checkable
-class Autoencoder(Network, Protocol):
+class Autoencoder(Protocol):
     """Images in [-1, 1] to a posterior over latents and back; `factor` pixels of a side become one latent.
 
     A protocol, and not the class of `ldm.models`: the bundle's config decides which network it is.
@@ -67,15 +48,21 @@ class Autoencoder(Network, Protocol):
     def decode(self, latents: Tensor, /) -> Tensor:
         """Images, b 3 h w, of latents."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and buffers by name."""
+
 
 @runtime_checkable
-class TextEncoder(Network, Protocol):
+class TextEncoder(Protocol):
     """Token ids, b n, to an output whose `states` are b n d, with d = `width`."""
 
     width: int
     context_length: int
 
     def __call__(self, tokens: Tensor, /) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and buffers by name."""
 
 
 class Frozen:

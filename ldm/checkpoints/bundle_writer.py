@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoints.bundle import CONFIG, FORMAT, TOKENIZER, Part
@@ -81,9 +83,6 @@ def save_tensors(
 
     The library reports that error as text alone, from which a full disk could not be told.
     """
-    from safetensors import SafetensorError  # imports torch, which most files do not need
-    from safetensors.torch import save_file
-
     try:
         save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
     except SafetensorError as error:
