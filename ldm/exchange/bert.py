@@ -8,7 +8,7 @@ from ldm.exchange import whole_numbers
 from ldm.exchange.folder import class_of, find_weights
 from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.keymap import Rule, merge, rename, renames
-from ldm.io.fields import MAX_WIDTH, Fields
+from ldm.io.reading import MAX_WIDTH, Fields
 from ldm.tokenizers.listed import UNKNOWN, WordPieces
 
 KIND = "bert"

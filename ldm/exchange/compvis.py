@@ -20,8 +20,7 @@ from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.keymap import Rule
 from ldm.exchange.names import compvis_unet_rules, compvis_vae_rules, text_rules
 from ldm.exchange.weights import Weights
-from ldm.io.fields import Fields
-from ldm.io.reading import parse_json
+from ldm.io.reading import Fields, parse_json
 from ldm.tokenizers import Tokenizer
 
 BACKBONE, AUTOENCODER = "model.diffusion_model.", "first_stage_model."

@@ -16,8 +16,7 @@ from ldm.exchange.diffusers import Architecture
 from ldm.exchange.schedulers import NOISE_TABLE, process_fields, process_spec, sampling_spec
 from ldm.exchange.tables import ALPHA_BAR, read_tables
 from ldm.exchange.weights import Weights
-from ldm.io.fields import Fields
-from ldm.io.reading import parse_json, parse_yaml, read_yaml
+from ldm.io.reading import Fields, parse_json, parse_yaml, read_yaml
 from ldm.tokenizers import Tokenizer
 
 Entries = Iterable[tuple[str, Any, str]]  # field, value, place

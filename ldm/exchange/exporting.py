@@ -23,8 +23,7 @@ from ldm.exchange.imported import RECORD, TENSORS, Imported, make_record
 from ldm.exchange.keymap import reverse, translate
 from ldm.exchange.names import text_rules, unet_rules, vae_rules
 from ldm.generators.diffusion_bundle import sampling_nodes
-from ldm.io.fields import Fields
-from ldm.io.reading import read_json
+from ldm.io.reading import Fields, read_json
 from ldm.io.writing import NameTaken, drafting, new_folder
 from ldm.tokenizers import Tokenizer
 

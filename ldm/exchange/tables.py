@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm import UserError
 from ldm.construct import construct
 from ldm.exchange.schedulers import MAX_STEPS, table_spec
-from ldm.io.fields import Fields
+from ldm.io.reading import Fields
 
 PUBLISHED = ((0.00085, 0.012), (0.0001, 0.02), (0.0015, 0.0195), (0.0015, 0.0155))  # first and last beta
 ROUNDING = {torch.float16: 4e-3, torch.bfloat16: 8e-3}  # of any alpha-bar: two rounding errors
