@@ -40,7 +40,7 @@ MIN_DALLE = "ldm.generators.autoregressive.open_min_dalle"
 PIPELINE = "VQDiffusionPipeline"
 EMPTY = "learned_classifier_free_sampling_embeddings"  # folder of the empty text
 OURS = "ldm.models.code_denoiser.CodeDenoiser"
-OPENER = "ldm.generators.discrete_diffusion.open_discrete_diffusion"
+OPENER = "ldm.generators.text_to_codes.open_discrete_diffusion"
 HEADS = 16  # of all released configs: the weights do not tell
 RELEASED_MARK = "transformer.content_emb.emb.weight"
 # beside the network: tables of the schedule, the history of losses, masks that are not used, and CLIP

@@ -79,12 +79,6 @@ def load_clip(*, bundle: str) -> ClipPair:
     return ClipPair.open(Bundle.open(bundle))
 
 
-def check_dim(clip: ClipPair, prefix_dim: int) -> None:
-    """Raises UserError for a network that reads features of another length than a CLIP's."""
-    if clip.dim != prefix_dim:
-        raise UserError(f"backbone.prefix_dim={prefix_dim}, but the features of CLIP have {clip.dim} numbers")
-
-
 @dataclass(frozen=True, kw_only=True)
 class CodeGenerator(CodeByCode):
     """A network on codes with everything that generating pictures takes (see `generator.Generator`).
@@ -94,6 +88,8 @@ class CodeGenerator(CodeByCode):
     """
 
     OPTIONS: ClassVar = ("temperature", "top_k", "top_p", "scale", "candidates", "rerank", "negative")
+    MOVED: ClassVar = ("net", "codes", "clip")
+    starts_from_pictures: ClassVar = True  # some codes of the source picture are kept
 
     net: CodeTransformer
     clip: ClipPair  # its tokenizer reads the prompts
@@ -191,17 +187,6 @@ class CodeGenerator(CodeByCode):
         """Evaluations of the network for a picture: one per code, candidate and condition."""
         return self.net.length * self.candidates * (1 + (self.scale != 1))
 
-    @property
-    def starts_from_pictures(self) -> bool:
-        """True: some codes of the source picture are kept."""
-        return True
-
-    def to(self, device: torch.device | str) -> "CodeGenerator":
-        """Moves the networks in place; returns self."""
-        for part in (self.net, self.codes, self.clip):
-            part.to(device)
-        return self
-
 
 def candidate_seed(seed: int, number: int) -> int:
     """The seed of a picture's candidate; the first has the picture's own, so one candidate is as none."""
@@ -241,7 +226,10 @@ def check_match(net: CodeTransformer, codes: PictureCodes, clip: ClipPair) -> No
     check_codes("backbone.grid", net.grid, codes.net.grid)
     check_codes("backbone.num_codes", net.num_codes, codes.net.num_codes)
     if isinstance(net, PrefixTransformer):
-        return check_dim(clip, net.prefix_dim)
+        if clip.dim != net.prefix_dim:
+            there = f"but the features of CLIP have {clip.dim} numbers"
+            raise UserError(f"backbone.prefix_dim={net.prefix_dim}, {there}")
+        return
     for option, own in (("vocab_size", "vocab_size"), ("text_length", "context_length")):
         wanted, there = getattr(net, option), getattr(clip.tokenizer, own)
         if wanted != there:

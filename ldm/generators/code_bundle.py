@@ -1,24 +1,21 @@
 """Systems on codes of pictures: what their generators share, and how their bundles are opened and written."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, BundleError, Part
 from ldm.checkpoints.bundle_writer import origin, write_bundle
-from ldm.codec import Frozen, PictureCodes
+from ldm.codec import PictureCodes
 from ldm.construct import check_arguments
-from ldm.generators.generator import Progress, Source, Watch, check_options
-from ldm.generators.token_loop import CHUNK, Choice
+from ldm.generators.generator import Source, check_options
+from ldm.generators.token_loop import Choice
 from ldm.models.picture_tokenizers import PictureTokenizer
-from ldm.tokenizers import Tokenizer
 
 PART = "image_tokenizer"  # what bundles call a tokenizer of pictures
 
@@ -47,6 +44,7 @@ class OnCodes:
     """The base class of generators whose pictures are decoded from codes by a tokenizer."""
 
     OPTIONS: ClassVar[tuple[str, ...]] = ()
+    MOVED: ClassVar[tuple[str, ...]] = ("net", "codes")  # fields with networks
 
     net: Any  # the network that was trained
     codes: PictureCodes
@@ -75,6 +73,12 @@ class OnCodes:
     def device(self) -> torch.device:
         """Where the networks are."""
         return self.codes.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the networks in place; returns self."""
+        for name in self.MOVED:
+            getattr(self, name).to(device)
+        return self
 
     @property
     def size(self) -> int:
@@ -125,89 +129,6 @@ class RoundTripOnly(OnCodes):
             " ldm.evaluate measures it, and a system that was trained on its codes generates"
         )
 
-    def to(self, device: torch.device | str) -> "RoundTripOnly":
-        """Moves the network in place; returns self."""
-        self.codes.to(device)
-        return self
-
-
-@dataclass(frozen=True)
-class Texts(Frozen):
-    """A frozen text encoder with its tokenizer."""
-
-    NETWORKS: ClassVar = ("encoder",)
-    CHUNKS: ClassVar = (CHUNK, CHUNK)
-
-    encoder: Any  # `ldm.codec.TextEncoder`
-    tokenizer: Tokenizer
-
-    @classmethod
-    def open(cls, bundle: Bundle) -> "Texts":
-        """The text encoder and tokenizer of a bundle; BundleError where one is missing."""
-        return cls(bundle.network("text_encoder"), bundle.tokenizer())
-
-    def states(self, prompts: Sequence[str]) -> Float[Tensor, "b m d"]:
-        """The states of each prompt, the same whatever its batch."""
-        tokens = self.tokenizer.encode(prompts)
-        return self.in_chunks(lambda chunk: self.encoder(chunk).states.float(), tokens)
-
-
-Report = Callable[[Tensor, int, int], None]
-"""Receives the codes as the network expects them now (b n), the step, and the number of steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextToCodes(OnCodes, ABC):
-    """A generator (see `ldm.generators.generator.Generator`) of rows of codes, which a tokenizer decodes."""
-
-    texts: Texts
-
-    @abstractmethod
-    def sample_codes(
-        self, prompts: Sequence[str], seeds: Sequence[int], report: Report
-    ) -> Int64[Tensor, "b n"]:
-        """A row of codes for each prompt and seed, whatever the batch; `report` is called at each step."""
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        source: Source | None = None,
-        watch: Watch | None = None,
-    ) -> UInt8[Tensor, "b 3 h w"]:
-        """One picture for each prompt and seed; it does not depend on its batch, to the byte.
-
-        Raises UserError unless there is one seed per prompt, or for pictures to start from.
-        """
-        if source is not None:
-            raise UserError("this generator starts from no pictures: leave image= and mask= out")
-        if len(prompts) != len(seeds):
-            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a picture")
-
-        def report(codes: Tensor, step: int, steps: int) -> None:
-            if watch is not None:
-                watch(Progress(step, steps, partial(self.codes.decode, codes)))
-
-        with torch.no_grad():
-            return self.codes.decode(self.sample_codes(prompts, seeds, report))
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that reads the prompts."""
-        return self.texts.tokenizer
-
-    @property
-    def starts_from_pictures(self) -> bool:
-        """False: it generates from prompts alone."""
-        return False
-
-    def to(self, device: torch.device | str) -> "TextToCodes":
-        """Moves the networks in place; returns self."""
-        for part in (self.net, self.codes, self.texts.encoder):
-            part.to(device)
-        return self
-
 
 def check_codes(option: str, value: int, there: int) -> None:
     """Raises UserError for an option that is not what the tokenizer of pictures has."""
@@ -216,11 +137,6 @@ def check_codes(option: str, value: int, there: int) -> None:
             f"{option}={value}, but the tokenizer of pictures has {there}: set it to that, or take another"
             " codes.image_tokenizer"
         )
-
-
-def open_parts(bundle: Bundle, kind: type[nn.Module]) -> dict[str, Any]:
-    """The parts of `open_network`, and the text encoder of a bundle; raises as it does."""
-    return {**open_network(bundle, kind), "texts": Texts.open(bundle)}
 
 
 def open_network(bundle: Bundle, kind: type[nn.Module]) -> dict[str, Any]:

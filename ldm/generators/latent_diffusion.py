@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ class TextToImage:
     Raises UserError for a negative prompt beside a weak network, which leaves it no place, and for options
     that its guidance can't have.
     """
+
+    starts_from_pictures: ClassVar = True  # a source picture is encoded and noised
 
     net: nn.Module  # the trained network
     process: Process  # how its output is read
@@ -174,11 +176,6 @@ class TextToImage:
     def nfe(self) -> int:
         """Network evaluations for a picture, both of guidance's counted."""
         return self._calls(lambda denoise: self.guidance(denoise, apart(denoise, denoise)))
-
-    @property
-    def starts_from_pictures(self) -> bool:
-        """True: a source picture is encoded and noised."""
-        return True
 
     def reconstruct(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
         """Pictures through the autoencoder and back, by the posterior's mean."""

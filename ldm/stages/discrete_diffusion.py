@@ -12,8 +12,7 @@ from ldm import UserError, send
 from ldm.codec import Codec, PictureCodes
 from ldm.data.codes import CodeBatch
 from ldm.diffusion.discrete import MaskAndReplace, auxiliary
-from ldm.generators.code_bundle import TextToCodes
-from ldm.generators.discrete_diffusion import DiscreteDiffusion, check_parts
+from ldm.generators.text_to_codes import DiscreteDiffusion, TextToCodes, check_parts
 from ldm.models.code_denoiser import CodeDenoiser
 from ldm.randomness import keyed
 from ldm.randomness.uniforms import uniforms
@@ -75,7 +74,7 @@ class DiscreteDiffusionStage(TextToCodesStage):
     Raises UserError as `TextToCodesStage` does.
     """
 
-    opener = "ldm.generators.discrete_diffusion.open_discrete_diffusion"
+    opener = "ldm.generators.text_to_codes.open_discrete_diffusion"
 
     def __init__(
         self,

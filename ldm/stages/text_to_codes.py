@@ -13,7 +13,8 @@ from ldm.checkpoints.bundle import Part
 from ldm.codec import Codec, PictureCodes
 from ldm.data.codes import CodeBatch
 from ldm.distributed.ranks import is_first, whole_state
-from ldm.generators.code_bundle import Texts, TextToCodes, write_parts
+from ldm.generators.code_bundle import write_parts
+from ldm.generators.text_to_codes import Texts, TextToCodes
 from ldm.stages.stage import ENDLESS, ConditionedStage
 from ldm.tokenizers import Tokenizer
 

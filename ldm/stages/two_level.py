@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ldm.codec import Codec, PictureCodes
 from ldm.data.codes import CodeBatch
-from ldm.generators.code_bundle import TextToCodes
-from ldm.generators.two_level import TwoLevel, check_levels
+from ldm.generators.text_to_codes import TextToCodes, TwoLevel, check_levels
 from ldm.models.two_level import TwoLevelPriors
 from ldm.stages.text_to_codes import TextToCodesStage, check_width
 
@@ -23,7 +22,7 @@ class TwoLevelStage(TextToCodesStage):
     Raises UserError as `TextToCodesStage` does.
     """
 
-    opener = "ldm.generators.two_level.open_two_level"
+    opener = "ldm.generators.text_to_codes.open_two_level"
 
     def __init__(self, *, net: TwoLevelPriors, codes: PictureCodes, codec: Codec, **others: Any) -> None:
         super().__init__(net=net, codes=codes, codec=codec, **others)
