@@ -93,8 +93,7 @@ class Averages:
 
     def average(self, wanted: Profile) -> dict[str, Tensor]:
         """Parameters of an average of any length, float32; UserError if no file serves or one is damaged."""
-        kept = self.kept(until=wanted.step)
-        if not kept:
+        if not (kept := self.kept(until=wanted.step)):
             raise UserError(
                 f"{self.folder} holds no averages up to step {wanted.step}: train with "
                 "callbacks.averages.lengths=[0.05,0.1], and take a checkpoint after callbacks.averages.every"

@@ -158,14 +158,12 @@ def replaced(found: Mapping[str, Difference], old: Mapping[str, Any], new: Mappi
 
 def check_changes(found: Mapping[str, Difference], changes: Sequence[str], *, run: Path) -> None:
     """Refuses to resume a run with differences that are not listed in `changes`, or that no run can have."""
-    fixed = {key: each for key, each in found.items() if is_below(key, FIXED) and key not in FREE}
-    if fixed:
+    if fixed := {key: each for key, each in found.items() if is_below(key, FIXED) and key not in FREE}:
         raise UserError(
             f"{run} was trained with {_in_words(fixed)}, which can't change within a run: keep that, or "
             "make a new run with resume=never"
         )
-    unlisted = {key: each for key, each in found.items() if not is_below(key, changes)}
-    if unlisted:
+    if unlisted := {key: each for key, each in found.items() if not is_below(key, changes)}:
         raise UserError(
             f"{run} was trained with {_in_words(unlisted)}: to resume it with the new values type "
             f"'resume_changes=[{','.join(unlisted)}]', for a new run resume=never"
@@ -198,8 +196,7 @@ def _in_words(found: Mapping[str, Difference]) -> str:
 def source_of(key: str, aliases: Mapping[str, str]) -> str:
     """The key whose value another one repeats, or the key itself."""
     for _ in range(len(aliases)):  # an alias may lead to another one
-        found = next((alias for alias in aliases if is_below(key, (alias,))), None)
-        if found is None:
+        if (found := next((alias for alias in aliases if is_below(key, (alias,))), None)) is None:
             break
         key = aliases[found] + key.removeprefix(found)
     return key

@@ -137,8 +137,7 @@ def find_run(
         run = _compared(Run(path=Path(resume)))
         check_changes(run.changed, changes, run=run.path)
         return _held(run)
-    chosen = _chosen(_compared, Path(root) / experiment, changes)
-    if chosen is not None:
+    if (chosen := _chosen(_compared, Path(root) / experiment, changes)) is not None:
         check_changes(chosen.changed, changes, run=chosen.path)
     elif changes:
         raise UserError(

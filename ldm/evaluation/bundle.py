@@ -45,8 +45,7 @@ def bundle_of_length(bundle: str, out: Path, *, length: float) -> Path:
     checkpoint, or no such average can be made.
     """
     found = find(Path(bundle))
-    state = Run(path=found.parent).state()
-    if state is None:
+    if (state := Run(path=found.parent).state()) is None:
         raise UserError(
             f"ema_length={length} needs the run that bundle {found} came from, and its newest checkpoint"
         )

@@ -95,8 +95,7 @@ def save_curves(curves: Curves, path: Path, *, title: str) -> Path:
     """
     from matplotlib.figure import Figure as Drawing  # half a second that only figures need
 
-    names = sorted(name for name in curves if not name.startswith(LITERATURE))
-    if not names:
+    if not (names := sorted(name for name in curves if not name.startswith(LITERATURE))):
         raise UserError("there are no curves to draw: metrics.jsonl is empty")
     columns = min(3, len(names))
     rows = -(-len(names) // columns)

@@ -188,8 +188,7 @@ def found_in(pictures: Pictures, *, path: str) -> Generate:
         """The pictures of a batch: uint8, b 3 h w."""
         images = []
         for name in (request.name for request in requests):
-            number = numbers.get(name, numbers.get(name.partition("/")[2]))
-            if number is None:
+            if (number := numbers.get(name, numbers.get(name.partition("/")[2]))) is None:
                 raise UserError(
                     f"{path} has no picture {name!r} among its {len(numbers)}: name the files by the list "
                     f"that list_prompts=<file.csv> writes, or take protocol=pictures, which needs no captions"

@@ -151,8 +151,7 @@ def read_captions(path: Path, *, rows: Mapping[str, int] | None) -> list[Caption
     lines = read_columns(path, ("key", "caption"))
     if rows is None:
         return [Caption(text, key, ELSEWHERE) for key, text in lines]
-    unknown = [key for key, _ in lines if key not in rows]
-    if unknown:
+    if unknown := [key for key, _ in lines if key not in rows]:
         raise UserError(
             f"caption list {path}: {len(unknown)} of its {len(lines)} keys, {unknown[0]!r} first, name no "
             f"picture of protocol.splits: use the list of this data set"

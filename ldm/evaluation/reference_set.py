@@ -204,15 +204,13 @@ class FeatureCache:
         path = self._path(identity)
         if path is None or not path.is_file():
             return None
-        table = _whole(path, identity, rows=rows)
-        if table is None:
+        if (table := _whole(path, identity, rows=rows)) is None:
             print(f"{path} is damaged: its features are computed again")
         return table
 
     def write(self, identity: Mapping[str, str], table: Float[Tensor, "n d"]) -> None:
         """Keeps a table, whole or not at all; a folder that can't be written costs a printed line."""
-        path = self._path(identity)
-        if path is None:
+        if (path := self._path(identity)) is None:
             return
         size = table.numel() * table.element_size()
         entry = {"dtype": "F32", "shape": list(table.shape), "data_offsets": [0, size]}

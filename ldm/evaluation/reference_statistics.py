@@ -88,8 +88,7 @@ class Statistics:
         if self.preparation is None:
             return
         theirs, ours = _flat(self.preparation), _flat(preparations[self.features])
-        other = next((name for name in ours if theirs[name] != ours[name]), None)
-        if other is not None:
+        if (other := next((name for name in ours if theirs[name] != ours[name]), None)) is not None:
             raise UserError(
                 f"statistics={source} were taken with {other} {str(theirs[other])[:40]!r}, the protocol has "
                 f"{str(ours[other])[:40]!r}: write them anew under this protocol, or measure under theirs"

@@ -77,8 +77,7 @@ def hf_text_config(spec: Mapping[str, Any], *, pad_id: int) -> Config:
     """CLIPTextModel's config for a text tower of ours, without its projection."""
     net = arguments(spec, target=TEXT, what="the text encoder")
     own = {key: (_activation(key), locate(name, allowed=NETWORKS)) for key, name in ACTIVATIONS.items()}
-    names = [name for name, forms in own.items() if net["activation"] in forms]
-    if not names:
+    if not (names := [name for name, forms in own.items() if net["activation"] in forms]):
         raise UserError(f"the text encoder's activation {net['activation']} is not in transformers, gelu is")
     return {
         "architectures": ["CLIPTextModel"],

@@ -152,8 +152,7 @@ def _left_out(weights: Weights) -> tuple[list[str], list[str]]:
     """The globs of LEFT_OUT that occur in a file, and a note if the EMA is among them."""
     others = [name for name in weights.outline if not name.startswith(PREFIXES) and not is_mark(name)]
     kinds = [glob for glob in LEFT_OUT if any(fnmatchcase(name, glob) for name in others)]
-    strange = [name for name in others if not any(fnmatchcase(name, glob) for glob in kinds)]
-    if strange:
+    if strange := [name for name in others if not any(fnmatchcase(name, glob) for glob in kinds)]:
         raise UserError(f"{weights.path}: unexpected {', '.join(sorted(strange))}")
     averaged = f"{EMA}*"
     if weights.renamed:  # the averages are read in place of the weights

@@ -240,8 +240,7 @@ def _marks(weights: Weights) -> Entries:
 def _buffers(weights: Weights) -> Entries:
     """Fields in the noise tables and the latents' scale that CompVis' code saves with the weights."""
     kept = weights.load(only={*ALPHA_BAR, "scale_factor"})
-    tables = {name: kept[name] for name in ALPHA_BAR if name in kept}
-    if tables:
+    if tables := {name: kept[name] for name in ALPHA_BAR if name in kept}:
         place = f"tensor {next(iter(tables))}"
         yield from ((key, value, place) for key, value in read_tables(tables, weights.path).items())
     if "scale_factor" in kept:

@@ -162,8 +162,7 @@ def _refuse_kinds(where: Path, names: Iterable[str], kinds: Mapping[str, str]) -
 
 
 def _fetch(name: str) -> Path:
-    match = PINNED.fullmatch(name)
-    if match is None:
+    if (match := PINNED.fullmatch(name)) is None:
         raise UserError(
             f"from={name} is not pinned: write hf://owner/name@commit with the 40 digits of a commit, since "
             "a branch or a tag can move"
@@ -186,14 +185,12 @@ def _fetch(name: str) -> Path:
 
 
 def _tagged(name: str) -> Source:
-    match = TAGGED.fullmatch(name)
-    if match is None:
+    if (match := TAGGED.fullmatch(name)) is None:
         raise UserError(f"from={name} is no tag of open_clip: write open_clip://ViT-B-32/openai")
     model, tag = match.groups()
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
-    published = get_pretrained_cfg(model, tag)
-    if not published:
+    if not (published := get_pretrained_cfg(model, tag)):
         tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
         raise UserError(f"open_clip has no weights {tag!r} of {model!r}; there are: {tags}")
     try:

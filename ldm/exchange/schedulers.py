@@ -288,8 +288,7 @@ def _solver_written(method: Mapping[str, Any], *, flow: bool) -> Solver:
     """The solver that a sampler of ours is written as."""
     able = [solver for solver in SOLVERS if solver.flow == flow]
     target = method.get("_target_")
-    same = [solver for solver in able if target == solver.target]
-    if not same:
+    if not (same := [solver for solver in able if target == solver.target]):
         known, theirs = ", ".join(sorted({each.method for each in able})), "diffusers" + "' flows" * flow
         raise UserError(f"sampler.method {target} can't be written for {theirs}, only {known}")
     given = arguments(method, target=same[0].target, what="the sampler")

@@ -77,8 +77,7 @@ def codec_of(pictures: Bundle, texts: Bundle) -> Codec:
 
     Raises BundleError where a part is missing or damaged, or the latent statistics don't fit the autoencoder.
     """
-    latents = pictures.config.get("latents")
-    if latents is None:
+    if (latents := pictures.config.get("latents")) is None:
         raise BundleError(f"bundle {pictures.path} has no latent statistics: it holds no trained autoencoder")
     # what they must offer is known once they are used: a user's own networks may be of other classes
     net = cast(AutoencoderKL, pictures.network("autoencoder"))
