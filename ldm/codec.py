@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float16, Int, Int64, UInt8
@@ -15,6 +15,7 @@ from ldm.tokenizers import Tokenizer
 
 # Rows that a frozen network sees at once. The last chunk is filled up; a CPU is as fast with 4 as with more.
 CPU_CHUNK, GPU_CHUNK = 4, 16
+Own = TypeVar("Own", bound="Frozen")
 
 
 @runtime_checkable
@@ -93,7 +94,7 @@ class Frozen:
         """Rows that one of them sees at once."""
         return self.CHUNKS[self.device.type != "cpu"]
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: Own, device: torch.device | str) -> Own:
         """Moves them in place, as modules do; returns self."""
         for net in self.networks:
             net.to(device)

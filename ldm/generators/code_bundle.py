@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import UInt8
@@ -74,7 +74,7 @@ class OnCodes:
         """Where the networks are."""
         return self.codes.device
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> Any:
         """Moves the networks in place; returns self."""
         for name in self.MOVED:
             getattr(self, name).to(device)
