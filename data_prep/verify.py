@@ -28,7 +28,7 @@ from ldm.data import DataError
 from ldm.data.decode import EncodedPicture
 from ldm.data.index import Shard, ShardIndex
 from ldm.data.shards import ShardReader, scan_shard
-from ldm.io.pictures import save_figure, write_png
+from ldm.io.pictures import encode_png, save_figure
 from ldm.io.writing import discard, make_folder, write
 
 NUM_SPECIMENS = 40
@@ -224,7 +224,7 @@ def draw_sheet(specimens: Sequence[Specimen], path: Path) -> None:
         for line, text in enumerate(lines):
             below = top + LINE_HEIGHT * (1 + line) + picture.height
             pen.text((left, below), text, fill=INK, font=font)
-    write_png(sheet, path)
+    write(path, encode_png(sheet))
 
 
 def draw_histograms(sizes: Sequence[tuple[int, int]], words: Sequence[int], path: Path) -> None:

@@ -123,7 +123,6 @@ def model_card(
     """The Markdown of a card.
 
     Args:
-        config: of the bundle.
         usage: a code block with its fences; by default the command that samples from the bundle or trains
             with it.
         library: the one that reads the files.

@@ -109,8 +109,6 @@ def find_run(
     """The run that a command resumes, held for this process, or None where it means a new one.
 
     Args:
-        root: folder of all runs.
-        experiment: the experiment's name.
         config: the resolved config; what it leaves out (paths of this run) may differ between starts.
         resume: "auto" resumes the newest run of this experiment that leads to the same result, "never" none;
             anything else is the folder of a run.
@@ -208,9 +206,6 @@ def hold(folder: Path, *, below: Path | None = None) -> None:
     A POSIX record lock, not flock: forked loader processes, which may outlive a killed training by some
     seconds, do not share it, and it works over NFS. It ends with its process, so that none is stale. A line
     is printed where the file system has no locks.
-
-    Args:
-        below: the folder that the user named, if it is one above.
 
     Raises UserError: another process has the lock, or a link has its name.
     """

@@ -29,11 +29,7 @@ def save_state(root: Path, step: int, save: Callable[[Path], None], *, keep: int
 
     A whole checkpoint of the same step stays, since a run reaches a step with the same bits every time. If
     the save fails, the earlier checkpoints are unchanged and CannotWrite says why, with the room on the disk.
-
-    Args:
-        root: folder of all checkpoints of one run, in the run's folder.
-        step: optimizer steps done.
-        save: makes a file, or a folder of files, at the path that it is given.
+    `save` makes a file, or a folder of files, at the path that it is given.
     """
     final, run = root / f"step={step:08d}", root.parent
     try:

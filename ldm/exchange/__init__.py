@@ -30,11 +30,7 @@ LAYERS = ("num_layers", "blocks_per_level", "depth")  # options that count layer
 def arguments(spec: Mapping[str, Any], *, target: str, what: str) -> dict[str, Any]:
     """The arguments of a `_target_` tree with their defaults; nested trees stay as they are.
 
-    Args:
-        target: the only target for which the other format has a place.
-        what: the part that the tree describes, for the message.
-
-    Raises UserError for a tree of another target.
+    Raises UserError for a tree of another than the only target for which the other format has a place.
     """
     if spec.get("_target_") != target:
         raise UserError(

@@ -158,12 +158,7 @@ def unet_spec(fields: Fields) -> Config:
 
 
 def unet_config(spec: Mapping[str, Any], *, latent_size: int, linear_projection: bool = False) -> Config:
-    """UNet2DConditionModel's config for a U-Net of ours.
-
-    Args:
-        latent_size: side of the latents of a picture of the usual size.
-        linear_projection: as in Architecture.
-    """
+    """UNet2DConditionModel's config for a U-Net of ours, and latents of the usual pictures' side."""
     net = arguments(spec, target=UNET, what="the backbone")
     attention = arguments(net["transformer"], target=TRANSFORMER, what="the backbone's transformer")
     options = net | {f"transformer.{key}": value for key, value in attention.items()}

@@ -284,9 +284,7 @@ def _clip_gen_fit(weights: Weights, *, size: int) -> Fit:
 def clip_gen_rules(attends: list[bool], blocks: int) -> Iterator[Rule]:
     """Names of CLIP-GEN's VQGAN against :class:`ldm.models.picture_tokenizers.VQAutoencoder`.
 
-    Args:
-        attends: whether each level has attention, the finest first.
-        blocks: of a level of the encoder; the decoder's have one more.
+    `attends` is as of `vqgan_rules`; a level of the encoder has `blocks`, one of the decoder has one more.
     """
     for side, way, order in (("encoder", "down", attends), ("decoder", "up", attends[::-1])):
         theirs, middle = map(f"{side}.{way}.{{}}.".format, itertools.count()), f"{side}.middle."

@@ -96,9 +96,7 @@ class Imported:
     def of(cls, fits: Mapping[str, Fit], *, notes: Sequence[str] = (), **others: Any) -> "Imported":
         """Reads the parts from their files, once all of them have been compared with their networks.
 
-        Args:
-            notes: those that come before the files' own.
-            others: tokenizer, settings, left_out.
+        The notes come before the files' own. Others are tokenizer, settings, left_out.
         """
         for fit in fits.values():
             fit.check()
@@ -129,12 +127,9 @@ class Imported:
         return write_bundle(path, parts=self.parts, tokenizer=self.tokenizer, settings=settings, dtype=dtype)
 
     def restored(self, record: Any, tensors: State, *, where: object) -> "Imported":
-        """Adds to what exported files are read as what their record keeps.
+        """Adds to what exported files are read as what their record, which lies at `where`, keeps.
 
-        Args:
-            record: parsed json, which anybody may have written.
-            tensors: of the record, by part and name.
-            where: the record's place, for messages.
+        Anybody may have written it. Its tensors are named by part and name.
         """
         try:
             changed = self._changed(record)
@@ -180,10 +175,7 @@ class Imported:
 def make_record(own: Imported, exported: Imported, dtype: torch.dtype) -> tuple[Config, dict[str, Tensor]]:
     """The record of a bundle, for a json file, and the tensors that the exported files lack.
 
-    Args:
-        own: the bundle's settings and parts.
-        exported: what the exported files are read as.
-        dtype: of the exported weights.
+    `exported` is what these files are read as, with weights of a dtype.
     """
     parts: Config = {}
     tensors: dict[str, Tensor] = {}

@@ -40,17 +40,11 @@ FETCHED = ["*.json", "*.txt", "*.safetensors"]  # from a folder on a hub: neithe
 
 
 class Wheel(NamedTuple):
-    """A package with the files of a model.
+    """A package with the files of a model."""
 
-    Attributes:
-        version: the one whose files are known.
-        folder: of the model within the installed packages.
-        sha256: of the files that are read, by name.
-    """
-
-    version: str
-    folder: str
-    sha256: Mapping[str, str]
+    version: str  # the one whose files are known
+    folder: str  # of the model within the installed packages
+    sha256: Mapping[str, str]  # of the files that are read, by name
 
 
 WHEELS = {

@@ -159,12 +159,7 @@ def compvis_unet_rules(*, levels: Sequence[bool], blocks: int, linear_projection
 def compvis_vae_rules(
     *, num_levels: int, outer: Sequence[str] = KL_OUTER, attention: Sequence[bool] = ()
 ) -> list[Rule]:
-    """Names of CompVis' AutoencoderKL and VQModel against those of our convolutional autoencoders.
-
-    Args:
-        num_levels: of each side.
-        outer, attention: as of `vae_rules`.
-    """
+    """Names of CompVis' AutoencoderKL and VQModel against ours; arguments as of `vae_rules`."""
     rules = renames(dict(zip(("quant_conv", "post_quant_conv"), outer, strict=True)))
     for level, attends in enumerate(attention or [False] * num_levels):
         for theirs, ours, resample in (

@@ -160,10 +160,7 @@ def write_parts(
 ) -> Any:
     """Writes the bundle of such a training: the frozen parts as they came from the bundles of its config.
 
-    Args:
-        settings: the entry `generator`, and others of the system.
-
-    Raises NameTaken where `path` is there already.
+    Settings are the entry `generator`, and others of the system. NameTaken where `path` is there already.
     """
     pictures, texts = (
         Bundle.open(config["codes"]["image_tokenizer"]),

@@ -50,16 +50,9 @@ def write_denoiser(
     codec_origin: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Writes the bundle: the codec's parts as they came, and how to sample.
+    """Writes the bundle: the codec's parts as they came, and how to sample, by the config of the training.
 
-    Args:
-        path: the folder to make.
-        config: of the training; its process, sampler and guidance are written down.
-        size: of the pictures, in pixels.
-        origin, codec_origin: what is recorded of the trainings.
-        dtype: of the stored weights.
-
-    Raises NameTaken where `path` is there already.
+    The origins are what is recorded of the trainings. Raises NameTaken where `path` is there already.
     """
     # the image encoder generates nothing; evaluation judges pictures by it
     texts = [name for name in ("text_encoder", "image_encoder") if name in codec.texts.names]
@@ -84,10 +77,8 @@ def bundle_of_state(
 
     Args:
         state: `<run>/checkpoints/step=<step>`.
-        out: the folder to make.
         length: of the average, put together from what `callbacks.averages` wrote; None takes the
             checkpoint's own.
-        dtype: of the stored weights.
 
     Raises UserError where `state` is no whole checkpoint of a denoiser's training or holds no average.
     Raises NameTaken where `out` is there already.

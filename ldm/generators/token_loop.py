@@ -56,12 +56,7 @@ class Choice:
     def __call__(
         self, logits: Float[Tensor, "b k"], noise: Float[Tensor, "b k"], empty: Float[Tensor, "b k"] | None
     ) -> Int[Tensor, " b"]:
-        """A code of each row.
-
-        Args:
-            noise: Gumbel noise.
-            empty: logits without a condition; None without guidance.
-        """
+        """A code of each row, by Gumbel noise; `empty` are logits without a condition, None: no guidance."""
         logits = logits.float()
         if empty is not None:
             logits = torch.lerp(empty.float().log_softmax(-1), logits.log_softmax(-1), self.scale)
@@ -101,9 +96,7 @@ def generate_codes(
     """The codes of a picture for each row of a condition and each seed.
 
     Args:
-        net: the network, in evaluation mode.
-        condition: what `net.continuation` reads.
-        choice: how each code is chosen.
+        condition: what `net.continuation` reads; the network is in evaluation mode.
         empty: the empty condition in as many rows; None without guidance.
         known: codes, and which of them are kept; None: all are generated.
         watch: called after each code; what it raises ends the loop.

@@ -47,7 +47,7 @@ def save_sheet(images: Sequence["Tensor"], path: Path, *, columns: int, below: P
         row, column = divmod(number, columns)
         place = (GAP + column * (width + GAP), GAP + row * (height + GAP))
         sheet.paste(to_picture(image).resize((width, height), Image.Resampling.NEAREST), place)
-    write_png(sheet, path, below=below)
+    write(path, encode_png(sheet), below=below)
 
 
 def save_figure(figure: Any, path: Path, *, dpi: int, below: Path | None = None) -> Path:
@@ -56,11 +56,6 @@ def save_figure(figure: Any, path: Path, *, dpi: int, below: Path | None = None)
     metadata = {FIGURE: NO_SAMPLE} if path.suffix == ".png" else None
     figure.savefig(buffer, format=path.suffix[1:], dpi=dpi, metadata=metadata)
     return write(path, buffer.getvalue(), below=below)
-
-
-def write_png(picture: Image.Image, path: Path, *, below: Path | None = None, **options: object) -> None:
-    """Writes a PNG as `encode_png` makes it."""
-    write(path, encode_png(picture, **options), below=below)
 
 
 def encode_png(picture: Image.Image, **options: object) -> bytes:
