@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from ldm.checkpoints.bundle import meta_network
 from ldm.data.shards import captions
-from ldm.exchange.bert import import_bert
+from ldm.exchange.folder import import_bert
 from ldm.exchange.importing import wheel_folder
 
 LIMIT = 1e-5

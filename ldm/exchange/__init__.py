@@ -6,7 +6,6 @@
 | code_networks          | networks on codes of pictures, and their systems                 |
 | image_tokenizers       | tokenizers of pictures                                           |
 | folder, compvis, clip  | a folder of diffusers, a file of CompVis, the towers of a CLIP   |
-| bert                   | encoders of sentences                                            |
 | diffusers, schedulers  | configs of networks and schedulers against ours, both ways       |
 | declared, tables       | what a file declares about itself, against the user's options    |
 | imported               | networks compared with their files, and the record of an export  |

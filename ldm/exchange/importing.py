@@ -7,7 +7,7 @@
 | a file of their autoencoder alone                  | a bundle of that part                |
 | a folder of one diffusers or transformers network  | a bundle of that part                |
 | a file with OpenAI's or open_clip's names          | a bundle of both towers of CLIP      |
-| a folder of a BERT, see `bert`                     | a bundle of that text encoder        |
+| a folder of a BERT                                 | a bundle of that text encoder        |
 | a tokenizer of pictures, see `image_tokenizers`    | a bundle of that part                |
 | a network on codes, see `code_networks`            | a bundle of that part or its system  |
 | another kind of model                              | a message that names the kind        |
@@ -22,13 +22,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm import UserError
-from ldm.exchange.bert import import_bert, is_bert
 from ldm.exchange.clip import OPENCLIP_MARKS, import_openclip
 from ldm.exchange.code_networks import PIPELINE, import_code_network, import_vq_diffusion
 from ldm.exchange.compvis import AUTOENCODER_MARK, BACKBONE, averages, import_autoencoder, import_single_file
 from ldm.exchange.declared import Asked, chosen
 from ldm.exchange.diffusers import INPAINTING, INSTRUCT
-from ldm.exchange.folder import class_of, find_weights, import_network, import_pipeline
+from ldm.exchange.folder import (
+    class_of,
+    find_weights,
+    import_bert,
+    import_network,
+    import_pipeline,
+    is_bert,
+)
 from ldm.exchange.image_tokenizers import SIZE, import_tokenizer, tokenizer_fit, vq_fit
 from ldm.exchange.imported import Imported
 from ldm.exchange.weights import Source, Weights
