@@ -50,7 +50,7 @@ def import_foreign(config: DictConfig) -> None:
     """Writes the bundle of whatever `from` names."""
     import torch
 
-    from ldm.exchange.declared import Asked
+    from ldm.exchange.compvis import Asked
     from ldm.exchange.diffusers import Architecture
     from ldm.exchange.importing import import_weights, locate
     from ldm.exchange.schedulers import STABLE_DIFFUSION_SAMPLING

@@ -7,7 +7,7 @@
 | image_tokenizers       | tokenizers of pictures                                           |
 | folder, compvis, clip  | a folder of diffusers, a file of CompVis, the towers of a CLIP   |
 | diffusers, schedulers  | configs of networks and schedulers against ours, both ways       |
-| declared, tables       | what a file declares about itself, against the user's options    |
+| declared               | what a file declares about itself                                |
 | imported               | networks compared with their files, and the record of an export  |
 | weights, keymap, names | tensors of a file, and their names against ours, both ways       |
 | onnx                   | a bundle as graphs                                               |

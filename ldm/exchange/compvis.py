@@ -2,23 +2,36 @@
 
 A file that we wrote has diffusers' four configs and the tokenizer in its header. For any other file the
 caller gives the architecture, with which its shapes must agree; what it declares about its process and its
-latents replaces the caller's.
+latents replaces what the user did not type, and must agree with what was typed.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from ldm import UserError
 from ldm.checkpoints.bundle import tokenizer_of
 from ldm.exchange.clip import text_fit
-from ldm.exchange.declared import PREDICTION, SCALE, Asked, chosen, is_mark, read_declared, settled
+from ldm.exchange.declared import (
+    HEADS,
+    PREDICTION,
+    SCALE,
+    SCHEDULER,
+    ZERO_SNR,
+    Declared,
+    agree,
+    in_words,
+    is_mark,
+    read_declared,
+)
 from ldm.exchange.diffusers import CONFIGS, Architecture, from_configs, refuse_channels
 from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.keymap import Rule
 from ldm.exchange.names import compvis_unet_rules, compvis_vae_rules, text_rules
+from ldm.exchange.schedulers import process_fields, process_spec, sampling_spec
 from ldm.exchange.weights import Weights
 from ldm.io.reading import Fields, parse_json
 from ldm.tokenizers import Tokenizer
@@ -36,6 +49,22 @@ LEFT_OUT = (
     *(f"{EMA}*", "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_alphas_cumprod"),
     *("posterior_*", "lvlb_weights", "logvar", "scale_factor"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The user's options of an import."""
+
+    architecture: Architecture  # of a file with CompVis' names, unless the file has its own
+    tokenizer: Callable[[], Tokenizer]  # likewise
+    clip: str | None = None  # open_clip's name of the model in a file of CLIP's weights
+    # the text encoder's state that the denoiser reads, last or penultimate; None is the file's declaration,
+    # else what Stable Diffusion of its version reads
+    text_state: str | None = None
+    context_length: int | None = None  # tokens that a BERT reads of a text; None: see `import_bert`
+    averaged: bool = False  # whether to read the EMA weights that a training's file holds beside the others
+    typed: Collection[str] = ()  # the options that were typed: process, latent_scale, sampler, size
+    trusted: bool = True  # whether the file's declaration counts
 
 
 def averages(names: Iterable[str]) -> dict[str, str]:
@@ -93,6 +122,83 @@ def import_autoencoder(weights: Weights, asked: Asked) -> Imported:
     fit = replace(_fit("autoencoder", architecture, weights), prefix="", drop=drop)
     settings = {"latents": dict(architecture.latents)}
     return Imported.of({"autoencoder": fit}, settings=settings, left_out=fit.left_out, notes=notes)
+
+
+def compare(declared: Declared, asked: Asked) -> list[str]:
+    """The fields of the process that differ from the options; a typed option must agree."""
+    architecture, typed = asked.architecture, asked.typed
+    own, scale = _fields(architecture.process), architecture.latents["scale"][0]
+    different = [n for n in declared.only(SCHEDULER).values if not agree(own.get(n), declared.values[n])]
+    if different and "process" in typed:
+        words = in_words(own, [name for name in different if name in own])
+        declared.refuse(different, "process", words or architecture.process["schedule"]["_target_"])
+    if "latent_scale" in typed and not agree(scale, declared.values.get(SCALE, scale)):
+        declared.refuse([SCALE], "latent_scale", scale)
+    for name, ours in HEADS.items():  # the shapes of the weights do not depend on these
+        heads = architecture.backbone["transformer"].get(ours)
+        if declared.values.get(name, heads) != heads:
+            raise UserError(
+                f"{declared.path} declares {declared.phrase([name])}, but backbone.transformer.{ours} is "
+                f"{heads}: choose the backbone= that has it"
+            )
+    return different
+
+
+def settled(declared: Declared, asked: Asked) -> tuple[Architecture, list[str]]:
+    """The user's architecture with a file's declaration in place of untyped options, and a note on it."""
+    architecture, typed, values = asked.architecture, asked.typed, declared.values
+    own = _fields(architecture.process)
+    if values.get(ZERO_SNR) and (own | values).get(PREDICTION) == "epsilon":
+        if PREDICTION in values:
+            raise UserError(
+                f"{declared.path} contradicts itself: {declared.phrase([PREDICTION, ZERO_SNR])}: a prediction"
+                " of the noise is useless at pure noise; write declared=ignore and process=sd15 or zero_snr"
+            )
+        declared.add([(PREDICTION, "v_prediction", f"{declared.places[ZERO_SNR]}, which rules out noise")])
+    changed = compare(declared, asked)
+    process, sampler = architecture.process, architecture.sampler
+    if changed:
+        fields = own | declared.only(SCHEDULER).values
+        process = process_spec(Fields(str(declared.path), fields))
+        # DDIM, since PNDM of Stable Diffusion 1.x needs a prediction of the noise; from pure noise if the
+        # noise table ends there
+        spacing = {"timestep_spacing": "trailing"} if fields.get(ZERO_SNR) else {"set_alpha_to_one": False}
+        ddim = sampling_spec(Fields("", {"_class_name": "DDIMScheduler", **spacing}))
+        sampler = sampler if "sampler" in typed else ddim
+    latents, size = dict(architecture.latents), architecture.size
+    scale = values.get(SCALE, latents["scale"][0])
+    if not agree(latents["scale"][0], scale):
+        latents["scale"], changed = [scale] * len(latents["scale"]), [*changed, SCALE]
+    if "size" not in typed and values.get("size", size) != size:
+        size, changed = values["size"], [*changed, "size"]
+    notes = [f"{declared.path.name} declares {declared.phrase(changed)}, which is used"] if changed else []
+    return replace(architecture, process=process, sampler=sampler, latents=latents, size=size), notes
+
+
+def chosen(settings: Mapping[str, Any], asked: Asked, where: Path) -> dict[str, Any]:
+    """The settings of a folder or a header with the typed options, which must agree with a trusted one."""
+    declared, architecture = Declared(where), asked.architecture
+    process, latents = settings.get("process"), settings.get("latents")
+    taken = {"sampler": ("sampler", architecture.sampler)}  # option -> entry of the settings and its value
+    if not asked.trusted:
+        taken["process"] = ("process", architecture.process)
+        taken["latent_scale"] = ("latents", dict(architecture.latents))
+    elif process and "process" in asked.typed:
+        declared.add((*each, "its scheduler") for each in process_fields(process).items())
+    if asked.trusted and latents:
+        scales = latents["scale"]
+        declared.add([(SCALE, scales if len(set(scales)) > 1 else scales[0], "its autoencoder")])
+    compare(declared, asked)
+    names = [option for option, (entry, _) in taken.items() if option in asked.typed and entry in settings]
+    return {**settings, **dict(taken[option] for option in names)}
+
+
+def _fields(process: Mapping[str, Any]) -> dict[str, Any]:
+    """A process as a scheduler's fields; empty where diffusers has no fields for it."""
+    try:
+        return process_fields(process)
+    except UserError:
+        return {}
 
 
 def networks(architecture: Architecture) -> dict[str, tuple[str, list[Rule]]]:

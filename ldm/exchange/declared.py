@@ -1,4 +1,4 @@
-"""What a file of weights declares about itself, compared with the user's options.
+"""What a file of weights declares about itself.
 
 The header, noise tables and marker tensors of the file, and CompVis' config, become the fields of a scheduler
 of diffusers and a few more: `latent_scale`, `size`, `text_state`, `num_heads` and `num_head_channels`.
@@ -7,17 +7,18 @@ of diffusers and a few more: `latent_scale`, `size`, `text_state`, `num_heads` a
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+from torch import Tensor
+
 from ldm import UserError
-from ldm.exchange.diffusers import Architecture
-from ldm.exchange.schedulers import NOISE_TABLE, process_fields, process_spec, sampling_spec
-from ldm.exchange.tables import ALPHA_BAR, read_tables
+from ldm.construct import construct
+from ldm.exchange.schedulers import MAX_STEPS, NOISE_TABLE, table_spec
 from ldm.exchange.weights import Weights
 from ldm.io.reading import Fields, parse_json, parse_yaml, read_yaml
-from ldm.tokenizers import Tokenizer
 
 Entries = Iterable[tuple[str, Any, str]]  # field, value, place
 
@@ -47,23 +48,19 @@ COMPVIS_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine
 COMPVIS_DEFAULTS = {"parameterization": "eps", "beta_schedule": "linear", "timesteps": 1000}  # of its classes
 HEADS = {"num_heads": "num_heads", "num_head_channels": "head_dim"}  # of CompVis' U-Net and of ours
 KEPT = ("hyper_parameters", "hparams", "config")  # entries of a checkpoint
+PUBLISHED = ((0.00085, 0.012), (0.0001, 0.02), (0.0015, 0.0195), (0.0015, 0.0155))  # first and last beta
+ROUNDING = {torch.float16: 4e-3, torch.bfloat16: 8e-3}  # of any alpha-bar: two rounding errors
+ROUNDING_FLOAT = 2e-5  # of a product of a thousand numbers in float32
+ALPHA_BAR: dict[str, Callable[[Tensor], Tensor]] = {  # alpha-bar from each buffer that a checkpoint may have
+    "alphas_cumprod": lambda x: x,
+    "betas": lambda x: (1 - x).cumprod(0),
+    "sqrt_alphas_cumprod": lambda x: x**2,
+    "sqrt_one_minus_alphas_cumprod": lambda x: 1 - x**2,
+    "log_one_minus_alphas_cumprod": lambda x: 1 - x.exp(),
+    "sqrt_recip_alphas_cumprod": lambda x: x**-2,
+    "sqrt_recipm1_alphas_cumprod": lambda x: 1 / (1 + x**2),
+}
 WEIGHTS, YAML = (".ckpt", ".safetensors", ".pt", ".bin"), (".yaml", ".yml")  # endings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The user's options of an import."""
-
-    architecture: Architecture  # of a file with CompVis' names, unless the file has its own
-    tokenizer: Callable[[], Tokenizer]  # likewise
-    clip: str | None = None  # open_clip's name of the model in a file of CLIP's weights
-    # the text encoder's state that the denoiser reads, last or penultimate; None is the file's declaration,
-    # else what Stable Diffusion of its version reads
-    text_state: str | None = None
-    context_length: int | None = None  # tokens that a BERT reads of a text; None: see `import_bert`
-    averaged: bool = False  # whether to read the EMA weights that a training's file holds beside the others
-    typed: Collection[str] = ()  # the options that were typed: process, latent_scale, sampler, size
-    trusted: bool = True  # whether the file's declaration counts
 
 
 @dataclass
@@ -95,26 +92,7 @@ class Declared:
     def phrase(self, names: Iterable[str]) -> str:
         """The declared ones of some fields as words, each with its place."""
         found = [name for name in names if name in self.values]
-        return ", ".join(f"{_words(self.values, [name])} ({self.places[name]})" for name in found)
-
-    def compare(self, asked: Asked) -> list[str]:
-        """The fields of the process that differ from the options; a typed option must agree."""
-        architecture, typed = asked.architecture, asked.typed
-        own, scale = _fields(architecture.process), architecture.latents["scale"][0]
-        different = [n for n in self.only(SCHEDULER).values if not agree(own.get(n), self.values[n])]
-        if different and "process" in typed:
-            words = _words(own, [name for name in different if name in own])
-            self.refuse(different, "process", words or architecture.process["schedule"]["_target_"])
-        if "latent_scale" in typed and not agree(scale, self.values.get(SCALE, scale)):
-            self.refuse([SCALE], "latent_scale", scale)
-        for name, ours in HEADS.items():  # the shapes of the weights do not depend on these
-            heads = architecture.backbone["transformer"].get(ours)
-            if self.values.get(name, heads) != heads:
-                raise UserError(
-                    f"{self.path} declares {self.phrase([name])}, but backbone.transformer.{ours} is {heads}:"
-                    " choose the backbone= that has it"
-                )
-        return different
+        return ", ".join(f"{in_words(self.values, [name])} ({self.places[name]})" for name in found)
 
     def refuse(self, names: Collection[str], option: str, value: object) -> NoReturn:
         """Refuses a typed option that contradicts the file."""
@@ -141,69 +119,12 @@ def read_declared(weights: Weights, *, trusted: bool = True) -> Declared:
     return declared
 
 
-def settled(declared: Declared, asked: Asked) -> tuple[Architecture, list[str]]:
-    """The user's architecture with a file's declaration in place of untyped options, and a note on it."""
-    architecture, typed, values = asked.architecture, asked.typed, declared.values
-    own = _fields(architecture.process)
-    if values.get(ZERO_SNR) and (own | values).get(PREDICTION) == "epsilon":
-        if PREDICTION in values:
-            raise UserError(
-                f"{declared.path} contradicts itself: {declared.phrase([PREDICTION, ZERO_SNR])}: a prediction"
-                " of the noise is useless at pure noise; write declared=ignore and process=sd15 or zero_snr"
-            )
-        declared.add([(PREDICTION, "v_prediction", f"{declared.places[ZERO_SNR]}, which rules out noise")])
-    changed = declared.compare(asked)
-    process, sampler = architecture.process, architecture.sampler
-    if changed:
-        fields = own | declared.only(SCHEDULER).values
-        process = process_spec(Fields(str(declared.path), fields))
-        # DDIM, since PNDM of Stable Diffusion 1.x needs a prediction of the noise; from pure noise if the
-        # noise table ends there
-        spacing = {"timestep_spacing": "trailing"} if fields.get(ZERO_SNR) else {"set_alpha_to_one": False}
-        ddim = sampling_spec(Fields("", {"_class_name": "DDIMScheduler", **spacing}))
-        sampler = sampler if "sampler" in typed else ddim
-    latents, size = dict(architecture.latents), architecture.size
-    scale = values.get(SCALE, latents["scale"][0])
-    if not agree(latents["scale"][0], scale):
-        latents["scale"], changed = [scale] * len(latents["scale"]), [*changed, SCALE]
-    if "size" not in typed and values.get("size", size) != size:
-        size, changed = values["size"], [*changed, "size"]
-    notes = [f"{declared.path.name} declares {declared.phrase(changed)}, which is used"] if changed else []
-    return replace(architecture, process=process, sampler=sampler, latents=latents, size=size), notes
-
-
-def chosen(settings: Mapping[str, Any], asked: Asked, where: Path) -> dict[str, Any]:
-    """The settings of a folder or a header with the typed options, which must agree with a trusted one."""
-    declared, architecture = Declared(where), asked.architecture
-    process, latents = settings.get("process"), settings.get("latents")
-    taken = {"sampler": ("sampler", architecture.sampler)}  # option -> entry of the settings and its value
-    if not asked.trusted:
-        taken["process"] = ("process", architecture.process)
-        taken["latent_scale"] = ("latents", dict(architecture.latents))
-    elif process and "process" in asked.typed:
-        declared.add((*each, "its scheduler") for each in process_fields(process).items())
-    if asked.trusted and latents:
-        scales = latents["scale"]
-        declared.add([(SCALE, scales if len(set(scales)) > 1 else scales[0], "its autoencoder")])
-    declared.compare(asked)
-    names = [option for option, (entry, _) in taken.items() if option in asked.typed and entry in settings]
-    return {**settings, **dict(taken[option] for option in names)}
-
-
 def is_mark(name: str) -> bool:
     """Whether a tensor is there only for its name, which declares how the model was trained."""
     return name in MARKS or name.startswith(LEVELS)
 
 
-def _fields(process: Mapping[str, Any]) -> dict[str, Any]:
-    """A process as a scheduler's fields; empty where diffusers has no fields for it."""
-    try:
-        return process_fields(process)
-    except UserError:
-        return {}
-
-
-def _words(values: Mapping[str, Any], names: Iterable[str]) -> str:
+def in_words(values: Mapping[str, Any], names: Iterable[str]) -> str:
     """Some of the values, as in a=1, b=[1000 numbers]."""
     short = {n: f"[{len(values[n])} numbers]" if isinstance(values[n], list) else values[n] for n in names}
     return ", ".join(f"{name}={value}" for name, value in short.items())
@@ -323,3 +244,60 @@ def _choice(value: Any, known: Mapping[str, Any], where: str) -> Any:
     if str(value).lower() not in known:
         raise UserError(f"{where}, expected one of {', '.join(known)}")
     return known[str(value).lower()]
+
+
+def read_tables(found: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
+    """The fields of the noise table in a checkpoint's buffers, which must all contain the same one.
+
+    A table that is none of ours becomes `trained_betas`, if it has more than 16 bits.
+    """
+    first = next(iter(found))
+    alpha_bar, near = _alpha_bar(first, found[first], where), _rounding(found[first])
+    for name, tensor in found.items():
+        other, far = _alpha_bar(name, tensor, where), 2 * max(near, _rounding(tensor))
+        if other.shape != alpha_bar.shape or (other - alpha_bar).abs().max() > far:
+            raise UserError(
+                f"{where}: its {first} and its {name} are of different noise tables: write declared=ignore "
+                "and the process= that it was trained with"
+            )
+    distances = {(other - alpha_bar).abs().max().item(): fields for fields, other in _candidates(alpha_bar)}
+    least = min(distances)
+    if least <= near:
+        return distances[least]
+    if near > ROUNDING_FLOAT:
+        raise UserError(f"{where}: its {first} is none of our tables, in 16 bits: use the file in float32")
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    exact = found["betas"].double() if "betas" in found else 1 - alpha_bar / before
+    betas = [float(f"{beta:.7g}") for beta in exact.tolist()]
+    return {"trained_betas": betas, "num_train_timesteps": len(betas)}
+
+
+def _rounding(tensor: Tensor) -> float:
+    return ROUNDING.get(tensor.dtype, ROUNDING_FLOAT)
+
+
+def _alpha_bar(name: str, tensor: Tensor, where: Path) -> Tensor:
+    if tensor.ndim != 1 or not 2 <= len(tensor) <= MAX_STEPS or not tensor.is_floating_point():
+        raise UserError(f"{where}: {name} has the shape {tuple(tensor.shape)}, expected a noise table")
+    alpha_bar = ALPHA_BAR[name](tensor.double())
+    falls = (alpha_bar.diff() <= _rounding(tensor)).all()
+    if not (alpha_bar.isfinite().all() and alpha_bar[-1] >= 0 and 0 < alpha_bar[0] <= 1 and falls):
+        raise UserError(
+            f"{where}: {name} is no noise table, which falls from 1 to 0: write declared=ignore and the "
+            "process= that it was trained with"
+        )
+    return alpha_bar
+
+
+def _candidates(alpha_bar: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Our tables with the same number of steps, each with its fields."""
+    ends = [1 - alpha_bar[0].item(), 1 - (alpha_bar[-1] / alpha_bar[-2]).item()]
+    rounded = [tuple(float(f"{end:.{digits}g}") for end in ends) for digits in (3, 5)]
+    pairs = [pair for pair in (*PUBLISHED, *rounded) if 0 < pair[0] < pair[1] < 1]
+    shapes: list[dict[str, Any]] = [{"beta_schedule": "squaredcos_cap_v2"}]
+    for kind in ("scaled_linear", "linear"):
+        shapes += [{"beta_schedule": kind, "beta_start": low, "beta_end": high} for low, high in pairs]
+    for zero_snr in (False, True):
+        for shape in shapes:
+            fields = {**shape, "num_train_timesteps": len(alpha_bar), "rescale_betas_zero_snr": zero_snr}
+            yield fields, construct(table_spec(Fields("", fields))).alpha_bar[1:]

@@ -22,19 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm import UserError
+from ldm.exchange import compvis, folder
 from ldm.exchange.clip import OPENCLIP_MARKS, import_openclip
 from ldm.exchange.code_networks import PIPELINE, import_code_network, import_vq_diffusion
-from ldm.exchange.compvis import AUTOENCODER_MARK, BACKBONE, averages, import_autoencoder, import_single_file
-from ldm.exchange.declared import Asked, chosen
 from ldm.exchange.diffusers import INPAINTING, INSTRUCT
-from ldm.exchange.folder import (
-    class_of,
-    find_weights,
-    import_bert,
-    import_network,
-    import_pipeline,
-    is_bert,
-)
 from ldm.exchange.image_tokenizers import SIZE, import_tokenizer, tokenizer_fit, vq_fit
 from ldm.exchange.imported import Imported
 from ldm.exchange.weights import Source, Weights
@@ -101,15 +92,15 @@ ARCHITECTURES = {  # of a safetensors header's entries in HEADER
 }
 
 
-def import_weights(source: Source, asked: Asked) -> Imported:
+def import_weights(source: Source, asked: compvis.Asked) -> Imported:
     """Reads the weights of a source; all names and shapes must fit our networks before a weight is read."""
     path = source.path
     weights = None if path.is_dir() else Weights(path)
-    ema = averages(weights.outline) if asked.averaged and weights else {}
+    ema = compvis.averages(weights.outline) if asked.averaged and weights else {}
     if asked.averaged and (not weights or not ema or ema.keys() - weights.outline.keys()):
         raise UserError(f"{path} does not hold the EMA (model_ema.*) of each weight: leave weights=ema out")
-    if is_bert(path):
-        return import_bert(path, context_length=asked.context_length)
+    if folder.is_bert(path):
+        return folder.import_bert(path, context_length=asked.context_length)
     if asked.context_length is not None:
         raise UserError(f"context_length= is for a BERT, which {path} is not: leave it out")
     size = asked.architecture.size if "size" in asked.typed else SIZE
@@ -118,21 +109,25 @@ def import_weights(source: Source, asked: Asked) -> Imported:
     if found := import_code_network(weights or path, size=size):
         return found
     if weights is None:
-        kind, is_pipeline = class_of(path)
+        kind, is_pipeline = folder.class_of(path)
         if kind == PIPELINE:
             return import_vq_diffusion(path, text_state=asked.text_state)
         if kind == "VQModel":
-            return import_tokenizer(vq_fit(find_weights(path), Fields.read(path / "config.json"), size=size))
+            return import_tokenizer(
+                vq_fit(folder.find_weights(path), Fields.read(path / "config.json"), size=size)
+            )
         _refuse_kinds(path, [kind], CLASSES)
-        found = (import_pipeline if is_pipeline else import_network)(path, text_state=asked.text_state)
-        return replace(found, settings=chosen(found.settings, asked, path))
+        found = (folder.import_pipeline if is_pipeline else folder.import_network)(
+            path, text_state=asked.text_state
+        )
+        return replace(found, settings=compvis.chosen(found.settings, asked, path))
     header = weights.metadata
     _refuse_kinds(path, weights.outline, NAMES)
     _refuse_kinds(path, [header[key].lower() for key in HEADER if key in header], ARCHITECTURES)
-    if weights.has(BACKBONE):
-        return import_single_file(replace(weights, renamed=ema), asked)
-    if AUTOENCODER_MARK in weights.outline:
-        return import_autoencoder(weights, asked)
+    if weights.has(compvis.BACKBONE):
+        return compvis.import_single_file(replace(weights, renamed=ema), asked)
+    if compvis.AUTOENCODER_MARK in weights.outline:
+        return compvis.import_autoencoder(weights, asked)
     if weights.outline.keys() >= OPENCLIP_MARKS:
         return import_openclip(source, weights, model=asked.clip)
     some = ", ".join(sorted(weights.outline)[:3])

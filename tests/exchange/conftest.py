@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.checkpoints.bundle import Bundle
-from ldm.exchange.declared import Asked
+from ldm.exchange.compvis import Asked
 from ldm.exchange.diffusers import CONFIGS, from_configs
 from ldm.exchange.exporting import open_export, write_single_file
 from ldm.exchange.folder import write_vocabulary
