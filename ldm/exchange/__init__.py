@@ -10,7 +10,6 @@
 | declared               | what a file declares about itself                                |
 | imported               | networks compared with their files, and the record of an export  |
 | weights, keymap, names | tensors of a file, and their names against ours, both ways       |
-| onnx                   | a bundle as graphs                                               |
 
 Whatever is missing, damaged, unsafe or not covered raises a UserError before a weight is read.
 """
