@@ -77,9 +77,9 @@ def command(shown: Callable[[str], str] = str) -> str:
     return shlex.join(map(shown, [f"{PACKAGES}={packages}"] * bool(packages) + ["python", *typed]))
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 of a resolved config, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(dict(config), sort_keys=True).encode()).hexdigest()
+def config_hash(config: Any) -> str:
+    """sha256 of a resolved config, or other plain data, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def peak_memory_mb() -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What is measured, as an object: numbers may be ranked where the hashes of their protocols are equal."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ldm import UserError
+from ldm.checkpoints.provenance import config_hash
 from ldm.data.texts import read_columns
 from ldm.io.reading import hash_file
 from ldm.metrics.features import FeatureIdentity
@@ -224,7 +224,7 @@ class Protocol:
     @property
     def hash(self) -> str:
         """sha256 over every field."""
-        return hash_of(self.record)
+        return config_hash(self.record)
 
     @property
     def ruler(self) -> str:
@@ -232,7 +232,7 @@ class Protocol:
 
         A sweep over samplers, and pictures of another system, share it and may stand in one figure.
         """
-        return hash_of({name: value for name, value in asdict(self).items() if name not in GENERATED})
+        return config_hash({name: value for name, value in asdict(self).items() if name not in GENERATED})
 
 
 def caption_sets(spec: Mapping[str, Any]) -> tuple[CaptionSet, ...]:
@@ -267,8 +267,3 @@ def _known_keys(spec: Mapping[str, Any]) -> Iterator[None]:
     except (TypeError, KeyError) as error:
         message = f"protocol {spec.get('name')!r} has a key that is unknown or missing: {error}"
         raise UserError(message) from error
-
-
-def hash_of(record: Any) -> str:
-    """sha256 of plain data, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

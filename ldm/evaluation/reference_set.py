@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm import UserError
+from ldm.checkpoints.provenance import config_hash
 from ldm.evaluation.feature_pass import FeaturePass, Features, Observers, Ranks, parts_of
 from ldm.evaluation.pictures import BATCH, Pictures
-from ldm.evaluation.protocol import ELSEWHERE, Caption, CaptionSet, hash_of, read_captions
+from ldm.evaluation.protocol import ELSEWHERE, Caption, CaptionSet, read_captions
 from ldm.io.writing import make_folder, writing
 from ldm.metrics.features import FeatureIdentity
 from ldm.metrics.mmap_tables import ROWS_AT_ONCE, append, store_tables
@@ -72,7 +73,7 @@ class ReferenceSet:
         """sha256 of what the reference's statistics come from: pictures, sizes, networks."""
         networks = [asdict(each.identity) for each in observers.pictures.values()]
         pictures = [each.sha256 for each in self.splits.values()]
-        return hash_of([pictures, networks])
+        return config_hash([pictures, networks])
 
     def captions(
         self, caption_set: CaptionSet, *, seed: int, measured: Pictures | None = None
@@ -225,7 +226,7 @@ class FeatureCache:
             print(f"features are not kept in {path.parent} ({error}): they are computed again next time")
 
     def _path(self, identity: Mapping[str, str]) -> Path | None:
-        return self.folder and self.folder / f"{hash_of(dict(identity))[:24]}.safetensors"
+        return self.folder and self.folder / f"{config_hash(dict(identity))[:24]}.safetensors"
 
 
 def _whole(path: Path, identity: Mapping[str, str], *, rows: int) -> Float[Tensor, "n d"] | None:
