@@ -184,6 +184,8 @@ EARLIER = [  # objects that configs and bundles of earlier versions name
     "ldm.callbacks.target.Target",
     "ldm.metrics.clipped.ClippedDensityCoverage",
     "ldm.generators.clip_pair.load_clip",
+    "ldm.generators.discrete_diffusion.open_discrete_diffusion",
+    "ldm.generators.two_level.open_two_level",
     "ldm.models.discriminator.PatchDiscriminator",
     "ldm.models.perceptual.PerceptualDistance",
     "ldm.models.pixel_prior.PixelPrior",

@@ -347,4 +347,4 @@ def _settle(folder: int) -> None:
 
 def _settle_file(folder: int, name: str) -> None:
     with os.fdopen(os.open(name, os.O_RDONLY | OWN, dir_fd=folder), "rb") as file:
-        os.fsync(file)
+        os.fsync(file.fileno())
