@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # (value, lines) of `python -m benchmarks.house` at most; to be lowered as the house shrinks
 LIMITS: dict[str, tuple[float, int]] = {
     # 19 of the files and 3,300 lines are the page's
-    "files of ldm": (207, 34_040),
+    "files of ldm": (207, 34_070),
     "modules at the top of ldm": (8, 0),
     "modules of a DDIM sample from a bundle": (24, 3_790),
     "modules of one FID of two folders": (30, 5_790),
