@@ -4,8 +4,7 @@
 2. A pixel that differs from it belongs to the colour whose mixture with the background is nearest.
 3. Pixels that touch are a spot. The stencil that explains it best, as sharp as drawn or softened as a codec
    softens, gives shape, size and place; least squares give its colour.
-4. A picture in which these shapes leave more than a speck unexplained is unreadable, and so is one whose
-   background is no plane.
+4. A picture whose shapes leave more than a speck unexplained, or whose background is no plane, is unreadable.
 
 No network takes part, so nothing can be trained to please it but showing the right shapes.
 """
@@ -33,11 +32,12 @@ GOOD = 0.1  # a misfit that ends the search for a better division of a spot
 BLURS = (0.0, 0.5, 0.7, 0.9)  # pixels: standard deviations of the softness that a stencil is tried with
 MARGIN = 2  # pixels that a soft stencil is wider on each side
 FADING = 0.6  # what brightness counts in a shape's colour: codecs change that of thin lines
+THICK = 1.3  # contrast that a shape with too thick lines may seem to have
 WASHED = (0.8, 1.2)  # shares of a shape's difference of colour that a codec may leave
 WRONG_COLOUR = 32.0  # between a spot and the nearest colour, as `SEEN` weighs levels
-UNEXPLAINED = 0.36  # a pixel's share of contrast, from which on a shape would have to explain it
-FAINT = 122.0  # the least contrast of a colour to the background of a scene: yellow on white
-LUMP = 7 / UNIT**2  # of the picture: so much may stay unexplained
+FAINT = 44.0  # change from the background that may stay unexplained: less than half of yellow on white
+DEFORMED, MIXED = 0.5, 0.33  # the same around and inside of a shape, as shares of its contrast
+INNER = 0.9  # a stencil's share of a pixel that lies inside
 CANDIDATES = 4  # looks that are fitted closely
 NAMES = tuple(COLOURS)
 # brightness counts more than the two differences of colour, which pictures store coarsely (JPEG, codecs)
@@ -78,10 +78,9 @@ def _things(picture: Float[np.ndarray, "3 s s"]) -> list[Thing]:
     # channels come first in all arrays: numpy adds three planes faster than three neighbours at every pixel
     view = _View.of(picture)
     fits = [fit for spot in _parts(view.covered, across=2) for fit in _fitted(spot, view)]
-    strange = view.unexplained(fits)
-    if (strange > 1).sum() > LUMP * strange.size:
-        row, column = np.unravel_index(strange.argmax(), strange.shape)
-        raise _Unreadable(f"what is at column {column}, row {row} is no shape in one of the colours")
+    for lump in _parts(view.unexplained(fits)):
+        row, column = np.argwhere(lump).mean(axis=0)
+        raise _Unreadable(f"what is at column {column:.0f}, row {row:.0f} is no shape in one of the colours")
     if not fits:
         raise _Unreadable("there is nothing but a background")
     if len(fits) > MOST_THINGS:
@@ -201,22 +200,23 @@ class _View(NamedTuple):
         levels[1:] = max(soft, key=lambda found: np.square(found[0][1:]).sum() * found[1])[0][1:]
         row, column = (min(max(place // FINE, 0), fit.side - 1) for place in (fit.row, fit.column))
         pure = self.colours[:, :, row, column]
-        washed = (pure[:, 1:] @ levels[1:] / (np.square(pure[:, 1:]).sum(axis=1) + 1)).clip(*WASHED)
-        off = np.square(levels[1:] - washed[:, None] * pure[:, 1:]).sum(axis=1)
-        off += np.square(FADING * (levels[0] - pure[:, 0]))
+        found = levels / (pure @ levels / (np.square(pure).sum(axis=1) + 1)).clip(1, THICK)[:, None]
+        washed = (pure * found)[:, 1:].sum(axis=1) / (np.square(pure[:, 1:]).sum(axis=1) + 1)
+        off = np.square(found - washed.clip(*WASHED)[:, None] * pure)[:, 1:].sum(axis=1)
+        off += np.square(FADING * (found - pure)[:, 0])
         best = int(off.argmin())
         return float(np.sqrt(off[best])), fit._replace(colour=best, contrast=levels)
 
-    def unexplained(self, fits: list["_Fit"]) -> Float[np.ndarray, "s s"]:
-        """How much more than allowed the picture differs from these shapes, averaged over 3x3 pixels."""
-        left = self.change.copy()
-        allowed = np.full_like(self.share, FAINT)
+    def unexplained(self, fits: list["_Fit"]) -> Bool[np.ndarray, "s s"]:
+        """Where these shapes don't explain the picture, averaged over 3x3 pixels."""
+        left, allowed = self.change.copy(), np.full_like(self.share, FAINT)
         for fit in fits:
             stencil, (rows, columns) = fit.stencil()
             left[:, rows, columns] -= fit.contrast[:, None, None] * stencil
-            allowed[rows, columns][stencil > 0] = max(FAINT, np.linalg.norm(fit.contrast))
-        even = ndimage.uniform_filter(left, size=(0, 3, 3))
-        return np.sqrt(np.square(even).sum(axis=0)) / (UNEXPLAINED * allowed)
+            allowed[rows, columns] = np.where(stencil > INNER, MIXED, DEFORMED) * np.linalg.norm(fit.contrast)
+        return np.square(ndimage.uniform_filter(left, size=(0, 3, 3))).sum(axis=0) > np.square(
+            allowed.clip(FAINT)
+        )
 
 
 class _Fit(NamedTuple):
