@@ -25,12 +25,10 @@ from ldm.data.shards import PictureDataset
 from ldm.evaluation.feature_pass import Observers, parts_of
 from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
 from ldm.evaluation.report import markdown_table
-from ldm.metrics.copies import CopiedShare
+from ldm.metrics.distances import FrechetRatio, Mind
 from ldm.metrics.features import BothWays, Pixels
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.frechet_ratio import FrechetRatio
-from ldm.metrics.mind import Mind
-from ldm.metrics.neighbours import ClippedDensityCoverage
+from ldm.metrics.neighbours import ClippedDensityCoverage, CopiedShare
 from ldm.metrics.networks import EfficientNetLite0
 from ldm.metrics.picture_metric import Observed, PictureMetric, score
 from ldm.randomness import keyed

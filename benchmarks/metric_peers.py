@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.drawn_pictures import BATCH, read
-from ldm.metrics.kernel_distance import SEED
+from ldm.metrics.distances import SUBSETS_SEED
 from ldm.metrics.networks import inception_2015
 from ldm.metrics.weights import load_strictly, read_state
 
@@ -70,7 +70,7 @@ def clean_kid(task: Task) -> Numbers:
     options = {"num_workers": 0, "batch_size": BATCH, "device": "cpu", "verbose": False}
     net = bare_network(task)
     real, made = (fid.get_folder_features(str(each), net, **options) for each in (task.real, task.made))
-    np.random.seed(SEED)  # noqa: NPY002
+    np.random.seed(SUBSETS_SEED)  # noqa: NPY002
     return {"kid": fid.kernel_distance(real, made, max_subset_size=task.subset)}
 
 

@@ -34,10 +34,10 @@ from benchmarks.metric_peers import PEERS, Numbers, Task, bare_network
 from benchmarks.processes import peak_memory
 from ldm.evaluation.feature_pass import parts_of
 from ldm.io.reading import hash_file
+from ldm.metrics.distances import KernelDistance
 from ldm.metrics.diversity import InceptionScore
 from ldm.metrics.features import FeatureExtractor
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.kernel_distance import KernelDistance
 from ldm.metrics.mmap_tables import store_tables
 from ldm.metrics.neighbours import DensityCoverage, PrecisionRecall
 from ldm.metrics.networks import Inception2015

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from ldm.construct import construct
 from ldm.diffusion import samplers, schedules
+from ldm.metrics.distances import Cmmd, KernelDistance
 from ldm.metrics.diversity import CaptionDiversity, InceptionScore, VendiScore
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.kernel_distance import Cmmd, KernelDistance
 from ldm.metrics.neighbours import DensityCoverage, Memorisation, PrecisionRecall
 from ldm.metrics.picture_metric import Observed
 from ldm.metrics.retrieval import PictureRecall

@@ -17,15 +17,18 @@ import torch
 from ldm.evaluation.feature_pass import FeaturePass, Observers, parts_of
 from ldm.evaluation.protocol import Request
 from ldm.evaluation.reference_set import FeatureCache, ReferenceSet
-from ldm.metrics import mind
-from ldm.metrics.copies import CopiedShare
+from ldm.metrics import distances
+from ldm.metrics.distances import Cmmd, FrechetRatio, KernelDistance, Mind
 from ldm.metrics.diversity import CaptionDiversity, InceptionScore, PerceptualDiversity, VendiScore
 from ldm.metrics.features import BothWays, FeatureIdentity, Pixels
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.frechet_ratio import FrechetRatio
-from ldm.metrics.kernel_distance import Cmmd, KernelDistance
-from ldm.metrics.mind import Mind
-from ldm.metrics.neighbours import ClippedDensityCoverage, DensityCoverage, Memorisation, PrecisionRecall
+from ldm.metrics.neighbours import (
+    ClippedDensityCoverage,
+    CopiedShare,
+    DensityCoverage,
+    Memorisation,
+    PrecisionRecall,
+)
 from ldm.metrics.picture_metric import score
 from ldm.metrics.retrieval import ClipScore, PictureRecall, RPrecision
 
@@ -169,7 +172,7 @@ def work_on_blocks_of(rows):
     for module in [each for name, each in sys.modules.items() if name.startswith("ldm.")]:
         if hasattr(module, "ROWS_AT_ONCE"):
             module.ROWS_AT_ONCE = rows
-    mind.AT_ONCE = 1024 * rows
+    distances.AT_ONCE = 1024 * rows
 
 
 def main():

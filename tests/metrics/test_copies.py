@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ldm.metrics.copies import CopiedShare, nearest_ratio
 from ldm.metrics.features import BothWays, Pixels
+from ldm.metrics.neighbours import CopiedShare, nearest_ratio
 from ldm.metrics.networks import EfficientNetLite0
 from ldm.metrics.picture_metric import Observed
 

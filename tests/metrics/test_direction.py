@@ -5,8 +5,8 @@ from omegaconf import OmegaConf
 
 from ldm.config import CONF, build
 from ldm.metrics.composition import Composition
+from ldm.metrics.distances import KernelDistance
 from ldm.metrics.diversity import InceptionScore
-from ldm.metrics.kernel_distance import KernelDistance
 from ldm.metrics.reconstruction import Reconstruction
 
 WORDS = {"higher is better": True, "lower is better": False}

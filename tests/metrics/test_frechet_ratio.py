@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.metrics.frechet_ratio import FrechetRatio, frechet_ratio
+from ldm.metrics.distances import FrechetRatio, frechet_ratio
 
 DIMS = 8
 

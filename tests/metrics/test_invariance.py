@@ -5,11 +5,9 @@ from functools import partial
 import pytest
 import torch
 
+from ldm.metrics.distances import Cmmd, FrechetRatio, KernelDistance, Mind
 from ldm.metrics.diversity import CaptionDiversity, InceptionScore, VendiScore
 from ldm.metrics.frechet import FrechetDistance
-from ldm.metrics.frechet_ratio import FrechetRatio
-from ldm.metrics.kernel_distance import Cmmd, KernelDistance
-from ldm.metrics.mind import Mind
 from ldm.metrics.mmap_tables import store_tables
 from ldm.metrics.neighbours import ClippedDensityCoverage, DensityCoverage, Memorisation, PrecisionRecall
 from ldm.metrics.picture_metric import Observed

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from ldm.metrics.kernel_distance import (
+from ldm.metrics.distances import (
     Cmmd,
     KernelDistance,
     cmmd,

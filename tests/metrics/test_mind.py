@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from ldm.metrics.distances import Mind, mind, orthogonal_directions, transport
 from ldm.metrics.frechet import frechet_distance, gaussian_of
-from ldm.metrics.mind import Mind, mind, orthogonal_directions, transport
 
 DIMS = 8
 

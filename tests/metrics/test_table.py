@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ldm.metrics.kernel_distance import biased_mmd, polynomial
+from ldm.metrics.distances import biased_mmd, polynomial
 from ldm.metrics.mmap_tables import ROWS_AT_ONCE, Table, blocks, nearest, unit_rows
 from ldm.metrics.neighbours import balls_around
 
