@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ldm import UserError, __version__
-from ldm.serve import comparisons, look_inside, openai_images, routes, trainings
+from ldm.serve import comparisons, openai_images, routes, trainings
 from ldm.serve.guard import LOOPBACK, Guard
 from ldm.serve.schemas import Problem
 from ldm.serve.service import Refused, Service, report
@@ -66,9 +66,8 @@ def create_app(service: Service, *, host: str, token: str | None, runs: Path) ->
     hosts = () if is_local else (host, socket.gethostname())
     app.add_middleware(Guard, hosts=hosts, numbers=not is_local, token=token)
     app.state.service, app.state.runs = service, runs
-    for part in (routes, comparisons, look_inside, trainings):
+    for part in (routes, comparisons, trainings, openai_images):
         app.include_router(part.routes)
-    app.include_router(openai_images.router(service))
     app.mount("/", Files(directory=PAGE, html=True))
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, failed)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from ldm.randomness.seeds import SEED_LIMIT
 from ldm.serve.requests import model_of, submitted
+from ldm.serve.routes import Serving
 from ldm.serve.schemas import Checked, Generate, Prompt, Seed, Text
 from ldm.serve.service import Refused, Service
 
@@ -72,26 +73,23 @@ class Refusal(BaseModel):
 REFUSALS: dict[int | str, Any] = {status: {"model": Refusal} for status in STATUSES}
 
 
-def router(service: Service) -> APIRouter:
-    """The route over a service."""
-    routes = APIRouter()
+routes = APIRouter()
 
-    @routes.post("/v1/images/generations", response_model=Images, responses=REFUSALS)
-    async def generations(asked: Generations, request: Request) -> dict[str, Any]:
-        """Pictures of a prompt, answered once all are made; a client that hangs up cancels them."""
-        job = submitted(service, translated(service, asked))
-        while job["state"] in ("queued", "running"):
-            if service.closing or await request.is_disconnected():
-                service.stop(job["id"])
-            await asyncio.sleep(POLL)
-            job = service.job(job["id"]) or job
-        if job["state"] != "finished":
-            raise Refused(job["error"] or f"the job was {job['state']}", status=500)
-        pictures = [service.history.read(name) for name in job["pictures"] if name]
-        data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures if picture]
-        return {"created": int(time.time()), "data": data}
 
-    return routes
+@routes.post("/v1/images/generations", response_model=Images, responses=REFUSALS)
+async def generations(service: Serving, asked: Generations, request: Request) -> dict[str, Any]:
+    """Pictures of a prompt, answered once all are made; a client that hangs up cancels them."""
+    job = submitted(service, translated(service, asked))
+    while job["state"] in ("queued", "running"):
+        if service.closing or await request.is_disconnected():
+            service.stop(job["id"])
+        await asyncio.sleep(POLL)
+        job = service.job(job["id"]) or job
+    if job["state"] != "finished":
+        raise Refused(job["error"] or f"the job was {job['state']}", status=500)
+    pictures = [service.history.read(name) for name in job["pictures"] if name]
+    data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures if picture]
+    return {"created": int(time.time()), "data": data}
 
 
 def translated(service: Service, asked: Generations) -> Generate:

@@ -1,4 +1,4 @@
-"""The routes that generate pictures, follow jobs, and keep pictures."""
+"""The routes that generate pictures, follow jobs, keep pictures, and look inside them."""
 
 import asyncio
 import io
@@ -9,19 +9,23 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
+from PIL import Image
 
 from ldm import __version__
 from ldm.serve.history import History
 from ldm.serve.requests import checked_settings, submitted, uploaded
 from ldm.serve.schemas import Generate, Health, JobNow, Kept, Model, Settings, Upload
 from ldm.serve.service import Refused, Service
+from ldm.serve.worker import attention_of, nearest_of
 
 POLL = 0.1  # seconds between two looks at a job that a client follows
+PATIENCE = 120.0  # seconds for a look inside: the training set is read at the first question
 MAX_IDS = 20_000  # characters: of a thousand ids
 Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 PNG, EVENTS, ZIP = (
     {200: {"content": {kind: {}}}} for kind in ("image/png", "text/event-stream", "application/zip")
 )
+INSIDE = ["look inside"]  # tag
 
 routes = APIRouter()
 
@@ -153,6 +157,47 @@ def picture(service: Serving, name: Id) -> Response:
 def thumbnail(service: Serving, name: Id) -> Response:
     """A small version of a picture."""
     return png(found(service.history.thumbnail(name)))
+
+
+def facts_of(service: Service, name: str) -> dict[str, Any]:
+    """The entry of a picture in the list; raises Refused if it is missing, or its model isn't loaded."""
+    facts = found(service.history.facts(name, "picture"))
+    if facts["model"] not in service.models:
+        remedy = "start the server with it"
+        raise Refused(f"the model {facts['model']} of this picture is not loaded: {remedy}", status=409)
+    return facts
+
+
+@routes.get("/v1/pictures/{name}/nearest", tags=INSIDE)
+def nearest(service: Serving, name: Id) -> dict[str, Any]:
+    """The training pictures that a picture is most like; takes a while at the first time."""
+    facts = facts_of(service, name)
+    return service.ask(facts["model"], nearest_of, str(service.history.path(name)), wait=PATIENCE)
+
+
+@routes.get("/v1/pictures/{name}/attention", tags=INSIDE)
+def attention(service: Serving, name: Id) -> dict[str, Any]:
+    """For each word a map of where it was read; generates the picture once more."""
+    facts = facts_of(service, name)
+    return service.ask(facts["model"], attention_of, facts["settings"], wait=PATIENCE)
+
+
+@routes.get("/v1/pictures/{name}/filmstrip", tags=INSIDE)
+def filmstrip(service: Serving, name: Id) -> dict[str, Any]:
+    """The previews of a picture's steps: how many there are, and where the strip of them is."""
+    found(service.history.facts(name, "picture"))
+    strip = service.history.strip(name)
+    if strip is None:
+        return {"sentence": "This system shows no steps, or they were not kept.", "count": 0, "url": None}
+    with Image.open(io.BytesIO(strip), formats=("PNG",)) as picture:
+        count = picture.width // picture.height
+    return {"sentence": "", "count": count, "url": f"/v1/pictures/{name}/filmstrip/strip"}
+
+
+@routes.get("/v1/pictures/{name}/filmstrip/strip", tags=INSIDE, response_class=Response)
+def strip(service: Serving, name: Id) -> Response:
+    """All previews of a picture beside each other, first step first."""
+    return png(found(service.history.strip(name), "filmstrip"))
 
 
 @routes.delete("/v1/pictures/{name}", status_code=204)

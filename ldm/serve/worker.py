@@ -262,3 +262,26 @@ def nodes_of(options: Mapping[str, Any]) -> dict[str, Any]:
         name: node(name, value) if name in ("sampler", "grid", "guidance") else value
         for name, value in options.items()
     }
+
+
+def nearest_of(opened: Any, file: str) -> dict[str, Any]:
+    """What `nearest_pictures` returns for a file."""
+    from ldm.serve.explanations import nearest_pictures
+
+    return nearest_pictures(opened.bundle, Path(file))
+
+
+def attention_of(opened: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    """What `heat_maps` returns for the record of a picture."""
+    from ldm.sampling.jobs import Job
+    from ldm.sampling.record import settings_of
+    from ldm.serve.explanations import heat_maps
+
+    own = opened.generator.settings()
+    changed = {name: value for name, value in settings_of(facts).items() if own.get(name) != value}
+    files = {name: Path(facts[name]["file"]) for name in ("image", "mask") if name in facts}
+    if not all(file.is_file() for file in files.values()):
+        raise UserError("the picture that this one was started from was deleted: there are no maps")
+    fields = {name: facts[name] for name in ("prompt", "seed", "negative", "strength") if name in facts}
+    job = Job(name="again", **fields, **files)
+    return heat_maps(opened.with_options(**changed), job)
