@@ -193,6 +193,8 @@ EARLIER = [  # objects that configs and bundles of earlier versions name
     "ldm.models.discriminator.PatchDiscriminator",
     "ldm.models.perceptual.PerceptualDistance",
     "ldm.models.pixel_prior.PixelPrior",
+    "ldm.stages.discrete_diffusion.DiscreteDiffusionStage",
+    "ldm.stages.two_level.TwoLevelStage",
 ]
 
 

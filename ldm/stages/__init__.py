@@ -1,1 +1,1 @@
-"""Lightning modules: one stage of training a file."""
+"""Lightning modules, each of which trains one network."""

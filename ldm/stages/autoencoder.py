@@ -19,11 +19,10 @@ from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.codec import to_float
 from ldm.data.datamodule import PictureData
 from ldm.data.shards import PictureDataset
-from ldm.distributed.ranks import is_first
 from ldm.models.vae import AutoencoderKL, Posterior
 from ldm.randomness import keyed
 from ldm.stages.reconstruction import Reconstructed, ReconstructionStage, absolute_error
-from ldm.stages.stage import check_share
+from ldm.stages.stage import Weights, check_share
 
 STATISTICS_BATCH = 16  # pictures encoded at once for the statistics of the latents
 Equivariance = Callable[
@@ -227,16 +226,14 @@ class AutoencoderStage(ReconstructionStage):
         bar = tqdm(batches, desc=f"latent statistics of {len(numbers)} pictures", unit="batch")
         return measure_latents(self.best, bar, of=len(pictures))
 
-    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: PictureData) -> Path:
-        """The EMA of the autoencoder with the statistics of its latents; see `Stage`."""
-        if not is_first():
-            return path
+    def write(self, path: Path, state: Weights, *, config: Mapping[str, Any], data: PictureData) -> None:
+        """The EMA of the autoencoder with the statistics of its latents."""
         # only now: each change of the weights changes the latents, and with them their shift and scale
         statistics = self.latent_statistics(data.train)
         print(statistics)
-        return write_bundle(
+        write_bundle(
             path,
-            parts={"autoencoder": Part(spec=config["autoencoder"], state=self.best.state_dict())},
+            parts={"autoencoder": Part(spec=config["autoencoder"], state=state)},
             settings={
                 "latents": {"shift": statistics.shift.tolist(), "scale": statistics.scale.tolist()},
                 "latent_statistics": statistics.record(),

@@ -15,7 +15,6 @@ from ldm import UserError, send
 from ldm.checkpoints.bundle import Part
 from ldm.codec import PictureCodes
 from ldm.data.codes import CodeBatch
-from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.autoregressive import ClipPair, CodeGenerator
 from ldm.generators.code_bundle import write_parts
 from ldm.generators.token_loop import Choice
@@ -23,7 +22,7 @@ from ldm.models.autoregressive import CogViewTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer, Nats, cross_entropy
 from ldm.randomness import keyed
 from ldm.randomness.uniforms import uniforms
-from ldm.stages.stage import ENDLESS, ConditionedStage, check_share
+from ldm.stages.stage import ENDLESS, ConditionedStage, Weights, check_share
 from ldm.tokenizers import Tokenizer
 
 OPENER = "ldm.generators.autoregressive.open_autoregressive"
@@ -210,12 +209,9 @@ class AutoregressiveStage(ConditionedStage):
         """The EMA of the network as it would be sampled now."""
         return CodeGenerator(net=self.best, codes=self.codes, clip=self.clip, **self.sampling)
 
-    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
-        """The EMA of the network, the frozen parts as they came, and how to sample; see `Stage`."""
-        state = whole_state(self.best)  # on all ranks: it gathers shards
-        if not is_first():
-            return path
-        return write_parts(
+    def write(self, path: Path, state: Weights, *, config: Mapping[str, Any], data: object) -> None:
+        """The EMA of the network, the frozen parts as they came, and how to sample."""
+        write_parts(
             path,
             Part(spec=config["backbone"], state=state),
             config=config,

@@ -12,10 +12,9 @@ from ldm.checkpoints.bundle import Part
 from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.codec import to_float
 from ldm.data.stream import PictureBatch
-from ldm.distributed.ranks import is_first
 from ldm.metrics.retrieval import Retrieval
 from ldm.models.clip import CLIP, ClipOutput, contrastive_loss
-from ldm.stages.stage import PictureStage
+from ldm.stages.stage import PictureStage, Weights
 from ldm.tokenizers import Tokenizer
 
 
@@ -68,12 +67,10 @@ class ContrastiveStage(PictureStage):
         self.log_dict(recalls, prog_bar=True, sync_dist=True)
         self.retrieval.reset()
 
-    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
-        """Both encoders, as an EMA if one is kept, and the tokenizer; see `Stage`."""
-        if not is_first():
-            return path
+    def write(self, path: Path, state: Weights, *, config: Mapping[str, Any], data: object) -> None:
+        """Both encoders, as an EMA if one is kept, and the tokenizer."""
         net = self.best
-        return write_bundle(
+        write_bundle(
             path,
             parts={
                 "text_encoder": Part(spec=config["text_encoder"], state=net.text.state_dict()),

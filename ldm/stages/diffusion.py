@@ -15,11 +15,10 @@ from ldm.data.stream import LatentBatch
 from ldm.diffusion import Guidance
 from ldm.diffusion.process import Noised, Process
 from ldm.diffusion.samplers import Sampling
-from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.denoiser_writer import CodecBundles, write_denoiser
 from ldm.generators.latent_diffusion import TextToImage
 from ldm.randomness import keyed
-from ldm.stages.stage import ConditionedStage
+from ldm.stages.stage import ConditionedStage, Weights
 from ldm.tokenizers import Tokenizer
 
 # Middles of eight equal parts of [0, 1], in whole thousandths: a DDPM table has entries there.
@@ -157,13 +156,10 @@ class LatentDiffusion(ConditionedStage):
             size=self.size,
         )
 
-    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
-        """The EMA of the network, the codec's parts unchanged, and how to sample; see `Stage`."""
-        state = whole_state(self.best)  # on all ranks: it gathers shards
-        if not is_first():
-            return path
+    def write(self, path: Path, state: Weights, *, config: Mapping[str, Any], data: object) -> None:
+        """The EMA of the network, the codec's parts unchanged, and how to sample."""
         codec = CodecBundles.named(config)
-        return write_denoiser(
+        write_denoiser(
             path,
             Part(spec=config["backbone"], state=state),
             codec,

@@ -16,12 +16,12 @@ from torchmetrics import Metric
 from ldm.checkpoints.bundle import Part
 from ldm.checkpoints.bundle_writer import origin, write_bundle
 from ldm.data.stream import PictureBatch
-from ldm.distributed.ranks import is_first
 from ldm.models.picture_tokenizers import PictureTokenizer
 from ldm.models.quantizers import Draw, Quantized, Statistics
 from ldm.randomness import keyed
 from ldm.randomness.uniforms import gumbel, uniforms
 from ldm.stages.reconstruction import Reconstructed, ReconstructionStage, absolute_error
+from ldm.stages.stage import Weights
 
 COLLAPSED = "Such a training seldom recovers: start it again with a smaller optimizer.lr"
 PixelError = Callable[[Tensor, Tensor], Tensor]  # (what the network renders, images) -> scalar
@@ -126,13 +126,11 @@ class TokenizerStage(ReconstructionStage):
                 )
             usage.reset()
 
-    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: object) -> Path:
-        """The tokenizer, its weights by EMA and its codebook as it is; see `Stage`."""
-        if not is_first():
-            return path
-        return write_bundle(
+    def write(self, path: Path, state: Weights, *, config: Mapping[str, Any], data: object) -> None:
+        """The tokenizer, its weights by EMA and its codebook as it is."""
+        write_bundle(
             path,
-            parts={"image_tokenizer": Part(spec=config["image_tokenizer"], state=self.best.state_dict())},
+            parts={"image_tokenizer": Part(spec=config["image_tokenizer"], state=state)},
             settings={"size": self.net.size, "origin": origin(config)},
             # float32: rounded features would have other codes here and there, and codebooks are small
             dtype=torch.float32,

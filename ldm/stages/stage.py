@@ -13,6 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ldm import UserError, send
 from ldm.data.stream import PictureBatch
+from ldm.distributed.ranks import is_first, whole_state
 from ldm.generators.generator import Generator
 from ldm.io.curves import LOSS
 from ldm.randomness import keyed
@@ -20,6 +21,7 @@ from ldm.randomness.seeds import check_seed
 from ldm.stages.optim import Decay, OptimizerFactory, check_optimizer, configure
 from ldm.tokenizers import Tokenizer
 
+Weights = Mapping[str, Tensor]  # of a network, by their names
 Augment = Callable[..., Tensor]  # (images, *, seed, positions) -> images
 ENDLESS = "a " * 1000  # longer than any context: the largest memory that a caption can take
 
@@ -70,6 +72,7 @@ class NetworkStage(LightningModule):
 
     tokenizer: Tokenizer | None = None
     loss: Callable[[Any], Tensor]  # the mean loss of a batch, by which `training_step` trains
+    write: Callable[..., None]  # (path, state, *, config, data): writes the bundle with the whole `best`
 
     def __init__(self, *, net: nn.Module, optimizer: OptimizerFactory, decay: Decay, seed: int = 0) -> None:
         super().__init__()
@@ -130,6 +133,13 @@ class NetworkStage(LightningModule):
     def generator(self) -> Generator | None:
         """None, see `Stage`."""
         return None
+
+    def write_bundle(self, path: Path, *, config: Mapping[str, Any], data: Any) -> Path:
+        """By `write`, on the first rank; see `Stage`."""
+        state = whole_state(self.best)  # on all ranks: it gathers shards
+        if is_first():
+            self.write(path, state, config=config, data=data)
+        return path
 
 
 class PictureStage(NetworkStage):

@@ -27,11 +27,10 @@ from ldm.models.clip import CLIP
 from ldm.models.losses import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
-from ldm.stages.discrete_diffusion import DiscreteDiffusionStage
 from ldm.stages.image_tokenizer import TokenizerStage
 from ldm.stages.optim import warmup_constant
 from ldm.stages.terms import ContrastiveFlow, LatentAlignment, LayerSync
-from ldm.stages.two_level import TwoLevelStage
+from ldm.stages.text_to_codes import DiscreteDiffusionStage, TwoLevelStage
 from tests.autoregressive.tiny import make_stage, write_clip
 from tests.conftest import IMAGE_TOKENIZER, TWO_LEVELS
 

@@ -29,8 +29,8 @@ from ldm.randomness import keyed
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.clip import ContrastiveStage
 from ldm.stages.diffusion import LatentDiffusion
-from ldm.stages.discrete_diffusion import DiscreteDiffusionStage
 from ldm.stages.image_tokenizer import TokenizerStage
+from ldm.stages.text_to_codes import DiscreteDiffusionStage
 from tests.autoregressive.tiny import make_stage, write_clip
 from tests.stages.test_discrete_diffusion import NET
 

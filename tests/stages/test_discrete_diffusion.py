@@ -19,7 +19,7 @@ from ldm.diffusion.discrete_sampling import Ancestral
 from ldm.generators.generator import Generator, open_generator
 from ldm.models.code_denoiser import CodeDenoiser
 from ldm.randomness.uniforms import gumbel, uniforms
-from ldm.stages.discrete_diffusion import DiscreteDiffusionStage, LossHistory, evenly, timesteps_of
+from ldm.stages.text_to_codes import DiscreteDiffusionStage, LossHistory, evenly, timesteps_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 NET = {

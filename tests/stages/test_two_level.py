@@ -19,7 +19,7 @@ from ldm.generators.code_bundle import load_codes
 from ldm.generators.generator import Generator, open_generator
 from ldm.generators.token_loop import Choice, generate_codes
 from ldm.models.two_level import TransformerPrior, TwoLevelPriors
-from ldm.stages.two_level import TwoLevelStage
+from ldm.stages.text_to_codes import TwoLevelStage
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 TRANSFORMER = {
