@@ -17,8 +17,7 @@ from ldm import NotFinite, UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.codec import Frozen, PictureCodes
 from ldm.construct import construct
-from ldm.diffusion.discrete import MaskAndReplace
-from ldm.diffusion.discrete_sampling import Ancestral, guided
+from ldm.diffusion.discrete import Ancestral, MaskAndReplace, guided
 from ldm.generators.code_bundle import CodeByCode, OnCodes, check_codes, open_network
 from ldm.generators.diffusion_bundle import process_of
 from ldm.generators.generator import Progress, Source, Watch
@@ -29,7 +28,7 @@ from ldm.randomness.seeds import SEED_LIMIT, key_of
 from ldm.randomness.uniforms import SeededUniforms, gumbel
 from ldm.tokenizers import Tokenizer
 
-SAMPLERS = "ldm.diffusion.discrete_sampling"
+SAMPLERS = "ldm.diffusion.discrete"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,17 @@ import torch
 from diffusers import VQDiffusionScheduler
 
 from ldm import UserError
-from ldm.diffusion.discrete import MaskAndReplace, auxiliary, mask_only, paper, released
-from ldm.diffusion.discrete_sampling import Ancestral, Purity, guided, truncated
+from ldm.diffusion.discrete import (
+    Ancestral,
+    MaskAndReplace,
+    Purity,
+    auxiliary,
+    guided,
+    mask_only,
+    paper,
+    released,
+    truncated,
+)
 
 SCHEDULES = [paper, released]
 

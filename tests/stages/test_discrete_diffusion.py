@@ -14,8 +14,7 @@ from ldm.callbacks.saving import SaveStates
 from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.training_state import newest_state
 from ldm.data.codes import CodeData
-from ldm.diffusion.discrete import auxiliary, mask_only, released
-from ldm.diffusion.discrete_sampling import Ancestral
+from ldm.diffusion.discrete import Ancestral, auxiliary, mask_only, released
 from ldm.generators.generator import Generator, open_generator
 from ldm.models.code_denoiser import CodeDenoiser
 from ldm.randomness.uniforms import gumbel, uniforms
