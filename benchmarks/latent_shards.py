@@ -57,7 +57,7 @@ def split(folder: Path, size: ProblemSize, count: int) -> StoredSplit:
     mean_and_logvar = (1, 2, channels, side, side)  # of one orientation
     moments = stored(folder / "moments", count, mean_and_logvar, np.float16)
     tokens = stored(folder / "tokens", count, (CAPTIONS, size.context[0]), np.int32)
-    return StoredSplit(moments, tokens, flips=False, seed=0)
+    return StoredSplit({"moments": moments}, tokens, flips=False, seed=0)
 
 
 def main() -> None:

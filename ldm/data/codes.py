@@ -6,16 +6,15 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ldm import UserError
 from ldm.codec import Codec, PictureCodes
-from ldm.data.augment import choose, flip
+from ldm.data.augment import flip
 from ldm.data.datamodule import PictureData
 from ldm.data.features import ENCODED_AT_ONCE, Embedder, stored_embeddings
-from ldm.data.latents import LatentData
+from ldm.data.latents import LatentData, StoredSplit
 from ldm.data.shards import PictureDataset
-from ldm.data.stored import Recipe, StoredArrays, of_pictures
+from ldm.data.stored import Recipe, of_pictures
 from ldm.models.picture_tokenizers import CodeLevel
 
 MAX_CODES = 2**16
@@ -32,45 +31,33 @@ class CodeBatch(TypedDict):
     index: Tensor  # int64, b
 
 
-@dataclass(eq=False)
-class CodeSplit(Dataset[dict[str, Any]]):
-    """Codes and captions of one split, by picture."""
+@dataclass(eq=False, kw_only=True)
+class CodeSplit(StoredSplit):
+    """Codes and captions of one split, by picture; where no codec encodes these, `encoded` is None."""
 
-    codes: StoredArrays  # of each picture, and mirrored in a second row if `flips`
-    levels: Sequence[CodeLevel]  # of a row
-    encoded: StoredArrays | None  # context of each picture's captions, if a codec encodes them
-    embedded: StoredArrays | None  # features of each picture, as codes, if there is an embedder
-    flips: bool  # whether pictures are mirrored, where their caption allows it
-    seed: int  # key of the choice of captions and of flips
+    levels: Sequence[CodeLevel]  # of a picture's codes
 
     def __post_init__(self) -> None:
         limits = [np.full(grid**2, num_codes, dtype=np.int64) for grid, num_codes in self.levels]
         self._limits = np.concatenate(limits)
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.sample(number, number)  # for validation: a constant position gives constant captions
 
     def sample(self, number: int, position: int) -> dict[str, Any]:
         """The sample of a position: the picture's codes, one caption, and its context if there is any.
 
         Raises DataError for codes that the tokenizer doesn't have.
         """
-        captions = self.codes.reader.record(number)["texts"]
-        key = {"seed": self.seed, "position": position}
-        choice = choose(captions, **key)
-        mirrored = self.flips and flip(**key, text=captions[choice])
-        codes = self.codes.read(number)[int(mirrored)].astype(np.int64)
+        reader, key = self.arrays["codes"].reader, {"seed": self.seed, "position": position}
+        captions = reader.record(number)["texts"]
+        choice = self.choose(captions, **key)
+        rows = self.rows(number, mirrored=self.flips and flip(**key, text=captions[choice]))
+        codes = rows.pop("codes").astype(np.int64)
         if codes.shape != self._limits.shape or (codes >= self._limits).any():
-            raise self.codes.reader.damaged(number, "holds codes that its tokenizer doesn't have")
-        sample = {"codes": codes, "captions": captions[choice]}
+            raise reader.damaged(number, "holds codes that its tokenizer doesn't have")
         if self.encoded is not None:
-            sample["context"] = self.encoded.read(number)[choice].astype(np.float32)
-        if self.embedded is not None:
-            sample["embedding"] = self.embedded.read(number)[int(mirrored)].astype(np.float32)
-        return sample | {"position": position, "index": number}
+            rows["context"] = self.encoded.read(number)[choice]
+        floats = {name: row.astype(np.float32) for name, row in rows.items()}
+        own = {"codes": codes, "captions": captions[choice], "position": position, "index": number}
+        return own | floats
 
 
 class CodeData(LatentData):
@@ -104,21 +91,14 @@ class CodeData(LatentData):
         """How codes of a split are computed, and the context of its captions if there is a codec."""
         texts = {} if self.codec is None else {"texts": self.texts(split, self.codec)}
         if self.embedder is not None:
-            texts["embeddings"] = stored_embeddings(split, self.embedder, mirrored=mirrored)
+            texts["embedding"] = stored_embeddings(split, self.embedder, mirrored=mirrored)
         return {"codes": stored_codes(split, self.codes, mirrored=mirrored)} | texts
 
     def split(self, recipes: Mapping[str, Recipe], seed: int) -> CodeSplit:
         """One split: its arrays from the disk, or computed now."""
-        codes, texts, embeddings = (recipes.get(name) for name in ("codes", "texts", "embeddings"))
-        assert codes is not None
-        return CodeSplit(
-            codes=codes.arrays(),
-            levels=self.codes.net.levels,
-            encoded=None if texts is None else texts.arrays(),
-            embedded=None if embeddings is None else embeddings.arrays(),
-            flips=codes.origin["mirrored"],
-            seed=seed,
-        )
+        arrays = {name: recipe.arrays() for name, recipe in recipes.items()}
+        own = {"flips": recipes["codes"].origin["mirrored"], "levels": self.codes.net.levels}
+        return CodeSplit(encoded=arrays.pop("texts", None), arrays=arrays, seed=seed, **own)
 
     def on_after_batch_transfer(self, batch: CodeBatch, dataloader_idx: int) -> CodeBatch:  # type: ignore[override]
         """The batch as it is."""

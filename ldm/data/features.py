@@ -1,7 +1,6 @@
 """Features of pictures beside their latents or codes, by a frozen network: computed once and stored."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -9,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ldm.codec import Codec
-from ldm.data.latents import LatentData, StoredSplit
+from ldm.data.latents import LatentData
 from ldm.data.shards import PictureDataset
 from ldm.data.stored import Recipe, of_pictures
 from ldm.data.stream import LatentBatch
@@ -60,12 +59,7 @@ class FeaturedLatents(LatentData):
         own = super().recipes(split, mirrored=mirrored)
         if self.embedder is None:
             return own
-        return own | {"embeddings": stored_embeddings(split, self.embedder, mirrored=mirrored)}
-
-    def split(self, recipes: Mapping[str, Recipe], seed: int) -> StoredSplit:
-        """One split: its arrays from the disk, or computed now."""
-        embeddings = recipes.get("embeddings")
-        return replace(super().split(recipes, seed), embedded=embeddings and embeddings.arrays())
+        return own | {"embedding": stored_embeddings(split, self.embedder, mirrored=mirrored)}
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> LatentBatch:
         """The denoiser's batch with its features."""

@@ -26,13 +26,12 @@ from ldm.data.stream import LatentBatch, StreamDataset, StreamLoader
 
 @dataclass(eq=False)
 class StoredSplit(Dataset[dict[str, Any]]):
-    """Moments and captions of one split, by picture."""
+    """What is stored of one split, by picture."""
 
-    moments: StoredArrays  # of each picture, and mirrored in a second row if `flips`
-    encoded: StoredArrays  # tokens or context of each picture's captions
+    arrays: Mapping[str, StoredArrays]  # by name in a batch: of each picture, and mirrored if `flips`
+    encoded: StoredArrays | None  # tokens or context of each picture's captions
     flips: bool  # whether pictures are mirrored, where their caption allows it
     seed: int  # key of the choice of captions and of flips
-    embedded: StoredArrays | None = None  # features of each picture, in rows as `moments`
     choose: Callable[..., int] = choose  # the row of `encoded` that a position has, see `Recipe`
 
     @property
@@ -41,19 +40,22 @@ class StoredSplit(Dataset[dict[str, Any]]):
         return "context" if self.encoded.dtype.kind == "f" else "tokens"
 
     def __len__(self) -> int:
-        return len(self.moments)
+        return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         return self.sample(number, number)  # for validation: a constant position gives constant captions
 
     def sample(self, number: int, position: int) -> dict[str, Any]:
-        """The sample of a position: the picture's moments, and `tokens` or `context` of one caption."""
+        """The sample of a position: the picture's arrays, and `tokens` or `context` of one caption."""
         encoded, key = self.encoded.read(number), {"seed": self.seed, "position": position}
         choice = self.choose(encoded, **key)
         mirrored = self.flips and flip(**key, text=self.encoded.reader.record(number)["texts"][choice])
-        arrays = {"moments": self.moments, "embedding": self.embedded}
-        rows = {name: each.read(number)[int(mirrored)] for name, each in arrays.items() if each is not None}
+        rows = self.rows(number, mirrored=mirrored)
         return rows | {self.kind: encoded[choice], "position": position, "index": number}
+
+    def rows(self, number: int, *, mirrored: bool) -> dict[str, np.ndarray]:
+        """The rows of a picture or of its mirror image, by their names."""
+        return {name: each.read(number)[int(mirrored)] for name, each in self.arrays.items()}
 
 
 class LatentData(LightningDataModule):
@@ -98,14 +100,15 @@ class LatentData(LightningDataModule):
 
     def split(self, recipes: Mapping[str, Recipe], seed: int) -> Any:
         """One split: its arrays from the disk, or computed now."""
-        moments, captions = recipes["latents"], recipes["texts"]
-        own = {"flips": moments.origin["mirrored"], "seed": seed, "choose": captions.choose}
-        return StoredSplit(moments.arrays(), captions.arrays(), **own)
+        arrays = {name: recipe.arrays() for name, recipe in recipes.items()}
+        own = {"flips": recipes["moments"].origin["mirrored"], "choose": recipes["texts"].choose}
+        return StoredSplit(encoded=arrays.pop("texts"), arrays=arrays, seed=seed, **own)
 
     def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
         recipes = self._recipes()
-        return {name: sum(own[name].missing_bytes for own in recipes) for name in recipes[0]}
+        kinds = {name: recipe.kind for name, recipe in recipes[0].items()}
+        return {kind: sum(own[name].missing_bytes for own in recipes) for name, kind in kinds.items()}
 
     def _recipes(self) -> list[dict[str, Recipe]]:
         """How everything is encoded, of the training split and of that for validation."""
@@ -115,7 +118,7 @@ class LatentData(LightningDataModule):
     def recipes(self, split: PictureDataset, *, mirrored: bool) -> dict[str, Recipe]:
         """How moments and captions of a split are encoded."""
         moments = stored_moments(split, self.codec, mirrored=mirrored)
-        return {"latents": moments, "texts": self.texts(split, self.codec)}
+        return {"moments": moments, "texts": self.texts(split, self.codec)}
 
     def train_dataloader(self) -> StreamLoader:
         """Loader over the whole training."""

@@ -42,11 +42,6 @@ def uniform_timesteps(uniform: Float[Tensor, " b"], *, shift: float = 1.0) -> Fl
     return shifted(uniform, shift)
 
 
-def given_timesteps(t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """The timesteps themselves, for a loss at chosen ones."""
-    return t
-
-
 def table_timesteps(uniform: Float[Tensor, " b"], *, num_steps: int = 1000) -> Float[Tensor, " b"]:
     """Uniform over the `num_steps` entries of a DDPM table, as Stable Diffusion was trained."""
     # + 1: entry i sits at t = (i + 1) / num_steps; the clamp keeps a fixed number of exactly 1 in the table
@@ -136,7 +131,7 @@ class Process:
 
         Its loss compares trainings that choose or weight timesteps differently.
         """
-        return replace(self, times=given_timesteps, weight=unweighted)
+        return replace(self, times=lambda given: given, weight=unweighted)
 
     def denoiser(self, net: Network, context: object) -> Denoiser:
         """The estimate of x0 from the network's prediction.

@@ -14,7 +14,7 @@ from ldm.metrics.mmap_tables import blocks
 from ldm.metrics.picture_metric import PromptMetric
 from ldm.shapes.reading import MOST_THINGS, read
 from ldm.shapes.scene import COLOURS, RADII, SHAPES, Thing
-from ldm.shapes.sentences import Claim, Verdict, judge, understood
+from ldm.shapes.sentences import Claim, judge, understood
 
 THING = 5  # numbers of a thing: shape, colour, size, x, y
 LETTERS = 512  # characters of a caption; the longest that the grammar knows has about half as many
@@ -138,11 +138,5 @@ def chance(said: Sequence[Claim], shown: Sequence[list[Thing] | None], *, shifts
     """Share of pictures that fulfil the captions of pictures some places on, over several distances."""
     count = len(said)
     steps = {1 + k * (count - 1) // shifts for k in range(shifts)} if count > 1 else {0}
-    return sum(_fulfilled(said[(k + step) % count], shown[k]) for step in steps for k in range(count)) / (
-        count * len(steps)
-    )
-
-
-def _fulfilled(claim: Claim, things: list[Thing] | None) -> bool:
-    verdict: Verdict = judge(claim, things)
-    return verdict.everything
+    verdicts = [judge(said[(k + step) % count], shown[k]) for step in steps for k in range(count)]
+    return sum(verdict.everything for verdict in verdicts) / len(verdicts)

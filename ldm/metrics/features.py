@@ -38,11 +38,7 @@ class FeatureIdentity:
 
 @runtime_checkable
 class FeatureExtractor(Protocol):
-    """Pictures, uint8 b 3 h w, to one or more kinds of features, each float32 b d, in one pass.
-
-    Attributes:
-        dims: width of each kind of features by its name.
-    """
+    """Pictures, uint8 b 3 h w, to one or more kinds of features, each float32 b d, in one pass."""
 
     @property
     def dims(self) -> Mapping[str, int]:

@@ -65,9 +65,8 @@ def fitted(models: list[str], wins: np.ndarray) -> list[Strength]:
         """The negative log-likelihood and its gradient; the mean is pulled to 0, which no vote determines."""
         gaps = values[:, None] - values[None, :]
         missed = wins / (1 + np.exp(gaps))
-        return (wins * np.logaddexp(0, -gaps)).sum() + values.sum() ** 2 / 2, missed.sum(0) - missed.sum(
-            1
-        ) + values.sum()
+        value = (wins * np.logaddexp(0, -gaps)).sum() + values.sum() ** 2 / 2
+        return value, missed.sum(0) - missed.sum(1) + values.sum()
 
     found = minimize(loss, np.zeros(len(models)), jac=True, method="BFGS", options={"gtol": 1e-9})
     covariance = np.linalg.pinv(information(found.x, wins))

@@ -8,7 +8,7 @@ import base64
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Maps:
 
     total: Float[Tensor, "m s s"] | None = None
     seen: int = 0
-    length: int = field(default=0)  # tokens of the context
+    length: int = 0  # tokens of the context
 
     def add(self, weights: Float[Tensor, "n m"]) -> None:
         """Adds the weights of one attention, whose places are a square; others say nothing of places."""

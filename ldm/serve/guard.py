@@ -106,9 +106,8 @@ class Guard:
                 403, f"the host {host[:80]!r} is not this server's: open the address that it printed"
             )
         origin = header(scope, b"origin")
-        if origin and origin.partition("://")[2].lower() != host.lower():
-            raise Denied(403, "this request comes from a page of another site, which may not use the server")
-        if header(scope, b"sec-fetch-site") == "cross-site" and scope["method"] != "GET":
+        is_foreign = bool(origin) and origin.partition("://")[2].lower() != host.lower()
+        if is_foreign or (header(scope, b"sec-fetch-site") == "cross-site" and scope["method"] != "GET"):
             raise Denied(403, "this request comes from a page of another site, which may not use the server")
 
     def is_ours(self, host: str) -> bool:

@@ -17,6 +17,7 @@ import socket
 import time
 from contextlib import suppress
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -199,12 +200,8 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     if width <= 2:
         return points
     kept = (points[start : start + width] for start in range(0, len(points), width))
-    ends = ((min(part, key=_value), max(part, key=_value)) for part in kept)
-    return [point for pair in ends for point in sorted(set(pair))]
-
-
-def _value(point: tuple[int, float]) -> float:
-    return point[1]
+    ends = ({min(part, key=itemgetter(1)), max(part, key=itemgetter(1))} for part in kept)
+    return [point for pair in ends for point in sorted(pair)]
 
 
 class State(NamedTuple):

@@ -104,7 +104,7 @@ def test_cached_codes_are_read_again_and_damage_is_named(data, codes):
     content[place : place + 2] = (60000).to_bytes(2, "little")
     shard.write_bytes(content)
     data.setup("fit")  # a set of this size is hashed when it is opened, and what is damaged is computed again
-    assert data.train.codes.read(0)[0].tolist() == rows.tolist()
+    assert data.train.arrays["codes"].read(0)[0].tolist() == rows.tolist()
     fewer = replace(data.train, levels=[CodeLevel(4, int(rows.max()))])
     with pytest.raises(DataError, match="holds codes that its tokenizer doesn't have"):
         fewer[0]

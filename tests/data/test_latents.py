@@ -79,7 +79,7 @@ def test_states_are_made_of_the_tokens(own_pictures, codec):
 @pytest.mark.parametrize("texts", [stored_states, stored_tokens])
 def test_a_row_has_a_caption_of_its_own_picture(own_pictures, codec, texts):
     moments = stored_moments(own_pictures, codec, mirrored=False).arrays()
-    split = StoredSplit(moments, texts(own_pictures, codec).arrays(), flips=False, seed=1)
+    split = StoredSplit({"moments": moments}, texts(own_pictures, codec).arrays(), flips=False, seed=1)
     for number, own in enumerate(own_pictures.texts()):
         possible = codec.context(codec.tokenizer.encode(own))
         for position in range(5):
