@@ -36,8 +36,8 @@ from ldm.generators.diffusion_bundle import load_codec
 from ldm.models.attention import AttentionPool
 from ldm.models.vae import AutoencoderKL
 from ldm.stages.diffusion import LatentDiffusion
-from ldm.stages.diffusion_with_terms import DiffusionWithTerms
 from ldm.stages.optim import warmup_constant
+from ldm.stages.terms import DiffusionWithTerms
 from ldm.tokenizers import Tokenizer, train
 from tests.composing import compose_once
 

@@ -193,6 +193,7 @@ EARLIER = [  # objects that configs and bundles of earlier versions name
     "ldm.models.discriminator.PatchDiscriminator",
     "ldm.models.perceptual.PerceptualDistance",
     "ldm.models.pixel_prior.PixelPrior",
+    "ldm.stages.diffusion_with_terms.DiffusionWithTerms",
     "ldm.stages.discrete_diffusion.DiscreteDiffusionStage",
     "ldm.stages.two_level.TwoLevelStage",
 ]

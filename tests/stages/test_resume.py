@@ -18,9 +18,8 @@ from ldm.data.augment import turns_and_colours
 from ldm.data.latents import LatentData
 from ldm.models.losses import PatchDiscriminator
 from ldm.stages.autoencoder import AutoencoderStage, ScalesAndTurns
-from ldm.stages.diffusion_with_terms import DiffusionWithTerms
 from ldm.stages.optim import warmup_cosine
-from ldm.stages.terms import LatentAlignment
+from ldm.stages.terms import DiffusionWithTerms, LatentAlignment
 
 STEPS = 12  # an epoch is five batches: of 20 pictures, 4 at a time
 
