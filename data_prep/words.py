@@ -43,7 +43,7 @@ def main(options: Options) -> None:
             raise UserError(f"{name}={getattr(options, name)} must be at least 1")
     sizes = {"vocab_size": options.vocab_size, "context_length": options.context_length}
     tokenizer = train(texts=captions(root=options.root, split="train"), **sizes)
-    spec = {"_target_": "ldm.models.joint_text.TokenVectors", **sizes, "width": options.width}
+    spec = {"_target_": "ldm.models.text_encoders.TokenVectors", **sizes, "width": options.width}
     part = Part(spec=spec, state=construct(spec).state_dict())
     settings = {"origin": {"experiment": "data_prep.words", "data": Path(options.root).name}}
     written = write_bundle(

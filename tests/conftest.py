@@ -67,7 +67,7 @@ IMAGE_TOKENIZER = {
 }
 LEVEL = {"_target_": "ldm.models.quantizers.VectorQuantizer", "num_codes": 8, "dim": 4}
 TWO_LEVELS = {
-    "_target_": "ldm.models.strided_tokenizers.TwoLevelTokenizer",
+    "_target_": "ldm.models.convolutional_tokenizers.TwoLevelTokenizer",
     **{"size": SIZE, "channels": 8, "residual_blocks": 1, "residual_channels": 4},
     **{"top": LEVEL, "bottom": LEVEL},
 }

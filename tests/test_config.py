@@ -310,7 +310,7 @@ def test_a_pretrained_text_encoder_fits_every_backbone_of_our_own(experiment):
     own = plain(composed("train", f"+experiment={experiment}", "+text=minilm"))
     assert own["codec"]["text_encoder"] == "bundles/minilm"
     published = {"vocab_size": 30522, "context_length": 64, "width": 384, "num_layers": 6, "num_heads": 12}
-    assert own["text_encoder"] == {"_target_": "ldm.models.bert.SentenceEncoder", **published}
+    assert own["text_encoder"] == {"_target_": "ldm.models.text_encoders.SentenceEncoder", **published}
     assert on_meta(json.dumps(own["backbone"])).context_dim == 384
 
 

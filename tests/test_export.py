@@ -168,9 +168,9 @@ def others(bundle) -> dict[str, tuple[str, dict]]:
     reading = {"net": unet, "context_length": sizes["context_length"], "num_layers": 1, "num_heads": 2}
     transformer = {"latent_channels": 4, "context_dim": sizes["width"], "width": 16, "depth": 1}
     return {
-        "ldm.models.joint_text.ReadingDenoiser": ("backbone", reading),
+        "ldm.models.text_encoders.ReadingDenoiser": ("backbone", reading),
         "ldm.models.dit.DiT": ("backbone", transformer | {"num_heads": 2, "ff_mult": 2, "patch": 1}),
-        "ldm.models.joint_text.TokenVectors": ("text_encoder", sizes),
+        "ldm.models.text_encoders.TokenVectors": ("text_encoder", sizes),
     }
 
 

@@ -279,13 +279,13 @@ def import_bert(folder: Path, *, context_length: int | None) -> Imported:
             f"{sizes['vocab_size']}: fetch the folder again"
         )
     own = {"context_length": length, "pad_id": tokenizer.pad_id}
-    spec = {"_target_": "ldm.models.bert.SentenceEncoder", **sizes, **own}
+    spec = {"_target_": "ldm.models.text_encoders.SentenceEncoder", **sizes, **own}
     fit = Fit(spec=spec, weights=find_weights(folder), rules=bert_rules(length), drop=BERT_DROPPED)
     return Imported.of({"text_encoder": fit}, tokenizer=tokenizer, left_out=["pooler"])
 
 
 def bert_rules(context_length: int) -> list[Rule]:
-    """Names of BertModel against those of :class:`ldm.models.bert.SentenceEncoder`."""
+    """Names of BertModel against those of :class:`ldm.models.text_encoders.SentenceEncoder`."""
     layer, ours = "encoder.layer.{}", "blocks.{}"
     places = Rule(  # every token of a caption is of the first segment
         theirs=("embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"),

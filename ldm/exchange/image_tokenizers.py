@@ -174,7 +174,7 @@ def _two_level_fit(weights: Weights, *, size: int) -> Fit:
     blocks = weights.count("enc_t.blocks.{}.conv.1.weight", first=3)
     quantizer = {"_target_": "ldm.models.quantizers.VectorQuantizer", "dim": dim}
     spec: Config = {
-        "_target_": "ldm.models.strided_tokenizers.TwoLevelTokenizer",
+        "_target_": "ldm.models.convolutional_tokenizers.TwoLevelTokenizer",
         **{"size": size, "channels": channels, "residual_blocks": blocks},
         "residual_channels": weights.sizes("enc_t.blocks.3.conv.1.weight")[0] if blocks else 1,
     }
@@ -184,7 +184,7 @@ def _two_level_fit(weights: Weights, *, size: int) -> Fit:
 
 
 def two_level_rules(blocks: int) -> Iterator[Rule]:
-    """Names of rosinality's VQVAE against :class:`ldm.models.strided_tokenizers.TwoLevelTokenizer`."""
+    """Names of rosinality's VQVAE against :class:`ldm.models.convolutional_tokenizers.TwoLevelTokenizer`."""
     for theirs, ours, halvings in (("enc_b", "encoder_bottom", 2), ("enc_t", "encoder_top", 1)):
         layers = {2 * number: f"halvings.{number}" for number in range(halvings)} | {2 * halvings: "conv"}
         yield from _strided(theirs, ours, layers, first=2 * halvings + 1, blocks=blocks)
@@ -223,7 +223,7 @@ def _dvae_fit(folder: Path, *, size: int) -> Fit:
     widths = [weights.sizes(block.format(n + 1, 1, 4))[0] for n in range(groups)]
     num_codes, last, *_ = weights.sizes("encoder.blocks.output.conv.w")
     spec = {
-        "_target_": "ldm.models.discrete_vae.DiscreteVAE",
+        "_target_": "ldm.models.convolutional_tokenizers.DiscreteVAE",
         **{"size": size, "channels": channels, "multipliers": [width // channels for width in widths]},
         "blocks_per_group": blocks,
         "quantizer": gumbel(num_codes, channels=last, dim=weights.sizes("decoder.blocks.input.w")[0]),
@@ -232,7 +232,7 @@ def _dvae_fit(folder: Path, *, size: int) -> Fit:
 
 
 def dvae_rules(groups: int, blocks: int) -> Iterator[Rule]:
-    """Names of OpenAI's Encoder and Decoder against :class:`ldm.models.discrete_vae.DiscreteVAE`."""
+    """Names of OpenAI's networks against :class:`ldm.models.convolutional_tokenizers.DiscreteVAE`."""
     layers = {"encoder.blocks.input": "encoder.conv_in", "encoder.blocks.output.conv": "quantizer.to_logits"}
     layers |= {"decoder.blocks.output.conv": "decoder.conv_out"}
     for side in PICKLES:

@@ -23,7 +23,7 @@ from ldm.exchange.image_tokenizers import (
 from ldm.exchange.keymap import reverse, translate
 from ldm.exchange.weights import Weights
 from ldm.generators.code_bundle import open_codes
-from ldm.models.discrete_vae import mapped
+from ldm.models.convolutional_tokenizers import mapped
 from ldm.models.picture_tokenizers import PictureTokenizer
 
 
@@ -150,7 +150,7 @@ def strided(name: str, layers: list[int], blocks: list[int]) -> Iterator[str]:
 def test_a_file_of_rosinality_is_read_whole(network, tmp_path, images):
     quantizer = {"_target_": "ldm.models.quantizers.VectorQuantizer", "num_codes": 16, "dim": 4}
     spec = {
-        "_target_": "ldm.models.strided_tokenizers.TwoLevelTokenizer",
+        "_target_": "ldm.models.convolutional_tokenizers.TwoLevelTokenizer",
         **{"size": 256, "channels": 8, "residual_blocks": 2, "residual_channels": 3},
         **{"top": quantizer, "bottom": quantizer},
     }

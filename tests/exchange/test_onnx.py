@@ -100,9 +100,9 @@ def test_a_text_encoder_that_is_trained_with_the_denoiser_is_written_too(importe
     sizes = {key: own.spec("text_encoder")[key] for key in ("vocab_size", "context_length", "width")}
     layers = {"context_length": sizes["context_length"], "num_layers": 1, "num_heads": 2}
     specs = {
-        "text_encoder": {"_target_": "ldm.models.joint_text.TokenVectors", **sizes},
+        "text_encoder": {"_target_": "ldm.models.text_encoders.TokenVectors", **sizes},
         "backbone": {
-            "_target_": "ldm.models.joint_text.ReadingDenoiser", "net": own.spec("backbone"), **layers,
+            "_target_": "ldm.models.text_encoders.ReadingDenoiser", "net": own.spec("backbone"), **layers,
         },
     }  # fmt: skip
     parts = {name: own.part(name) for name in own.names}

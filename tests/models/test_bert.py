@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from ldm.models.bert import SentenceEncoder
+from ldm.models.text_encoders import SentenceEncoder
 
 
 def tiny() -> SentenceEncoder:

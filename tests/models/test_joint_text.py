@@ -5,7 +5,7 @@ import torch
 
 from ldm import UserError
 from ldm.construct import construct
-from ldm.models.joint_text import ReadingDenoiser, TokenVectors
+from ldm.models.text_encoders import ReadingDenoiser, TokenVectors
 
 SIZES = {"vocab_size": 40, "context_length": 6, "width": 16}
 

@@ -12,7 +12,7 @@ BUILD = """
 import sys
 from ldm.models.clip import TextTransformer
 from ldm.models.attention import TransformerSpec
-from ldm.models.joint_text import ReadingDenoiser, TokenVectors
+from ldm.models.text_encoders import ReadingDenoiser, TokenVectors
 from ldm.models.unet import UNet
 from ldm.models.meta_init import meta_init
 with meta_init():

@@ -15,11 +15,16 @@ from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from ldm import NotFinite, UserError
 from ldm.construct import construct
-from ldm.models.discrete_vae import DiscreteVAE, logit_laplace, mapped
+from ldm.models.convolutional_tokenizers import (
+    DiscreteVAE,
+    PlainTokenizer,
+    TwoLevelTokenizer,
+    logit_laplace,
+    mapped,
+)
 from ldm.models.meta_init import meta_init
 from ldm.models.picture_tokenizers import CodeLevel, Trunk, VQAutoencoder
 from ldm.models.quantizers import FiniteScalarQuantizer, GumbelQuantizer, VectorQuantizer
-from ldm.models.strided_tokenizers import PlainTokenizer, TwoLevelTokenizer
 from tests.conftest import CONF
 
 

@@ -13,9 +13,9 @@ from ldm import UserError
 from ldm.construct import construct
 from ldm.generators.token_loop import Choice, generate_codes
 from ldm.models.code_transformer import CodeNetwork
+from ldm.models.convolutional_tokenizers import TwoLevelTokenizer
 from ldm.models.meta_init import meta_init
 from ldm.models.quantizers import VectorQuantizer
-from ldm.models.strided_tokenizers import TwoLevelTokenizer
 from ldm.models.two_level import PixelPrior, TransformerPrior, TwoLevelPriors
 
 TEXT = {"num_codes": 5, "grid": 4, "width": 16, "num_heads": 2, "context_dim": 6}
