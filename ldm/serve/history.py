@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from ldm import UserError
+from ldm.io.pictures import encode_png
 from ldm.io.writing import LinkRefused, check_no_link, discard, make_folder, open_plain, opened, write
 
 # The lock is held until the process ends, however it ends. A killed process loses nothing that was stored; if
@@ -177,11 +178,10 @@ class History:
         try:
             with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
                 picture.thumbnail((THUMBNAIL, THUMBNAIL))
-                buffer = io.BytesIO()
-                Image.frombytes(picture.mode, picture.size, picture.tobytes()).save(buffer, "PNG")
+                bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())
         except (OSError, SyntaxError):  # as Pillow says of damage
             return None
-        return buffer.getvalue()
+        return encode_png(bare, pnginfo=None)
 
     def list(self, *, before: float | None = None, limit: int = 50) -> "list[dict[str, Any]]":
         """Generated pictures, newest first, that are older than a time in seconds."""

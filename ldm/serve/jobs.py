@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from ldm.io.pictures import encode_png
 from ldm.serve.worker import Task
 
 
@@ -107,11 +108,10 @@ def strip_of(frames: list[bytes]) -> bytes:
         return b""
     pictures = [Image.open(io.BytesIO(frame), formats=("PNG",)) for frame in frames]
     width, height = pictures[0].size
-    strip, buffer = Image.new("RGB", (width * len(pictures), height)), io.BytesIO()
+    strip = Image.new("RGB", (width * len(pictures), height))
     for number, picture in enumerate(pictures):
         strip.paste(picture, (number * width, 0))
-    strip.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_png(strip, pnginfo=None)
 
 
 class Waiting:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ldm import UserError
 from ldm.construct import nearest
 from ldm.data.decode import EncodedPicture
+from ldm.io.pictures import encode_png
 from ldm.io.reading import Fields, parse_json
 from ldm.serve.history import History
 from ldm.serve.schemas import MAX_PICTURES, Generate
@@ -132,10 +133,9 @@ def uploaded(history: History, data: bytes) -> dict[str, Any]:
         raise Refused(
             f"the file is no picture ({error}): take a PNG, JPEG or WebP file", field="file"
         ) from error
-    buffer = io.BytesIO()
-    (picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)).save(buffer, "PNG")
+    kept = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
     facts = {"width": size[0], "height": size[1]}
-    return {"id": history.add("upload", buffer.getvalue(), facts)} | facts
+    return {"id": history.add("upload", encode_png(kept, pnginfo=None), facts)} | facts
 
 
 def check_work(picture: EncodedPicture) -> None:

@@ -237,14 +237,11 @@ class Worker:
 
 def preview_file(image: Any) -> bytes:
     """A PNG of a uint8 tensor, 3 h w, of at most `SIDE` pixels a side."""
-    import io
+    from ldm.io.pictures import encode_png, to_picture
 
-    from ldm.io.pictures import to_picture
-
-    picture, buffer = to_picture(image), io.BytesIO()
+    picture = to_picture(image)
     picture.thumbnail((SIDE, SIDE))
-    picture.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    return encode_png(picture, pnginfo=None, compress_level=1)
 
 
 def nodes_of(options: Mapping[str, Any]) -> dict[str, Any]:
