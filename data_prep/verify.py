@@ -195,10 +195,6 @@ def print_summary(summary: dict, out: Path) -> None:
     print(f"  {len(summary['problems'])} problems; {out}/summary.json, sheet.png, histograms.png")
 
 
-if __name__ == "__main__":
-    command_line(main, Options, sys.argv[1:])
-
-
 class Specimen(NamedTuple):
     """An encoded picture with the line above and the caption below it."""
 
@@ -243,3 +239,7 @@ def draw_histograms(sizes: Sequence[tuple[int, int]], words: Sequence[int], path
     title = f"{len(words):,} captions, {np.mean(words):.1f} words in the mean"
     lengths.set(title=title, xlabel="words", ylabel="captions")
     save_figure(figure, path, dpi=110)
+
+
+if __name__ == "__main__":
+    command_line(main, Options, sys.argv[1:])

@@ -40,6 +40,18 @@ def test_functions_can_be_seen_whole(sources):
     assert [(path, name) for path, source in sources.items() for name in long_functions(source)] == []
 
 
+def test_a_command_runs_once_all_that_it_calls_is_defined(sources):
+    early = []
+    for path, source in sources.items():
+        *before, last = ast.parse(source).body
+        guards = [
+            ast.unparse(each.test) == "__name__ == '__main__'" for each in before if isinstance(each, ast.If)
+        ]
+        if any(guards) and not isinstance(last, ast.If):
+            early.append(path)
+    assert early == []
+
+
 def test_a_method_that_subclasses_must_give_is_abstract(sources):
     assert [path for path, source in sources.items() if "raise NotImplementedError" in source] == []
 
