@@ -175,7 +175,9 @@ def others(bundle) -> dict[str, tuple[str, dict]]:
 
 
 @pytest.mark.parametrize(("form", "name"), [("diffusers", "folder"), ("safetensors", "one.safetensors")])
-@pytest.mark.parametrize("network", ["joint_text.ReadingDenoiser", "dit.DiT", "joint_text.TokenVectors"])
+@pytest.mark.parametrize(
+    "network", ["text_encoders.ReadingDenoiser", "dit.DiT", "text_encoders.TokenVectors"]
+)
 def test_a_network_that_other_libraries_lack_is_refused_by_its_name(
     refused, build_network, bundle, others, tmp_path, form, name, network
 ):
