@@ -32,7 +32,7 @@ class ShapesReader:
 
     dims: ClassVar[Mapping[str, int]] = {"shapes_image": MOST_THINGS * THING}
     identity: ClassVar[FeatureIdentity] = FeatureIdentity(
-        name="shapes", sha256="no weights", size=0, resize="none"
+        name="shapes", sha256="no weights, second reader", size=0, resize="none"
     )
 
     def to(self, device: torch.device) -> "ShapesReader":
