@@ -56,8 +56,6 @@ def command_line(function: Callable[[Any], None], options: type, arguments: list
     """Runs `function(options)` on the `key=value` arguments, or prints the module's help."""
 
     def _run() -> None:
-        for stream in (sys.stdout, sys.stderr):  # a path may have bytes that are not UTF-8
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         if {"-h", "--help"} & set(arguments):
             print(f"{sys.modules[function.__module__].__doc__}\n{help_of(options)}")
         else:

@@ -1,5 +1,6 @@
 """Commands: what is typed becomes a checked config before anything heavy loads, and its nodes objects."""
 
+import logging
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm import UserError
@@ -58,27 +59,30 @@ def _command(name: str, function: Callable[[DictConfig], None]) -> Callable[[], 
     @wraps(function)
     def _task(config: DictConfig) -> None:
         leave_out(config)
-        answer_errors(
-            lambda: function(config), named=lambda: _texts(OmegaConf.to_container(config, resolve=False))
-        )
+        answer_errors(partial(function, config), lambda: _texts(OmegaConf.to_container(config)))
 
     run = hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(_task)
 
     def _run() -> None:
-        # options first: argparse refuses overrides on both sides of one, as slurm/env.sh makes them
-        sys.argv[1:] = sorted(map(without_null, map(quoted_path, sys.argv[1:])), key=is_override)
+        # options first: argparse refuses overrides on both sides of one, as slurm/env.sh makes them;
+        # then "--": it would take an override for the value of --info, which may have none
+        typed = map(without_null, map(quoted_path, sys.argv[1:]))
+        sys.argv[1:] = sorted([*typed, "--"], key=is_override)
         arguments = get_args_parser().parse_args()
         if arguments.help:
             return print(help_of(name, CONF))
+        if arguments.hydra_help:  # which knows no key of ours
+            sys.argv[1:] = ["--hydra-help"]
+            return run()
         if arguments.config_dir:  # in the environment it reaches ranks and points of a sweep as well
             os.environ[CONFIG_DIR] = os.path.abspath(arguments.config_dir)
         if arguments.multirun and (arguments.cfg or arguments.info):
             refuse("a sweep has one config per point: leave out -m to see one with --cfg or --info")
         check(name, arguments.overrides, sweep=arguments.multirun)
-        # before what is typed, which may choose some of them
-        place = min(map(sys.argv.index, arguments.overrides), default=len(sys.argv))
+        place = sys.argv.index("--") + 1  # before what is typed, which may choose some of them
         sys.argv[place:place] = every(name)
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors to us
+        logging.raiseExceptions = not arguments.info  # which is logged, perhaps to a reader that has gone
         run()
 
     return wraps(function)(partial(answer_errors, _run))
@@ -110,13 +114,9 @@ def build(node: Any) -> Any:
 def build_data(config: DictConfig, stage: Any) -> Any:
     """The data module of a training; one that encodes for its stage is given the stage's codec and codes."""
     node = plain(config.model.datamodule)
-    wanted = signature(locate(node["_target_"], allowed=TARGETS)).parameters
-    frozen = {
-        name: getattr(stage, name)
-        for name in ("codec", "codes", "embedder")
-        if name in wanted & vars(stage).keys()
-    }
-    return build(node | frozen)
+    wanted = signature(locate(node["_target_"], allowed=TARGETS)).parameters.keys()
+    frozen = {"codec", "codes", "embedder"} & wanted & vars(stage).keys()
+    return build(node | {name: getattr(stage, name) for name in frozen})
 
 
 def overrides() -> list[str]:
@@ -162,9 +162,17 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
     groups = [override for override in overrides if (CONF / override.key_or_group).is_dir()]
     for override in groups:
         check_group(override, name)
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        chosen = [each.input_line or "" for each in groups if not each.is_sweep_override()]
-        config = compose(name, overrides=[*every(name), *chosen])
+    chosen = [each.input_line or "" for each in groups if not each.is_sweep_override()]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            config = compose(name, overrides=[*every(name), *chosen])
+    except ConfigCompositionException as error:
+        twice = re.match(r"(?:Multiple values for )?(\w+)(\.| appears more than once)", str(error))
+        typed = [each for each in chosen if twice and each.lstrip("+").startswith(f"{twice[1]}=")]
+        if not typed:
+            raise
+        remedy = "keep one of them" if typed[1:] else f"write {typed[0].lstrip('+')}, without the plus"
+        raise UserError(f"{' '.join(typed)}: {twice[1]} would be chosen twice: {remedy}") from error
     for override in overrides:
         if override not in groups and not override.key_or_group.startswith("hydra"):
             check_value(override, config, lists=LISTS.get(name, ()))
@@ -252,12 +260,10 @@ def check_type(key: str, value: Any, default: Any) -> None:
         if isinstance(default, str):  # a number or an object may be optional; a name or a path is not
             raise UserError(f"{key}=null is empty, expected text like {default!r}")
         return
-    accepted = ACCEPTED.get(type(default))
+    accepted = ACCEPTED.get(kind := type(default))
     # type, not isinstance: true is an int to Python
     if accepted and type(value) not in accepted:
-        raise UserError(
-            f"{key}={value} is {type(value).__name__}, expected {type(default).__name__} like {default}"
-        )
+        raise UserError(f"{key}={value} is {type(value).__name__}, expected {kind.__name__} like {default}")
 
 
 def key_paths(config: DictConfig) -> list[str]:

@@ -91,6 +91,29 @@ def test_what_is_misspelt_is_answered_with_the_nearest_name(command, argument, s
         check(command, [argument])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["+experiment=flickr_cpu_vae", "+perceptual=efficientnet_lite0"],
+            "+perceptual=efficientnet_lite0: perceptual would be chosen twice: write "
+            "perceptual=efficientnet_lite0, without the plus",
+        ),
+        (["+model=clip"], "+model=clip: model would be chosen twice: write model=clip, without the plus"),
+        (
+            ["+experiment=emoji", "+experiment=emoji_vae"],
+            "+experiment=emoji +experiment=emoji_vae: experiment would be chosen twice: keep one of them",
+        ),
+        (["+term=repa", "+term=repa"], "+term=repa +term=repa: term would be chosen twice: keep one of them"),
+    ],
+)
+def test_a_group_that_is_chosen_twice_is_answered_with_what_to_type(arguments, sentence):
+    with pytest.raises(UserError) as refused:
+        check("train", arguments)
+    assert str(refused.value) == sentence
+    check("train", ["+experiment=flickr_cpu_vae", "perceptual=efficientnet_lite0"])
+
+
 def test_a_group_that_a_command_would_not_look_at_is_refused():
     check("sample", ["+grid=karras", "grid.rho=5"])
     with pytest.raises(

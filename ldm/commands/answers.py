@@ -10,6 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,21 +42,37 @@ def answer_errors(action: Callable[[], None], named: Callable[[], Iterable[str]]
     Args:
         named: returns the texts among the action's options, some of which are paths.
     """
+    open_streams()
     try:
-        action()
-        sys.stdout.flush()  # else Python itself meets the closed pipe, at its end
+        try:
+            action()
+        except KeyboardInterrupt:
+            print("ldm: interrupted", file=sys.stderr)
+            sys.exit(130)
+        except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+            of_system = isinstance(error, OSError) and not isinstance(error, UserError)
+            if os.environ.get("LDM_TRACEBACK") or (of_system and not is_of_disk(error, named())):
+                raise
+            cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+            refuse(one_line(f"{error}{cause}"))
+        finally:
+            if not isinstance(sys.exception(), Exception):  # whose traceback must not be lost
+                sys.stdout.flush()  # else Python itself meets the closed pipe, at its end
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("ldm: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        of_system = isinstance(error, OSError) and not isinstance(error, UserError)
-        if os.environ.get("LDM_TRACEBACK") or (of_system and not is_of_disk(error, named())):
-            raise
-        cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        refuse(one_line(f"{error}{cause}"))
+
+
+def open_streams() -> None:
+    """Lets standard streams that a shell has closed lead nowhere; others escape what they can't encode."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # else a file of ours would get such a number
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may have bytes that are not UTF-8
+        setattr(sys, name, stream)
 
 
 def is_of_disk(error: OSError, named: Iterable[str]) -> bool:

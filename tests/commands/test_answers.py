@@ -86,15 +86,61 @@ def test_a_relative_path_is_that_of_the_working_directory(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("verb", "unbuffered"), [("ldm.evaluate", ""), ("ldm.evaluate", "1"), ("data_prep.emoji", "")]
+    ("typed", "unbuffered"),
+    [
+        ("ldm.evaluate --help", ""),
+        ("ldm.evaluate --help", "1"),
+        ("ldm.evaluate --hydra-help", ""),  # Hydra exits by itself
+        ("data_prep.emoji --help", ""),
+    ],
 )
-def test_a_reader_that_has_gone_ends_a_command_without_a_traceback(verb, unbuffered):
+def test_a_reader_that_has_gone_ends_a_command_without_a_traceback(typed, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)  # as in `| head`, which reads no further
     command, environment = (
-        [sys.executable, "-m", verb, "--help"],
+        [sys.executable, "-m", *typed.split()],
         os.environ | {"PYTHONUNBUFFERED": unbuffered},
     )
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("verb", ["ldm.evaluate", "data_prep.emoji"])
+def test_streams_that_a_shell_has_closed_change_no_status(closed, verb):
+    for typed, status in (("--help", 0), ("unknown=1", 1)):
+        command = f"{sys.executable} -m {verb} {typed} {closed}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert done.returncode == status
+        assert ("there is no" in done.stderr) == (status == 1 and "2>&-" not in closed)
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    """What other packages or processes write to number 1 would else end up in it."""
+    program = """
+import sys
+from ldm.commands.answers import answer_errors
+def action():
+    with open(sys.argv[1], "w") as opened:
+        opened.write(str(opened.fileno()))
+answer_errors(action)"""
+    command = [sys.executable, "-c", program, tmp_path / "file"]
+    subprocess.run(command, preexec_fn=lambda: [os.close(0), os.close(1)], check=True)
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_a_log_line_to_a_reader_that_has_gone_shows_no_traceback():
+    done = subprocess.run(
+        f"{sys.executable} -m ldm.evaluate --info | head -n 1", shell=True, capture_output=True, text=True
+    )
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_write_is_escaped(encoding):
+    command = [sys.executable, "-m", "ldm.evaluate", "real=/né/—"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr

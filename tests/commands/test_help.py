@@ -61,6 +61,16 @@ def test_the_command_prints_it():
     assert done.stdout == help_of("export", CONF) + "\n"
 
 
+@pytest.mark.parametrize(
+    "typed", [["--info"], ["+sampler=ddim", "--info"], ["--info", "defaults", "+sampler=ddim"]]
+)
+def test_an_option_takes_no_override_for_its_value(typed):
+    command = [sys.executable, "-m", "ldm.evaluate", *typed]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Defaults List" in done.stdout
+    assert ("| sampler/ddim " in done.stdout) == ("+sampler=ddim" in typed)
+
+
 def test_a_config_is_shown_of_one_point_alone(command):
     ended = command("ldm.train", "-m", "seed=1,2", "--cfg", "job", status=1)
     assert ended.sentence == "a sweep has one config per point: leave out -m to see one with --cfg or --info"
