@@ -112,10 +112,11 @@ class Bundle:
         """
         spec = self.spec(name)
         file, sha256 = (self.config["parts"][name][key] for key in ("file", "sha256"))
+        path = self.path / file
         with ThreadPoolExecutor(max_workers=1) as hashing:  # takes as long as the check for NaN and Inf
             checked = hashing.submit(self._checked, file, sha256)
             try:
-                state = read_weights(self.path / file)
+                state = read_weights(path) if path.is_file() else {}  # a pipe would be read for ever
             finally:  # if both fail, the hash's error counts: it explains the other
                 checked.result()
         return Part(spec=spec, state=state)
@@ -147,6 +148,15 @@ class Bundle:
         """Its tokenizer, by default as `load_tokenizer` reads it; BundleError if it is missing or changed."""
         return (read or load_tokenizer)(self._checked(TOKENIZER, self.entry("tokenizer")["sha256"]))
 
+    def texts(self) -> tuple[Any, Tokenizer]:
+        """Its text encoder and tokenizer; BundleError if one is missing or doesn't go with the other."""
+        encoder, tokenizer = self.network("text_encoder"), self.tokenizer()
+        for name in ("context_length", "pad_id"):  # else the states of pads would be silently wrong
+            own, other = getattr(tokenizer, name), getattr(encoder, name, None)
+            if other not in (own, None):
+                raise BundleError(f"{self.path}: {name}={other}, but its tokenizer's is {own}: copy it again")
+        return encoder, tokenizer
+
     def _checked(self, file: str, sha256: str) -> Path:
         """The path of a file; BundleError if it is missing or not the one that was written."""
         path = self.path / file
@@ -173,9 +183,7 @@ def find(path: Path) -> Path:
     where = f"there is no bundle at {path}"
     if path.parent.name == "runs":
         name = path.name
-        raise BundleError(
-            f"{where}: python -m ldm.train with +experiment={name} or name={name} leaves one there"
-        )
+        raise BundleError(f"{where}: python -m ldm.train with +experiment={name} or name={name} makes it")
     raise BundleError(f"{where}; a finished run leaves one under runs/<experiment>/<run>/bundle")
 
 

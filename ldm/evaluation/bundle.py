@@ -80,8 +80,8 @@ def own_judges(bundle: Bundle, *, device: torch.device) -> Observers:
     """The bundle's own CLIP as a judge, where it carries both of its towers."""
     if not {"image_encoder", "text_encoder"} <= {*bundle.names}:
         return Observers()
-    images, texts = (bundle.network(name).to(device) for name in ("image_encoder", "text_encoder"))
-    tokenizer, sha256 = bundle.tokenizer(), bundle.config["parts"]["image_encoder"]["sha256"]
+    images, (texts, tokenizer) = bundle.network("image_encoder").to(device), bundle.texts()
+    texts, sha256 = texts.to(device), bundle.config["parts"]["image_encoder"]["sha256"]
     return Observers(
         pictures={OWN_CLIP: OwnClip(images, sha256=sha256)},
         texts={f"{OWN_CLIP}_text": lambda prompts: texts(tokenizer.encode(prompts).to(device)).pooled},

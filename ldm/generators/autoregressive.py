@@ -40,8 +40,8 @@ class ClipPair(Frozen):
     @classmethod
     def open(cls, bundle: Bundle) -> "ClipPair":
         """The CLIP of a bundle. Raises BundleError where a tower or the tokenizer is missing."""
-        text, image = (bundle.network(name) for name in ("text_encoder", "image_encoder"))
-        return cls(text=text, image=image, tokenizer=bundle.tokenizer())
+        text, tokenizer = bundle.texts()
+        return cls(text=text, image=bundle.network("image_encoder"), tokenizer=tokenizer)
 
     @property
     def dim(self) -> int:
@@ -107,9 +107,7 @@ class CodeGenerator(CodeByCode):
         if self.candidates > 1 and self.rerank == "clip" and self.clip.image is None:
             raise UserError(f"candidates={self.candidates} need a CLIP that ranks them: write 1")
         if self.rerank == "caption" and not isinstance(self.net, CogViewTransformer):
-            raise UserError(
-                "rerank=caption needs CogView's network, which writes captions: write rerank=clip"
-            )
+            raise UserError("rerank=caption needs CogView's network, which writes captions: take rerank=clip")
 
     def __call__(
         self,
@@ -233,9 +231,7 @@ def check_match(net: CodeTransformer, codes: PictureCodes, clip: ClipPair) -> No
     for option, own in (("vocab_size", "vocab_size"), ("text_length", "context_length")):
         wanted, there = getattr(net, option), getattr(clip.tokenizer, own)
         if wanted != there:
-            raise UserError(
-                f"backbone.{option}={wanted}: set it to {there}, that of the tokenizer of captions"
-            )
+            raise UserError(f"backbone.{option}={wanted}: set it to {there}, that of the captions' tokenizer")
 
 
 def open_autoregressive(bundle: Bundle, **options: Any) -> CodeGenerator:

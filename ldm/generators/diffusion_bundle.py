@@ -21,7 +21,6 @@ from ldm.generators.latent_diffusion import (
     changed_sampler,
 )
 from ldm.io.reading import Fields
-from ldm.models.clip import TextTransformer
 from ldm.models.vae import AutoencoderKL
 from ldm.randomness.noise import SeededNoise, noise_of
 
@@ -81,14 +80,13 @@ def codec_of(pictures: Bundle, texts: Bundle) -> Codec:
         raise BundleError(f"bundle {pictures.path} has no latent statistics: it holds no trained autoencoder")
     # what they must offer is known once they are used: a user's own networks may be of other classes
     net = cast(AutoencoderKL, pictures.network("autoencoder"))
+    text_encoder, tokenizer = texts.texts()
     if not len(latents["shift"]) == len(latents["scale"]) == net.latent_channels:
-        raise BundleError(
-            f"bundle {pictures.path}: its latent statistics are not of {net.latent_channels} channels"
-        )
+        raise BundleError(f"{pictures.path}: its latent statistics are not of {net.latent_channels} channels")
     return Codec(
         autoencoder=net,
-        text_encoder=cast(TextTransformer, texts.network("text_encoder")),
-        tokenizer=texts.tokenizer(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         latent_shift=torch.tensor(latents["shift"]),
         latent_scale=torch.tensor(latents["scale"]),
     )

@@ -44,7 +44,7 @@ class Texts(Frozen):
     @classmethod
     def open(cls, bundle: Bundle) -> "Texts":
         """The text encoder and tokenizer of a bundle; BundleError where one is missing."""
-        return cls(bundle.network("text_encoder"), bundle.tokenizer())
+        return cls(*bundle.texts())
 
     def states(self, prompts: Sequence[str]) -> Float[Tensor, "b m d"]:
         """The states of each prompt, the same whatever its batch."""

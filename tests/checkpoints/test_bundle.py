@@ -1,5 +1,6 @@
 """Facts about bundles: what comes back out of one, and what is refused."""
 
+import os
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ldm.checkpoints.bundle import Bundle, BundleError, Part, is_finite
 from ldm.checkpoints.bundle_writer import write_bundle
+from ldm.construct import construct
 from ldm.generators.diffusion_bundle import codec_of, load_codec, open_latent_diffusion
 from ldm.io.reading import hash_file
 
@@ -134,6 +136,15 @@ def test_an_experiment_that_was_not_trained_yet_is_named_with_its_command(tmp_pa
 @pytest.mark.parametrize("file", ["backbone.safetensors", "autoencoder.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(copied, file):
     (copied / file).unlink()
+    with pytest.raises(BundleError, match=f"lacks its file {file}: copy the whole folder again"):
+        open_latent_diffusion(Bundle.open(copied))
+
+
+@pytest.mark.parametrize("file", ["backbone.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path.name)])
+def test_a_pipe_a_folder_or_a_link_to_itself_is_no_file(copied, file, make):
+    (copied / file).unlink()
+    make(copied / file)
     with pytest.raises(BundleError, match=f"lacks its file {file}: copy the whole folder again"):
         open_latent_diffusion(Bundle.open(copied))
 
@@ -282,6 +293,25 @@ def test_statistics_that_do_not_fit_the_autoencoder_are_refused(copied):
     edit(copied, lambda config: config["latents"].update(shift=[0.0]))
     with pytest.raises(BundleError, match="latent"):
         open_latent_diffusion(Bundle.open(copied))
+
+
+@pytest.mark.parametrize("name", ["pad_id", "context_length"])
+def test_a_text_encoder_that_reads_texts_otherwise_than_its_tokenizer_is_refused(
+    copied, specs, tokenizer, name
+):
+    sizes = {each: specs["text_encoder"][each] for each in ("width", "num_layers", "num_heads")}
+    sizes |= {each: getattr(tokenizer, each) for each in ("vocab_size", "context_length", "pad_id")}
+
+    def write(**changes: int) -> Bundle:
+        spec = {"_target_": "ldm.models.bert.SentenceEncoder", **sizes, **changes}
+        forge(copied, "text_encoder", construct(spec).state_dict())
+        edit(copied, lambda config: config["parts"]["text_encoder"].update(spec=spec))
+        return Bundle.open(copied)
+
+    open_latent_diffusion(write())
+    own = sizes[name]
+    with pytest.raises(BundleError, match=f"{name}={own + 1}, but its tokenizer's is {own}: copy it again"):
+        open_latent_diffusion(write(**{name: own + 1}))
 
 
 def changed(place: str, value: object):
