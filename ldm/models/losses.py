@@ -20,7 +20,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, *, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
-        self.strides = layers
+        self.least = 3 << layers  # pixels of a side: two kernels of 4, padded by 1, follow the strides
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i, width in enumerate(widths[1:]):
@@ -42,11 +42,14 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 p q"]:
         """Logits of p x q patches: above 0 for real pictures; UserError for pictures without a patch."""
-        least = 3 << self.strides  # two kernels of 4, padded by 1, follow the strides
-        if min(images.shape[-2:]) < least:
-            shape = "x".join(map(str, images.shape[-2:]))
-            raise UserError(f"the discriminator got {shape} pixels, needs {least}: give it fewer layers")
+        self.check(images)
         return self.layers(images)
+
+    def check(self, images: Tensor) -> None:
+        """Raises UserError for pictures without a patch."""
+        if min(images.shape[-2:]) < self.least:
+            shape = "x".join(map(str, images.shape[-2:]))
+            raise UserError(f"the discriminator got {shape} pixels, needs {self.least}: give it fewer layers")
 
 
 def hinge_loss(real: Float[Tensor, "b 1 p q"], fake: Float[Tensor, "b 1 p q"]) -> Float[Tensor, ""]:
@@ -82,6 +85,7 @@ class PerceptualDistance(nn.Module):
         mean, std: the normalisation that the network was trained with, for pictures in [0, 1].
     """
 
+    least = 16  # pixels of a side: fewer are no places for a kernel of 3 after strides of 16
     mean: Tensor
     std: Tensor
 

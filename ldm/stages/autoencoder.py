@@ -25,9 +25,8 @@ from ldm.stages.reconstruction import Reconstructed, ReconstructionStage, absolu
 from ldm.stages.stage import Weights, check_share
 
 STATISTICS_BATCH = 16  # pictures encoded at once for the statistics of the latents
-Equivariance = Callable[
-    ..., tuple[Tensor, Tensor]
-]  # (latents, pictures, *, seed, step) -> the same, transformed
+# (latents, pictures, *, seed, step, least) -> the same, transformed; no side has fewer pixels than `least`
+Equivariance = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Terms(NamedTuple):
@@ -119,7 +118,8 @@ class ScalesAndTurns:
 
     Args:
         share: of the steps that are transformed. The first never is: a dry run must see the most memory.
-        smallest: factor; the sides of the scaled latents are whole numbers, uniform between it and 1.
+        smallest: factor; the sides of the scaled latents are whole numbers, uniform between it and 1. No
+            picture is scaled to fewer pixels than the networks of the loss can see.
         turns: by 0, 90, 180 or 270 degrees; else scaled alone.
 
     Raises UserError for a share outside [0, 1] or a smallest factor outside (0, 1].
@@ -135,7 +135,13 @@ class ScalesAndTurns:
             raise UserError(f"equivariance.smallest={self.smallest} must lie in (0, 1], a factor of sides")
 
     def __call__(
-        self, latents: Float[Tensor, "b c h w"], pictures: Float[Tensor, "b 3 H W"], *, seed: int, step: int
+        self,
+        latents: Float[Tensor, "b c h w"],
+        pictures: Float[Tensor, "b 3 H W"],
+        *,
+        seed: int,
+        step: int,
+        least: int = 1,
     ) -> tuple[Float[Tensor, "b c i j"], Float[Tensor, "b 3 I J"]]:
         """Both transformed, or as they are: a function of the seed and the step alone."""
         streams = [f"equivariance {name}" for name in ("share", "scale", "turn")]
@@ -143,7 +149,8 @@ class ScalesAndTurns:
         if step == 0 or chance >= self.share:
             return latents, pictures
         rows, columns = latents.shape[-2:]
-        fewest = math.ceil(self.smallest * rows)
+        smallest = min(1.0, max(self.smallest, least / min(pictures.shape[-2:])))
+        fewest = math.ceil(smallest * rows)
         scaled = fewest + int(scale * (rows + 1 - fewest))
         shape = scaled, max(1, round(columns * scaled / rows))
         factor, quarters = pictures.shape[-1] // columns, int(4 * turn) if self.turns else 0
@@ -188,9 +195,7 @@ class AutoencoderStage(ReconstructionStage):
     ) -> None:
         super().__init__(net=net, **others)
         if statistics_pictures < 2:
-            raise UserError(
-                f"{statistics_pictures=} must be at least 2: the scale of latents is measured on them"
-            )
+            raise UserError(f"{statistics_pictures=} must be at least 2: latents' scale is measured on them")
         self.statistics_pictures, self.equivariance = statistics_pictures, equivariance
         self.kl_weight, self.squared_weight = kl_weight, squared_weight
 
@@ -200,7 +205,9 @@ class AutoencoderStage(ReconstructionStage):
         latents = posterior.sample(self._normal(posterior.mean, positions, "posterior"))
         if self.equivariance is not None:
             # by the step, not by positions: pictures of one batch, and of all ranks, have one size
-            latents, images = self.equivariance(latents, images, seed=self.seed, step=self.global_step)
+            least = max(getattr(judge, "least", 1) for judge in (self.perceptual[0], self.discriminator))
+            key = {"seed": self.seed, "step": self.global_step}
+            latents, images = self.equivariance(latents, images, least=least, **key)
         decoded = self.net.decode(latents)
         return Reconstructed(decoded, images, self.terms(images, decoded, posterior))
 

@@ -121,6 +121,7 @@ class ReconstructionStage(PictureStage, ABC):
         assert self.discriminator is not None
         ours, theirs = self.optimizers()
         theirs._on_before_step = theirs._on_after_step = lambda: None  # the trainer counts one step per batch
+        self.discriminator.check(decoded)  # at the first step, not at the first that is judged
         loss = terms.total
         adversarial_phase = self.global_step >= self.discriminator_start
         if adversarial_phase:

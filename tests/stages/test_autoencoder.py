@@ -8,9 +8,11 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from ldm import UserError
 from ldm.checkpoints.bundle import Bundle
 from ldm.codec import to_float, to_uint8
 from ldm.data.datamodule import PictureData
+from ldm.metrics.networks import efficientnet_lite0
 from ldm.metrics.reconstruction import psnr
 from ldm.models.losses import PatchDiscriminator, PerceptualDistance
 from ldm.stages.autoencoder import (
@@ -104,6 +106,34 @@ def test_latents_and_pictures_keep_their_factor_and_a_mean():
     assert shapes == {(4, 6), (3, 4), (2, 3)} | turned  # beside 3 rows stand 4.5 columns, rounded to even
     upright = ScalesAndTurns(share=1.0, smallest=1.0, turns=False)
     assert torch.equal(upright(latents, pictures, seed=0, step=5)[1], pictures)
+
+
+@pytest.mark.parametrize(
+    ("side", "rows"), [(64, {2, 3, 4, 5, 6, 7, 8}), (32, {2, 3, 4}), (16, {2}), (8, {1})]
+)
+def test_no_picture_is_scaled_below_what_the_networks_of_the_loss_see(side, rows):
+    """Here 16 px, at f = 8: at 64 px that is the smallest factor itself, and 16 px are turned alone."""
+    latents, pictures = torch.zeros(1, 4, side // 8, side // 8), torch.zeros(1, 3, side, side)
+    transform = partial(ScalesAndTurns(share=1.0), latents, pictures, seed=0, least=16)
+    assert {transform(step=step)[0].shape[2] for step in range(1, 100)} == rows
+
+
+def test_the_networks_of_the_loss_see_pictures_of_their_least_side_and_no_smaller_ones(discriminator):
+    network = efficientnet_lite0(size=32)
+    least = torch.zeros(1, 3, network.least, network.least)
+    assert network(least, least).item() == 0
+    judge, side = discriminator, discriminator.least
+    assert judge(torch.zeros(1, 3, side, side)).shape[2:] == (1, 1)
+    with pytest.raises(UserError, match="got 5x6 pixels, needs 6: give it fewer layers"):
+        judge(torch.zeros(1, 3, side - 1, side))
+
+
+def test_pictures_too_small_for_the_adversary_are_refused_at_the_first_step(
+    make_stage, pictures, make_trainer
+):
+    stage = make_stage(discriminator=PatchDiscriminator(channels=4, layers=3), discriminator_start=100)
+    with pytest.raises(UserError, match="the discriminator got 16x16 pixels, needs 24"):
+        make_trainer(1).fit(stage, datamodule=pictures)
 
 
 def test_a_step_that_is_not_transformed_is_that_without_the_option(make_stage, batch):
