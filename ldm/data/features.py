@@ -36,10 +36,13 @@ class Embedder(Protocol):
 def stored_embeddings(pictures: PictureDataset, embedder: Embedder, *, mirrored: bool) -> Recipe:
     """Features of each picture, float16: a row of `embedder.shape`, and if `mirrored` one of the mirrored."""
     made_by = {"image_encoder": embedder.image_fingerprint()}
-    rows = {"kind": "embeddings", "dtype": np.float16, "count": prod(embedder.shape)}
-    return of_pictures(
-        pictures, embedder.embed_images, made_by, chunk=ENCODED_AT_ONCE, mirrored=mirrored, **rows
-    )
+    rows = {
+        "kind": "embeddings",
+        "dtype": np.float16,
+        "count": prod(embedder.shape),
+        "chunk": ENCODED_AT_ONCE,
+    }
+    return of_pictures(pictures, embedder.embed_images, made_by, mirrored=mirrored, **rows)
 
 
 class FeaturedLatents(LatentData):
@@ -55,9 +58,9 @@ class FeaturedLatents(LatentData):
         self.embedder = embedder
 
     def recipes(self, split: PictureDataset, *, mirrored: bool) -> dict[str, Recipe]:
-        """How moments, captions and features of a split are computed."""
+        """How moments, captions and features of a split are computed; only a training reads features."""
         own = super().recipes(split, mirrored=mirrored)
-        if self.embedder is None:
+        if self.embedder is None or split.split != "train":
             return own
         return own | {"embedding": stored_embeddings(split, self.embedder, mirrored=mirrored)}
 

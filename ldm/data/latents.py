@@ -106,9 +106,10 @@ class LatentData(LightningDataModule):
 
     def missing_bytes(self) -> dict[str, int]:
         """About how many bytes of latents and of texts `setup` would compute and write below `data.cache`."""
-        recipes = self._recipes()
-        kinds = {name: recipe.kind for name, recipe in recipes[0].items()}
-        return {kind: sum(own[name].missing_bytes for own in recipes) for name, kind in kinds.items()}
+        found: dict[str, int] = {}
+        for recipe in (each for own in self._recipes() for each in own.values()):
+            found[recipe.kind] = found.get(recipe.kind, 0) + recipe.missing_bytes
+        return found
 
     def _recipes(self) -> list[dict[str, Recipe]]:
         """How everything is encoded, of the training split and of that for validation."""

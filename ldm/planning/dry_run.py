@@ -148,7 +148,8 @@ def print_parts(trained: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> 
     """Prints each network's parameters, of a trained one also those of its largest parts."""
     print("\nparameters")
     for name, part in (trained | frozen).items():
-        children = sorted(part.named_children(), key=lambda child: -count(child[1]))
+        inner = part.named_children() if name in trained else ()
+        children = sorted(inner, key=lambda child: -count(child[1]))
         largest = ", ".join(f"{child} {millions(module)}" for child, module in children[:3])
         if count(part):
             print(f"  {name:<22}{millions(part):>9}   {largest if name in trained else 'frozen'}")

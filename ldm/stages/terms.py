@@ -286,6 +286,21 @@ class DiffusionWithTerms(LatentDiffusion):
         if self.embedder is not None:
             self.embedder.to(self.device)
 
+    def frozen(self) -> dict[str, nn.Module]:
+        """The networks of the codec, and the one that makes features."""
+        return super().frozen() | ({} if self.embedder is None else {"features": self.embedder})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the fingerprint of the network that makes features, whose weights are in no checkpoint."""
+        if self.embedder is not None:
+            checkpoint["features"] = self.embedder.image_fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that was trained on the features of another network; UserError."""
+        own = self.embedder and self.embedder.image_fingerprint()
+        if checkpoint.get("features", own) != own:  # of an earlier version: it has none
+            raise UserError("model.stage.terms: the run has features of another network: take resume=never")
+
     def configure_optimizers(self) -> Any:
         """An optimizer for the network and the projectors, and its schedule."""
         trained = nn.ModuleList([self.net, self.terms])

@@ -14,6 +14,7 @@ from ldm.config import check
 from ldm.construct import construct
 from ldm.data.datamodule import PictureData
 from ldm.data.features import FeaturedLatents
+from ldm.data.stored import SAMPLE
 from ldm.data.streaming import EncodedPictures
 from ldm.diffusion.process import Noised
 from ldm.metrics.feature_maps import FeatureMaps
@@ -155,6 +156,34 @@ def test_stored_features_are_those_of_the_pictures_to_the_bit(
     assert batches[0]["embedding"].shape == (6, 40, 4, 4)
     for name in ("embedding", "mean", "std", "context"):
         assert torch.equal(batches[0][name], batches[1][name])
+
+
+def test_a_training_alone_reads_features_so_held_out_pictures_have_none(
+    copy_emoji, codec, maps, stage, make_trainer
+):
+    pictures = PictureData(root=str(copy_emoji()), size=16, batch_size=6, seed=3)
+    data = FeaturedLatents(pictures=pictures, codec=codec, embedder=maps)
+    per_picture = data.recipes(pictures.train, mirrored=False)["embeddings"].bytes_each
+    assert data.missing_bytes()["embeddings"] == len(pictures.train) * (SAMPLE + per_picture)
+    data.setup("fit")
+    assert not any(data.missing_bytes().values())
+    assert [path.name.partition("-")[0] for path in (data.pictures.train.cache / "embeddings").iterdir()] == [
+        "train"
+    ]
+    assert data.train[0].keys() - data.val[0].keys() == {"embedding"}
+
+
+def test_a_run_is_not_resumed_on_features_of_another_network(stage, maps, latents, make_trainer, tmp_path):
+    """A user's own network may have other weights at the same path, which no option shows."""
+    saved, made = {}, stage(repa=partial(FeatureAlignment, features=maps))
+    made.on_save_checkpoint(saved)
+    made.on_load_checkpoint(saved)
+    made.on_load_checkpoint({})  # of an earlier version
+    other = stage(repa=partial(FeatureAlignment, features=FeatureMaps(size=32, block=2)))
+    with pytest.raises(UserError, match="has features of another network"):
+        other.on_load_checkpoint(saved)
+    assert "features" in made.frozen()
+    assert made.frozen().keys() - stage().frozen().keys() == {"features"}
 
 
 def test_features_do_not_depend_on_the_rest_of_the_batch_and_are_the_networks(maps):
