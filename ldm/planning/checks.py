@@ -27,7 +27,7 @@ GENERATING = ("ldm.callbacks.pictures.SampleGrid", UNEVEN)
 MAX_STEPS = 10**7  # some hundred times the longest training
 MB = 2**20
 CHECKPOINTS = 3  # at most beside each other: two that are kept, and the one that is being written
-COPIES = 4  # of each parameter in a checkpoint: its value, its EMA and the optimizer's two moments
+COPIES = 2  # of each parameter in a checkpoint, beside the optimizer's: its value and its EMA
 
 
 def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
@@ -54,13 +54,10 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
     callbacks = {name: moved(target) for name, target in targets.items()}
     generating = next((name for name, target in callbacks.items() if target in GENERATING), None)
     if generating is not None and stage.generator() is None:
-        raise UserError(
-            f"callbacks.{generating} generates pictures, which {type(stage).__name__} does not: remove it"
-        )
+        raise UserError(f"callbacks.{generating} generates pictures, {type(stage).__name__} none: remove it")
     if config.get("compile") and (dropout := getattr(stage, "dropout", 0)):
         raise UserError(
-            f"compile=true: the keys of model.stage.dropout={dropout} can't be compiled: set it to 0 or leave"
-            " compile out"
+            f"compile=true: the keys of model.stage.dropout={dropout} can't be compiled: leave one out"
         )
     if moved(str(trainer.get("strategy", {}).get("_target_", ""))) == SHARDED:
         _check_shards(stage, compiled=config["compile"], callbacks=callbacks.values())
@@ -70,8 +67,7 @@ def _check_shards(stage: Stage, *, compiled: bool, callbacks: Collection[str]) -
     """Refuses what `trainer=fsdp` can't train."""
     if not is_overridden("configure_model", stage):
         raise UserError(
-            f"trainer=fsdp shards the denoiser of latents alone, and {type(stage).__name__} trains another"
-            " network: take trainer=ddp"
+            f"trainer=fsdp shards the denoiser of latents alone, not {type(stage).__name__}: take trainer=ddp"
         )
     if compiled:
         raise UserError("compile=true with trainer=fsdp is not supported: take one of them, or trainer=ddp")
@@ -174,10 +170,12 @@ class Need:
 def needs_of(stage: Stage, data: Any, runs: str) -> list[Need]:
     """Everything that a training writes, in the order in which it is written."""
     weights = sum(parameter.nbytes for parameter in stage.parameters())
+    optimizer = stage.optimizer(stage.parameters()) if hasattr(stage, "optimizer") else None
+    moments = getattr(optimizer, "state_bytes", 2 * weights)  # of AdamW two a parameter
     run = Need(
         folder=Path(runs),
         place=f"runs={runs}",
-        num_bytes=(CHECKPOINTS * COPIES + 1) * weights,  # the one is the bundle
+        num_bytes=CHECKPOINTS * (COPIES * weights + moments) + weights,  # which is the bundle
         what="checkpoints and bundle",
         remedy="name another folder with runs=",
     )
@@ -196,8 +194,8 @@ def needs_of_cache(data: Any) -> list[Need]:
             place=f"data.root={root}" if cache == root else f"data.cache={cache}",
             num_bytes=sum(missing.values()),
             what=" and ".join(kind for kind, number in missing.items() if number),
-            remedy="name a folder for them with data.cache=<folder>, or compute them with python -m "
-            f"data_prep.latents root={root} where it can be written",
+            remedy="name a folder for them with data.cache=<folder>, or start this training once where "
+            f"{root} can be written",
         )
     ]
 

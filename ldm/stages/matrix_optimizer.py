@@ -38,6 +38,17 @@ class MatrixOptimizer(Optimizer, ABC):
     def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Changes matrices and kernels, whose decay is done."""
 
+    @property
+    def state_bytes(self) -> int:
+        """About how many bytes its state takes in a checkpoint."""
+        return sum(
+            self._state_numbers(p, group) * p.itemsize for group in self.param_groups for p in group["params"]
+        )
+
+    def _state_numbers(self, p: Tensor, group: dict[str, Any]) -> int:
+        """How many numbers are kept for a parameter: two moments."""
+        return 2 * p.numel()
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, after a call of `closure` that computes the gradients; returns what that returns."""

@@ -45,10 +45,13 @@ class Soap(MatrixOptimizer):
         adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, adam | {"every": every, "largest": largest})
 
+    def _state_numbers(self, p: Tensor, group: dict[str, Any]) -> int:
+        return 2 * (p.numel() + sum(p.shape[side] ** 2 for side in _sides(p, group) if p.ndim >= 2))
+
     def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
             state = self.state[p]
-            sides = [side for side, length in enumerate(p.shape) if 1 < length <= group["largest"]]
+            sides = _sides(p, group)
             if not state:
                 state |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
                 state |= {f"gram {side}": p.new_zeros(p.shape[side], p.shape[side]) for side in sides}
@@ -61,6 +64,11 @@ class Soap(MatrixOptimizer):
             _observe(state, sides, p.grad, group)
             if state["step"] % group["every"] == 0:
                 _turn(state, sides)
+
+
+def _sides(p: Tensor, group: dict[str, Any]) -> list[int]:
+    """Numbers of the sides that have a basis."""
+    return [side for side, length in enumerate(p.shape) if 1 < length <= group["largest"]]
 
 
 def _direction(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:

@@ -7,11 +7,17 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from torch.utils._pytree import tree_leaves
 
+from ldm.callbacks.ema import EMA
 from ldm.data.datamodule import PictureData
 from ldm.data.latents import LatentData
 from ldm.planning.checks import Need, check_needs, needs_of
 from ldm.preflight import check_tasks
+from ldm.stages.soap import Soap
 
 TINY = ("batch_size=4", "data.size=16")
 
@@ -81,6 +87,21 @@ def test_the_room_that_latents_and_texts_take_is_known_before_they_are_written(
     written = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
     assert cache.num_bytes / 2 < written < 2 * cache.num_bytes
     assert [need.place for need in needs(cache=str(tmp_path / "cache"))] == [run.place]  # all is there
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, Soap])
+def test_the_room_of_a_checkpoint_counts_what_its_optimizer_keeps(
+    diffusion_stage, make_trainer, latents, tmp_path, optimizer
+):
+    stage = diffusion_stage(optimizer=partial(optimizer, lr=1e-3))
+    weights = sum(parameter.nbytes for parameter in stage.parameters())
+    trainer = make_trainer(1, EMA(decay=0.9))
+    trainer.fit(stage, latents)
+    trainer.save_checkpoint(tmp_path / "saved")
+    (run,) = needs_of(stage, None, str(tmp_path))
+    leaves = tree_leaves(torch.load(tmp_path / "saved", weights_only=True))
+    kept = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+    assert kept == pytest.approx((run.num_bytes - weights) / 3, rel=0.01)  # AdamW counts steps by tensor
 
 
 def test_disks_without_room_are_refused(needs, monkeypatch, tmp_path):

@@ -94,3 +94,17 @@ def test_there_and_back_is_the_same():
     along = rotated(x, bases)
     assert_close(along, torch.einsum("ijk, ia, kc -> ajc", x, bases[0], bases[2]))
     assert_close(rotated(along, bases, back=True), x)
+
+
+def test_the_bytes_of_its_state_are_known_before_it_has_one():
+    shapes = [(6, 4, 3, 3), (9, 5), (1, 7), (8,), ()]
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer = Soap(parameters, lr=0.1, largest=8)
+    promised = optimizer.state_bytes
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    kept = [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+    ]
+    assert promised == sum(tensor.nbytes for tensor in kept)
