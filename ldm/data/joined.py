@@ -33,7 +33,7 @@ class JoinedCaptions:
         per_picture: joins of each picture; each takes the time and the room of a caption.
         texts: what is stored of a text: `stored_states` or `stored_tokens`.
 
-    Raises UserError: an option that is out of range.
+    Raises UserError: an option that is out of range, or a training split without two captions of a picture.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class JoinedCaptions:
         """The recipe of a split; of single captions for a split other than `train`, or without joins."""
         if pictures.split != "train" or self.most == 1 or self.share == 0:
             return self.texts(pictures, codec)
+        if all(len(pictures.captions(number)) < 2 for number in range(len(pictures))):
+            raise UserError(f"captions=joined: no picture of {pictures.index.root} has two: leave it out")
 
         def texts(number: int) -> list[str]:
             """The captions of a picture, and behind them its joins."""

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.faults.world import write_pictures
+from data_prep import folder
 from ldm import UserError
 from ldm.data.augment import choose
 from ldm.data.datamodule import PictureData
@@ -51,6 +53,18 @@ def test_what_does_not_fit_is_left_out_and_one_caption_stays(tokenizer):
     long = ["an apple " * 20, "a pear " * 20]
     assert set(joins(long, tokenizer, number=0, most=2, count=4)) <= set(long)
     assert joins(["alone"], tokenizer, number=0, most=3, count=2) == ["alone", "alone"]
+
+
+def test_a_set_of_one_caption_a_picture_is_refused(tmp_path, codec):
+    write_pictures(tmp_path / "pictures")
+    for picture in sorted((tmp_path / "pictures").iterdir()):
+        picture.with_suffix(".txt").write_text("one caption\n")
+    folder.main(folder.Options(source=str(tmp_path / "pictures"), out=str(tmp_path / "set"), num_workers=0))
+    pictures = PictureDataset(str(tmp_path / "set"), split="train", size=16)
+    with pytest.raises(UserError, match=r"captions=joined: no picture of \S+set has two: leave it out"):
+        JoinedCaptions()(pictures, codec)
+    single = JoinedCaptions(most=1)(pictures, codec)
+    assert single.folder == stored_states(pictures, codec).folder
 
 
 def test_a_share_of_the_positions_has_a_join_and_the_others_the_caption_of_before():
