@@ -1,5 +1,6 @@
 """Checkpoints at intervals, at the end and at a signal; options of a training that resumes from one."""
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ def settle(trainer: Trainer) -> None:
             callback.settle(trainer)
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class InPlace(TorchCheckpointIO):
@@ -87,7 +88,8 @@ class SaveStates(Callback):
         if trainer.is_global_zero:
             discard_damaged(self.folder, after=trainer.global_step, usable=is_readable)
         for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._on_signal)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+                self._handlers[number] = signal.signal(number, self._on_signal)
         if trainer.received_sigterm:  # while Lightning's own handler was there
             self.signalled = signal.SIGTERM
 
@@ -145,6 +147,11 @@ class SaveStates(Callback):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signalled is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        for stream in (1, 2) if number == signal.SIGHUP else ():
+            try:
+                os.write(stream, b"")
+            except OSError:  # its terminal has gone: the next line of progress would fail before the save
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         self.signalled = number
 
 

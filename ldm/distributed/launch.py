@@ -36,7 +36,7 @@ STOPPING = 120.0  # seconds that all have to save and stop after a signal
 POLL = 0.1
 BUSY = 0.03  # seconds of computing per second above which a process is active
 ANSWER = 1.0  # seconds that a rank has to write where it is
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 WATCHER, PLACE = "LDM_WATCHER", "LDM_PLACE"  # variables: the watching process, and a rank's file of its place
 TICKS = os.sysconf("SC_CLK_TCK")
 FRAME = re.compile(r'File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)')
@@ -140,8 +140,7 @@ def ranks_to_start(trainer: Mapping[str, Any]) -> int:
     wanted = there if devices in ("auto", -1) else devices
     if not isinstance(wanted, int) or not 0 < wanted <= there:
         raise UserError(
-            f"trainer.devices={devices}: there are {there} GPUs here; write auto or how many of them, or "
-            "take trainer=cpu_ddp"
+            f"trainer.devices={devices}: there are {there} GPUs here; write auto, or take trainer=cpu_ddp"
         )
     return wanted
 
@@ -149,7 +148,7 @@ def ranks_to_start(trainer: Mapping[str, Any]) -> int:
 def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int, str]:
     """Runs a command as `count` ranks; returns an exit status, and the cause if no rank has printed it.
 
-    SIGINT, SIGTERM and SIGUSR1 are forwarded to every rank.
+    Signals of FORWARDED are forwarded to every rank, but for those that are ignored, as SIGHUP by nohup.
 
     Args:
         patience: seconds after which ranks are ended if none of them is active.
@@ -219,7 +218,7 @@ def _start(command: Sequence[str], *, number: int, count: int, port: int, folder
 def _receive(stack: ExitStack) -> deque[int]:
     """A queue into which the signals to be forwarded come, until the stack closes."""
     received = deque[int]()
-    for number in FORWARDED:
+    for number in (each for each in FORWARDED if signal.getsignal(each) != signal.SIG_IGN):
         # queued only: a handler that sent signals could run in the middle of starting a rank
         earlier = signal.signal(number, lambda number, _: received.append(number))
         stack.callback(signal.signal, number, earlier)

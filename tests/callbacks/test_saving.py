@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -81,6 +82,40 @@ def test_a_second_interrupt_ends_at_once(fit, tmp_path):
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(Signals(signal.SIGINT, signal.SIGINT, batch=3))
     assert not (tmp_path / "states").exists()
+
+
+class Prints(Callback):
+    """A line to the terminal before each step, which fails once the terminal has gone."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        os.write(1, b"step %d\n" % batch_idx)
+
+
+def test_a_terminal_that_closes_ends_a_training_whose_step_is_saved(fit, tmp_path):
+    child, terminal = pty.fork()
+    if not child:
+        try:
+            fit(Prints(), steps=10**6)
+        except StoppedBySignal:
+            os._exit(3)
+        finally:
+            os._exit(1)
+    shown = b""
+    while b"step 3" not in shown:
+        shown += os.read(terminal, 2**10)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert saved(tmp_path)[0] > 3
+
+
+def test_a_hangup_that_nohup_has_ignored_stops_nothing(fit, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit(Signals(signal.SIGHUP, batch=1), steps=4)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert saved(tmp_path) == [4]
 
 
 @pytest.mark.parametrize("callbacks", [(), (Signals(signal.SIGTERM, batch=1),)])
