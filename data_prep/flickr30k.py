@@ -168,9 +168,12 @@ def karpathy_images(path: Path) -> list[dict]:
     try:
         images = json.loads(read_text(path))["images"]  # not read_json: odd captions are left out one by one
         for image in images:
-            assert isinstance(image["filename"] + image["split"], str)
-            assert all("raw" in sentence for sentence in image["sentences"])
-    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+            # not asserted: python -O would leave it out
+            if not isinstance(image["filename"] + image["split"], str):
+                raise TypeError("its names are no texts")
+            if not all("raw" in sentence for sentence in image["sentences"]):
+                raise KeyError("raw")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is not Karpathy's json ({error!r}): expected images with filename, split, sentences"
         ) from error

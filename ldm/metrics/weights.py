@@ -40,7 +40,7 @@ class Weights(NamedTuple):
     @property
     def path(self) -> Path:
         """Where the file lies once it is fetched: in `$LDM_WEIGHTS`, or in `~/.cache/ldm/weights`."""
-        folder = os.environ.get("LDM_WEIGHTS") or Path.home() / ".cache" / "ldm" / "weights"
+        folder = os.environ.get("LDM_WEIGHTS") or os.path.expanduser("~/.cache/ldm/weights")
         return Path(folder) / self.url.rpartition("/")[2]
 
 
@@ -89,10 +89,7 @@ def known(name: str) -> Weights:
 
 
 def describe(names: Iterable[str]) -> str:
-    """A line for each file that would be fetched: name, size, sha256, licence, address.
-
-    Raises UserError: an unknown name.
-    """
+    """A line per file to be fetched: name, size, sha256, licence, address; UserError for an unknown name."""
     lines = []
     for name in names:
         url, size, sha256, licence = known(name)

@@ -67,7 +67,7 @@ class Job:
         step, steps = self.progress()
         left = None
         if self.started is not None and step and not self.ended:
-            left = round((time.time() - self.started) * (steps - step) / step, 1)
+            left = max(0.0, round((time.time() - self.started) * (steps - step) / step, 1))
         return {
             "id": self.id,
             "state": self.state,
