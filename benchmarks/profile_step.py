@@ -148,13 +148,19 @@ def profiled(step: Action, *, rounds: int) -> list[Operator]:
         Operator(
             name=name,
             group=group,
-            seconds=sum(map(min, zip(*seconds, strict=True))),
-            calls=len(seconds[0]),
+            seconds=sum(least(seconds)),
+            calls=len(least(seconds)),
             gflop=0.0 if group in AFTER else work.get(name, 0.0),
         )
         for (name, group), seconds in calls.items()
     ]
     return sorted(operators, key=lambda operator: -operator.seconds)
+
+
+def least(rounds: Sequence[list[float]]) -> list[float]:
+    """The least of the rounds, call by call; one that lacks calls, which a cache may spare, is left out."""
+    most = max(map(len, rounds))
+    return [*map(min, zip(*(each for each in rounds if len(each) == most), strict=True))]
 
 
 def rows(operators: Iterable[Operator], *, of: float) -> list[list[str]]:

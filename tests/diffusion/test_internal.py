@@ -93,10 +93,11 @@ def test_the_head_is_in_the_bundle_which_samples_by_it(diffusion_stage, build_ne
     opened = open_latent_diffusion(written)
     assert opened.settings()["guidance"]["scale"] == 1.4
     assert opened.nfe == 2
-    ours = replace(stage.generator(), guidance=partial(internal, scale=1.4))
+    # the bundle's codec is rounded to half precision, and the network already was
+    ours = replace(stage.generator(), codec=opened.codec, guidance=partial(internal, scale=1.4))
     stage.net.eval()
     drawn = opened.latents(["a red apple"], [3])
-    assert_close(drawn, ours.latents(["a red apple"], [3]), rtol=0.02, atol=0.02)
+    assert torch.equal(drawn, ours.latents(["a red apple"], [3]))
     unguided = opened.with_options(scale=1.0).latents(["a red apple"], [3])
     assert not torch.allclose(drawn, unguided, atol=0.05)
 

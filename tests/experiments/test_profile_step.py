@@ -10,6 +10,7 @@ from benchmarks.profile_step import (
     NETWORKS,
     group_of,
     groups,
+    least,
     network,
     profiled,
     report,
@@ -40,6 +41,12 @@ def test_the_groups_of_a_step_have_all_its_operators_and_their_work(step):
     assert found["convolutions"].gflop == sum(convolved.values())
     first = 2 * (2 * 8 * 8) * 16 * 3 * 9 / 1e9  # places times outputs times inputs times taps
     assert convolved["convolution_backward"] == pytest.approx(2 * convolved["mkldnn_convolution"] - first)
+
+
+def test_the_least_of_the_rounds_is_taken_call_by_call_of_those_with_all_calls():
+    assert least([[3.0, 1.0], [2.0, 4.0]]) == [2.0, 1.0]
+    assert least([[3.0, 1.0], [0.5], [], [2.0, 4.0]]) == [2.0, 1.0]
+    assert least([[], [0.5]]) == [0.5]
 
 
 def test_the_tables_have_a_row_for_each_group_and_the_dearest_operators(step):
