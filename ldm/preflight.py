@@ -41,9 +41,7 @@ def check_tasks(*, devices: object, num_nodes: int, accelerator: str, environmen
         return
     total = int(environment.get("SLURM_NTASKS", 1))
     if total > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
-        raise UserError(
-            f"--ntasks={total} doesn't say how many tasks a node has: submit with --ntasks-per-node"
-        )
+        raise UserError(f"--ntasks={total} doesn't say how many tasks a node has: add --ntasks-per-node")
     nodes, tasks = (int(environment.get(f"SLURM_{name}", 1)) for name in ("NNODES", "NTASKS_PER_NODE"))
     gpus = environment.get("SLURM_GPUS_ON_NODE", "0")  # 0 or words: none asked for, or SLURM doesn't know
     if accelerator != "cpu" and gpus.isdecimal() and int(gpus) not in (0, tasks):

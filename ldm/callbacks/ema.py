@@ -77,11 +77,7 @@ class Follower:
 
 
 class Following(Callback, ABC):
-    """A callback with followers, which move once after each optimizer step.
-
-    Attributes:
-        followers: set by a subclass.
-    """
+    """A callback whose followers, which a subclass sets, move once after each optimizer step."""
 
     followers: Sequence[Follower]
 

@@ -96,8 +96,7 @@ class Averages:
         if not (kept := self.kept(until=wanted.step)):
             raise UserError(
                 f"{self.folder} holds no averages up to step {wanted.step}: train with "
-                "callbacks.averages.lengths=[0.05,0.1], and take a checkpoint after callbacks.averages.every"
-                " steps"
+                "callbacks.averages.lengths=[0.05,0.1] for more than callbacks.averages.every steps"
             )
         weights = shares(list(kept), wanted).tolist()
         files = [(path, *_opened(path)) for path in kept.values()]

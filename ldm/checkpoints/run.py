@@ -221,10 +221,8 @@ def hold(folder: Path, *, below: Path | None = None) -> None:
         if error.errno in TAKEN:
             owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(file)
-            raise UserError(
-                f"{folder} is in use by {owner}: wait for it, end it, or make a run of your own with"
-                " resume=never"
-            ) from None
+            remedy = "wait for it, end it, or make a run of your own with resume=never"
+            raise UserError(f"{folder} is in use by {owner}: {remedy}") from None
         if error.errno not in WITHOUT_LOCKS:
             raise
         print(f"{folder}: its file system has no locks: run only one command at a time there", flush=True)

@@ -82,9 +82,7 @@ class CodeData(LatentData):
     ) -> None:
         super().__init__(pictures=pictures, codec=codec)  # type: ignore[arg-type]
         if pictures.size != codes.net.size:
-            raise UserError(
-                f"data.size={pictures.size}: the tokenizer of pictures was trained on {codes.net.size} px"
-            )
+            raise UserError(f"data.size={pictures.size}: the tokenizer was trained on {codes.net.size} px")
         self.codes, self.embedder = codes, embedder
 
     def recipes(self, split: PictureDataset, *, mirrored: bool) -> dict[str, Recipe]:
@@ -114,7 +112,5 @@ def stored_codes(pictures: PictureDataset, codes: PictureCodes, *, mirrored: boo
     if most > MAX_CODES:
         raise UserError(f"the tokenizer has {most} codes: at most {MAX_CODES} can be stored, in 16 bits each")
     made_by = {"image_tokenizer": codes.sha256}
-    rows = {"kind": "codes", "dtype": np.uint16, "count": codes.net.length}
-    return of_pictures(
-        pictures, codes.encode_images, made_by, chunk=ENCODED_AT_ONCE, mirrored=mirrored, **rows
-    )
+    rows = {"kind": "codes", "dtype": np.uint16, "count": codes.net.length, "chunk": ENCODED_AT_ONCE}
+    return of_pictures(pictures, codes.encode_images, made_by, mirrored=mirrored, **rows)

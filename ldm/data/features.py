@@ -36,13 +36,10 @@ class Embedder(Protocol):
 def stored_embeddings(pictures: PictureDataset, embedder: Embedder, *, mirrored: bool) -> Recipe:
     """Features of each picture, float16: a row of `embedder.shape`, and if `mirrored` one of the mirrored."""
     made_by = {"image_encoder": embedder.image_fingerprint()}
-    rows = {
-        "kind": "embeddings",
-        "dtype": np.float16,
-        "count": prod(embedder.shape),
-        "chunk": ENCODED_AT_ONCE,
-    }
-    return of_pictures(pictures, embedder.embed_images, made_by, mirrored=mirrored, **rows)
+    rows = {"kind": "embeddings", "dtype": np.float16, "count": prod(embedder.shape)}
+    return of_pictures(
+        pictures, embedder.embed_images, made_by, chunk=ENCODED_AT_ONCE, mirrored=mirrored, **rows
+    )
 
 
 class FeaturedLatents(LatentData):

@@ -70,9 +70,7 @@ def find_pictures(folder: Path) -> Found:
         else:
             found.pictures.append(name)
     if gone := sorted(set().union(*lists.values()).difference(found.pictures)):
-        raise UserError(
-            f"{folder}: {LIST} names {gone[0]}, which is not there: generate it again, or take its line out"
-        )
+        raise UserError(f"{folder}: {LIST} names {gone[0]}, which is not there: take its line out")
     return found
 
 

@@ -167,11 +167,9 @@ def stored_moments(pictures: PictureDataset, codec: Codec, *, mirrored: bool) ->
 
     A row (2, c, h, w) is the mean and the log-variance; if `mirrored`, a second row is of the mirrored one.
     """
-    numbers = {"dtype": np.float16, "count": 2 * prod(codec.latent_shape(pictures.size))}
+    numbers = {"kind": "latents", "dtype": np.float16, "count": 2 * prod(codec.latent_shape(pictures.size))}
     made_by, chunk = {"autoencoder": codec.picture_fingerprint()}, codec.chunk
-    return of_pictures(
-        pictures, codec.moments, made_by, kind="latents", chunk=chunk, mirrored=mirrored, **numbers
-    )
+    return of_pictures(pictures, codec.moments, made_by, chunk=chunk, mirrored=mirrored, **numbers)
 
 
 def of_pictures(

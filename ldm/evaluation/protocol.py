@@ -199,9 +199,7 @@ class Protocol:
             if getattr(self, name) < least:
                 raise UserError(f"protocol.{name}={getattr(self, name)} must be at least {least}")
         if taken := sorted(self.generation.keys() & {each.name for each in fields(self)}):
-            raise UserError(
-                f"a generator's setting can't be called {taken[0]!r}: a protocol has such a field"
-            )
+            raise UserError(f"a generator's setting can't be called {taken[0]!r}: a protocol has that field")
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], **identities: Any) -> "Protocol":

@@ -97,9 +97,7 @@ def read_published(path: Path = PUBLISHED) -> list[PublishedRow]:
             raise UserError(f"{path}, row {number} ({entry.get('system')}): {error}") from error
     for (system, dataset), count in Counter((row.system, row.dataset) for row in rows).items():
         if count > 1:
-            raise UserError(
-                f"{path} has {count} rows of {system} on {dataset}: name the printing in the system"
-            )
+            raise UserError(f"{path} has {count} rows of {system} on {dataset}: name the printing there")
     return rows
 
 

@@ -119,8 +119,7 @@ def averaged_weights(state: Path) -> dict[str, Tensor]:
     """
     if (state / STATE).is_dir():
         raise UserError(
-            f"state={state} is sharded: resume from it with trainer.strategy.save_shards=false, and take the"
-            " next checkpoint"
+            f"state={state} is sharded: resume with trainer.strategy.save_shards=false, take the next one"
         )
     try:
         held = read_state(state / STATE)

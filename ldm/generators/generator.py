@@ -150,10 +150,7 @@ def target_of(bundle: Bundle) -> str:
 
 
 def check_options(given: Iterable[str], known: Iterable[str], *, of: object = "this generator") -> None:
-    """Refuses options that a generator doesn't have.
-
-    Raises UserError for the first of them, with the nearest one that there is.
-    """
+    """Raises UserError for the first option that a generator doesn't have, with the nearest one."""
     known = list(known)
     for name in given:
         if name not in known:

@@ -55,8 +55,7 @@ class TextToImage:
     def __post_init__(self) -> None:
         if self.weak is not None and self.negative:
             raise UserError(
-                f"negative={self.negative!r} has no place beside a weak network, which reads the prompt:"
-                " leave one of them out"
+                f"negative={self.negative!r} has no place beside a weak network: leave one of them out"
             )
         # A guidance checks its options when it gets denoisers: here, before a command writes anything.
         self.guidance(_unasked, apart(_unasked, _unasked))

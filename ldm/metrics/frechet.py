@@ -29,9 +29,7 @@ class Moments(NamedTuple):
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance; UserError for fewer than two pictures."""
         if self.count < 2:
-            raise UserError(
-                f"a Frechet distance needs at least 2 pictures on each side, got {int(self.count)}"
-            )
+            raise UserError(f"Frechet distances need at least 2 pictures on each side, got {int(self.count)}")
         mean = self.total / self.count
         return Gaussian(mean, (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1))
 

@@ -28,10 +28,7 @@ SURFACE = 1e-9  # of a radius: the distance from a to b may be rounded otherwise
 
 
 def radii(points: Rows, *, neighbours: int) -> Float[Tensor, "n"]:
-    """Distance of each point to its k-th nearest other one, float64.
-
-    Raises UserError: no more points than neighbours.
-    """
+    """Distance of each point to its k-th nearest other one, float64; UserError where there is none."""
     if len(points) <= neighbours:
         raise UserError(
             f"k={neighbours} nearest neighbours need more than {neighbours} pictures, got {len(points)}"

@@ -302,9 +302,7 @@ def features_of(batch: Observed, name: str) -> Float[Tensor, "b d"]:
         raise UserError(f"there are no features {name!r} to measure with; there are: {there}")
     features = batch.features[name]
     if not features.isfinite().all():
-        raise UserError(
-            f"features {name!r} hold NaN or infinity: the pictures or the network's weights are broken"
-        )
+        raise UserError(f"features {name!r} hold NaN or infinity: pictures or network's weights are broken")
     return features
 
 

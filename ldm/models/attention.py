@@ -46,9 +46,7 @@ class TransformerSpec:
     def heads(self, width: int) -> int:
         """Number of heads at a level of ``width`` channels."""
         if (self.num_heads is None) == (self.head_dim is None):
-            raise UserError(
-                f"num_heads={self.num_heads}, head_dim={self.head_dim}: give exactly one, the other null."
-            )
+            raise UserError(f"num_heads={self.num_heads}, head_dim={self.head_dim}: give exactly one of them")
         heads = self.num_heads or width // (self.head_dim or width)
         if heads < 1 or width % heads or (self.head_dim and width % self.head_dim):
             raise UserError(

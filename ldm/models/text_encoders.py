@@ -117,9 +117,7 @@ class ReadingDenoiser(nn.Module):
     def __init__(self, *, net: nn.Module, context_length: int, num_layers: int, num_heads: int) -> None:
         super().__init__()
         if num_layers < 1:
-            raise UserError(
-                f"{num_layers=} must be at least 1; without text layers, name the denoiser itself"
-            )
+            raise UserError(f"{num_layers=} must be at least 1; without text layers name the denoiser itself")
         self.net = net
         self.latent_channels, self.context_dim = cast(int, net.latent_channels), cast(int, net.context_dim)
         self.hidden: dict[str, tuple[int, int]] = getattr(net, "hidden", {})

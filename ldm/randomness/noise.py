@@ -68,10 +68,7 @@ NOISES: Mapping[str, type[SeededNoise]] = MappingProxyType(
 
 
 def noise_of(generator: object) -> type[SeededNoise]:
-    """The noise that a generator's name stands for.
-
-    Raises UserError for an unknown name, with those that there are.
-    """
+    """The noise that a generator's name stands for; UserError for an unknown one, with the known ones."""
     noise = NOISES.get(generator) if isinstance(generator, str) else None
     if noise is None:
         raise UserError(f"generator={generator} is unknown: write {' or '.join(NOISES)}")

@@ -16,10 +16,7 @@ def is_seed(value: object) -> bool:
 
 
 def check_seed(seed: object, name: str = "seed") -> None:
-    """Refuses what is no seed.
-
-    Raises UserError with its name and what a seed is.
-    """
+    """Raises UserError for what is no seed, with its name and what a seed is."""
     if not is_seed(seed):
         raise UserError(f"{name}={repr(seed)[:60]} {SEED}")
 

@@ -60,9 +60,7 @@ def check_jobs(opened: Opened, jobs: Sequence[Job]) -> list[str]:
         opened.with_options(negative=negative, scale=scale)
     pairs = list(dict.fromkeys((job.image, job.mask) for job in jobs if job.image is not None))
     if pairs and not opened.generator.starts_from_pictures:
-        raise UserError(
-            f"image={pairs[0][0]}: the generator of bundle {opened.bundle.place} takes no source pictures"
-        )
+        raise UserError(f"image={pairs[0][0]}: bundle {opened.bundle.place} takes no source pictures")
     lines, side = [], opened.generator.size
     for image, mask in pairs:
         if mask is not None and shape(mask) != shape(image):

@@ -65,7 +65,7 @@ def check_place(path: Path) -> None:
     """Refuses to put a picture in the place of a file that is not ours, or of a link; raises UserError."""
     if os.path.lexists(path) and not _is_ours(path):
         raise UserError(
-            f"out={path.parent} holds {path.name}, which ldm.sample has not written: name another folder"
+            f"out={path.parent} holds {path.name}, which ldm.sample has not written: name another"
         )
 
 

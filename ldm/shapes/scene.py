@@ -70,9 +70,7 @@ def check_side(side: int) -> None:
     Raises UserError where the side is outside [MIN_SIDE, MAX_SIDE].
     """
     if not MIN_SIDE <= side <= MAX_SIDE:
-        raise UserError(
-            f"size={side} must lie between {MIN_SIDE} and {MAX_SIDE}: the reader needs the pixels"
-        )
+        raise UserError(f"size={side} must lie between {MIN_SIDE} and {MAX_SIDE}: the reader needs pixels")
 
 
 def draw(scene: Scene, *, side: int = UNIT) -> UInt8[np.ndarray, "side side 3"]:

@@ -15,10 +15,7 @@ Decay = Callable[[int], float]  # step -> factor of the learning rate
 
 
 def warmup_cosine(step: int, *, warmup: int, steps: int, floor: float = 0.0) -> float:
-    """Linear rise over `warmup` steps, then half a cosine down to `floor` at `steps`.
-
-    Raises UserError for a `warmup` below 0.
-    """
+    """Linear rise over `warmup` steps (below 0: UserError), then half a cosine down to `floor` at `steps`."""
     rise = warmup_constant(step, warmup=warmup)
     if step < warmup:
         return rise

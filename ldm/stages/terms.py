@@ -72,9 +72,7 @@ def layer_of(net: nn.Module, name: str | None, *, default: int, key: str = "laye
     """
     names = list(getattr(net, "hidden", {}))
     if not names:
-        raise UserError(
-            f"model.stage.terms: {type(net).__name__} returns no hidden states: take one of ldm.models"
-        )
+        raise UserError(f"model.stage.terms: {type(net).__name__} returns no hidden states: take one of ldm")
     if name is not None and name not in names:
         raise UserError(f"model.stage.terms: there is no {key} {name!r}; the backbone has {', '.join(names)}")
     return names[default] if name is None else name

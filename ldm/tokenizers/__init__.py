@@ -155,9 +155,7 @@ def train(texts: Iterable[str], *, vocab_size: int = 2048, context_length: int =
     """
     num_merges = vocab_size - NUM_BYTE_TOKENS - NUM_CONTROL
     if num_merges < 1:
-        raise UserError(
-            f"{vocab_size=} leaves no room for merges: use more than {NUM_BYTE_TOKENS + NUM_CONTROL}"
-        )
+        raise UserError(f"{vocab_size=} leaves no room for merges: use over {NUM_BYTE_TOKENS + NUM_CONTROL}")
     learner = BytePairTokenizer(BPE(end_of_word_suffix=WORD_END))
     learner.pre_tokenizer = BYTES
     trainer = BpeTrainer(

@@ -163,7 +163,7 @@ def test_a_training_alone_reads_features_so_held_out_pictures_have_none(
 ):
     pictures = PictureData(root=str(copy_emoji()), size=16, batch_size=6, seed=3)
     data = FeaturedLatents(pictures=pictures, codec=codec, embedder=maps)
-    per_picture = data.recipes(pictures.train, mirrored=False)["embeddings"].bytes_each
+    per_picture = data.recipes(pictures.train, mirrored=False)["embedding"].bytes_each
     assert data.missing_bytes()["embeddings"] == len(pictures.train) * (SAMPLE + per_picture)
     data.setup("fit")
     assert not any(data.missing_bytes().values())
