@@ -85,8 +85,8 @@ def drafting(path: Path, *, below: Path | None = None, size: int = 0) -> Iterato
 
 
 def write(path: Path, content: str | bytes, *, below: Path | None = None) -> Path:
-    """Writes a text or bytes as `writing` does; returns the path."""
-    data = content.encode() if isinstance(content, str) else content
+    """Writes bytes or a text, what UTF-8 can't hold as escapes, as `writing` does; returns the path."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with writing(path, below=below, size=len(data)) as stream:
         stream.write(data)
     return path
@@ -109,7 +109,7 @@ def appending(path: Path, *, below: Path | None = None) -> Iterator[BinaryIO]:
 def append(path: Path, text: str, *, below: Path | None = None) -> None:
     """Appends a text to a file, which may be new."""
     with appending(path, below=below) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="backslashreplace"))
 
 
 def make_folder(path: Path, *, below: Path | None = None) -> Path:

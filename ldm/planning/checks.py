@@ -66,9 +66,8 @@ def check_start(stage: Stage, config: Mapping[str, Any]) -> None:
 def _check_shards(stage: Stage, *, compiled: bool, callbacks: Collection[str]) -> None:
     """Refuses what `trainer=fsdp` can't train."""
     if not is_overridden("configure_model", stage):
-        raise UserError(
-            f"trainer=fsdp shards the denoiser of latents alone, not {type(stage).__name__}: take trainer=ddp"
-        )
+        other = f"{type(stage).__name__} trains another network: take trainer=ddp"
+        raise UserError(f"trainer=fsdp shards the denoiser of latents alone, and {other}")
     if compiled:
         raise UserError("compile=true with trainer=fsdp is not supported: take one of them, or trainer=ddp")
     if UNEVEN in callbacks:
@@ -88,10 +87,8 @@ def check_target(config: Mapping[str, Any], stage: Stage, data: LightningDataMod
     if "target" not in config.get("callbacks", {}):
         raise UserError(f"{words}, at which callbacks.target ends the training: leave it in")
     if not is_validated(data):
-        raise UserError(
-            f"{words}, and the data have no pictures to validate on: prepare them again with val_share=0.2, "
-            "or leave it out"
-        )
+        remedy = "prepare them again with val_share=0.2, or leave it out"
+        raise UserError(f"{words}, and the data have no pictures to validate on: {remedy}")
     interval = trainer["val_check_interval"]
     batches = trainer["max_steps"] * trainer["accumulate_grad_batches"]
     if interval > batches:

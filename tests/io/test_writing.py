@@ -1,6 +1,7 @@
 """Facts about writing and removing: whole or not at all, and never through a link."""
 
 import errno
+import json
 import os
 import pickle
 import resource
@@ -69,6 +70,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(own, monkeypatch):
         write(path, "second")
     assert path.read_text() == "first"
     assert names(path.parent) == ["file"]
+
+
+def test_bytes_of_a_path_that_are_no_text_are_written_as_escapes(own):
+    """As Python reads such a path: `caf\\xe9` of Latin-1 ends with a lone surrogate, which json can spell."""
+    text = os.fsdecode(b"caf\xe9")
+    path = write(own / "file", json.dumps({"root": text}, ensure_ascii=False))
+    append(path, f" {text}")
+    assert path.read_bytes() == rb'{"root": "caf\udce9"} caf\udce9'
+    assert json.loads(path.read_bytes()[:21]) == {"root": text}
 
 
 WRITERS = {
