@@ -106,10 +106,7 @@ class Bundle:
         return dict(self.config["parts"][name]["spec"])
 
     def part(self, name: str) -> Part:
-        """Constructor and weights of one part, in float32.
-
-        Raises BundleError: no such part, or a file that is missing, changed, or holds NaN or Inf.
-        """
+        """Constructor and weights of one part, float32; BundleError if it is missing, changed, NaN or Inf."""
         spec = self.spec(name)
         file, sha256 = (self.config["parts"][name][key] for key in ("file", "sha256"))
         path = self.path / file

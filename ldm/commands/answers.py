@@ -65,11 +65,8 @@ def answer_errors(action: Callable[[], None], named: Callable[[], Iterable[str]]
 
 def open_streams() -> None:
     """Lets standard streams that a shell has closed lead nowhere; others escape what they can't encode."""
-    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # else a file of ours would get such a number
-        pass
-    os.close(number)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    for name in ("stdin", "stdout", "stderr"):  # each gets its number back, or a file of ours would get it
+        stream = getattr(sys, name) or os.fdopen(os.open(os.devnull, os.O_RDWR), "w")
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path may have bytes that are not UTF-8
         setattr(sys, name, stream)

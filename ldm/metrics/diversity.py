@@ -100,9 +100,7 @@ def within_captions(
     for caption in captions.unique().tolist():
         mine = (captions == caption).nonzero().flatten()
         if len(mine) < 2:
-            raise UserError(
-                f"diversity needs at least 2 pictures a caption, caption {caption} has one: more samples"
-            )
+            raise UserError(f"diversity needs at least 2 pictures a caption, caption {caption} has one")
         found.append(distance(table.block(mine)).cpu())
     return torch.stack(found)
 

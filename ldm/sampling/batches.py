@@ -53,8 +53,7 @@ def check_jobs(opened: Opened, jobs: Sequence[Job]) -> list[str]:
 
     Returns lines for the user: source pictures that are resized, prompts that are cut.
 
-    Raises UserError for options that the generator does not have, or source pictures and masks that it can't
-    use.
+    Raises UserError for options, source pictures and masks that the generator doesn't have or can't use.
     """
     for negative, scale in dict.fromkeys((job.negative, job.scale) for job in jobs):
         opened.with_options(negative=negative, scale=scale)

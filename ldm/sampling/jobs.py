@@ -141,9 +141,7 @@ def _csv_lines(path: Path, text: str) -> list[Line]:
     for row in table.rows:
         where = f"{path}, {row.lines}"
         if len(row.cells) > len(names):
-            raise UserError(
-                f"{where}: {len(row.cells)} cells under {len(names)} columns: put text with commas in quotes"
-            )
+            raise UserError(f"{where}: {len(row.cells)} cells under {len(names)} columns: quote commas")
         cells = zip(names, row.cells, strict=False)  # a short row leaves its last columns empty
         lines.append(Line(where, {name: _of_cell(name, cell) for name, cell in cells if cell.strip()}))
     return lines

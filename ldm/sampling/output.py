@@ -37,8 +37,7 @@ def open_output(folder: str, *, overwrite: bool) -> Path:
 def check_output(folder: Path, jobs: Sequence[Job], sheet: Path) -> None:
     """Refuses to write a command's pictures in the place of files that `ldm.sample` has not written.
 
-    Raises UserError for such a file, a link, a source picture, or the missing folder of the sheet, by its
-    name.
+    Raises UserError, by its name, for such a file, a link, a source picture, or the sheet's missing folder.
     """
     if not sheet.parent.is_dir():
         raise UserError(f"sheet={sheet} has no folder: make {sheet.parent} first")
@@ -64,9 +63,7 @@ def check_output(folder: Path, jobs: Sequence[Job], sheet: Path) -> None:
 def check_place(path: Path) -> None:
     """Refuses to put a picture in the place of a file that is not ours, or of a link; raises UserError."""
     if os.path.lexists(path) and not _is_ours(path):
-        raise UserError(
-            f"out={path.parent} holds {path.name}, which ldm.sample has not written: name another"
-        )
+        raise UserError(f"out={path.parent} holds {path.name}, which ldm.sample has not written: move it")
 
 
 def clear(folder: Path) -> None:
