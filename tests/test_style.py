@@ -58,3 +58,15 @@ def test_a_method_that_subclasses_must_give_is_abstract(sources):
 
 def test_nothing_untrusted_executes(sources):
     assert [path for path, source in sources.items() if UNSAFE.search(source)] == []
+
+
+def starts_early(source: str) -> bool:
+    """Whether something follows the last `if __name__ == "__main__"` of a file."""
+    nodes = ast.parse(source).body
+    starts = [isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in nodes]
+    return any(starts) and not starts[-1]
+
+
+def test_a_command_starts_where_its_file_ends(sources):
+    """What stands below is not defined yet when the command runs, and tests that import it don't notice."""
+    assert [path for path, source in sources.items() if starts_early(source)] == []

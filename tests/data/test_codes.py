@@ -56,7 +56,7 @@ def test_pictures_of_another_size_and_other_bundles_are_refused(codes, bundle_pa
     with pytest.raises(BundleError, match="has no image_tokenizer"):
         open_codes(Bundle.open(bundle_path))
     data = PictureData(root=str(emoji), size=32, batch_size=4)
-    with pytest.raises(UserError, match=r"data\.size=32: the tokenizer of pictures was trained on 16 px"):
+    with pytest.raises(UserError, match=r"data\.size=32: the tokenizer was trained on 16 px"):
         CodeData(pictures=data, codes=codes)
 
 
