@@ -61,7 +61,7 @@ def command_line(function: Callable[[Any], None], options: type, arguments: list
         else:
             function(read_options(options, arguments))
 
-    answer_errors(_run, named=lambda: [argument.partition("=")[2] for argument in arguments])
+    answer_errors(_run, named=lambda: [argument.partition("=")[2] or argument for argument in arguments])
 
 
 def read_options(options: type, arguments: list[str]) -> Any:

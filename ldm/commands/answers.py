@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm import UserError
 from ldm.io.writing import FULL
 
-# Errors that no bug causes: the disk is full, read-only, somebody else's, broken, or gone.
-DISK = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
+# Errors that no bug causes: the disk is full, read-only, somebody else's, broken, or gone; a long name.
+DISK = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG)
 # groups that a command reads without naming them in its defaults: +group=name
 ADDED = {
     "train": ("experiment", "sweep"),

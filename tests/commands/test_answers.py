@@ -34,6 +34,7 @@ def opening(path: Path):
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
         PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/file"),
         OSError(errno.EROFS, os.strerror(errno.EROFS), ".tmp-1"),
+        OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "x" * 300),
     ],
     ids=repr,
 )
