@@ -114,10 +114,8 @@ class EMA(Following):
 
     Lightning's WeightAveraging swaps the average with the network for validations and checkpoints. This copy
     is never swapped, so whatever is saved under the network's name is what was trained; and of a sharded
-    network each rank averages its own shard. The decay after k updates is min(decay, (1 + k) / (10 + k)).
-
-    Args:
-        decay: of the average, in [0, 1).
+    network each rank averages its own shard. The decay after k updates is min(decay, (1 + k) / (10 + k)), in
+    which `decay` lies in [0, 1).
     """
 
     def __init__(self, *, decay: float) -> None:
@@ -160,7 +158,6 @@ class PowerAverages(Following):
         lengths: standard deviation of each average's profile, as a share of the training; none switches the
             callback off.
         every: steps between two writings; the last step is written, too.
-        folder: where they go.
     """
 
     def __init__(self, *, lengths: Sequence[float], every: int, folder: str) -> None:

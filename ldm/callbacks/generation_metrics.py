@@ -150,11 +150,8 @@ class GenerationMetrics(Callback):
 class RoundTrip(Callback):
     """Logs `val/rfd_<features>`, the Frechet distance of held-out pictures to reconstructions by the EMA.
 
-    Of fewer pictures than such a distance wants it is logged as `val/rfd_<features>_few`. Every rank measures
-    all pictures, so that no number depends on how many there are.
-
-    Args:
-        extractor: network whose first kind of features the sets are compared in.
+    The features are the extractor's first ones. Of fewer pictures than such a distance wants it is logged as
+    `val/rfd_<features>_few`. Every rank measures all pictures: no number depends on how many ranks there are.
     """
 
     def __init__(self, *, extractor: FeatureExtractor) -> None:

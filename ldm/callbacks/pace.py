@@ -84,16 +84,12 @@ class Pace(Callback):
 
 
 class Target(Callback):
-    """Ends a training at the first validation whose `val/loss_fixed` is at most a target.
+    """Ends a training at the first validation whose `val/loss_fixed` is at most `loss`.
 
     Each validation logs how long the training has taken: `val/seconds` by the clock and `val/cpu_seconds` of
     all cores of this process. Both begin with the first batch, include validations, and continue where a
-    resumed training was saved. One that began without a target logs none: its checkpoints have no clocks.
-
-    Args:
-        loss: the target; None ends nothing and logs nothing.
-
-    Raises UserError for a target that isn't a positive number.
+    resumed training was saved. One that began without a target, `loss` None, logs none: its checkpoints have
+    no clocks. Raises UserError for a target that isn't a positive number.
     """
 
     def __init__(self, *, loss: float | None = None) -> None:

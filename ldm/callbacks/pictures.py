@@ -20,8 +20,7 @@ Sheet = tuple[list[torch.Tensor], int]  # uint8 pictures, row by row, and the nu
 class Sheets(Callback, ABC):
     """Writes `<folder>/step=<k>.png` at each validation, prints its path, and logs it to TensorBoard or W&B.
 
-    Args:
-        folder: where the sheets go, inside the run directory.
+    The folder lies in the run directory.
     """
 
     title: str  # the sheet's name in the loggers
@@ -100,11 +99,7 @@ class SampleGrid(Sheets):
 
 
 class Reconstructions(Sheets):
-    """Held-out pictures above the autoencoder's reconstructions of them.
-
-    Args:
-        count: pictures on the sheet.
-    """
+    """`count` held-out pictures above the autoencoder's reconstructions of them."""
 
     title = "reconstructions"
 

@@ -21,8 +21,7 @@ FILE_NAME, LOG = "report.md", "metrics.jsonl"
 class RunReport(Callback):
     """Writes `report.md` when training ends; a failure is a warning, since the run is complete without it.
 
-    Args:
-        folder: the run directory. Without a `metrics.jsonl` in it there is no report.
+    Without a `metrics.jsonl` in the folder, the run directory, there is no report.
     """
 
     def __init__(self, *, folder: str) -> None:

@@ -108,8 +108,7 @@ def stored_codes(pictures: PictureDataset, codes: PictureCodes, *, mirrored: boo
 
     Raises UserError for a tokenizer with more codes than that type has.
     """
-    most = max(num_codes for _, num_codes in codes.net.levels)
-    if most > MAX_CODES:
+    if (most := max(num_codes for _, num_codes in codes.net.levels)) > MAX_CODES:
         raise UserError(f"the tokenizer has {most} codes: at most {MAX_CODES} can be stored, in 16 bits each")
     made_by = {"image_tokenizer": codes.sha256}
     rows = {"kind": "codes", "dtype": np.uint16, "count": codes.net.length, "chunk": ENCODED_AT_ONCE}

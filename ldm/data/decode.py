@@ -89,13 +89,9 @@ class EncodedPicture:
         self.reducible = self._is_jpeg and self._orientation == 1
 
     def pixels(self, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8, h w 3.
+        """uint8, h w 3; raises PictureError: a damaged or cut picture.
 
-        Args:
-            at_least: height and width below which a JPEG need not be decoded in full; it may come at any
-                eighths of its size that are not below them, rounded up.
-
-        Raises PictureError: a damaged or cut picture.
+        A JPEG may come at any eighths of its size, rounded up, that are not below `at_least`: height, width.
         """
         pixels = self._decoded_jpeg(at_least) if self._is_jpeg else self._decoded()
         turn = self._orientation  # EXIF 2.3, section 4.6.4 A: from 5 on, rows and columns are exchanged

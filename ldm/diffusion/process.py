@@ -141,8 +141,7 @@ class Process:
         Arguments by name, such as `early=1.4` of a DiT, are passed on to the network.
         """
         # not required: any callable of (x, t, context) is a network
-        project = getattr(net, "project_context", None)
-        if project is not None:  # keys and values of the context are the same at every step
+        if (project := getattr(net, "project_context", None)) is not None:
             context = project(context)
 
         def denoise(x: State, t: Time, **asked: object) -> State:

@@ -148,10 +148,8 @@ def ranks_to_start(trainer: Mapping[str, Any]) -> int:
 def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int, str]:
     """Runs a command as `count` ranks; returns an exit status, and the cause if no rank has printed it.
 
-    Signals of FORWARDED are forwarded to every rank, but for those that are ignored, as SIGHUP by nohup.
-
-    Args:
-        patience: seconds after which ranks are ended if none of them is active.
+    Signals of FORWARDED are forwarded to every rank, but for those that are ignored, as SIGHUP by nohup. If
+    no rank is active for `patience` seconds, all are ended.
 
     Raises UserError for a patience that is no finite number of seconds, at least 2.
     """

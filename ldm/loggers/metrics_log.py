@@ -18,8 +18,7 @@ ENDING = 4  # lines at the end of a log that may be of the checkpoint's step: tr
 class RunLogger(Logger):
     """A logger of one run; it logs no hyperparameters, since the run directory has the config.
 
-    Args:
-        name: what Lightning and messages call it.
+    `name` is what Lightning and messages call it.
     """
 
     name, version = "", ""  # type: ignore[assignment]  # properties of Lightning's class

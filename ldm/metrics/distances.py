@@ -125,8 +125,7 @@ def unbiased_mmd(
 ) -> Float[Tensor, " k"]:
     """Squared discrepancy of each pair of subsets without the pairs of a row with itself (eq. 3), float64.
 
-    Args:
-        subsets: of x and of y, which rows are in each; None takes all rows.
+    `subsets` of x and of y are the numbers of the rows in each; None takes all rows.
     """
     of_x, of_y = subsets or (_everyone(x), _everyone(y))
     return _within(x, of_x, kernel) + _within(y, of_y, kernel) - 2 * _between(x, y, of_x, of_y, kernel)

@@ -133,11 +133,8 @@ class VendiScore(PictureMetric):
 def vendi_score(outer: Float[Tensor, "d d"]) -> Float[Tensor, ""]:
     """exp(entropy of the eigenvalues of K / n), K the cosines of all pairs (Friedman & Dieng 2023, def. 3.1).
 
-    1 for equal pictures, n for n at right angles. K / n and the sum of the unit rows' outer products over n
-    have the same eigenvalues but for zeros, and the latter is as small for many pictures as for few.
-
-    Args:
-        outer: sum over pictures of the outer product of the unit row with itself.
+    1 for equal pictures, n for n at right angles. But for zeros, K / n has the eigenvalues of
+    `outer` / n, the sum of the unit rows' outer products, which is as small for many pictures as for few.
     """
     values = torch.linalg.eigvalsh(outer / outer.trace()).clamp(min=0)
     return torch.special.entr(values).sum().exp()

@@ -65,10 +65,7 @@ class NamedDistance(Protocol):
 class Pixels:
     """The features `pixels`: a picture's values in [0, 255], channel by channel, as whole numbers.
 
-    Args:
-        size: side in pixels; other pictures are resized bicubically and rounded.
-
-    Raises UserError: a size below 1.
+    Pictures of another side than `size` are resized bicubically and rounded. Raises UserError: it is below 1.
     """
 
     def __init__(self, *, size: int) -> None:
@@ -89,11 +86,7 @@ class Pixels:
 
 
 class BothWays:
-    """The features `<name>_both_ways`: an extractor's first features, and behind them the mirror image's.
-
-    Args:
-        of: the extractor, which looks at each picture twice.
-    """
+    """The features `<name>_both_ways`: an extractor's first features, and behind them the mirror image's."""
 
     def __init__(self, *, of: FeatureExtractor) -> None:
         name, width = next(iter(of.dims.items()))
@@ -121,11 +114,9 @@ def as_pictures(pixels: Float[Tensor, "b d"]) -> UInt8[Tensor, "b 3 s s"]:
 def resize_pictures(images: UInt8[Tensor, "b 3 h w"], *, size: int, mode: str) -> Float[Tensor, "b 3 s s"]:
     """Resizes to a square; values stay in [0, 255] and are not rounded.
 
-    Args:
-        size: side in pixels.
-        mode: "bilinear" and "bicubic" are antialiased, the latter as Pillow's; "bilinear_aliased" picks
-            between the four nearest pixels even where it shrinks; "tensorflow" does the same from TensorFlow
-            1's grid, which begins in the corner of the picture instead of half a pixel inside.
+    The modes "bilinear" and "bicubic" are antialiased, the latter as Pillow's; "bilinear_aliased" picks
+    between the four nearest pixels even where it shrinks; "tensorflow" does the same from TensorFlow 1's
+    grid, which begins in the corner of the picture instead of half a pixel inside.
 
     Raises UserError: an unknown mode.
     """

@@ -31,12 +31,8 @@ def store_tables(
     """Stacks the parts' tables by name, each in a file of its own: only one part is in memory at a time.
 
     The tables are read like any tensor and must not be written to. Their files have no names: nothing is left
-    when the last reader has gone, also after a crash.
-
-    Args:
-        folder: where the files lie; null, or one that can't be written, is the system's temporary folder.
-
-    Raises UserError: the folder has no room.
+    when the last reader has gone, also after a crash. They lie in the folder, or in the system's temporary
+    one if it is None or can't be written. Raises UserError: the folder has no room.
     """
     tables = defaultdict(partial(_Growing, folder))
     for part in parts:

@@ -296,10 +296,8 @@ class CopiedShare(GatheredFeatures):
 def nearest_ratio(generated: Rows, real: Rows) -> NearestRatio:
     """Ratio of each generated picture's distances to its two nearest real ones; 0 for an exact copy.
 
-    The distance to a real picture is the smaller one of the picture's and of its mirror image's.
-
-    Args:
-        generated, real: features of each picture, and behind them those of its mirror image.
+    The distance to a real picture is the smaller one of the picture's and of its mirror image's, whose
+    features stand behind its own.
     """
     theirs = _way(real, 0)
     distances, numbers = [], []

@@ -251,12 +251,9 @@ def stretch_positions(positions: Float[Tensor, "1 n d"], *, side: int) -> Float[
 
 
 class ClipFeatures(FeatureNetwork):
-    """Picture features `<name>_image` and text features `<name>_text` of one of OpenAI's CLIPs, not scaled.
+    """Picture features `<name>_image` and text features `<name>_text` of one of `CLIPS`, not scaled.
 
     Pictures are resized bicubically to the network's square and rounded to 8 bit, as Radford et al. 2021 do.
-
-    Args:
-        name: which CLIP, a key of `CLIPS`.
     """
 
     rounded = True

@@ -126,8 +126,7 @@ class PictureMetric(Metric):
     def copies_in(self, generated: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Copies | None:
         """Pairs of a generated and a real picture that the report shows; None for most metrics.
 
-        Args:
-            generated, real: tables of features by name; those of the latest result.
+        The tables of features, by name, are those of the latest result.
         """
         return None
 
@@ -230,11 +229,7 @@ class GatheredFeatures(PictureMetric):
 
 
 class PromptMetric(PictureMetric):
-    """A metric of generated pictures and their own prompts; it keeps the features of both.
-
-    Args:
-        pictures, prompts: names of both kinds of features.
-    """
+    """A metric of generated pictures and their own prompts; it keeps the features of both, by these names."""
 
     references: ClassVar[tuple[Reference, ...]] = ("ceiling", "real")
     against_real: ClassVar[bool] = False

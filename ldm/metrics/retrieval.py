@@ -27,8 +27,7 @@ def ranks(
 
     Raises UserError: a query without a right item in the gallery.
     """
-    absent = ~torch.isin(query_keys, gallery_keys)
-    if absent.any():
+    if (absent := ~torch.isin(query_keys, gallery_keys)).any():
         raise UserError(f"{int(absent.sum())} of {len(query_keys)} queries have no right item in the gallery")
     found = []
     for rows, keys in zip(blocks(queries), query_keys.split(ROWS_AT_ONCE), strict=True):

@@ -119,8 +119,7 @@ def locate(name: str, path: str | Path | None = None, *, sha256: str | None = No
 
 def check(path: Path, *, sha256: str, remedy: str = "remove the file and fetch it again") -> None:
     """Compares a file's hash; UserError for another hash, and the remedy."""
-    found = hash_file(path)
-    if found != sha256:
+    if (found := hash_file(path)) != sha256:
         raise UserError(f"weights {path} have sha256 {found[:12]}, expected {sha256[:12]}: {remedy}")
 
 
@@ -185,8 +184,7 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], *, source: Path) -> 
     """
     own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = sorted(name for name in {*own, *theirs} if own.get(name) != theirs.get(name))
-    if wrong:
+    if wrong := sorted(name for name in {*own, *theirs} if own.get(name) != theirs.get(name)):
         name = wrong[0]
         raise UserError(
             f"weights {source} don't fit {type(net).__name__}: {len(wrong)} differ, first {name!r} with "

@@ -129,12 +129,7 @@ class CodeTransformer(nn.Module, ABC):
 
 
 class Continuation:
-    """A sequence that grows by the codes that it is called with, and predicts the next one.
-
-    Args:
-        net: the network.
-        prompt: as the network made it.
-    """
+    """A sequence that grows by the codes that it is called with, and predicts the next one."""
 
     def __init__(self, net: CodeTransformer, prompt: Prompt) -> None:
         self.net, self.prompt, self.place = net, prompt, 0

@@ -26,11 +26,8 @@ def meta_init(*, most: int | float = math.inf) -> Iterator[None]:
     PyTorch's random numbers and arithmetic of meta tensors import its compiler, seconds: networks make their
     initial values by functions of `IN_PLACE`, which are skipped here.
 
-    Args:
-        most: weights that the networks may have together, an empty tensor counted as one. The first beyond it
-            stops the construction, so that a forged config takes no more time than its file is long.
-
-    Raises UserError where they have more.
+    Raises UserError at the first weight beyond `most` of all networks together, an empty tensor counted as
+    one, so that a forged config takes no more time than its file is long.
     """
     count, owner = 0, get_ident()  # torch's hook sees the networks of other threads, too
 

@@ -198,10 +198,9 @@ def nearest(rows: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[T
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """Each of a few channels rounded to one of its levels (Mentzer et al. 2023, sec. 3).
+    """Each of a few channels rounded to one of its levels, whose product is the number of codes.
 
-    Args:
-        levels: of each channel; their product is the number of codes.
+    Mentzer et al. 2023, sec. 3.
     """
 
     def __init__(self, *, levels: Sequence[int]) -> None:

@@ -240,8 +240,7 @@ class Trunk(nn.Module):
     def cache(self, rows: int, length: int, *, valid: Bool[Tensor, "b n"] | None = None) -> Cache:
         """An empty cache for `rows` sequences of at most `length` places.
 
-        Args:
-            valid: the places that others attend to, for sequences with pads; None: all.
+        `valid` are those that others attend to, for sequences with pads; None: all.
         """
         like = self.norm.weight
         shape = (2, rows, self.num_heads, length, self.width // self.num_heads)

@@ -139,8 +139,7 @@ def validation_options(data: LightningDataModule) -> dict[str, Any]:
     """Options that switch a trainer's validation off if the data have no held-out set, which is printed."""
     if is_validated(data):
         return {}
-    pictures = getattr(data, "pictures", data)
-    if isinstance(pictures, PictureData):
+    if isinstance(pictures := getattr(data, "pictures", data), PictureData):
         say(
             f"data.root={pictures.root} has no pictures to validate on: trained without validation (to hold "
             "some out, prepare the set again with val_share=0.2)"

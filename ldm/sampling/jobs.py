@@ -179,10 +179,8 @@ def _check_columns(where: str, names: Iterable[str]) -> None:
 def jobs_of(lines: Sequence[Line], *, defaults: Mapping[str, Any]) -> list[Job]:
     """The pictures of all lines, `count` for each prompt and source picture, in their order.
 
-    The pictures of a line have its seed and the seeds after it, for each source picture anew.
-
-    Args:
-        defaults: `count` and `seed`, and the values of other fields that a line leaves empty.
+    The pictures of a line have its seed and the seeds after it, for each source picture anew. `defaults` has
+    `count` and `seed`, and the values of other fields that a line leaves empty.
 
     Raises UserError for a field with a wrong value, too many pictures, or two of one name.
     """

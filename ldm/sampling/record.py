@@ -177,9 +177,8 @@ def check_record(record: Fields) -> None:
 def reopen(path: Path, facts: Mapping[str, Any], given: Mapping[str, str] = NONE) -> tuple[Opened, Job]:
     """The generator and the job that a picture's record describes.
 
-    Args:
-        given: where `FILES` lie now; what isn't given is looked for where the record says. Records of
-            earlier versions have whole paths.
+    `given` says where `FILES` lie now; the others are looked for where the record says. Records of earlier
+    versions have whole paths.
 
     Raises UserError for another version, or another bundle, source picture or mask, or one that is not there.
     """

@@ -55,10 +55,7 @@ def new_id() -> str:
 
 
 class History:
-    """The folder of a server's state, for one server at a time.
-
-    Args:
-        folder: is made if it is missing.
+    """The folder of a server's state, for one server at a time; it is made if it is missing.
 
     Raises UserError where another server has it, or it can't be written to.
     """

@@ -72,8 +72,7 @@ class Service:
     ) -> dict[str, Any]:
         """Accepts a job and returns it; raises Refused where the queue is full or the server is closing.
 
-        Args:
-            kind: of the pictures; jobs of another kind than `picture` are in no list and in no history.
+        Jobs of pictures of another kind than `picture` are in no list and in no history.
         """
         slots = [Slot(task) for task in tasks]
         job = Job(new_id(), request, model, slots, options, strength, kind=kind)
@@ -222,8 +221,7 @@ class Service:
 
     def _answer(self, question: Question, future: "Future[Any]") -> None:
         self.networks.send(question)
-        answer = self.networks.receive()
-        if isinstance(answer, Answer):
+        if isinstance(answer := self.networks.receive(), Answer):
             future.set_result(answer.value)
         else:
             future.set_exception(Refused(answer.sentence))

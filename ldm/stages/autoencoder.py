@@ -169,7 +169,6 @@ class AutoencoderStage(ReconstructionStage):
     """Trains an autoencoder on L1 + KL, with a perceptual term and a patch discriminator if they are given.
 
     Args:
-        net: the autoencoder.
         kl_weight: weight of the divergence per latent value against the absolute error per pixel value.
         squared_weight: weight of the squared error beside the absolute one. Where small objects stand before
             a plain background, the absolute error alone leaves them grey for hundreds of steps.

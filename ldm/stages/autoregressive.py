@@ -73,7 +73,6 @@ class AutoregressiveStage(ConditionedStage):
     of the pictures, and no caption is read in training.
 
     Args:
-        net: the network.
         codes: the tokenizer of pictures, frozen.
         clip: frozen: its tokenizer reads captions, its towers make features and rank candidates.
         loss: of a sequence's likelihoods.

@@ -32,8 +32,7 @@ class ContrastiveStage(PictureStage):
     def __init__(self, *, net: CLIP, tokenizer: Tokenizer, **others: Any) -> None:
         super().__init__(net=net, **others)
         expected = (net.text.vocab_size, net.text.context_length)
-        given = (tokenizer.vocab_size, tokenizer.context_length)
-        if given != expected:
+        if (given := (tokenizer.vocab_size, tokenizer.context_length)) != expected:
             raise UserError(
                 f"the tokenizer's vocabulary and context length {given} are not the text encoder's "
                 f"{expected}: choose the tokenizer that the text encoder's yaml names"

@@ -43,7 +43,6 @@ class TokenizerStage(ReconstructionStage):
     accumulated batches; they are buffers, so that checkpoints have them and the EMA copies them.
 
     Args:
-        net: the tokenizer.
         error: of what the network renders against the pictures, mean over values.
         others: see `ReconstructionStage`.
     """

@@ -63,7 +63,6 @@ class NetworkStage(LightningModule):
     """A stage that trains one network and generates no pictures, unless a method says otherwise.
 
     Args:
-        net: the network that is trained.
         optimizer, decay: the optimizer's constructor, and its learning-rate factor by step.
         seed: key of all random numbers, together with the samples' positions.
 

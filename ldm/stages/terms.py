@@ -84,8 +84,7 @@ class Alignment(Term):
     The projector is two linear layers at each place; that of Yu et al. 2025 has three.
 
     Args:
-        net: the denoiser.
-        layer: name of the hidden state; None: the one in the middle.
+        layer: name of the denoiser's hidden state; None: the one in the middle.
 
     Attributes:
         projector: from the state's channels, last axis, to those of the map; a subclass makes it.
@@ -165,9 +164,8 @@ class LayerSync(Term):
     Haghighi et al. 2025, arXiv 2510.12581. It needs no projector and no other network.
 
     Args:
-        net: the denoiser.
-        early, late: names of the states; None: at a quarter of their list from its start and from its end,
-            which is the same level of a U-Net on its ways down and up.
+        early, late: names of the denoiser's states; None: at a quarter of their list from its start and from
+            its end, which is the same level of a U-Net on its ways down and up.
 
     Raises UserError for layers that the denoiser doesn't have, or that differ in their channels.
     """
@@ -199,10 +197,7 @@ class ContrastiveFlow(Term):
 
     The other one is the next sample of the batch of all ranks, and for the last one the first; with
     accumulation, of the micro-batch. It pushes predictions of different captions apart; a large weight makes
-    them diverge.
-
-    Args:
-        net: the denoiser, of which it asks nothing.
+    them diverge. It asks nothing of the denoiser.
     """
 
     def __init__(self, *, net: nn.Module, weight: float = 0.05) -> None:
@@ -221,12 +216,9 @@ class ContrastiveFlow(Term):
 
 
 class EarlyPrediction(Term):
-    """The denoising loss of the network's early head, by which it guides itself (arXiv 2512.24176).
+    """The denoising loss of the denoiser's early head, by which it guides itself (arXiv 2512.24176).
 
-    Args:
-        net: the denoiser.
-
-    Raises UserError for a denoiser without an early head.
+    Raises UserError for a denoiser without one.
     """
 
     layers = ("early",)

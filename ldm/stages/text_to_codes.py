@@ -39,7 +39,6 @@ class TextToCodesStage(ConditionedStage):
     """Trains a network on cached codes and text states; a subclass says by what loss.
 
     Args:
-        net: the network.
         codes: the frozen tokenizer of pictures.
         codec: frozen; its text encoder reads the captions.
         sampling: options of the generator while training, and by default from the bundle.
@@ -118,12 +117,9 @@ def check_width(option: str, wanted: int | None, codec: Codec) -> None:
 
 
 class TwoLevelStage(TextToCodesStage):
-    """Trains both priors together; neither's gradient reaches the other.
+    """Trains both priors together; neither's gradient reaches the other. A dropped caption is the empty one.
 
-    Args:
-        net, codes, codec, others: see `TextToCodesStage`; a dropped caption is the empty one.
-
-    Raises UserError as `TextToCodesStage` does.
+    Arguments and errors are those of `TextToCodesStage`.
     """
 
     opener = "ldm.generators.text_to_codes.open_two_level"

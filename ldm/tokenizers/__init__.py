@@ -113,11 +113,7 @@ class Tokenizer:
         return Cut(tokens=len(owners) + NUM_CONTROL, limit=self.context_length, seen=cleaned[:end][-SEEN:])
 
     def cut_line(self, texts: Sequence[str], *, what: str) -> str | None:
-        """One line on the texts of which only the beginning is read; None if all of them are read whole.
-
-        Args:
-            what: what a text is called, as "prompt".
-        """
+        """One line on the texts, each a `what` ("prompt"), that are read in part; None if there are none."""
         cuts = {number: cut for number, text in enumerate(texts, start=1) if (cut := self.cut(text))}
         if not cuts:
             return None
