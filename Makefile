@@ -7,6 +7,8 @@ DEMO := runs/demo
 # all but the slow ones: orders of convergence, whole trainings, generators from bundles
 QUICK := $(addprefix tests/,commands diffusion io models randomness test_construct.py test_golden.py test_house.py test_style.py)
 QUICK += $(addprefix --ignore=tests/,diffusion/test_samplers.py diffusion/test_conf.py)
+# bytecode is kept, whatever the shell says: each worker and each command in a process of its own would compile again
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve load quick test page check format bench gpu peers weights faults ranks chaos slurm golden report docs
@@ -43,10 +45,10 @@ demo: setup  ## train CLIP, autoencoder and U-Net on emoji, sample, evaluate: 15
 quick: setup  ## what to run at each save: style, import contracts and the tests of the core, in less than a minute
 	$(LDM) ruff check --quiet .
 	$(VENV)/bin/lint-imports
-	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal -q --no-header $(QUICK)
+	$(PYTEST) -q --no-header $(QUICK)
 
 test: setup  ## run the whole test suite: some minutes on 2 cores
-	OMP_NUM_THREADS=1 $(LDM) pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 page: setup  ## the page of ldm.serve in a real browser, some minutes; needs Chromium: apt-get install chromium
 	$(LDM) pytest tests/serve/browser/page_*.py; status=$$?; cat runs/page/log.txt; exit $$status
