@@ -173,9 +173,10 @@ def check(name: str, arguments: Iterable[str], *, sweep: bool = False) -> None:
             raise
         remedy = "keep one of them" if typed[1:] else f"write {typed[0].lstrip('+')}, without the plus"
         raise UserError(f"{' '.join(typed)}: {twice[1]} would be chosen twice: {remedy}") from error
+    known = sorted(key_paths(config))
     for override in overrides:
         if override not in groups and not override.key_or_group.startswith("hydra"):
-            check_value(override, config, lists=LISTS.get(name, ()))
+            check_value(override, config, known, lists=LISTS.get(name, ()))
 
 
 def parsed(argument: str) -> Override:
@@ -229,10 +230,11 @@ def check_group(override: Override, command: str) -> None:
         raise UserError(f"{group} has no place in ldm.{command}, only in {', '.join(READERS[group])}")
 
 
-def check_value(override: Override, config: DictConfig, *, lists: Sequence[str] = ()) -> None:
-    """Refuses an unknown key, or a value of another type; `lists` may have a list of values."""
+def check_value(
+    override: Override, config: DictConfig, known: list[str], *, lists: Sequence[str] = ()
+) -> None:
+    """Refuses a key that is not `known`, or a value of another type; `lists` may have a list of values."""
     key = override.key_or_group
-    known = sorted(key_paths(config))
     parent = key.rpartition(".")[0]
     if key not in known and not (override.is_add() and parent in known):
         names = known + [group.name for group in CONF.iterdir() if group.is_dir()]

@@ -2,15 +2,18 @@
 
 A command composes its config three times: `ldm.config.check` compares what is typed with it, Hydra checks
 whether it is a sweep, and the command runs with it. What the chosen files hold is remembered, as nothing else
-decides it. Hydra then sets the values that are typed in a copy of it, each time.
+decides it. Hydra then sets the values that are typed in a copy of it, each time. Of what is typed, each text
+is parsed once.
 """
 
 import pickle
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hydra._internal import config_loader_impl as hydra_loader
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
@@ -21,8 +24,10 @@ def compose_once(patch: pytest.MonkeyPatch) -> None:
     """Remembers what files were chosen and what they hold, where all are of conf/: others may change."""
     loader = hydra_loader.ConfigLoaderImpl
     choose, merge = hydra_loader.create_defaults_list, loader._compose_config_from_defaults_list
+    parse = OverridesParser.parse_rule
     look = loader._process_config_searchpath  # reads the first file, which names no further folders
     chosen: dict[Any, Any] = {}
+    parsed: dict[tuple[str, str], Any] = {}  # by a text and the rule that reads it
     merged: dict[int, bytes] = {}  # by the identity of a list in `chosen`
 
     def remembered(*, repo: Any, overrides_list: list[Override], **options: Any) -> Any:
@@ -48,6 +53,12 @@ def compose_once(patch: pytest.MonkeyPatch) -> None:
         if own_confs() or any(each.key_or_group == "hydra.searchpath" for each in overrides):
             look(self, name, overrides, repo)
 
+    def parsed_once(self: Any, text: str, rule: str) -> Any:
+        if (text, rule) not in parsed:
+            parsed[text, rule] = parse(self, text, rule)
+        return copy(parsed[text, rule])
+
+    patch.setattr(OverridesParser, "parse_rule", parsed_once)
     patch.setattr(loader, "_process_config_searchpath", looked)
     patch.setattr(hydra_loader, "create_defaults_list", remembered)
     patch.setattr(loader, "_compose_config_from_defaults_list", copied)
