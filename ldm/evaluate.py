@@ -102,7 +102,9 @@ def points(lists: Mapping[str, Sequence[Any] | None]) -> list[dict[str, Any]]:
         if name not in AXES:
             raise UserError(f"sweep.{name} is unknown: a sweep has {', '.join(AXES)}")
         if values is not None and (not isinstance(values, list) or not values):
-            raise UserError(f"sweep.{name}={values} must be a list of values, as sweep.scales=[1,2,4]")
+            raise UserError(
+                f"sweep.{name}={values} must be a list with a value or more, as sweep.scales=[1,2,4]"
+            )
     combinations = product(*(lists.get(name) or [None] for name in AXES))
     return [dict(zip(AXES.values(), values, strict=True)) for values in combinations]
 

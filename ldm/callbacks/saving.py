@@ -88,8 +88,9 @@ class SaveStates(Callback):
         if trainer.is_global_zero:
             discard_damaged(self.folder, after=trainer.global_step, usable=is_readable)
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
-                self._handlers[number] = signal.signal(number, self._on_signal)
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup wants the training to outlive its terminal
+            self._handlers[number] = signal.signal(number, self._on_signal)
         if trainer.received_sigterm:  # while Lightning's own handler was there
             self.signalled = signal.SIGTERM
 

@@ -148,8 +148,8 @@ def ranks_to_start(trainer: Mapping[str, Any]) -> int:
 def launch(command: Sequence[str], count: int, *, patience: float) -> tuple[int, str]:
     """Runs a command as `count` ranks; returns an exit status, and the cause if no rank has printed it.
 
-    Signals of FORWARDED are forwarded to every rank, but for those that are ignored, as SIGHUP by nohup. If
-    no rank is active for `patience` seconds, all are ended.
+    Signals of FORWARDED are forwarded to every rank, but SIGHUP under nohup. If no rank is active for
+    `patience` seconds, all are ended.
 
     Raises UserError for a patience that is no finite number of seconds, at least 2.
     """
@@ -216,7 +216,9 @@ def _start(command: Sequence[str], *, number: int, count: int, port: int, folder
 def _receive(stack: ExitStack) -> deque[int]:
     """A queue into which the signals to be forwarded come, until the stack closes."""
     received = deque[int]()
-    for number in (each for each in FORWARDED if signal.getsignal(each) != signal.SIG_IGN):
+    for number in FORWARDED:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup wants the ranks to outlive their terminal
         # queued only: a handler that sent signals could run in the middle of starting a rank
         earlier = signal.signal(number, lambda number, _: received.append(number))
         stack.callback(signal.signal, number, earlier)

@@ -274,7 +274,7 @@ APG = {"_target_": "ldm.diffusion.guidance.apg", "_partial_": True, "scale": 3.0
         ("sampled", {}),
         ("projected", {"guidance": APG, "scale": 2.5}),
         ("rounded", {"precision": "bfloat16"}),
-        ("shipped", {"steps": 3}),
+        ("shipped", {"steps": 3, "scale": 2.0}),
     ],
 )
 def test_bundles_generate_the_bytes_that_they_always_did(bundle_path, name, options):
