@@ -140,9 +140,9 @@ class TextToImage:
         return reported
 
     def _calls(self, around: Callable[[Denoiser], Denoiser], times: Times | None = None) -> int:
-        """How often a denoiser is called by sampling with what `around` makes of it, here four numbers.
+        """Counts the denoiser's calls in one sampling run; `around` wraps the denoiser, as guidance does.
 
-        No formula knows how often a sampler or a guidance calls its denoiser; to count is always right.
+        It samples four numbers, since no formula knows how often a sampler or a guidance calls its denoiser.
         """
         count = 0
 
