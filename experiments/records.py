@@ -20,7 +20,8 @@ from data_prep.command_line import command_line, option
 from ldm import UserError
 from ldm.checkpoints.provenance import CONFIG, facts_of, flat, published
 from ldm.io.curves import CPU_SECONDS, LOSS, SECONDS, Line, read_lines
-from ldm.io.reading import Fields, hash_file, read_json, read_yaml
+from ldm.io.fields import Fields
+from ldm.io.reading import hash_file, read_json, read_yaml
 from ldm.io.writing import new_folder, write
 
 HOME = Path(__file__).with_suffix("")

@@ -87,7 +87,8 @@ def export_bundle(config: DictConfig) -> None:
     import torch
 
     from ldm.checkpoints.bundle import Bundle
-    from ldm.exchange.exporting import open_export, write_diffusers, write_onnx, write_single_file
+    from ldm.exchange.exporting import open_export, write_diffusers, write_single_file
+    from ldm.exchange.onnx import write_onnx
 
     bundle, out = Bundle.open(config.bundle), Path(config.out)
     options = {name: plain(config).get(name) for name in ("sampler", "grid", "steps")}

@@ -23,16 +23,8 @@ from torch import Tensor, nn
 
 from ldm import UserError
 from ldm.construct import construct, locate
-from ldm.io.reading import (
-    MAX_FLOAT,
-    MAX_YAML,
-    Fields,
-    check_tree,
-    hash_file,
-    is_plain_name,
-    read_json,
-    read_yaml,
-)
+from ldm.io.fields import MAX_FLOAT, Fields, check_tree
+from ldm.io.reading import MAX_YAML, hash_file, is_plain_name, read_json, read_yaml
 from ldm.models.meta_init import meta_init
 from ldm.tokenizers import TOKENIZER_FORMAT, Tokenizer
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle_writer import save_tensors
-from ldm.io.reading import Fields, parse_json
+from ldm.io.fields import Fields
+from ldm.io.reading import parse_json
 from ldm.io.writing import drafting
 
 NAME = re.compile(r"step=(\d{8})_length=([\d.e-]+)\.safetensors")

@@ -24,7 +24,8 @@ from ldm import UserError
 from ldm.checkpoints.provenance import CONFIG, LOCK, RECORD, command, config_hash, environment, git_state
 from ldm.checkpoints.resuming import Difference, check_changes, contents, differences, is_below, replaced
 from ldm.checkpoints.training_state import POINTER, is_readable, newest_state
-from ldm.io.reading import Fields, read_json, read_yaml
+from ldm.io.fields import Fields
+from ldm.io.reading import read_json, read_yaml
 from ldm.io.writing import check_no_link, make_folder, open_plain, opened, write
 from ldm.randomness.seeds import EARLIER_GENERATOR, GENERATOR
 

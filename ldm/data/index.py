@@ -17,7 +17,8 @@ import numpy as np
 
 from ldm import UserError
 from ldm.data import DataError
-from ldm.io.reading import Fields, hash_file, is_plain_name, read_json
+from ldm.io.fields import Fields
+from ldm.io.reading import hash_file, is_plain_name, read_json
 from ldm.io.writing import write, writing
 
 LISTED, MAPPED = 1, 2  # formats

@@ -24,7 +24,8 @@ from ldm.data import DataError
 from ldm.data.augment import choose
 from ldm.data.index import FILE_NAME, Shard, ShardIndex
 from ldm.data.shards import PictureDataset, Sample, ShardReader, scan_shard, write_shard
-from ldm.io.reading import Fields, hash_file, parse_array, read_json
+from ldm.io.fields import Fields
+from ldm.io.reading import hash_file, parse_array, read_json
 from ldm.io.writing import make_folder, sweep, write
 
 ORIGIN = "made_from.json"

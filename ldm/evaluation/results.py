@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm import UserError
 from ldm.checkpoints.provenance import command, environment, git_state, peak_memory_mb, published
-from ldm.io.reading import Fields, read_json
+from ldm.io.fields import Fields
+from ldm.io.reading import read_json
 from ldm.io.writing import write
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ldm import UserError
 from ldm.construct import NETWORKS, locate
-from ldm.io.reading import MAX_DEPTH, MAX_WIDTH, Fields
+from ldm.io.fields import MAX_DEPTH, MAX_WIDTH, Fields
 
 LAYERS = ("num_layers", "blocks_per_level", "depth")  # options that count layers
 

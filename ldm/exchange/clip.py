@@ -17,7 +17,7 @@ from ldm.exchange import arguments, whole_numbers
 from ldm.exchange.imported import Fit, Imported
 from ldm.exchange.names import clip_rules, openclip_rules, openclip_text_rules, text_rules, vision_rules
 from ldm.exchange.weights import Source, Weights
-from ldm.io.reading import MAX_WIDTH, Fields
+from ldm.io.fields import MAX_WIDTH, Fields
 from ldm.tokenizers import Tokenizer
 from ldm.tokenizers.clip_vocabulary import CLIP_VOCAB_SIZE, clip_bpe
 

@@ -27,7 +27,7 @@ from ldm.exchange.imported import Config, Fit, Imported
 from ldm.exchange.keymap import Rule, merge, rename, renames
 from ldm.exchange.names import fused
 from ldm.exchange.weights import Joined, Source, Weights
-from ldm.io.reading import MAX_WIDTH, Fields
+from ldm.io.fields import MAX_WIDTH, Fields
 from ldm.tokenizers.listed import CharacterTokenizer
 
 MODELS = "ldm.models.autoregressive"

@@ -33,7 +33,8 @@ from ldm.exchange.keymap import Rule
 from ldm.exchange.names import compvis_unet_rules, compvis_vae_rules, text_rules
 from ldm.exchange.schedulers import process_fields, process_spec, sampling_spec
 from ldm.exchange.weights import Weights
-from ldm.io.reading import Fields, parse_json
+from ldm.io.fields import Fields
+from ldm.io.reading import parse_json
 from ldm.tokenizers import Tokenizer
 
 BACKBONE, AUTOENCODER = "model.diffusion_model.", "first_stage_model."

@@ -18,7 +18,8 @@ from ldm import UserError
 from ldm.construct import construct
 from ldm.exchange.schedulers import MAX_STEPS, NOISE_TABLE, table_spec
 from ldm.exchange.weights import Weights
-from ldm.io.reading import Fields, parse_json, parse_yaml, read_yaml
+from ldm.io.fields import Fields
+from ldm.io.reading import parse_json, parse_yaml, read_yaml
 
 Entries = Iterable[tuple[str, Any, str]]  # field, value, place
 

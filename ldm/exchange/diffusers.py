@@ -12,7 +12,7 @@ from ldm import UserError
 from ldm.exchange import arguments, whole_numbers
 from ldm.exchange.clip import TEXT, hf_text_config, hf_text_spec
 from ldm.exchange.schedulers import GUIDANCE, process_spec, sampling_spec, scheduler_config
-from ldm.io.reading import MAX_WIDTH, Fields
+from ldm.io.fields import MAX_WIDTH, Fields
 
 Config = dict[str, Any]
 

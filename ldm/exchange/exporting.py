@@ -1,33 +1,20 @@
-"""The way out: a bundle as a diffusers folder, as one file with CompVis' names, or as three ONNX graphs.
+"""The way out: a bundle as a diffusers folder or as one file with CompVis' names; ONNX graphs are in `onnx`.
 
-What the format can't express is refused before anything is written, or goes into a record beside it. The
-folder with ONNX graphs, each of which is compared with its network, has float32 and a free batch size:
-
-```
-out/text_encoder.onnx   tokens: int64 b n                                -> states: b n d
-out/unet.onnx           x: b c h w, t: b in network time, context: b n d -> prediction: b c h w
-out/decoder.onnx        latents: b c h w, scaled                         -> images: b 3 H W, about -1 to 1
-out/*.onnx.data         weights of the graphs
-out/tokenizer.json      merges and sizes, as in a bundle
-out/pipeline.json       process, sampler, guidance, and the timesteps with their alpha and sigma
-```
+What the format can't express is refused before anything is written, or goes into a record beside it.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm import UserError
 from ldm.checkpoints.bundle import Bundle, Part
-from ldm.checkpoints.bundle_writer import CARD, model_card, save_tensors, save_tokenizer
-from ldm.codec import Codec
-from ldm.construct import construct
+from ldm.checkpoints.bundle_writer import CARD, model_card, save_tensors
 from ldm.exchange.compvis import OWN, header
 from ldm.exchange.compvis import networks as compvis_networks
 from ldm.exchange.diffusers import Architecture, from_configs, to_configs
@@ -35,8 +22,9 @@ from ldm.exchange.folder import END, INDEX, padding, write_vocabulary
 from ldm.exchange.imported import RECORD, TENSORS, Imported, make_record
 from ldm.exchange.keymap import reverse, translate
 from ldm.exchange.names import text_rules, unet_rules, vae_rules
-from ldm.generators.diffusion_bundle import codec_of, sampling_nodes
-from ldm.io.reading import Fields, read_json
+from ldm.generators.diffusion_bundle import sampling_nodes
+from ldm.io.fields import Fields
+from ldm.io.reading import read_json
 from ldm.io.writing import NameTaken, drafting, new_folder
 from ldm.tokenizers import Tokenizer
 
@@ -58,10 +46,6 @@ pipeline("a red apple", num_inference_steps={steps}, guidance_scale={guidance:g}
 
 The folder has no safety checker. `ldm.json` has what diffusers can't express:
 `python -m ldm.export from=<this folder> out=<bundle>` restores the bundle."""
-
-TRACED, CHECKED = 2, 3  # batch sizes; the exporter takes a 1 for a constant
-LIMIT = 1e-3  # of a difference, as a share of the largest value
-RUNTIME = "onnxruntime"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,109 +221,3 @@ def results_of(bundle: Path, sha256: str) -> dict[str, Any] | None:
         if isinstance(own, Mapping) and own.get("sha256") == sha256:
             return dict(found)
     return None
-
-
-class TextStates(nn.Module):
-    """Token ids to the states that a denoiser reads."""
-
-    def __init__(self, codec: Codec) -> None:
-        super().__init__()
-        self.encoder = codec.text_encoder
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """b n -> b n d."""
-        return self.encoder(tokens).states
-
-
-class Decoder(nn.Module):
-    """Scaled latents to pictures."""
-
-    def __init__(self, codec: Codec) -> None:
-        super().__init__()
-        self.autoencoder = codec.autoencoder
-        self.register_buffer("shift", codec.latent_shift.view(-1, 1, 1))
-        self.register_buffer("scale", codec.latent_scale.view(-1, 1, 1))
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """b c h w -> b 3 H W."""
-        return self.autoencoder.decode(latents / self.scale + self.shift)
-
-
-def write_onnx(bundle: Bundle, out: Path, *, options: Mapping[str, Any]) -> dict[str, float | None]:
-    """Writes the folder whole or not at all; NameTaken if it exists. Options are as of `open_export`.
-
-    Returns by the name of each graph the difference of onnxruntime's output from the network's as a share of
-    the largest value, which LIMIT bounds; None without onnxruntime.
-    """
-    nodes = sampling_nodes(bundle, options)
-    if "weak" in nodes["guidance"]:
-        raise UserError("guidance.weak can't be written for ONNX, which has one U-Net: use another bundle")
-    if "ldm.diffusion.internal." in str(nodes["guidance"]):
-        raise UserError(
-            "guidance=internal can't be written for ONNX, whose graph has one head: type +guidance=cfg"
-        )
-    codec, size, differences = codec_of(bundle, bundle), bundle.entry("size"), {}
-    latent = codec.latent_shape(size)
-    networks = {
-        "text_encoder": (TextStates(codec).eval(), "states"),
-        "unet": (bundle.network("backbone"), "prediction"),
-        "decoder": (Decoder(codec).eval(), "images"),
-    }
-    traced, checked = (_inputs(codec, latent, batch) for batch in (TRACED, CHECKED))
-    with new_folder(out) as folder, torch.no_grad():
-        for name, (net, output) in networks.items():
-            path = folder / f"{name}.onnx"
-            _trace(net, traced[name], output, path)
-            differences[name] = _difference(net, checked[name], path) if find_spec(RUNTIME) else None
-        save_tokenizer(codec.tokenizer, folder / "tokenizer.json")
-        content = {"size": size, "latents": list(latent), **_steps(bundle, nodes), **nodes}
-        _write_json(folder / "pipeline.json", content)
-    return differences
-
-
-def _inputs(codec: Codec, latent: tuple[int, ...], batch: int) -> dict[str, dict[str, Tensor]]:
-    """Random inputs by the name of each graph, in the order of its network's arguments."""
-    text, x = codec.text_encoder, torch.randn(batch, *latent)
-    context = torch.randn(batch, text.context_length, text.width)
-    return {
-        "text_encoder": {"tokens": torch.randint(text.vocab_size, (batch, text.context_length))},
-        "unet": {"x": x, "t": 1000 * torch.rand(batch), "context": context},
-        "decoder": {"latents": x},
-    }
-
-
-def _trace(net: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
-    """Traces a network into a file; every input's first dimension stays free."""
-    torch.onnx.export(
-        net,
-        tuple(inputs.values()),
-        path,
-        input_names=list(inputs),
-        output_names=[output],
-        dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),
-        external_data=True,
-        dynamo=True,
-        verbose=False,
-    )
-
-
-def _difference(net: nn.Module, inputs: dict[str, Tensor], path: Path) -> float:
-    """The difference of a file's output from its network's, as a share of the largest value."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
-    expected = net(*inputs.values())
-    share = ((torch.from_numpy(found) - expected).abs().max() / expected.abs().max()).item()
-    if not share <= LIMIT:
-        raise UserError(f"{path.name} is not written: it differs by {share:.1e}, limit {LIMIT:.0e}")
-    return share
-
-
-def _steps(bundle: Bundle, nodes: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers that a sampling program needs: x_t = alpha x0 + sigma eps at each of `times`."""
-    process = construct(bundle.entry("process"))
-    times = construct(nodes["sampler"]).times(process.schedule)
-    alpha, sigma = process.schedule(times)
-    numbers = {"times": times, "network_times": process.network_time(times), "alpha": alpha, "sigma": sigma}
-    return {name: x.tolist() for name, x in numbers.items()} | {"process": bundle.entry("process")}

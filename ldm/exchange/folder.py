@@ -20,7 +20,8 @@ from ldm.exchange.keymap import Rule, merge, rename, renames
 from ldm.exchange.names import unet_rules, vae_rules
 from ldm.exchange.schedulers import differences
 from ldm.exchange.weights import Weights
-from ldm.io.reading import MAX_JSON, MAX_WIDTH, Fields, read_json
+from ldm.io.fields import MAX_WIDTH, Fields
+from ldm.io.reading import MAX_JSON, read_json
 from ldm.tokenizers import Merge, Tokenizer
 from ldm.tokenizers.listed import UNKNOWN, WordPieces
 

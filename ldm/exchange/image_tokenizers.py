@@ -23,7 +23,7 @@ from ldm.exchange.imported import Config, Fit, Imported
 from ldm.exchange.keymap import Rule, rename, renames, transpose
 from ldm.exchange.names import compvis_vae_rules, fused, vae_rules
 from ldm.exchange.weights import Joined, Weights
-from ldm.io.reading import MAX_WIDTH, Fields
+from ldm.io.fields import MAX_WIDTH, Fields
 
 PART = "image_tokenizer"
 PICKLES = ("encoder", "decoder")  # of OpenAI's release: <name>.pkl

@@ -23,7 +23,8 @@ from ldm.checkpoints.provenance import git_state
 from ldm.construct import construct
 from ldm.exchange.keymap import Rule, shapes, translate
 from ldm.exchange.weights import Source, Weights
-from ldm.io.reading import check_tree, hash_file
+from ldm.io.fields import check_tree
+from ldm.io.reading import hash_file
 from ldm.tokenizers import Tokenizer
 
 HALVES = ("bfloat16", "float16")

@@ -29,7 +29,8 @@ from ldm.exchange.diffusers import INPAINTING, INSTRUCT
 from ldm.exchange.image_tokenizers import SIZE, import_tokenizer, tokenizer_fit, vq_fit
 from ldm.exchange.imported import Imported
 from ldm.exchange.weights import Source, Weights
-from ldm.io.reading import Fields, hash_file
+from ldm.io.fields import Fields
+from ldm.io.reading import hash_file
 
 PINNED = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?:/(.+))?")
 TAGGED = re.compile(r"open_clip://([\w.-]+)/([\w.-]+)")

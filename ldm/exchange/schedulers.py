@@ -13,7 +13,7 @@ from typing import Any
 
 from ldm import UserError
 from ldm.exchange import arguments
-from ldm.io.reading import Fields
+from ldm.io.fields import Fields
 
 Config = dict[str, Any]
 

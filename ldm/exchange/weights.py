@@ -25,7 +25,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ldm import UserError
 from ldm.exchange.keymap import unwrapped
-from ldm.io.reading import Fields, is_plain_name
+from ldm.io.fields import Fields
+from ldm.io.reading import is_plain_name
 from ldm.io.writing import explain_full_disk
 
 DTYPES = {

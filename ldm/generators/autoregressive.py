@@ -16,7 +16,7 @@ from ldm.codec import Frozen, PictureCodes, hash_of, in_chunks, to_float
 from ldm.generators.code_bundle import CodeByCode, check_codes, open_network
 from ldm.generators.generator import Progress, Source, Watch, check_options
 from ldm.generators.token_loop import CHUNK, generate_codes
-from ldm.io.reading import Fields
+from ldm.io.fields import Fields
 from ldm.models.autoregressive import CogViewTransformer, DalleTransformer, PrefixTransformer
 from ldm.models.code_transformer import CodeTransformer
 from ldm.randomness.seeds import SEED_LIMIT, key_of

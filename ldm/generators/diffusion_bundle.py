@@ -20,7 +20,7 @@ from ldm.generators.latent_diffusion import (
     changed_guidance,
     changed_sampler,
 )
-from ldm.io.reading import Fields
+from ldm.io.fields import Fields
 from ldm.models.vae import AutoencoderKL
 from ldm.randomness.noise import SeededNoise, noise_of
 

@@ -24,7 +24,8 @@ from ldm.checkpoints.bundle import Bundle, BundleError
 from ldm.checkpoints.provenance import git_state, published
 from ldm.data.decode import MAX_PIXELS
 from ldm.generators.generator import Opened, open_generator
-from ldm.io.reading import Fields, check_tree, hash_file, parse_json
+from ldm.io.fields import Fields, check_tree
+from ldm.io.reading import hash_file, parse_json
 from ldm.randomness.seeds import EARLIER_GENERATOR
 from ldm.sampling.jobs import Job
 

@@ -10,7 +10,8 @@ from ldm.checkpoints.bundle import CONFIG, Bundle
 from ldm.checkpoints.provenance import published
 from ldm.config import options
 from ldm.generators.generator import Generator, Opened
-from ldm.io.reading import Fields, read_yaml
+from ldm.io.fields import Fields
+from ldm.io.reading import read_yaml
 from ldm.sampling.record import first, short
 
 GROUPS = ("sampler", "grid", "guidance")  # options that name a file of conf/

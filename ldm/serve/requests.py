@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from ldm import UserError
 from ldm.construct import nearest
 from ldm.data.decode import EncodedPicture
+from ldm.io.fields import Fields
 from ldm.io.pictures import encode_png
-from ldm.io.reading import Fields, parse_json
+from ldm.io.reading import parse_json
 from ldm.serve.history import History
 from ldm.serve.schemas import MAX_PICTURES, Generate
 from ldm.serve.service import Refused, Service

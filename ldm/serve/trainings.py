@@ -27,7 +27,7 @@ from ldm import UserError
 from ldm.checkpoints.provenance import LOCK, RECORD, facts_of
 from ldm.checkpoints.training_state import NAME
 from ldm.io.curves import read_curves, read_lines
-from ldm.io.reading import Fields
+from ldm.io.fields import Fields
 from ldm.io.writing import open_plain, opened
 from ldm.serve.service import Refused
 

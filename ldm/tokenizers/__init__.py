@@ -77,7 +77,7 @@ class Tokenizer:
 
     @classmethod
     def of(cls, fields: Any) -> Tokenizer:
-        """The tokenizer that a bundle's file describes, by its `ldm.io.reading.Fields`.
+        """The tokenizer that a bundle's file describes, by its `ldm.io.fields.Fields`.
 
         Raises ValueError, of which UserError is one, where they describe none.
         """

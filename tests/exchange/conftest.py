@@ -21,7 +21,7 @@ from ldm.exchange.diffusers import CONFIGS, from_configs
 from ldm.exchange.exporting import open_export, write_single_file
 from ldm.exchange.folder import write_vocabulary
 from ldm.exchange.importing import import_weights, locate
-from ldm.io.reading import Fields
+from ldm.io.fields import Fields
 from ldm.tokenizers import Tokenizer
 
 UNET = {

@@ -21,7 +21,7 @@ from ldm.exchange.importing import locate
 from ldm.exchange.keymap import shapes
 from ldm.exchange.schedulers import process_spec, sampling_spec, scheduler_config
 from ldm.generators.diffusion_bundle import load_codec
-from ldm.io.reading import Fields
+from ldm.io.fields import Fields
 from tests.exchange.both import FILES, PROMPTS, export, largest_difference, outline
 from tests.exchange.stable_diffusion import STABLE_DIFFUSION
 

@@ -9,7 +9,7 @@ import torch
 
 from ldm.checkpoints.bundle import Bundle, Part, load_tokenizer
 from ldm.checkpoints.bundle_writer import write_bundle
-from ldm.exchange.exporting import write_onnx
+from ldm.exchange.onnx import write_onnx
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.randomness.noise import SeededNoise
 

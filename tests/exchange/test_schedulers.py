@@ -15,7 +15,7 @@ from ldm.exchange.schedulers import (
     sampling_spec,
     scheduler_config,
 )
-from ldm.io.reading import Fields
+from ldm.io.fields import Fields
 
 
 def option(group: str, name: str):
