@@ -93,10 +93,12 @@ weights: setup  ## compare imported weights, tokenizer and exported pictures wit
 	$(LDM) benchmarks.tokenizer_identity
 
 faults: setup  ## inject faults: 143 kinds into data, a dozen into W&B: some minutes
+	@$(LDM) data_prep.emoji
 	$(LDM) benchmarks.injected_faults
 	$(LDM) benchmarks.wandb_faults
 
 ranks: setup  ## kill, stop and cancel ranks of a training: 20 minutes
+	@$(LDM) data_prep.emoji
 	$(LDM) benchmarks.rank_faults
 	$(LDM) benchmarks.metric_faults
 	$(LDM) benchmarks.cancels

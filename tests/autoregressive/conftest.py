@@ -5,7 +5,7 @@ import pytest
 from ldm.data.codes import CodeData
 from ldm.generators.autoregressive import CodeGenerator, load_clip
 from tests.autoregressive.tiny import BACKBONES, make_stage, write_clip
-from tests.shared import network
+from tests.fixtures import network
 
 
 @pytest.fixture(scope="session")

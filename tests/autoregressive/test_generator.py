@@ -9,7 +9,7 @@ from ldm.generators.autoregressive import CodeGenerator, candidate_seed
 from ldm.generators.generator import Generator, Source
 from ldm.generators.token_loop import Choice, generate_codes
 from tests.autoregressive.tiny import BACKBONES
-from tests.shared import SIZE, network
+from tests.fixtures import SIZE, network
 
 PROMPTS = ["a cat", "a red hat", "a cat"]
 SEEDS = [1, 2, 3]

@@ -13,7 +13,7 @@ from ldm.construct import construct
 from ldm.generators.autoregressive import ClipPair
 from ldm.generators.token_loop import Choice
 from ldm.stages.autoregressive import AutoregressiveStage, apart, together
-from tests.shared import SIZE, TEXT_ENCODER, network
+from tests.fixtures import SIZE, TEXT_ENCODER, network
 
 IMAGE_ENCODER = {
     "_target_": "ldm.models.clip.VisionTransformer",

@@ -17,7 +17,7 @@ from ldm.diffusion.process import Process
 from ldm.diffusion.schedules import cosine
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.stages.terms import EarlyPrediction
-from tests.shared import DENOISER, option
+from tests.fixtures import DENOISER, option
 
 SPEC = DENOISER | {"depth": 3, "early_head": 1}
 X, T = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor(0.6)

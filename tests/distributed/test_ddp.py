@@ -32,7 +32,7 @@ from ldm.stages.optim import warmup_constant
 from ldm.stages.terms import ContrastiveFlow, LatentAlignment, LayerSync
 from ldm.stages.text_to_codes import DiscreteDiffusionStage, TwoLevelStage
 from tests.autoregressive.tiny import make_stage, write_clip
-from tests.shared import IMAGE_TOKENIZER, TWO_LEVELS
+from tests.fixtures import IMAGE_TOKENIZER, TWO_LEVELS
 
 BATCH = 8  # of all ranks together
 IMAGE_ENCODER = {

@@ -12,7 +12,7 @@ from ldm.construct import construct
 from ldm.models.autoregressive import CogViewTransformer, DalleTransformer, PrefixTransformer
 from ldm.models.code_transformer import Continuation
 from ldm.models.meta_init import meta_init
-from tests.shared import option
+from tests.fixtures import option
 
 WORDS, TEXT, CODES, GRID = 11, 5, 7, 3
 START, END = WORDS - 2, WORDS - 1

@@ -25,7 +25,7 @@ from ldm.models.convolutional_tokenizers import (
 from ldm.models.meta_init import meta_init
 from ldm.models.picture_tokenizers import CodeLevel, Trunk, VQAutoencoder
 from ldm.models.quantizers import FiniteScalarQuantizer, GumbelQuantizer, VectorQuantizer
-from tests.shared import CONF
+from tests.fixtures import CONF
 
 
 def vq(dim: int = 8) -> VectorQuantizer:

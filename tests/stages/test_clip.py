@@ -15,7 +15,7 @@ from ldm.models.clip import CLIP, TextTransformer, VisionTransformer
 from ldm.stages.clip import ContrastiveStage
 from ldm.stages.optim import warmup_constant
 from ldm.tokenizers import train
-from tests.shared import FirstStepChecked
+from tests.fixtures import FirstStepChecked
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 TEXTS = [f"a {first} patch above a {second} one" for first in COLOURS for second in COLOURS]

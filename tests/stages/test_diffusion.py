@@ -16,7 +16,7 @@ from ldm.data.latents import LatentData, collate
 from ldm.generators.diffusion_bundle import open_latent_diffusion
 from ldm.randomness import keyed
 from ldm.stages.diffusion import FIXED_TIMES, check_codec
-from tests.shared import option
+from tests.fixtures import option
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 

@@ -27,7 +27,7 @@ from ldm.stages.terms import (
     Seen,
     similarity,
 )
-from tests.shared import BACKBONE, DENOISER
+from tests.fixtures import BACKBONE, DENOISER
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 DEEP = DENOISER | {"depth": 3}

@@ -1,4 +1,4 @@
-"""What the tests share: tiny pictures, networks and a bundle, all of them real, and the commands."""
+"""Fixtures of all tests: tiny pictures, networks and a bundle, all of them real, and the commands."""
 
 import gc
 import io
