@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.same_hour.race import RACES, Race, spend, used
+from benchmarks.same_hour.race import RACES, Race, samples_of_step, spend, used
 from data_prep.command_line import command_line, option
 from ldm import UserError
 from ldm.checkpoints.provenance import git_state
@@ -140,9 +140,8 @@ def speed(folder: Path) -> float:
     """Steps per second that the trial in a folder logged, its first steps left out."""
     (log,) = (folder / "runs").glob("*/*/metrics.jsonl")
     (config,) = (folder / "runs").glob("*/*/config.yaml")
-    batch = read_yaml(config)["batch_size"]
     rates = sorted(value for _, value in read_curves(log)["train/samples_per_second"][2:])
-    return rates[len(rates) // 2] / batch
+    return rates[len(rates) // 2] / samples_of_step(read_yaml(config))
 
 
 def evaluate(plan: Plan, piece: Path, side: str, seed: int, scale: float | None, results: Path) -> None:

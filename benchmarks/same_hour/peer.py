@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.configs import training_config
 from benchmarks.diffusers_recipe import TABLE, Cache, Encoded, Recipe, Training, batches
 from benchmarks.pipeline_vs_diffusers import age
-from benchmarks.same_hour.race import generate_listed, used
+from benchmarks.same_hour.race import generate_listed, samples_of_step, used
 from ldm.codec import Codec
 from ldm.config import build
 from ldm.data.datamodule import PictureData
@@ -98,11 +98,12 @@ class Peer:
 
     def source(self) -> Iterator[Encoded]:
         """Batches without end, encoded at each step or once."""
-        data = PictureData(root=self.config.data.root, size=self.size, batch_size=self.config.batch_size)
+        batch = samples_of_step(self.config)
+        data = PictureData(root=self.config.data.root, size=self.size, batch_size=batch)
         if self.recipe.cached:
             cache = Cache(data.train, self.moments, self.codec.encode_prompts)
-            return cache.batches(self.config.batch_size)
-        return map(self.encoded, batches(data.train, self.config.batch_size))
+            return cache.batches(batch)
+        return map(self.encoded, batches(data.train, batch))
 
     @torch.no_grad()
     def null(self) -> Tensor:

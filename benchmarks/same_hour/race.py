@@ -2,9 +2,10 @@
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -40,6 +41,12 @@ RACES = {
     "flickr30k": Race(experiment="flickr_cpu", protocol="flickr_cpu", captions=600),
 }
 Generate = Callable[[Sequence[str], Sequence[int]], Tensor]  # captions, seeds -> uint8, b 3 h w
+
+
+def samples_of_step(config: Mapping[str, Any]) -> int:
+    """Samples of one optimizer step of all processes of our training; the peers' batch has as many."""
+    trainer = config["trainer"]
+    return int(config["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"])
 
 
 def used(piece: Path) -> float:
