@@ -84,9 +84,10 @@ class StepClock(Callback):
 def ours(case: Case) -> list[float]:
     """Seconds of our steps."""
     from ldm.checkpoints.resuming import follow_init
-    from ldm.planning.fitting import make_stage, make_trainer, quiet
+    from ldm.planning.fitting import keep_freed_memory, make_stage, make_trainer, quiet
 
     quiet()
+    keep_freed_memory()
     config = training_config(case.overrides)
     for _ in follow_init(config, case.overrides):  # process and codec of the imported pipeline
         pass

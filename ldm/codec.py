@@ -101,9 +101,11 @@ class Frozen:
         return self
 
     @torch.no_grad()
-    def in_chunks(self, compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    def in_chunks(
+        self, compute: Callable[[Tensor], Tensor], rows: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """`compute` of a chunk of rows at a time: each row gets the same bits whatever its batch."""
-        return in_chunks(compute, rows, self.chunk, self.device)
+        return in_chunks(compute, rows, self.chunk, self.device, dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,22 +170,26 @@ class Codec(Frozen):
         """Text states, one row per prompt; the empty prompt is the unconditional one."""
         return self.text_encoder(self.tokenizer.encode(prompts).to(self.device)).states.float()
 
-    def moments(self, images: UInt8[Tensor, "b 3 H W"]) -> Float16[Tensor, "b 2 c h w"]:
+    def moments(
+        self, images: UInt8[Tensor, "b 3 H W"], dtype: torch.dtype = torch.float32
+    ) -> Float16[Tensor, "b 2 c h w"]:
         """Means and log-variances of the scaled latents, as a denoiser is trained on them.
 
         A picture gets the same bits whatever its batch, so training on stored moments is training on
-        pictures: they are rounded to half precision here, and computed in float32 in chunks of one size.
+        pictures: they are rounded to half precision here, and computed in chunks of one size, in `dtype`.
         """
 
         def encode(chunk: Tensor) -> Tensor:
             posterior = self.encode_images(chunk)
             return torch.stack([posterior.mean, posterior.logvar], dim=1).half()
 
-        return self.in_chunks(encode, images)
+        return self.in_chunks(encode, images, dtype)
 
-    def context(self, tokens: Int[Tensor, "b n"]) -> Float16[Tensor, "b n d"]:
+    def context(
+        self, tokens: Int[Tensor, "b n"], dtype: torch.dtype = torch.float32
+    ) -> Float16[Tensor, "b n d"]:
         """Text states of token ids, as a denoiser is trained on them, with the same care as `moments`."""
-        return self.in_chunks(lambda ids: self.text_encoder(ids).states.half(), tokens)
+        return self.in_chunks(lambda ids: self.text_encoder(ids).states.half(), tokens, dtype)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # sent at each use: a codec is no module, whose buffers would move along
@@ -234,14 +240,21 @@ class PictureCodes(Frozen):
         return self.decode(self.encode_images(images))
 
 
-def in_chunks(compute: Callable[[Tensor], Tensor], rows: Tensor, size: int, device: Any) -> Tensor:
+def in_chunks(
+    compute: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    size: int,
+    device: Any,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """`compute` of `size` rows at a time on a device: each row gets the same bits whatever its batch."""
     made = []
-    with torch.autocast(device.type, enabled=False):  # float32, whatever the training's precision
+    with torch.autocast(device.type, enabled=False):  # whatever the training's precision is
         for chunk in send(rows, device).split(size):
             # kernels sum in an order that the number of rows decides: a short chunk is filled up
             filled = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
-            made.append(compute(filled)[: len(chunk)])
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                made.append(compute(filled)[: len(chunk)])
         return torch.cat(made)
 
 

@@ -46,9 +46,10 @@ def train(config: DictConfig) -> None:
     from ldm.callbacks.saving import StoppedBySignal
     from ldm.data import DataError
     from ldm.distributed.ranks import is_lost, join, leave, rank
-    from ldm.planning.fitting import EndedEarly, fit, quiet
+    from ldm.planning.fitting import EndedEarly, fit, keep_freed_memory, quiet
 
     quiet()
+    keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     try:
         join()

@@ -1,7 +1,7 @@
 """What a denoiser is trained on: moments of latents and the context of captions, computed once and stored.
 
-`EncodedPictures` of `streaming.py` stores nothing and gives the same batches to the bit. Of a caption either
-its text states are stored (`context_length * width * 2` bytes), or its tokens, encoded at each step.
+`EncodedPictures` of `streaming.py` stores nothing, and can give the same batches to the bit. Of a caption
+either its text states are stored (`context_length * width * 2` bytes), or its tokens, encoded at each step.
 """
 
 from collections.abc import Callable, Mapping

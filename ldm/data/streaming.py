@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
@@ -67,11 +68,17 @@ class StreamingPictureData(StreamData):
 
 
 class EncodedPictures(LightningDataModule):
-    """The same batches, encoded in every step by the codec of the stage: for sets too large to store."""
+    """Batches that the codec of the stage encodes in every step: for sets too large to store.
 
-    def __init__(self, *, pictures: StreamData, codec: Codec, embedder: Embedder | None = None) -> None:
+    Encoded in bfloat16 if the training computes in it, as in other libraries, and otherwise in float32. With
+    ``exact`` always in float32: the batches are then those of `LatentData` to the bit.
+    """
+
+    def __init__(
+        self, *, pictures: StreamData, codec: Codec, embedder: Embedder | None = None, exact: bool = False
+    ) -> None:
         super().__init__()
-        self.pictures, self.codec, self.embedder = pictures, codec, embedder
+        self.pictures, self.codec, self.embedder, self.exact = pictures, codec, embedder, exact
 
     def train_dataloader(self) -> StreamLoader:
         """Loader over the whole training."""
@@ -83,8 +90,10 @@ class EncodedPictures(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentBatch:
         """The denoiser's batch."""
-        context = self.codec.context(self.codec.tokenizer.encode(batch["captions"]))
-        made = latent_batch(self.codec.moments(batch["image"]), context, batch)
+        half = self.trainer.precision.startswith("bf16") and not self.exact
+        dtype = torch.bfloat16 if half else torch.float32
+        context = self.codec.context(self.codec.tokenizer.encode(batch["captions"]), dtype)
+        made = latent_batch(self.codec.moments(batch["image"], dtype), context, batch)
         # in half precision, as `FeaturedLatents` stores them
         return with_embedding(made, self.embedder and self.embedder.embed_images(batch["image"]).half())
 

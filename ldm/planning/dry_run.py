@@ -20,7 +20,7 @@ from ldm.config import build, build_data, plain
 from ldm.data.index import FILE_NAME
 from ldm.models.meta_init import meta_init
 from ldm.planning.checks import MB, check_needs, needs_of
-from ldm.planning.fitting import make_trainer, quiet
+from ldm.planning.fitting import keep_freed_memory, make_trainer, quiet
 from ldm.planning.trial import MARGIN, Held, Trial, Trier, checkpointed, num_bytes
 from ldm.randomness.seeds import key_of
 from ldm.stages.stage import Stage
@@ -43,6 +43,7 @@ ALONE = {
 def dry_run(config: DictConfig) -> None:
     """Prints what a training needs: parameters, memory, time, and the micro-batches that fit."""
     quiet()
+    keep_freed_memory()  # the steps that are tried here take the time of a training's
     print(f"{config.name}: {config.summary}")
     averages = ("ema" in config.callbacks) + len(config.callbacks.get("averages", {}).get("lengths", []))
     with meta_init():

@@ -1,6 +1,8 @@
 """One training on this rank: from its config to its bundle."""
 
+import ctypes
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +82,17 @@ def quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in IDLE_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+def keep_freed_memory() -> None:
+    """Makes this process keep the memory of freed tensors for new ones; without glibc it does nothing.
+
+    glibc gives back everything above 32 MB at once, and the system clears the pages that it hands out next:
+    an elementwise operation on such a tensor takes ten times as long. The price is a higher peak.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: nothing gets a mapping of its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def fit(config: DictConfig) -> None:

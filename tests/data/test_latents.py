@@ -105,10 +105,26 @@ def test_training_on_stored_latents_is_training_on_pictures_to_the_bit(
         )
         return stage.state_dict()
 
-    encoded = trained(EncodedPictures)
+    encoded = trained(EncodedPictures, exact=True)
     for texts in (stored_states, stored_tokens):
         stored = trained(LatentData, texts=texts)
         assert all(torch.equal(stored[name], encoded[name]) for name in encoded)
+
+
+def test_batches_are_encoded_in_the_precision_of_the_training(copy_emoji, codec, make_trainer):
+    pictures = PictureData(root=str(copy_emoji()), size=SIZE, batch_size=6, seed=3)
+    batch = next(iter(pictures.val_dataloader()))
+
+    def encoded(precision: str, **options: bool):
+        data = EncodedPictures(pictures=pictures, codec=codec, **options)
+        data.trainer = make_trainer(1, precision=precision)
+        return data.on_after_batch_transfer(batch, 0)
+
+    exact, half = encoded("32-true"), encoded("bf16-mixed")
+    for name in ("mean", "std", "context"):
+        assert torch.equal(encoded("bf16-mixed", exact=True)[name], exact[name])
+        assert not torch.equal(half[name], exact[name])
+        assert (half[name] - exact[name]).norm() < 0.02 * exact[name].norm()  # bfloat16 has eight bits
 
 
 def test_flips_change_the_training(copy_emoji, codec, make_trainer):
