@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -9,20 +10,25 @@ from benchmarks.chaos import ranks, resumes, saver, trainings, world
 from benchmarks.chaos.__main__ import FAULTS
 from benchmarks.chaos.disk import damage, flip
 from benchmarks.chaos.kills import kill
+from benchmarks.chaos.resumes import faults_of
 from benchmarks.chaos.world import STEPS
 from benchmarks.harness import bring_about
 from ldm.checkpoints import training_state
 
 FAST = {"saves", "disk"}  # of the resumes, those of one process are in tests/stages/test_resume.py
-CHOSEN = {"SIGKILL to a training", "SIGTERM to a training", "two ranks, SIGTERM to one"}
+CHOSEN = {"SIGKILL to a training", "SIGTERM to a training"}
+FEW = 16  # steps, three epochs, of trainings that are killed and stopped; those of the long form take 40
+SIGNALLED = next(cell for cell in ranks.CELLS if cell.name == "two ranks, SIGTERM to one")
 SHARE = [kind for kind in FAULTS if kind.area in FAST or kind.name in CHOSEN]
+SHARE += faults_of([replace(SIGNALLED, ends=SIGNALLED.ends[:2])], ranks.interrupted)  # by step 12
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_steps():
-    """Trainings of 16 steps, three epochs, are killed and stopped; those of the long form take 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainings, "SMALL", (*world.SMALL, "steps=16"))
+        for module in (trainings, world):
+            patch.setattr(module, "SMALL", (*world.SMALL, f"steps={FEW}"))
+        patch.setattr(ranks, "STEPS", FEW)
         yield
 
 

@@ -17,7 +17,8 @@ from ldm.models.vae import AutoencoderKL
 
 
 def unet(checkpointing: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    spec = TransformerSpec(context_dim=16, levels=[True], head_dim=16, ff_mult=2, pool_context=True)
+    # only the middle has a transformer: four of the same would be read, one as the other, for seconds
+    spec = TransformerSpec(context_dim=16, levels=[False], head_dim=16, ff_mult=2, pool_context=True)
     sizes = {"latent_channels": 4, "channels": 32, "multipliers": [1], "blocks_per_level": 1}
     net = UNet(**sizes, norm_groups=8, transformer=spec, checkpointing=checkpointing)
     return net, (torch.randn(2, 4, 8, 8), torch.rand(2), torch.randn(2, 3, 16))
