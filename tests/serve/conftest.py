@@ -15,6 +15,7 @@ from ldm.serve.history import History
 from ldm.serve.networks import Networks
 from ldm.serve.service import Service
 
+collect_ignore = ["browser"]  # `make page` names its files: no other test waits for the import of a browser
 LIMIT = 24  # pictures that may wait
 ENDED = ("finished", "stopped", "failed", "interrupted")
 
