@@ -133,8 +133,8 @@ def measures():
 def most_bytes(action, *of):
     """The most that tensors, arrays and Python's objects of an action hold at once; and what it returns.
 
-    Counted are the bytes that torch, numpy and Python ask for, not pages, so that every run counts the same.
-    Files that are mapped are not among them. A mapped table must not be written to: that is not seen.
+    Counted are the bytes that torch, numpy and Python ask for, not the pages that the system gives them, and
+    no file that is mapped. Neither is seen what a C library takes for itself, nor a table that is written to.
     """
     gc.collect()
     tracemalloc.start()
