@@ -2,6 +2,8 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +28,36 @@ DDIM = {
 
 
 @pytest.fixture(scope="module")
-def written(imported, tmp_path_factory):
+def with_networks(imported, specs, build_network, tmp_path_factory):
+    """`with_networks(text_encoder=..., backbone=...)`: a bundle like `imported` of other, random networks."""
+
+    def write(**networks: dict[str, Any]) -> Path:
+        own = Bundle.open(imported)
+        networks["autoencoder"] = specs["autoencoder"] | {"multipliers": [1]}
+        parts = {
+            name: Part(spec=spec, state=build_network(spec, 7).state_dict())
+            for name, spec in networks.items()
+        }
+        settings = {key: own.config[key] for key in ("size", "latents", "process", "sampler", "guidance")}
+        folder = tmp_path_factory.mktemp("networks") / "bundle"
+        return write_bundle(folder, parts=parts, tokenizer=own.tokenizer(), settings=settings)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def bundle(imported, specs, with_networks):
+    """A bundle with one layer of text, and one transformer in its U-Net: more cost the exporter seconds."""
+    text = Bundle.open(imported).spec("text_encoder") | {"num_layers": 1}
+    transformer = specs["backbone"]["transformer"] | {"levels": [False, False]}
+    return with_networks(text_encoder=text, backbone=specs["backbone"] | {"transformer": transformer})
+
+
+@pytest.fixture(scope="module")
+def written(bundle, tmp_path_factory):
     """The folder, and how far each graph is from its network."""
     out = tmp_path_factory.mktemp("graphs") / "out"
-    return out, write_onnx(Bundle.open(imported), out, options={"sampler": DDIM})
+    return out, write_onnx(Bundle.open(bundle), out, options={"sampler": DDIM})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +79,7 @@ def test_each_graph_is_its_network(written):
     assert max(differences.values()) < 1e-5  # float32, summed in another order
 
 
-def test_numpy_and_the_folder_draw_the_pictures_of_the_pipeline(written, graph, imported):
+def test_numpy_and_the_folder_draw_the_pictures_of_the_pipeline(written, graph, bundle):
     """DDIM (Song et al. 2021, Eq. 12) with guidance, of nothing but the files."""
     folder, _ = written
     fields = json.loads((folder / "pipeline.json").read_text())
@@ -68,11 +96,11 @@ def test_numpy_and_the_folder_draw_the_pictures_of_the_pipeline(written, graph, 
         eps = uncond + SCALE * (cond - uncond)
         x = (alpha_next * (x - sigma * eps) / alpha + sigma_next * eps).astype(np.float32)
     drawn = np.clip(np.round((graph("decoder", latents=x) + 1) * 127.5), 0, 255)
-    expected = open_latent_diffusion(Bundle.open(imported), sampler=DDIM, scale=SCALE)(PROMPTS, SEEDS)
+    expected = open_latent_diffusion(Bundle.open(bundle), sampler=DDIM, scale=SCALE)(PROMPTS, SEEDS)
     assert np.abs(drawn - expected.numpy()).max() <= 1  # a value halfway between two levels may round apart
 
 
-def test_the_batch_is_free(graph, imported):
+def test_the_batch_is_free(graph):
     tokens = np.ones((1, 16), dtype=np.int64)
     one, five = graph("text_encoder", tokens=tokens), graph("text_encoder", tokens=tokens.repeat(5, axis=0))
     assert np.abs(five - one).max() < 1e-5
@@ -94,22 +122,18 @@ def test_a_second_network_or_head_has_no_place(imported, tmp_path, guidance, ref
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_text_encoder_that_is_trained_with_the_denoiser_is_written_too(imported, build_network, tmp_path):
-    """Its layers are in the U-Net's graph; each graph is compared with its network at another batch size."""
-    own = Bundle.open(imported)
-    sizes = {key: own.spec("text_encoder")[key] for key in ("vocab_size", "context_length", "width")}
+def test_a_text_encoder_that_is_trained_with_the_denoiser_is_written_too(
+    imported, specs, with_networks, tmp_path
+):
+    """Its layers are in the denoiser's graph; each graph is compared at another batch size."""
+    own = Bundle.open(imported).spec("text_encoder")
+    sizes = {key: own[key] for key in ("vocab_size", "context_length", "width")}
     layers = {"context_length": sizes["context_length"], "num_layers": 1, "num_heads": 2}
-    specs = {
-        "text_encoder": {"_target_": "ldm.models.text_encoders.TokenVectors", **sizes},
-        "backbone": {
-            "_target_": "ldm.models.text_encoders.ReadingDenoiser", "net": own.spec("backbone"), **layers,
+    made = with_networks(
+        text_encoder={"_target_": "ldm.models.text_encoders.TokenVectors", **sizes},
+        backbone={
+            "_target_": "ldm.models.text_encoders.ReadingDenoiser", "net": specs["denoiser"], **layers,
         },
-    }  # fmt: skip
-    parts = {name: own.part(name) for name in own.names}
-    parts |= {
-        name: Part(spec=spec, state=build_network(spec, 7).state_dict()) for name, spec in specs.items()
-    }
-    settings = {key: own.config[key] for key in ("size", "latents", "process", "sampler", "guidance")}
-    made = write_bundle(tmp_path / "bundle", parts=parts, tokenizer=own.tokenizer(), settings=settings)
+    )  # fmt: skip
     differences = write_onnx(Bundle.open(made), tmp_path / "graphs", options={"sampler": DDIM})
     assert max(differences.values()) < 1e-5
