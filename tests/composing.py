@@ -3,7 +3,7 @@
 A command composes its config three times: `ldm.config.check` compares what is typed with it, Hydra checks
 whether it is a sweep, and the command runs with it. What the chosen files hold is remembered, as nothing else
 decides it. Hydra then sets the values that are typed in a copy of it, each time. Of what is typed, each text
-is parsed once.
+is parsed once, and so is each text of a yaml file: a training reads the configs of its bundles seven times.
 """
 
 import pickle
@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from ldm.construct import own_confs
+from ldm.io import reading
 
 
 def compose_once(patch: pytest.MonkeyPatch) -> None:
@@ -62,6 +63,19 @@ def compose_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loader, "_process_config_searchpath", looked)
     patch.setattr(hydra_loader, "create_defaults_list", remembered)
     patch.setattr(loader, "_compose_config_from_defaults_list", copied)
+
+
+def read_once(patch: pytest.MonkeyPatch) -> None:
+    """Remembers what each text of yaml holds, and gives a copy of it."""
+    parse = reading.parse_yaml
+    held: dict[str | bytes, bytes] = {}
+
+    def remembered(text: str | bytes, *, name: str) -> Any:
+        if text not in held:
+            held[text] = pickle.dumps(parse(text, name=name))
+        return pickle.loads(held[text])
+
+    patch.setattr(reading, "parse_yaml", remembered)
 
 
 def is_value(override: Override, repo: Any) -> bool:

@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 import torch
 from jaxtyping import config as jaxtyping_config
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback, Trainer
 from torch import nn
@@ -40,7 +41,7 @@ from ldm.stages.diffusion import LatentDiffusion
 from ldm.stages.optim import warmup_constant
 from ldm.stages.terms import DiffusionWithTerms
 from ldm.tokenizers import Tokenizer, train
-from tests.composing import compose_once
+from tests.composing import compose_once, read_once
 from tests.forked import exit_status, start_forked
 
 SIZE = 16  # pixels a side
@@ -107,8 +108,12 @@ DENOISER = {  # a transformer of one block: each tensor of a network costs every
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector, in tests and their forks, the million objects that imports have left."""
+    """Spares the garbage collector, in tests and their forks, the million objects that imports have left.
+
+    What later imports leave is looked through a fifth as often as usual: a tenth of a second each time.
+    """
     gc.freeze()
+    gc.set_threshold(700, 10, 50)
 
 
 def option(group: str, name: str, **changes: Any) -> dict[str, Any]:
@@ -182,6 +187,14 @@ def forked_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", start_forked)
 
 
+@pytest.fixture(scope="module")
+def unrendered_figures() -> Iterator[None]:
+    """Figures of matplotlib are empty files: for trainings whose curves nobody looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone() -> list[str]:
     """Options of a transformer of one block: what is done for each tensor of a network is done for few."""
@@ -203,6 +216,7 @@ def _one_thread() -> None:
 def _compositions() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         compose_once(patch)
+        read_once(patch)
         yield
 
 

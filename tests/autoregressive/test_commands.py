@@ -13,6 +13,8 @@ from ldm.evaluation.results import read_results
 from ldm.generators.generator import open_generator
 from tests.autoregressive.tiny import BACKBONES, SIZES
 
+pytestmark = pytest.mark.usefixtures("unrendered_figures")
+
 
 @pytest.fixture(scope="module")
 def arguments(emoji, codes_path, clip_path, tmp_path_factory):

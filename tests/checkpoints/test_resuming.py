@@ -13,6 +13,8 @@ from ldm.checkpoints.bundle import Bundle
 from ldm.checkpoints.resuming import differences, flat, source_of
 from ldm.checkpoints.run import Run
 
+pytestmark = pytest.mark.usefixtures("unrendered_figures")
+
 STEPS = 4
 SAME = {"read": {}, "reads": {}, "aliases": {}}  # what `differences` gets of two configs without data
 

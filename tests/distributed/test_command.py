@@ -7,6 +7,8 @@ import pytest
 
 from ldm.checkpoints.bundle import Bundle
 
+pytestmark = pytest.mark.usefixtures("unrendered_figures")
+
 TINY = (
     "+experiment=emoji_vae",
     "name=tiny",

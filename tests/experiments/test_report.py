@@ -137,7 +137,7 @@ def test_the_index_is_the_same_each_time(indexed, folder):
 
 
 def test_the_index_that_is_committed_is_of_the_rows_beside_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # ten figures take matplotlib seconds
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # ten figures take seconds
     shutil.copytree(FOLDER, tmp_path / "experiments")
     main(Options(folder=str(tmp_path / "experiments")))
     assert (tmp_path / "experiments" / "README.md").read_text() == (FOLDER / "README.md").read_text()

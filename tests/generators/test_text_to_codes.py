@@ -8,6 +8,8 @@ from PIL import Image
 from ldm.checkpoints.bundle import Bundle
 from ldm.evaluation.results import read_results
 
+pytestmark = pytest.mark.usefixtures("unrendered_figures")
+
 PRIOR = ["num_codes=8", "width=16", "depth=1", "num_heads=2"]
 SIZES = {
     "emoji_vqdiffusion": ["num_codes=16", "grid=4", "num_steps=10", "width=16", "depth=1", "num_heads=2"],

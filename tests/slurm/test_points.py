@@ -19,6 +19,8 @@ from hydra_plugins.ldm_sweeps.points import Point, label_of, parsed, points_of, 
 from hydra_plugins.ldm_sweeps.slurm import SlurmLauncher
 from ldm.config import CONF, check, quoted
 
+pytestmark = pytest.mark.usefixtures("unrendered_figures")
+
 
 @pytest.fixture
 def multirun(tmp_path):
