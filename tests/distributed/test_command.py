@@ -9,6 +9,7 @@ from ldm.checkpoints.bundle import Bundle
 
 pytestmark = pytest.mark.usefixtures("unrendered_figures")
 
+ROOT = Path(__file__).parents[2]
 TINY = (
     "+experiment=emoji_vae",
     "name=tiny",
@@ -52,11 +53,13 @@ def alone(command, emoji, tmp_path):
 
 
 @pytest.fixture
-def together(command, emoji, forked_commands, capfd, tmp_path):
+def together(command, emoji, monkeypatch, capfd, tmp_path):
     """`together(*arguments)`: the command, which starts the ranks; what they said, and their run's folder."""
 
     def call(*arguments: str) -> tuple[str, Path]:
         runs = tmp_path / "together"
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         command("ldm.train", f"data.root={emoji}", f"runs={runs}", *arguments)
         (run,) = (runs / "tiny").iterdir()
         return capfd.readouterr().out, run

@@ -280,7 +280,6 @@ def test_every_value_of_a_shipped_sweep_is_one_of_its_command(path):
     assert path.stem in Path(config.hydra.sweep.dir).parts
 
 
-@pytest.mark.usefixtures("forked_commands")
 def test_a_sweep_goes_on_with_unfinished_points_only_and_names_them(command, tmp_path, emoji):
     arguments = [
         *(
